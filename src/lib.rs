@@ -27,4 +27,5 @@
 //! `sandbox` know tonic; only `store` knows sea_orm; only `sink` knows the AWS SDK.
 //! `tests/it/house.rs` holds these borders.
 
+pub mod config;
 pub mod proto;
