@@ -28,5 +28,8 @@
 //! `tests/it/house.rs` holds these borders.
 
 pub mod api;
+pub mod config;
 pub mod domain;
 pub mod proto;
+pub mod sink;
+pub mod store;
