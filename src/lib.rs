@@ -33,3 +33,4 @@ pub mod domain;
 pub mod proto;
 pub mod sink;
 pub mod store;
+pub mod worker;
