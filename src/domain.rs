@@ -9,3 +9,4 @@ pub mod integration;
 pub mod organization;
 pub mod segment;
 pub mod status;
+pub mod verdict;

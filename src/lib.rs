@@ -33,4 +33,5 @@ pub mod domain;
 pub mod proto;
 pub mod sink;
 pub mod store;
+pub mod watch;
 pub mod worker;

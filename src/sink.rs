@@ -1,9 +1,10 @@
 //! The Sink port: a batch of records in, one outcome a record out.
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{fmt, future::Future, sync::Arc};
 
 use uuid::Uuid;
 
+pub use crate::domain::verdict::{Receipt, TestReport};
 use crate::domain::{external_id::ExternalId, integration::Integration, status::Fault};
 
 /// One record, ready to be written.
@@ -27,26 +28,6 @@ pub enum RecordOutcome {
     },
     /// The stream refused this record, though the request succeeded.
     Failed(Fault),
-}
-
-/// What a test found, stage by stage.
-#[derive(Clone, Debug)]
-pub struct TestReport {
-    /// Whether the role could be assumed.
-    pub assume_role: Result<(), Fault>,
-    /// Where the record is; None where the role could not be assumed.
-    pub write: Option<Result<Receipt, Fault>>,
-    /// From the first AWS call to the last answer.
-    pub latency: Duration,
-}
-
-/// Where a test record was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Receipt {
-    /// The shard that took it.
-    pub shard_id: Box<str>,
-    /// The number that Kinesis gave it.
-    pub sequence_number: Box<str>,
 }
 
 /// Writes to a customer's stream. Implementations do not retry, but for assuming

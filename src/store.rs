@@ -31,7 +31,7 @@ use self::{
     work::WorkFeed,
 };
 pub use self::{
-    catalog::{Change, Tombstone},
+    catalog::{Change, Changes, Tombstone},
     command::{Configure, ConfigureError, Deleted, Settle},
     draft::Observed,
     open::{OpenError, StoreOptions},
@@ -136,10 +136,15 @@ impl Store {
         self.catalog.revision()
     }
 
-    /// At most `limit` changes after a revision, in commit order, the newest of each
-    /// integration. None where deletions after it are no longer known.
-    pub fn changes_after(&self, revision: u64, limit: usize) -> Option<Vec<(u64, Change)>> {
-        self.catalog.changes_after(revision, limit)
+    /// Looks at `limit` changes after a revision, in commit order, the newest of each
+    /// integration, and takes those of the organizations that `keep` keeps.
+    pub fn changes_after(
+        &self,
+        revision: u64,
+        limit: usize,
+        keep: impl Fn(&OrganizationId) -> bool,
+    ) -> Changes {
+        self.catalog.changes_after(revision, limit, keep)
     }
 
     /// Names this database, so that revisions of another one are told apart.
@@ -182,10 +187,20 @@ impl Store {
         }
     }
 
-    /// Appends events. Answers once they are synced to disk: for each segment,
-    /// whether its integration exists. On an error nothing was kept.
-    pub async fn append(&self, segments: Vec<OwnedSegment>) -> Result<Vec<bool>, StoreError> {
-        self.ask(|reply| Command::Append { segments, reply }).await
+    /// Appends events, in the order of the calls. The answer comes once they are
+    /// synced to disk: for each segment, whether its integration exists. On an error
+    /// nothing was kept.
+    pub async fn append(
+        &self,
+        segments: Vec<OwnedSegment>,
+    ) -> Result<impl Future<Output = Result<Vec<bool>, StoreError>> + Send + use<>, StoreError>
+    {
+        let (reply, answer) = oneshot::channel();
+        self.commands
+            .send(Command::Append { segments, reply })
+            .await
+            .map_err(|_| StoreError::Closed)?;
+        Ok(async { answer.await.map_err(|_| StoreError::Closed)? })
     }
 
     /// Creates or replaces an integration.

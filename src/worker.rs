@@ -16,7 +16,6 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::test_event::{TestError, TestVerdict};
 use self::{gate::Gate, lane::Lanes};
 use crate::{
     domain::{

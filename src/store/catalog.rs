@@ -27,6 +27,18 @@ pub enum Change {
     Deleted(Tombstone),
 }
 
+/// Changes in commit order.
+#[derive(Clone, Debug)]
+pub struct Changes {
+    /// Deletions up to this revision may be missing.
+    pub forgotten_to: u64,
+    /// The revision that was looked at last; where it is the one that was asked for,
+    /// nothing is left.
+    pub seen_to: u64,
+    /// With their revisions.
+    pub changes: Vec<(u64, Change)>,
+}
+
 /// What remains of a deleted integration.
 #[derive(Clone, Debug)]
 pub struct Tombstone {
@@ -149,26 +161,42 @@ impl Catalog {
         self.revision.subscribe()
     }
 
-    /// At most `limit` changes after a revision, in commit order. None where
-    /// deletions after it are no longer known.
-    pub(super) fn changes_after(&self, revision: u64, limit: usize) -> Option<Vec<(u64, Change)>> {
+    /// Looks at `limit` changes after a revision, in commit order, and takes those of
+    /// the organizations that `keep` keeps.
+    pub(super) fn changes_after(
+        &self,
+        revision: u64,
+        limit: usize,
+        keep: impl Fn(&OrganizationId) -> bool,
+    ) -> Changes {
         let state = self.read();
-        if revision < state.floor {
-            return None;
+        let mut seen = Changes {
+            forgotten_to: state.floor,
+            seen_to: revision,
+            changes: Vec::new(),
+        };
+        let after = (Bound::Excluded(revision), Bound::Unbounded);
+        for (revision, entry) in state.by_revision.range(after).take(limit) {
+            seen.seen_to = *revision;
+            match entry {
+                Entry::Live(key) => {
+                    let Some(slot) = state.by_key.get(key) else {
+                        continue;
+                    };
+                    if keep(&slot.snapshot.integration.organization_id) {
+                        let change = Change::Current(slot.snapshot.clone());
+                        seen.changes.push((*revision, change));
+                    }
+                }
+                Entry::Dead(tombstone) => {
+                    if keep(&tombstone.organization_id) {
+                        let change = Change::Deleted((**tombstone).clone());
+                        seen.changes.push((*revision, change));
+                    }
+                }
+            }
         }
-        let changes = state
-            .by_revision
-            .range((Bound::Excluded(revision), Bound::Unbounded))
-            .filter_map(|(revision, entry)| {
-                let change = match entry {
-                    Entry::Live(key) => Change::Current(state.by_key.get(key)?.snapshot.clone()),
-                    Entry::Dead(tombstone) => Change::Deleted((**tombstone).clone()),
-                };
-                Some((*revision, change))
-            })
-            .take(limit)
-            .collect();
-        Some(changes)
+        seen
     }
 
     /// Takes in a commit, and then tells that there is a new revision. Returns the

@@ -13,34 +13,13 @@ use crate::{
         event::{Format, Time, render_test},
         integration::Snapshot,
         status::Observation,
+        verdict::{TestError, TestReport, TestVerdict},
     },
-    sink::{Record, Sink, TestReport},
+    sink::{Record, Sink},
     store::{Observed, Settle},
 };
 
 const MESSAGE: &str = "This is a test event. No intrusion was detected.";
-
-/// What a test showed.
-#[derive(Debug)]
-pub struct TestVerdict {
-    /// The CloudEvents id of the test event.
-    pub event_id: Uuid,
-    /// Stage by stage.
-    pub report: TestReport,
-    /// The integration after the test.
-    pub after: Snapshot,
-}
-
-/// Why there is no verdict.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TestError {
-    /// There is none, or it was deleted meanwhile.
-    #[error("the organization has no integration")]
-    NoIntegration,
-    /// The worker ends.
-    #[error("the service is shutting down")]
-    ShuttingDown,
-}
 
 impl<S: Sink> Worker<S> {
     /// Writes a test event with credentials that are assumed anew, and sets the
