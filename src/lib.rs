@@ -27,5 +27,8 @@
 //! `sandbox` know tonic; only `store` knows sea_orm; only `sink` knows the AWS SDK.
 //! `tests/it/house.rs` holds these borders.
 
+pub mod app;
+pub mod cli;
 pub mod config;
 pub mod proto;
+pub mod telemetry;

@@ -113,6 +113,7 @@ fn every_problem_is_told_at_once() {
         &[
             ("SIEM_RELAY_MAX_RECORDS_PER_REQUEST", "501"),
             ("SIEM_RELAY_DATA_DIRR", "/srv"),
+            ("SIEM_RELAY_FOO", "1"),
             ("SIEM_RELAY_EXTERNAL_ID_KEY", "hunter2"),
             ("SIEM_RELAY_LOG_LEVEL", "inof"),
         ],
@@ -124,6 +125,7 @@ fn every_problem_is_told_at_once() {
         "reqests-in-flight in file siem.toml: is no setting; did you mean requests-in-flight? if not, remove it",
         "role-session-name in file siem.toml: is of TOML type array; give a string, an integer or a boolean",
         "environment variable SIEM_RELAY_DATA_DIRR: is no setting; did you mean SIEM_RELAY_DATA_DIR? if not, unset it",
+        "environment variable SIEM_RELAY_FOO: is no setting; unset it, or see siem-relay serve --help",
         "flag --listen: \"localhost:50051\" is not an IP address and a port (host names are not looked up); give an IP address and a port, such as 127.0.0.1:50051 or [::1]:50051",
         "flag --insecure: \"yes\" is neither true nor false; give one of the two",
         "environment variable SIEM_RELAY_EXTERNAL_ID_KEY: is not a key; give 64 hexadecimal characters, such as siem-relay external-id prints",
