@@ -40,7 +40,7 @@ fn is_asked_for(variable: impl Fn(&str) -> Option<String>) -> Result<bool, Telem
     let is_disabled =
         set("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
     let (endpoint_name, endpoint) = first_set(
-        &set,
+        set,
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
         "OTEL_EXPORTER_OTLP_ENDPOINT",
     );
@@ -63,7 +63,7 @@ fn is_asked_for(variable: impl Fn(&str) -> Option<String>) -> Result<bool, Telem
         !value.to_ascii_lowercase().starts_with("https://")
     })?;
     let (name, protocol) = first_set(
-        &set,
+        set,
         "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
         "OTEL_EXPORTER_OTLP_PROTOCOL",
     );
