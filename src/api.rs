@@ -7,6 +7,7 @@ mod convert;
 mod events;
 mod integrations;
 mod publishing;
+mod trace;
 mod validate;
 
 use std::{sync::Arc, time::Duration};
@@ -120,7 +121,7 @@ impl<D: Delivery> Api<D> {
             // A client that waits for ever must not hold a handler for ever.
             .timeout(DEADLINE)
             // Outermost: what is refused below is traced as well.
-            .layer(TraceLayer::new_for_grpc().make_span_with(crate::telemetry::request_span))
+            .layer(TraceLayer::new_for_grpc().make_span_with(trace::span))
             .add_service(health_service)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?)

@@ -146,7 +146,7 @@ settings! {
     log_format: Option<LogFormat> = "log-format", "(text on a terminal, else json)", Optional(LogFormats),
         "The format of the logs on standard error.";
     log_level: String = "log-level", "info", Text(&syntax::LOG_LEVEL),
-        "What is logged; the libraries underneath never log more than info, since their details hold external IDs.";
+        "What is logged; the libraries underneath never log more than info, since their details may hold secrets.";
 }
 
 /// Where the key that encrypts external IDs is.

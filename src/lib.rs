@@ -28,10 +28,13 @@
 //! `tests/it/house.rs` holds these borders.
 
 pub mod api;
+pub mod app;
+pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod proto;
 pub mod sink;
 pub mod store;
+pub mod telemetry;
 pub mod watch;
 pub mod worker;

@@ -80,7 +80,7 @@ impl Given {
                 None => problems.push(Problem::new(
                     &name,
                     Origin::Flag,
-                    unknown(&name, names(known), "remove it"),
+                    unknown(&name, names(known)),
                 )),
             }
         }
@@ -100,11 +100,7 @@ impl Given {
                     continue;
                 }
                 (Some(_), None) => "is not UTF-8; set it to plain text".to_owned(),
-                (None, _) => {
-                    let variables: Vec<String> = known.iter().map(Setting::variable).collect();
-                    let candidates = variables.iter().map(String::as_str);
-                    unknown(&variable, candidates.chain([CONFIG_VARIABLE]), "unset it")
-                }
+                (None, _) => unknown_variable(&variable, known),
             };
             problems.push(Problem::new(&variable, Origin::Environment, what));
         }
@@ -122,7 +118,7 @@ impl Given {
         for (key, value) in table {
             let name = key.replace('_', "-");
             let what = match known.iter().find(|setting| setting.name == name) {
-                None => unknown(&name, names(known), "remove it"),
+                None => unknown(&name, names(known)),
                 Some(setting) if setting.is_secret => environment_only(setting),
                 Some(setting) if self.0.contains_key(setting.name) => {
                     "is given twice, with hyphens and with underscores; keep one".to_owned()
@@ -244,9 +240,25 @@ fn environment_only(setting: &Setting) -> String {
     )
 }
 
-fn unknown<'a>(name: &str, candidates: impl Iterator<Item = &'a str>, or_else: &str) -> String {
+/// The prefix is left out of the comparison, or every short name would be near.
+fn unknown_variable(variable: &str, known: &[Setting]) -> String {
+    let bare = |name: &str| name.trim_start_matches(PREFIX).to_owned();
+    let candidates: Vec<String> = known
+        .iter()
+        .map(|setting| bare(&setting.variable()))
+        .chain([bare(CONFIG_VARIABLE)])
+        .collect();
+    match nearest(&bare(variable), candidates.iter().map(String::as_str)) {
+        Some(candidate) => {
+            format!("is no setting; did you mean {PREFIX}{candidate}? if not, unset it")
+        }
+        None => "is no setting; unset it, or see siem-relay serve --help".to_owned(),
+    }
+}
+
+fn unknown<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> String {
     match nearest(name, candidates) {
-        Some(candidate) => format!("is no setting; did you mean {candidate}? if not, {or_else}"),
-        None => format!("is no setting; {or_else}, or see siem-relay serve --help"),
+        Some(candidate) => format!("is no setting; did you mean {candidate}? if not, remove it"),
+        None => "is no setting; remove it, or see siem-relay serve --help".to_owned(),
     }
 }

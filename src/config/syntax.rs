@@ -103,6 +103,12 @@ fn role_session_name(text: &str) -> Result<(), String> {
 }
 
 fn log_directives(text: &str) -> Result<(), String> {
+    if !text.is_ascii() {
+        // EnvFilter cuts such text inside a character, and panics.
+        return Err(format!(
+            "{text:?} holds characters beyond ASCII; give directives such as info,siem_relay=debug"
+        ));
+    }
     // EnvFilter takes a word that is no level as a target, and logs all of it.
     for word in text.split(',').map(str::trim) {
         let levels = ["off", "error", "warn", "info", "debug", "trace"];

@@ -57,23 +57,34 @@ impl MasterKey {
         Ok(Self(key))
     }
 
+    /// Takes a key that was read elsewhere.
+    pub fn from_bytes(key: &[u8; 32]) -> Self {
+        Self(Zeroizing::new(*key))
+    }
+
+    /// Reads the key file.
+    pub fn from_file(path: &Path) -> Result<Self, KeyError> {
+        let text = fs::read_to_string(path).map_err(|source| KeyError::File {
+            action: "read",
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::from_hex(&Zeroizing::new(text))
+    }
+
     /// Reads the key file, or makes it (mode 0600) where it is missing.
     pub fn from_file_or_new(path: &Path) -> Result<Self, KeyError> {
-        let failed = |action| {
-            move |source| KeyError::File {
-                action,
-                path: path.to_owned(),
-                source,
-            }
-        };
-        match fs::read_to_string(path) {
-            Ok(text) => Self::from_hex(&Zeroizing::new(text)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        match Self::from_file(path) {
+            Err(KeyError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 let key = Self::random()?;
-                key.write_new(path).map_err(failed("create"))?;
+                key.write_new(path).map_err(|source| KeyError::File {
+                    action: "create",
+                    path: path.to_owned(),
+                    source,
+                })?;
                 Ok(key)
             }
-            Err(error) => Err(failed("read")(error)),
+            read => read,
         }
     }
 
