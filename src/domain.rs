@@ -2,4 +2,8 @@
 
 pub mod arn;
 pub mod event;
+pub mod external_id;
+pub mod integration;
 pub mod organization;
+pub mod status;
+pub mod verdict;

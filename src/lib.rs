@@ -30,3 +30,4 @@
 pub mod api;
 pub mod domain;
 pub mod proto;
+pub mod sink;
