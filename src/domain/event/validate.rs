@@ -252,3 +252,6 @@ fn context_rejection(problem: Problem) -> Rejection {
     };
     Rejection::invalid("ids_detection.context_json", message)
 }
+
+#[cfg(test)]
+mod tests;
