@@ -31,3 +31,4 @@ pub mod api;
 pub mod domain;
 pub mod proto;
 pub mod sink;
+pub mod sandbox;
