@@ -28,7 +28,10 @@
 //! `tests/it/house.rs` holds these borders.
 
 pub mod api;
+pub mod config;
 pub mod domain;
 pub mod proto;
-pub mod sink;
 pub mod sandbox;
+pub mod sink;
+pub mod store;
+pub mod worker;

@@ -15,7 +15,7 @@ use std::{fmt, future::Future, sync::Arc};
 use uuid::Uuid;
 
 pub use aws::AwsSink;
-pub use config::{AwsOptions, StandIn};
+pub use config::{AwsOptions, StandInAccess};
 
 pub use crate::domain::verdict::{Receipt, TestReport};
 use crate::domain::{external_id::ExternalId, integration::Integration, status::Fault};

@@ -38,12 +38,12 @@ pub struct AwsOptions {
     /// Sessions that are kept, about 3 KB each; beyond it the least recently used goes.
     pub max_sessions: u64,
     /// In place of AWS and of the environment's settings: one server for everything.
-    pub stand_in: Option<StandIn>,
+    pub stand_in: Option<StandInAccess>,
 }
 
 /// A server that speaks STS and Kinesis.
 #[derive(Clone, Debug)]
-pub struct StandIn {
+pub struct StandInAccess {
     /// Such as `http://127.0.0.1:4566`.
     pub url: String,
     /// The region of STS.

@@ -5,6 +5,7 @@ mod faults;
 mod secrets;
 mod server;
 mod sessions;
+mod stand_in;
 
 use std::{sync::Arc, time::Duration};
 
@@ -38,7 +39,7 @@ impl ExternalIds for OneExternalId {
 fn options(server: &Server) -> AwsOptions {
     AwsOptions {
         attempt_timeout: Duration::from_secs(5),
-        stand_in: Some(StandIn {
+        stand_in: Some(StandInAccess {
             url: server.url(),
             region: "us-east-1".to_owned(),
             access_key_id: "AKIAOWN".to_owned(),
