@@ -28,3 +28,4 @@
 //! `tests/it/house.rs` holds these borders.
 
 pub mod proto;
+pub mod publish;

@@ -1,0 +1,3 @@
+//! Suricata EVE files into the service.
+
+pub mod eve;
