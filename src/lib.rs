@@ -27,5 +27,6 @@
 //! `sandbox` know tonic; only `store` knows sea_orm; only `sink` knows the AWS SDK.
 //! `tests/it/house.rs` holds these borders.
 
+pub mod client;
 pub mod proto;
 pub mod publish;
