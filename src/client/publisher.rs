@@ -1,12 +1,4 @@
 //! Keeps a PublishStream going, however often it breaks.
-//!
-//! Requests that are not answered are kept, and sent again in order on the next
-//! stream. So none is lost, but the server may have accepted some of them
-//! already: such an event is accepted twice, under the same id where the
-//! content is the same, and consumers drop duplicates by id. The same goes for the
-//! requests behind one that the server failed and asked to send again: what of
-//! them was accepted stands in the log before the failed one, and once more, in
-//! order, behind it.
 
 use std::sync::Arc;
 
@@ -163,8 +155,15 @@ impl EventSender {
     }
 }
 
-/// Sends events over PublishStream until each is answered. See the module's page
-/// for what is promised.
+/// Sends events over PublishStream until each is answered.
+///
+/// Requests that are not answered are kept, and sent again in order on the next
+/// stream. So none is lost, but the server may have accepted some of them
+/// already: such an event is accepted twice, under the same id where the
+/// content is the same, and consumers drop duplicates by id. The same goes for the
+/// requests behind one that the server failed and asked to send again: what of
+/// them was accepted stands in the log before the failed one, and once more, in
+/// order, behind it.
 #[derive(Debug)]
 pub struct Publisher {
     client: EventServiceClient<Channel>,

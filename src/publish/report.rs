@@ -77,6 +77,12 @@ pub trait Reporter {
     fn report(&mut self, notice: Notice<'_>);
 }
 
+impl<F: FnMut(Notice<'_>)> Reporter for F {
+    fn report(&mut self, notice: Notice<'_>) {
+        self(notice);
+    }
+}
+
 /// Nothing is told.
 impl Reporter for () {
     fn report(&mut self, _: Notice<'_>) {}
@@ -182,7 +188,7 @@ impl<W: Write> ConsoleReporter<W> {
     fn retrying(&mut self, retrying: &Retrying) {
         let cause = format!("{} ({:?})", retrying.cause.message(), retrying.cause.code());
         if self.retrying.as_ref() != Some(&cause) {
-            self.say(&format!("{cause}; trying again"));
+            self.say(&format!("held up: {cause}; trying again"));
             self.retrying = Some(cause);
         }
     }
@@ -212,8 +218,8 @@ impl<W: Write> ConsoleReporter<W> {
 
 fn style(total_bytes: Option<u64>) -> ProgressStyle {
     let template = match total_bytes {
-        Some(_) => "{bar:24} {bytes}/{total_bytes} {msg}",
-        None => "{spinner} {bytes} {msg}",
+        Some(_) => "{bar:24} {bytes}/{total_bytes} {wide_msg}",
+        None => "{spinner} {bytes} {wide_msg}",
     };
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }

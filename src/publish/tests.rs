@@ -214,9 +214,12 @@ async fn a_server_that_goes_away_is_told_and_met_again() {
     let options = options(&running, file.path());
     let address = running.kill().await;
     let (retrying, mut retried) = mpsc::unbounded_channel();
-    let mut reporter = Recorder {
-        retrying,
-        console: ConsoleReporter::new(Vec::new()),
+    let mut console = ConsoleReporter::new(Vec::new());
+    let mut reporter = |notice: Notice<'_>| {
+        if matches!(notice, Notice::Retrying(_)) {
+            let _ = retrying.send(());
+        }
+        console.report(notice);
     };
     let shutdown = CancellationToken::new();
     let started = async {
@@ -227,25 +230,11 @@ async fn a_server_that_goes_away_is_told_and_met_again() {
     let (summary, _running) = timeout(TEST_TIMEOUT, all).await.expect("it hangs");
     assert!(summary.unwrap().is_success());
     assert_eq!(flow_ids(&server), (0..2_000).collect::<Vec<_>>());
-    let text = String::from_utf8(reporter.console.finish()).unwrap();
+    let text = String::from_utf8(console.finish()).unwrap();
     assert!(
         text.contains("trying again") && text.ends_with("going on\n"),
         "{text}"
     );
-}
-
-struct Recorder {
-    retrying: mpsc::UnboundedSender<()>,
-    console: ConsoleReporter<Vec<u8>>,
-}
-
-impl Reporter for Recorder {
-    fn report(&mut self, notice: Notice<'_>) {
-        if matches!(notice, Notice::Retrying(_)) {
-            let _ = self.retrying.send(());
-        }
-        self.console.report(notice);
-    }
 }
 
 #[tokio::test]
@@ -268,17 +257,12 @@ async fn an_end_of_patience_tells_where_to_resume() {
 }
 
 /// Interrupts once more than so many alerts were accepted.
-struct Interrupter {
-    shutdown: CancellationToken,
-    accepted: u64,
-}
-
-impl Reporter for Interrupter {
-    fn report(&mut self, notice: Notice<'_>) {
+fn interrupter(shutdown: CancellationToken, accepted: u64) -> impl Reporter + Send {
+    move |notice: Notice<'_>| {
         if let Notice::Progress(progress) = notice
-            && progress.accepted > self.accepted
+            && progress.accepted > accepted
         {
-            self.shutdown.cancel();
+            shutdown.cancel();
         }
     }
 }
@@ -289,10 +273,7 @@ async fn an_interrupt_waits_for_answers_and_tells_where_to_resume() {
     let running = Running::port_0(server.clone());
     let file = file(alerts(0..20_000));
     let shutdown = CancellationToken::new();
-    let mut reporter = Interrupter {
-        shutdown: shutdown.clone(),
-        accepted: 100,
-    };
+    let mut reporter = interrupter(shutdown.clone(), 100);
     let summary = run(options(&running, file.path()), &mut reporter, shutdown);
     let summary = timeout(TEST_TIMEOUT, summary)
         .await
@@ -317,10 +298,7 @@ async fn an_interrupt_does_not_wait_for_ever() {
     let mut options = options(&running, file.path());
     options.shutdown_grace = Duration::ZERO;
     let shutdown = CancellationToken::new();
-    let mut reporter = Interrupter {
-        shutdown: shutdown.clone(),
-        accepted: 0,
-    };
+    let mut reporter = interrupter(shutdown.clone(), 0);
     let summary = timeout(TEST_TIMEOUT, run(options, &mut reporter, shutdown));
     let summary = summary.await.expect("it hangs").unwrap();
     assert!(matches!(summary.end, End::Interrupted));
@@ -342,7 +320,11 @@ async fn a_live_pipe_is_prompt() {
         .await;
     assert!(made.unwrap().success());
     let (accepted, mut acks) = mpsc::unbounded_channel();
-    let mut reporter = Acks(accepted);
+    let mut reporter = |notice: Notice<'_>| {
+        if let Notice::Progress(progress) = notice {
+            let _ = accepted.send(progress.accepted);
+        }
+    };
     let shutdown = CancellationToken::new();
     let publish = run(options(&running, &path), &mut reporter, shutdown);
     let write = async {
@@ -357,16 +339,6 @@ async fn a_live_pipe_is_prompt() {
     let (summary, ()) = timeout(TEST_TIMEOUT, all).await.expect("it hangs");
     assert!(summary.unwrap().is_success());
     assert_eq!(flow_ids(&server), [0, 1, 2, 3, 4]);
-}
-
-struct Acks(mpsc::UnboundedSender<u64>);
-
-impl Reporter for Acks {
-    fn report(&mut self, notice: Notice<'_>) {
-        if let Notice::Progress(progress) = notice {
-            let _ = self.0.send(progress.accepted);
-        }
-    }
 }
 
 #[tokio::test]
