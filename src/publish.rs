@@ -91,11 +91,11 @@ pub enum PublishError {
 }
 
 impl PublishError {
-    /// The exit code of a process: 2 where the options are wrong, otherwise 1.
-    pub fn exit_code(&self) -> u8 {
+    /// Whether the options are wrong, whatever the input and the service.
+    pub fn is_usage(&self) -> bool {
         match self {
-            Self::Organization | Self::Address(_) => 2,
-            Self::Open { .. } => 1,
+            Self::Organization | Self::Address(_) => true,
+            Self::Open { .. } => false,
         }
     }
 }

@@ -8,12 +8,12 @@ use std::{
 };
 
 use clap::Args;
-use tokio::signal;
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::{complain, shutdown_on_signals};
 use crate::{
     client::{self, PublisherOptions},
+    config::EXIT_USAGE,
     publish::{self, ConsoleReporter, Input, PublishOptions},
 };
 
@@ -21,14 +21,14 @@ use crate::{
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 const MIB: u32 = 1 << 20;
 
-/// Publish the alerts of a Suricata EVE file.
+/// Publishes the alerts of a Suricata EVE file.
 ///
 /// Reads EVE JSON, one record a line. Alerts are published; records of other event
 /// types are counted and skipped; a broken line is reported with its number, and the
 /// rest goes on. When the service restarts, it connects again and sends again what
 /// was not answered. A time without an offset is taken as UTC.
 ///
-/// The exit code is 0 where every alert was accepted and no line was broken, 2
+/// The exit code is 0 where every alert was accepted and no line was broken, 64
 /// where the options are wrong, otherwise 1.
 #[derive(Debug, Args)]
 pub struct PublishArgs {
@@ -90,12 +90,16 @@ impl From<PublishArgs> for PublishOptions {
 
 /// Publishes, and prints the summary to stdout; all else goes to stderr.
 pub async fn run(args: PublishArgs) -> ExitCode {
-    let shutdown = CancellationToken::new();
-    let signals = tokio::spawn(cancel_on_signal(shutdown.clone()));
+    let shutdown = match shutdown_on_signals() {
+        Ok(shutdown) => shutdown,
+        Err(error) => {
+            complain("signals cannot be handled", &error);
+            return ExitCode::FAILURE;
+        }
+    };
     let mut reporter = ConsoleReporter::new(io::stderr());
     let result = publish::run(args.into(), &mut reporter, shutdown).await;
-    signals.abort();
-    let mut stderr = reporter.finish();
+    reporter.finish();
     match result {
         Ok(summary) => {
             // Whoever closed stdout still gets the exit code.
@@ -103,25 +107,11 @@ pub async fn run(args: PublishArgs) -> ExitCode {
             summary.exit_code().into()
         }
         Err(error) => {
-            let _ = writeln!(stderr, "error: {error}");
-            error.exit_code().into()
+            complain("cannot publish", &error);
+            match error.is_usage() {
+                true => EXIT_USAGE.into(),
+                false => ExitCode::FAILURE,
+            }
         }
     }
-}
-
-async fn cancel_on_signal(shutdown: CancellationToken) {
-    #[cfg(unix)]
-    let terminated = async {
-        match signal::unix::signal(signal::unix::SignalKind::terminate()) {
-            Ok(mut terminate) => terminate.recv().await,
-            Err(_) => std::future::pending().await,
-        };
-    };
-    #[cfg(not(unix))]
-    let terminated = std::future::pending::<()>();
-    tokio::select! {
-        _ = signal::ctrl_c() => {}
-        () = terminated => {}
-    }
-    shutdown.cancel();
 }

@@ -345,38 +345,38 @@ async fn a_live_pipe_is_prompt() {
 async fn wrong_options_are_told() {
     let running = Running::port_0(FaultyServer::default());
     let directory = tempfile::tempdir().unwrap();
-    let check = async |change: &dyn Fn(&mut PublishOptions), code: u8, expect: &str| {
+    let check = async |change: &dyn Fn(&mut PublishOptions), usage: bool, expect: &str| {
         let mut options = options(&running, directory.path().join("absent.json"));
         change(&mut options);
         let error = run(options, &mut (), CancellationToken::new())
             .await
             .unwrap_err();
-        assert_eq!(error.exit_code(), code);
+        assert_eq!(error.is_usage(), usage);
         assert!(error.to_string().contains(expect), "{error}");
     };
-    check(&|_| {}, 1, "absent.json").await;
+    check(&|_| {}, false, "absent.json").await;
     let path = directory.path().to_owned();
     check(
         &|options| options.input = Input::File(path.clone()),
-        1,
+        false,
         "is a directory",
     )
     .await;
     check(
         &|options| options.organization_id = "a b".into(),
-        2,
+        true,
         "organization",
     )
     .await;
     check(
         &|options| options.organization_id = "x".repeat(65),
-        2,
+        true,
         "organization",
     )
     .await;
     check(
         &|options| options.address = "https://x:1".into(),
-        2,
+        true,
         "scheme",
     )
     .await;
