@@ -176,13 +176,12 @@ impl<W: Write> ConsoleReporter<W> {
         if !self.rejected.more(events as u64) {
             return;
         }
-        self.say(&format!(
-            "lines {} to {}: {events} alerts rejected: {} ({:?})",
-            lines.0,
-            lines.1,
-            status.message(),
-            status.code()
-        ));
+        let which = match lines {
+            (first, last) if first == last => format!("line {first}: rejected"),
+            (first, last) => format!("lines {first} to {last}: {events} alerts rejected"),
+        };
+        let (code, message) = (status.code(), status.message());
+        self.say(&format!("{which}: {message} ({code:?})"));
     }
 
     fn retrying(&mut self, retrying: &Retrying) {
