@@ -139,6 +139,7 @@ impl App {
             () = shutdown.cancelled() => Ok(()),
             ended = &mut api => Err(early(ended)),
             _ended = &mut worker => Err(AppError::Defect("delivery worker")),
+            () = self.store.ended() => Err(AppError::Defect("store")),
         };
         tracing::info!("shutting down");
         let deadline = Instant::now() + self.shutdown_deadline;

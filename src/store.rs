@@ -249,6 +249,11 @@ impl Store {
         let _closed = self.commands.send(Command::Settle(settle)).await;
     }
 
+    /// Returns when the store has ended: after [`Store::close`], or by a defect.
+    pub async fn ended(&self) {
+        self.commands.closed().await;
+    }
+
     /// Writes what is left and closes the database.
     pub async fn close(&self) {
         let (reply, closed) = oneshot::channel();

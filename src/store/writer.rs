@@ -21,7 +21,7 @@ use super::{
 };
 use crate::domain::{
     integration::{IntegrationKey, Snapshot},
-    status::{Observation, Status, observe},
+    status::observe,
 };
 
 /// Commands and bytes that share a transaction at the most.
@@ -78,7 +78,7 @@ impl Writer {
             let mut batch = Batch::default();
             self.fill(&mut batch, &mut unsettled, due).await;
             let settle_now = due.is_some_and(|due| due <= Instant::now()) || batch.close.is_some();
-            if !batch.commands.is_empty() || settle_now || self.is_news(&unsettled) {
+            if !batch.commands.is_empty() || settle_now || self.is_news(&mut unsettled) {
                 due = match self
                     .write(std::mem::take(&mut batch.commands), &mut unsettled)
                     .await
@@ -146,18 +146,17 @@ impl Writer {
     }
 
     /// Whether what attempts showed changes a status, so that it is told at once.
-    fn is_news(&self, unsettled: &Unsettled) -> bool {
-        unsettled.by_key.iter().any(|(key, one)| {
-            let Some(last) = one.observed.last() else {
-                return false;
-            };
-            let Some(mut slot) = self.catalog.slot(*key) else {
+    fn is_news(&self, unsettled: &mut Unsettled) -> bool {
+        let unseen = std::mem::take(&mut unsettled.unseen);
+        unseen.into_iter().any(|key| {
+            let observed = unsettled
+                .by_key
+                .get(&key)
+                .and_then(|one| one.observed.last());
+            let (Some(last), Some(mut slot)) = (observed, self.catalog.slot(key)) else {
                 return false;
             };
             let status = &slot.snapshot.status;
-            if last.observation == Observation::Accepted && status.status == Status::Active {
-                return false;
-            }
             let next = observe(status, &mut slot.stall, last.at, &last.observation);
             status.is_change(&next)
         })
