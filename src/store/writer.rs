@@ -14,6 +14,7 @@ use super::{
     catalog::Catalog,
     command::{Command, ConfigureError, Deleted, Reply, Unsettled},
     draft::Draft,
+    integrations,
     secret::Sealer,
     statements,
     tail::{Tail, TailChunk},
@@ -241,7 +242,7 @@ impl Writer {
     ) -> Result<(), DbErr> {
         match command {
             Command::Configure { configure, reply } => {
-                match statements::configure(tx, draft, &self.sealer, *configure, now).await {
+                match integrations::configure(tx, draft, &self.sealer, *configure, now).await {
                     Ok(key) => answers.configures.push((reply, key)),
                     Err(ConfigureError::Store(StoreError::Database(error))) => {
                         let told = StoreError::Database(error.clone());
@@ -257,7 +258,7 @@ impl Writer {
                 organization_id,
                 caller,
                 reply,
-            } => match statements::delete(tx, draft, &organization_id, &caller, now).await {
+            } => match integrations::delete(tx, draft, &organization_id, &caller, now).await {
                 Ok(deleted) => answers.deletes.push((reply, deleted)),
                 Err(error) => {
                     let _gone = reply.send(Err(StoreError::Database(error.clone())));
