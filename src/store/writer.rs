@@ -166,8 +166,10 @@ impl Writer {
             .await
         {
             Ok(committed) => {
+                let published = self.publish(draft, committed, answers).await;
+                // Whoever waited for it finds it in the catalog.
                 unsettled.settled();
-                self.publish(draft, committed, answers).await
+                published
             }
             Err(error) => {
                 answers.fail(&error);
