@@ -14,6 +14,7 @@ use super::{
     catalog::Catalog,
     command::{Command, ConfigureError, Deleted, Reply, Unsettled},
     draft::Draft,
+    integrations,
     secret::Sealer,
     statements,
     tail::{Tail, TailChunk},
@@ -21,7 +22,7 @@ use super::{
 };
 use crate::domain::{
     integration::{IntegrationKey, Snapshot},
-    status::{Observation, Status, observe},
+    status::observe,
 };
 
 /// Commands and bytes that share a transaction at the most.
@@ -78,7 +79,7 @@ impl Writer {
             let mut batch = Batch::default();
             self.fill(&mut batch, &mut unsettled, due).await;
             let settle_now = due.is_some_and(|due| due <= Instant::now()) || batch.close.is_some();
-            if !batch.commands.is_empty() || settle_now || self.is_news(&unsettled) {
+            if !batch.commands.is_empty() || settle_now || self.is_news(&mut unsettled) {
                 due = match self
                     .write(std::mem::take(&mut batch.commands), &mut unsettled)
                     .await
@@ -146,18 +147,17 @@ impl Writer {
     }
 
     /// Whether what attempts showed changes a status, so that it is told at once.
-    fn is_news(&self, unsettled: &Unsettled) -> bool {
-        unsettled.by_key.iter().any(|(key, one)| {
-            let Some(last) = one.observed.last() else {
-                return false;
-            };
-            let Some(mut slot) = self.catalog.slot(*key) else {
+    fn is_news(&self, unsettled: &mut Unsettled) -> bool {
+        let unseen = std::mem::take(&mut unsettled.unseen);
+        unseen.into_iter().any(|key| {
+            let observed = unsettled
+                .by_key
+                .get(&key)
+                .and_then(|one| one.observed.last());
+            let (Some(last), Some(mut slot)) = (observed, self.catalog.slot(key)) else {
                 return false;
             };
             let status = &slot.snapshot.status;
-            if last.observation == Observation::Accepted && status.status == Status::Active {
-                return false;
-            }
             let next = observe(status, &mut slot.stall, last.at, &last.observation);
             status.is_change(&next)
         })
@@ -242,7 +242,7 @@ impl Writer {
     ) -> Result<(), DbErr> {
         match command {
             Command::Configure { configure, reply } => {
-                match statements::configure(tx, draft, &self.sealer, *configure, now).await {
+                match integrations::configure(tx, draft, &self.sealer, *configure, now).await {
                     Ok(key) => answers.configures.push((reply, key)),
                     Err(ConfigureError::Store(StoreError::Database(error))) => {
                         let told = StoreError::Database(error.clone());
@@ -258,7 +258,7 @@ impl Writer {
                 organization_id,
                 caller,
                 reply,
-            } => match statements::delete(tx, draft, &organization_id, &caller, now).await {
+            } => match integrations::delete(tx, draft, &organization_id, &caller, now).await {
                 Ok(deleted) => answers.deletes.push((reply, deleted)),
                 Err(error) => {
                     let _gone = reply.send(Err(StoreError::Database(error.clone())));
