@@ -327,10 +327,15 @@ impl Writer {
         self.revision = draft.revision;
         self.next_chunk_id = committed.next_chunk_id;
         self.garbage = committed.garbage;
-        let forgotten = self.catalog.apply(draft.diff, draft.revision);
+        let mut appended = Vec::with_capacity(committed.chunks.len());
+        // The tail comes first: who has seen in the catalog how far the log goes must
+        // find it there, or would take a tail that lacks the end for one without work.
         for (key, chunk) in committed.chunks {
-            let first_sequence = chunk.first_sequence;
+            appended.push((key, chunk.first_sequence));
             self.tail.push(key, chunk);
+        }
+        let forgotten = self.catalog.apply(draft.diff, draft.revision);
+        for (key, first_sequence) in appended {
             self.work.appended(key, first_sequence);
         }
         for key in draft.configured {
