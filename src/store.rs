@@ -3,6 +3,7 @@
 //! One task writes (`writer`); everyone else asks it, and reads what it has made
 //! durable from the catalog, the tail of the log, or the database.
 
+mod answers;
 mod catalog;
 mod chunk;
 mod command;
@@ -287,3 +288,6 @@ impl Store {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
