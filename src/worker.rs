@@ -75,6 +75,8 @@ impl<S> Shared<S> {
     }
 
     /// The sequence that the integration's next event will get; 0 where it is gone.
+    /// Whoever ends a lane by it asks while holding the lanes: events that come later
+    /// then find the lane ended, and make a new one.
     fn log_end(&self, key: IntegrationKey) -> u64 {
         let snapshot = self.store.get(key);
         snapshot.map_or(0, |snapshot| snapshot.progress.next_sequence)

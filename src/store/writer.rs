@@ -11,18 +11,17 @@ use tokio::{
 
 use super::{
     StoreError,
+    answers::Answers,
     catalog::Catalog,
-    command::{Command, ConfigureError, Deleted, Reply, Unsettled},
+    command::{Command, ConfigureError, Unsettled},
     draft::Draft,
+    integrations,
     secret::Sealer,
     statements,
     tail::{Tail, TailChunk},
     work::WorkFeed,
 };
-use crate::domain::{
-    integration::{IntegrationKey, Snapshot},
-    status::observe,
-};
+use crate::domain::{integration::IntegrationKey, status::observe};
 
 /// Commands and bytes that share a transaction at the most.
 const BATCH_COMMANDS: usize = 1024;
@@ -53,14 +52,6 @@ struct Batch {
     commands: Vec<Command>,
     bytes: usize,
     close: Option<oneshot::Sender<()>>,
-}
-
-/// Answers that are given once the transaction is durable.
-#[derive(Default)]
-struct Answers {
-    appends: Vec<(Reply<Vec<bool>>, Vec<bool>)>,
-    configures: Vec<(Reply<Snapshot, ConfigureError>, IntegrationKey)>,
-    deletes: Vec<(Reply<Option<Deleted>>, Option<Deleted>)>,
 }
 
 /// What else a durable transaction leads to.
@@ -175,8 +166,10 @@ impl Writer {
             .await
         {
             Ok(committed) => {
+                let published = self.publish(draft, committed, answers).await;
+                // Whoever waited for it finds it in the catalog.
                 unsettled.settled();
-                self.publish(draft, committed, answers).await
+                published
             }
             Err(error) => {
                 answers.fail(&error);
@@ -241,7 +234,7 @@ impl Writer {
     ) -> Result<(), DbErr> {
         match command {
             Command::Configure { configure, reply } => {
-                match statements::configure(tx, draft, &self.sealer, *configure, now).await {
+                match integrations::configure(tx, draft, &self.sealer, *configure, now).await {
                     Ok(key) => answers.configures.push((reply, key)),
                     Err(ConfigureError::Store(StoreError::Database(error))) => {
                         let told = StoreError::Database(error.clone());
@@ -257,7 +250,7 @@ impl Writer {
                 organization_id,
                 caller,
                 reply,
-            } => match statements::delete(tx, draft, &organization_id, &caller, now).await {
+            } => match integrations::delete(tx, draft, &organization_id, &caller, now).await {
                 Ok(deleted) => answers.deletes.push((reply, deleted)),
                 Err(error) => {
                     let _gone = reply.send(Err(StoreError::Database(error.clone())));
@@ -334,10 +327,15 @@ impl Writer {
         self.revision = draft.revision;
         self.next_chunk_id = committed.next_chunk_id;
         self.garbage = committed.garbage;
-        let forgotten = self.catalog.apply(draft.diff, draft.revision);
+        let mut appended = Vec::with_capacity(committed.chunks.len());
+        // The tail comes first: who has seen in the catalog how far the log goes must
+        // find it there, or would take a tail that lacks the end for one without work.
         for (key, chunk) in committed.chunks {
-            let first_sequence = chunk.first_sequence;
+            appended.push((key, chunk.first_sequence));
             self.tail.push(key, chunk);
+        }
+        let forgotten = self.catalog.apply(draft.diff, draft.revision);
+        for (key, first_sequence) in appended {
             self.work.appended(key, first_sequence);
         }
         for key in draft.configured {
@@ -370,58 +368,5 @@ impl Batch {
 
     fn has_room(&self) -> bool {
         self.commands.len() < BATCH_COMMANDS && self.bytes < BATCH_BYTES && self.close.is_none()
-    }
-}
-
-impl Answers {
-    fn deleted(&self) -> impl Iterator<Item = IntegrationKey> {
-        self.deletes
-            .iter()
-            .filter_map(|(_, deleted)| deleted.map(|deleted| deleted.key))
-    }
-
-    /// A caller that is gone does not need its answer.
-    fn give(self, catalog: &Catalog, tail: &Tail) {
-        for key in self.deleted() {
-            tail.forget(key);
-        }
-        for (reply, accepted) in self.appends {
-            let _gone = reply.send(Ok(accepted));
-        }
-        for (reply, key) in self.configures {
-            let snapshot = catalog.slot(key).map(|slot| slot.snapshot);
-            let _gone = reply.send(snapshot.ok_or(ConfigureError::EtagMismatch));
-        }
-        for (reply, deleted) in self.deletes {
-            let _gone = reply.send(Ok(deleted));
-        }
-    }
-
-    fn fail(self, error: &DbErr) {
-        let failed = || StoreError::Database(error.clone());
-        for (reply, _) in self.appends {
-            let _gone = reply.send(Err(failed()));
-        }
-        for (reply, _) in self.configures {
-            let _gone = reply.send(Err(failed().into()));
-        }
-        for (reply, _) in self.deletes {
-            let _gone = reply.send(Err(failed()));
-        }
-    }
-
-    fn refuse(&mut self, commands: Vec<Command>, error: &DbErr) {
-        let failed = || StoreError::Database(error.clone());
-        for command in commands {
-            match command {
-                Command::Configure { reply, .. } => {
-                    let _gone = reply.send(Err(failed().into()));
-                }
-                Command::Delete { reply, .. } => {
-                    let _gone = reply.send(Err(failed()));
-                }
-                Command::Append { .. } | Command::Settle(_) | Command::Close { .. } => {}
-            }
-        }
     }
 }
