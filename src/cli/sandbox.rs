@@ -63,11 +63,11 @@ pub struct SandboxArgs {
     timeout: u32,
     /// Run only the stand-in for STS and Kinesis, empty, until a signal; print what to
     /// export so that the AWS SDKs and `siem-relay serve` use it.
-    #[arg(long, conflicts_with_all = ["events", "eve"])]
+    #[arg(long, conflicts_with_all = ["events", "eve", "organization", "timeout"])]
     aws_only: bool,
-    /// The port of the stand-in, 0 for a free one.
-    #[arg(long, value_name = "PORT", default_value_t = 0)]
-    aws_port: u16,
+    /// The port of the stand-in; by default a free one.
+    #[arg(long, value_name = "PORT")]
+    aws_port: Option<u16>,
     /// What the service logs to stderr.
     #[arg(long, value_name = "LEVEL", default_value = DEFAULT_LOG_LEVEL)]
     log_level: String,
@@ -97,7 +97,7 @@ impl From<SandboxArgs> for Options {
                 None if feed.has_end() => Port::Preferably(DEFAULT_PORT),
                 None => Port::Exactly(DEFAULT_PORT),
             },
-            aws_port: args.aws_port,
+            aws_port: args.aws_port.unwrap_or(0),
             organization: args.organization,
             feed,
             patience: Duration::from_secs(args.timeout.into()),
@@ -120,10 +120,7 @@ pub async fn run(args: SandboxArgs) -> ExitCode {
     };
     let ended = match args.aws_only {
         true => {
-            let port = match args.aws_port {
-                0 => args.port.unwrap_or(0),
-                port => port,
-            };
+            let port = args.aws_port.or(args.port).unwrap_or(0);
             sandbox::run_aws_only(port, shutdown, print_exports).await
         }
         false => sandbox::run(args.into(), shutdown).await,
@@ -172,4 +169,59 @@ fn print_exports(address: SocketAddr) {
          makes streams, roles and faults: docs/stand-in.md. Ctrl-C ends.",
         own.principal_arn
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Whole {
+        #[command(flatten)]
+        args: SandboxArgs,
+    }
+
+    fn options(arguments: &str) -> Result<Options, clap::Error> {
+        let all = ["sandbox"].into_iter().chain(arguments.split_whitespace());
+        Ok(Whole::try_parse_from(all)?.args.into())
+    }
+
+    #[test]
+    fn only_a_run_that_ends_moves_to_a_free_port_by_itself() {
+        let port = |arguments| options(arguments).unwrap().port;
+        assert_eq!(port(""), Port::Exactly(DEFAULT_PORT));
+        assert_eq!(port("--events 5"), Port::Preferably(DEFAULT_PORT));
+        assert_eq!(port("--eve x"), Port::Preferably(DEFAULT_PORT));
+        assert_eq!(port("--events 5 --port 50051"), Port::Exactly(DEFAULT_PORT));
+        assert_eq!(port("--port 0"), Port::Exactly(0));
+    }
+
+    #[test]
+    fn an_eve_file_has_a_sensor() {
+        let feed = options("--eve - --organization other").unwrap().feed;
+        assert_eq!(
+            feed,
+            Feed::Eve {
+                input: Input::Stdin,
+                network_id: DEFAULT_NETWORK,
+                device_id: DEFAULT_DEVICE,
+            }
+        );
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused() {
+        for arguments in [
+            "--events 5 --eve x",
+            "--events 0",
+            "--aws-only --events 5",
+            "--organization a/b",
+            "--network 4e740000-0000-4000-8000-000000000001",
+            "--timeout 0",
+        ] {
+            assert!(options(arguments).is_err(), "{arguments}");
+        }
+    }
 }

@@ -81,6 +81,17 @@ pub enum SandboxError {
         /// The integration's status.
         status: String,
     },
+    /// All came back, and the service does not say so.
+    #[error(
+        "all events were read back, but after {} s the service has not settled them; the status is {status}",
+        patience.as_secs()
+    )]
+    Unsettled {
+        /// How long was waited.
+        patience: Duration,
+        /// The integration's status.
+        status: String,
+    },
     /// The integration is gone, and its events with it.
     #[error("the integration was deleted: {read_back} events had arrived")]
     Deleted {

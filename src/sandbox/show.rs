@@ -6,7 +6,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Semaphore, watch},
-    time::{Instant, timeout},
+    time::{Instant, interval, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::{Code, transport::Channel};
@@ -36,6 +36,9 @@ use reader::Reader;
 const WINDOW_EVENTS: usize = 50_000;
 /// How long what was published may take to be answered, and a last look.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
+
+/// Between looks at what is pending.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What a show is made of.
 struct Show<'a> {
@@ -92,7 +95,15 @@ pub(super) async fn run(
         window: Arc::new(Semaphore::new(WINDOW_EVENTS)),
     };
     let mut reader = Reader::new(&show, records, standing.clone());
-    let curtain = show.play(world, &mut reader, standing, shutdown).await;
+    let mut curtain = show
+        .play(world, &mut reader, standing.clone(), shutdown)
+        .await;
+    if matches!(curtain, Curtain::ReadBack)
+        && reader.has_read()
+        && let Err(error) = show.settled(standing).await
+    {
+        curtain = Curtain::Failed(error);
+    }
     let counts = show.counts().await;
     world.stop_service().await?;
     // Without the stream, the reader ends where the records do.
@@ -243,6 +254,24 @@ impl Show<'_> {
             from_line: 1,
             shutdown_grace: LAST_ANSWERS,
             publisher: PublisherOptions::default(),
+        })
+    }
+
+    /// Waits until the service knows what was delivered, and says so: the status is
+    /// Active, and nothing is pending.
+    async fn settled(&self, mut standing: watch::Receiver<Standing>) -> Result<(), SandboxError> {
+        let patience = self.options.patience;
+        let settled = timeout(patience, async {
+            // An error says that the follower ended; then nothing is pending.
+            let _ = standing.wait_for(Standing::is_active).await;
+            let mut looks = interval(LOOK);
+            while self.counts().await.is_some_and(|counts| counts.pending > 0) {
+                looks.tick().await;
+            }
+        });
+        settled.await.map_err(|_| SandboxError::Unsettled {
+            patience,
+            status: standing.borrow().describe(),
         })
     }
 

@@ -57,6 +57,16 @@ impl Standing {
         }
     }
 
+    pub(super) fn is_active(&self) -> bool {
+        matches!(
+            self,
+            Self::Present {
+                status: Status::Active,
+                ..
+            }
+        )
+    }
+
     /// Without colors, for an error.
     pub(super) fn describe(&self) -> String {
         self.line(Paint::new(false))

@@ -49,6 +49,11 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Whether anything came.
+    pub(super) fn has_read(&self) -> bool {
+        self.next_index > 0
+    }
+
     pub(super) fn into_tally(self) -> Tally {
         self.tally
     }
