@@ -147,6 +147,8 @@ impl<D: Delivery> Api<D> {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                // So that generic clients can read the details of an error.
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         Server::builder()
@@ -158,7 +160,11 @@ impl<D: Delivery> Api<D> {
             // A client that waits for ever must not hold a handler for ever.
             .timeout(DEADLINE)
             // Outermost: what is refused below is traced as well.
-            .layer(TraceLayer::new_for_grpc().make_span_with(trace::span))
+            .layer(
+                TraceLayer::new_for_grpc()
+                    .make_span_with(trace::span)
+                    .on_failure(trace::log_failure),
+            )
             .add_service(health_service)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?)
