@@ -7,8 +7,10 @@ mod output;
 mod tests;
 
 use std::{
+    env,
+    ffi::OsString,
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -120,7 +122,8 @@ struct Task {
 pub(super) fn run(args: OnboardingArgs) -> ExitCode {
     let destination = args.output.clone();
     let force = args.force;
-    let task = match check(args) {
+    let variable = env::var_os(external_id::VARIABLE);
+    let task = match check(args, variable) {
         Ok(task) => task,
         Err(problems) => {
             tell(&problems);
@@ -128,8 +131,7 @@ pub(super) fn run(args: OnboardingArgs) -> ExitCode {
         }
     };
     let done = match destination {
-        Some(directory) => output::write(&directory, &task.onboarding, &task.documents, force)
-            .map_err(|error| complain("cannot write", &error)),
+        Some(directory) => write(&task, &directory, force),
         None => print(&task).map_err(|error| complain("cannot print", &error)),
     };
     if done.is_err() {
@@ -141,7 +143,17 @@ pub(super) fn run(args: OnboardingArgs) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn check(args: OnboardingArgs) -> Result<Task, Vec<Problem>> {
+fn write(task: &Task, directory: &Path, force: bool) -> Result<(), ()> {
+    let Task {
+        onboarding,
+        documents,
+        ..
+    } = task;
+    output::write(directory, onboarding, documents, force, &mut io::stdout())
+        .map_err(|error| complain("cannot write", &error))
+}
+
+fn check(args: OnboardingArgs, variable: Option<OsString>) -> Result<Task, Vec<Problem>> {
     let format = args.format;
     let inputs = Inputs {
         stream: args.stream,
@@ -154,7 +166,7 @@ fn check(args: OnboardingArgs) -> Result<Task, Vec<Problem>> {
         kms_key_arn: args.kms_key_arn,
     };
     let onboarding = inputs.check();
-    let external_id = args.external_id.take(format.needs_external_id());
+    let external_id = args.external_id.take(format.needs_external_id(), variable);
     let mut problems = Vec::new();
     let mut noted = |problem: Vec<Problem>| problems.extend(problem);
     let onboarding = onboarding.map_err(&mut noted).ok();

@@ -1,7 +1,7 @@
 //! Where the external ID comes from.
 
 use std::{
-    env::{self, VarError},
+    ffi::OsString,
     io::{self, BufRead as _, Read as _},
 };
 
@@ -10,7 +10,7 @@ use clap::Args;
 use crate::{cli::external_id::fresh, domain::external_id::ExternalId, onboarding::Problem};
 
 /// Holds an external ID where no flag names one.
-const VARIABLE: &str = "SIEM_RELAY_ONBOARDING_EXTERNAL_ID";
+pub(super) const VARIABLE: &str = "SIEM_RELAY_ONBOARDING_EXTERNAL_ID";
 
 /// More than the longest external ID, with its line break.
 const MAX_LINE_LENGTH: u64 = 4_096;
@@ -38,8 +38,12 @@ pub(super) struct Taken {
 }
 
 impl Given {
-    /// Takes it from the one place that was named, else from the environment.
-    pub(super) fn take(self, is_required: bool) -> Result<Taken, Problem> {
+    /// Takes it from the one place that was named, else from the variable.
+    pub(super) fn take(
+        self,
+        is_required: bool,
+        variable: Option<OsString>,
+    ) -> Result<Taken, Problem> {
         let places = [
             self.external_id.is_some(),
             self.external_id_stdin,
@@ -59,7 +63,7 @@ impl Given {
         } else if is_new {
             Some(generated()?)
         } else {
-            from_environment()?
+            variable.map(from_variable).transpose()?.flatten()
         };
         if id.is_none() && is_required {
             let what = format!(
@@ -93,15 +97,15 @@ fn generated() -> Result<ExternalId, Problem> {
     }
 }
 
-fn from_environment() -> Result<Option<ExternalId>, Problem> {
+/// An empty variable is as good as none.
+fn from_variable(value: OsString) -> Result<Option<ExternalId>, Problem> {
     let told = |what: String| problem("external-id", format!("the variable {VARIABLE} {what}"));
-    match env::var(VARIABLE) {
+    match value.into_string() {
         Ok(text) if text.is_empty() => Ok(None),
         Ok(text) => ExternalId::parse(text)
             .map(Some)
             .or_else(|error| told(error.to_string())),
-        Err(VarError::NotPresent) => Ok(None),
-        Err(VarError::NotUnicode(_)) => told("is not text".to_owned()),
+        Err(_) => told("is not text".to_owned()),
     }
 }
 

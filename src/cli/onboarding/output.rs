@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, Permissions},
-    io::Write as _,
+    io::{self, Write},
     os::unix::fs::PermissionsExt as _,
     path::Path,
 };
@@ -22,13 +22,14 @@ pub(super) fn in_the_way(directory: &Path, documents: &[Document]) -> Vec<Proble
         .collect()
 }
 
-/// Writes one file a document, whole or not at all, and says so. The one that holds the
+/// Writes one file a document, whole or not at all, and says each to `told`. The one that holds the
 /// external ID is for its owner's eyes only.
 pub(super) fn write(
     directory: &Path,
     onboarding: &Onboarding,
     documents: &[Document],
     force: bool,
+    told: &mut impl Write,
 ) -> Result<(), FileError> {
     fs::create_dir_all(directory).map_err(|error| at(directory, error))?;
     for document in documents {
@@ -49,12 +50,12 @@ pub(super) fn write(
         };
         kept.map_err(|error| at(&path, error.error))?;
         // The files are what was asked for; where nobody reads, that is no failure.
-        let _ = writeln!(std::io::stdout(), "wrote {}", path.display());
+        let _ = writeln!(told, "wrote {}", path.display());
     }
     Ok(())
 }
 
-fn at(path: &Path, error: std::io::Error) -> FileError {
+fn at(path: &Path, error: io::Error) -> FileError {
     FileError {
         path: path.to_owned(),
         source: error,
