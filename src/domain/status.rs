@@ -40,6 +40,8 @@ pub enum Reason {
     Throttled,
     /// Unreachable for [`PATIENCE`].
     Unreachable,
+    /// The service cannot read its own log of this integration.
+    LogUnreadable,
 }
 
 impl Reason {
@@ -51,7 +53,8 @@ impl Reason {
             | Self::KmsUnavailable
             | Self::InvalidConfiguration
             | Self::Throttled
-            | Self::Unreachable => Status::Failing,
+            | Self::Unreachable
+            | Self::LogUnreadable => Status::Failing,
         }
     }
 
@@ -66,6 +69,7 @@ impl Reason {
             Self::InvalidConfiguration => "Failing - AWS refuses the configuration",
             Self::Throttled => "Failing - the stream has been throttling every write",
             Self::Unreachable => "Failing - AWS could not be reached",
+            Self::LogUnreadable => "Failing - the service cannot read what it has accepted",
         }
     }
 
@@ -92,6 +96,9 @@ impl Reason {
             }
             Self::Throttled => {
                 "Add shards to the stream or switch it to on-demand capacity; events wait meanwhile."
+            }
+            Self::LogUnreadable => {
+                "Nothing to change in your account: the operator of this service has to repair its storage."
             }
             Self::Unreachable => {
                 "Nothing to do unless it lasts: events wait and are delivered once AWS can be reached."
@@ -180,6 +187,8 @@ pub enum Cause {
         /// AWS's code.
         code: Box<str>,
     },
+    /// The service's log of this integration cannot be read back.
+    LogUnreadable,
 }
 
 /// A failed call, as facts.
@@ -203,6 +212,7 @@ impl Fault {
             Cause::Connection => "ConnectionFailed",
             Cause::NoOwnCredentials => "NoCredentials",
             Cause::SecretUnreadable => "ExternalIdUnreadable",
+            Cause::LogUnreadable => "LogUnreadable",
         }
     }
 
@@ -213,6 +223,7 @@ impl Fault {
                 Stage::AssumeRole => assume_role_meaning(code, *http_status),
                 Stage::Write => write_meaning(code, *http_status),
             },
+            Cause::LogUnreadable => Meaning::Refused(Reason::LogUnreadable),
             Cause::NotAws { .. } | Cause::Timeout | Cause::Connection => Meaning::Unreachable,
             Cause::NoOwnCredentials | Cause::SecretUnreadable | Cause::OwnIdentity { .. } => {
                 Meaning::Ours
@@ -341,7 +352,22 @@ pub enum Observation {
 /// What a status needs to remember between attempts: since when nothing gets through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stall {
-    since: Option<Timestamp>,
+    /// The first and the last failure for throttling or an outage.
+    span: Option<(Timestamp, Timestamp)>,
+}
+
+impl Stall {
+    /// Another such failure. Returns whether nothing has got through for [`PATIENCE`].
+    fn lasts(&mut self, now: Timestamp) -> bool {
+        let long = |from: Timestamp| now.duration_since(from).unsigned_abs() >= PATIENCE;
+        let since = match self.span {
+            // Attempts come more often; between these there was nothing to send.
+            Some((since, last)) if !long(last) => since,
+            _ => now,
+        };
+        self.span = Some((since, now));
+        long(since)
+    }
 }
 
 /// The status after an attempt that ended at `now`.
@@ -364,18 +390,20 @@ pub fn observe(
             next.aws_request_id = None;
         }
         Observation::Failed(fault) => {
-            let stalled_since = *stall.since.get_or_insert(now);
             next.aws_error_code = Some(fault.code().into());
             next.aws_request_id = fault.request_id.clone();
-            let lasting = now.duration_since(stalled_since).unsigned_abs() >= PATIENCE;
             let reason = match fault.meaning() {
-                Meaning::Refused(reason) => Some(reason),
-                Meaning::Throttled if lasting => Some(Reason::Throttled),
-                Meaning::Unreachable if lasting => Some(Reason::Unreachable),
-                Meaning::Throttled
-                | Meaning::Unreachable
-                | Meaning::SessionInvalid
-                | Meaning::Ours => None,
+                Meaning::Throttled => stall.lasts(now).then_some(Reason::Throttled),
+                Meaning::Unreachable => stall.lasts(now).then_some(Reason::Unreachable),
+                // These say nothing of throttling or an outage.
+                Meaning::Refused(reason) => {
+                    *stall = Stall::default();
+                    Some(reason)
+                }
+                Meaning::SessionInvalid | Meaning::Ours => {
+                    *stall = Stall::default();
+                    None
+                }
             };
             if let Some(reason) = reason {
                 next.status = reason.status();
