@@ -264,3 +264,6 @@ impl Lanes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
