@@ -25,6 +25,10 @@ impl ExternalIds for Knows {
     fn open(&self, _: &Integration) -> Result<ExternalId, Unreadable> {
         Ok(ExternalId::parse(self.0.to_owned()).unwrap())
     }
+
+    fn is_current(&self, _: &Integration) -> bool {
+        true
+    }
 }
 
 /// A customer's account to which all that was printed has been applied.
