@@ -258,6 +258,43 @@ impl Store {
         })
     }
 
+    /// Issues a fresh external ID to an organization; no other may use it.
+    pub async fn issue_external_id(
+        &self,
+        organization_id: OrganizationId,
+    ) -> Result<ExternalId, StoreError> {
+        let external_id = secret::random_external_id()?;
+        let issued = external_id.clone();
+        let answer: Result<(), StoreError> = self
+            .ask(|reply| Command::Issue {
+                organization_id,
+                external_id,
+                reply,
+            })
+            .await;
+        answer.map(|()| issued)
+    }
+
+    /// Says that an AssumeRole with the external ID of this version has worked, so that
+    /// the one before is no longer needed.
+    pub async fn retire_previous_external_id(&self, key: IntegrationKey, version: u64) {
+        let retire = Command::RetirePrevious { key, version };
+        // It is said again at the next AssumeRole.
+        let _closed = self.commands.send(retire).await;
+    }
+
+    /// The external ID before, in clear, while it still serves.
+    pub fn open_previous_external_id(
+        &self,
+        integration: &Integration,
+    ) -> Option<Result<ExternalId, StoreError>> {
+        let previous = integration.previous_at(Timestamp::now())?;
+        let opened = self
+            .sealer
+            .open(&previous.external_id, integration.integration_id);
+        Some(opened.map_err(|_| StoreError::Sealing))
+    }
+
     /// Deletes an organization's integration. None where there is none.
     pub async fn delete(
         &self,

@@ -41,6 +41,8 @@ fn configuration(organization: &str) -> Configure {
             .unwrap(),
         role_arn: RoleArn::parse("arn:aws:iam::222222222222:role/relay").unwrap(),
         external_id: Some(ExternalId::parse(format!("external-id-of-{organization}")).unwrap()),
+        keep_previous: false,
+        issued_only: false,
         etag: None,
         caller: "test".into(),
     }

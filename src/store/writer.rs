@@ -269,6 +269,22 @@ impl Writer {
                     return Err(error);
                 }
             },
+            Command::RetirePrevious { key, version } => {
+                integrations::retire_previous(tx, draft, key, version, now).await?;
+            }
+            Command::Issue {
+                organization_id,
+                external_id,
+                reply,
+            } => {
+                let issued =
+                    integrations::issue(tx, &self.sealer, &organization_id, &external_id, now);
+                if let Err(error) = issued.await {
+                    let _gone = reply.send(Err(StoreError::Database(error.clone())));
+                    return Err(error);
+                }
+                answers.issues.push(reply);
+            }
             Command::Append { .. } | Command::Settle(_) | Command::Close { .. } => {}
         }
         Ok(())
