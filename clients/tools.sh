@@ -6,7 +6,7 @@
 python_env() {
   local dir=$1 requirements=$2 venv=$1/.venv wanted
   # The path is part of it: a virtual environment does not survive being moved.
-  wanted=$(echo "$venv"; python3 --version; cat "$requirements" "$clients_dir"/python/requirements*.txt)
+  wanted=$({ echo "$venv"; python3 --version; cat "$requirements" "$clients_dir"/python/requirements*.txt; } | cksum)
   if [[ -f $venv/installed && $(<"$venv/installed") == "$wanted" ]]; then
     return
   fi
@@ -20,7 +20,7 @@ python_env() {
 # node_env: clients/typescript/node_modules as package-lock.json says.
 node_env() {
   local dir=$clients_dir/typescript wanted
-  wanted=$(node --version; cat "$dir/package-lock.json" "$dir/.npmrc")
+  wanted=$({ node --version; cat "$dir/package-lock.json" "$dir/.npmrc"; } | cksum)
   if [[ -f $dir/node_modules/installed && $(<"$dir/node_modules/installed") == "$wanted" ]]; then
     return
   fi
