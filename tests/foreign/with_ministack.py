@@ -1,0 +1,537 @@
+"""Delivers into ministack, an independent STS, IAM and Kinesis, and reads the stream back with boto3.
+
+What ministack 1.5 does under AUTH=true, as tried by hand:
+
+- A 12-digit access key is the root of that account; any account springs into being so, and its
+  secret is the server's root secret (`test`). IAM users made in an account have keys of their own;
+  every request's SigV4 signature is verified (SignatureDoesNotMatch), and so is a session token
+  (UnrecognizedClientException).
+- AssumeRole looks the role up in the account that its ARN names, and evaluates its trust policy with
+  the caller's principal and `sts:ExternalId`. A wrong external ID, none, an unknown role and an
+  untrusted principal are one answer, AccessDenied, as at AWS. The caller's own policy is not asked.
+- A session is bound by the role's policies and the session policy: an action or a stream outside
+  them is AccessDeniedException, also where that stream does not exist. A stream that they allow and
+  that does not exist is ResourceNotFoundException. A stream exists in its region only.
+- A policy that is changed counts for sessions that were assumed before.
+- Enforcement is off unless AUTH=true; so this test first sees ministack itself refuse.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import grpc
+from botocore.config import Config
+from botocore.exceptions import ClientError
+from eve import Json, expected_data, instant, parse, samples
+from google.protobuf.timestamp_pb2 import Timestamp
+from harness import Failure, Process, Relay, Report, binary, clean_environment, free_port, run
+from stream import Reader, judge
+
+from siem.v1 import event_pb2, event_pb2_grpc, integration_pb2, integration_pb2_grpc
+
+REGION = "us-west-2"
+CUSTOMER = "111122223333"
+VENDOR = "444455556666"
+NETWORK = "018f3c1a-0000-7000-8000-000000000001"
+EXTERNAL_ID = "example-external-id-of-acme"
+REFUSED = "Unauthorized - check your Role ARN and External ID"
+TIMEOUT_SECONDS = 90
+
+
+class Aws:
+    """ministack, with a customer's account and the vendor's."""
+
+    def __init__(self, directory: Path) -> None:
+        port = free_port()
+        self.endpoint = f"http://127.0.0.1:{port}"
+        settings = {
+            "AUTH": "true",
+            "BIND_HOST": "127.0.0.1",
+            "GATEWAY_PORT": str(port),
+            "SERVICES": "iam,sts,kinesis",
+        }
+        self.process = Process(["ministack"], directory / "ministack.log", clean_environment(**settings), self._ready)
+        self.iam = self.client("iam", CUSTOMER, "test")
+        self.kinesis = self.client("kinesis", CUSTOMER, "test")
+        vendor = self.client("iam", VENDOR, "test")
+        vendor.create_user(UserName="siem-relay")
+        vendor.put_user_policy(
+            UserName="siem-relay", PolicyName="assume", PolicyDocument=policy("sts:AssumeRole", "arn:aws:iam::*:role/*")
+        )
+        key = vendor.create_access_key(UserName="siem-relay")["AccessKey"]
+        self.key: tuple[str, str] = (key["AccessKeyId"], key["SecretAccessKey"])
+
+    def _ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.endpoint}/_ministack/health", timeout=5) as answer:
+                health = json.load(answer)
+        except OSError:
+            return False
+        if health["auth"] != "enabled":
+            raise Failure(f"ministack does not enforce: {health}")
+        return True
+
+    def client(self, service: str, key: str, secret: str, token: str | None = None) -> Any:
+        """A boto3 client with these credentials."""
+        return boto3.client(
+            service,
+            endpoint_url=self.endpoint,
+            region_name=REGION,
+            aws_access_key_id=key,
+            aws_secret_access_key=secret,
+            aws_session_token=token,
+            config=Config(retries={"total_max_attempts": 1}),
+        )
+
+    def stream(self, name: str, shards: int) -> str:
+        """Makes a stream in the customer's account; its ARN."""
+        self.kinesis.create_stream(StreamName=name, ShardCount=shards)
+        summary = self.kinesis.describe_stream_summary(StreamName=name)["StreamDescriptionSummary"]
+        arn: str = summary["StreamARN"]
+        return arn
+
+    def role(self, name: str, external_id: str) -> str:
+        """Makes the role that a customer makes for the vendor; its ARN."""
+        trust = {
+            "Version": "2012-10-17",
+            "Statement": [
+                {
+                    "Effect": "Allow",
+                    "Principal": {"AWS": f"arn:aws:iam::{VENDOR}:root"},
+                    "Action": "sts:AssumeRole",
+                    "Condition": {"StringEquals": {"sts:ExternalId": external_id}},
+                }
+            ],
+        }
+        role = self.iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(trust))["Role"]
+        self.allow_writes(name)
+        arn: str = role["Arn"]
+        return arn
+
+    def allow_writes(self, role: str) -> None:
+        """Lets the role write to the streams of its account."""
+        document = policy(["kinesis:PutRecord", "kinesis:PutRecords"], f"arn:aws:kinesis:{REGION}:{CUSTOMER}:stream/*")
+        self.iam.put_role_policy(RoleName=role, PolicyName="write", PolicyDocument=document)
+
+    def forbid_writes(self, role: str) -> None:
+        """Takes it back."""
+        self.iam.delete_role_policy(RoleName=role, PolicyName="write")
+
+    def settings(self) -> dict[str, str]:
+        """The server's AWS environment."""
+        return {
+            "AWS_REGION": REGION,
+            "AWS_ACCESS_KEY_ID": self.key[0],
+            "AWS_SECRET_ACCESS_KEY": self.key[1],
+            "AWS_ENDPOINT_URL_STS": self.endpoint,
+            "AWS_ENDPOINT_URL_KINESIS": self.endpoint,
+        }
+
+
+def policy(action: str | list[str], resource: str) -> str:
+    """A policy document with one statement."""
+    statement = {"Effect": "Allow", "Action": action, "Resource": resource}
+    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+
+
+def denied(call: Callable[[], object]) -> str:
+    """The error code of a call that AWS refuses; empty where it does not."""
+    try:
+        call()
+    except ClientError as error:
+        code: str = error.response["Error"]["Code"]
+        return code
+    return ""
+
+
+class Service:
+    """The server, through the generated Python stubs."""
+
+    def __init__(self, relay: Relay) -> None:
+        self.relay = relay
+        self.channel = grpc.insecure_channel(relay.address, options=[("grpc.enable_http_proxy", 0)])
+        self.integrations = integration_pb2_grpc.SiemIntegrationServiceStub(self.channel)
+        self.events = event_pb2_grpc.EventServiceStub(self.channel)
+
+    def configure(self, organization: str, stream: str, role: str, external_id: str = "") -> integration_pb2.Integration:
+        """Configure."""
+        request = integration_pb2.ConfigureRequest(
+            organization_id=organization, kinesis_stream_arn=stream, role_arn=role, external_id=external_id
+        )
+        return self.integrations.Configure(request, timeout=TIMEOUT_SECONDS).integration
+
+    def get(self, organization: str) -> integration_pb2.Integration:
+        """Get."""
+        return self.integrations.Get(
+            integration_pb2.GetRequest(organization_id=organization), timeout=TIMEOUT_SECONDS
+        ).integration
+
+    def test(self, organization: str) -> integration_pb2.SendTestResponse:
+        """SendTest."""
+        return self.integrations.SendTest(
+            integration_pb2.SendTestRequest(organization_id=organization), timeout=TIMEOUT_SECONDS
+        )
+
+    def publish(self, events: list[event_pb2.Event]) -> None:
+        """Publish, all of which must be accepted."""
+        answer = self.events.Publish(event_pb2.PublishRequest(events=events), timeout=TIMEOUT_SECONDS)
+        if answer.accepted != len(events):
+            raise Failure(f"{answer.accepted} of {len(events)} were accepted: {answer}")
+
+    def publish_stream(self, batches: list[list[event_pb2.Event]]) -> None:
+        """PublishStream, all requests in flight at once."""
+
+        def requests() -> Iterator[event_pb2.PublishStreamRequest]:
+            for number, batch in enumerate(batches):
+                yield event_pb2.PublishStreamRequest(request_id=str(number), events=batch)
+
+        acks = list(self.events.PublishStream(requests(), timeout=TIMEOUT_SECONDS))
+        if [ack.request_id for ack in acks] != [str(number) for number in range(len(batches))]:
+            raise Failure(f"the acks are not in order: {acks}")
+        for ack, batch in zip(acks, batches):
+            if ack.result.accepted != len(batch):
+                raise Failure(f"{ack.result.accepted} of {len(batch)} were accepted: {ack}")
+
+    def until_status(
+        self,
+        organization: str,
+        status: integration_pb2.Status.ValueType,
+        reason: integration_pb2.StatusReason.ValueType = integration_pb2.STATUS_REASON_UNSPECIFIED,
+    ) -> integration_pb2.IntegrationStatus:
+        """Follows StreamStatus until the status is this."""
+        call = self.integrations.StreamStatus(
+            integration_pb2.StreamStatusRequest(organization_ids=[organization]), timeout=TIMEOUT_SECONDS
+        )
+        seen = []
+        try:
+            for message in call:
+                if message.WhichOneof("event") != "current":
+                    continue
+                now = message.current.status
+                seen.append(f"{integration_pb2.Status.Name(now.status)} {integration_pb2.StatusReason.Name(now.reason)}")
+                if now.status == status and now.reason == reason:
+                    return now
+        except grpc.RpcError as error:
+            raise Failure(f"{organization} did not become {status} {reason}; seen: {seen}; {error}") from None
+        finally:
+            call.cancel()
+        raise Failure(f"the stream ended before {organization} was {status} {reason}; seen: {seen}")
+
+
+def proto_event(organization: str, device: str, line: str) -> event_pb2.Event:
+    """The request's event for an EVE line."""
+    data = expected_data(line)
+    seconds, nanos = instant(json.loads(line)["timestamp"])
+    detection = event_pb2.IdsDetection()
+    for name, value in data.items():
+        if name in ("type", "context", "metadata"):
+            continue
+        if name == "vlan":
+            detection.vlan.extend(value)
+        else:
+            setattr(detection, name, value)
+    for key, values in data.get("metadata", {}).items():
+        detection.metadata[key].values.extend(values)
+    if "context" in data:
+        detection.context_json = context_text(line)
+    return event_pb2.Event(
+        organization_id=organization,
+        network_id=NETWORK,
+        device_id=device,
+        observed_time=Timestamp(seconds=seconds, nanos=nanos),
+        ids_detection=detection,
+    )
+
+
+def context_text(line: str) -> str:
+    """The context of a line as JSON text, its numbers digit for digit."""
+    numbers: list[str] = []
+
+    def keep(digits: str) -> str:
+        numbers.append(digits)
+        return f"number-{len(numbers) - 1}-"
+
+    raw = json.loads(line, parse_float=keep)
+    # The structure is expected_data's; only the numbers' text is put back.
+    text = json.dumps(expected_data(json.dumps(raw))["context"], ensure_ascii=False)
+    for index, digits in enumerate(numbers):
+        text = text.replace(f'"number-{index}-"', digits)
+    return text
+
+
+def refusals(report: Report, aws: Aws, role: str, stream: str) -> None:
+    """ministack itself refuses; else nothing here is evidence."""
+    report.section("ministack enforces")
+    sts = aws.client("sts", *aws.key)
+
+    def assume(**more: str) -> Any:
+        return sts.assume_role(RoleArn=role, RoleSessionName="by-hand", **more)
+
+    report.check(denied(lambda: assume(ExternalId="wrong-" + EXTERNAL_ID)) == "AccessDenied", "a wrong external ID is denied")
+    report.check(denied(lambda: assume()) == "AccessDenied", "no external ID is denied")
+    session = assume(ExternalId=EXTERNAL_ID)["Credentials"]
+    kinesis = aws.client("kinesis", session["AccessKeyId"], session["SecretAccessKey"], session["SessionToken"])
+    report.check(denied(lambda: kinesis.list_shards(StreamARN=stream)) == "AccessDeniedException", "the role may only write")
+    forged = aws.client("sts", aws.key[0], "not-the-secret")
+    code = denied(lambda: forged.assume_role(RoleArn=role, RoleSessionName="by-hand", ExternalId=EXTERNAL_ID))
+    report.check(code == "SignatureDoesNotMatch", "signatures are verified", code)
+
+
+def deliver_samples(report: Report, service: Service, reader: Reader, integration_id: str) -> int:
+    """Events of several devices over both RPCs; each one is read back and judged. Answers the last sequence."""
+    report.section("detections arrive")
+    lines = samples()
+    devices = [str(uuid.UUID(int=0x018F3C1A000070008000000000000000 + n)) for n in range(5)]
+    sent = [(devices[n % len(devices)], line) for n, line in enumerate(lines * 4)]
+    events = [proto_event("acme", device, line) for device, line in sent]
+    service.publish(events[:30])
+    service.publish_stream([events[at : at + 7] for at in range(30, len(events), 7)])
+    active = service.until_status("acme", integration_pb2.STATUS_ACTIVE)
+    report.check(active.HasField("last_delivery_time"), "the status turns ACTIVE")
+    records = reader.until_sequences(integration_id, 1, len(sent))
+    for sequence, (record, (device, line)) in enumerate(zip(records, sent), 1):
+        judge(record, sequence, integration_id, NETWORK, device, json.loads(line)["timestamp"], expected_data(line))
+    report.check(True, f"{len(sent)} events are in the stream, in order, with every attribute and field")
+    ids: dict[tuple[str, str], set[str]] = {}
+    for record, (device, line) in zip(records, sent):
+        ids.setdefault((device, line), set()).add(record.event["id"])
+    report.check(all(len(same) == 1 for same in ids.values()), "the same detection has the same id")
+    every = {next(iter(same)) for same in ids.values()}
+    report.check(len(every) == len(ids), "different detections have different ids")
+    reader.arrival_order()
+    report.check(True, "each device's records lie in order")
+    report.check(len({record.shard for record in reader.records}) > 1, "more than one shard was written")
+    return len(sent)
+
+
+def send_test(report: Report, service: Service, reader: Reader, integration_id: str) -> None:
+    """SendTest's receipt is true."""
+    report.section("SendTest")
+    verdict = service.test("acme")
+    report.check(verdict.delivered, "it is delivered", verdict)
+    reader.read()
+    found = [r for r in reader.records if r.number == verdict.receipt.sequence_number and r.shard == verdict.receipt.shard_id]
+    report.check(len(found) == 1, "the receipt's record is in its shard", verdict.receipt)
+    event = found[0].event
+    report.check(event["id"] == verdict.receipt.event_id, "its id is the receipt's")
+    report.check(event["type"] == "TYPE_TEST" and event["data"]["type"] == "TYPE_TEST", "it says that it is a test", event)
+    report.check("sequence" not in event and event["integrationid"] == integration_id, "it has no sequence", event)
+    report.check(found[0].key == integration_id == event["subject"], "its key is the integration", event)
+
+
+class Scenario:
+    """The integration `acme` through its troubles; `last` is the last sequence that was accepted."""
+
+    def __init__(self, report: Report, aws: Aws, service: Service, role: str, integration_id: str, last: int) -> None:
+        self.report = report
+        self.aws = aws
+        self.service = service
+        self.role = role
+        self.integration_id = integration_id
+        self.last = last
+        self.sent: list[str] = []
+
+    def publish(self, count: int) -> None:
+        """Publishes more."""
+        lines = [samples()[(self.last + n) % 20] for n in range(count)]
+        device = str(uuid.UUID(int=7))
+        self.service.publish([proto_event("acme", device, line) for line in lines])
+        self.last += count
+
+    def wrong_external_id(self, stream: str, reader: Reader) -> None:
+        """Unauthorized with a wrong external ID, healed by the right one, nothing lost."""
+        self.report.section("a wrong external ID, and the right one")
+        first = self.last + 1
+        changed = self.service.configure("acme", stream, self.role, "wrong-" + EXTERNAL_ID)
+        self.report.check(changed.integration_id == self.integration_id, "a replacement keeps the integration_id")
+        self.report.check(changed.status.status == integration_pb2.STATUS_UNKNOWN, "it is UNKNOWN again")
+        self.publish(3)
+        status = self.service.until_status(
+            "acme", integration_pb2.STATUS_UNAUTHORIZED, integration_pb2.STATUS_REASON_ASSUME_ROLE_DENIED
+        )
+        self.report.check(status.message != "", "it turns UNAUTHORIZED, ASSUME_ROLE_DENIED, with a message")
+        self.report.check(status.aws_error_code == "AccessDenied", "it tells AWS's own code", status)
+        verdict = self.service.test("acme")
+        self.report.check(not verdict.delivered and verdict.message == REFUSED, f"SendTest says {REFUSED!r}", verdict)
+        self.publish(2)
+        counts = self.service.get("acme").counts
+        self.report.check(counts.pending == 5, "what is published meanwhile waits", counts)
+        self.service.configure("acme", stream, self.role, EXTERNAL_ID)
+        self.service.until_status("acme", integration_pb2.STATUS_ACTIVE)
+        reader.until_sequences(self.integration_id, first, self.last)
+        self.report.check(True, "the right one heals it, and what waited arrives")
+
+    def writes_denied(self, reader: Reader) -> None:
+        """Unauthorized where the role may not write."""
+        self.report.section("a role that may not write")
+        first = self.last + 1
+        self.aws.forbid_writes("siem")
+        self.publish(2)
+        status = self.service.until_status(
+            "acme", integration_pb2.STATUS_UNAUTHORIZED, integration_pb2.STATUS_REASON_WRITE_DENIED
+        )
+        self.report.check(status.aws_error_code.startswith("AccessDenied"), "it turns UNAUTHORIZED, WRITE_DENIED", status)
+        self.aws.allow_writes("siem")
+        self.report.check(self.service.test("acme").delivered, "a passed SendTest ends the wait")
+        reader.until_sequences(self.integration_id, first, self.last)
+        self.report.check(True, "what waited arrives")
+
+    def deleted_stream(self, stream: str) -> Reader:
+        """Failing without the stream, healed by another one, which gets what waited."""
+        self.report.section("a deleted stream")
+        first = self.last + 1
+        self.aws.kinesis.delete_stream(StreamARN=stream)
+        self.publish(3)
+        status = self.service.until_status(
+            "acme", integration_pb2.STATUS_FAILING, integration_pb2.STATUS_REASON_STREAM_NOT_FOUND
+        )
+        self.report.check("ResourceNotFound" in status.aws_error_code, "it turns FAILING, STREAM_NOT_FOUND", status)
+        other = self.aws.stream("detections-2", 1)
+        reader = Reader(self.aws.kinesis, other)
+        self.service.configure("acme", other, self.role)
+        self.service.until_status("acme", integration_pb2.STATUS_ACTIVE)
+        reader.until_sequences(self.integration_id, first, self.last)
+        self.report.check(True, "another stream heals it and gets what waited, without a hole in the sequence")
+        return reader
+
+
+def publish_file(
+    report: Report, aws: Aws, service: Service, name: str, file: Path, alerts: list[str], exit_code: int
+) -> None:
+    """The whole of an EVE file through `siem-relay publish`; each alert is read back and judged."""
+    report.section(f"publish --eve {file.name}: {len(alerts)} alerts")
+    external_id = f"example-external-id-of-{name}"
+    stream = aws.stream(f"eve-{name}", 2)
+    integration = service.configure(name, stream, aws.role(f"siem-{name}", external_id), external_id)
+    device = str(uuid.uuid4())
+    began = time.monotonic()
+    done = subprocess.run(
+        [
+            binary(), "publish", "--address", service.relay.address, "--eve", file, "--organization", name,
+            "--network", NETWORK, "--device", device,
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+        timeout=300,
+        check=False,
+    )  # fmt: skip
+    print(done.stdout, done.stderr, f"({time.monotonic() - began:.1f} s)", sep="")
+    report.check(done.returncode == exit_code, f"it ends with {exit_code}", done.returncode)
+    reader = Reader(aws.kinesis, stream)
+    records = reader.until_sequences(integration.integration_id, 1, len(alerts))
+    for sequence, (record, line) in enumerate(zip(records, alerts), 1):
+        judge(
+            record, sequence, integration.integration_id, NETWORK, device, parse(line)["timestamp"], expected_data(line)
+        )
+    reader.read()
+    report.check(
+        set(reader.by_sequence(integration.integration_id)) == set(range(1, len(alerts) + 1)),
+        "every alert arrives, in the file's order, field by field, and nothing else",
+    )
+    ids = {record.event["id"] for record in records}
+    report.check(len(ids) == len(set(alerts)), "each has its own id, identical lines share theirs", (len(ids), len(set(alerts))))
+    reader.arrival_order()
+    report.check(True, "the device's records lie in order")
+
+
+def restart(report: Report, aws: Aws, directory: Path, scenario: Scenario, reader: Reader) -> Relay:
+    """Ends the server, starts it again on the same directory; all goes on."""
+    report.section("a restart")
+    code = scenario.service.relay.stop()
+    report.check(code == 0, "it ends with 0 after SIGTERM", code)
+    relay = Relay(directory, aws.settings())
+    scenario.service = Service(relay)
+    status = scenario.service.get("acme").status
+    report.check(status.status == integration_pb2.STATUS_ACTIVE, "the status is still known", status)
+    first = scenario.last + 1
+    scenario.publish(4)
+    reader.until_sequences(scenario.integration_id, first, scenario.last)
+    report.check(True, "what is published then arrives, and the sequence goes on")
+    return relay
+
+
+def secrets_stay_secret(report: Report, directory: Path, external_ids: list[str]) -> None:
+    """No external ID in the database's files or the logs."""
+    report.section("external IDs")
+    for file in sorted(directory.rglob("*")):
+        if not file.is_file() or file.name == "ministack.log":
+            continue
+        content = file.read_bytes()
+        for external_id in external_ids:
+            if external_id.encode() in content:
+                raise Failure(f"{file.relative_to(directory)} holds an external ID in clear")
+    report.check(True, "no external ID stands in a file of the server")
+
+
+def own_file(directory: Path) -> tuple[Path, list[str]]:
+    """Our samples as a file, with other records and a broken line among them; and its alerts."""
+    alerts = samples()
+    lines = list(alerts)
+    lines.insert(3, '{"timestamp":"2026-02-03T04:00:00.000000+0000","event_type":"flow","src_ip":"192.0.2.1"}')
+    lines.insert(9, '{"timestamp":"2026-02-03T04:00:00.0000')
+    lines.insert(12, "")
+    file = directory / "samples.jsonl"
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file, alerts
+
+
+def alerts_of(file: Path) -> list[str]:
+    """The alert lines of an EVE file."""
+    # Not splitlines, which also splits at what JSON may hold within a text.
+    lines = file.read_text(encoding="utf-8").split("\n")
+    records: list[tuple[str, Json]] = [(line, json.loads(line)) for line in lines if line.strip()]
+    return [line for line, record in records if record.get("event_type") == "alert"]
+
+
+def test(report: Report) -> None:
+    """The whole test."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        aws = Aws(directory)
+        with aws.process:
+            stream = aws.stream("detections", 3)
+            role = aws.role("siem", EXTERNAL_ID)
+            refusals(report, aws, role, stream)
+            with Relay(directory, aws.settings()) as relay:
+                service = Service(relay)
+                integration = service.configure("acme", stream, role, EXTERNAL_ID)
+                reader = Reader(aws.kinesis, stream)
+                last = deliver_samples(report, service, reader, integration.integration_id)
+                send_test(report, service, reader, integration.integration_id)
+                scenario = Scenario(report, aws, service, role, integration.integration_id, last)
+                scenario.wrong_external_id(stream, reader)
+                scenario.writes_denied(reader)
+                reader = scenario.deleted_stream(stream)
+                again = restart(report, aws, directory, scenario, reader)
+            with again:
+                service = scenario.service
+                file, alerts = own_file(directory)
+                publish_file(report, aws, service, "samples", file, alerts, 1)
+                given = os.environ.get("SIEM_RELAY_TEST_EVE")
+                if given:
+                    publish_file(report, aws, service, "real", Path(given), alerts_of(Path(given)), 0)
+                counts = service.get("acme").counts
+                report.check(counts.accepted == counts.delivered == scenario.last, "the counts say what was seen", counts)
+                report.section("shutdown")
+                code = again.stop()
+                report.check(code == 0, "it ends with 0 after SIGTERM", code)
+                report.check("panicked" not in again.log.read_text(), "nothing panicked")
+            secrets_stay_secret(report, directory, [EXTERNAL_ID, "example-external-id-of-samples"])
+
+
+if __name__ == "__main__":
+    sys.exit(run(test))
