@@ -11,6 +11,7 @@ AWS is a port that nobody listens on: none of this may need it.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -49,7 +50,7 @@ class Answer:
         violations = details.get("BadRequest", {})
         self.violations = {
             v["field"]: v.get("description", "")
-            for v in violations.get("field_violations", violations.get("fieldViolations", []))
+            for v in violations.get("field_violations", [])
         }
 
     def __str__(self) -> str:
@@ -68,7 +69,16 @@ def json_values(text: str) -> Iterator[Json]:
     position = 0
     while (position := len(text) - len(text[position:].lstrip())) < len(text):
         value, position = decoder.raw_decode(text, position)
-        yield value
+        yield proto_names(value)
+
+
+def proto_names(value: Any) -> Any:
+    """With the fields' names as in the proto files; grpcurl prints them in camelCase where reflection tells json_name."""
+    if isinstance(value, dict):
+        return {re.sub("[A-Z]", lambda m: "_" + m[0].lower(), key): proto_names(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [proto_names(inner) for inner in value]
+    return value
 
 
 class Grpcurl:
@@ -110,7 +120,7 @@ class Grpcurl:
                 lines.append(line)
                 # grpcurl prints a message over many lines; the brace alone closes it.
                 if line.rstrip() == "}":
-                    got.append(json.loads("".join(lines)))
+                    got.extend(json_values("".join(lines)))
                     lines = []
                     if last in got[-1]:
                         process.terminate()
@@ -133,10 +143,10 @@ def expect(answer: Answer, code: int, reason: str, fields: Iterable[str] = ()) -
 def configuration(**changes: Any) -> Json:
     """A good Configure request, with changes."""
     good = {
-        "organizationId": "bad-input",
-        "kinesisStreamArn": STREAM,
-        "roleArn": ROLE,
-        "externalId": EXTERNAL_ID,
+        "organization_id": "bad-input",
+        "kinesis_stream_arn": STREAM,
+        "role_arn": ROLE,
+        "external_id": EXTERNAL_ID,
     }
     return {**good, **changes}
 
@@ -144,17 +154,17 @@ def configuration(**changes: Any) -> Json:
 def event(**changes: Any) -> Json:
     """A good event, with changes; a change to None leaves the field out."""
     good: Json = {
-        "organizationId": "good",
-        "networkId": NETWORK,
-        "deviceId": DEVICE,
-        "observedTime": "2026-02-03T04:05:06.123456Z",
-        "idsDetection": {
-            "srcIp": "192.0.2.1",
-            "srcPort": 40000,
-            "destIp": "198.51.100.2",
-            "destPort": 443,
+        "organization_id": "good",
+        "network_id": NETWORK,
+        "device_id": DEVICE,
+        "observed_time": "2026-02-03T04:05:06.123456Z",
+        "ids_detection": {
+            "src_ip": "192.0.2.1",
+            "src_port": 40000,
+            "dest_ip": "198.51.100.2",
+            "dest_port": 443,
             "proto": "TCP",
-            "signatureId": 1000001,
+            "signature_id": 1000001,
             "signature": "Example",
         },
     }
@@ -163,7 +173,7 @@ def event(**changes: Any) -> Json:
 
 def detection(**changes: Any) -> Json:
     """A good event whose detection is changed."""
-    return event(idsDetection={**event()["idsDetection"], **changes})
+    return event(ids_detection={**event()["ids_detection"], **changes})
 
 
 BAD_ORGANIZATIONS = ["", "a b", "a/b", "é", "x" * 65, "a\n"]
@@ -245,20 +255,20 @@ def test_configure(report: Report, grpcurl: Grpcurl) -> None:
     """Configure: good, replaced, and each field bad."""
     configure = f"{INTEGRATIONS}/Configure"
     report.section("Configure, good")
-    made = grpcurl.call(configure, configuration(organizationId="good")).only()["integration"]
-    report.check(made["externalIdHint"] == EXTERNAL_ID[-4:], "the hint is the last four characters", made)
+    made = grpcurl.call(configure, configuration(organization_id="good")).only()["integration"]
+    report.check(made["external_id_hint"] == EXTERNAL_ID[-4:], "the hint is the last four characters", made)
     report.check(EXTERNAL_ID not in json.dumps(made), "the external ID is not returned")
     report.check(made["status"]["status"] == "STATUS_UNKNOWN", "a new integration is UNKNOWN", made)
-    again = grpcurl.call(configure, configuration(organizationId="good", externalId="", etag=made["etag"])).only()
+    again = grpcurl.call(configure, configuration(organization_id="good", external_id="", etag=made["etag"])).only()
     report.check(
-        again["integration"]["integrationId"] == made["integrationId"]
-        and again["integration"]["externalIdHint"] == made["externalIdHint"],
+        again["integration"]["integration_id"] == made["integration_id"]
+        and again["integration"]["external_id_hint"] == made["external_id_hint"],
         "a replacement without external ID keeps integration and external ID",
         again,
     )
     for role in GOOD_ROLE_PATHS:
-        kept = grpcurl.call(configure, configuration(organizationId="good", externalId="", roleArn=role)).only()
-        report.check(kept["integration"]["roleArn"] == role, f"it takes {role}", kept)
+        kept = grpcurl.call(configure, configuration(organization_id="good", external_id="", role_arn=role)).only()
+        report.check(kept["integration"]["role_arn"] == role, f"it takes {role}", kept)
 
     report.section("Configure, bad")
 
@@ -269,37 +279,37 @@ def test_configure(report: Report, grpcurl: Grpcurl) -> None:
     report.attempt("every field missing", lambda: bad({}, everything))
     report.attempt(
         "every field malformed",
-        lambda: bad({"organizationId": "a b", "kinesisStreamArn": "x", "roleArn": "y", "externalId": "z"}, everything),
+        lambda: bad({"organization_id": "a b", "kinesis_stream_arn": "x", "role_arn": "y", "external_id": "z"}, everything),
     )
     for value in BAD_ORGANIZATIONS:
-        request = configuration(organizationId=value)
+        request = configuration(organization_id=value)
         report.attempt(f"organization_id {value[:10]!r}", lambda r=request: bad(r, ["organization_id"]))  # type: ignore[misc]
     for what, value in BAD_STREAM_ARNS.items():
-        request = configuration(kinesisStreamArn=value)
+        request = configuration(kinesis_stream_arn=value)
         report.attempt(f"kinesis_stream_arn: {what}", lambda r=request: bad(r, ["kinesis_stream_arn"]))  # type: ignore[misc]
     for what, value in BAD_ROLE_ARNS.items():
-        request = configuration(roleArn=value)
+        request = configuration(role_arn=value)
         report.attempt(f"role_arn: {what}", lambda r=request: bad(r, ["role_arn"]))  # type: ignore[misc]
     for what, value in BAD_EXTERNAL_IDS.items():
-        request = configuration(externalId=value)
+        request = configuration(external_id=value)
         report.attempt(f"external_id: {what}", lambda r=request: bad(r, ["external_id"]))  # type: ignore[misc]
 
     def partitions() -> None:
-        answer = grpcurl.call(configure, configuration(roleArn=ROLE.replace("arn:aws:", "arn:aws-cn:")))
+        answer = grpcurl.call(configure, configuration(role_arn=ROLE.replace("arn:aws:", "arn:aws-cn:")))
         if answer.code != INVALID_ARGUMENT or not set(answer.violations) & {"role_arn", "kinesis_stream_arn"}:
             raise Failure(f"a role of another partition than the stream's: {answer}")
 
     report.attempt("role and stream of different partitions", partitions)
 
     def stale() -> None:
-        request = configuration(organizationId="good", externalId="", etag=made["etag"])
+        request = configuration(organization_id="good", external_id="", etag=made["etag"])
         expect(grpcurl.call(configure, request), ABORTED, "ETAG_MISMATCH")
 
     def of_another() -> None:
-        expect(grpcurl.call(configure, configuration(organizationId="other")), ALREADY_EXISTS, "EXTERNAL_ID_IN_USE")
+        expect(grpcurl.call(configure, configuration(organization_id="other")), ALREADY_EXISTS, "EXTERNAL_ID_IN_USE")
 
     def validate_only() -> None:
-        request = configuration(externalId="example-external-id-9", validateOnly=True)
+        request = configuration(external_id="example-external-id-9", validate_only=True)
         expect(grpcurl.call(configure, request), UNIMPLEMENTED, "NOT_SUPPORTED")
 
     report.attempt("a stale etag", stale)
@@ -308,7 +318,7 @@ def test_configure(report: Report, grpcurl: Grpcurl) -> None:
 
     def nothing_saved() -> None:
         for organization in ("bad-input", "other"):
-            answer = grpcurl.call(f"{INTEGRATIONS}/Get", {"organizationId": organization})
+            answer = grpcurl.call(f"{INTEGRATIONS}/Get", {"organization_id": organization})
             expect(answer, NOT_FOUND, "INTEGRATION_NOT_FOUND")
 
     report.attempt("nothing of the refused requests was saved", nothing_saved)
@@ -317,9 +327,9 @@ def test_configure(report: Report, grpcurl: Grpcurl) -> None:
 def test_reads(report: Report, grpcurl: Grpcurl) -> None:
     """Get, List, SendTest and StreamStatus."""
     report.section("Get, SendTest, List")
-    got = grpcurl.call(f"{INTEGRATIONS}/Get", {"organizationId": "good"}).only()["integration"]
+    got = grpcurl.call(f"{INTEGRATIONS}/Get", {"organization_id": "good"}).only()["integration"]
     report.check(got["counts"]["accepted"] == "0", "counts start at 0", got)
-    verdict = grpcurl.call(f"{INTEGRATIONS}/SendTest", {"organizationId": "good"}).only()
+    verdict = grpcurl.call(f"{INTEGRATIONS}/SendTest", {"organization_id": "good"}).only()
     results = {check["name"]: check for check in verdict["checks"]}
     report.check(not verdict["delivered"] and verdict["message"] != "", "an unreachable AWS is a verdict, not an error", verdict)
     report.check(results["CHECK_NAME_ASSUME_ROLE"]["result"] == "CHECK_RESULT_FAILED", "the role's check failed", verdict)
@@ -331,34 +341,34 @@ def test_reads(report: Report, grpcurl: Grpcurl) -> None:
         for value in BAD_ORGANIZATIONS:
 
             def malformed(path: str = path, value: str = value) -> None:
-                answer = grpcurl.call(path, {"organizationId": value})
+                answer = grpcurl.call(path, {"organization_id": value})
                 expect(answer, INVALID_ARGUMENT, "INVALID_FIELD", ["organization_id"])
 
             report.attempt(f"{method}, organization_id {value[:10]!r}", malformed)
 
         def absent(path: str = path) -> None:
-            expect(grpcurl.call(path, {"organizationId": "nobody"}), NOT_FOUND, "INTEGRATION_NOT_FOUND")
+            expect(grpcurl.call(path, {"organization_id": "nobody"}), NOT_FOUND, "INTEGRATION_NOT_FOUND")
 
         report.attempt(f"{method}, an unknown organization", absent)
 
     for number in range(4):
-        request = configuration(organizationId=f"list-{number}", externalId=f"example-external-id-list-{number}")
+        request = configuration(organization_id=f"list-{number}", external_id=f"example-external-id-list-{number}")
         grpcurl.call(f"{INTEGRATIONS}/Configure", request).only()
     seen: list[str] = []
     token = ""
     pages = 0
     while pages == 0 or token:
-        page = grpcurl.call(f"{INTEGRATIONS}/List", {"pageSize": 2, "pageToken": token}).only()
+        page = grpcurl.call(f"{INTEGRATIONS}/List", {"page_size": 2, "page_token": token}).only()
         report.check(len(page["integrations"]) <= 2, "a page holds no more than asked for", page)
-        seen += [integration["organizationId"] for integration in page["integrations"]]
-        token = page["nextPageToken"]
+        seen += [integration["organization_id"] for integration in page["integrations"]]
+        token = page["next_page_token"]
         pages += 1
     report.check(seen == sorted(seen) == ["good", *(f"list-{n}" for n in range(4))], "the pages give each once, in order", seen)
     none = grpcurl.call(f"{INTEGRATIONS}/List", {"statuses": ["STATUS_ACTIVE"]}).only()
     report.check(none["integrations"] == [], "the status filter filters", none)
 
     def token_of_nobody() -> None:
-        answer = grpcurl.call(f"{INTEGRATIONS}/List", {"pageToken": "é*nobody's"})
+        answer = grpcurl.call(f"{INTEGRATIONS}/List", {"page_token": "é*nobody's"})
         expect(answer, INVALID_ARGUMENT, "INVALID_FIELD", ["page_token"])
 
     def unknown_status() -> None:
@@ -371,21 +381,21 @@ def test_reads(report: Report, grpcurl: Grpcurl) -> None:
     report.section("StreamStatus")
     path = f"{INTEGRATIONS}/StreamStatus"
     snapshot = grpcurl.stream_until(path, {}, "synced")
-    told = sorted(message["current"]["organizationId"] for message in snapshot[:-1])
+    told = sorted(message["current"]["organization_id"] for message in snapshot[:-1])
     report.check(told == seen, "the snapshot holds every integration, then synced", snapshot)
-    named = grpcurl.stream_until(path, {"organizationIds": ["good", "nobody"]}, "synced")
-    kinds = sorted(next(key for key in message if key != "resumeToken") for message in named)
+    named = grpcurl.stream_until(path, {"organization_ids": ["good", "nobody"]}, "synced")
+    kinds = sorted(next(key for key in message if key != "resume_token") for message in named)
     report.check(kinds == ["absent", "current", "synced"], "a named organization without integration is absent", named)
-    resumed = grpcurl.stream_until(path, {"resumeToken": "nobody's"}, "synced")
+    resumed = grpcurl.stream_until(path, {"resume_token": "nobody's"}, "synced")
     report.check("reset" in resumed[0], "a token of nobody gives a reset, then a snapshot", resumed[:1])
     report.check(len(resumed) == len(snapshot) + 1, "the snapshot after a reset is full", resumed)
 
     def malformed_name() -> None:
-        answer = grpcurl.call(path, {"organizationIds": ["good", "a b", "c/d"]})
+        answer = grpcurl.call(path, {"organization_ids": ["good", "a b", "c/d"]})
         expect(answer, INVALID_ARGUMENT, "INVALID_FIELD", ["organization_ids[1]", "organization_ids[2]"])
 
     def too_many() -> None:
-        answer = grpcurl.call(path, {"organizationIds": [f"o{n}" for n in range(1001)]})
+        answer = grpcurl.call(path, {"organization_ids": [f"o{n}" for n in range(1001)]})
         expect(answer, INVALID_ARGUMENT, "INVALID_FIELD", ["organization_ids"])
 
     report.attempt("malformed names", malformed_name)
@@ -393,30 +403,30 @@ def test_reads(report: Report, grpcurl: Grpcurl) -> None:
 
 
 REJECTIONS: Mapping[str, tuple[Json, str, str]] = {
-    "organization_id missing": (event(organizationId=None), "INVALID_FIELD", "organization_id"),
-    "organization_id malformed": (event(organizationId="a b"), "INVALID_FIELD", "organization_id"),
-    "network_id missing": (event(networkId=None), "INVALID_FIELD", "network_id"),
-    "network_id malformed": (event(networkId="n1"), "INVALID_FIELD", "network_id"),
-    "device_id missing": (event(deviceId=None), "INVALID_FIELD", "device_id"),
-    "device_id malformed": (event(deviceId=DEVICE[:-1]), "INVALID_FIELD", "device_id"),
-    "observed_time missing": (event(observedTime=None), "INVALID_FIELD", "observed_time"),
-    "event_id malformed": (event(eventId="7"), "INVALID_FIELD", "event_id"),
-    "payload missing": (event(idsDetection=None), "INVALID_FIELD", "payload"),
-    "src_ip malformed": (detection(srcIp="192.0.2.256"), "INVALID_FIELD", "ids_detection.src_ip"),
-    "dest_ip malformed": (detection(destIp="2001:db8::g"), "INVALID_FIELD", "ids_detection.dest_ip"),
-    "src_port too large": (detection(srcPort=65536), "INVALID_FIELD", "ids_detection.src_port"),
-    "dest_port too large": (detection(destPort=4294967295), "INVALID_FIELD", "ids_detection.dest_port"),
+    "organization_id missing": (event(organization_id=None), "INVALID_FIELD", "organization_id"),
+    "organization_id malformed": (event(organization_id="a b"), "INVALID_FIELD", "organization_id"),
+    "network_id missing": (event(network_id=None), "INVALID_FIELD", "network_id"),
+    "network_id malformed": (event(network_id="n1"), "INVALID_FIELD", "network_id"),
+    "device_id missing": (event(device_id=None), "INVALID_FIELD", "device_id"),
+    "device_id malformed": (event(device_id=DEVICE[:-1]), "INVALID_FIELD", "device_id"),
+    "observed_time missing": (event(observed_time=None), "INVALID_FIELD", "observed_time"),
+    "event_id malformed": (event(event_id="7"), "INVALID_FIELD", "event_id"),
+    "payload missing": (event(ids_detection=None), "INVALID_FIELD", "payload"),
+    "src_ip malformed": (detection(src_ip="192.0.2.256"), "INVALID_FIELD", "ids_detection.src_ip"),
+    "dest_ip malformed": (detection(dest_ip="2001:db8::g"), "INVALID_FIELD", "ids_detection.dest_ip"),
+    "src_port too large": (detection(src_port=65536), "INVALID_FIELD", "ids_detection.src_port"),
+    "dest_port too large": (detection(dest_port=4294967295), "INVALID_FIELD", "ids_detection.dest_port"),
     "vlan too large": (detection(vlan=[4096]), "INVALID_FIELD", "ids_detection.vlan[0]"),
-    "context is an array": (detection(contextJson="[1]"), "INVALID_FIELD", "ids_detection.context_json"),
-    "context is cut": (detection(contextJson='{"a":'), "INVALID_FIELD", "ids_detection.context_json"),
-    "context is two": (detection(contextJson="{} {}"), "INVALID_FIELD", "ids_detection.context_json"),
+    "context is an array": (detection(context_json="[1]"), "INVALID_FIELD", "ids_detection.context_json"),
+    "context is cut": (detection(context_json='{"a":'), "INVALID_FIELD", "ids_detection.context_json"),
+    "context is two": (detection(context_json="{} {}"), "INVALID_FIELD", "ids_detection.context_json"),
     "context is too deep": (
-        detection(contextJson='{"a":' * 65 + "1" + "}" * 65),
+        detection(context_json='{"a":' * 65 + "1" + "}" * 65),
         "INVALID_FIELD",
         "ids_detection.context_json",
     ),
     "a signature of 1.1 MiB": (detection(signature="x" * int(1.1 * MIB)), "RECORD_TOO_LARGE", ""),
-    "a context of 3 MiB": (detection(contextJson=json.dumps({"a": "x" * 3 * MIB})), "RECORD_TOO_LARGE", ""),
+    "a context of 3 MiB": (detection(context_json=json.dumps({"a": "x" * 3 * MIB})), "RECORD_TOO_LARGE", ""),
 }
 
 
@@ -426,11 +436,11 @@ def test_publish(report: Report, grpcurl: Grpcurl) -> None:
     report.section("Publish")
     empty = grpcurl.call(path, {}).only()
     report.check(empty["accepted"] == 0 and empty["rejections"] == [], "no events are no error", empty)
-    good = grpcurl.call(path, {"events": [event(), event(organizationId="nobody"), event()]}).only()
+    good = grpcurl.call(path, {"events": [event(), event(organization_id="nobody"), event()]}).only()
     report.check(good["accepted"] == 2 and good["unconfigured"] == 1, "good events are accepted, strays are counted", good)
-    icmp = detection(proto="IPv6-ICMP", srcIp="2001:db8::1", destIp="2001:db8::2", signature="Prüfung ✓ 検出")
-    del icmp["idsDetection"]["srcPort"], icmp["idsDetection"]["destPort"]
-    edge = detection(srcPort=0, destPort=65535, flowId="18446744073709551615", vlan=[0, 4095], contextJson="{}")
+    icmp = detection(proto="IPv6-ICMP", src_ip="2001:db8::1", dest_ip="2001:db8::2", signature="Prüfung ✓ 検出")
+    del icmp["ids_detection"]["src_port"], icmp["ids_detection"]["dest_port"]
+    edge = detection(src_port=0, dest_port=65535, flow_id="18446744073709551615", vlan=[0, 4095], context_json="{}")
     answer = grpcurl.call(path, {"events": [icmp, edge]}).only()
     report.check(answer["accepted"] == 2, "IPv6, no ports, unicode, and the ends of each range are accepted", answer)
 
@@ -482,13 +492,13 @@ def test_publish(report: Report, grpcurl: Grpcurl) -> None:
     report.section("PublishStream")
     answers = grpcurl.call(
         f"{EVENTS}/PublishStream",
-        {"requestId": "a", "events": [event()]},
-        {"requestId": "b", "events": [event()] * 1001},
-        {"requestId": "c", "events": [event(), detection(srcPort=65536)]},
-        {"requestId": "d"},
+        {"request_id": "a", "events": [event()]},
+        {"request_id": "b", "events": [event()] * 1001},
+        {"request_id": "c", "events": [event(), detection(src_port=65536)]},
+        {"request_id": "d"},
     )
     report.check(answers.code == OK, "the stream ends well", answers)
-    report.check([m["requestId"] for m in answers.messages] == ["a", "b", "c", "d"], "acks come in order", answers)
+    report.check([m["request_id"] for m in answers.messages] == ["a", "b", "c", "d"], "acks come in order", answers)
     a, b, c, d = answers.messages
     report.check(a["result"]["accepted"] == 1, "the first is accepted", a)
     report.check(b["error"]["code"] == INVALID_ARGUMENT, "a bad request is an ack with a status, and the stream goes on", b)
@@ -538,22 +548,22 @@ def test_delete(report: Report, grpcurl: Grpcurl) -> None:
     """Delete, its counts, and what is left."""
     path = f"{INTEGRATIONS}/Delete"
     report.section("Delete")
-    before = grpcurl.call(f"{INTEGRATIONS}/Get", {"organizationId": "good"}).only()["integration"]["counts"]
+    before = grpcurl.call(f"{INTEGRATIONS}/Get", {"organization_id": "good"}).only()["integration"]["counts"]
     report.check(int(before["accepted"]) > 1000 and before["delivered"] == "0", "all that was accepted is pending", before)
-    counts = grpcurl.call(path, {"organizationId": "good"}).only()["counts"]
+    counts = grpcurl.call(path, {"organization_id": "good"}).only()["counts"]
     report.check(
         counts["discarded"] == before["accepted"] and counts["pending"] == "0", "Delete discards what is pending", counts
     )
 
     def gone() -> None:
-        expect(grpcurl.call(path, {"organizationId": "good"}), NOT_FOUND, "INTEGRATION_NOT_FOUND")
+        expect(grpcurl.call(path, {"organization_id": "good"}), NOT_FOUND, "INTEGRATION_NOT_FOUND")
 
     report.attempt("a second Delete", gone)
-    missing = grpcurl.call(path, {"organizationId": "good", "allowMissing": True}).only()
+    missing = grpcurl.call(path, {"organization_id": "good", "allow_missing": True}).only()
     report.check(missing.get("counts") is None, "allow_missing makes it OK, without counts", missing)
     late = grpcurl.call(f"{EVENTS}/Publish", {"events": [event()]}).only()
     report.check(late["unconfigured"] == 1, "events after it are unconfigured", late)
-    again = grpcurl.call(f"{INTEGRATIONS}/Configure", configuration(organizationId="good")).only()["integration"]
+    again = grpcurl.call(f"{INTEGRATIONS}/Configure", configuration(organization_id="good")).only()["integration"]
     report.check(again["counts"]["accepted"] == "0", "its external ID is free, and a new integration starts anew", again)
 
 
