@@ -19,7 +19,7 @@ from harness import Process, Relay, Report, accepts, binary, clean_environment, 
 ROOT = Path(__file__).resolve().parents[2]
 ACCOUNT = "111122223333"
 VENDOR = "444455556666"
-CLIENTS = {
+CLIENTS: dict[str, list[str | Path]] = {
     "python": [ROOT / "clients/python/.venv/bin/python", ROOT / "clients/python/smoke.py"],
     "typescript": ["node", ROOT / "clients/typescript/dist/smoke.js"],
 }
