@@ -100,7 +100,7 @@ def until_active(stream: Iterator[integration_pb2.StreamStatusResponse]) -> None
 
 def run(address: str, organization: str, stream_arn: str, role_arn: str, external_id: str) -> None:
     """The whole test, over one channel."""
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address.removeprefix("http://")) as channel:
         integrations = integration_pb2_grpc.SiemIntegrationServiceStub(channel)
         events = event_pb2_grpc.EventServiceStub(channel)
 
@@ -202,7 +202,7 @@ def main() -> int:
     """Reads the arguments and runs."""
     parser = argparse.ArgumentParser(description=__doc__)
     for flag, variable, default in (
-        ("--address", "SIEM_RELAY_ADDRESS", "127.0.0.1:50051"),
+        ("--address", "SIEM_RELAY_ADDRESS", "http://127.0.0.1:50051"),
         ("--organization", "SMOKE_ORGANIZATION", "smoke-python"),
         ("--stream-arn", "SMOKE_STREAM_ARN", None),
         ("--role-arn", "SMOKE_ROLE_ARN", None),

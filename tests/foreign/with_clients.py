@@ -117,7 +117,7 @@ def smoke(report: Report, stand_in: StandIn, relay: Relay, name: str) -> None:
     external_id = f"example-external-id-of-{name}"
     stream, role = stand_in.customer(name, external_id)
     environment = clean_environment(
-        SIEM_RELAY_ADDRESS=relay.address,
+        SIEM_RELAY_ADDRESS=f"http://{relay.address}",
         SMOKE_ORGANIZATION=f"smoke-{name}",
         SMOKE_STREAM_ARN=stream,
         SMOKE_ROLE_ARN=role,

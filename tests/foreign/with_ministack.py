@@ -419,7 +419,7 @@ def publish_file(
     began = time.monotonic()
     done = subprocess.run(
         [
-            binary(), "publish", "--address", service.relay.address, "--eve", file, "--organization", name,
+            binary(), "publish", "--address", f"http://{service.relay.address}", "--eve", file, "--organization", name,
             "--network", NETWORK, "--device", device,
         ],
         stdin=subprocess.DEVNULL,

@@ -1,7 +1,7 @@
 // Runs the TypeScript stubs against a server: Configure, StreamStatus, Publish,
 // SendTest, Get and Delete. Exits with 0 if every answer was as it should be.
 //
-// Environment: SIEM_RELAY_ADDRESS (host:port), SMOKE_STREAM_ARN, SMOKE_ROLE_ARN,
+// Environment: SIEM_RELAY_ADDRESS (a URL), SMOKE_STREAM_ARN, SMOKE_ROLE_ARN,
 // SMOKE_EXTERNAL_ID, SMOKE_ORGANIZATION.
 
 import assert from "node:assert/strict";
@@ -89,12 +89,12 @@ async function next(stream: AsyncIterator<StreamStatusResponse>): Promise<Stream
 }
 
 async function run(): Promise<void> {
-  const address = argv[2] ?? setting("SIEM_RELAY_ADDRESS", "127.0.0.1:50051");
+  const address = argv[2] ?? setting("SIEM_RELAY_ADDRESS", "http://127.0.0.1:50051");
   const organizationId = setting("SMOKE_ORGANIZATION", "smoke-typescript");
   const kinesisStreamArn = setting("SMOKE_STREAM_ARN");
   const roleArn = setting("SMOKE_ROLE_ARN");
   const externalId = setting("SMOKE_EXTERNAL_ID");
-  const transport = createGrpcTransport({ baseUrl: `http://${address}`, defaultTimeoutMs: timeoutMs });
+  const transport = createGrpcTransport({ baseUrl: address, defaultTimeoutMs: timeoutMs });
   const integrations = createClient(SiemIntegrationService, transport);
   const events = createClient(EventService, transport);
 
