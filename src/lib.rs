@@ -27,4 +27,14 @@
 //! `sandbox` know tonic; only `store` knows sea_orm; only `sink` knows the AWS SDK.
 //! `tests/it/house.rs` holds these borders.
 
+pub mod api;
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod domain;
 pub mod proto;
+pub mod sink;
+pub mod store;
+pub mod telemetry;
+pub mod watch;
+pub mod worker;

@@ -1,0 +1,134 @@
+//! The gRPC services, and the server that they share.
+
+pub mod errors;
+pub mod wire;
+
+mod convert;
+mod events;
+mod integrations;
+mod publishing;
+mod trace;
+mod validate;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Server, server::TcpIncoming};
+use tower_http::trace::TraceLayer;
+
+use self::{events::Events, integrations::Integrations, publishing::Publishing};
+use crate::{
+    domain::{
+        event::Format,
+        verdict::{TestError, TestVerdict},
+    },
+    proto::{
+        DESCRIPTOR_SET,
+        v1::{
+            event_service_server::EventServiceServer,
+            siem_integration_service_server::SiemIntegrationServiceServer,
+        },
+    },
+    store::{Deleted, Store},
+    watch::Watch,
+};
+
+/// A request beyond it is refused by the transport, before the API can say why.
+const MOST_MESSAGE_BYTES: usize = 8 << 20;
+/// How long an answer that is no stream may take.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// How often a silent connection is asked whether its peer still lives.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// What the API needs of delivery.
+pub trait Delivery: Send + Sync + 'static {
+    /// Writes a test event, and waits behind nothing.
+    fn send_test(
+        &self,
+        organization_id: &str,
+    ) -> impl Future<Output = Result<TestVerdict, TestError>> + Send;
+
+    /// Ends what is under way for an integration that was deleted. When it returns,
+    /// no AWS call for it begins any more.
+    fn deleted(&self, deleted: &Deleted) -> impl Future<Output = ()> + Send;
+}
+
+/// What the API is made of.
+pub struct Api<D> {
+    /// Where integrations and events are kept.
+    pub store: Store,
+    /// Test events and deletion.
+    pub delivery: D,
+    /// Status changes.
+    pub watch: Watch,
+    /// How events are rendered.
+    pub format: Arc<Format>,
+    /// Bytes of publishes in memory until they are durable.
+    pub publish_bytes_in_flight: usize,
+    /// Streams end when it is cancelled.
+    pub stop: CancellationToken,
+}
+
+/// Why the API ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The transport failed.
+    #[error("the gRPC server failed: {0}")]
+    Transport(#[from] tonic::transport::Error),
+    /// The descriptors for reflection are damaged.
+    #[error("reflection cannot be set up: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+impl<D: Delivery> Api<D> {
+    /// Serves until `stop`; then takes no more, and returns when every request under
+    /// way is answered and every stream has ended.
+    pub async fn serve(self, listener: TcpListener) -> Result<(), ServeError> {
+        let stop = self.stop.clone();
+        let publishing = Publishing::new(
+            self.store.clone(),
+            self.format,
+            self.publish_bytes_in_flight,
+        );
+        let events = EventServiceServer::new(Events {
+            publishing,
+            stop: stop.clone(),
+        })
+        .max_decoding_message_size(MOST_MESSAGE_BYTES);
+        let integrations = SiemIntegrationServiceServer::new(Integrations {
+            store: self.store,
+            delivery: self.delivery,
+            watch: self.watch,
+        });
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health
+            .set_serving::<SiemIntegrationServiceServer<Integrations<D>>>()
+            .await;
+        health.set_serving::<EventServiceServer<Events>>().await;
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(8 << 20)
+            // Status streams are long-lived, and many share a connection.
+            .max_concurrent_streams(Some(20_000))
+            // A client that waits for ever must not hold a handler for ever.
+            .timeout(DEADLINE)
+            // Outermost: what is refused below is traced as well.
+            .layer(TraceLayer::new_for_grpc().make_span_with(trace::span))
+            .add_service(health_service)
+            .add_service(reflection().build_v1()?)
+            .add_service(reflection().build_v1alpha()?)
+            .add_service(integrations)
+            .add_service(events)
+            .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+            .await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,143 @@
+//! `siem.v1.EventService`.
+
+use std::pin::Pin;
+
+use futures_util::stream::{Stream, StreamExt};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    errors::{ApiError, Violation},
+    publishing::Publishing,
+};
+use crate::proto::v1::{
+    PublishRequest, PublishResponse, PublishStreamRequest, PublishStreamResponse,
+    event_service_server::EventService, publish_stream_response::Outcome,
+};
+
+/// Requests of one PublishStream that are under way at the most.
+const MOST_IN_FLIGHT: usize = 64;
+/// The longest request_id, in bytes.
+const MOST_REQUEST_ID: usize = 128;
+
+pub(super) struct Events {
+    pub(super) publishing: Publishing,
+    pub(super) stop: CancellationToken,
+}
+
+type Durable = Pin<Box<dyn Future<Output = Result<PublishResponse, ApiError>> + Send>>;
+
+/// An answer in the making, in the order of the requests.
+enum Ack {
+    Request {
+        request_id: String,
+        durable: Durable,
+    },
+    End(Status),
+}
+
+impl Ack {
+    async fn wait(self) -> Result<PublishStreamResponse, Status> {
+        match self {
+            Self::End(status) => Err(status),
+            Self::Request {
+                request_id,
+                durable,
+            } => Ok(PublishStreamResponse {
+                request_id,
+                outcome: Some(match durable.await {
+                    Ok(response) => Outcome::Result(response),
+                    Err(error) => Outcome::Error(error.into_message()),
+                }),
+            }),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl EventService for Events {
+    async fn publish(
+        &self,
+        request: Request<PublishRequest>,
+    ) -> Result<Response<PublishResponse>, Status> {
+        if self.stop.is_cancelled() {
+            return Err(ApiError::ShuttingDown.into());
+        }
+        let durable = self.publishing.begin(request.into_inner().events).await?;
+        Ok(Response::new(durable.await?))
+    }
+
+    type PublishStreamStream =
+        Pin<Box<dyn Stream<Item = Result<PublishStreamResponse, Status>> + Send>>;
+
+    async fn publish_stream(
+        &self,
+        request: Request<Streaming<PublishStreamRequest>>,
+    ) -> Result<Response<Self::PublishStreamStream>, Status> {
+        let (acks, waiting) = mpsc::channel(MOST_IN_FLIGHT);
+        tokio::spawn(read(
+            request.into_inner(),
+            self.publishing.clone(),
+            acks,
+            self.stop.clone(),
+        ));
+        let answers = ReceiverStream::new(waiting).then(Ack::wait);
+        Ok(Response::new(Box::pin(answers)))
+    }
+}
+
+/// Takes requests until the client ends, breaks off, or the server stops. What was
+/// taken is answered in any case.
+async fn read(
+    mut requests: Streaming<PublishStreamRequest>,
+    publishing: Publishing,
+    acks: mpsc::Sender<Ack>,
+    stop: CancellationToken,
+) {
+    loop {
+        let message = tokio::select! {
+            biased;
+            () = stop.cancelled() => {
+                let end = Ack::End(ApiError::ShuttingDown.into());
+                let _gone = acks.send(end).await;
+                return;
+            }
+            message = requests.message() => message,
+        };
+        let request = match message {
+            Ok(Some(request)) => request,
+            Ok(None) => return,
+            Err(status) => {
+                let _gone = acks.send(Ack::End(status)).await;
+                return;
+            }
+        };
+        let ack = begin(&publishing, request).await;
+        // A client that no longer reads answers does not get the rest taken.
+        if acks.send(ack).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn begin(publishing: &Publishing, request: PublishStreamRequest) -> Ack {
+    let durable: Durable = if request.request_id.len() > MOST_REQUEST_ID {
+        let violation = Violation::new("request_id", "may have at most 128 bytes");
+        Box::pin(async { Err(ApiError::Invalid(vec![violation])) })
+    } else {
+        match publishing.begin(request.events).await {
+            Ok(durable) => Box::pin(durable),
+            Err(error) => Box::pin(async { Err(error) }),
+        }
+    };
+    let request_id = match request.request_id {
+        long if long.len() > MOST_REQUEST_ID => String::new(),
+        request_id => request_id,
+    };
+    Ack::Request {
+        request_id,
+        durable,
+    }
+}

@@ -1,0 +1,171 @@
+//! `siem.v1.SiemIntegrationService`.
+
+use std::pin::Pin;
+
+use futures_util::stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status};
+
+use super::{
+    Delivery, convert,
+    errors::{ApiError, Violation},
+    validate,
+};
+use crate::{
+    domain::integration::Snapshot,
+    proto::v1::{
+        ConfigureRequest, ConfigureResponse, DeleteRequest, DeleteResponse, GetRequest,
+        GetResponse, ListRequest, ListResponse, SendTestRequest, SendTestResponse,
+        StreamStatusRequest, StreamStatusResponse,
+        siem_integration_service_server::SiemIntegrationService,
+    },
+    store::{Store, StoreError},
+    watch::{Ended, Watch},
+};
+
+pub(super) struct Integrations<D> {
+    pub(super) store: Store,
+    pub(super) delivery: D,
+    pub(super) watch: Watch,
+}
+
+impl<D: Delivery> Integrations<D> {
+    async fn message(
+        &self,
+        snapshot: &Snapshot,
+    ) -> Result<crate::proto::v1::Integration, StoreError> {
+        let oldest = match snapshot.progress.pending() {
+            0 => None,
+            _ => self.store.oldest_pending(snapshot.integration.key).await?,
+        };
+        Ok(convert::integration(snapshot, oldest))
+    }
+}
+
+/// Who asks, for the audit: there is no authentication yet.
+fn caller<T>(request: &Request<T>) -> Box<str> {
+    match request.remote_addr() {
+        Some(address) => format!("unauthenticated {address}").into(),
+        None => "unauthenticated".into(),
+    }
+}
+
+#[tonic::async_trait]
+impl<D: Delivery> SiemIntegrationService for Integrations<D> {
+    async fn configure(
+        &self,
+        request: Request<ConfigureRequest>,
+    ) -> Result<Response<ConfigureResponse>, Status> {
+        let caller = caller(&request);
+        let request = request.into_inner();
+        let exists = self.store.key_of(&request.organization_id).is_some();
+        let validate_only = request.validate_only;
+        let configure = validate::configure(request, exists, caller)?;
+        if validate_only {
+            return Err(ApiError::NotSupported("validate_only").into());
+        }
+        let snapshot = self
+            .store
+            .configure(configure)
+            .await
+            .map_err(ApiError::from)?;
+        let integration = self.message(&snapshot).await.map_err(ApiError::from)?;
+        Ok(Response::new(ConfigureResponse {
+            integration: Some(integration),
+            checks: Vec::new(),
+        }))
+    }
+
+    async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
+        let organization_id = validate::organization_id(&request.into_inner().organization_id)?;
+        let snapshot = self
+            .store
+            .find(organization_id.as_str())
+            .ok_or(ApiError::NotFound)?;
+        let integration = self.message(&snapshot).await.map_err(ApiError::from)?;
+        Ok(Response::new(GetResponse {
+            integration: Some(integration),
+        }))
+    }
+
+    async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
+        let page = validate::page(request.into_inner())?;
+        let keep = |snapshot: &Snapshot| {
+            page.statuses.is_empty() || page.statuses.contains(&snapshot.status.status)
+        };
+        // One more tells whether there is a next page.
+        let mut snapshots = self.store.page(&page.after, page.size + 1, keep);
+        let more = snapshots.len() > page.size;
+        snapshots.truncate(page.size);
+        let next_page_token = match snapshots.last() {
+            Some(last) if more => last.integration.organization_id.as_str().to_owned(),
+            _ => String::new(),
+        };
+        let mut integrations = Vec::with_capacity(snapshots.len());
+        for snapshot in &snapshots {
+            integrations.push(self.message(snapshot).await.map_err(ApiError::from)?);
+        }
+        Ok(Response::new(ListResponse {
+            integrations,
+            next_page_token,
+        }))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<DeleteRequest>,
+    ) -> Result<Response<DeleteResponse>, Status> {
+        let caller = caller(&request);
+        let request = request.into_inner();
+        let organization_id = validate::organization_id(&request.organization_id)?;
+        let deleted = self
+            .store
+            .delete(organization_id, caller)
+            .await
+            .map_err(ApiError::from)?;
+        match deleted {
+            Some(deleted) => {
+                self.delivery.deleted(&deleted).await;
+                let counts = convert::counts(&deleted.progress, None);
+                Ok(Response::new(DeleteResponse {
+                    counts: Some(counts),
+                }))
+            }
+            None if request.allow_missing => Ok(Response::new(DeleteResponse { counts: None })),
+            None => Err(ApiError::NotFound.into()),
+        }
+    }
+
+    async fn send_test(
+        &self,
+        request: Request<SendTestRequest>,
+    ) -> Result<Response<SendTestResponse>, Status> {
+        let organization_id = validate::organization_id(&request.into_inner().organization_id)?;
+        let verdict = self
+            .delivery
+            .send_test(organization_id.as_str())
+            .await
+            .map_err(ApiError::from)?;
+        Ok(Response::new(convert::verdict(&verdict)))
+    }
+
+    type StreamStatusStream =
+        Pin<Box<dyn Stream<Item = Result<StreamStatusResponse, Status>> + Send>>;
+
+    async fn stream_status(
+        &self,
+        request: Request<StreamStatusRequest>,
+    ) -> Result<Response<Self::StreamStatusStream>, Status> {
+        let request = request.into_inner();
+        let organizations = validate::organization_ids(&request.organization_ids)?;
+        if request.resume_token.len() > 256 {
+            let violation = Violation::new("resume_token", "is not one that this service gave");
+            return Err(ApiError::Invalid(vec![violation]).into());
+        }
+        let updates = self.watch.subscribe(organizations, &request.resume_token);
+        let answers = updates.map(|update| match update {
+            Ok(message) => Ok(convert::update(message)),
+            Err(Ended) => Err(ApiError::ShuttingDown.into()),
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+}

@@ -1,0 +1,205 @@
+//! Events in: decode, check, render, and hand over to the log.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+
+use super::{convert, errors::ApiError, wire::decode_event};
+use crate::{
+    domain::{
+        event::{Format, Rejection},
+        segment::{OwnedSegment, Segment},
+    },
+    proto::v1,
+    store::{Store, StoreError},
+};
+
+/// Events that one request may hold.
+pub const MOST_EVENTS: usize = 1000;
+/// Bytes of events that one request may hold.
+pub const MOST_BYTES: usize = 4 << 20;
+/// How long a request waits for others to leave memory.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Takes events. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Publishing {
+    store: Store,
+    format: Arc<Format>,
+    memory: Arc<Semaphore>,
+}
+
+/// What was found out about a request's events before they are durable.
+#[derive(Default)]
+struct Sorted {
+    segments: Vec<OwnedSegment>,
+    unconfigured: u32,
+    rejections: Vec<v1::Rejection>,
+}
+
+impl Publishing {
+    pub(super) fn new(store: Store, format: Arc<Format>, most_bytes: usize) -> Self {
+        let permits = most_bytes.min(Semaphore::MAX_PERMITS);
+        Self {
+            store,
+            format,
+            memory: Arc::new(Semaphore::new(permits)),
+        }
+    }
+
+    /// Hands events over to the log, in the order of the calls. What it returns
+    /// answers once they are durable.
+    pub(super) async fn begin(
+        &self,
+        events: Vec<Bytes>,
+    ) -> Result<impl Future<Output = Result<v1::PublishResponse, ApiError>> + Send + use<>, ApiError>
+    {
+        let permit = self.admit(&events).await?;
+        let sorted = sort(&self.store, &self.format, &events);
+        drop(events);
+        let counts: Vec<u32> = sorted
+            .segments
+            .iter()
+            .map(|owned| owned.segment.count)
+            .collect();
+        let durable = match sorted.segments.is_empty() {
+            true => None,
+            false => Some(self.store.append(sorted.segments).await?),
+        };
+        Ok(async move {
+            let existed: Result<Vec<bool>, StoreError> = match durable {
+                Some(durable) => durable.await,
+                None => Ok(Vec::new()),
+            };
+            drop(permit);
+            let mut response = v1::PublishResponse {
+                accepted: 0,
+                unconfigured: sorted.unconfigured,
+                rejections: sorted.rejections,
+            };
+            for (existed, count) in existed?.into_iter().zip(counts) {
+                match existed {
+                    true => response.accepted += count,
+                    false => response.unconfigured += count,
+                }
+            }
+            Ok(response)
+        })
+    }
+
+    async fn admit(&self, events: &[Bytes]) -> Result<OwnedSemaphorePermit, ApiError> {
+        if events.len() > MOST_EVENTS {
+            return Err(ApiError::TooManyEvents {
+                count: events.len(),
+                most: MOST_EVENTS,
+            });
+        }
+        let bytes: usize = events.iter().map(Bytes::len).sum();
+        if bytes > MOST_BYTES {
+            return Err(ApiError::RequestTooLarge {
+                bytes,
+                most: MOST_BYTES,
+            });
+        }
+        let memory = Arc::clone(&self.memory);
+        match timeout(PATIENCE, memory.acquire_many_owned(bytes as u32)).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_closed)) => Err(ApiError::ShuttingDown),
+            Err(_elapsed) => Err(ApiError::Overloaded),
+        }
+    }
+}
+
+fn sort(store: &Store, format: &Format, events: &[Bytes]) -> Sorted {
+    let mut sorted = Sorted::default();
+    let mut desks = Desks::new(store);
+    for (index, bytes) in events.iter().enumerate() {
+        match place(bytes, format, &mut desks, &mut sorted.segments) {
+            Ok(true) => {}
+            Ok(false) => sorted.unconfigured += 1,
+            Err(rejection) => sorted.rejections.push(convert::rejection(index, rejection)),
+        }
+    }
+    let rest = desks.all.into_iter();
+    sorted
+        .segments
+        .extend(rest.filter(|owned| owned.segment.count > 0));
+    sorted
+}
+
+/// Renders one event into its integration's segment. False where there is none.
+fn place(
+    bytes: &[u8],
+    format: &Format,
+    desks: &mut Desks<'_>,
+    full: &mut Vec<OwnedSegment>,
+) -> Result<bool, Rejection> {
+    let event = decode_event(bytes)?;
+    let valid = event.validate()?;
+    let Some(desk) = desks.of(valid.organization_id()) else {
+        return Ok(false);
+    };
+    desk.segment.push(|out| valid.render(format, out))?;
+    if desk.segment.is_full() {
+        full.push(OwnedSegment {
+            key: desk.key,
+            segment: std::mem::take(&mut desk.segment),
+        });
+    }
+    Ok(true)
+}
+
+/// The segments that a request's events are put into, one an integration.
+struct Desks<'a> {
+    store: &'a Store,
+    all: Vec<OwnedSegment>,
+    by_organization: HashMap<String, Option<usize>>,
+    /// Events of one organization mostly come together.
+    last: Option<(String, Option<usize>)>,
+}
+
+impl<'a> Desks<'a> {
+    fn new(store: &'a Store) -> Self {
+        Self {
+            store,
+            all: Vec::new(),
+            by_organization: HashMap::new(),
+            last: None,
+        }
+    }
+
+    fn of(&mut self, organization_id: &str) -> Option<&mut OwnedSegment> {
+        let desk = match &self.last {
+            Some((last, desk)) if last == organization_id => *desk,
+            _ => self.look_up(organization_id),
+        };
+        self.all.get_mut(desk?)
+    }
+
+    fn look_up(&mut self, organization_id: &str) -> Option<usize> {
+        let desk = match self.by_organization.get(organization_id) {
+            Some(desk) => *desk,
+            None => {
+                let desk = self.open(organization_id);
+                self.by_organization
+                    .insert(organization_id.to_owned(), desk);
+                desk
+            }
+        };
+        self.last = Some((organization_id.to_owned(), desk));
+        desk
+    }
+
+    fn open(&mut self, organization_id: &str) -> Option<usize> {
+        let key = self.store.key_of(organization_id)?;
+        self.all.push(OwnedSegment {
+            key,
+            segment: Segment::default(),
+        });
+        Some(self.all.len() - 1)
+    }
+}

@@ -1,0 +1,255 @@
+//! The composition root: builds the rooms, runs them, and shuts them down in order.
+
+use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use tokio::{
+    net::TcpListener,
+    task::JoinHandle,
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api::{Api, Delivery, ServeError},
+    config::{Config, KeySource},
+    domain::{
+        backoff::BackoffPolicy,
+        delivery::BatchLimits,
+        event::{Format, FormatError, MAX_BODY_LENGTH, MAX_RECORD_LENGTH},
+        external_id::ExternalId,
+        integration::Integration,
+        verdict::{TestError, TestVerdict},
+    },
+    sink::{AwsSink, AwsSinkOptions, ExternalIds, Sink, Unreadable},
+    store::{Deleted, KeyError, MasterKey, OpenError, Store, StoreOptions},
+    watch::{self, Watch},
+    worker::{Worker, WorkerOptions},
+};
+
+/// Bytes of the log at hand for one integration, and for all.
+const WINDOW_BYTES: usize = 8 << 20;
+const WINDOWS_BYTES: usize = 64 << 20;
+/// How long the store may take to write what is left, beyond the shutdown's deadline.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why the service did not start, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The external ID key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The event source or type prefix.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The API ended.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// A part of the service ended that never should.
+    #[error("the {0} ended by itself: this is a defect")]
+    Defect(&'static str),
+}
+
+/// The service, opened and listening, not yet answering.
+pub struct App {
+    address: SocketAddr,
+    listener: TcpListener,
+    store: Store,
+    worker: Worker<AwsSink>,
+    format: Arc<Format>,
+    heartbeat: Duration,
+    publish_bytes_in_flight: usize,
+    shutdown_deadline: Duration,
+}
+
+/// Runs the service until `shutdown`.
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppError> {
+    App::start(&config).await?.run(shutdown).await
+}
+
+impl App {
+    /// Opens the store, and takes the address.
+    pub async fn start(config: &Config) -> Result<Self, AppError> {
+        let format = Arc::new(Format::new(&config.event_source, &config.event_type_prefix)?);
+        let failed = |source| AppError::Listen {
+            address: config.listen,
+            source,
+        };
+        let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let store = Store::open(store_options(config), master_key(config)?).await?;
+        let external_ids = Arc::new(StoredExternalIds(store.clone()));
+        let sink = AwsSink::new(sink_options(config), external_ids).await;
+        let worker = Worker::new(store.clone(), sink, worker_options(config, &format));
+        tracing::info!(%address, "listening");
+        Ok(Self {
+            address,
+            listener,
+            store,
+            worker,
+            format,
+            heartbeat: config.heartbeat,
+            publish_bytes_in_flight: config.publish_bytes_in_flight,
+            shutdown_deadline: config.shutdown_deadline,
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Answers and delivers until `shutdown`. Then, within the deadline: takes no
+    /// more, answers what is under way, ends the streams, finishes and settles the
+    /// deliveries in flight, closes the store.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), AppError> {
+        let api_stop = CancellationToken::new();
+        let worker_stop = CancellationToken::new();
+        let kill = CancellationToken::new();
+        let watch = Watch::new(self.store.clone(), self.heartbeat, api_stop.clone());
+        tokio::spawn(watch::log_changes(watch.clone()));
+        let api = Api {
+            store: self.store.clone(),
+            delivery: Deliveries(self.worker.clone()),
+            watch,
+            format: self.format,
+            publish_bytes_in_flight: self.publish_bytes_in_flight,
+            stop: api_stop.clone(),
+        };
+        let mut api = tokio::spawn(api.serve(self.listener));
+        let worker = self.worker;
+        let (stop_token, kill_token) = (worker_stop.clone(), kill.clone());
+        let mut worker = tokio::spawn(async move { worker.run(stop_token, kill_token).await });
+
+        let ended = tokio::select! {
+            () = shutdown.cancelled() => Ok(()),
+            ended = &mut api => Err(early(ended)),
+            _ended = &mut worker => Err(AppError::Defect("delivery worker")),
+        };
+        tracing::info!("shutting down");
+        let deadline = Instant::now() + self.shutdown_deadline;
+        api_stop.cancel();
+        if !matches!(ended, Err(AppError::Serve(_) | AppError::Defect("API"))) {
+            join(api, deadline, "answer every request").await;
+        }
+        worker_stop.cancel();
+        if !matches!(ended, Err(AppError::Defect("delivery worker"))) {
+            finish(worker, deadline, &kill).await;
+        }
+        if timeout(CLOSE_DEADLINE, self.store.close()).await.is_err() {
+            tracing::warn!("the store did not close in time; what was not settled is sent again");
+        }
+        ended
+    }
+}
+
+fn early(ended: Result<Result<(), ServeError>, tokio::task::JoinError>) -> AppError {
+    match ended {
+        Ok(Err(error)) => error.into(),
+        Ok(Ok(())) | Err(_) => AppError::Defect("API"),
+    }
+}
+
+async fn join<T>(mut task: JoinHandle<T>, deadline: Instant, what: &str) {
+    if timeout_at(deadline, &mut task).await.is_err() {
+        tracing::warn!("the shutdown's deadline passed before the service could {what}");
+        task.abort();
+    }
+}
+
+async fn finish(mut worker: JoinHandle<()>, deadline: Instant, kill: &CancellationToken) {
+    if timeout_at(deadline, &mut worker).await.is_err() {
+        tracing::warn!("the shutdown's deadline passed: cancelling the deliveries in flight");
+        kill.cancel();
+        join(worker, Instant::now() + CLOSE_DEADLINE, "end its deliveries").await;
+    }
+}
+
+fn master_key(config: &Config) -> Result<MasterKey, KeyError> {
+    match config.key_source() {
+        KeySource::Given(key) => Ok(MasterKey::from_bytes(key.expose())),
+        KeySource::File(path) => MasterKey::from_file(&path),
+        KeySource::DataDirFile(path) => {
+            make_folder(&config.data_dir)?;
+            MasterKey::from_file_or_new(&path)
+        }
+    }
+}
+
+fn make_folder(data_dir: &Path) -> Result<(), KeyError> {
+    std::fs::create_dir_all(data_dir).map_err(|source| KeyError::File {
+        action: "create",
+        path: data_dir.to_owned(),
+        source,
+    })
+}
+
+fn store_options(config: &Config) -> StoreOptions {
+    StoreOptions {
+        data_dir: config.data_dir.clone(),
+        log_tail_bytes: config.log_tail_bytes,
+        commit_linger: config.commit_linger,
+        settle_linger: config.settle_linger,
+        tombstones: config.status_tombstones,
+    }
+}
+
+fn sink_options(config: &Config) -> AwsSinkOptions {
+    AwsSinkOptions {
+        attempt_timeout: config.aws_attempt_timeout,
+        assume_role_duration: config.assume_role_duration,
+        role_session_name: config.role_session_name.clone(),
+    }
+}
+
+fn worker_options(config: &Config, format: &Format) -> WorkerOptions {
+    WorkerOptions {
+        requests_in_flight: config.requests_in_flight,
+        requests_in_flight_per_integration: config.requests_in_flight_per_integration,
+        limits: BatchLimits {
+            records: config.max_records_per_request,
+            bytes: config.max_request_bytes,
+            overhead_bytes: MAX_RECORD_LENGTH - MAX_BODY_LENGTH,
+        },
+        backoff: BackoffPolicy {
+            refused_first: config.retry_first,
+            refused_most: config.retry_most,
+        },
+        window_bytes: WINDOW_BYTES,
+        windows_bytes: WINDOWS_BYTES,
+        format: format.clone(),
+    }
+}
+
+/// The store, as the sink needs it.
+struct StoredExternalIds(Store);
+
+impl ExternalIds for StoredExternalIds {
+    fn open(&self, integration: &Integration) -> Result<ExternalId, Unreadable> {
+        let opened = self.0.open_external_id(integration);
+        opened.map_err(|_| Unreadable)
+    }
+}
+
+/// The worker, as the API needs it.
+struct Deliveries<S>(Worker<S>);
+
+impl<S: Sink> Delivery for Deliveries<S> {
+    async fn send_test(&self, organization_id: &str) -> Result<TestVerdict, TestError> {
+        self.0.send_test(organization_id).await
+    }
+
+    async fn deleted(&self, deleted: &Deleted) {
+        self.0.deleted(deleted).await;
+    }
+}

@@ -1,0 +1,105 @@
+//! The subcommands. A new one is a module, a variant of [`Command`] that holds the
+//! module's arguments, and an arm of [`dispatch`].
+
+mod external_id;
+mod serve;
+mod signals;
+
+use std::{
+    error::Error,
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+
+use crate::config::EXIT_USAGE;
+
+pub use signals::shutdown_on_signals;
+
+/// Delivers intrusion detections to each customer's own Kinesis stream as CloudEvents.
+#[derive(Parser)]
+#[command(name = "siem-relay", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the service.
+    Serve(serve::Args),
+    /// Prints a fresh external ID of 64 hexadecimal characters; it serves as a key of
+    /// `external-id-key-file` as well.
+    ExternalId,
+}
+
+async fn dispatch(command: Command) -> ExitCode {
+    match command {
+        Command::Serve(args) => serve::run(args).await,
+        Command::ExternalId => external_id::run(),
+    }
+}
+
+/// Runs the subcommand that the arguments of the process name. The exit code is 0
+/// where it succeeded, 64 (`EX_USAGE`) where arguments or settings are wrong, 130
+/// after a second signal, and otherwise what the subcommand says.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return explain(&error),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain("the runtime cannot start", &error);
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(dispatch(cli.command));
+    // A blocking read of standard input cannot be ended, and must not hold us back.
+    runtime.shutdown_background();
+    code
+}
+
+/// Prints help or version, or what is wrong with the arguments.
+fn explain(error: &clap::Error) -> ExitCode {
+    // Where the reader is gone, there is nobody left to tell.
+    let _ = error.print();
+    exit_code_of(error)
+}
+
+fn exit_code_of(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() {
+        ExitCode::from(EXIT_USAGE)
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+/// Tells an error on standard error, for when there is no log, or it is off.
+fn complain(what: &str, error: &dyn Error) {
+    let _ = writeln!(io::stderr(), "siem-relay: {what}: {}", with_sources(error));
+}
+
+/// The error and its sources in one line; a source that the error's own message
+/// repeats is left out.
+fn with_sources(error: &dyn Error) -> String {
+    let mut told = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let message = error.to_string();
+        if !told.contains(&message) {
+            told.push_str(": ");
+            told.push_str(&message);
+        }
+        source = error.source();
+    }
+    told
+}
+
+#[cfg(test)]
+mod tests;

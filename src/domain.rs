@@ -1,0 +1,12 @@
+//! The pure rooms: values, rules and rendering, without input or output.
+
+pub mod arn;
+pub mod backoff;
+pub mod delivery;
+pub mod event;
+pub mod external_id;
+pub mod integration;
+pub mod organization;
+pub mod segment;
+pub mod status;
+pub mod verdict;

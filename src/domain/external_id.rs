@@ -1,0 +1,91 @@
+//! The external ID: the shared secret by which a customer's trust policy knows us.
+//!
+//! It is never printed, logged or stored in clear: the type has no `Display`, and
+//! its `Debug` is redacted.
+
+use std::fmt;
+
+use secrecy::{ExposeSecret, SecretString};
+
+/// An external ID as [STS AssumeRole] takes it: 2 to 1,224 characters of
+/// `[A-Za-z0-9_+=,.@:/-]`. Zeroed when dropped.
+///
+/// [STS AssumeRole]: https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html
+#[derive(Clone)]
+pub struct ExternalId(SecretString);
+
+/// Why a text is not an external ID. It does not repeat the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExternalIdError {
+    /// Shorter than 2 or longer than 1,224 characters.
+    #[error("must have 2 to 1,224 characters")]
+    Length,
+    /// A character that STS refuses.
+    #[error("may hold only letters, digits and _+=,.@:/-; remove white space around it")]
+    Character,
+}
+
+impl ExternalId {
+    /// Checks and wraps a text; the text is moved, not copied.
+    pub fn parse(text: String) -> Result<Self, ExternalIdError> {
+        if !text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"_+=,.@:/-".contains(&b))
+        {
+            return Err(ExternalIdError::Character);
+        }
+        if !(2..=1224).contains(&text.len()) {
+            return Err(ExternalIdError::Length);
+        }
+        Ok(Self(SecretString::from(text)))
+    }
+
+    /// The secret, for AssumeRole and for sealing only.
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+
+    /// The last characters, by which a person tells one from another: four, but
+    /// never more than a quarter of it.
+    pub fn hint(&self) -> &str {
+        let text = self.expose();
+        &text[text.len() - (text.len() / 4).min(4)..]
+    }
+}
+
+impl fmt::Debug for ExternalId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ExternalId([redacted])")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_what_sts_takes() {
+        assert!(ExternalId::parse("a1".into()).is_ok());
+        assert!(ExternalId::parse("Aa0_+=,.@:/-".into()).is_ok());
+        assert!(ExternalId::parse("x".repeat(1224)).is_ok());
+        let refused = |text: &str| ExternalId::parse(text.into()).err();
+        assert_eq!(refused("a"), Some(ExternalIdError::Length));
+        assert_eq!(refused(&"x".repeat(1225)), Some(ExternalIdError::Length));
+        assert_eq!(refused(" ab"), Some(ExternalIdError::Character));
+        assert_eq!(refused("äöü"), Some(ExternalIdError::Character));
+    }
+
+    #[test]
+    fn does_not_print() {
+        let id = ExternalId::parse("super-secret-value".into()).unwrap();
+        assert_eq!(format!("{id:?}"), "ExternalId([redacted])");
+    }
+
+    #[test]
+    fn hints_at_no_more_than_a_quarter() {
+        let hint = |text: &str| ExternalId::parse(text.into()).unwrap().hint().to_owned();
+        assert_eq!(hint("0123456789abcdef"), "cdef");
+        assert_eq!(hint("abcdefgh"), "gh");
+        assert_eq!(hint("abc"), "");
+    }
+}

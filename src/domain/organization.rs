@@ -1,0 +1,110 @@
+//! Organizations: the tenants.
+
+use std::{borrow::Borrow, fmt, sync::Arc};
+
+/// The longest organization id, in bytes.
+pub const MAX_LENGTH: usize = 64;
+
+/// A tenant's opaque id: 1 to 64 of `[A-Za-z0-9_-]`.
+///
+/// Cheap to clone, and a map keyed by it is looked up by `&str`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OrganizationId(Arc<str>);
+
+/// The text is not an organization id. It does not repeat the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum OrganizationIdError {
+    /// Nothing was given.
+    #[error("is required: 1 to 64 letters, digits, underscores or hyphens")]
+    Empty,
+    /// More than 64 bytes.
+    #[error("is too long: at most 64 characters are allowed")]
+    TooLong,
+    /// A character outside `[A-Za-z0-9_-]`.
+    #[error("has a character that is not a letter, a digit, an underscore or a hyphen")]
+    Character,
+}
+
+impl OrganizationId {
+    /// Checks and takes an id.
+    ///
+    /// # Errors
+    ///
+    /// Where `id` is not 1 to 64 of `[A-Za-z0-9_-]`.
+    pub fn new(id: &str) -> Result<Self, OrganizationIdError> {
+        check(id)?;
+        Ok(Self(id.into()))
+    }
+
+    /// The id as it was given.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Checks an id without taking it.
+///
+/// # Errors
+///
+/// As [`OrganizationId::new`].
+pub fn check(id: &str) -> Result<(), OrganizationIdError> {
+    if id.is_empty() {
+        return Err(OrganizationIdError::Empty);
+    }
+    if id.len() > MAX_LENGTH {
+        return Err(OrganizationIdError::TooLong);
+    }
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    if !id.bytes().all(known) {
+        return Err(OrganizationIdError::Character);
+    }
+    Ok(())
+}
+
+impl Borrow<str> for OrganizationId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl AsRef<str> for OrganizationId {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for OrganizationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    #[test]
+    fn takes_the_documented_alphabet() {
+        for good in ["a", "Org_1-x", &"z".repeat(64)] {
+            assert_eq!(OrganizationId::new(good).unwrap().as_str(), good);
+        }
+    }
+
+    #[test]
+    fn refuses_the_rest() {
+        let refused = |id: &str| OrganizationId::new(id).unwrap_err();
+        assert_eq!(refused(""), OrganizationIdError::Empty);
+        assert_eq!(refused(&"z".repeat(65)), OrganizationIdError::TooLong);
+        for bad in ["a b", "a/b", "*", "é", "a\n", "a.b"] {
+            assert_eq!(refused(bad), OrganizationIdError::Character, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn is_found_by_str() {
+        let map = HashMap::from([(OrganizationId::new("acme").unwrap(), 1)]);
+        assert_eq!(map.get("acme"), Some(&1));
+    }
+}

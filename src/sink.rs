@@ -1,0 +1,72 @@
+//! The Sink port: a batch of records in, one outcome a record out.
+
+use std::{fmt, future::Future, sync::Arc};
+
+use uuid::Uuid;
+
+pub use crate::domain::verdict::{Receipt, TestReport};
+use crate::domain::{external_id::ExternalId, integration::Integration, status::Fault};
+
+/// One record, ready to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The Kinesis partition key.
+    pub partition_key: String,
+    /// The CloudEvent with its newline.
+    pub data: Vec<u8>,
+}
+
+/// What became of one record of an answered request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecordOutcome {
+    /// The stream has it.
+    Accepted {
+        /// The shard that took it.
+        shard_id: Box<str>,
+        /// The number that Kinesis gave it.
+        sequence_number: Box<str>,
+    },
+    /// The stream refused this record, though the request succeeded.
+    Failed(Fault),
+}
+
+/// Writes to a customer's stream. Implementations do not retry, but for assuming
+/// the role anew, once, when the credentials at hand turn out to be no longer good.
+pub trait Sink: Send + Sync + 'static {
+    /// Writes records with the credentials at hand, or with new ones where there are
+    /// none. The outcomes are in the records' order, one a record. A fault means that
+    /// no record is known to be accepted. Dropping the future cancels the call.
+    fn put_records(
+        &self,
+        integration: &Arc<Integration>,
+        records: Vec<Record>,
+    ) -> impl Future<Output = Result<Vec<RecordOutcome>, Fault>> + Send;
+
+    /// Writes one record with credentials that are assumed anew, whatever is at hand.
+    fn test(
+        &self,
+        integration: &Arc<Integration>,
+        record: Record,
+    ) -> impl Future<Output = TestReport> + Send;
+
+    /// Forgets what is kept for an integration that was deleted.
+    fn forget(&self, integration_id: Uuid);
+}
+
+/// Opens sealed external IDs at the moment a role is assumed.
+pub trait ExternalIds: Send + Sync + 'static {
+    /// The external ID in clear, or [`Unreadable`] where the key does not fit.
+    fn open(&self, integration: &Integration) -> Result<ExternalId, Unreadable>;
+}
+
+/// The external ID cannot be decrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unreadable;
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the external ID cannot be decrypted with this service's key")
+    }
+}
+
+impl std::error::Error for Unreadable {}

@@ -1,0 +1,262 @@
+//! The store: integrations, their status and the log, on disk and in memory.
+//!
+//! One task writes (`writer`); everyone else asks it, and reads what it has made
+//! durable from the catalog, the tail of the log, or the database.
+
+mod catalog;
+mod chunk;
+mod command;
+mod draft;
+mod open;
+mod read;
+mod rows;
+mod schema;
+mod secret;
+mod statements;
+mod tail;
+mod work;
+mod writer;
+
+use std::{collections::HashMap, sync::Arc};
+
+use jiff::Timestamp;
+use sea_orm::{DatabaseConnection, DbErr};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use self::{
+    catalog::Catalog,
+    command::{Command, Reply},
+    secret::Sealer,
+    tail::Tail,
+    work::WorkFeed,
+};
+pub use self::{
+    catalog::{Change, Changes, Tombstone},
+    command::{Configure, ConfigureError, Deleted, Settle},
+    draft::Observed,
+    open::{OpenError, StoreOptions},
+    secret::{KeyError, MasterKey},
+    work::Attention,
+};
+use crate::domain::{
+    delivery::LoadedChunk,
+    external_id::ExternalId,
+    integration::{Integration, IntegrationKey, Snapshot},
+    organization::OrganizationId,
+    segment::OwnedSegment,
+};
+
+/// The store, cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    commands: mpsc::Sender<Command>,
+    catalog: Arc<Catalog>,
+    tail: Arc<Tail>,
+    work: Arc<WorkFeed>,
+    sealer: Arc<Sealer>,
+    reader: DatabaseConnection,
+    database_id: Arc<str>,
+}
+
+/// Why the store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database refused. Nothing of the request was kept.
+    #[error("the database failed: {0}")]
+    Database(#[from] DbErr),
+    /// The store is shut down.
+    #[error("the store is closed")]
+    Closed,
+    /// A chunk cannot be read back.
+    #[error("chunk {chunk_id} of the log is damaged")]
+    Damaged {
+        /// Which.
+        chunk_id: i64,
+    },
+    /// An external ID cannot be encrypted, or the stored one not decrypted.
+    #[error("the external ID cannot be encrypted or decrypted with this service's key")]
+    Sealing,
+}
+
+impl StoreError {
+    /// Whether the disk is full, as SQLite (`SQLITE_FULL`) or PostgreSQL
+    /// (`disk_full`) tells by its code.
+    pub fn is_full(&self) -> bool {
+        let Self::Database(DbErr::Exec(error) | DbErr::Query(error) | DbErr::Conn(error)) = self
+        else {
+            return false;
+        };
+        let sea_orm::RuntimeErr::SqlxError(error) = error else {
+            return false;
+        };
+        let code = error.as_database_error().and_then(|error| error.code());
+        matches!(code.as_deref(), Some("13" | "53100"))
+    }
+}
+
+impl Store {
+    /// The integration of an organization.
+    pub fn find(&self, organization_id: &str) -> Option<Snapshot> {
+        self.catalog.find(organization_id)
+    }
+
+    /// The store's number of an organization's integration.
+    pub fn key_of(&self, organization_id: &str) -> Option<IntegrationKey> {
+        self.catalog.key_of(organization_id)
+    }
+
+    /// An integration by the store's number.
+    pub fn get(&self, key: IntegrationKey) -> Option<Snapshot> {
+        self.catalog.slot(key).map(|slot| slot.snapshot)
+    }
+
+    /// At most `limit` integrations that `keep` keeps, in the order of their
+    /// organizations, after `after`.
+    pub fn page(
+        &self,
+        after: &str,
+        limit: usize,
+        keep: impl Fn(&Snapshot) -> bool,
+    ) -> Vec<Snapshot> {
+        self.catalog.page(after, limit, keep)
+    }
+
+    /// Integrations with pending events.
+    pub fn with_work(&self) -> Vec<IntegrationKey> {
+        self.catalog.with_work()
+    }
+
+    /// Waits until integrations want attention, and takes them. For one worker.
+    pub async fn attention(&self) -> HashMap<IntegrationKey, Attention> {
+        self.work.take().await
+    }
+
+    /// The newest revision, as it changes.
+    pub fn revision(&self) -> watch::Receiver<u64> {
+        self.catalog.revision()
+    }
+
+    /// Looks at `limit` changes after a revision, in commit order, the newest of each
+    /// integration, and takes those of the organizations that `keep` keeps.
+    pub fn changes_after(
+        &self,
+        revision: u64,
+        limit: usize,
+        keep: impl Fn(&OrganizationId) -> bool,
+    ) -> Changes {
+        self.catalog.changes_after(revision, limit, keep)
+    }
+
+    /// Names this database, so that revisions of another one are told apart.
+    pub fn database_id(&self) -> &str {
+        &self.database_id
+    }
+
+    /// The external ID in clear, for AssumeRole.
+    pub fn open_external_id(&self, integration: &Integration) -> Result<ExternalId, StoreError> {
+        self.sealer
+            .open(&integration.external_id, integration.integration_id)
+            .map_err(|_| StoreError::Sealing)
+    }
+
+    /// When the oldest pending event of an integration was accepted.
+    pub async fn oldest_pending(
+        &self,
+        key: IntegrationKey,
+    ) -> Result<Option<Timestamp>, StoreError> {
+        read::oldest_pending(&self.reader, key).await
+    }
+
+    /// The log from a sequence on, in order: chunks of about `most_bytes`, at least
+    /// one where there is one.
+    pub async fn read_log(
+        &self,
+        key: IntegrationKey,
+        from: u64,
+        most_bytes: usize,
+    ) -> Result<Vec<LoadedChunk>, StoreError> {
+        match self.tail.read(key, from, most_bytes) {
+            Some(chunks) => chunks
+                .into_iter()
+                .map(|chunk| {
+                    let chunk_id = chunk.id;
+                    chunk::from_tail(chunk).map_err(|_| StoreError::Damaged { chunk_id })
+                })
+                .collect(),
+            None => read::log(&self.reader, key, from, most_bytes).await,
+        }
+    }
+
+    /// Appends events, in the order of the calls. The answer comes once they are
+    /// synced to disk: for each segment, whether its integration exists. On an error
+    /// nothing was kept.
+    pub async fn append(
+        &self,
+        segments: Vec<OwnedSegment>,
+    ) -> Result<impl Future<Output = Result<Vec<bool>, StoreError>> + Send + use<>, StoreError>
+    {
+        let (reply, answer) = oneshot::channel();
+        self.commands
+            .send(Command::Append { segments, reply })
+            .await
+            .map_err(|_| StoreError::Closed)?;
+        Ok(async { answer.await.map_err(|_| StoreError::Closed)? })
+    }
+
+    /// Creates or replaces an integration.
+    pub async fn configure(&self, configure: Configure) -> Result<Snapshot, ConfigureError> {
+        let configure = Box::new(configure);
+        self.ask(|reply| Command::Configure { configure, reply })
+            .await
+    }
+
+    /// Deletes an organization's integration. None where there is none.
+    pub async fn delete(
+        &self,
+        organization_id: OrganizationId,
+        caller: Box<str>,
+    ) -> Result<Option<Deleted>, StoreError> {
+        self.ask(|reply| Command::Delete {
+            organization_id,
+            caller,
+            reply,
+        })
+        .await
+    }
+
+    async fn ask<T, E: From<StoreError>>(
+        &self,
+        command: impl FnOnce(Reply<T, E>) -> Command,
+    ) -> Result<T, E> {
+        let (reply, answer) = oneshot::channel();
+        self.commands
+            .send(command(reply))
+            .await
+            .map_err(|_| StoreError::Closed)?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Records what an attempt achieved. It is durable within the settle linger, or
+    /// at once where it changes the status.
+    pub async fn settle(&self, settle: Settle) {
+        for (chunk_id, accepted, _) in &settle.settlement.partial {
+            self.tail.accept(settle.key, *chunk_id, accepted);
+        }
+        for chunk_id in &settle.settlement.finished {
+            self.tail.finish(settle.key, *chunk_id);
+        }
+        // A closed store has settled what it could; the rest is sent again.
+        let _closed = self.commands.send(Command::Settle(settle)).await;
+    }
+
+    /// Writes what is left and closes the database.
+    pub async fn close(&self) {
+        let (reply, closed) = oneshot::channel();
+        if self.commands.send(Command::Close { reply }).await.is_ok() {
+            let _gone = closed.await;
+        }
+        if let Err(error) = self.reader.clone().close().await {
+            tracing::warn!(%error, "the database did not close cleanly");
+        }
+    }
+}

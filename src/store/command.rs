@@ -1,0 +1,146 @@
+//! What the writer is asked to do.
+
+use std::collections::HashMap;
+
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::{StoreError, draft::Observed};
+use crate::domain::{
+    arn::{RoleArn, StreamArn},
+    delivery::Settlement,
+    external_id::ExternalId,
+    integration::{IntegrationKey, Progress, Snapshot},
+    organization::OrganizationId,
+    segment::OwnedSegment,
+};
+
+pub(super) type Reply<T, E = StoreError> = oneshot::Sender<Result<T, E>>;
+
+pub(super) enum Command {
+    Append {
+        segments: Vec<OwnedSegment>,
+        reply: Reply<Vec<bool>>,
+    },
+    Settle(Settle),
+    Configure {
+        configure: Box<Configure>,
+        reply: Reply<Snapshot, ConfigureError>,
+    },
+    Delete {
+        organization_id: OrganizationId,
+        caller: Box<str>,
+        reply: Reply<Option<Deleted>>,
+    },
+    Close {
+        reply: oneshot::Sender<()>,
+    },
+}
+
+/// What an attempt achieved.
+#[derive(Debug)]
+pub struct Settle {
+    /// The integration.
+    pub key: IntegrationKey,
+    /// What of its log is accepted.
+    pub settlement: Settlement,
+    /// What the attempt says about its status.
+    pub observed: Option<Observed>,
+    /// Told once it is durable.
+    pub done: Option<oneshot::Sender<()>>,
+}
+
+/// What to configure.
+#[derive(Debug)]
+pub struct Configure {
+    /// Whose.
+    pub organization_id: OrganizationId,
+    /// Where the events go.
+    pub stream_arn: StreamArn,
+    /// The role to assume.
+    pub role_arn: RoleArn,
+    /// None keeps the stored one.
+    pub external_id: Option<ExternalId>,
+    /// Where set, the current etag.
+    pub etag: Option<String>,
+    /// Who asked, for the audit.
+    pub caller: Box<str>,
+}
+
+/// Why a Configure changed nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigureError {
+    /// The etag is not the current one.
+    #[error("the etag is not the current one: get the integration and decide anew")]
+    EtagMismatch,
+    /// There is no integration yet, and so no stored external ID.
+    #[error("an external ID is required to create an integration")]
+    ExternalIdRequired,
+    /// Another organization has it.
+    #[error("another organization uses this external ID: choose a new one")]
+    ExternalIdInUse,
+    /// It could not be stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What was deleted.
+#[derive(Clone, Copy, Debug)]
+pub struct Deleted {
+    /// The store's number.
+    pub key: IntegrationKey,
+    /// The integration.
+    pub integration_id: Uuid,
+    /// The final counts; nothing is pending.
+    pub progress: Progress,
+}
+
+/// Settlements that are not durable yet, merged an integration.
+#[derive(Default)]
+pub(super) struct Unsettled {
+    pub(super) by_key: HashMap<IntegrationKey, UnsettledOne>,
+    pub(super) count: usize,
+}
+
+#[derive(Default)]
+pub(super) struct UnsettledOne {
+    pub(super) finished: Vec<i64>,
+    pub(super) partial: HashMap<i64, (Vec<u8>, u64)>,
+    pub(super) delivered: u64,
+    pub(super) delivered_bytes: u64,
+    pub(super) observed: Vec<Observed>,
+    pub(super) done: Vec<oneshot::Sender<()>>,
+}
+
+impl Unsettled {
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    pub(super) fn add(&mut self, settle: Settle) {
+        self.count += 1;
+        let one = self.by_key.entry(settle.key).or_default();
+        one.delivered += settle.settlement.accepted;
+        one.delivered_bytes += settle.settlement.accepted_bytes;
+        for id in settle.settlement.finished {
+            one.partial.remove(&id);
+            one.finished.push(id);
+        }
+        for (id, bitmap, pending_bytes) in settle.settlement.partial {
+            one.partial.insert(id, (bitmap, pending_bytes));
+        }
+        one.observed.extend(settle.observed);
+        one.done.extend(settle.done);
+    }
+
+    /// Forgets what has become durable, and tells who waited for it.
+    pub(super) fn settled(&mut self) {
+        for (_, one) in self.by_key.drain() {
+            for done in one.done {
+                // Who no longer waits does not need to know.
+                let _gone = done.send(());
+            }
+        }
+        self.count = 0;
+    }
+}

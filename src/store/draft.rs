@@ -1,0 +1,156 @@
+//! One transaction in the making: what it will change, applied to the catalog only
+//! once it is committed.
+
+use std::{
+    collections::{HashMap, hash_map},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+
+use super::catalog::{Catalog, CatalogDiff, Slot, Tombstone};
+use crate::domain::{
+    integration::IntegrationKey,
+    organization::OrganizationId,
+    segment::{OwnedSegment, Segment},
+    status::{Observation, observe},
+};
+
+/// What one attempt showed, and when.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The configuration that was in use; a newer one makes it void.
+    pub version: u64,
+    /// When the attempt ended.
+    pub at: Timestamp,
+    /// What it showed.
+    pub observation: Observation,
+    /// When the next attempt is due, while backing off.
+    pub next_retry: Option<Timestamp>,
+}
+
+pub(super) struct Draft<'a> {
+    catalog: &'a Catalog,
+    pub(super) diff: CatalogDiff,
+    organizations: HashMap<OrganizationId, Option<IntegrationKey>>,
+    pub(super) segments: Vec<(IntegrationKey, Vec<Segment>)>,
+    segment_index: HashMap<IntegrationKey, usize>,
+    pub(super) configured: Vec<IntegrationKey>,
+    pub(super) revision: u64,
+}
+
+impl<'a> Draft<'a> {
+    pub(super) fn new(catalog: &'a Catalog, revision: u64) -> Self {
+        Self {
+            catalog,
+            diff: CatalogDiff::default(),
+            organizations: HashMap::new(),
+            segments: Vec::new(),
+            segment_index: HashMap::new(),
+            configured: Vec::new(),
+            revision,
+        }
+    }
+
+    pub(super) fn next_revision(&mut self) -> u64 {
+        self.revision += 1;
+        self.revision
+    }
+
+    fn exists(&self, key: IntegrationKey) -> bool {
+        match self.diff.slots.get(&key) {
+            Some(slot) => slot.is_some(),
+            None => self.catalog.contains(key),
+        }
+    }
+
+    /// The integration as the transaction sees it, to be changed.
+    pub(super) fn slot_mut(&mut self, key: IntegrationKey) -> Option<&mut Slot> {
+        let slot = match self.diff.slots.entry(key) {
+            hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            hash_map::Entry::Vacant(entry) => entry.insert(Some(self.catalog.slot(key)?)),
+        };
+        slot.as_mut()
+    }
+
+    pub(super) fn find(&mut self, organization_id: &OrganizationId) -> Option<&mut Slot> {
+        let key = match self.organizations.get(organization_id) {
+            Some(key) => (*key)?,
+            None => self.catalog.key_of(organization_id.as_str())?,
+        };
+        self.slot_mut(key)
+    }
+
+    pub(super) fn insert(&mut self, key: IntegrationKey, slot: Slot) {
+        let organization = slot.snapshot.integration.organization_id.clone();
+        self.organizations.insert(organization, Some(key));
+        self.diff.slots.insert(key, Some(slot));
+        self.configured.push(key);
+    }
+
+    /// Returns how many events of this very transaction go with it.
+    pub(super) fn remove(&mut self, key: IntegrationKey, tombstone: Tombstone) -> u64 {
+        self.organizations
+            .insert(tombstone.organization_id.clone(), None);
+        self.diff.slots.insert(key, None);
+        self.diff.tombstones.push(tombstone);
+        match self.segment_index.remove(&key) {
+            Some(at) => std::mem::take(&mut self.segments[at].1)
+                .iter()
+                .map(|segment| u64::from(segment.count))
+                .sum(),
+            None => 0,
+        }
+    }
+
+    /// Takes segments of integrations that exist; tells for each whether it did.
+    pub(super) fn append(&mut self, segments: Vec<OwnedSegment>) -> Vec<bool> {
+        segments
+            .into_iter()
+            .map(|OwnedSegment { key, segment }| {
+                let exists = self.exists(key);
+                if exists {
+                    self.append_one(key, segment);
+                }
+                exists
+            })
+            .collect()
+    }
+
+    fn append_one(&mut self, key: IntegrationKey, segment: Segment) {
+        let at = *self.segment_index.entry(key).or_insert_with(|| {
+            self.segments.push((key, Vec::new()));
+            self.segments.len() - 1
+        });
+        let waiting = &mut self.segments[at].1;
+        match waiting.last_mut() {
+            Some(last) if last.takes(&segment) => last.append(&segment),
+            _ => waiting.push(segment),
+        }
+    }
+
+    /// Applies what attempts showed to the status.
+    pub(super) fn observe(&mut self, key: IntegrationKey, observed: &[Observed]) {
+        let Some(slot) = self.slot_mut(key) else {
+            return;
+        };
+        let before = Arc::clone(&slot.snapshot.status);
+        let version = slot.snapshot.integration.version;
+        for observed in observed.iter().filter(|one| one.version == version) {
+            let mut status = observe(
+                &slot.snapshot.status,
+                &mut slot.stall,
+                observed.at,
+                &observed.observation,
+            );
+            status.next_retry = observed.next_retry;
+            slot.snapshot.status = Arc::new(status);
+        }
+        if before.is_change(&slot.snapshot.status) {
+            let revision = self.next_revision();
+            if let Some(slot) = self.slot_mut(key) {
+                slot.snapshot.revision = revision;
+            }
+        }
+    }
+}

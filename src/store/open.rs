@@ -1,0 +1,258 @@
+//! Opening the store: lock, key, database, migrations, and what was known before.
+
+use std::{
+    collections::HashSet,
+    fs::{self, File, TryLockError},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use sea_orm::{
+    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbErr,
+    sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous},
+};
+use sea_orm_migration::MigratorTrait;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use super::{
+    KeyError, MasterKey, Store, StoreError,
+    catalog::{Catalog, CatalogDiff, Slot},
+    rows::{load_meta, load_slots, load_tombstones, save_meta, statement},
+    schema::Migrator,
+    secret::Sealer,
+    statements::TOMBSTONE_FLOOR,
+    tail::Tail,
+    work::WorkFeed,
+    writer::Writer,
+};
+use crate::domain::integration::IntegrationKey;
+
+const DATABASE_FILE: &str = "siem-relay.sqlite";
+const LOCK_FILE: &str = "lock";
+/// Connections that read beside the one that writes.
+const READERS: u32 = 2;
+/// Commands that wait for the writer at the most.
+const COMMANDS: usize = 1024;
+
+/// How to open the store.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// Made where it is missing.
+    pub data_dir: PathBuf,
+    /// How much of the newest log stays in memory, in bytes.
+    pub log_tail_bytes: usize,
+    /// How long an append waits for others to share its sync.
+    pub commit_linger: Duration,
+    /// How long a settlement waits for others.
+    pub settle_linger: Duration,
+    /// Deletions that are remembered for status streams that resume.
+    pub tombstones: usize,
+}
+
+/// Why the store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error(
+        "another siem-relay uses the data directory {0}: stop it, or choose another with --data-dir"
+    )]
+    InUse(PathBuf),
+    /// The directory cannot be used.
+    #[error("cannot use the data directory {path}: {source}")]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The external ID key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// What is stored was sealed with another key.
+    #[error(
+        "the external IDs in {0} were encrypted with another key: bring back the external ID key that belongs to this data directory"
+    )]
+    WrongKey(PathBuf),
+    /// The database.
+    #[error("cannot open the database in {path}: {source}")]
+    Database {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: StoreError,
+    },
+}
+
+impl Store {
+    /// Opens the store in a directory, migrates it, and starts its writer on the
+    /// current runtime. [`Store::close`] ends it.
+    pub async fn open(options: StoreOptions, key: MasterKey) -> Result<Self, OpenError> {
+        let lock = lock(&options.data_dir)?;
+        let path = options.data_dir.join(DATABASE_FILE);
+        let failed = |source: DbErr| OpenError::Database {
+            path: path.clone(),
+            source: source.into(),
+        };
+        let sealer = Sealer::new(&key).map_err(|_| KeyError::Malformed)?;
+        let db = connect(&path, 1, true).await.map_err(failed)?;
+        Migrator::up(&db, None).await.map_err(failed)?;
+        let reader = connect(&path, READERS, false).await.map_err(failed)?;
+        let known = Known::load(&db).await.map_err(failed)?;
+        if known.sealed_with_another_key(&sealer) {
+            return Err(OpenError::WrongKey(options.data_dir));
+        }
+        let store = known.start(&options, db, reader, Arc::new(sealer), lock);
+        Ok(store)
+    }
+}
+
+/// The lock goes with the file handle, and with the process however it ends.
+fn lock(data_dir: &Path) -> Result<File, OpenError> {
+    let failed = |source| OpenError::Directory {
+        path: data_dir.to_owned(),
+        source,
+    };
+    fs::create_dir_all(data_dir).map_err(failed)?;
+    let file = File::create(data_dir.join(LOCK_FILE)).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse(data_dir.to_owned())),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+async fn connect(path: &Path, connections: u32, create: bool) -> Result<DatabaseConnection, DbErr> {
+    let mut options = ConnectOptions::new("sqlite:");
+    let file = path.to_owned();
+    options
+        .max_connections(connections)
+        .min_connections(1)
+        .sqlx_logging(false)
+        .test_before_acquire(false)
+        .map_sqlx_sqlite_opts(move |sqlite| {
+            sqlite
+                .filename(&file)
+                .create_if_missing(create)
+                .page_size(16384)
+                .journal_mode(SqliteJournalMode::Wal)
+                // NORMAL does not sync commits in WAL mode.
+                .synchronous(SqliteSynchronous::Full)
+                .busy_timeout(Duration::from_secs(10))
+                .pragma("wal_autocheckpoint", "2000")
+                .pragma("cache_size", "-8192")
+        });
+    Database::connect(options).await
+}
+
+/// What a database holds at start.
+struct Known {
+    slots: Vec<Slot>,
+    tombstones: Vec<super::Tombstone>,
+    floor: u64,
+    database_id: String,
+    next_chunk_id: i64,
+    garbage: Vec<IntegrationKey>,
+}
+
+impl Known {
+    async fn load(db: &DatabaseConnection) -> Result<Self, DbErr> {
+        let floor = load_meta(db, TOMBSTONE_FLOOR).await?;
+        Ok(Self {
+            slots: load_slots(db).await?,
+            tombstones: load_tombstones(db).await?,
+            floor: floor.and_then(|text| text.parse().ok()).unwrap_or(0),
+            database_id: database_id(db).await?,
+            next_chunk_id: next_chunk_id(db).await?,
+            garbage: garbage(db).await?,
+        })
+    }
+
+    fn sealed_with_another_key(&self, sealer: &Sealer) -> bool {
+        let key_ids: HashSet<&str> = self
+            .slots
+            .iter()
+            .map(|slot| &*slot.snapshot.integration.external_id.key_id)
+            .collect();
+        key_ids.iter().any(|id| *id != sealer.key_id())
+    }
+
+    fn start(
+        self,
+        options: &StoreOptions,
+        db: DatabaseConnection,
+        reader: DatabaseConnection,
+        sealer: Arc<Sealer>,
+        lock: File,
+    ) -> Store {
+        let live = self.slots.iter().map(|slot| slot.snapshot.revision);
+        let dead = self.tombstones.iter().map(|tombstone| tombstone.revision);
+        let revision = live.chain(dead).max().unwrap_or(0).max(self.floor);
+        let catalog = Arc::new(Catalog::new(options.tombstones));
+        catalog.restore(self.floor);
+        let slots = self.slots.into_iter();
+        let diff = CatalogDiff {
+            slots: slots
+                .map(|slot| (slot.snapshot.integration.key, Some(slot)))
+                .collect(),
+            tombstones: self.tombstones,
+        };
+        catalog.apply(diff, revision);
+        let (commands, received) = mpsc::channel(COMMANDS);
+        let tail = Arc::new(Tail::new(options.log_tail_bytes));
+        let work = Arc::new(WorkFeed::default());
+        let writer = Writer {
+            db,
+            commands: received,
+            catalog: Arc::clone(&catalog),
+            tail: Arc::clone(&tail),
+            work: Arc::clone(&work),
+            sealer: Arc::clone(&sealer),
+            commit_linger: options.commit_linger,
+            settle_linger: options.settle_linger,
+            revision,
+            next_chunk_id: self.next_chunk_id,
+            garbage: self.garbage,
+        };
+        tokio::spawn(async move {
+            writer.run().await;
+            drop(lock);
+        });
+        Store {
+            commands,
+            catalog,
+            tail,
+            work,
+            sealer,
+            reader,
+            database_id: self.database_id.into(),
+        }
+    }
+}
+
+async fn database_id(db: &DatabaseConnection) -> Result<String, DbErr> {
+    if let Some(id) = load_meta(db, "database_id").await? {
+        return Ok(id);
+    }
+    let id = Uuid::new_v4().simple().to_string();
+    save_meta(db, "database_id", &id).await?;
+    Ok(id)
+}
+
+async fn next_chunk_id(db: &DatabaseConnection) -> Result<i64, DbErr> {
+    let sql = "SELECT COALESCE(MAX(chunk_id), 0) + 1 AS next FROM chunk";
+    let row = db.query_one_raw(statement(db, sql, [])).await?;
+    row.map_or(Ok(1), |row| row.try_get("", "next"))
+}
+
+/// Deleted integrations whose chunks a stop left behind.
+async fn garbage(db: &DatabaseConnection) -> Result<Vec<IntegrationKey>, DbErr> {
+    let sql = "SELECT DISTINCT integration_key FROM chunk WHERE integration_key NOT IN \
+        (SELECT integration_key FROM integration)";
+    let rows = db.query_all_raw(statement(db, sql, [])).await?;
+    rows.iter()
+        .map(|row| Ok(IntegrationKey(row.try_get("", "integration_key")?)))
+        .collect()
+}

@@ -1,0 +1,79 @@
+//! Reading the log back from the database.
+
+use jiff::Timestamp;
+use sea_orm::{ConnectionTrait, DatabaseConnection, Value};
+
+use super::{
+    StoreError, chunk,
+    rows::{statement, time},
+};
+use crate::domain::{delivery::LoadedChunk, integration::IntegrationKey};
+
+/// Chunks that one query reads at the most.
+const MOST_CHUNKS: i64 = 16;
+
+pub(super) async fn oldest_pending(
+    db: &DatabaseConnection,
+    key: IntegrationKey,
+) -> Result<Option<Timestamp>, StoreError> {
+    let sql = "SELECT accepted_at FROM chunk WHERE integration_key = $1 \
+        ORDER BY first_sequence LIMIT 1";
+    let row = db.query_one_raw(statement(db, sql, [key.0.into()])).await?;
+    match row {
+        Some(row) => Ok(Some(time(row.try_get("", "accepted_at")?)?)),
+        None => Ok(None),
+    }
+}
+
+pub(super) async fn log(
+    db: &DatabaseConnection,
+    key: IntegrationKey,
+    from: u64,
+    most_bytes: usize,
+) -> Result<Vec<LoadedChunk>, StoreError> {
+    let limit = chunks_within(db, key, from, most_bytes).await?;
+    if limit == 0 {
+        return Ok(Vec::new());
+    }
+    let sql = "SELECT chunk_id, first_sequence, event_count, accepted, payload FROM chunk \
+        WHERE integration_key = $1 AND first_sequence >= $2 ORDER BY first_sequence LIMIT $3";
+    let values: [Value; 3] = [key.0.into(), (from as i64).into(), limit.into()];
+    let rows = db.query_all_raw(statement(db, sql, values)).await?;
+    rows.iter()
+        .map(|row| {
+            let chunk_id: i64 = row.try_get("", "chunk_id")?;
+            chunk::from_row(
+                chunk_id,
+                row.try_get::<i64>("", "first_sequence")? as u64,
+                row.try_get::<i32>("", "event_count")? as u32,
+                row.try_get::<Option<Vec<u8>>>("", "accepted")?
+                    .unwrap_or_default(),
+                &row.try_get::<Vec<u8>>("", "payload")?,
+            )
+            .map_err(|_| StoreError::Damaged { chunk_id })
+        })
+        .collect()
+}
+
+/// How many chunks to read, so that they unpack to about `most_bytes`; at least one
+/// where there is one.
+async fn chunks_within(
+    db: &DatabaseConnection,
+    key: IntegrationKey,
+    from: u64,
+    most_bytes: usize,
+) -> Result<i64, StoreError> {
+    let sql = "SELECT pending_bytes FROM chunk WHERE integration_key = $1 \
+        AND first_sequence >= $2 ORDER BY first_sequence LIMIT $3";
+    let values: [Value; 3] = [key.0.into(), (from as i64).into(), MOST_CHUNKS.into()];
+    let rows = db.query_all_raw(statement(db, sql, values)).await?;
+    let (mut bytes, mut count) = (0, 0);
+    for row in &rows {
+        bytes += row.try_get::<i64>("", "pending_bytes")? as usize;
+        if count > 0 && bytes > most_bytes {
+            break;
+        }
+        count += 1;
+    }
+    Ok(count)
+}

@@ -1,0 +1,231 @@
+//! Rows to values and back.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DbErr, QueryResult, Statement, TryGetable, Value,
+};
+use uuid::Uuid;
+
+use super::catalog::{Slot, Tombstone};
+use crate::domain::{
+    arn::{RoleArn, StreamArn},
+    integration::{Integration, IntegrationKey, Progress, SealedExternalId, Snapshot},
+    organization::OrganizationId,
+    status::{Reason, Stall, Status, StatusDetail},
+};
+
+/// Builds a statement for whichever database it is.
+pub(super) fn statement(
+    db: &impl ConnectionTrait,
+    sql: &str,
+    values: impl IntoIterator<Item = Value>,
+) -> Statement {
+    Statement::from_sql_and_values(db.get_database_backend(), sql, values)
+}
+
+pub(super) fn micros(time: Timestamp) -> i64 {
+    time.as_microsecond()
+}
+
+pub(super) fn time(micros: i64) -> Result<Timestamp, DbErr> {
+    Timestamp::from_microsecond(micros).map_err(|_| damaged("a time is out of range"))
+}
+
+fn damaged(what: &str) -> DbErr {
+    DbErr::Custom(format!(
+        "the database holds what this version cannot read: {what}"
+    ))
+}
+
+const STATUSES: [(Status, &str); 4] = [
+    (Status::Unknown, "UNKNOWN"),
+    (Status::Active, "ACTIVE"),
+    (Status::Unauthorized, "UNAUTHORIZED"),
+    (Status::Failing, "FAILING"),
+];
+
+const REASONS: [(Reason, &str); 8] = [
+    (Reason::AssumeRoleDenied, "ASSUME_ROLE_DENIED"),
+    (Reason::WriteDenied, "WRITE_DENIED"),
+    (Reason::KmsDenied, "KMS_DENIED"),
+    (Reason::StreamNotFound, "STREAM_NOT_FOUND"),
+    (Reason::KmsUnavailable, "KMS_UNAVAILABLE"),
+    (Reason::InvalidConfiguration, "INVALID_CONFIGURATION"),
+    (Reason::Throttled, "THROTTLED"),
+    (Reason::Unreachable, "UNREACHABLE"),
+];
+
+fn text_of<T: PartialEq>(table: &[(T, &'static str)], value: &T) -> &'static str {
+    table
+        .iter()
+        .find(|(known, _)| known == value)
+        .map_or("", |(_, text)| text)
+}
+
+fn value_of<T: Copy>(table: &[(T, &'static str)], text: &str) -> Result<T, DbErr> {
+    table
+        .iter()
+        .find(|(_, known)| *known == text)
+        .map(|(value, _)| *value)
+        .ok_or_else(|| damaged(text))
+}
+
+/// The columns of `status` to `discarded`, in this order.
+pub(super) fn mutable_columns(slot: &Slot) -> Vec<Value> {
+    let Snapshot {
+        status,
+        progress,
+        revision,
+        ..
+    } = &slot.snapshot;
+    vec![
+        (*revision as i64).into(),
+        text_of(&STATUSES, &status.status).into(),
+        status
+            .reason
+            .map(|reason| text_of(&REASONS, &reason).to_owned())
+            .into(),
+        micros(status.since).into(),
+        status.last_attempt.map(micros).into(),
+        status.last_delivery.map(micros).into(),
+        status.next_retry.map(micros).into(),
+        status.aws_error_code.as_deref().map(str::to_owned).into(),
+        status.aws_request_id.as_deref().map(str::to_owned).into(),
+        (progress.next_sequence as i64).into(),
+        (progress.delivered as i64).into(),
+        (progress.expired as i64).into(),
+        (progress.discarded as i64).into(),
+    ]
+}
+
+fn get<T: TryGetable>(row: &QueryResult, column: &str) -> Result<T, DbErr> {
+    row.try_get("", column)
+}
+
+fn get_u64(row: &QueryResult, column: &str) -> Result<u64, DbErr> {
+    u64::try_from(get::<i64>(row, column)?).map_err(|_| damaged(column))
+}
+
+fn get_time(row: &QueryResult, column: &str) -> Result<Option<Timestamp>, DbErr> {
+    get::<Option<i64>>(row, column)?.map(time).transpose()
+}
+
+fn get_boxed(row: &QueryResult, column: &str) -> Result<Option<Box<str>>, DbErr> {
+    Ok(get::<Option<String>>(row, column)?.map(Into::into))
+}
+
+fn get_uuid(row: &QueryResult, column: &str) -> Result<Uuid, DbErr> {
+    Uuid::parse_str(&get::<String>(row, column)?).map_err(|_| damaged(column))
+}
+
+fn get_organization(row: &QueryResult) -> Result<OrganizationId, DbErr> {
+    OrganizationId::new(&get::<String>(row, "organization_id")?)
+        .map_err(|_| damaged("organization_id"))
+}
+
+/// Every integration, with what its chunks add to its row.
+pub(super) async fn load_slots(db: &DatabaseConnection) -> Result<Vec<Slot>, DbErr> {
+    let sql = "SELECT i.*, c.log_end, c.log_bytes FROM integration i LEFT JOIN \
+        (SELECT integration_key, MAX(first_sequence + event_count) AS log_end, \
+        CAST(SUM(pending_bytes) AS BIGINT) AS log_bytes FROM chunk GROUP BY integration_key) c \
+        ON c.integration_key = i.integration_key";
+    let rows = db.query_all_raw(statement(db, sql, [])).await?;
+    rows.iter().map(slot).collect()
+}
+
+fn slot(row: &QueryResult) -> Result<Slot, DbErr> {
+    let log_end = get::<Option<i64>>(row, "log_end")?.unwrap_or(0) as u64;
+    let progress = Progress {
+        next_sequence: get_u64(row, "next_sequence")?.max(log_end),
+        delivered: get_u64(row, "delivered")?,
+        expired: get_u64(row, "expired")?,
+        discarded: get_u64(row, "discarded")?,
+        pending_bytes: get::<Option<i64>>(row, "log_bytes")?.unwrap_or(0) as u64,
+    };
+    let snapshot = Snapshot {
+        integration: Arc::new(integration(row)?),
+        status: Arc::new(status(row)?),
+        progress,
+        revision: get_u64(row, "revision")?,
+    };
+    Ok(Slot {
+        snapshot,
+        stall: Stall::default(),
+    })
+}
+
+fn integration(row: &QueryResult) -> Result<Integration, DbErr> {
+    let stream_arn: String = get(row, "stream_arn")?;
+    let role_arn: String = get(row, "role_arn")?;
+    Ok(Integration {
+        key: IntegrationKey(get(row, "integration_key")?),
+        organization_id: get_organization(row)?,
+        integration_id: get_uuid(row, "integration_id")?,
+        stream_arn: StreamArn::parse(&stream_arn).map_err(|_| damaged("stream_arn"))?,
+        role_arn: RoleArn::parse(&role_arn).map_err(|_| damaged("role_arn"))?,
+        external_id: SealedExternalId {
+            key_id: get::<String>(row, "external_id_key_id")?.into(),
+            bytes: get::<Vec<u8>>(row, "external_id_sealed")?.into(),
+        },
+        external_id_hint: get::<String>(row, "external_id_hint")?.into(),
+        external_id_set_at: time(get(row, "external_id_set_at")?)?,
+        version: get_u64(row, "version")?,
+        created_at: time(get(row, "created_at")?)?,
+        updated_at: time(get(row, "updated_at")?)?,
+    })
+}
+
+fn status(row: &QueryResult) -> Result<StatusDetail, DbErr> {
+    let reason: Option<String> = get(row, "reason")?;
+    Ok(StatusDetail {
+        status: value_of(&STATUSES, &get::<String>(row, "status")?)?,
+        reason: reason.map(|text| value_of(&REASONS, &text)).transpose()?,
+        since: time(get(row, "status_since")?)?,
+        last_attempt: get_time(row, "last_attempt_at")?,
+        last_delivery: get_time(row, "last_delivery_at")?,
+        next_retry: get_time(row, "next_retry_at")?,
+        aws_error_code: get_boxed(row, "aws_error_code")?,
+        aws_request_id: get_boxed(row, "aws_request_id")?,
+    })
+}
+
+/// Every deletion that is remembered, oldest first.
+pub(super) async fn load_tombstones(db: &DatabaseConnection) -> Result<Vec<Tombstone>, DbErr> {
+    let sql = "SELECT * FROM tombstone ORDER BY revision";
+    let rows = db.query_all_raw(statement(db, sql, [])).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Tombstone {
+                revision: get_u64(row, "revision")?,
+                organization_id: get_organization(row)?,
+                integration_id: get_uuid(row, "integration_id")?,
+                deleted_at: time(get(row, "deleted_at")?)?,
+            })
+        })
+        .collect()
+}
+
+/// A fact about the database.
+pub(super) async fn load_meta(
+    db: &impl ConnectionTrait,
+    name: &str,
+) -> Result<Option<String>, DbErr> {
+    let sql = "SELECT value FROM meta WHERE name = $1";
+    let row = db.query_one_raw(statement(db, sql, [name.into()])).await?;
+    row.map(|row| get(&row, "value")).transpose()
+}
+
+/// Sets a fact about the database.
+pub(super) async fn save_meta(
+    db: &impl ConnectionTrait,
+    name: &str,
+    value: &str,
+) -> Result<(), DbErr> {
+    let sql = "INSERT INTO meta (name, value) VALUES ($1, $2) \
+        ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+    db.execute_raw(statement(db, sql, [name.into(), value.into()]))
+        .await?;
+    Ok(())
+}

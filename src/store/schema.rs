@@ -1,0 +1,159 @@
+//! The schema and its migrations, for SQLite and PostgreSQL alike. Times are
+//! microseconds since the Unix epoch.
+
+use sea_orm_migration::{prelude::*, schema::*};
+
+/// Brings a database to the newest schema.
+pub(super) struct Migrator;
+
+#[async_trait::async_trait]
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![Box::new(Initial)]
+    }
+}
+
+struct Initial;
+
+impl MigrationName for Initial {
+    fn name(&self) -> &str {
+        "m0001_initial"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Initial {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        for table in [
+            meta(),
+            partition(),
+            integration(),
+            chunk(),
+            tombstone(),
+            audit(),
+        ] {
+            manager.create_table(table).await?;
+        }
+        manager.create_index(chunk_order()).await?;
+        manager.create_index(audit_order()).await
+    }
+
+    /// A kill in the middle leaves nothing behind.
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+}
+
+/// Facts about the database itself, such as its id.
+fn meta() -> TableCreateStatement {
+    Table::create()
+        .table("meta")
+        .col(string("name").primary_key())
+        .col(string("value"))
+        .to_owned()
+}
+
+/// Which instance delivers for which integrations, and its fencing epoch.
+fn partition() -> TableCreateStatement {
+    Table::create()
+        .table("partition")
+        .col(integer("partition").primary_key())
+        .col(string_null("owner"))
+        .col(big_integer("epoch").default(0))
+        .col(big_integer_null("lease_until"))
+        .to_owned()
+}
+
+fn integration() -> TableCreateStatement {
+    Table::create()
+        .table("integration")
+        .col(big_pk_auto("integration_key"))
+        .col(string_uniq("organization_id"))
+        .col(string_uniq("integration_id"))
+        .col(integer("partition"))
+        .col(string("stream_arn"))
+        .col(string("role_arn"))
+        .col(binary("external_id_sealed"))
+        .col(string("external_id_key_id"))
+        .col(binary("external_id_hmac").unique_key())
+        .col(string("external_id_hint"))
+        .col(big_integer("external_id_set_at"))
+        .col(big_integer("version"))
+        .col(big_integer("created_at"))
+        .col(big_integer("updated_at"))
+        .col(big_integer("revision"))
+        .col(string("status"))
+        .col(string_null("reason"))
+        .col(big_integer("status_since"))
+        .col(big_integer_null("last_attempt_at"))
+        .col(big_integer_null("last_delivery_at"))
+        .col(big_integer_null("next_retry_at"))
+        .col(string_null("aws_error_code"))
+        .col(string_null("aws_request_id"))
+        .col(big_integer("next_sequence"))
+        .col(big_integer("delivered"))
+        .col(big_integer("expired"))
+        .col(big_integer("discarded"))
+        .to_owned()
+}
+
+/// A row of the log. `first_sequence` is fixed before the first send; `accepted`
+/// is a bitmap of the events that the stream has.
+fn chunk() -> TableCreateStatement {
+    Table::create()
+        .table("chunk")
+        .col(big_integer("chunk_id").primary_key())
+        .col(big_integer("integration_key"))
+        .col(big_integer_null("first_sequence"))
+        .col(integer("event_count"))
+        .col(big_integer("pending_bytes"))
+        .col(big_integer("accepted_at"))
+        .col(big_integer("epoch").default(0))
+        .col(binary_null("accepted"))
+        .col(binary("payload"))
+        .to_owned()
+}
+
+fn chunk_order() -> IndexCreateStatement {
+    Index::create()
+        .name("chunk_order")
+        .table("chunk")
+        .col("integration_key")
+        .col("first_sequence")
+        .unique()
+        .to_owned()
+}
+
+/// A deletion, for status streams that resume from before it.
+fn tombstone() -> TableCreateStatement {
+    Table::create()
+        .table("tombstone")
+        .col(big_integer("revision").primary_key())
+        .col(string("organization_id"))
+        .col(string("integration_id"))
+        .col(big_integer("deleted_at"))
+        .to_owned()
+}
+
+/// Every change of an integration.
+fn audit() -> TableCreateStatement {
+    Table::create()
+        .table("audit")
+        .col(big_pk_auto("audit_id"))
+        .col(string("organization_id"))
+        .col(string("integration_id"))
+        .col(big_integer("at"))
+        .col(string("caller"))
+        .col(string("action"))
+        .col(text("detail"))
+        .to_owned()
+}
+
+fn audit_order() -> IndexCreateStatement {
+    Index::create()
+        .name("audit_order")
+        .table("audit")
+        .col("organization_id")
+        .col("audit_id")
+        .to_owned()
+}

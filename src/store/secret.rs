@@ -1,0 +1,265 @@
+//! External IDs at rest: sealed with AES-256-GCM, and found again by a keyed HMAC.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use aws_lc_rs::{
+    aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey},
+    hmac,
+    rand::{SecureRandom, SystemRandom},
+};
+use uuid::Uuid;
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::domain::{external_id::ExternalId, integration::SealedExternalId};
+
+const NONCE_BYTES: usize = 12;
+
+/// 32 bytes from which the sealing and the HMAC key are derived.
+pub struct MasterKey(Zeroizing<[u8; 32]>);
+
+/// Why there is no master key.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The file cannot be read or made.
+    #[error("cannot {action} the external ID key file {path}: {source}")]
+    File {
+        /// `read` or `create`.
+        action: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The text is not a key.
+    #[error("the external ID key must be 64 hexadecimal characters")]
+    Malformed,
+    /// The system has no randomness.
+    #[error("the system gave no random bytes for a new external ID key")]
+    NoRandomness,
+}
+
+impl MasterKey {
+    /// Reads 64 hexadecimal characters, white space around them tolerated.
+    pub fn from_hex(text: &str) -> Result<Self, KeyError> {
+        let text = text.trim().as_bytes();
+        let mut key = Zeroizing::new([0; 32]);
+        if text.len() != 64 {
+            return Err(KeyError::Malformed);
+        }
+        for (byte, pair) in key.iter_mut().zip(text.chunks_exact(2)) {
+            *byte = hex_digit(pair[0])? << 4 | hex_digit(pair[1])?;
+        }
+        Ok(Self(key))
+    }
+
+    /// Takes a key that was read elsewhere.
+    pub fn from_bytes(key: &[u8; 32]) -> Self {
+        Self(Zeroizing::new(*key))
+    }
+
+    /// Reads the key file.
+    pub fn from_file(path: &Path) -> Result<Self, KeyError> {
+        let text = fs::read_to_string(path).map_err(|source| KeyError::File {
+            action: "read",
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::from_hex(&Zeroizing::new(text))
+    }
+
+    /// Reads the key file, or makes it (mode 0600) where it is missing.
+    pub fn from_file_or_new(path: &Path) -> Result<Self, KeyError> {
+        match Self::from_file(path) {
+            Err(KeyError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                let key = Self::random()?;
+                key.write_new(path).map_err(|source| KeyError::File {
+                    action: "create",
+                    path: path.to_owned(),
+                    source,
+                })?;
+                Ok(key)
+            }
+            read => read,
+        }
+    }
+
+    fn random() -> Result<Self, KeyError> {
+        let mut key = Zeroizing::new([0; 32]);
+        SystemRandom::new()
+            .fill(&mut *key)
+            .map_err(|_| KeyError::NoRandomness)?;
+        Ok(Self(key))
+    }
+
+    /// Written beside and linked into place, so that a kill leaves no half key.
+    fn write_new(&self, path: &Path) -> io::Result<()> {
+        let beside = path.with_extension("new");
+        let mut text = Zeroizing::new(String::with_capacity(65));
+        for byte in self.0.iter() {
+            use std::fmt::Write;
+            let _infallible = write!(text, "{byte:02x}");
+        }
+        text.push('\n');
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&beside)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&beside, path)?;
+        match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
+            _ => File::open(".")?.sync_all(),
+        }
+    }
+}
+
+fn hex_digit(digit: u8) -> Result<u8, KeyError> {
+    match (digit as char).to_digit(16) {
+        Some(value) => Ok(value as u8),
+        None => Err(KeyError::Malformed),
+    }
+}
+
+/// Seals and opens external IDs.
+pub(super) struct Sealer {
+    key_id: Box<str>,
+    seal: RandomizedNonceKey,
+    find: hmac::Key,
+}
+
+/// The external ID cannot be sealed or opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the external ID cannot be encrypted or decrypted with this key")]
+pub struct SealError;
+
+impl Sealer {
+    pub(super) fn new(master: &MasterKey) -> Result<Self, SealError> {
+        let seal_key = derive(master, b"siem-relay external id seal");
+        let find_key = derive(master, b"siem-relay external id find");
+        let id = derive(master, b"siem-relay external id key id");
+        Ok(Self {
+            key_id: Uuid::from_slice(&id.as_ref()[..16])
+                .map_err(|_| SealError)?
+                .simple()
+                .to_string()
+                .into(),
+            seal: RandomizedNonceKey::new(&AES_256_GCM, seal_key.as_ref())
+                .map_err(|_| SealError)?,
+            find: hmac::Key::new(hmac::HMAC_SHA256, find_key.as_ref()),
+        })
+    }
+
+    /// Names the key, for the column beside what it sealed.
+    pub(super) fn key_id(&self) -> &str {
+        &self.key_id
+    }
+
+    /// Bound to the integration: what is sealed for one does not open for another.
+    pub(super) fn seal(
+        &self,
+        external_id: &ExternalId,
+        integration_id: Uuid,
+    ) -> Result<SealedExternalId, SealError> {
+        let mut text = external_id.expose().as_bytes().to_vec();
+        let nonce = self
+            .seal
+            .seal_in_place_append_tag(Aad::from(integration_id.as_bytes()), &mut text)
+            .map_err(|_| SealError)?;
+        let mut bytes = nonce.as_ref().to_vec();
+        bytes.append(&mut text);
+        Ok(SealedExternalId {
+            key_id: self.key_id.clone(),
+            bytes: bytes.into(),
+        })
+    }
+
+    pub(super) fn open(
+        &self,
+        sealed: &SealedExternalId,
+        integration_id: Uuid,
+    ) -> Result<ExternalId, SealError> {
+        let (nonce, text) = sealed
+            .bytes
+            .split_at_checked(NONCE_BYTES)
+            .ok_or(SealError)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| SealError)?;
+        let mut text = Zeroizing::new(text.to_vec());
+        let clear = self
+            .seal
+            .open_in_place(nonce, Aad::from(integration_id.as_bytes()), &mut text)
+            .map_err(|_| SealError)?;
+        let clear = String::from_utf8(clear.to_vec()).map_err(|error| {
+            error.into_bytes().zeroize();
+            SealError
+        })?;
+        ExternalId::parse(clear).map_err(|_| SealError)
+    }
+
+    /// The same for the same external ID, and says nothing about it without the key.
+    pub(super) fn fingerprint(&self, external_id: &ExternalId) -> Vec<u8> {
+        hmac::sign(&self.find, external_id.expose().as_bytes())
+            .as_ref()
+            .to_vec()
+    }
+}
+
+fn derive(master: &MasterKey, label: &[u8]) -> hmac::Tag {
+    hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &*master.0), label)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn sealer(hex: &str) -> Sealer {
+        Sealer::new(&MasterKey::from_hex(hex).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn opens_only_for_the_same_integration_and_key() {
+        let (one, other) = (sealer(&"ab".repeat(32)), sealer(&"cd".repeat(32)));
+        let id = Uuid::now_v7();
+        let secret = ExternalId::parse("a-very-secret-thing".into()).unwrap();
+        let sealed = one.seal(&secret, id).unwrap();
+        let text = String::from_utf8_lossy(&sealed.bytes).into_owned();
+        assert!(!text.contains("secret"));
+        assert_eq!(one.open(&sealed, id).unwrap().expose(), secret.expose());
+        assert_eq!(one.open(&sealed, Uuid::now_v7()).unwrap_err(), SealError);
+        assert_eq!(other.open(&sealed, id).unwrap_err(), SealError);
+        assert_ne!(one.key_id(), other.key_id());
+        assert_eq!(one.fingerprint(&secret), one.fingerprint(&secret));
+        assert_ne!(one.fingerprint(&secret), other.fingerprint(&secret));
+        let again = one.seal(&secret, id).unwrap();
+        assert_ne!(again.bytes, sealed.bytes, "a nonce was used twice");
+    }
+
+    #[test]
+    fn a_new_key_file_is_private_and_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("external-id.key");
+        let first = MasterKey::from_file_or_new(&path).unwrap();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let second = MasterKey::from_file_or_new(&path).unwrap();
+        assert_eq!(*first.0, *second.0);
+    }
+
+    #[test]
+    fn a_malformed_key_is_refused() {
+        for text in ["", "abc", &"zz".repeat(32), &"ab".repeat(33)] {
+            assert!(matches!(
+                MasterKey::from_hex(text),
+                Err(KeyError::Malformed)
+            ));
+        }
+    }
+}

@@ -1,0 +1,428 @@
+//! The one task that writes. What arrives together shares a transaction and a sync.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep_until, timeout_at},
+};
+
+use super::{
+    StoreError,
+    catalog::Catalog,
+    command::{Command, ConfigureError, Deleted, Reply, Unsettled},
+    draft::Draft,
+    secret::Sealer,
+    statements,
+    tail::{Tail, TailChunk},
+    work::WorkFeed,
+};
+use crate::domain::{
+    integration::{IntegrationKey, Snapshot},
+    status::{Observation, Status, observe},
+};
+
+/// Commands and bytes that share a transaction at the most.
+const BATCH_COMMANDS: usize = 1024;
+const BATCH_BYTES: usize = 16 << 20;
+/// Unsettled attempts beyond which no further command is taken until they are written.
+const MOST_UNSETTLED: usize = 4096;
+/// Between attempts to write after a failure.
+const RETRY: Duration = Duration::from_millis(500);
+
+pub(super) struct Writer {
+    pub(super) db: DatabaseConnection,
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) catalog: Arc<Catalog>,
+    pub(super) tail: Arc<Tail>,
+    pub(super) work: Arc<WorkFeed>,
+    pub(super) sealer: Arc<Sealer>,
+    pub(super) commit_linger: Duration,
+    pub(super) settle_linger: Duration,
+    pub(super) revision: u64,
+    pub(super) next_chunk_id: i64,
+    /// Deleted integrations whose chunks are still there.
+    pub(super) garbage: Vec<IntegrationKey>,
+}
+
+/// What is written together.
+#[derive(Default)]
+struct Batch {
+    commands: Vec<Command>,
+    bytes: usize,
+    close: Option<oneshot::Sender<()>>,
+}
+
+/// Answers that are given once the transaction is durable.
+#[derive(Default)]
+struct Answers {
+    appends: Vec<(Reply<Vec<bool>>, Vec<bool>)>,
+    configures: Vec<(Reply<Snapshot, ConfigureError>, IntegrationKey)>,
+    deletes: Vec<(Reply<Option<Deleted>>, Option<Deleted>)>,
+}
+
+/// What else a durable transaction leads to.
+struct Committed {
+    chunks: Vec<(IntegrationKey, TailChunk)>,
+    garbage: Vec<IntegrationKey>,
+    next_chunk_id: i64,
+}
+
+impl Writer {
+    pub(super) async fn run(mut self) {
+        let mut unsettled = Unsettled::default();
+        let mut due: Option<Instant> = None;
+        loop {
+            let mut batch = Batch::default();
+            self.fill(&mut batch, &mut unsettled, due).await;
+            let settle_now = due.is_some_and(|due| due <= Instant::now()) || batch.close.is_some();
+            if !batch.commands.is_empty() || settle_now || self.is_news(&unsettled) {
+                due = match self
+                    .write(std::mem::take(&mut batch.commands), &mut unsettled)
+                    .await
+                {
+                    Ok(()) if self.garbage.is_empty() => None,
+                    Ok(()) => Some(Instant::now() + self.settle_linger),
+                    Err(error) => {
+                        tracing::error!(%error, "cannot write to the log");
+                        Some(Instant::now() + RETRY)
+                    }
+                };
+            } else if !unsettled.is_empty() && due.is_none() {
+                due = Some(Instant::now() + self.settle_linger);
+            }
+            if let Some(close) = batch.close {
+                if !unsettled.is_empty() {
+                    tracing::warn!(
+                        attempts = unsettled.count,
+                        "not settled: what they delivered will be sent again"
+                    );
+                }
+                self.close(close).await;
+                return;
+            }
+        }
+    }
+
+    async fn close(self, reply: oneshot::Sender<()>) {
+        if let Err(error) = self.db.close().await {
+            tracing::warn!(%error, "the database did not close cleanly");
+        }
+        let _gone = reply.send(());
+    }
+
+    /// Waits for a command or the time to settle; then for what comes with it.
+    async fn fill(&mut self, batch: &mut Batch, unsettled: &mut Unsettled, due: Option<Instant>) {
+        let first = match due {
+            Some(due) if unsettled.count >= MOST_UNSETTLED => {
+                sleep_until(due).await;
+                return;
+            }
+            Some(due) => match timeout_at(due, self.commands.recv()).await {
+                Ok(first) => first,
+                Err(_elapsed) => return,
+            },
+            None => self.commands.recv().await,
+        };
+        batch.add(first, unsettled);
+        let until = Instant::now() + self.commit_linger;
+        while batch.has_room() && unsettled.count < MOST_UNSETTLED {
+            let next = match self.commands.try_recv() {
+                Ok(command) => Some(command),
+                Err(mpsc::error::TryRecvError::Disconnected) => None,
+                // A settlement alone waits for company elsewhere.
+                Err(mpsc::error::TryRecvError::Empty) if batch.commands.is_empty() => return,
+                Err(mpsc::error::TryRecvError::Empty) => {
+                    match timeout_at(until, self.commands.recv()).await {
+                        Ok(command) => command,
+                        Err(_elapsed) => return,
+                    }
+                }
+            };
+            batch.add(next, unsettled);
+        }
+    }
+
+    /// Whether what attempts showed changes a status, so that it is told at once.
+    fn is_news(&self, unsettled: &Unsettled) -> bool {
+        unsettled.by_key.iter().any(|(key, one)| {
+            let Some(last) = one.observed.last() else {
+                return false;
+            };
+            let Some(mut slot) = self.catalog.slot(*key) else {
+                return false;
+            };
+            let status = &slot.snapshot.status;
+            if last.observation == Observation::Accepted && status.status == Status::Active {
+                return false;
+            }
+            let next = observe(status, &mut slot.stall, last.at, &last.observation);
+            status.is_change(&next)
+        })
+    }
+
+    async fn write(
+        &mut self,
+        commands: Vec<Command>,
+        unsettled: &mut Unsettled,
+    ) -> Result<(), DbErr> {
+        let catalog = Arc::clone(&self.catalog);
+        let mut draft = Draft::new(&catalog, self.revision);
+        let mut answers = Answers::default();
+        match self
+            .transact(&mut draft, &mut answers, commands, unsettled)
+            .await
+        {
+            Ok(committed) => {
+                unsettled.settled();
+                self.publish(draft, committed, answers).await
+            }
+            Err(error) => {
+                answers.fail(&error);
+                Err(error)
+            }
+        }
+    }
+
+    async fn transact(
+        &self,
+        draft: &mut Draft<'_>,
+        answers: &mut Answers,
+        commands: Vec<Command>,
+        unsettled: &Unsettled,
+    ) -> Result<Committed, DbErr> {
+        let now = Timestamp::now();
+        let mut committed = Committed {
+            chunks: Vec::new(),
+            garbage: self.garbage.clone(),
+            next_chunk_id: self.next_chunk_id,
+        };
+        // Answers are registered before anything can fail, so that each is given.
+        let (cold, hot): (Vec<_>, Vec<_>) = commands
+            .into_iter()
+            .partition(|command| !matches!(command, Command::Append { .. }));
+        for command in hot {
+            if let Command::Append { segments, reply } = command {
+                let accepted = draft.append(segments);
+                answers.appends.push((reply, accepted));
+            }
+        }
+        let tx = match self.db.begin().await {
+            Ok(tx) => tx,
+            Err(error) => {
+                answers.refuse(cold, &error);
+                return Err(error);
+            }
+        };
+        let mut cold = cold.into_iter();
+        while let Some(command) = cold.next() {
+            if let Err(error) = self.change(&tx, draft, answers, command, now).await {
+                answers.refuse(cold.collect(), &error);
+                return Err(error);
+            }
+        }
+        committed.garbage.extend(answers.deleted());
+        self.settle(&tx, draft, unsettled).await?;
+        self.insert_chunks(&tx, draft, &mut committed, now).await?;
+        statements::collect_garbage(&tx, &mut committed.garbage).await?;
+        tx.commit().await?;
+        Ok(committed)
+    }
+
+    /// A Configure or a Delete. Errors here are the database's; a refusal is an answer.
+    async fn change(
+        &self,
+        tx: &DatabaseTransaction,
+        draft: &mut Draft<'_>,
+        answers: &mut Answers,
+        command: Command,
+        now: Timestamp,
+    ) -> Result<(), DbErr> {
+        match command {
+            Command::Configure { configure, reply } => {
+                match statements::configure(tx, draft, &self.sealer, *configure, now).await {
+                    Ok(key) => answers.configures.push((reply, key)),
+                    Err(ConfigureError::Store(StoreError::Database(error))) => {
+                        let told = StoreError::Database(error.clone());
+                        let _gone = reply.send(Err(told.into()));
+                        return Err(error);
+                    }
+                    Err(refused) => {
+                        let _gone = reply.send(Err(refused));
+                    }
+                }
+            }
+            Command::Delete {
+                organization_id,
+                caller,
+                reply,
+            } => match statements::delete(tx, draft, &organization_id, &caller, now).await {
+                Ok(deleted) => answers.deletes.push((reply, deleted)),
+                Err(error) => {
+                    let _gone = reply.send(Err(StoreError::Database(error.clone())));
+                    return Err(error);
+                }
+            },
+            Command::Append { .. } | Command::Settle(_) | Command::Close { .. } => {}
+        }
+        Ok(())
+    }
+
+    async fn settle(
+        &self,
+        tx: &DatabaseTransaction,
+        draft: &mut Draft<'_>,
+        unsettled: &Unsettled,
+    ) -> Result<(), DbErr> {
+        let mut finished = Vec::new();
+        for (key, one) in &unsettled.by_key {
+            let Some(slot) = draft.slot_mut(*key) else {
+                continue;
+            };
+            slot.snapshot.progress.delivered += one.delivered;
+            slot.snapshot.progress.pending_bytes -= one.delivered_bytes;
+            draft.observe(*key, &one.observed);
+            finished.extend_from_slice(&one.finished);
+            for (id, (bitmap, pending_bytes)) in &one.partial {
+                statements::accept_part(tx, *id, bitmap, *pending_bytes).await?;
+            }
+            if let Some(slot) = draft.slot_mut(*key) {
+                statements::update_integration(tx, *key, slot).await?;
+            }
+        }
+        statements::delete_chunks(tx, &finished).await
+    }
+
+    async fn insert_chunks(
+        &self,
+        tx: &DatabaseTransaction,
+        draft: &mut Draft<'_>,
+        committed: &mut Committed,
+        now: Timestamp,
+    ) -> Result<(), DbErr> {
+        for (key, segments) in std::mem::take(&mut draft.segments) {
+            let Some(slot) = draft.slot_mut(key) else {
+                continue;
+            };
+            let progress = &mut slot.snapshot.progress;
+            for segment in segments {
+                let chunk = TailChunk {
+                    id: committed.next_chunk_id,
+                    first_sequence: progress.next_sequence,
+                    count: segment.count,
+                    accepted: Vec::new(),
+                    bytes: segment.bytes.into(),
+                };
+                let pending_bytes = statements::insert_chunk(tx, key, &chunk, now).await?;
+                progress.pending_bytes += pending_bytes;
+                progress.next_sequence += u64::from(chunk.count);
+                committed.next_chunk_id += 1;
+                committed.chunks.push((key, chunk));
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the world what has become durable.
+    async fn publish(
+        &mut self,
+        draft: Draft<'_>,
+        committed: Committed,
+        answers: Answers,
+    ) -> Result<(), DbErr> {
+        self.revision = draft.revision;
+        self.next_chunk_id = committed.next_chunk_id;
+        self.garbage = committed.garbage;
+        let forgotten = self.catalog.apply(draft.diff, draft.revision);
+        for (key, chunk) in committed.chunks {
+            let first_sequence = chunk.first_sequence;
+            self.tail.push(key, chunk);
+            self.work.appended(key, first_sequence);
+        }
+        for key in draft.configured {
+            self.work.configured(key);
+        }
+        answers.give(&self.catalog, &self.tail);
+        match forgotten {
+            Some(revision) => statements::forget_tombstones(&self.db, revision).await,
+            None => Ok(()),
+        }
+    }
+}
+
+impl Batch {
+    fn add(&mut self, command: Option<Command>, unsettled: &mut Unsettled) {
+        match command {
+            Some(Command::Settle(settle)) => unsettled.add(settle),
+            Some(Command::Close { reply }) => self.close = Some(reply),
+            Some(command) => {
+                if let Command::Append { segments, .. } = &command {
+                    let bytes = segments.iter().map(|owned| owned.segment.bytes.len());
+                    self.bytes += bytes.sum::<usize>();
+                }
+                self.commands.push(command);
+            }
+            // Every handle is gone: nobody waits for this answer.
+            None => self.close = Some(oneshot::channel().0),
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.commands.len() < BATCH_COMMANDS && self.bytes < BATCH_BYTES && self.close.is_none()
+    }
+}
+
+impl Answers {
+    fn deleted(&self) -> impl Iterator<Item = IntegrationKey> {
+        self.deletes
+            .iter()
+            .filter_map(|(_, deleted)| deleted.map(|deleted| deleted.key))
+    }
+
+    /// A caller that is gone does not need its answer.
+    fn give(self, catalog: &Catalog, tail: &Tail) {
+        for key in self.deleted() {
+            tail.forget(key);
+        }
+        for (reply, accepted) in self.appends {
+            let _gone = reply.send(Ok(accepted));
+        }
+        for (reply, key) in self.configures {
+            let snapshot = catalog.slot(key).map(|slot| slot.snapshot);
+            let _gone = reply.send(snapshot.ok_or(ConfigureError::EtagMismatch));
+        }
+        for (reply, deleted) in self.deletes {
+            let _gone = reply.send(Ok(deleted));
+        }
+    }
+
+    fn fail(self, error: &DbErr) {
+        let failed = || StoreError::Database(error.clone());
+        for (reply, _) in self.appends {
+            let _gone = reply.send(Err(failed()));
+        }
+        for (reply, _) in self.configures {
+            let _gone = reply.send(Err(failed().into()));
+        }
+        for (reply, _) in self.deletes {
+            let _gone = reply.send(Err(failed()));
+        }
+    }
+
+    fn refuse(&mut self, commands: Vec<Command>, error: &DbErr) {
+        let failed = || StoreError::Database(error.clone());
+        for command in commands {
+            match command {
+                Command::Configure { reply, .. } => {
+                    let _gone = reply.send(Err(failed().into()));
+                }
+                Command::Delete { reply, .. } => {
+                    let _gone = reply.send(Err(failed()));
+                }
+                Command::Append { .. } | Command::Settle(_) | Command::Close { .. } => {}
+            }
+        }
+    }
+}

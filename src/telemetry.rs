@@ -1,0 +1,149 @@
+//! Logs on standard error, and traces by OTLP where the standard `OTEL_…` variables
+//! ask for them.
+
+mod export;
+mod filter;
+mod propagation;
+
+use std::{
+    io::{self, IsTerminal as _},
+    time::Duration,
+};
+
+use opentelemetry::{global, trace::TracerProvider as _};
+use opentelemetry_otlp::ExporterBuildError;
+use opentelemetry_sdk::{propagation::TraceContextPropagator, trace::SdkTracerProvider};
+use tracing::Subscriber;
+use tracing_subscriber::{
+    Layer, fmt::MakeWriter, layer::SubscriberExt as _, registry::LookupSpan,
+    util::SubscriberInitExt as _,
+};
+
+use crate::config::{Config, LogFormat};
+
+pub use propagation::continue_trace;
+
+/// How long a shutdown waits for the last spans to be exported.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The name of the tracer, which is the scope of every span.
+const TRACER: &str = "siem-relay";
+
+/// Why telemetry could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The level is not a list of directives.
+    #[error("log-level is not a list of directives: {0}")]
+    Directives(#[from] tracing_subscriber::filter::ParseError),
+    /// The exporter does not take what the `OTEL_…` variables say.
+    #[error(
+        "the trace exporter cannot be set up: {0}; mend the OTEL_ variables, or set OTEL_TRACES_EXPORTER=none"
+    )]
+    Exporter(#[from] ExporterBuildError),
+    /// A variable asks for what this program lacks.
+    #[error("{variable} is {value:?}, which is not supported; set it to {allowed}")]
+    Unsupported {
+        /// The environment variable.
+        variable: &'static str,
+        /// What it says.
+        value: String,
+        /// What it may say.
+        allowed: &'static str,
+    },
+    /// Something else installed a subscriber first.
+    #[error("logging is set up already: {0}")]
+    SetUpAlready(#[from] tracing_subscriber::util::TryInitError),
+}
+
+/// Exports the last spans when it is dropped, for at most five seconds. Keep it until
+/// the end of the process, and drop it while the runtime still runs.
+#[derive(Debug)]
+#[must_use = "spans are lost when it is dropped early"]
+pub struct TelemetryGuard {
+    provider: Option<SdkTracerProvider>,
+}
+
+impl Drop for TelemetryGuard {
+    fn drop(&mut self) {
+        if let Some(provider) = self.provider.take()
+            && let Err(error) = provider.shutdown_with_timeout(FLUSH_DEADLINE)
+        {
+            tracing::warn!(%error, "the last spans were not exported");
+        }
+    }
+}
+
+/// Sets up logs and traces for the whole process. It must run inside the Tokio
+/// runtime, where the exporter keeps its connection.
+///
+/// # Errors
+///
+/// [`TelemetryError`] where a setting or an `OTEL_…` variable cannot be followed.
+pub fn init(config: &Config) -> Result<TelemetryGuard, TelemetryError> {
+    let environment = |name: &str| std::env::var(name).ok();
+    let provider = export::provider(environment)?;
+    let is_terminal = io::stderr().is_terminal();
+    let format = config.log_format.unwrap_or(if is_terminal {
+        LogFormat::Text
+    } else {
+        LogFormat::Json
+    });
+    let with_color = is_terminal && environment("NO_COLOR").is_none_or(|value| value.is_empty());
+    global::set_text_map_propagator(TraceContextPropagator::new());
+    tracing_subscriber::registry()
+        .with(
+            provider
+                .as_ref()
+                .map(|provider| traces(provider, &config.log_level))
+                .transpose()?,
+        )
+        .with(logs(format, with_color, &config.log_level, io::stderr)?)
+        .try_init()?;
+    Ok(TelemetryGuard { provider })
+}
+
+/// The layer that writes log lines.
+fn logs<S, W>(
+    format: LogFormat,
+    with_color: bool,
+    directives: &str,
+    writer: W,
+) -> Result<Box<dyn Layer<S> + Send + Sync>, TelemetryError>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let filter = filter::logs(directives)?;
+    let layer = tracing_subscriber::fmt::layer()
+        .with_ansi(with_color)
+        .with_writer(writer);
+    Ok(match format {
+        LogFormat::Text => layer.with_filter(filter).boxed(),
+        LogFormat::Json => layer
+            .json()
+            .flatten_event(true)
+            .with_span_list(false)
+            .with_filter(filter)
+            .boxed(),
+    })
+}
+
+/// The layer that makes spans of OpenTelemetry.
+fn traces<S>(
+    provider: &SdkTracerProvider,
+    directives: &str,
+) -> Result<Box<dyn Layer<S> + Send + Sync>, TelemetryError>
+where
+    S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
+{
+    let filter = filter::traces(directives)?;
+    Ok(tracing_opentelemetry::layer()
+        .with_tracer(provider.tracer(TRACER))
+        .with_location(false)
+        .with_threads(false)
+        .with_filter(filter)
+        .boxed())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,186 @@
+//! Whether and how traces are exported, by the standard variables (OpenTelemetry
+//! specification, "Environment Variable Specification" and "OTLP Exporter").
+
+use opentelemetry_otlp::SpanExporter;
+use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
+
+use super::TelemetryError;
+
+const SERVICE_NAME: &str = "siem-relay";
+
+/// The samplers that the SDK knows; it would take any other for
+/// `parentbased_always_on` without a word.
+const SAMPLERS: &str = "always_on, always_off, traceidratio, parentbased_always_on, \
+                        parentbased_always_off or parentbased_traceidratio";
+
+/// What exports spans, where the variables ask for it. Endpoint, headers, timeout,
+/// compression, sampler and limits are read from the environment by the SDK.
+pub(super) fn provider(
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<Option<SdkTracerProvider>, TelemetryError> {
+    if !is_asked_for(&variable)? {
+        return Ok(None);
+    }
+    let exporter = SpanExporter::builder().with_tonic().build()?;
+    let mut resource = Resource::builder();
+    if !is_named(&variable) {
+        resource = resource.with_service_name(SERVICE_NAME);
+    }
+    let provider = SdkTracerProvider::builder()
+        .with_resource(resource.build())
+        .with_batch_exporter(exporter)
+        .build();
+    Ok(Some(provider))
+}
+
+/// Whether traces are to be exported: an endpoint is set, and nothing says no.
+fn is_asked_for(variable: impl Fn(&str) -> Option<String>) -> Result<bool, TelemetryError> {
+    // The specification: an empty value is as good as none.
+    let set = |name: &str| variable(name).filter(|value| !value.is_empty());
+    let is_disabled =
+        set("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    let (endpoint_name, endpoint) = first_set(
+        set,
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+    );
+    let exporter = set("OTEL_TRACES_EXPORTER");
+    if is_disabled || endpoint.is_none() || exporter.as_deref() == Some("none") {
+        return Ok(false);
+    }
+    let only = |name, value: Option<String>, allowed, is_allowed: fn(&str) -> bool| match value {
+        Some(value) if !is_allowed(&value) => Err(TelemetryError::Unsupported {
+            variable: name,
+            value,
+            allowed,
+        }),
+        _ => Ok(()),
+    };
+    only("OTEL_TRACES_EXPORTER", exporter, "otlp or none", |value| {
+        value == "otlp"
+    })?;
+    only(endpoint_name, endpoint, "an http:// address", |value| {
+        !value.to_ascii_lowercase().starts_with("https://")
+    })?;
+    let (name, protocol) = first_set(
+        set,
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+        "OTEL_EXPORTER_OTLP_PROTOCOL",
+    );
+    only(name, protocol, "grpc", |value| value == "grpc")?;
+    only(
+        "OTEL_TRACES_SAMPLER",
+        set("OTEL_TRACES_SAMPLER"),
+        SAMPLERS,
+        |value| {
+            let base = value.strip_prefix("parentbased_").unwrap_or(value);
+            ["always_on", "always_off", "traceidratio"].contains(&base)
+        },
+    )?;
+    Ok(true)
+}
+
+/// The variable for traces, or the one for all signals.
+fn first_set(
+    set: impl Fn(&str) -> Option<String>,
+    traces: &'static str,
+    all: &'static str,
+) -> (&'static str, Option<String>) {
+    match set(traces) {
+        Some(value) => (traces, Some(value)),
+        None => (all, set(all)),
+    }
+}
+
+/// Whether the variables name the service.
+fn is_named(variable: impl Fn(&str) -> Option<String>) -> bool {
+    variable("OTEL_SERVICE_NAME").is_some_and(|name| !name.is_empty())
+        || variable("OTEL_RESOURCE_ATTRIBUTES").is_some_and(|attributes| {
+            attributes
+                .split(',')
+                .filter_map(|attribute| attribute.split_once('='))
+                .any(|(key, _)| key.trim() == "service.name")
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn variables<'a>(set: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<String> + use<'a> {
+        move |name| {
+            let found = set.iter().find(|(known, _)| *known == name);
+            found.map(|(_, value)| (*value).to_owned())
+        }
+    }
+
+    #[test]
+    fn an_endpoint_asks_for_traces_unless_something_says_no() {
+        let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://192.0.2.1:4317");
+        for (set, expected) in [
+            (&[][..], false),
+            (&[("OTEL_EXPORTER_OTLP_ENDPOINT", "")], false),
+            (&[endpoint], true),
+            (
+                &[(
+                    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+                    "http://192.0.2.1:4317",
+                )],
+                true,
+            ),
+            (&[("OTEL_TRACES_EXPORTER", "otlp")], false),
+            (&[endpoint, ("OTEL_TRACES_EXPORTER", "none")], false),
+            (&[endpoint, ("OTEL_TRACES_EXPORTER", "otlp")], true),
+            (&[endpoint, ("OTEL_SDK_DISABLED", "True")], false),
+            (&[endpoint, ("OTEL_SDK_DISABLED", "false")], true),
+            (
+                &[
+                    endpoint,
+                    ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"),
+                ],
+                true,
+            ),
+        ] {
+            assert_eq!(is_asked_for(variables(set)).unwrap(), expected, "{set:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused_by_name() {
+        for (name, value) in [
+            (
+                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+                "HTTPS://example.com:4317",
+            ),
+            ("OTEL_TRACES_EXPORTER", "zipkin"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+            ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json"),
+            ("OTEL_TRACES_SAMPLER", "xray"),
+        ] {
+            let set = [
+                ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://192.0.2.1:4317"),
+                (name, value),
+            ];
+            let error = is_asked_for(variables(&set)).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains(value), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_service_keeps_the_name_that_it_was_given() {
+        for (set, expected) in [
+            (&[][..], false),
+            (&[("OTEL_SERVICE_NAME", "relay-1")], true),
+            (
+                &[("OTEL_RESOURCE_ATTRIBUTES", "a=b, service.name=relay-1")],
+                true,
+            ),
+            (
+                &[("OTEL_RESOURCE_ATTRIBUTES", "service.name.x=relay-1")],
+                false,
+            ),
+        ] {
+            assert_eq!(is_named(variables(set)), expected, "{set:?}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+use std::{
+    io::Write,
+    sync::{Arc, Mutex},
+};
+
+use http::HeaderMap;
+use opentelemetry_sdk::{
+    error::OTelSdkResult,
+    trace::{SpanData, SpanExporter},
+};
+use tracing::{debug, debug_span, info, info_span, level_filters::LevelFilter, trace};
+
+use super::*;
+
+/// Keeps what is written or exported.
+#[derive(Debug, Clone)]
+struct Kept<T>(Arc<Mutex<Vec<T>>>);
+
+impl<T: Clone> Kept<T> {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new(Vec::new())))
+    }
+
+    fn all(&self) -> Vec<T> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl Write for Kept<u8> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl SpanExporter for Kept<SpanData> {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        self.0.lock().unwrap().extend(batch);
+        Ok(())
+    }
+}
+
+/// What is logged, and the names of spans and span events that are exported.
+fn told(format: LogFormat, directives: &str, speak: impl FnOnce()) -> (String, Vec<SpanData>) {
+    let (lines, spans) = (Kept::new(), Kept::new());
+    let provider = SdkTracerProvider::builder()
+        .with_simple_exporter(spans.clone())
+        .build();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::registry()
+        .with(traces(&provider, directives).unwrap())
+        .with(logs(format, false, directives, move || writer.clone()).unwrap());
+    tracing::subscriber::with_default(subscriber, speak);
+    provider.shutdown_with_timeout(FLUSH_DEADLINE).unwrap();
+    (String::from_utf8(lines.all()).unwrap(), spans.all())
+}
+
+macro_rules! speak_as {
+    ($($target:literal),+) => {$(
+        {
+            let _span = info_span!(target: $target, "loud span", at = $target).entered();
+            let _whisper = debug_span!(target: $target, "quiet span", secret = "hush").entered();
+            info!(target: $target, "loud event");
+            debug!(target: $target, "quiet event, hush");
+            trace!(target: $target, "quiet event, hush");
+        }
+    )+};
+}
+
+#[test]
+fn no_directive_makes_a_library_say_more_than_info() {
+    let loudest = "trace,aws_smithy_runtime=trace,hyper=trace,h2=trace,rustls=trace,sqlx=trace,\
+                   sqlx::query=trace,sea_orm=trace,tonic=trace,tower=trace,[quiet span]=trace,\
+                   siem_relay=trace";
+    let (lines, spans) = told(LogFormat::Text, loudest, || {
+        speak_as!(
+            "aws_smithy_runtime::client::orchestrator",
+            "aws_config",
+            "hyper::proto",
+            "hyper_util::client",
+            "h2::codec",
+            "rustls::client",
+            "sqlx::query",
+            "sqlx_core::pool",
+            "sea_orm::driver",
+            "sea_orm_migration",
+            "tonic::transport",
+            "tower::buffer",
+            "tower_http::trace",
+            "siem_relay_lookalike",
+            "a_crate_that_joins_later"
+        );
+    });
+    assert_eq!(lines.matches("loud event").count(), 15, "{lines}");
+    assert!(!lines.contains("hush"), "{lines}");
+    assert_eq!(spans.len(), 15, "{spans:?}");
+    for span in spans {
+        assert_eq!(span.name, "loud span");
+        let events: Vec<&str> = span.events.iter().map(|event| &*event.name).collect();
+        assert_eq!(events, ["loud event"]);
+    }
+}
+
+#[test]
+fn our_own_details_are_there_for_the_asking() {
+    let speak = || {
+        let _span = debug_span!("quiet span").entered();
+        debug!("quiet event");
+    };
+    let (lines, spans) = told(LogFormat::Text, "info", speak);
+    assert_eq!((lines.as_str(), spans.len()), ("", 0));
+    let (lines, spans) = told(LogFormat::Text, "warn,siem_relay=debug", speak);
+    assert!(
+        lines.contains("quiet span: siem_relay::telemetry::tests: quiet event"),
+        "{lines}"
+    );
+    assert_eq!(spans[0].name, "quiet span");
+}
+
+#[test]
+fn a_quiet_log_does_not_thin_out_traces() {
+    let (lines, spans) = told(LogFormat::Text, "off", || {
+        let _span = info_span!("a span").entered();
+        info!("an event");
+    });
+    assert_eq!(lines, "");
+    assert_eq!(spans.len(), 1);
+}
+
+#[test]
+fn callsites_know_the_level_so_that_what_is_off_costs_nothing() {
+    let provider = SdkTracerProvider::builder().build();
+    for (with_traces, directives, expected) in [
+        (false, "warn", LevelFilter::WARN),
+        (false, "info", LevelFilter::INFO),
+        (true, "warn", LevelFilter::INFO),
+        (true, "info,siem_relay=debug", LevelFilter::DEBUG),
+    ] {
+        let subscriber = tracing_subscriber::registry()
+            .with(with_traces.then(|| traces(&provider, directives).unwrap()))
+            .with(logs(LogFormat::Text, false, directives, io::sink).unwrap());
+        let hint = subscriber.max_level_hint();
+        assert_eq!(hint, Some(expected), "{with_traces} {directives}");
+    }
+}
+
+#[test]
+fn json_is_one_object_a_line() {
+    let (lines, _) = told(LogFormat::Json, "info", || {
+        let _span = info_span!("publish", request = 7).entered();
+        info!(events = 3, "line\nbreak");
+        info!("second");
+    });
+    let parsed: Vec<serde_json::Value> = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(parsed.len(), 2, "{lines}");
+    assert_eq!(parsed[0]["message"], "line\nbreak");
+    assert_eq!(parsed[0]["events"], 3);
+    assert_eq!(parsed[0]["span"]["request"], 7);
+    assert_eq!(parsed[0]["level"], "INFO");
+}
+
+#[test]
+fn a_callers_trace_goes_on() {
+    global::set_text_map_propagator(TraceContextPropagator::new());
+    let mut headers = HeaderMap::new();
+    let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    headers.insert("traceparent", parent.parse().unwrap());
+    let (_, spans) = told(LogFormat::Text, "info", || {
+        let span = info_span!("served");
+        continue_trace(&span, &headers);
+        span.in_scope(|| ());
+    });
+    assert_eq!(
+        spans[0].span_context.trace_id().to_string(),
+        "0af7651916cd43dd8448eb211c80319c"
+    );
+    assert_eq!(spans[0].parent_span_id.to_string(), "b7ad6b7169203331");
+}

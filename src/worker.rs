@@ -1,0 +1,168 @@
+//! The delivery worker: who has work, whose turn it is, send, settle.
+
+mod gate;
+mod lane;
+mod test_event;
+mod turn;
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{gate::Gate, lane::Lanes};
+use crate::{
+    domain::{
+        backoff::BackoffPolicy, delivery::BatchLimits, event::Format, integration::IntegrationKey,
+    },
+    sink::Sink,
+    store::{Attention, Deleted, Store},
+};
+
+/// How the worker works.
+#[derive(Clone, Debug)]
+pub struct WorkerOptions {
+    /// Requests under way in all.
+    pub requests_in_flight: usize,
+    /// Requests under way for one integration.
+    pub requests_in_flight_per_integration: usize,
+    /// What one request may hold.
+    pub limits: BatchLimits,
+    /// The waits after failures.
+    pub backoff: BackoffPolicy,
+    /// Bytes of the log at hand for one integration, before compression.
+    pub window_bytes: usize,
+    /// Bytes of the log at hand in all; beyond it an integration lets go after its turn.
+    pub windows_bytes: usize,
+    /// How test events are written.
+    pub format: Format,
+}
+
+/// The worker. Cheap to clone: a clone is a handle.
+pub struct Worker<S> {
+    shared: Arc<Shared<S>>,
+}
+
+impl<S> Clone for Worker<S> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+struct Shared<S> {
+    store: Store,
+    sink: S,
+    options: WorkerOptions,
+    lanes: Mutex<Lanes>,
+    gate: Gate,
+    wake: Notify,
+    turns: TaskTracker,
+}
+
+impl<S> Shared<S> {
+    fn lanes(&self) -> MutexGuard<'_, Lanes> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The sequence that the integration's next event will get; 0 where it is gone.
+    fn log_end(&self, key: IntegrationKey) -> u64 {
+        let snapshot = self.store.get(key);
+        snapshot.map_or(0, |snapshot| snapshot.progress.next_sequence)
+    }
+}
+
+impl<S: Sink> Worker<S> {
+    /// A worker that does nothing until [`Worker::run`].
+    pub fn new(store: Store, sink: S, options: WorkerOptions) -> Self {
+        let shared = Shared {
+            store,
+            sink,
+            options,
+            lanes: Mutex::default(),
+            gate: Gate::default(),
+            wake: Notify::new(),
+            turns: TaskTracker::new(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// Delivers until `stop`; then finishes what is in flight and returns once it is
+    /// settled. `kill` cancels what is in flight.
+    pub async fn run(&self, stop: CancellationToken, kill: CancellationToken) {
+        let shared = &self.shared;
+        for key in shared.store.with_work() {
+            self.adopt(key, 1);
+        }
+        while !stop.is_cancelled() {
+            self.start_turns();
+            let next_retry = shared.lanes().next_retry();
+            let far = Instant::now() + Duration::from_secs(3600);
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = sleep_until(next_retry.unwrap_or(far)) => {}
+                () = shared.wake.notified() => {}
+                attention = shared.store.attention() => {
+                    for (key, attention) in attention {
+                        self.attend(key, attention);
+                    }
+                }
+            }
+        }
+        shared.turns.close();
+        tokio::select! {
+            () = shared.turns.wait() => {}
+            () = kill.cancelled() => {
+                shared.gate.shut_all();
+                shared.turns.wait().await;
+            }
+        }
+    }
+
+    /// Tells the worker that an integration was deleted. When it returns, no AWS
+    /// call is under way for it, and none will begin.
+    pub async fn deleted(&self, deleted: &Deleted) {
+        self.shared.gate.shut(deleted.key).await;
+        self.shared.lanes().remove(deleted.key);
+        self.shared.sink.forget(deleted.integration_id);
+    }
+
+    fn adopt(&self, key: IntegrationKey, from: u64) {
+        if let Some(snapshot) = self.shared.store.get(key) {
+            let integration_id = snapshot.integration.integration_id;
+            self.shared.lanes().open(key, integration_id, from);
+        }
+    }
+
+    fn attend(&self, key: IntegrationKey, attention: Attention) {
+        if let Some(from) = attention.appended_from {
+            self.adopt(key, from);
+        }
+        if attention.configured {
+            self.shared.lanes().end_back_off(key);
+        }
+    }
+
+    fn start_turns(&self) {
+        let options = &self.shared.options;
+        let mut lanes = self.shared.lanes();
+        lanes.wake(Instant::now());
+        while lanes.turns < options.requests_in_flight {
+            let Some(key) = lanes.next_ready(options.requests_in_flight_per_integration) else {
+                return;
+            };
+            self.shared
+                .turns
+                .spawn(turn::take(Arc::clone(&self.shared), key));
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Who may call AWS for an integration: nobody after it was deleted.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
+
+use crate::domain::integration::IntegrationKey;
+
+#[derive(Debug)]
+struct Guard {
+    cancel: CancellationToken,
+    calls: TaskTracker,
+}
+
+/// The calls that are under way, an integration.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    guards: Mutex<HashMap<IntegrationKey, Guard>>,
+    /// Cancels every call.
+    all: CancellationToken,
+}
+
+/// Allows one call. The call ends when `cancelled` does.
+#[derive(Debug)]
+pub(super) struct Pass {
+    cancel: CancellationToken,
+    _call: TaskTrackerToken,
+}
+
+impl Pass {
+    pub(super) async fn cancelled(&self) {
+        self.cancel.cancelled().await;
+    }
+}
+
+impl Gate {
+    fn lock(&self) -> MutexGuard<'_, HashMap<IntegrationKey, Guard>> {
+        self.guards.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A pass for a call, while the integration exists. `exists` is asked under the
+    /// same lock that [`Gate::shut`] takes after the integration is gone, so that a
+    /// call either is not begun or is waited for.
+    pub(super) fn enter(&self, key: IntegrationKey, exists: impl FnOnce() -> bool) -> Option<Pass> {
+        let mut guards = self.lock();
+        if self.all.is_cancelled() || !exists() {
+            return None;
+        }
+        // Guards of integrations that rest are swept as the map grows.
+        if guards.len() >= 1024 && guards.len().is_power_of_two() {
+            guards.retain(|_, guard| !guard.calls.is_empty());
+        }
+        let guard = guards.entry(key).or_insert_with(|| Guard {
+            cancel: self.all.child_token(),
+            calls: TaskTracker::new(),
+        });
+        Some(Pass {
+            cancel: guard.cancel.clone(),
+            _call: guard.calls.token(),
+        })
+    }
+
+    /// Cancels what is under way for an integration that is gone, and waits for its end.
+    pub(super) async fn shut(&self, key: IntegrationKey) {
+        let guard = self.lock().remove(&key);
+        if let Some(guard) = guard {
+            guard.cancel.cancel();
+            guard.calls.close();
+            guard.calls.wait().await;
+        }
+    }
+
+    /// Cancels every call, and lets none begin.
+    pub(super) fn shut_all(&self) {
+        self.all.cancel();
+    }
+}

@@ -1,0 +1,101 @@
+//! A test event, on the very path that delivery takes.
+
+use std::time::SystemTime;
+
+use jiff::Timestamp;
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::Worker;
+use crate::{
+    domain::{
+        delivery::Settlement,
+        event::{Format, Time, render_test},
+        integration::Snapshot,
+        status::Observation,
+        verdict::{TestError, TestReport, TestVerdict},
+    },
+    sink::{Record, Sink},
+    store::{Observed, Settle},
+};
+
+const MESSAGE: &str = "This is a test event. No intrusion was detected.";
+
+impl<S: Sink> Worker<S> {
+    /// Writes a test event with credentials that are assumed anew, and sets the
+    /// status by what it meets. Waits behind nothing.
+    pub async fn send_test(&self, organization_id: &str) -> Result<TestVerdict, TestError> {
+        let shared = &self.shared;
+        let before = shared
+            .store
+            .find(organization_id)
+            .ok_or(TestError::NoIntegration)?;
+        let key = before.integration.key;
+        let exists = || shared.store.get(key).is_some();
+        let Some(pass) = shared.gate.enter(key, exists) else {
+            return Err(match exists() {
+                true => TestError::ShuttingDown,
+                false => TestError::NoIntegration,
+            });
+        };
+        let event_id = Uuid::now_v7();
+        let record = record(&before, &shared.options.format, event_id);
+        let report = tokio::select! {
+            biased;
+            () = pass.cancelled() => return Err(match exists() {
+                true => TestError::ShuttingDown,
+                false => TestError::NoIntegration,
+            }),
+            report = shared.sink.test(&before.integration, record) => report,
+        };
+        drop(pass);
+        let observation = observation(&report);
+        let passed = observation == Observation::Accepted;
+        let (done, settled) = oneshot::channel();
+        shared
+            .store
+            .settle(Settle {
+                key,
+                settlement: Settlement::default(),
+                observed: Some(Observed {
+                    version: before.integration.version,
+                    at: Timestamp::now(),
+                    observation,
+                    next_retry: before.status.next_retry.filter(|_| !passed),
+                }),
+                done: Some(done),
+            })
+            .await;
+        if settled.await.is_err() {
+            return Err(TestError::ShuttingDown);
+        }
+        if passed {
+            shared.lanes().end_back_off(key);
+            shared.wake.notify_one();
+        }
+        let after = shared.store.get(key).ok_or(TestError::NoIntegration)?;
+        Ok(TestVerdict {
+            event_id,
+            report,
+            after,
+        })
+    }
+}
+
+fn record(snapshot: &Snapshot, format: &Format, event_id: Uuid) -> Record {
+    let integration_id = snapshot.integration.integration_id;
+    let now = Time::from(SystemTime::now());
+    let mut data = Vec::new();
+    render_test(integration_id, format, event_id, now, MESSAGE, &mut data);
+    Record {
+        partition_key: integration_id.to_string(),
+        data,
+    }
+}
+
+fn observation(report: &TestReport) -> Observation {
+    match (&report.assume_role, &report.write) {
+        (Err(fault), _) | (Ok(()), Some(Err(fault))) => Observation::Failed(fault.clone()),
+        (Ok(()), _) => Observation::Accepted,
+    }
+}
