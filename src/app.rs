@@ -20,7 +20,7 @@ use crate::{
         integration::Integration,
         verdict::{TestError, TestVerdict},
     },
-    sink::{AwsSink, AwsSinkOptions, ExternalIds, Sink, Unreadable},
+    sink::{AwsOptions, AwsSink, ExternalIds, Sink, StandInAccess, Unreadable},
     store::{Deleted, KeyError, MasterKey, OpenError, Store, StoreOptions},
     watch::{self, Watch},
     worker::{Worker, WorkerOptions},
@@ -74,13 +74,17 @@ pub struct App {
 
 /// Runs the service until `shutdown`.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppError> {
-    App::start(&config).await?.run(shutdown).await
+    App::start(&config, None).await?.run(shutdown).await
 }
 
 impl App {
-    /// Opens the store, and takes the address.
-    pub async fn start(config: &Config) -> Result<Self, AppError> {
-        let format = Arc::new(Format::new(&config.event_source, &config.event_type_prefix)?);
+    /// Opens the store, and takes the address. With a stand-in, AWS is there and the
+    /// environment's credentials and endpoints do not count.
+    pub async fn start(config: &Config, stand_in: Option<StandInAccess>) -> Result<Self, AppError> {
+        let format = Arc::new(Format::new(
+            &config.event_source,
+            &config.event_type_prefix,
+        )?);
         let failed = |source| AppError::Listen {
             address: config.listen,
             source,
@@ -89,7 +93,7 @@ impl App {
         let address = listener.local_addr().map_err(failed)?;
         let store = Store::open(store_options(config), master_key(config)?).await?;
         let external_ids = Arc::new(StoredExternalIds(store.clone()));
-        let sink = AwsSink::new(sink_options(config), external_ids).await;
+        let sink = AwsSink::new(sink_options(config, stand_in), external_ids).await;
         let worker = Worker::new(store.clone(), sink, worker_options(config, &format));
         tracing::info!(%address, "listening");
         Ok(Self {
@@ -171,7 +175,12 @@ async fn finish(mut worker: JoinHandle<()>, deadline: Instant, kill: &Cancellati
     if timeout_at(deadline, &mut worker).await.is_err() {
         tracing::warn!("the shutdown's deadline passed: cancelling the deliveries in flight");
         kill.cancel();
-        join(worker, Instant::now() + CLOSE_DEADLINE, "end its deliveries").await;
+        join(
+            worker,
+            Instant::now() + CLOSE_DEADLINE,
+            "end its deliveries",
+        )
+        .await;
     }
 }
 
@@ -204,11 +213,13 @@ fn store_options(config: &Config) -> StoreOptions {
     }
 }
 
-fn sink_options(config: &Config) -> AwsSinkOptions {
-    AwsSinkOptions {
+fn sink_options(config: &Config, stand_in: Option<StandInAccess>) -> AwsOptions {
+    AwsOptions {
         attempt_timeout: config.aws_attempt_timeout,
         assume_role_duration: config.assume_role_duration,
-        role_session_name: config.role_session_name.clone(),
+        role_session_prefix: format!("{}-", config.role_session_name),
+        stand_in,
+        ..AwsOptions::default()
     }
 }
 

@@ -33,6 +33,7 @@ pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod proto;
+pub mod sandbox;
 pub mod sink;
 pub mod store;
 pub mod telemetry;

@@ -1,8 +1,21 @@
 //! The Sink port: a batch of records in, one outcome a record out.
 
+mod assume_role;
+mod aws;
+mod config;
+mod fault;
+mod kinesis;
+mod quiet;
+mod sessions;
+#[cfg(test)]
+mod tests;
+
 use std::{fmt, future::Future, sync::Arc};
 
 use uuid::Uuid;
+
+pub use aws::AwsSink;
+pub use config::{AwsOptions, StandInAccess};
 
 pub use crate::domain::verdict::{Receipt, TestReport};
 use crate::domain::{external_id::ExternalId, integration::Integration, status::Fault};

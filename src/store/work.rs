@@ -49,12 +49,15 @@ impl WorkFeed {
     pub(super) async fn take(&self) -> HashMap<IntegrationKey, Attention> {
         loop {
             let notified = self.notify.notified();
-            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            if !waiting.is_empty() {
-                return std::mem::take(&mut *waiting);
+            if let Some(waiting) = self.take_now() {
+                return waiting;
             }
-            drop(waiting);
             notified.await;
         }
+    }
+
+    fn take_now(&self) -> Option<HashMap<IntegrationKey, Attention>> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        (!waiting.is_empty()).then(|| std::mem::take(&mut *waiting))
     }
 }

@@ -1,0 +1,59 @@
+//! What all parts of the stand-in share.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::Options;
+use super::calls::Calls;
+use super::control::SessionLifetime;
+use super::fault::Faults;
+use super::hazard::Hazards;
+use super::identity::Identities;
+use super::stream::Streams;
+
+pub(super) struct Shared {
+    pub(super) identities: Identities,
+    pub(super) streams: Streams,
+    pub(super) faults: Faults,
+    pub(super) hazards: Hazards,
+    pub(super) calls: Calls,
+    pub(super) verify_signatures: bool,
+    settings: Mutex<Settings>,
+}
+
+/// What the control handle changes.
+#[derive(Clone, Copy)]
+pub(super) struct Settings {
+    pub(super) enforce_shard_limits: bool,
+    pub(super) session_lifetime: Option<SessionLifetime>,
+}
+
+impl Shared {
+    pub(super) fn new(options: &Options) -> Self {
+        Self {
+            identities: Identities::default(),
+            streams: Streams::new(options.max_retained_records, options.max_retained_bytes),
+            faults: Faults::default(),
+            hazards: Hazards::default(),
+            calls: Calls::default(),
+            verify_signatures: options.verify_signatures,
+            settings: Mutex::new(Settings {
+                enforce_shard_limits: options.enforce_shard_limits,
+                session_lifetime: None,
+            }),
+        }
+    }
+
+    pub(super) fn settings(&self) -> MutexGuard<'_, Settings> {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Milliseconds since 1970.
+pub(super) fn now_ms() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .ok()
+        .and_then(|elapsed| i64::try_from(elapsed.as_millis()).ok())
+        .unwrap_or(0)
+}

@@ -1,0 +1,363 @@
+//! Data streams in memory: shards, records, limits.
+
+mod retention;
+mod shard;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::control::{Record, StreamSpec, StreamStats};
+use retention::Retention;
+pub(super) use shard::{Shard, parse_shard_id, shard_id};
+
+/// An ARN `arn:PARTITION:kinesis:REGION:ACCOUNT:stream/NAME`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct StreamArn {
+    pub(super) arn: String,
+    pub(super) region: String,
+    pub(super) account: String,
+    pub(super) name: String,
+}
+
+impl StreamArn {
+    pub(super) fn parse(arn: &str) -> Option<Self> {
+        let parts: Vec<&str> = arn.splitn(6, ':').collect();
+        let ["arn", partition, "kinesis", region, account, resource] = parts[..] else {
+            return None;
+        };
+        let name = resource.strip_prefix("stream/")?;
+        let account_is_valid = account.len() == 12 && account.bytes().all(|b| b.is_ascii_digit());
+        let valid = partition.starts_with("aws") && account_is_valid && is_stream_name(name);
+        valid.then(|| Self::new(partition, region, account, name))
+    }
+
+    pub(super) fn new(partition: &str, region: &str, account: &str, name: &str) -> Self {
+        Self {
+            arn: format!("arn:{partition}:kinesis:{region}:{account}:stream/{name}"),
+            region: region.to_owned(),
+            account: account.to_owned(),
+            name: name.to_owned(),
+        }
+    }
+}
+
+/// `[a-zA-Z0-9_.-]{1,128}`.
+pub(super) fn is_stream_name(name: &str) -> bool {
+    (1..=128).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+}
+
+/// A record on its way in.
+pub(super) struct NewRecord {
+    pub(super) partition_key: Arc<str>,
+    /// MD5 of the key, or the explicit hash key.
+    pub(super) hash_key: u128,
+    pub(super) data: Bytes,
+}
+
+impl NewRecord {
+    /// What counts against limits: data and key.
+    pub(super) fn size(&self) -> usize {
+        self.data.len() + self.partition_key.len()
+    }
+}
+
+/// What became of one record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum PutOutcome {
+    Stored {
+        shard: u32,
+        sequence_number: String,
+    },
+    Throttled {
+        shard: u32,
+    },
+    /// Refused by a fault with this code.
+    Failed(String),
+}
+
+pub(super) struct Stream {
+    pub(super) id: StreamArn,
+    pub(super) kms_key_arn: Option<String>,
+    pub(super) created_at_ms: i64,
+    state: Mutex<State>,
+    /// The index after the newest record, and whether the stream still exists.
+    progress: watch::Sender<(u64, bool)>,
+}
+
+pub(super) struct State {
+    pub(super) shards: Vec<Shard>,
+    /// Indexes of the shards that take records, by hash key.
+    open: Vec<u32>,
+    /// Arrival order; the first has index `dropped`.
+    log: VecDeque<Stored>,
+    dropped: u64,
+    bytes: u64,
+}
+
+struct Stored {
+    shard: u32,
+    partition_key: Arc<str>,
+    data: Bytes,
+    arrived_at_ms: i64,
+}
+
+impl State {
+    fn next_index(&self) -> u64 {
+        self.dropped + self.log.len() as u64
+    }
+
+    /// The record with this index, if it is still retained.
+    fn get(&self, index: u64) -> Option<&Stored> {
+        let at = index.checked_sub(self.dropped)?;
+        self.log.get(usize::try_from(at).ok()?)
+    }
+
+    fn shard_for(&self, hash_key: u128) -> u32 {
+        let after = self
+            .open
+            .partition_point(|shard| self.shards[*shard as usize].hash_keys.0 <= hash_key);
+        // The ranges of the open shards cover all keys from 0 on.
+        self.open[after.saturating_sub(1)]
+    }
+
+    fn drop_oldest(&mut self, count: usize) -> u64 {
+        let mut freed = 0;
+        for _ in 0..count {
+            let Some(record) = self.log.pop_front() else {
+                break;
+            };
+            freed += (record.data.len() + record.partition_key.len()) as u64;
+            self.shards[record.shard as usize].records.pop_front();
+            self.dropped += 1;
+        }
+        self.bytes -= freed;
+        freed
+    }
+}
+
+impl Stream {
+    fn new(id: StreamArn, spec: &StreamSpec, now_ms: i64) -> Self {
+        let shards = shard::uniform(spec.shards);
+        let open = (0..spec.shards).collect();
+        Self {
+            id,
+            kms_key_arn: spec.kms_key_arn.clone(),
+            created_at_ms: now_ms,
+            state: Mutex::new(State {
+                shards,
+                open,
+                log: VecDeque::new(),
+                dropped: 0,
+                bytes: 0,
+            }),
+            progress: watch::Sender::new((0, true)),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<(u64, bool)> {
+        self.progress.subscribe()
+    }
+
+    /// Sequence numbers increase within the stream and are 56 digits long, as AWS' are.
+    pub(super) fn sequence_number(&self, shard: u32, index: u64) -> String {
+        format!("49{:010}{shard:012}{index:032}", self.created_at_ms / 1000)
+    }
+
+    /// The index in a sequence number that this stream gave out for this shard.
+    pub(super) fn parse_sequence_number(&self, shard: u32, number: &str) -> Option<u64> {
+        let index = number.get(24..)?.parse().ok()?;
+        (self.sequence_number(shard, index) == number).then_some(index)
+    }
+
+    /// The records with index `from` on, at most `max`, in arrival order.
+    pub(super) fn records(&self, from: u64, max: usize) -> Vec<Record> {
+        let state = self.lock();
+        (from.max(state.dropped)..state.next_index())
+            .take(max)
+            .filter_map(|index| self.record(&state, index))
+            .collect()
+    }
+
+    /// The record with this index as its readers see it.
+    pub(super) fn record(&self, state: &State, index: u64) -> Option<Record> {
+        let stored = state.get(index)?;
+        Some(Record {
+            index,
+            shard_id: shard_id(stored.shard),
+            sequence_number: self.sequence_number(stored.shard, index),
+            partition_key: stored.partition_key.to_string(),
+            data: stored.data.clone(),
+            arrived_at_ms: stored.arrived_at_ms,
+        })
+    }
+
+    /// Splits an open shard at a hash key strictly inside its range.
+    pub(super) fn split(&self, shard: u32, at: u128) -> bool {
+        let mut state = self.lock();
+        let next_index = state.next_index();
+        let next_id = u32::try_from(state.shards.len()).unwrap_or(u32::MAX);
+        let Some(parent) = state.shards.get_mut(shard as usize) else {
+            return false;
+        };
+        let (start, end) = parent.hash_keys;
+        if parent.closed_at.is_some() || at <= start || at > end {
+            return false;
+        }
+        parent.closed_at = Some(next_index);
+        state
+            .shards
+            .push(Shard::new((start, at - 1), Some(shard), next_index));
+        state
+            .shards
+            .push(Shard::new((at, end), Some(shard), next_index));
+        if let Some(place) = state.open.iter().position(|open| *open == shard) {
+            state.open.splice(place..=place, [next_id, next_id + 1]);
+        }
+        true
+    }
+
+    pub(super) fn stats(&self) -> StreamStats {
+        let state = self.lock();
+        StreamStats {
+            stream_arn: self.id.arn.clone(),
+            open_shards: u32::try_from(state.open.len()).unwrap_or(u32::MAX),
+            accepted: state.next_index(),
+            dropped: state.dropped,
+            retained_bytes: state.bytes,
+        }
+    }
+}
+
+/// All streams, in all accounts and regions.
+pub(super) struct Streams {
+    by_arn: RwLock<HashMap<String, Arc<Stream>>>,
+    retention: Mutex<Retention>,
+}
+
+impl Streams {
+    pub(super) fn new(max_records: u64, max_bytes: u64) -> Self {
+        Self {
+            by_arn: RwLock::default(),
+            retention: Mutex::new(Retention::new(max_records, max_bytes)),
+        }
+    }
+
+    pub(super) fn get(&self, arn: &str) -> Option<Arc<Stream>> {
+        let streams = self.by_arn.read().unwrap_or_else(PoisonError::into_inner);
+        streams.get(arn).cloned()
+    }
+
+    /// All streams, by ARN.
+    pub(super) fn list(&self) -> Vec<Arc<Stream>> {
+        let streams = self.by_arn.read().unwrap_or_else(PoisonError::into_inner);
+        let mut list: Vec<_> = streams.values().cloned().collect();
+        list.sort_by(|a, b| a.id.arn.cmp(&b.id.arn));
+        list
+    }
+
+    /// Creates a stream; `false` if it exists already.
+    pub(super) fn create(&self, id: StreamArn, spec: &StreamSpec, now_ms: i64) -> bool {
+        let mut streams = self.by_arn.write().unwrap_or_else(PoisonError::into_inner);
+        if streams.contains_key(&id.arn) {
+            return false;
+        }
+        let arn = id.arn.clone();
+        streams.insert(arn, Arc::new(Stream::new(id, spec, now_ms)));
+        true
+    }
+
+    pub(super) fn delete(&self, arn: &str) -> bool {
+        let mut streams = self.by_arn.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(stream) = streams.remove(arn) else {
+            return false;
+        };
+        stream.progress.send_modify(|(_, exists)| *exists = false);
+        true
+    }
+
+    /// Stores what the limits and `fails` let through, in the order given.
+    pub(super) fn put(
+        &self,
+        stream: &Arc<Stream>,
+        records: &[NewRecord],
+        enforce_limits: bool,
+        now_ms: i64,
+        mut fails: impl FnMut() -> Option<String>,
+    ) -> Vec<PutOutcome> {
+        let now = Instant::now();
+        let mut outcomes = Vec::with_capacity(records.len());
+        let mut state = stream.lock();
+        let (mut stored, mut bytes) = (0, 0);
+        for record in records {
+            let shard = state.shard_for(record.hash_key);
+            let size = record.size();
+            if let Some(code) = fails() {
+                outcomes.push(PutOutcome::Failed(code));
+                continue;
+            }
+            if enforce_limits && !state.shards[shard as usize].limit.take(size, now) {
+                outcomes.push(PutOutcome::Throttled { shard });
+                continue;
+            }
+            let index = state.next_index();
+            state.shards[shard as usize].records.push_back(index);
+            state.log.push_back(Stored {
+                shard,
+                partition_key: Arc::clone(&record.partition_key),
+                data: record.data.clone(),
+                arrived_at_ms: now_ms,
+            });
+            stored += 1;
+            bytes += size as u64;
+            let sequence_number = stream.sequence_number(shard, index);
+            outcomes.push(PutOutcome::Stored {
+                shard,
+                sequence_number,
+            });
+        }
+        state.bytes += bytes;
+        let next_index = state.next_index();
+        if stored > 0 {
+            // Under the stream's lock, so that retention knows each stream's batches in order.
+            self.retention().push(stream, stored, bytes);
+            stream
+                .progress
+                .send_modify(|(index, _)| *index = next_index);
+        }
+        drop(state);
+        self.enforce_retention();
+        outcomes
+    }
+
+    fn retention(&self) -> MutexGuard<'_, Retention> {
+        self.retention
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enforce_retention(&self) {
+        loop {
+            // The lock of retention is not held while a stream is locked.
+            let Some((stream, count)) = self.retention().pop_excess() else {
+                return;
+            };
+            if let Some(stream) = stream.upgrade() {
+                stream.lock().drop_oldest(count);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

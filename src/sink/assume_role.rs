@@ -1,0 +1,256 @@
+//! AssumeRole: from an integration to a session that may do nothing but write to its
+//! stream.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use aws_config::{Region, SdkConfig};
+use aws_sdk_sts::{
+    Client,
+    config::Builder,
+    error::{DisplayErrorContext, SdkError},
+    operation::{
+        RequestId,
+        assume_role::{AssumeRoleError, AssumeRoleOutput},
+    },
+};
+use serde_json::json;
+use tokio::time::Instant;
+use tracing::{
+    Dispatch, Instrument, Span, field::Empty, info_span, instrument::WithSubscriber, warn,
+};
+
+use super::{
+    AwsOptions, ExternalIds, config, fault,
+    quiet::quiet,
+    sessions::{Lifetime, Session},
+};
+use crate::domain::{
+    arn::StreamArn,
+    integration::Integration,
+    organization::OrganizationId,
+    status::{Cause, Fault, Stage},
+};
+
+/// The longest role session name.
+const MAX_SESSION_NAME_LENGTH: usize = 64;
+
+/// Between one warning that there are no own credentials and the next.
+const WARNING_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Assumes roles with this service's own credentials.
+pub(super) struct AssumeRole {
+    client: Client,
+    external_ids: Arc<dyn ExternalIds>,
+    duration: Duration,
+    session_prefix: String,
+    quiet: Dispatch,
+    warned: Mutex<Option<Instant>>,
+}
+
+impl AssumeRole {
+    pub(super) fn new(
+        sdk: &SdkConfig,
+        options: &AwsOptions,
+        external_ids: Arc<dyn ExternalIds>,
+    ) -> Self {
+        let conf = Builder::from(sdk)
+            .retry_config(config::retries())
+            .timeout_config(config::timeouts(options.attempt_timeout))
+            .stalled_stream_protection(config::stalled_streams())
+            .build();
+        Self {
+            client: Client::from_conf(conf),
+            external_ids,
+            duration: options.assume_role_duration,
+            session_prefix: options.role_session_prefix.clone(),
+            quiet: quiet(),
+            warned: Mutex::new(None),
+        }
+    }
+
+    /// Assumes the integration's role.
+    pub(super) async fn assume(&self, integration: &Integration) -> Result<Arc<Session>, Fault> {
+        let span = info_span!(
+            "assume_role",
+            organization_id = integration.organization_id.as_str(),
+            outcome = Empty,
+        );
+        async {
+            let session = self.call(integration).await;
+            let outcome = session.as_ref().map_or_else(Fault::code, |_| "Assumed");
+            Span::current().record("outcome", outcome);
+            session
+        }
+        .instrument(span)
+        .await
+    }
+
+    async fn call(&self, integration: &Integration) -> Result<Arc<Session>, Fault> {
+        let asked = Instant::now();
+        let answer = self.send(integration)?.with_subscriber(self.quiet.clone());
+        match answer.await {
+            Ok(output) => self.session(&output, asked),
+            Err(error) => {
+                self.warn_of_missing_credentials(&error);
+                Err(fault::fault(Stage::AssumeRole, &error))
+            }
+        }
+    }
+
+    /// Says why, at most once a minute. The error tells of this service's own
+    /// credentials, never of a customer's external ID: nothing has been sent.
+    fn warn_of_missing_credentials(&self, error: &SdkError<AssumeRoleError>) {
+        let Some(missing) = fault::missing_credentials(error) else {
+            return;
+        };
+        let now = Instant::now();
+        let mut last = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_none_or(|last| now.duration_since(last) >= WARNING_INTERVAL) {
+            *last = Some(now);
+            warn!(
+                error = %DisplayErrorContext(missing),
+                "this service has no AWS credentials of its own to assume roles with"
+            );
+        }
+    }
+
+    /// Builds the request; the external ID is in clear from here until it is sent.
+    fn send(
+        &self,
+        integration: &Integration,
+    ) -> Result<impl Future<Output = Result<AssumeRoleOutput, SdkError<AssumeRoleError>>>, Fault>
+    {
+        let external_id = self.external_ids.open(integration).map_err(|_| Fault {
+            stage: Stage::AssumeRole,
+            cause: Cause::SecretUnreadable,
+            request_id: None,
+        })?;
+        let stream = &integration.stream_arn;
+        let request = self
+            .client
+            .assume_role()
+            .role_arn(integration.role_arn.as_str())
+            .role_session_name(session_name(
+                &self.session_prefix,
+                &integration.organization_id,
+            ))
+            .external_id(external_id.expose())
+            .duration_seconds(i32::try_from(self.duration.as_secs()).unwrap_or(i32::MAX))
+            .policy(session_policy(stream))
+            .customize();
+        // Every region's STS gives sessions that are good in every region of the
+        // partition; without one of our own, the stream's is as good as any.
+        let request = match self.client.config().region() {
+            Some(_) => request,
+            None => request.config_override(
+                Builder::default().region(Region::new(stream.region().to_owned())),
+            ),
+        };
+        Ok(request.send())
+    }
+
+    fn session(&self, output: &AssumeRoleOutput, asked: Instant) -> Result<Arc<Session>, Fault> {
+        let Some(credentials) = output.credentials() else {
+            let request_id = fault::request_id(output.request_id());
+            return Err(fault::unlike_aws(Stage::AssumeRole, 200, request_id));
+        };
+        let left = SystemTime::try_from(*credentials.expiration())
+            .ok()
+            .and_then(|expiration| expiration.duration_since(SystemTime::now()).ok());
+        // Where the clocks disagree, the duration that was asked for is what counts.
+        let lasts = left.map_or(self.duration, |left| left.min(self.duration));
+        Ok(Arc::new(Session::new(
+            aws_credential_types::Credentials::new(
+                credentials.access_key_id(),
+                credentials.secret_access_key(),
+                Some(credentials.session_token().to_owned()),
+                // The session knows; the SDK need not look at its own clock.
+                None,
+                "AssumeRole",
+            ),
+            Lifetime::new(asked, lasts, rand::random()),
+        )))
+    }
+}
+
+/// The prefix and the organization's id, cut to what STS takes: 2 to 64 of
+/// `[A-Za-z0-9_+=,.@-]`.
+fn session_name(prefix: &str, organization: &OrganizationId) -> String {
+    let known = |c: char| c.is_ascii_alphanumeric() || "_+=,.@-".contains(c);
+    prefix
+        .chars()
+        .chain(organization.as_str().chars())
+        .map(|c| if known(c) { c } else { '-' })
+        .take(MAX_SESSION_NAME_LENGTH)
+        .collect()
+}
+
+/// What the session may do, whatever the role may: write to this stream, and have its
+/// records encrypted under the stream's key. Kinesis' [encryption context] names the
+/// stream. STS takes 2,048 characters; the longest stream ARN leaves 1,500 of them.
+///
+/// [encryption context]: https://docs.aws.amazon.com/streams/latest/dev/permissions-user-key-KMS.html
+fn session_policy(stream: &StreamArn) -> String {
+    json!({
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Effect": "Allow",
+                "Action": ["kinesis:PutRecord", "kinesis:PutRecords"],
+                "Resource": stream.as_str(),
+            },
+            {
+                "Effect": "Allow",
+                "Action": "kms:GenerateDataKey",
+                "Resource": "*",
+                "Condition": {
+                    "StringEquals": {
+                        "kms:EncryptionContext:aws:kinesis:arn": stream.as_str(),
+                    },
+                },
+            },
+        ],
+    })
+    .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_the_session_after_the_organization() {
+        let name = |prefix, id: &str| session_name(prefix, &OrganizationId::new(id).unwrap());
+        assert_eq!(name("siem-relay-", "acme_1"), "siem-relay-acme_1");
+        assert_eq!(name("my relay/", "acme"), "my-relay-acme");
+        let longest = name("siem-relay-", &"x".repeat(64));
+        assert_eq!(longest.len(), 64);
+        assert!(longest.starts_with("siem-relay-xxx"));
+    }
+
+    #[test]
+    fn allows_writing_to_one_stream_only() {
+        let arn = format!(
+            "arn:aws-us-gov:kinesis:us-gov-west-1:123456789012:stream/{}",
+            "s".repeat(128)
+        );
+        let policy = session_policy(&StreamArn::parse(&arn).unwrap());
+        assert!(policy.len() <= 2048, "{}", policy.len());
+        let policy: serde_json::Value = serde_json::from_str(&policy).unwrap();
+        let statements = policy["Statement"].as_array().unwrap();
+        assert_eq!(statements.len(), 2);
+        assert_eq!(statements[0]["Resource"], arn);
+        assert_eq!(
+            statements[0]["Action"],
+            json!(["kinesis:PutRecord", "kinesis:PutRecords"])
+        );
+        assert_eq!(statements[1]["Action"], "kms:GenerateDataKey");
+        assert_eq!(
+            statements[1]["Condition"],
+            json!({"StringEquals": {"kms:EncryptionContext:aws:kinesis:arn": arn}})
+        );
+    }
+}

@@ -1,0 +1,183 @@
+//! The Sink over AWS: the role's session, then the write.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tracing::{Instrument, Span, field::Empty, info_span};
+use uuid::Uuid;
+
+use super::{
+    AwsOptions, ExternalIds, Receipt, Record, RecordOutcome, Sink, TestReport,
+    assume_role::AssumeRole, config, kinesis::Kinesis, sessions::Sessions,
+};
+use crate::domain::{
+    integration::Integration,
+    status::{Fault, Meaning},
+};
+
+/// Writes with the AWS SDK. Cheap to clone; clones share connections and sessions.
+#[derive(Clone)]
+pub struct AwsSink {
+    sessions: Sessions,
+    kinesis: Kinesis,
+}
+
+impl AwsSink {
+    /// Loads this service's own AWS configuration: credentials, region and endpoints
+    /// by the [default chain], or what [`AwsOptions::stand_in`] gives. It calls no AWS
+    /// service, and missing credentials show only once a role is to be assumed.
+    ///
+    /// [default chain]: https://docs.aws.amazon.com/sdkref/latest/guide/standardized-credentials.html
+    pub async fn new(options: AwsOptions, external_ids: Arc<dyn ExternalIds>) -> Self {
+        let sdk = config::load(&options).await;
+        Self::with_config(&sdk, &options, external_ids)
+    }
+
+    /// Takes a loaded configuration of the SDK.
+    pub(super) fn with_config(
+        sdk: &aws_config::SdkConfig,
+        options: &AwsOptions,
+        external_ids: Arc<dyn ExternalIds>,
+    ) -> Self {
+        let assume_role = AssumeRole::new(sdk, options, external_ids);
+        Self {
+            sessions: Sessions::new(assume_role, options),
+            kinesis: Kinesis::new(sdk, options.attempt_timeout),
+        }
+    }
+
+    async fn put(
+        &self,
+        integration: &Arc<Integration>,
+        records: &[Record],
+    ) -> Result<Vec<RecordOutcome>, Fault> {
+        let stream = &integration.stream_arn;
+        let session = self.sessions.get(integration).await?;
+        let answer = self.kinesis.put(&session, stream, records).await;
+        if !shows_invalid_session(&answer) {
+            return answer;
+        }
+        self.sessions.discard(integration, &session).await;
+        // Where some records were accepted, the caller sends what remains.
+        if answer.is_ok() {
+            return answer;
+        }
+        let session = self.sessions.get(integration).await?;
+        self.kinesis.put(&session, stream, records).await
+    }
+
+    async fn test_anew(&self, integration: &Arc<Integration>, record: Record) -> TestReport {
+        let start = Instant::now();
+        let session = match self.sessions.renew(integration).await {
+            Ok(session) => session,
+            Err(fault) => {
+                return TestReport {
+                    assume_role: Err(fault),
+                    write: None,
+                    latency: start.elapsed(),
+                };
+            }
+        };
+        let answer = self
+            .kinesis
+            .put(&session, &integration.stream_arn, &[record])
+            .await;
+        TestReport {
+            assume_role: Ok(()),
+            write: Some(answer.and_then(receipt)),
+            latency: start.elapsed(),
+        }
+    }
+}
+
+impl Sink for AwsSink {
+    async fn put_records(
+        &self,
+        integration: &Arc<Integration>,
+        records: Vec<Record>,
+    ) -> Result<Vec<RecordOutcome>, Fault> {
+        if records.is_empty() {
+            return Ok(Vec::new());
+        }
+        let span = info_span!(
+            "put_records",
+            organization_id = integration.organization_id.as_str(),
+            records = records.len(),
+            outcome = Empty,
+        );
+        async {
+            let answer = self.put(integration, &records).await;
+            Span::current().record("outcome", outcome(&answer));
+            answer
+        }
+        .instrument(span)
+        .await
+    }
+
+    async fn test(&self, integration: &Arc<Integration>, record: Record) -> TestReport {
+        let span = info_span!(
+            "test_record",
+            organization_id = integration.organization_id.as_str(),
+            outcome = Empty,
+        );
+        async {
+            let report = self.test_anew(integration, record).await;
+            let outcome = match (&report.assume_role, &report.write) {
+                (Err(fault), _) | (_, Some(Err(fault))) => fault.code(),
+                _ => "Accepted",
+            };
+            Span::current().record("outcome", outcome);
+            report
+        }
+        .instrument(span)
+        .await
+    }
+
+    fn forget(&self, integration_id: Uuid) {
+        self.sessions.forget(integration_id);
+    }
+}
+
+/// Whether the request, or a record of it, was refused for its credentials.
+fn shows_invalid_session(answer: &Result<Vec<RecordOutcome>, Fault>) -> bool {
+    let invalid = |fault: &Fault| fault.meaning() == Meaning::SessionInvalid;
+    match answer {
+        Err(fault) => invalid(fault),
+        Ok(outcomes) => outcomes
+            .iter()
+            .any(|outcome| matches!(outcome, RecordOutcome::Failed(fault) if invalid(fault))),
+    }
+}
+
+/// What a span tells: `Accepted`, or the code of the first fault.
+fn outcome(answer: &Result<Vec<RecordOutcome>, Fault>) -> &str {
+    match answer {
+        Err(fault) => fault.code(),
+        Ok(outcomes) => outcomes
+            .iter()
+            .find_map(|outcome| match outcome {
+                RecordOutcome::Failed(fault) => Some(fault.code()),
+                RecordOutcome::Accepted { .. } => None,
+            })
+            .unwrap_or("Accepted"),
+    }
+}
+
+/// The receipt of a request of one record, for which [`Kinesis::put`] gives one outcome.
+fn receipt(outcomes: Vec<RecordOutcome>) -> Result<Receipt, Fault> {
+    match outcomes.into_iter().next() {
+        Some(RecordOutcome::Accepted {
+            shard_id,
+            sequence_number,
+        }) => Ok(Receipt {
+            shard_id,
+            sequence_number,
+        }),
+        Some(RecordOutcome::Failed(fault)) => Err(fault),
+        None => Err(super::fault::unlike_aws(
+            crate::domain::status::Stage::Write,
+            200,
+            None,
+        )),
+    }
+}

@@ -1,0 +1,127 @@
+//! PutRecords with an assumed role's session.
+
+use std::time::Duration;
+
+use aws_config::{Region, SdkConfig};
+use aws_sdk_kinesis::{
+    Client,
+    config::{Builder, IdentityCache, SharedIdentityCache},
+    operation::RequestId,
+    operation::put_records::PutRecordsOutput,
+    primitives::Blob,
+    types::{PutRecordsRequestEntry, PutRecordsResultEntry},
+};
+
+use super::{Record, RecordOutcome, config, fault, sessions::Session};
+use crate::domain::{
+    arn::StreamArn,
+    status::{Cause, Fault, Stage},
+};
+
+/// One client for every region and session: what differs goes along with each call,
+/// so that nothing grows with the number of customers.
+#[derive(Clone)]
+pub(super) struct Kinesis {
+    client: Client,
+    no_cache: SharedIdentityCache,
+}
+
+impl Kinesis {
+    pub(super) fn new(sdk: &SdkConfig, attempt_timeout: Duration) -> Self {
+        // Without a session of its own, no call may fall back to the service's own
+        // credentials.
+        let mut builder = Builder::from(sdk)
+            .retry_config(config::retries())
+            .timeout_config(config::timeouts(attempt_timeout))
+            .stalled_stream_protection(config::stalled_streams());
+        builder.set_credentials_provider(None);
+        Self {
+            client: Client::from_conf(builder.build()),
+            no_cache: IdentityCache::no_cache(),
+        }
+    }
+
+    /// Writes the records, of which there is at least one.
+    ///
+    /// # Errors
+    ///
+    /// Where the call failed, or where its answer does not tell record by record.
+    pub(super) async fn put(
+        &self,
+        session: &Session,
+        stream: &StreamArn,
+        records: &[Record],
+    ) -> Result<Vec<RecordOutcome>, Fault> {
+        let entries = records
+            .iter()
+            .map(entry)
+            .collect::<Result<_, _>>()
+            .map_err(|_| Fault {
+                stage: Stage::Write,
+                cause: Cause::Connection,
+                request_id: None,
+            })?;
+        // The SDK gives a call with credentials of its own a cache of its own unless
+        // one is given; session credentials are at hand and need none.
+        let session = Builder::default()
+            .region(Region::new(stream.region().to_owned()))
+            .credentials_provider(session.credentials())
+            .identity_cache(self.no_cache.clone());
+        let answer = self
+            .client
+            .put_records()
+            .stream_arn(stream.as_str())
+            .set_records(Some(entries))
+            .customize()
+            .config_override(session)
+            .send()
+            .await;
+        match answer {
+            Ok(output) => outcomes(&output, records.len()),
+            Err(error) => Err(fault::fault(Stage::Write, &error)),
+        }
+    }
+}
+
+fn entry(record: &Record) -> Result<PutRecordsRequestEntry, aws_sdk_kinesis::error::BuildError> {
+    PutRecordsRequestEntry::builder()
+        .partition_key(&record.partition_key)
+        .data(Blob::new(record.data.clone()))
+        .build()
+}
+
+/// AWS answers for each record at its place. An answer of another length says nothing
+/// of any record.
+fn outcomes(output: &PutRecordsOutput, sent: usize) -> Result<Vec<RecordOutcome>, Fault> {
+    let request_id = fault::request_id(output.request_id());
+    let results = output.records();
+    if results.len() != sent {
+        return Err(fault::unlike_aws(Stage::Write, 200, request_id));
+    }
+    Ok(results
+        .iter()
+        .map(|result| outcome(result, request_id.as_deref()))
+        .collect())
+}
+
+/// Accepted is what has shard and number and no error.
+fn outcome(result: &PutRecordsResultEntry, request_id: Option<&str>) -> RecordOutcome {
+    match (
+        result.error_code(),
+        result.shard_id(),
+        result.sequence_number(),
+    ) {
+        (None, Some(shard_id), Some(sequence_number))
+            if !shard_id.is_empty() && !sequence_number.is_empty() =>
+        {
+            RecordOutcome::Accepted {
+                shard_id: shard_id.into(),
+                sequence_number: sequence_number.into(),
+            }
+        }
+        (code, ..) => RecordOutcome::Failed(fault::record_fault(
+            code.unwrap_or_default(),
+            request_id.map(Into::into),
+        )),
+    }
+}

@@ -1,0 +1,222 @@
+//! The sessions at hand: one an integration's version, assumed once for all who need
+//! it, and renewed ahead of its end while it is in use.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
+use moka::{future::Cache, ops::compute::Op, policy::EvictionPolicy};
+use tokio::time::Instant;
+use tracing::info;
+use uuid::Uuid;
+
+use super::{AwsOptions, assume_role::AssumeRole};
+use crate::domain::{integration::Integration, status::Fault};
+
+/// Nothing is started with credentials that end within this.
+const MARGIN: Duration = Duration::from_secs(60);
+
+type Key = (Uuid, u64);
+
+/// Credentials of an assumed role, and how long they are good.
+pub(super) struct Session {
+    credentials: SharedCredentialsProvider,
+    lifetime: Lifetime,
+}
+
+impl Session {
+    pub(super) fn new(credentials: Credentials, lifetime: Lifetime) -> Self {
+        Self {
+            credentials: SharedCredentialsProvider::new(credentials),
+            lifetime,
+        }
+    }
+
+    pub(super) fn credentials(&self) -> SharedCredentialsProvider {
+        self.credentials.clone()
+    }
+}
+
+/// When a session is renewed, and when it is no longer used.
+pub(super) struct Lifetime {
+    start: Instant,
+    usable_until: Instant,
+    /// When the next renewal is due, in ms after the start.
+    renewal_due: AtomicU64,
+    /// Between one failed renewal and the next, in ms.
+    renewal_interval: u64,
+}
+
+impl Lifetime {
+    /// Renewed at 80% of what it lasts; `jitter`, from any number, moves that by up to
+    /// 8% to either side, so that sessions of one moment do not all end at one moment.
+    pub(super) fn new(start: Instant, lasts: Duration, jitter: u32) -> Self {
+        let margin = MARGIN.min(lasts / 10);
+        let jitter = f64::from(jitter) / f64::from(u32::MAX);
+        let due = lasts.mul_f64(0.72 + 0.16 * jitter);
+        Self {
+            start,
+            usable_until: start + (lasts - margin),
+            renewal_due: AtomicU64::new(millis(due)),
+            renewal_interval: millis(lasts / 20).max(1),
+        }
+    }
+
+    fn is_usable(&self, now: Instant) -> bool {
+        now < self.usable_until
+    }
+
+    /// Whether the caller is to renew; the next is told so an interval later.
+    fn claim_renewal(&self, now: Instant) -> bool {
+        let age = millis(now.duration_since(self.start));
+        let due = self.renewal_due.load(Ordering::Relaxed);
+        age >= due
+            && self
+                .renewal_due
+                .compare_exchange(
+                    due,
+                    age + self.renewal_interval,
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                )
+                .is_ok()
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The sessions. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Sessions {
+    cache: Cache<Key, Arc<Session>>,
+    assume_role: Arc<AssumeRole>,
+}
+
+impl Sessions {
+    pub(super) fn new(assume_role: AssumeRole, options: &AwsOptions) -> Self {
+        Self {
+            cache: Cache::builder()
+                .max_capacity(options.max_sessions)
+                // A new session must get its place, or it would be assumed at each call.
+                .eviction_policy(EvictionPolicy::lru())
+                .time_to_live(options.assume_role_duration)
+                .support_invalidation_closures()
+                .build(),
+            assume_role: Arc::new(assume_role),
+        }
+    }
+
+    /// The session at hand, or a new one. Those who wait for the same one share the
+    /// call and its fault; a fault is not kept.
+    pub(super) async fn get(&self, integration: &Arc<Integration>) -> Result<Arc<Session>, Fault> {
+        let key = key(integration);
+        if let Some(session) = self.cache.get(&key).await {
+            let now = Instant::now();
+            if session.lifetime.is_usable(now) {
+                if session.lifetime.claim_renewal(now) {
+                    self.renew_in_background(integration);
+                }
+                return Ok(session);
+            }
+            self.discard(integration, &session).await;
+        }
+        self.cache
+            .try_get_with(key, self.assume_role.assume(integration))
+            .await
+            .map_err(|fault| Fault::clone(&fault))
+    }
+
+    /// A new session, whatever is at hand; it takes the other's place.
+    pub(super) async fn renew(
+        &self,
+        integration: &Arc<Integration>,
+    ) -> Result<Arc<Session>, Fault> {
+        let session = self.assume_role.assume(integration).await?;
+        self.cache.insert(key(integration), session.clone()).await;
+        Ok(session)
+    }
+
+    /// Drops a session that is no longer good, but not one that took its place.
+    pub(super) async fn discard(&self, integration: &Integration, session: &Arc<Session>) {
+        self.cache
+            .entry(key(integration))
+            .and_compute_with(async |entry| match entry {
+                Some(entry) if Arc::ptr_eq(entry.value(), session) => Op::Remove,
+                _ => Op::Nop,
+            })
+            .await;
+    }
+
+    /// Drops whatever is kept for an integration, of every version.
+    pub(super) fn forget(&self, integration_id: Uuid) {
+        // It fails only for a cache that was built without support for it.
+        let forgotten = self
+            .cache
+            .invalidate_entries_if(move |key, _| key.0 == integration_id);
+        debug_assert!(forgotten.is_ok());
+    }
+
+    /// While a session is good, a renewal that fails is nobody's fault but a line in
+    /// the log.
+    fn renew_in_background(&self, integration: &Arc<Integration>) {
+        let sessions = self.clone();
+        let integration = integration.clone();
+        tokio::spawn(async move {
+            match sessions.assume_role.assume(&integration).await {
+                // Not where it was forgotten meanwhile.
+                Ok(session) if sessions.cache.contains_key(&key(&integration)) => {
+                    sessions.cache.insert(key(&integration), session).await;
+                }
+                Ok(_) => {}
+                Err(fault) => info!(
+                    organization_id = integration.organization_id.as_str(),
+                    code = fault.code(),
+                    "could not renew a session ahead of its end; the old one is still good"
+                ),
+            }
+        });
+    }
+}
+
+fn key(integration: &Integration) -> Key {
+    (integration.integration_id, integration.version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renews_ahead_once_at_a_time() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        for jitter in [0, u32::MAX / 2, u32::MAX] {
+            let lifetime = Lifetime::new(start, Duration::from_secs(3600), jitter);
+            assert!(!lifetime.claim_renewal(at(2591)));
+            assert!(lifetime.claim_renewal(at(3168)));
+            assert!(!lifetime.claim_renewal(at(3168)));
+            assert!(!lifetime.claim_renewal(at(3347)));
+            assert!(lifetime.claim_renewal(at(3348)));
+        }
+    }
+
+    #[test]
+    fn stops_using_it_ahead_of_its_end() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let hour = Lifetime::new(start, Duration::from_secs(3600), 0);
+        assert!(hour.is_usable(at(3_539_999)));
+        assert!(!hour.is_usable(at(3_540_000)));
+        let short = Lifetime::new(start, Duration::from_secs(2), 0);
+        assert!(short.is_usable(at(1_799)));
+        assert!(!short.is_usable(at(1_800)));
+        assert!(!Lifetime::new(start, Duration::ZERO, 0).is_usable(start));
+    }
+}

@@ -1,0 +1,268 @@
+//! The real SDK against a real HTTP server that answers as STS and Kinesis do.
+
+mod environment;
+mod faults;
+mod secrets;
+mod server;
+mod sessions;
+mod stand_in;
+
+use std::{sync::Arc, time::Duration};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use self::server::{Answer, Call, Server, assumed, kinesis_error, written};
+use super::*;
+use crate::domain::{
+    arn::{RoleArn, StreamArn},
+    integration::{IntegrationKey, SealedExternalId},
+    organization::OrganizationId,
+    status::{Cause, Stage},
+};
+
+const EXTERNAL_ID: &str = "0123456789abcdef-never-to-be-seen";
+const STREAM: &str = "arn:aws:kinesis:eu-west-1:123456789012:stream/detections";
+const ROLE: &str = "arn:aws:iam::123456789012:role/siem/writer";
+
+/// Opens every external ID as [`EXTERNAL_ID`].
+struct OneExternalId;
+
+impl ExternalIds for OneExternalId {
+    fn open(&self, _: &Integration) -> Result<ExternalId, Unreadable> {
+        Ok(ExternalId::parse(EXTERNAL_ID.to_owned()).unwrap())
+    }
+}
+
+fn options(server: &Server) -> AwsOptions {
+    AwsOptions {
+        attempt_timeout: Duration::from_secs(5),
+        stand_in: Some(StandInAccess {
+            url: server.url(),
+            region: "us-east-1".to_owned(),
+            access_key_id: "AKIAOWN".to_owned(),
+            secret_access_key: "own-secret".to_owned().into(),
+        }),
+        ..AwsOptions::default()
+    }
+}
+
+async fn sink(server: &Server) -> AwsSink {
+    AwsSink::new(options(server), Arc::new(OneExternalId)).await
+}
+
+fn integration() -> Arc<Integration> {
+    version(Uuid::from_u128(7), 1)
+}
+
+fn version(integration_id: Uuid, version: u64) -> Arc<Integration> {
+    let now = Timestamp::UNIX_EPOCH;
+    Arc::new(Integration {
+        key: IntegrationKey(1),
+        organization_id: OrganizationId::new("acme").unwrap(),
+        integration_id,
+        stream_arn: StreamArn::parse(STREAM).unwrap(),
+        role_arn: RoleArn::parse(ROLE).unwrap(),
+        external_id: SealedExternalId {
+            key_id: "k".into(),
+            bytes: Box::default(),
+        },
+        external_id_hint: "seen".into(),
+        external_id_set_at: now,
+        version,
+        created_at: now,
+        updated_at: now,
+    })
+}
+
+fn records(count: usize) -> Vec<Record> {
+    (0..count)
+        .map(|index| Record {
+            partition_key: format!("device-{index}"),
+            data: format!("{{\"event\":{index}}}\n").into_bytes(),
+        })
+        .collect()
+}
+
+fn accepted(number: usize) -> RecordOutcome {
+    RecordOutcome::Accepted {
+        shard_id: "shardId-000000000000".into(),
+        sequence_number: number.to_string().into(),
+    }
+}
+
+#[tokio::test]
+async fn writes_the_records_with_a_narrow_session() {
+    let server = Server::start(Call::granted).await;
+    let outcomes = sink(&server)
+        .await
+        .put_records(&integration(), records(3))
+        .await;
+    assert_eq!(outcomes, Ok((0..3).map(accepted).collect()));
+
+    let calls = server.calls();
+    assert_eq!(calls.len(), 2);
+    let form = calls[0].form();
+    assert_eq!(form["Action"], "AssumeRole");
+    assert_eq!(form["RoleArn"], ROLE);
+    assert_eq!(form["RoleSessionName"], "siem-relay-acme");
+    assert_eq!(form["ExternalId"], EXTERNAL_ID);
+    assert_eq!(form["DurationSeconds"], "3600");
+    let policy: Value = serde_json::from_str(&form["Policy"]).unwrap();
+    assert_eq!(policy["Statement"][0]["Resource"], STREAM);
+    assert_eq!(calls[0].credential(), ("AKIAOWN", "us-east-1", "sts"));
+
+    assert_eq!(
+        calls[1].header("x-amz-target"),
+        "Kinesis_20131202.PutRecords"
+    );
+    assert_eq!(calls[1].header("x-amz-security-token"), "token-1");
+    assert_eq!(calls[1].credential(), ("ASIA1", "eu-west-1", "kinesis"));
+    let expected: Vec<_> = records(3)
+        .iter()
+        .map(|record| {
+            json!({
+                "Data": BASE64_STANDARD.encode(&record.data),
+                "PartitionKey": record.partition_key,
+            })
+        })
+        .collect();
+    assert_eq!(
+        calls[1].json(),
+        json!({"StreamARN": STREAM, "Records": expected})
+    );
+}
+
+#[tokio::test]
+async fn calls_nothing_for_nothing() {
+    let server = Server::start(Call::granted).await;
+    let sink = sink(&server).await;
+    assert_eq!(
+        sink.put_records(&integration(), Vec::new()).await,
+        Ok(vec![])
+    );
+    assert!(server.calls().is_empty());
+}
+
+#[tokio::test]
+async fn tells_record_by_record() {
+    let server = Server::start(|call| {
+        if call.is_sts() {
+            return assumed(call);
+        }
+        Answer::json(
+            200,
+            &json!({
+                "FailedRecordCount": 2,
+                "EncryptionType": "KMS",
+                "Records": [
+                    {"SequenceNumber": "0", "ShardId": "shardId-000000000000"},
+                    {"ErrorCode": "ProvisionedThroughputExceededException",
+                     "ErrorMessage": "Rate exceeded for shard shardId-000000000001"},
+                    {"ErrorCode": "InternalFailure", "ErrorMessage": "Internal Service Failure"},
+                ],
+            }),
+        )
+    })
+    .await;
+    let outcomes = sink(&server)
+        .await
+        .put_records(&integration(), records(3))
+        .await;
+    let failed = |code: &str| {
+        RecordOutcome::Failed(Fault {
+            stage: Stage::Write,
+            cause: Cause::Service {
+                code: code.into(),
+                http_status: 0,
+            },
+            request_id: Some("request-1".into()),
+        })
+    };
+    assert_eq!(
+        outcomes,
+        Ok(vec![
+            accepted(0),
+            failed("ProvisionedThroughputExceededException"),
+            failed("InternalFailure"),
+        ])
+    );
+}
+
+#[tokio::test]
+async fn takes_nothing_unclear_for_accepted() {
+    let unclear = json!([
+        {},
+        {"ShardId": "shardId-000000000000"},
+        {"SequenceNumber": "1"},
+        {"ShardId": "", "SequenceNumber": ""},
+        {"ShardId": "shardId-000000000000", "SequenceNumber": "1", "ErrorCode": "InternalFailure"},
+        {"ShardId": null, "SequenceNumber": null, "ErrorCode": null},
+    ]);
+    let body = json!({"FailedRecordCount": 0, "Records": unclear});
+    let server = Server::start(move |call| match call.is_sts() {
+        true => assumed(call),
+        false => Answer::json(200, &body),
+    })
+    .await;
+    let outcomes = sink(&server)
+        .await
+        .put_records(&integration(), records(6))
+        .await
+        .unwrap();
+    assert_eq!(outcomes.len(), 6);
+    for outcome in outcomes {
+        assert!(matches!(outcome, RecordOutcome::Failed(_)), "{outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn tests_with_a_session_of_its_own() {
+    let server = Server::start(Call::granted).await;
+    let sink = sink(&server).await;
+    let integration = integration();
+    sink.put_records(&integration, records(1)).await.unwrap();
+    let report = sink.test(&integration, records(1).remove(0)).await;
+    assert_eq!(report.assume_role, Ok(()));
+    assert_eq!(
+        report.write,
+        Some(Ok(Receipt {
+            shard_id: "shardId-000000000000".into(),
+            sequence_number: "0".into(),
+        }))
+    );
+    assert!(report.latency > Duration::ZERO);
+    // Delivery goes on with the session that the test proved.
+    sink.put_records(&integration, records(1)).await.unwrap();
+    assert_eq!(server.keys_that_wrote(), ["ASIA1", "ASIA2", "ASIA2"]);
+}
+
+#[tokio::test]
+async fn a_test_tells_which_stage_failed() {
+    let server = Server::start(|call| match call.is_sts() {
+        true => server::access_denied(),
+        false => written(call),
+    })
+    .await;
+    let report = sink(&server)
+        .await
+        .test(&integration(), records(1).remove(0))
+        .await;
+    assert_eq!(report.assume_role.unwrap_err().code(), "AccessDenied");
+    assert_eq!(report.write, None);
+
+    let server = Server::start(|call| match call.is_sts() {
+        true => assumed(call),
+        false => kinesis_error(400, "AccessDeniedException"),
+    })
+    .await;
+    let report = sink(&server)
+        .await
+        .test(&integration(), records(1).remove(0))
+        .await;
+    assert_eq!(report.assume_role, Ok(()));
+    let fault = report.write.unwrap().unwrap_err();
+    assert_eq!(fault.code(), "AccessDeniedException");
+}

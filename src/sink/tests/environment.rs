@@ -1,0 +1,59 @@
+//! The SDK's own settings, in a process of their own: an environment is a process's.
+
+use std::process::Stdio;
+
+use super::*;
+
+const CHILD: &str = "sink::tests::environment::writes_as_the_environment_says";
+
+/// What the other test runs with an environment that it chooses.
+#[tokio::test]
+#[ignore = "run by the tests beside it"]
+async fn writes_as_the_environment_says() {
+    let sink = AwsSink::new(AwsOptions::default(), Arc::new(OneExternalId)).await;
+    let outcomes = sink.put_records(&integration(), records(1)).await;
+    assert_eq!(outcomes, Ok(vec![accepted(0)]));
+}
+
+async fn writes_with(environment: &[(&str, &str)]) -> bool {
+    tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", CHILD, "--ignored"])
+        .env_clear()
+        .env("AWS_ACCESS_KEY_ID", "AKIAOWN")
+        .env("AWS_SECRET_ACCESS_KEY", "own-secret")
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .envs(environment.iter().copied())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .await
+        .unwrap()
+        .success()
+}
+
+#[tokio::test]
+async fn endpoints_and_region_come_from_the_environment() {
+    // Each service at its own server, although the stream's ARN has a host of its own.
+    let sts = Server::start(assumed).await;
+    let kinesis = Server::start(written).await;
+    let own = [
+        ("AWS_ENDPOINT_URL_STS", &*sts.url()),
+        ("AWS_ENDPOINT_URL_KINESIS", &*kinesis.url()),
+        ("AWS_REGION", "us-west-2"),
+    ];
+    assert!(writes_with(&own).await);
+    assert_eq!(sts.calls().len(), 1);
+    assert_eq!(sts.calls()[0].credential(), ("AKIAOWN", "us-west-2", "sts"));
+    assert_eq!(kinesis.calls().len(), 1);
+    let credential = kinesis.calls()[0].clone();
+    assert_eq!(credential.credential(), ("ASIA1", "eu-west-1", "kinesis"));
+
+    // One server for both, and no region but the stream's.
+    let both = Server::start(Call::granted).await;
+    assert!(writes_with(&[("AWS_ENDPOINT_URL", &both.url())]).await);
+    assert_eq!(both.calls().len(), 2);
+    assert_eq!(
+        both.calls()[0].credential(),
+        ("AKIAOWN", "eu-west-1", "sts")
+    );
+}

@@ -1,0 +1,270 @@
+//! What goes wrong, as a fault.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::{server::sts_error, *};
+use crate::domain::status::Meaning;
+
+/// What a write comes to where Kinesis answers so.
+async fn write(answer: Answer) -> Result<Vec<RecordOutcome>, Fault> {
+    let server = Server::start(move |call| match call.is_sts() {
+        true => assumed(call),
+        false => answer.clone(),
+    })
+    .await;
+    let sink = sink(&server).await;
+    sink.put_records(&integration(), records(2)).await
+}
+
+/// What a write comes to where STS answers so.
+async fn assume(answer: Answer) -> Fault {
+    let server = Server::start(move |call| match call.is_sts() {
+        true => answer.clone(),
+        false => written(call),
+    })
+    .await;
+    let sink = sink(&server).await;
+    let fault = sink.put_records(&integration(), records(2)).await;
+    assert!(server.keys_that_wrote().is_empty());
+    fault.unwrap_err()
+}
+
+fn fault(stage: Stage, cause: Cause, request_id: Option<&str>) -> Fault {
+    Fault {
+        stage,
+        cause,
+        request_id: request_id.map(Into::into),
+    }
+}
+
+fn service(code: &str, http_status: u16) -> Cause {
+    Cause::Service {
+        code: code.into(),
+        http_status,
+    }
+}
+
+#[tokio::test]
+async fn names_what_sts_refuses() {
+    for (status, code) in [
+        (403, "AccessDenied"),
+        (403, "RegionDisabledException"),
+        (400, "ValidationError"),
+        (400, "PackedPolicyTooLarge"),
+        (403, "InvalidClientTokenId"),
+        (403, "SignatureDoesNotMatch"),
+        (400, "Throttling"),
+        (503, "ServiceUnavailable"),
+        (400, "SomethingNew"),
+    ] {
+        assert_eq!(
+            assume(sts_error(status, code, "told for people")).await,
+            fault(Stage::AssumeRole, service(code, status), Some("request-1"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn names_what_kinesis_refuses() {
+    for (status, code) in [
+        (400, "AccessDeniedException"),
+        (400, "ResourceNotFoundException"),
+        (400, "KMSAccessDeniedException"),
+        (400, "KMSDisabledException"),
+        (400, "KMSInvalidStateException"),
+        (400, "KMSNotFoundException"),
+        (400, "KMSOptInRequired"),
+        (400, "KMSThrottlingException"),
+        (400, "InvalidArgumentException"),
+        (400, "ValidationException"),
+        (400, "ProvisionedThroughputExceededException"),
+        (400, "LimitExceededException"),
+        (500, "InternalFailure"),
+        (503, "ServiceUnavailable"),
+        (400, "SomethingNew"),
+    ] {
+        assert_eq!(
+            write(kinesis_error(status, code)).await,
+            Err(fault(
+                Stage::Write,
+                service(code, status),
+                Some("request-1")
+            ))
+        );
+    }
+    // The name space that some of Kinesis' answers have is not part of the code.
+    assert_eq!(
+        write(kinesis_error(
+            400,
+            "com.amazonaws.kinesis.v20131202#AccessDeniedException"
+        ))
+        .await,
+        Err(fault(
+            Stage::Write,
+            service("AccessDeniedException", 400),
+            Some("request-1")
+        ))
+    );
+}
+
+#[tokio::test]
+async fn does_not_take_others_for_aws() {
+    let whole = |status, body: &str| Answer::Whole {
+        status,
+        content_type: "application/json",
+        body: body.to_owned(),
+    };
+    for (status, answer) in [
+        (503, Answer::html(503)),
+        (403, Answer::html(403)),
+        (200, Answer::html(200)),
+        (302, Answer::html(302)),
+        (200, whole(200, "")),
+        (200, whole(200, "null")),
+        (200, whole(200, "{}")),
+        (200, whole(200, "{\"Records\":[")),
+        (200, whole(200, "{\"Records\":[],\"FailedRecordCount\":0}")),
+        (
+            200,
+            whole(
+                200,
+                "{\"Records\":[{\"ShardId\":\"s\",\"SequenceNumber\":\"1\"}]}",
+            ),
+        ),
+        (
+            200,
+            Answer::Truncated("{\"Records\":[{\"ShardId\":\"s\",\"Seq".to_owned()),
+        ),
+        (403, whole(403, "{\"message\":\"Forbidden\"}")),
+        (400, whole(400, "{\"__type\":\"<b>not a code</b>\"}")),
+        (500, whole(500, "")),
+    ] {
+        let shown = format!("{answer:?}");
+        let found = write(answer).await.unwrap_err();
+        assert_eq!(
+            (found.stage, &found.cause),
+            (
+                Stage::Write,
+                &Cause::NotAws {
+                    http_status: status
+                }
+            ),
+            "{shown}"
+        );
+        assert_eq!(found.meaning(), Meaning::Unreachable);
+    }
+    for (status, answer) in [
+        (503, Answer::html(503)),
+        (200, Answer::html(200)),
+        (
+            200,
+            Answer::xml(200, "<AssumeRoleResponse></AssumeRoleResponse>".to_owned()),
+        ),
+        (403, Answer::xml(403, "<Error>".to_owned())),
+    ] {
+        let found = assume(answer).await;
+        assert_eq!(found.stage, Stage::AssumeRole);
+        assert_eq!(
+            found.cause,
+            Cause::NotAws {
+                http_status: status
+            }
+        );
+    }
+}
+
+#[tokio::test]
+async fn tells_a_broken_connection() {
+    let broken = |stage| fault(stage, Cause::Connection, None);
+    assert_eq!(write(Answer::Closed).await, Err(broken(Stage::Write)));
+    assert_eq!(assume(Answer::Closed).await, broken(Stage::AssumeRole));
+    // Nobody listens where somebody did.
+    let gone = {
+        let server = Server::start(Call::granted).await;
+        sink(&server).await
+    };
+    assert_eq!(
+        gone.put_records(&integration(), records(1)).await,
+        Err(broken(Stage::AssumeRole))
+    );
+}
+
+#[tokio::test]
+async fn waits_no_longer_than_an_attempt() {
+    for stage in [Stage::AssumeRole, Stage::Write] {
+        let server =
+            Server::start(
+                move |call| match call.is_sts() == (stage == Stage::AssumeRole) {
+                    true => Answer::Hang,
+                    false => call.granted(),
+                },
+            )
+            .await;
+        let mut options = options(&server);
+        options.attempt_timeout = Duration::from_millis(300);
+        let sink = AwsSink::new(options, Arc::new(OneExternalId)).await;
+        let start = tokio::time::Instant::now();
+        assert_eq!(
+            sink.put_records(&integration(), records(1)).await,
+            Err(fault(stage, Cause::Timeout, None))
+        );
+        assert!(start.elapsed() < Duration::from_secs(5));
+    }
+}
+
+#[tokio::test]
+async fn blames_the_service_for_its_own_faults() {
+    struct Unopened;
+    impl ExternalIds for Unopened {
+        fn open(&self, _: &Integration) -> Result<ExternalId, Unreadable> {
+            Err(Unreadable)
+        }
+    }
+    let server = Server::start(Call::granted).await;
+    let sink = AwsSink::new(options(&server), Arc::new(Unopened)).await;
+    let found = sink.put_records(&integration(), records(1)).await;
+    assert_eq!(
+        found,
+        Err(fault(Stage::AssumeRole, Cause::SecretUnreadable, None))
+    );
+
+    #[derive(Debug)]
+    struct Missing(AtomicUsize);
+    impl aws_credential_types::provider::ProvideCredentials for Missing {
+        fn provide_credentials<'a>(
+            &'a self,
+        ) -> aws_credential_types::provider::future::ProvideCredentials<'a>
+        where
+            Self: 'a,
+        {
+            use aws_credential_types::provider::error::CredentialsError;
+            // Each kind of failure in turn.
+            let error = match self.0.fetch_add(1, Ordering::Relaxed) {
+                0 => CredentialsError::not_loaded("nothing configured"),
+                1 => CredentialsError::provider_timed_out(Duration::from_secs(1)),
+                2 => CredentialsError::provider_error("no token"),
+                _ => CredentialsError::invalid_configuration("half a key"),
+            };
+            aws_credential_types::provider::future::ProvideCredentials::ready(Err(error))
+        }
+    }
+    let options = options(&server);
+    let sdk = config::load(&options)
+        .await
+        .into_builder()
+        .credentials_provider(
+            aws_credential_types::provider::SharedCredentialsProvider::new(Missing(
+                AtomicUsize::new(0),
+            )),
+        )
+        .build();
+    let sink = AwsSink::with_config(&sdk, &options, Arc::new(OneExternalId));
+    for _ in 0..4 {
+        let found = sink.put_records(&integration(), records(1)).await;
+        assert_eq!(
+            found,
+            Err(fault(Stage::AssumeRole, Cause::NoOwnCredentials, None))
+        );
+    }
+    assert!(server.calls().is_empty());
+}

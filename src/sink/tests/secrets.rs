@@ -1,0 +1,76 @@
+//! The external ID stays out of logs and faults, whatever is asked of the log.
+
+use std::{
+    io,
+    sync::{Mutex, PoisonError},
+};
+
+use tracing_subscriber::fmt::{MakeWriter, format::FmtSpan};
+
+use super::{server::sts_error, *};
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        log.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+#[tokio::test]
+async fn the_external_id_is_not_logged_at_any_level() {
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_span_events(FmtSpan::CLOSE)
+        .with_writer(log.clone())
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+
+    let told = format!("1 validation error detected: Value '{EXTERNAL_ID}' at 'externalId'");
+    let server = Server::start(move |call| match (call.is_sts(), call.number) {
+        (true, 1) => sts_error(400, "ValidationError", &told),
+        _ => call.granted(),
+    })
+    .await;
+    let sink = sink(&server).await;
+    let integration = integration();
+    let fault = sink.put_records(&integration, records(1)).await;
+    let fault = fault.unwrap_err();
+    assert_eq!(fault.code(), "ValidationError");
+    assert!(!format!("{fault:?}").contains(EXTERNAL_ID));
+    sink.put_records(&integration, records(1)).await.unwrap();
+    let report = sink.test(&integration, records(1).remove(0)).await;
+    assert_eq!(report.assume_role, Ok(()));
+
+    let log = log.text();
+    assert!(!log.contains(EXTERNAL_ID), "{log}");
+    for secret in ["secret-1", "secret-2", "own-secret"] {
+        assert!(!log.contains(secret), "{secret}");
+    }
+    // It was listened to: our spans, and the SDK's of a call that carries no secret.
+    assert!(log.contains("put_records"));
+    assert!(log.contains("ValidationError"));
+    assert!(log.contains("Kinesis.PutRecords"));
+}

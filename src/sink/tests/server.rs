@@ -1,0 +1,318 @@
+//! A server over plain sockets, so that it can also break off, hang and lie.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+    sync::Notify,
+    task::JoinSet,
+};
+
+/// A request that arrived.
+#[derive(Clone, Debug, Default)]
+pub struct Call {
+    /// Which call of its service it is, from 1.
+    pub number: usize,
+    headers: HashMap<String, String>,
+    body: Vec<u8>,
+}
+
+impl Call {
+    pub fn is_sts(&self) -> bool {
+        !self.headers.contains_key("x-amz-target")
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        &self.headers[name]
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    pub fn form(&self) -> HashMap<String, String> {
+        let text = String::from_utf8(self.body.clone()).unwrap();
+        text.split('&')
+            .map(|pair| pair.split_once('=').unwrap())
+            .map(|(name, value)| (percent_decoded(name), percent_decoded(value)))
+            .collect()
+    }
+
+    /// Access key id, region and service of the signature.
+    pub fn credential(&self) -> (&str, &str, &str) {
+        let header = self.header("authorization");
+        let (_, rest) = header.split_once("Credential=").unwrap();
+        let mut parts = rest.split(['/', ',']);
+        let key = parts.next().unwrap();
+        let _date = parts.next();
+        (key, parts.next().unwrap(), parts.next().unwrap())
+    }
+
+    /// Grants every role for an hour and takes every record.
+    pub fn granted(&self) -> Answer {
+        match self.is_sts() {
+            true => assumed(self),
+            false => written(self),
+        }
+    }
+}
+
+fn percent_decoded(text: &str) -> String {
+    let mut bytes = text.bytes();
+    let mut decoded = Vec::new();
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'%' => {
+                let hex = [bytes.next().unwrap(), bytes.next().unwrap()];
+                u8::from_str_radix(std::str::from_utf8(&hex).unwrap(), 16).unwrap()
+            }
+            b'+' => b' ',
+            other => other,
+        });
+    }
+    String::from_utf8(decoded).unwrap()
+}
+
+/// What the server does about a request.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    Whole {
+        status: u16,
+        content_type: &'static str,
+        body: String,
+    },
+    /// The whole answer, once notified.
+    Held(Arc<Notify>, Box<Answer>),
+    /// Less of the body than its length promises, then the end.
+    Truncated(String),
+    /// Closes without an answer.
+    Closed,
+    /// Neither answers nor closes.
+    Hang,
+}
+
+impl Answer {
+    pub fn json(status: u16, body: &Value) -> Self {
+        Self::Whole {
+            status,
+            content_type: "application/x-amz-json-1.1",
+            body: body.to_string(),
+        }
+    }
+
+    pub fn xml(status: u16, body: String) -> Self {
+        Self::Whole {
+            status,
+            content_type: "text/xml",
+            body,
+        }
+    }
+
+    pub fn html(status: u16) -> Self {
+        Self::Whole {
+            status,
+            content_type: "text/html",
+            body: "<html><body><h1>Service Unavailable</h1></body></html>".to_owned(),
+        }
+    }
+}
+
+/// AssumeRole's answer: `ASIA` and the number of the call, for an hour.
+pub fn assumed(call: &Call) -> Answer {
+    assumed_until(call, SystemTime::now() + Duration::from_secs(3600))
+}
+
+/// [`assumed`], until another time.
+pub fn assumed_until(call: &Call, expiration: SystemTime) -> Answer {
+    let expiration = jiff::Timestamp::try_from(expiration).unwrap();
+    let number = call.number;
+    Answer::xml(
+        200,
+        format!(
+            r#"<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
+  <AssumeRoleResult>
+    <AssumedRoleUser>
+      <AssumedRoleId>AROAEXAMPLE:siem-relay-acme</AssumedRoleId>
+      <Arn>arn:aws:sts::123456789012:assumed-role/writer/siem-relay-acme</Arn>
+    </AssumedRoleUser>
+    <Credentials>
+      <AccessKeyId>ASIA{number}</AccessKeyId>
+      <SecretAccessKey>secret-{number}</SecretAccessKey>
+      <SessionToken>token-{number}</SessionToken>
+      <Expiration>{expiration:.0}</Expiration>
+    </Credentials>
+    <PackedPolicySize>6</PackedPolicySize>
+  </AssumeRoleResult>
+  <ResponseMetadata><RequestId>request-{number}</RequestId></ResponseMetadata>
+</AssumeRoleResponse>"#
+        ),
+    )
+}
+
+/// An error as STS gives it.
+pub fn sts_error(status: u16, code: &str, message: &str) -> Answer {
+    Answer::xml(
+        status,
+        format!(
+            r#"<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
+  <Error><Type>Sender</Type><Code>{code}</Code><Message>{message}</Message></Error>
+  <RequestId>of-the-body</RequestId>
+</ErrorResponse>"#
+        ),
+    )
+}
+
+pub fn access_denied() -> Answer {
+    sts_error(
+        403,
+        "AccessDenied",
+        "User: arn:aws:iam::210987654321:user/relay is not authorized to perform: sts:AssumeRole",
+    )
+}
+
+/// PutRecords' answer where every record is accepted.
+pub fn written(call: &Call) -> Answer {
+    let sent = call.json()["Records"].as_array().unwrap().len();
+    let records: Vec<_> = (0..sent)
+        .map(
+            |index| json!({"SequenceNumber": index.to_string(), "ShardId": "shardId-000000000000"}),
+        )
+        .collect();
+    Answer::json(200, &json!({"FailedRecordCount": 0, "Records": records}))
+}
+
+/// An error as Kinesis gives it.
+pub fn kinesis_error(status: u16, code: &str) -> Answer {
+    Answer::json(
+        status,
+        &json!({"__type": code, "message": "told for people"}),
+    )
+}
+
+type Script = dyn Fn(&Call) -> Answer + Send + Sync;
+
+/// Answers by a script and remembers what was asked. Ends when dropped.
+pub struct Server {
+    address: std::net::SocketAddr,
+    calls: Arc<Mutex<Vec<Call>>>,
+    _tasks: JoinSet<()>,
+}
+
+impl Server {
+    pub async fn start(script: impl Fn(&Call) -> Answer + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let calls = Arc::new(Mutex::new(Vec::new()));
+        let script: Arc<Script> = Arc::new(script);
+        let mut tasks = JoinSet::new();
+        let log = calls.clone();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (socket, _) = listener.accept().await.unwrap();
+                connections.spawn(serve(socket, log.clone(), script.clone()));
+            }
+        });
+        Self {
+            address,
+            calls,
+            _tasks: tasks,
+        }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// What was asked so far.
+    pub fn calls(&self) -> Vec<Call> {
+        self.calls.lock().unwrap().clone()
+    }
+
+    /// How often a role was to be assumed.
+    pub fn assumed(&self) -> usize {
+        self.calls().iter().filter(|call| call.is_sts()).count()
+    }
+
+    /// The access key id of each write.
+    pub fn keys_that_wrote(&self) -> Vec<String> {
+        let calls = self.calls();
+        let writes = calls.iter().filter(|call| !call.is_sts());
+        writes.map(|call| call.credential().0.to_owned()).collect()
+    }
+}
+
+async fn serve(socket: TcpStream, log: Arc<Mutex<Vec<Call>>>, script: Arc<Script>) {
+    let mut socket = BufReader::new(socket);
+    while let Some(mut call) = read(&mut socket).await {
+        {
+            let mut log = log.lock().unwrap();
+            call.number = 1 + log.iter().filter(|c| c.is_sts() == call.is_sts()).count();
+            log.push(call.clone());
+        }
+        let mut answer = script(&call);
+        if let Answer::Held(notify, held) = answer {
+            notify.notified().await;
+            answer = *held;
+        }
+        match answer {
+            Answer::Whole {
+                status,
+                content_type,
+                body,
+            } => {
+                let head = head(status, content_type, body.len(), call.number);
+                if socket.write_all((head + &body).as_bytes()).await.is_err() {
+                    return;
+                }
+            }
+            Answer::Truncated(body) => {
+                let head = head(
+                    200,
+                    "application/x-amz-json-1.1",
+                    body.len() * 2,
+                    call.number,
+                );
+                let _ = socket.write_all((head + &body).as_bytes()).await;
+                return;
+            }
+            Answer::Closed => return,
+            Answer::Hang => std::future::pending().await,
+            Answer::Held(..) => unreachable!("held once"),
+        }
+    }
+}
+
+fn head(status: u16, content_type: &str, length: usize, number: usize) -> String {
+    format!(
+        "HTTP/1.1 {status} Said\r\ncontent-type: {content_type}\r\ncontent-length: {length}\r\n\
+         x-amzn-requestid: request-{number}\r\n\r\n"
+    )
+}
+
+async fn read(socket: &mut BufReader<TcpStream>) -> Option<Call> {
+    let mut call = Call::default();
+    let mut line = String::new();
+    socket.read_line(&mut line).await.ok()?;
+    loop {
+        line.clear();
+        if socket.read_line(&mut line).await.ok()? == 0 {
+            return None;
+        }
+        let Some((name, value)) = line.trim_end().split_once(": ") else {
+            break;
+        };
+        call.headers
+            .insert(name.to_ascii_lowercase(), value.to_owned());
+    }
+    let length = call.headers.get("content-length")?.parse().ok()?;
+    call.body.resize(length, 0);
+    socket.read_exact(&mut call.body).await.ok()?;
+    Some(call)
+}

@@ -1,0 +1,249 @@
+//! How long a session is kept, and who shares it.
+
+use std::time::SystemTime;
+
+use futures_util::future::join_all;
+use tokio::{sync::Notify, time::timeout};
+
+use super::{server::assumed_until, *};
+use crate::domain::status::Meaning;
+
+/// Moves the clock that sessions live by, while no call is in flight.
+async fn jump(duration: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(duration).await;
+    tokio::time::resume();
+}
+
+/// Writes, and does so until the server has seen what is awaited; every write must
+/// succeed.
+async fn write_until(sink: &AwsSink, seen: impl Fn() -> bool) {
+    let integration = integration();
+    timeout(Duration::from_secs(20), async {
+        loop {
+            let outcomes = sink.put_records(&integration, records(1)).await;
+            assert_eq!(outcomes, Ok(vec![accepted(0)]));
+            if seen() {
+                return;
+            }
+        }
+    })
+    .await
+    .expect("it was not seen in time");
+}
+
+#[tokio::test]
+async fn many_first_uses_assume_the_role_once() {
+    let server = Server::start(Call::granted).await;
+    let sink = sink(&server).await;
+    let integration = integration();
+    let writes = (0..50).map(|_| sink.put_records(&integration, records(1)));
+    for outcomes in join_all(writes).await {
+        assert_eq!(outcomes, Ok(vec![accepted(0)]));
+    }
+    assert_eq!(server.assumed(), 1);
+    assert_eq!(server.keys_that_wrote(), vec!["ASIA1"; 50]);
+}
+
+#[tokio::test]
+async fn those_who_wait_share_a_denial_that_is_not_kept() {
+    let server = Server::start(|call| match (call.is_sts(), call.number) {
+        (true, 1) => server::access_denied(),
+        _ => call.granted(),
+    })
+    .await;
+    let sink = sink(&server).await;
+    let integration = integration();
+    let writes = (0..50).map(|_| sink.put_records(&integration, records(1)));
+    for outcomes in join_all(writes).await {
+        assert_eq!(outcomes.unwrap_err().code(), "AccessDenied");
+    }
+    assert_eq!(server.assumed(), 1);
+    let outcomes = sink.put_records(&integration, records(1)).await;
+    assert_eq!(outcomes, Ok(vec![accepted(0)]));
+}
+
+#[tokio::test]
+async fn one_who_leaves_does_not_take_the_others_along() {
+    let server = Server::start(|call| match (call.is_sts(), call.number) {
+        (true, 1) => Answer::Hang,
+        _ => call.granted(),
+    })
+    .await;
+    let sink = sink(&server).await;
+    let integration = integration();
+    let leaving = tokio::spawn({
+        let (sink, integration) = (sink.clone(), integration.clone());
+        async move { sink.put_records(&integration, records(1)).await }
+    });
+    while server.assumed() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let mut staying = Box::pin(sink.put_records(&integration, records(1)));
+    assert!(futures_util::poll!(&mut staying).is_pending());
+    leaving.abort();
+    assert_eq!(staying.await, Ok(vec![accepted(0)]));
+    assert_eq!(server.assumed(), 2);
+}
+
+#[tokio::test]
+async fn an_expired_session_is_assumed_anew_once() {
+    let server = Server::start(|call| match (call.is_sts(), call.credential().0) {
+        (false, "ASIA1") => kinesis_error(400, "ExpiredTokenException"),
+        _ => call.granted(),
+    })
+    .await;
+    let sink = sink(&server).await;
+    let integration = integration();
+    for _ in 0..2 {
+        let outcomes = sink.put_records(&integration, records(1)).await;
+        assert_eq!(outcomes, Ok(vec![accepted(0)]));
+    }
+    assert_eq!(server.assumed(), 2);
+    assert_eq!(server.keys_that_wrote(), ["ASIA1", "ASIA2", "ASIA2"]);
+}
+
+#[tokio::test]
+async fn many_who_see_it_expire_assume_it_anew_once() {
+    let server = Server::start(|call| match (call.is_sts(), call.credential().0) {
+        (false, "ASIA1") if call.number > 1 => kinesis_error(400, "ExpiredTokenException"),
+        _ => call.granted(),
+    })
+    .await;
+    let sink = sink(&server).await;
+    let integration = integration();
+    sink.put_records(&integration, records(1)).await.unwrap();
+    let writes = (0..50).map(|_| sink.put_records(&integration, records(1)));
+    for outcomes in join_all(writes).await {
+        assert_eq!(outcomes, Ok(vec![accepted(0)]));
+    }
+    assert_eq!(server.assumed(), 2);
+}
+
+#[tokio::test]
+async fn a_session_that_stays_expired_is_a_fault() {
+    let server = Server::start(|call| match call.is_sts() {
+        true => assumed(call),
+        false => kinesis_error(400, "ExpiredTokenException"),
+    })
+    .await;
+    let sink = sink(&server).await;
+    let fault = sink
+        .put_records(&integration(), records(1))
+        .await
+        .unwrap_err();
+    assert_eq!(fault.code(), "ExpiredTokenException");
+    assert_eq!(fault.meaning(), Meaning::SessionInvalid);
+    assert_eq!(server.assumed(), 2);
+    assert_eq!(server.keys_that_wrote(), ["ASIA1", "ASIA2"]);
+}
+
+#[tokio::test]
+async fn a_role_that_refuses_meanwhile_is_the_fault() {
+    let server = Server::start(|call| match (call.is_sts(), call.number) {
+        (true, 1) => assumed(call),
+        (true, _) => server::access_denied(),
+        (false, _) => kinesis_error(400, "ExpiredTokenException"),
+    })
+    .await;
+    let sink = sink(&server).await;
+    let fault = sink
+        .put_records(&integration(), records(1))
+        .await
+        .unwrap_err();
+    assert_eq!(fault.stage, Stage::AssumeRole);
+    assert_eq!(fault.code(), "AccessDenied");
+}
+
+#[tokio::test]
+async fn is_renewed_ahead_of_its_end_while_writes_go_on() {
+    let granted = Arc::new(Notify::new());
+    let held = granted.clone();
+    let server = Server::start(move |call| match (call.is_sts(), call.number) {
+        (true, 2) => Answer::Held(held.clone(), Box::new(assumed(call))),
+        _ => call.granted(),
+    })
+    .await;
+    let sink = sink(&server).await;
+    write_until(&sink, || server.assumed() == 1).await;
+    jump(Duration::from_secs(3200)).await;
+    write_until(&sink, || server.assumed() == 2).await;
+    // Nobody waits for the new one.
+    let writes = server.keys_that_wrote().len();
+    write_until(&sink, || server.keys_that_wrote().len() == writes + 3).await;
+    assert!(server.keys_that_wrote().iter().all(|key| key == "ASIA1"));
+    granted.notify_one();
+    write_until(&sink, || {
+        server.keys_that_wrote().ends_with(&["ASIA2".into()])
+    })
+    .await;
+    assert_eq!(server.assumed(), 2);
+}
+
+#[tokio::test]
+async fn a_renewal_that_fails_is_no_fault_until_the_end() {
+    let server = Server::start(|call| match (call.is_sts(), call.number) {
+        (true, 1) => assumed(call),
+        (true, _) => server::access_denied(),
+        (false, _) => written(call),
+    })
+    .await;
+    let sink = sink(&server).await;
+    write_until(&sink, || server.assumed() == 1).await;
+    jump(Duration::from_secs(3200)).await;
+    write_until(&sink, || server.assumed() == 2).await;
+    write_until(&sink, || server.keys_that_wrote().len() >= 5).await;
+    jump(Duration::from_secs(180)).await;
+    write_until(&sink, || server.assumed() == 3).await;
+    jump(Duration::from_secs(180)).await;
+    let fault = sink.put_records(&integration(), records(1)).await;
+    assert_eq!(fault.unwrap_err().code(), "AccessDenied");
+}
+
+#[tokio::test]
+async fn lasts_no_longer_than_sts_says() {
+    let server = Server::start(|call| match call.is_sts() {
+        true => assumed_until(call, SystemTime::now() + Duration::from_secs(900)),
+        false => written(call),
+    })
+    .await;
+    let sink = sink(&server).await;
+    write_until(&sink, || server.assumed() == 1).await;
+    jump(Duration::from_secs(870)).await;
+    sink.put_records(&integration(), records(1)).await.unwrap();
+    assert_eq!(server.keys_that_wrote(), ["ASIA1", "ASIA2"]);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_wrong_does_not_make_it_worthless() {
+    let server = Server::start(|call| match call.is_sts() {
+        true => assumed_until(call, SystemTime::now() - Duration::from_secs(86_400)),
+        false => written(call),
+    })
+    .await;
+    let sink = sink(&server).await;
+    write_until(&sink, || server.keys_that_wrote().len() == 3).await;
+    assert_eq!(server.assumed(), 1);
+}
+
+#[tokio::test]
+async fn is_kept_by_integration_and_version_until_forgotten() {
+    let server = Server::start(Call::granted).await;
+    let sink = sink(&server).await;
+    let [one, other] = [Uuid::from_u128(1), Uuid::from_u128(2)];
+    let write = async |id, number| {
+        sink.put_records(&version(id, number), records(1))
+            .await
+            .unwrap();
+        server.assumed()
+    };
+    assert_eq!(write(one, 1).await, 1);
+    assert_eq!(write(one, 1).await, 1);
+    assert_eq!(write(one, 2).await, 2);
+    assert_eq!(write(other, 1).await, 3);
+    sink.forget(one);
+    assert_eq!(write(other, 1).await, 3);
+    assert_eq!(write(one, 1).await, 4);
+    assert_eq!(write(one, 2).await, 5);
+    assert_eq!(write(one, 1).await, 5);
+}
