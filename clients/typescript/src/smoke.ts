@@ -11,6 +11,7 @@ import { create, toJsonString, type MessageInitShape } from "@bufbuild/protobuf"
 import { timestampNow } from "@bufbuild/protobuf/wkt";
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
 import { createGrpcTransport } from "@connectrpc/connect-node";
+import { BadRequestSchema, ErrorInfoSchema } from "./gen/google/rpc/error_details_pb.js";
 import { EventSchema, EventService } from "./gen/siem/v1/event_pb.js";
 import {
   CheckName,
@@ -76,6 +77,12 @@ async function failure(call: Promise<unknown>): Promise<ConnectError> {
   throw new Error("the call should have failed");
 }
 
+// `domain/reason` of the ErrorInfo.
+function reason(error: ConnectError): string {
+  const info = error.findDetails(ErrorInfoSchema)[0];
+  return `${info?.domain}/${info?.reason}`;
+}
+
 // The next message that is not a heartbeat.
 async function next(stream: AsyncIterator<StreamStatusResponse>): Promise<StreamStatusResponse> {
   for (;;) {
@@ -101,6 +108,12 @@ async function run(): Promise<void> {
   console.log("Configure, malformed");
   const refused = await failure(integrations.configure({ organizationId }));
   check(refused.code === Code.InvalidArgument, "it is INVALID_ARGUMENT");
+  check(reason(refused) === "siem.v1/INVALID_FIELD", "its reason is INVALID_FIELD");
+  assert.deepEqual(
+    refused.findDetails(BadRequestSchema)[0]?.fieldViolations.map((violation) => violation.field).sort(),
+    ["external_id", "kinesis_stream_arn", "role_arn"],
+    "it names each field at once",
+  );
 
   console.log("Configure");
   const { integration } = await integrations.configure({ organizationId, kinesisStreamArn, roleArn, externalId });
@@ -178,6 +191,7 @@ async function run(): Promise<void> {
   abort.abort();
   const gone = await failure(integrations.get({ organizationId }));
   check(gone.code === Code.NotFound, "Get is NOT_FOUND");
+  check(reason(gone) === "siem.v1/INTEGRATION_NOT_FOUND", "its reason is INTEGRATION_NOT_FOUND");
 }
 
 await run();
