@@ -29,6 +29,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .bytes(".siem.v1")
         .extern_path(".google.rpc.Status", "::tonic_types::Status")
+        // Sorted keys: equal events have equal bytes.
+        .btree_map(".siem.v1.IdsDetection.metadata")
         // It holds the external ID in clear, which must not be printable.
         .skip_debug(["siem.v1.ConfigureRequest"])
         .compile_fds(with_opaque_events(descriptors))?;

@@ -2,6 +2,7 @@
 //! module's arguments, and an arm of [`dispatch`].
 
 mod external_id;
+mod publish;
 mod serve;
 mod signals;
 
@@ -29,6 +30,7 @@ struct Cli {
 enum Command {
     /// Runs the service.
     Serve(serve::Args),
+    Publish(publish::PublishArgs),
     /// Prints a fresh external ID of 64 hexadecimal characters; it serves as a key of
     /// `external-id-key-file` as well.
     ExternalId,
@@ -37,6 +39,7 @@ enum Command {
 async fn dispatch(command: Command) -> ExitCode {
     match command {
         Command::Serve(args) => serve::run(args).await,
+        Command::Publish(args) => publish::run(args).await,
         Command::ExternalId => external_id::run(),
     }
 }

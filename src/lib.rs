@@ -30,9 +30,11 @@
 pub mod api;
 pub mod app;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod domain;
 pub mod proto;
+pub mod publish;
 pub mod sandbox;
 pub mod sink;
 pub mod store;

@@ -1,0 +1,117 @@
+//! `siem-relay publish`: the alerts of a Suricata EVE file into the service.
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::Args;
+use uuid::Uuid;
+
+use super::{complain, shutdown_on_signals};
+use crate::{
+    client::{self, PublisherOptions},
+    config::EXIT_USAGE,
+    publish::{self, ConsoleReporter, Input, PublishOptions},
+};
+
+/// How long an interrupt waits for the answers in flight.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+const MIB: u32 = 1 << 20;
+
+/// Publishes the alerts of a Suricata EVE file.
+///
+/// Reads EVE JSON, one record a line. Alerts are published; records of other event
+/// types are counted and skipped; a broken line is reported with its number, and the
+/// rest goes on. When the service restarts, it connects again and sends again what
+/// was not answered. A time without an offset is taken as UTC.
+///
+/// The exit code is 0 where every alert was accepted and no line was broken, 64
+/// where the options are wrong, otherwise 1.
+#[derive(Debug, Args)]
+pub struct PublishArgs {
+    /// The EVE file, or - for standard input, which may be a live pipe.
+    #[arg(long, value_name = "FILE")]
+    eve: PathBuf,
+    /// The organization whose events they are.
+    #[arg(long, value_name = "ID")]
+    organization: String,
+    /// The network that the sensor watches.
+    #[arg(long, value_name = "UUID")]
+    network: Uuid,
+    /// The sensor. The events of one device stay in order.
+    #[arg(long, value_name = "UUID")]
+    device: Uuid,
+    /// Where the service listens.
+    #[arg(long, value_name = "URL", default_value = client::DEFAULT_ADDRESS, env = "SIEM_RELAY_ADDRESS")]
+    address: String,
+    /// The first line that counts, from 1; an interrupted run tells it.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    from_line: u64,
+    /// Events of one request at most.
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    batch_events: u16,
+    /// Requests that may be unanswered.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    max_requests: u16,
+    /// MiB of events that may be unanswered.
+    #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1_024))]
+    max_mib: u32,
+    /// Give up when nothing was answered for so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    retry_for: u32,
+}
+
+impl From<PublishArgs> for PublishOptions {
+    fn from(args: PublishArgs) -> Self {
+        Self {
+            input: match args.eve.as_os_str() == "-" {
+                true => Input::Stdin,
+                false => Input::File(args.eve),
+            },
+            organization_id: args.organization,
+            network_id: args.network,
+            device_id: args.device,
+            address: args.address,
+            from_line: args.from_line,
+            shutdown_grace: SHUTDOWN_GRACE,
+            publisher: PublisherOptions {
+                max_batch_events: args.batch_events.into(),
+                max_requests_in_flight: args.max_requests.into(),
+                max_bytes_in_flight: args.max_mib * MIB,
+                give_up_after: Duration::from_secs(args.retry_for.into()),
+                ..PublisherOptions::default()
+            },
+        }
+    }
+}
+
+/// Publishes, and prints the summary to stdout; all else goes to stderr.
+pub async fn run(args: PublishArgs) -> ExitCode {
+    let shutdown = match shutdown_on_signals() {
+        Ok(shutdown) => shutdown,
+        Err(error) => {
+            complain("signals cannot be handled", &error);
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut reporter = ConsoleReporter::new(io::stderr());
+    let result = publish::run(args.into(), &mut reporter, shutdown).await;
+    reporter.finish();
+    match result {
+        Ok(summary) => {
+            // Whoever closed stdout still gets the exit code.
+            let _ = write!(io::stdout(), "{summary}");
+            summary.exit_code().into()
+        }
+        Err(error) => {
+            complain("cannot publish", &error);
+            match error.is_usage() {
+                true => EXIT_USAGE.into(),
+                false => ExitCode::FAILURE,
+            }
+        }
+    }
+}

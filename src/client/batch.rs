@@ -1,0 +1,224 @@
+//! Gathers events into requests.
+
+use bytes::Bytes;
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc},
+    time::{Duration, Instant, timeout_at},
+};
+
+/// One encoded event on its way.
+#[derive(Debug)]
+pub(super) struct Item {
+    pub(super) event: Bytes,
+    pub(super) tag: u64,
+    /// Its share of the bytes that may be unanswered.
+    pub(super) budget: OwnedSemaphorePermit,
+}
+
+/// The events of one request.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) events: Vec<Bytes>,
+    pub(super) tags: Vec<u64>,
+    bytes: usize,
+    budget: Option<OwnedSemaphorePermit>,
+}
+
+impl Batch {
+    fn add(&mut self, item: Item) {
+        self.bytes += wire_len(&item.event);
+        self.events.push(item.event);
+        self.tags.push(item.tag);
+        match &mut self.budget {
+            Some(budget) => budget.merge(item.budget),
+            None => self.budget = Some(item.budget),
+        }
+    }
+}
+
+/// The event with its field's tag and length, which take at most six bytes.
+fn wire_len(event: &Bytes) -> usize {
+    event.len() + 6
+}
+
+/// The limits of one request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BatchLimits {
+    pub(super) max_events: usize,
+    /// A larger event makes a request of its own.
+    pub(super) max_bytes: usize,
+    /// How long the first event of a request waits for more.
+    pub(super) linger: Duration,
+}
+
+/// Takes events off a channel, a request's worth at a time.
+#[derive(Debug)]
+pub(super) struct Batches {
+    inbox: mpsc::Receiver<Item>,
+    limits: BatchLimits,
+    pending: Batch,
+    flush_at: Instant,
+    /// An event that no longer fitted into `pending`.
+    held: Option<Item>,
+}
+
+impl Batches {
+    pub(super) fn new(inbox: mpsc::Receiver<Item>, limits: BatchLimits) -> Self {
+        Self {
+            inbox,
+            limits,
+            pending: Batch::default(),
+            flush_at: Instant::now(),
+            held: None,
+        }
+    }
+
+    /// The next request's events; `None` once all senders are gone and nothing is
+    /// left. Dropping the future loses nothing.
+    pub(super) async fn next(&mut self) -> Option<Batch> {
+        while !self.is_full() {
+            let item = if let Ok(item) = self.inbox.try_recv() {
+                Some(item)
+            } else if self.pending.events.is_empty() {
+                self.inbox.recv().await
+            } else {
+                match timeout_at(self.flush_at, self.inbox.recv()).await {
+                    Ok(item) => item,
+                    Err(_) => break,
+                }
+            };
+            match item {
+                Some(item) => self.add(item),
+                None => break,
+            }
+        }
+        let batch = std::mem::take(&mut self.pending);
+        if let Some(item) = self.held.take() {
+            self.add(item);
+        }
+        (!batch.events.is_empty()).then_some(batch)
+    }
+
+    fn is_full(&self) -> bool {
+        self.held.is_some()
+            || self.pending.events.len() >= self.limits.max_events
+            || self.pending.bytes >= self.limits.max_bytes
+    }
+
+    fn add(&mut self, item: Item) {
+        if self.pending.events.is_empty() {
+            self.flush_at = Instant::now() + self.limits.linger;
+        } else if self.pending.bytes + wire_len(&item.event) > self.limits.max_bytes {
+            self.held = Some(item);
+            return;
+        }
+        self.pending.add(item);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    fn item(tag: u64, len: usize) -> Item {
+        Item {
+            event: vec![0; len].into(),
+            tag,
+            budget: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
+        }
+    }
+
+    fn batches(max_events: usize, max_bytes: usize) -> (mpsc::Sender<Item>, Batches) {
+        let (sender, inbox) = mpsc::channel(100);
+        let limits = BatchLimits {
+            max_events,
+            max_bytes,
+            linger: Duration::from_millis(10),
+        };
+        (sender, Batches::new(inbox, limits))
+    }
+
+    async fn tags(batches: &mut Batches) -> Option<Vec<u64>> {
+        Some(batches.next().await?.tags)
+    }
+
+    /// All shares of one semaphore, as `merge` demands.
+    async fn send(sender: &mpsc::Sender<Item>, budget: &Arc<Semaphore>, tag: u64, len: usize) {
+        let budget = budget.clone().try_acquire_owned().unwrap();
+        let item = Item {
+            budget,
+            ..item(tag, len)
+        };
+        sender.send(item).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_ends_at_its_count_its_bytes_or_the_end() {
+        let budget = Arc::new(Semaphore::new(100));
+        let (sender, mut batches) = batches(3, 100);
+        for (tag, len) in [
+            (1, 1),
+            (2, 1),
+            (3, 1),
+            (4, 60),
+            (5, 60),
+            (6, 500),
+            (7, 1),
+            (8, 1),
+        ] {
+            send(&sender, &budget, tag, len).await;
+        }
+        drop(sender);
+        for expect in [vec![1, 2, 3], vec![4], vec![5], vec![6], vec![7, 8]] {
+            assert_eq!(tags(&mut batches).await, Some(expect));
+        }
+        assert_eq!(tags(&mut batches).await, None);
+        assert_eq!(tags(&mut batches).await, None);
+        assert_eq!(budget.available_permits(), 100);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_of_the_input_flushes() {
+        let budget = Arc::new(Semaphore::new(100));
+        let (sender, mut batches) = batches(3, 100);
+        send(&sender, &budget, 1, 1).await;
+        let start = Instant::now();
+        assert_eq!(tags(&mut batches).await, Some(vec![1]));
+        assert_eq!(start.elapsed(), Duration::from_millis(10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_wait_counts_from_the_first_event() {
+        let budget = Arc::new(Semaphore::new(100));
+        let (sender, mut batches) = batches(100, 1000);
+        let trickle = async {
+            for tag in 1.. {
+                send(&sender, &budget, tag, 1).await;
+                tokio::time::sleep(Duration::from_millis(4)).await;
+            }
+        };
+        let start = Instant::now();
+        tokio::select! {
+            () = trickle => unreachable!(),
+            batch = tags(&mut batches) => assert_eq!(batch, Some(vec![1, 2, 3])),
+        }
+        assert_eq!(start.elapsed(), Duration::from_millis(10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dropped_wait_loses_nothing() {
+        let budget = Arc::new(Semaphore::new(100));
+        let (sender, mut batches) = batches(3, 100);
+        send(&sender, &budget, 1, 1).await;
+        for _ in 0..3 {
+            let short = Duration::from_millis(1);
+            assert!(tokio::time::timeout(short, batches.next()).await.is_err());
+        }
+        drop(sender);
+        assert_eq!(tags(&mut batches).await, Some(vec![1]));
+    }
+}

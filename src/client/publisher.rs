@@ -1,0 +1,391 @@
+//! Keeps a PublishStream going, however often it breaks.
+
+use std::sync::Arc;
+
+use prost::Message;
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::{Duration, Instant, sleep, sleep_until, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming, transport::Channel};
+use tonic_types::{RpcStatusExt, StatusExt};
+
+use super::{
+    batch::{Batch, BatchLimits, Batches, Item},
+    retry::{self, Backoff, Remedy},
+    window::Window,
+};
+use crate::proto::v1::{
+    self, PublishStreamRequest, PublishStreamResponse, event_service_client::EventServiceClient,
+    publish_stream_response::Outcome,
+};
+
+/// What an event costs in memory beside its bytes.
+const EVENT_OVERHEAD_BYTES: usize = 128;
+/// Events between the sender and the batches.
+const INBOX_EVENTS: usize = 1_024;
+/// Updates that nobody has taken yet.
+const UPDATES: usize = 64;
+/// How long the server has to end a stream that was answered in full.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How a [`Publisher`] works.
+#[derive(Debug, Clone)]
+pub struct PublisherOptions {
+    /// Unanswered requests, at least 1.
+    pub max_requests_in_flight: usize,
+    /// Bytes of unanswered events, whether sent or not. A single event may exceed it.
+    pub max_bytes_in_flight: u32,
+    /// Events of one request, 1 to 1,000.
+    pub max_batch_events: usize,
+    /// Bytes of one request, below 4 MiB. A single larger event is sent alone.
+    pub max_batch_bytes: usize,
+    /// How long the first event of a request waits for more to come.
+    pub linger: Duration,
+    /// The wait after the first failure; it doubles with each further one.
+    pub min_retry_wait: Duration,
+    /// The longest wait, also where the server asks for a longer one.
+    pub max_retry_wait: Duration,
+    /// Gives up when no request was answered for so long.
+    pub give_up_after: Duration,
+    /// Connects anew when no answer came for so long.
+    pub answer_timeout: Duration,
+}
+
+impl Default for PublisherOptions {
+    fn default() -> Self {
+        Self {
+            max_requests_in_flight: 16,
+            max_bytes_in_flight: 16 << 20,
+            max_batch_events: 500,
+            max_batch_bytes: 1 << 20,
+            linger: Duration::from_millis(10),
+            min_retry_wait: Duration::from_millis(100),
+            max_retry_wait: Duration::from_secs(5),
+            give_up_after: Duration::from_secs(300),
+            answer_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What a [`Publisher`] tells.
+#[derive(Debug)]
+pub enum Update {
+    /// A request was answered.
+    Ack(Ack),
+    /// The stream broke; another is opened.
+    Retrying(Retrying),
+}
+
+/// The answer to one request. Answers come in the order of the events.
+#[derive(Debug)]
+pub struct Ack {
+    /// The tags of the request's events; a rejection's index is a place in it.
+    pub tags: Vec<u64>,
+    /// What the server said of them, or why it refused them all.
+    pub outcome: Result<v1::PublishResponse, Status>,
+}
+
+/// A failure that is mended by sending again.
+#[derive(Debug)]
+pub struct Retrying {
+    /// What went wrong.
+    pub cause: Status,
+    /// When the next attempt starts.
+    pub wait: Duration,
+}
+
+/// Updates of a [`Publisher`]; it waits for whoever holds this to take them.
+pub type Updates = mpsc::Receiver<Update>;
+
+/// Why a [`Publisher`] ended before everything was answered.
+#[derive(Debug, thiserror::Error)]
+pub enum PublisherError {
+    /// Nothing got through for too long.
+    #[error("gave up: no answer for {} s; last error: {} ({:?})", stalled.as_secs(), last.message(), last.code())]
+    GaveUp {
+        /// Since the last answer, or since there was something to send.
+        stalled: Duration,
+        /// The last failure.
+        last: Status,
+    },
+    /// The server refuses the call as such.
+    #[error("the server refuses PublishStream: {} ({:?})", .0.message(), .0.code())]
+    Refused(Status),
+}
+
+/// The [`Publisher`] has ended; its result says why.
+#[derive(Debug, thiserror::Error)]
+#[error("the publisher has ended")]
+pub struct PublishStopped;
+
+/// Hands events to a [`Publisher`]. It ends when every sender is dropped and all is answered.
+#[derive(Debug, Clone)]
+pub struct EventSender {
+    inbox: mpsc::Sender<Item>,
+    budget: Arc<Semaphore>,
+    max_bytes: u32,
+}
+
+impl EventSender {
+    /// Queues one event; `tag` comes back with its answer. Waits while too much is
+    /// unanswered.
+    ///
+    /// # Errors
+    ///
+    /// [`PublishStopped`] where the publisher has ended.
+    pub async fn send(&self, event: &v1::Event, tag: u64) -> Result<(), PublishStopped> {
+        let event = event.encode_to_vec();
+        let weight = u32::try_from(event.len() + EVENT_OVERHEAD_BYTES)
+            .unwrap_or(u32::MAX)
+            .min(self.max_bytes);
+        let budget = Arc::clone(&self.budget).acquire_many_owned(weight);
+        let item = Item {
+            event: event.into(),
+            tag,
+            budget: budget.await.map_err(|_| PublishStopped)?,
+        };
+        self.inbox.send(item).await.map_err(|_| PublishStopped)
+    }
+
+    /// Waits until the publisher has ended.
+    pub async fn closed(&self) {
+        self.inbox.closed().await;
+    }
+}
+
+/// Sends events over PublishStream until each is answered.
+///
+/// Requests that are not answered are kept, and sent again in order on the next
+/// stream. So none is lost, but the server may have accepted some of them
+/// already: such an event is accepted twice, under the same id where the
+/// content is the same, and consumers drop duplicates by id. The same goes for the
+/// requests behind one that the server failed and asked to send again: what of
+/// them was accepted stands in the log before the failed one, and once more, in
+/// order, behind it.
+#[derive(Debug)]
+pub struct Publisher {
+    client: EventServiceClient<Channel>,
+    options: PublisherOptions,
+    batches: Batches,
+    window: Window<Batch>,
+    backoff: Backoff,
+    updates: mpsc::Sender<Update>,
+}
+
+/// Why a stream came to its end too early.
+struct Broken {
+    status: Status,
+    remedy: Remedy,
+    retry_after: Option<Duration>,
+}
+
+impl Publisher {
+    /// Makes a publisher, to be [`run`](Self::run), and the two ends to use it.
+    pub fn new(channel: Channel, options: PublisherOptions) -> (EventSender, Updates, Self) {
+        let (inbox, outbox) = mpsc::channel(INBOX_EVENTS);
+        let (updates, updates_receiver) = mpsc::channel(UPDATES);
+        let max_bytes = options.max_bytes_in_flight.max(1);
+        let sender = EventSender {
+            inbox,
+            budget: Arc::new(Semaphore::new(max_bytes as usize)),
+            max_bytes,
+        };
+        let limits = BatchLimits {
+            max_events: options.max_batch_events.clamp(1, 1_000),
+            max_bytes: options.max_batch_bytes,
+            linger: options.linger,
+        };
+        let publisher = Self {
+            client: EventServiceClient::new(channel),
+            batches: Batches::new(outbox, limits),
+            window: Window::new(options.max_requests_in_flight.max(1)),
+            backoff: Backoff::new(
+                options.min_retry_wait,
+                options.max_retry_wait,
+                options.give_up_after,
+            ),
+            updates,
+            options,
+        };
+        (sender, updates_receiver, publisher)
+    }
+
+    /// Runs until every sender is dropped and all is answered.
+    ///
+    /// # Errors
+    ///
+    /// [`PublisherError`] where it gave up; what was not answered may have been
+    /// accepted or not.
+    pub async fn run(mut self) -> Result<(), PublisherError> {
+        // No stream is opened before there is something to send.
+        while self.has_work().await {
+            match self.stream().await {
+                Ok(()) => return Ok(()),
+                Err(broken) => self.recover(broken).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn has_work(&mut self) -> bool {
+        if self.window.is_empty()
+            && let Some(batch) = self.batches.next().await
+        {
+            self.push(batch);
+        }
+        !self.window.is_empty()
+    }
+
+    fn push(&mut self, batch: Batch) {
+        if self.window.is_empty() {
+            self.backoff.work_began();
+        }
+        self.window.push(batch);
+    }
+
+    /// One stream, until all is answered.
+    async fn stream(&mut self) -> Result<(), Broken> {
+        // As many places as there can be requests, so that sending never waits.
+        let (requests, outgoing) = mpsc::channel(self.options.max_requests_in_flight.max(1));
+        self.window.rewind();
+        self.send_unsent(&requests);
+        let call = self.client.publish_stream(ReceiverStream::new(outgoing));
+        let mut answers = timeout(self.options.answer_timeout, call)
+            .await
+            .map_err(|_| Broken::late())?
+            .map_err(Broken::stream)?
+            .into_inner();
+        let mut input_open = true;
+        let mut answer_due = Instant::now() + self.options.answer_timeout;
+        while input_open || !self.window.is_empty() {
+            let idle = self.window.in_flight() == 0;
+            tokio::select! {
+                answer = answers.message() => {
+                    let answer = answer.map_err(Broken::stream)?.ok_or_else(Broken::ended)?;
+                    self.settle(answer).await?;
+                    answer_due = Instant::now() + self.options.answer_timeout;
+                }
+                batch = self.batches.next(), if input_open && self.window.has_room() => match batch {
+                    Some(batch) => self.push(batch),
+                    None => input_open = false,
+                },
+                () = sleep_until(answer_due), if !idle => return Err(Broken::late()),
+            }
+            self.send_unsent(&requests);
+            if idle {
+                answer_due = Instant::now() + self.options.answer_timeout;
+            }
+        }
+        drop(requests);
+        close(answers).await;
+        Ok(())
+    }
+
+    fn send_unsent(&mut self, requests: &mpsc::Sender<PublishStreamRequest>) {
+        while let Some((id, batch)) = self.window.send_next() {
+            let request = PublishStreamRequest {
+                request_id: id.to_string(),
+                events: batch.events.clone(),
+            };
+            // It has room; where the stream is gone, reading the answers tells.
+            let _ = requests.try_send(request);
+        }
+    }
+
+    async fn settle(&mut self, answer: PublishStreamResponse) -> Result<(), Broken> {
+        if !self.window.awaits(&answer.request_id) {
+            return Err(Broken::unexpected("an answer to another request"));
+        }
+        match answer.outcome {
+            Some(Outcome::Result(response)) => self.answered(Ok(response)).await,
+            Some(Outcome::Error(error)) => {
+                let retry_info = error.get_details_retry_info();
+                let status = Status::new(Code::from_i32(error.code), error.message);
+                let remedy = retry::of_answer(status.code(), retry_info.is_some());
+                if remedy != Remedy::Refuse {
+                    let retry_after = retry_info.and_then(|info| info.retry_delay);
+                    return Err(Broken {
+                        status,
+                        remedy,
+                        retry_after,
+                    });
+                }
+                self.answered(Err(status)).await;
+            }
+            None => return Err(Broken::unexpected("an answer without an outcome")),
+        }
+        Ok(())
+    }
+
+    async fn answered(&mut self, outcome: Result<v1::PublishResponse, Status>) {
+        self.backoff.progress();
+        if let Some(batch) = self.window.pop() {
+            let tags = batch.tags;
+            self.tell(Update::Ack(Ack { tags, outcome })).await;
+        }
+    }
+
+    async fn tell(&self, update: Update) {
+        // Who dropped the receiver does not want to know.
+        let _ = self.updates.send(update).await;
+    }
+
+    async fn recover(&mut self, broken: Broken) -> Result<(), PublisherError> {
+        match broken.remedy {
+            Remedy::Stop => return Err(PublisherError::Refused(broken.status)),
+            Remedy::Refuse if self.window.in_flight() == 1 => {
+                self.answered(Err(broken.status)).await;
+                return Ok(());
+            }
+            Remedy::Refuse => self.window.suspect_in_flight(),
+            Remedy::Retry => {}
+        }
+        if self.window.is_empty() {
+            return Ok(());
+        }
+        let Some(wait) = self.backoff.failed(broken.retry_after) else {
+            return Err(PublisherError::GaveUp {
+                stalled: self.backoff.stalled(),
+                last: broken.status,
+            });
+        };
+        let cause = broken.status;
+        self.tell(Update::Retrying(Retrying { cause, wait })).await;
+        sleep(wait).await;
+        Ok(())
+    }
+}
+
+/// Lets the server end the stream, so that it need not take it for a broken one.
+async fn close(mut answers: Streaming<PublishStreamResponse>) {
+    let _ = timeout(CLOSE_TIMEOUT, async {
+        while let Ok(Some(_)) = answers.message().await {}
+    })
+    .await;
+}
+
+impl Broken {
+    fn stream(status: Status) -> Self {
+        Self {
+            remedy: retry::of_stream(status.code()),
+            retry_after: status
+                .get_details_retry_info()
+                .and_then(|info| info.retry_delay),
+            status,
+        }
+    }
+
+    fn late() -> Self {
+        Self::stream(Status::deadline_exceeded("the server does not answer"))
+    }
+
+    fn ended() -> Self {
+        Self::stream(Status::unavailable("the server ended the stream"))
+    }
+
+    fn unexpected(what: &str) -> Self {
+        Self::stream(Status::internal(format!("the server sent {what}")))
+    }
+}

@@ -1,0 +1,399 @@
+//! A [`Publisher`] against a real gRPC server that misbehaves on demand.
+
+use std::{collections::HashSet, net::SocketAddr};
+
+use proptest::prelude::*;
+use tokio::{
+    runtime,
+    time::{Duration, timeout},
+};
+use tonic::Code;
+
+use super::{
+    testing::{Fault, FaultyServer, Running, TEST_TIMEOUT},
+    *,
+};
+use crate::proto::v1;
+
+fn runtime() -> runtime::Runtime {
+    runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+fn options() -> PublisherOptions {
+    PublisherOptions {
+        max_requests_in_flight: 4,
+        max_batch_events: 1,
+        linger: Duration::ZERO,
+        min_retry_wait: Duration::from_millis(1),
+        max_retry_wait: Duration::from_millis(2),
+        give_up_after: Duration::from_secs(30),
+        ..Default::default()
+    }
+}
+
+fn event(number: u64) -> v1::Event {
+    v1::Event {
+        network_id: number.to_string(),
+        ..Default::default()
+    }
+}
+
+/// The events that the server accepted, by number.
+fn numbers(server: &FaultyServer) -> Vec<u64> {
+    let events = server.events();
+    events
+        .iter()
+        .map(|event| event.network_id.parse().unwrap())
+        .collect()
+}
+
+/// The tags with their answers, in the order they came.
+type Acked = Vec<(u64, Result<(), Code>)>;
+
+async fn collect(mut updates: Updates) -> (Acked, Vec<Retrying>) {
+    let (mut acked, mut retries) = (vec![], vec![]);
+    while let Some(update) = updates.recv().await {
+        match update {
+            Update::Ack(ack) => {
+                let outcome = match ack.outcome {
+                    Ok(response) => {
+                        assert_eq!(response.accepted as usize, ack.tags.len());
+                        Ok(())
+                    }
+                    Err(status) => Err(status.code()),
+                };
+                acked.extend(ack.tags.into_iter().map(|tag| (tag, outcome)));
+            }
+            Update::Retrying(retrying) => retries.push(retrying),
+        }
+    }
+    (acked, retries)
+}
+
+struct Published {
+    acked: Acked,
+    retries: Vec<Retrying>,
+    result: Result<(), PublisherError>,
+}
+
+async fn publish(address: SocketAddr, options: PublisherOptions, count: u64) -> Published {
+    let channel = channel(&address.to_string()).unwrap();
+    let (sender, updates, publisher) = Publisher::new(channel, options);
+    let feed = async move {
+        for number in 0..count {
+            if sender.send(&event(number), number).await.is_err() {
+                return;
+            }
+        }
+    };
+    let all = async { tokio::join!(feed, collect(updates), publisher.run()) };
+    let ((), (acked, retries), result) = timeout(TEST_TIMEOUT, all).await.expect("it hangs");
+    Published {
+        acked,
+        retries,
+        result,
+    }
+}
+
+/// Publishes 0..count against the plan, which may repeat but lose nothing.
+async fn check(plan: Vec<Fault>, count: u64) -> (FaultyServer, Published) {
+    let server = FaultyServer::with_plan(plan);
+    let running = Running::port_0(server.clone());
+    let published = publish(running.address, options(), count).await;
+    running.kill().await;
+    published.result.as_ref().unwrap();
+    let tags: Vec<u64> = published.acked.iter().map(|(tag, _)| *tag).collect();
+    assert_eq!(tags, (0..count).collect::<Vec<_>>(), "each once, in order");
+    (server, published)
+}
+
+fn first_of_each(numbers: &[u64]) -> Vec<u64> {
+    let mut seen = HashSet::new();
+    numbers
+        .iter()
+        .copied()
+        .filter(|n| seen.insert(*n))
+        .collect()
+}
+
+fn last_of_each(numbers: &[u64]) -> Vec<u64> {
+    let reversed: Vec<u64> = numbers.iter().rev().copied().collect();
+    first_of_each(&reversed).into_iter().rev().collect()
+}
+
+#[tokio::test]
+async fn a_sound_server_gets_each_event_once() {
+    let (server, published) = check(vec![], 100).await;
+    assert_eq!(numbers(&server), (0..100).collect::<Vec<_>>());
+    assert!(published.retries.is_empty());
+}
+
+#[tokio::test]
+async fn broken_streams_are_resumed() {
+    use Fault::{Accept, AcceptAndBreak, Break, End, WrongId};
+    for fault in [
+        AcceptAndBreak,
+        Break(Code::Unavailable),
+        Break(Code::Internal),
+        End,
+        WrongId,
+    ] {
+        let (server, published) = check(vec![Accept, fault, Accept, fault, fault], 20).await;
+        let accepted = numbers(&server);
+        assert_eq!(
+            first_of_each(&accepted),
+            (0..20).collect::<Vec<_>>(),
+            "{fault:?}"
+        );
+        assert!(published.acked.iter().all(|(_, outcome)| outcome.is_ok()));
+        assert!(!published.retries.is_empty(), "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_asks_for_it_is_sent_again_with_all_behind_it() {
+    use Fault::{Accept, Answer, AnswerRetryInfo};
+    for fault in [
+        Answer(Code::ResourceExhausted),
+        Answer(Code::Unavailable),
+        Answer(Code::Aborted),
+        AnswerRetryInfo(Code::ResourceExhausted),
+    ] {
+        let (server, published) = check(vec![Accept, fault], 20).await;
+        let accepted = numbers(&server);
+        assert_eq!(
+            last_of_each(&accepted),
+            (0..20).collect::<Vec<_>>(),
+            "{fault:?}"
+        );
+        assert!(published.acked.iter().all(|(_, outcome)| outcome.is_ok()));
+        assert_eq!(published.retries.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_refused_request_is_told_and_the_rest_goes_on() {
+    let plan = vec![Fault::Accept, Fault::Answer(Code::InvalidArgument)];
+    let (server, published) = check(plan, 5).await;
+    assert_eq!(numbers(&server), [0, 2, 3, 4]);
+    assert_eq!(published.acked[1].1, Err(Code::InvalidArgument));
+    assert!(published.retries.is_empty());
+}
+
+/// A server ends the stream over a request that it cannot decode, and does not
+/// say which one.
+#[tokio::test]
+async fn a_request_that_breaks_streams_is_found_and_refused() {
+    let server = FaultyServer {
+        poison: Some(|event| event.network_id == "7"),
+        ..Default::default()
+    };
+    let running = Running::port_0(server.clone());
+    let published = publish(running.address, options(), 20).await;
+    published.result.unwrap();
+    let expect: Acked = (0..20)
+        .map(|tag| {
+            (
+                tag,
+                if tag == 7 {
+                    Err(Code::OutOfRange)
+                } else {
+                    Ok(())
+                },
+            )
+        })
+        .collect();
+    assert_eq!(published.acked, expect);
+    let accepted = numbers(&server);
+    let expect: Vec<u64> = (0..20).filter(|n| *n != 7).collect();
+    assert_eq!(first_of_each(&accepted), expect);
+}
+
+#[tokio::test]
+async fn an_event_that_no_server_decodes_is_refused_alone() {
+    let server = FaultyServer::default();
+    let running = Running::port_0(server.clone());
+    let channel = channel(&running.address.to_string()).unwrap();
+    let options = PublisherOptions {
+        max_bytes_in_flight: 1 << 20,
+        max_batch_events: 100,
+        ..options()
+    };
+    let (sender, updates, publisher) = Publisher::new(channel, options);
+    let feed = async move {
+        for number in 0..3 {
+            let mut event = event(number);
+            if number == 1 {
+                event.device_id = "x".repeat(5 << 20);
+            }
+            sender.send(&event, number).await.unwrap();
+        }
+    };
+    let ((), (acked, _), result) = tokio::join!(feed, collect(updates), publisher.run());
+    result.unwrap();
+    assert_eq!(
+        acked,
+        [(0, Ok(())), (1, Err(Code::OutOfRange)), (2, Ok(()))]
+    );
+}
+
+#[tokio::test]
+async fn a_silent_server_is_left_for_a_new_stream() {
+    let server = FaultyServer::with_plan(vec![Fault::Accept, Fault::Silence]);
+    let running = Running::port_0(server.clone());
+    let options = PublisherOptions {
+        answer_timeout: Duration::from_millis(200),
+        max_requests_in_flight: 1,
+        ..options()
+    };
+    let published = publish(running.address, options, 5).await;
+    published.result.unwrap();
+    assert_eq!(numbers(&server), [0, 1, 2, 3, 4]);
+    assert_eq!(published.retries[0].cause.code(), Code::DeadlineExceeded);
+}
+
+#[tokio::test]
+async fn a_server_that_knows_no_such_call_ends_it_at_once() {
+    let server = FaultyServer::with_plan(vec![Fault::Break(Code::Unimplemented)]);
+    let running = Running::port_0(server);
+    let published = publish(running.address, options(), 5).await;
+    assert!(matches!(published.result, Err(PublisherError::Refused(_))));
+}
+
+#[tokio::test]
+async fn nobody_listening_is_given_up_in_time() {
+    let address = Running::port_0(FaultyServer::default()).kill().await;
+    let options = PublisherOptions {
+        give_up_after: Duration::from_millis(100),
+        ..options()
+    };
+    let published = publish(address, options, 5).await;
+    let Err(PublisherError::GaveUp { last, .. }) = published.result else {
+        panic!("it did not give up: {:?}", published.result);
+    };
+    assert_eq!(last.code(), Code::Unavailable);
+    assert!(published.acked.is_empty() && !published.retries.is_empty());
+}
+
+/// The server goes away under load and comes back on its port.
+#[tokio::test]
+async fn a_restart_loses_nothing() {
+    let server = FaultyServer::default();
+    let first = Running::port_0(server.clone());
+    let address = first.address;
+    let channel = channel(&address.to_string()).unwrap();
+    let (sender, updates, publisher) = Publisher::new(channel, options());
+    let updates = tokio::spawn(collect(updates));
+    let publisher = tokio::spawn(publisher.run());
+    for number in 0..50 {
+        sender.send(&event(number), number).await.unwrap();
+    }
+    first.kill().await;
+    let feed = tokio::spawn(async move {
+        for number in 50..100 {
+            sender.send(&event(number), number).await.unwrap();
+        }
+    });
+    let _second = Running::start(server.clone(), address);
+    timeout(TEST_TIMEOUT, async {
+        feed.await.unwrap();
+        publisher.await.unwrap().unwrap();
+        let (acked, _) = updates.await.unwrap();
+        assert_eq!(acked, (0..100).map(|tag| (tag, Ok(()))).collect::<Acked>());
+    })
+    .await
+    .expect("it hangs");
+    let accepted = numbers(&server);
+    assert_eq!(first_of_each(&accepted), (0..100).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn who_sends_too_much_waits_for_answers() {
+    let server = FaultyServer::with_plan(vec![Fault::Silence; 100]);
+    let running = Running::port_0(server);
+    let channel = channel(&running.address.to_string()).unwrap();
+    let event = event(7);
+    let one = prost::Message::encoded_len(&event) as u32 + 128;
+    let options = PublisherOptions {
+        max_bytes_in_flight: one * 10,
+        ..options()
+    };
+    let (sender, _updates, publisher) = Publisher::new(channel, options);
+    let publisher = tokio::spawn(publisher.run());
+    for tag in 0..10 {
+        sender.send(&event, tag).await.unwrap();
+    }
+    let mut eleventh = std::pin::pin!(sender.send(&event, 10));
+    assert!(futures_util::poll!(&mut eleventh).is_pending());
+    publisher.abort();
+    assert!(publisher.await.unwrap_err().is_cancelled());
+    assert!(eleventh.await.is_err(), "who waits learns of the end");
+}
+
+#[test]
+fn addresses() {
+    let runtime = runtime();
+    let _context = runtime.enter();
+    for good in [
+        "http://127.0.0.1:50051",
+        "127.0.0.1:50051",
+        "localhost:1",
+        "http://[::1]:9/",
+    ] {
+        assert!(channel(good).is_ok(), "{good}");
+    }
+    for bad in [
+        "",
+        "http://",
+        "https://127.0.0.1:1",
+        "unix:///x",
+        "http://a b",
+        "a b:1",
+    ] {
+        assert!(channel(bad).is_err(), "{bad}");
+    }
+}
+
+fn any_fault() -> impl Strategy<Value = Fault> {
+    prop_oneof![
+        4 => Just(Fault::Accept),
+        1 => Just(Fault::AcceptAndBreak),
+        1 => Just(Fault::Break(Code::Unavailable)),
+        1 => Just(Fault::Break(Code::Unknown)),
+        1 => Just(Fault::End),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn however_disconnects_fall_nothing_is_lost_or_swapped(
+        plan in prop::collection::vec(any_fault(), 0..30),
+        count in 1u64..40,
+    ) {
+        let runtime = runtime();
+        let (server, published) = runtime.block_on(check(plan, count));
+        let accepted = numbers(&server);
+        prop_assert_eq!(first_of_each(&accepted), (0..count).collect::<Vec<_>>());
+        prop_assert!(published.acked.iter().all(|(_, outcome)| outcome.is_ok()));
+    }
+
+    #[test]
+    fn however_answers_fail_the_last_copies_stand_in_order(
+        plan in prop::collection::vec(prop_oneof![
+            4 => any_fault(),
+            1 => Just(Fault::Answer(Code::ResourceExhausted)),
+            1 => Just(Fault::AnswerRetryInfo(Code::Unavailable)),
+        ], 0..30),
+        count in 1u64..40,
+    ) {
+        let runtime = runtime();
+        let (server, _) = runtime.block_on(check(plan, count));
+        let accepted = numbers(&server);
+        prop_assert_eq!(last_of_each(&accepted), (0..count).collect::<Vec<_>>());
+    }
+}

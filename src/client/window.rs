@@ -1,0 +1,181 @@
+//! The requests that wait for an answer, in order. Pure.
+
+use std::collections::VecDeque;
+
+/// Requests have consecutive ids. Those before `sent` are on the current stream;
+/// the others wait to be sent.
+#[derive(Debug)]
+pub(super) struct Window<T> {
+    requests: VecDeque<T>,
+    front_id: u64,
+    sent: usize,
+    max_requests: usize,
+    /// Requests with smaller ids are sent one at a time.
+    singly_below: u64,
+}
+
+impl<T> Window<T> {
+    pub(super) fn new(max_requests: usize) -> Self {
+        Self {
+            requests: VecDeque::new(),
+            front_id: 1,
+            sent: 0,
+            max_requests,
+            singly_below: 0,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.requests.len() < self.max_requests
+    }
+
+    /// Requests that were sent on the current stream and are not answered.
+    pub(super) fn in_flight(&self) -> usize {
+        self.sent
+    }
+
+    pub(super) fn push(&mut self, request: T) {
+        self.requests.push_back(request);
+    }
+
+    /// The next request to send, which then counts as sent.
+    pub(super) fn send_next(&mut self) -> Option<(u64, &T)> {
+        if self.front_id < self.singly_below && self.sent > 0 {
+            return None;
+        }
+        let request = self.requests.get(self.sent)?;
+        let id = self.front_id + self.sent as u64;
+        self.sent += 1;
+        Some((id, request))
+    }
+
+    /// Answers come in order, so only the oldest request can be answered.
+    pub(super) fn awaits(&self, request_id: &str) -> bool {
+        self.sent > 0 && request_id.parse() == Ok(self.front_id)
+    }
+
+    /// Takes out the oldest request: it is answered.
+    pub(super) fn pop(&mut self) -> Option<T> {
+        let request = self.requests.pop_front()?;
+        self.front_id += 1;
+        self.sent = self.sent.saturating_sub(1);
+        Some(request)
+    }
+
+    /// The stream is gone: everything unanswered is to be sent again.
+    pub(super) fn rewind(&mut self) {
+        self.sent = 0;
+    }
+
+    /// Sends what is in flight one at a time from now on, to learn which of them
+    /// breaks the stream. Call it before [`Self::rewind`].
+    pub(super) fn suspect_in_flight(&mut self) {
+        self.singly_below = self.front_id + self.sent as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Push,
+        Send,
+        Answer,
+        Disconnect,
+        Suspect,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            3 => Just(Step::Push),
+            4 => Just(Step::Send),
+            3 => Just(Step::Answer),
+            1 => Just(Step::Disconnect),
+            1 => Just(Step::Suspect),
+        ];
+        prop::collection::vec(step, 0..200)
+    }
+
+    proptest! {
+        /// However disconnects fall: a stream carries requests in order and starts
+        /// with the oldest unanswered one, and each is answered once, in order.
+        #[test]
+        fn no_disconnect_loses_or_swaps_a_request(steps in steps()) {
+            let mut window = Window::new(4);
+            let (mut pushed, mut answered) = (0, 0);
+            let mut stream: VecDeque<u64> = VecDeque::new();
+            for step in steps {
+                match step {
+                    Step::Push if window.has_room() => {
+                        pushed += 1;
+                        window.push(pushed);
+                    }
+                    Step::Send => if let Some((id, request)) = window.send_next() {
+                        prop_assert_eq!(id, *request);
+                        prop_assert_eq!(id, stream.back().map_or(answered, |last| *last) + 1);
+                        stream.push_back(id);
+                    },
+                    Step::Answer => if let Some(id) = stream.pop_front() {
+                        prop_assert!(window.awaits(&id.to_string()));
+                        prop_assert_eq!(window.pop(), Some(id));
+                        answered += 1;
+                        prop_assert_eq!(answered, id);
+                    },
+                    Step::Disconnect | Step::Suspect => {
+                        if matches!(step, Step::Suspect) {
+                            window.suspect_in_flight();
+                        }
+                        window.rewind();
+                        stream.clear();
+                    }
+                    Step::Push => {}
+                }
+                prop_assert_eq!(window.in_flight(), stream.len());
+            }
+            // Left alone, the rest gets through.
+            while !window.is_empty() {
+                while let Some((id, _)) = window.send_next() {
+                    stream.push_back(id);
+                }
+                prop_assert_eq!(window.pop(), stream.pop_front());
+                answered += 1;
+            }
+            prop_assert_eq!(answered, pushed);
+        }
+    }
+
+    #[test]
+    fn suspects_go_one_at_a_time() {
+        let mut window = Window::new(8);
+        (1..=4).for_each(|request| window.push(request));
+        let next = |window: &mut Window<u64>| window.send_next().map(|(id, _)| id);
+        assert_eq!((next(&mut window), next(&mut window)), (Some(1), Some(2)));
+        window.suspect_in_flight();
+        window.rewind();
+        assert_eq!((next(&mut window), next(&mut window)), (Some(1), None));
+        window.pop();
+        assert_eq!((next(&mut window), next(&mut window)), (Some(2), None));
+        window.pop();
+        assert_eq!((next(&mut window), next(&mut window)), (Some(3), Some(4)));
+    }
+
+    #[test]
+    fn an_answer_to_something_else_is_not_awaited() {
+        let mut window = Window::new(2);
+        window.push(());
+        assert!(!window.awaits("1"), "it was not sent");
+        window.send_next();
+        assert!(window.awaits("1"));
+        for id in ["", "2", "x", "-1"] {
+            assert!(!window.awaits(id), "{id}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! The times that Suricata and its relatives write.
+//!
+//! Suricata writes `2015-03-29T11:01:38.221126-0600`. Also read: an offset with a
+//! colon, `Z`, any fraction of up to nine digits or none, and no offset at all,
+//! which is taken as UTC. A leap second (`:60`) counts as the second before it.
+
+use jiff::{Timestamp, civil::DateTime, fmt::temporal::DateTimeParser, tz::TimeZone};
+
+/// Why a text is not a time that an event can carry.
+#[derive(Debug, thiserror::Error)]
+pub enum TimestampError {
+    /// Not a date with a time of day, or a day that does not exist.
+    #[error(
+        "is not a time such as 2015-03-29T11:01:38.221126-0600, or out of the calendar's range"
+    )]
+    Unreadable,
+    /// An event's time is of the years 1 to 9999.
+    #[error("is outside the years 1 to 9999")]
+    OutOfRange,
+}
+
+const PARSER: DateTimeParser = DateTimeParser::new();
+
+pub(super) fn parse(text: &str) -> Result<prost_types::Timestamp, TimestampError> {
+    let time_of_day = text
+        .find(['T', 't', ' '])
+        .map(|at| &text[at + 1..])
+        .ok_or(TimestampError::Unreadable)?;
+    let time = if time_of_day.contains(['Z', 'z', '+', '-']) {
+        PARSER.parse_timestamp(text)
+    } else {
+        PARSER.parse_datetime(text).and_then(as_utc)
+    };
+    let time = time.map_err(|_| TimestampError::Unreadable)?;
+    let year = TimeZone::UTC.to_datetime(time).year();
+    if year < 1 {
+        return Err(TimestampError::OutOfRange);
+    }
+    let nanos = time.as_nanosecond();
+    Ok(prost_types::Timestamp {
+        // Both fit: the years are bounded, and a remainder is below its divisor.
+        seconds: nanos.div_euclid(1_000_000_000) as i64,
+        nanos: nanos.rem_euclid(1_000_000_000) as i32,
+    })
+}
+
+fn as_utc(time: DateTime) -> Result<Timestamp, jiff::Error> {
+    TimeZone::UTC.to_timestamp(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, seconds: i64, nanos: i32) {
+        let time = parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+        assert_eq!((time.seconds, time.nanos), (seconds, nanos), "{text}");
+    }
+
+    #[test]
+    fn reads_what_suricata_and_others_write() {
+        check(
+            "2015-03-29T11:01:38.221126-0600",
+            1_427_648_498,
+            221_126_000,
+        );
+        check(
+            "2015-03-29T11:01:38.221126-06:00",
+            1_427_648_498,
+            221_126_000,
+        );
+        check(
+            "2015-03-29T17:01:38.221126+0000",
+            1_427_648_498,
+            221_126_000,
+        );
+        check(
+            "2015-03-29T17:01:38.221126+00:00",
+            1_427_648_498,
+            221_126_000,
+        );
+        check("2015-03-29T17:01:38.221126Z", 1_427_648_498, 221_126_000);
+        check("2015-03-29T17:01:38Z", 1_427_648_498, 0);
+        check("2015-03-29T17:01:38.221126", 1_427_648_498, 221_126_000);
+        check("2015-03-29 17:01:38", 1_427_648_498, 0);
+        check("2015-03-29T17:01:38.123456789Z", 1_427_648_498, 123_456_789);
+        check("2015-03-29T22:46:38+0545", 1_427_648_498, 0);
+    }
+
+    #[test]
+    fn a_time_before_1970_has_positive_nanoseconds() {
+        check("1969-12-31T23:59:59.250000Z", -1, 250_000_000);
+    }
+
+    #[test]
+    fn a_leap_second_counts_as_the_second_before() {
+        check("2016-12-31T23:59:60Z", 1_483_228_799, 0);
+        check("2016-12-31T23:59:60.5+0000", 1_483_228_799, 500_000_000);
+    }
+
+    #[test]
+    fn refuses_what_is_not_a_time() {
+        for text in [
+            "",
+            "T",
+            "now",
+            "2015-03-29",
+            "2015-02-30T00:00:00Z",
+            "2015-03-29T25:00:00Z",
+            "2015-03-29T11:01:38.221126-9900",
+            "2015-03-29T11:01:38+",
+            "1427648498",
+            "99999-01-01T00:00:00Z",
+            "9999-12-31T23:59:59-2300",
+        ] {
+            assert!(
+                matches!(parse(text), Err(TimestampError::Unreadable)),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn refuses_years_that_the_api_cannot_hold() {
+        assert!(matches!(
+            parse("0000-12-31T23:59:59Z"),
+            Err(TimestampError::OutOfRange)
+        ));
+        check("0001-01-01T00:00:00Z", -62_135_596_800, 0);
+    }
+}

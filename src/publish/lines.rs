@@ -1,0 +1,182 @@
+//! Cuts chunks into lines, with bounded memory. Pure.
+
+use bytes::Bytes;
+
+use super::LineError;
+
+/// A line without its end.
+#[derive(Debug)]
+pub(super) struct RawLine {
+    /// From 1.
+    pub(super) number: u64,
+    pub(super) text: Result<Bytes, LineError>,
+}
+
+/// Takes chunks of any size; a line may span many. `\n` and `\r\n` end a line, and
+/// so does the end of the input. A byte order mark at the start is dropped.
+#[derive(Debug)]
+pub(super) struct Lines {
+    max_line_bytes: usize,
+    chunk: Bytes,
+    /// The start of a line whose end has not come yet.
+    partial: Vec<u8>,
+    /// The line is too long: the rest of it is dropped as it comes.
+    dropping: bool,
+    number: u64,
+    ended: bool,
+}
+
+impl Lines {
+    pub(super) fn new(max_line_bytes: usize) -> Self {
+        Self {
+            max_line_bytes,
+            chunk: Bytes::new(),
+            partial: Vec::new(),
+            dropping: false,
+            number: 0,
+            ended: false,
+        }
+    }
+
+    /// More of the input, once [`Self::next_line`] has answered `None`.
+    pub(super) fn feed(&mut self, chunk: Bytes) {
+        debug_assert!(self.chunk.is_empty(), "lines of the last chunk are left");
+        self.chunk = chunk;
+    }
+
+    /// There is no more input.
+    pub(super) fn end(&mut self) {
+        self.ended = true;
+    }
+
+    /// The next line that is complete.
+    pub(super) fn next_line(&mut self) -> Option<RawLine> {
+        match self.chunk.iter().position(|byte| *byte == b'\n') {
+            Some(at) => {
+                let rest = self.chunk.split_off(at + 1);
+                let mut part = std::mem::replace(&mut self.chunk, rest);
+                part.truncate(at);
+                Some(self.complete(part))
+            }
+            None => {
+                let part = std::mem::take(&mut self.chunk);
+                self.keep(&part);
+                let left = self.dropping || !self.partial.is_empty();
+                (self.ended && left).then(|| self.complete(Bytes::new()))
+            }
+        }
+    }
+
+    fn keep(&mut self, part: &[u8]) {
+        self.dropping |= self.partial.len() + part.len() > self.max_line_bytes;
+        if self.dropping {
+            self.partial = Vec::new();
+        } else {
+            self.partial.extend_from_slice(part);
+        }
+    }
+
+    fn complete(&mut self, part: Bytes) -> RawLine {
+        self.number += 1;
+        let number = self.number;
+        let too_long = self.dropping || self.partial.len() + part.len() > self.max_line_bytes;
+        self.dropping = false;
+        let mut partial = std::mem::take(&mut self.partial);
+        if too_long {
+            let text = Err(LineError::TooLong);
+            return RawLine { number, text };
+        }
+        let mut text = if partial.is_empty() {
+            part
+        } else {
+            partial.extend_from_slice(&part);
+            Bytes::from(partial)
+        };
+        if text.ends_with(b"\r") {
+            text.truncate(text.len() - 1);
+        }
+        if number == 1 && text.starts_with("\u{feff}".as_bytes()) {
+            text = text.slice(3..);
+        }
+        let text = Ok(text);
+        RawLine { number, text }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MAX: usize = 8;
+
+    /// Each line's number, and its text unless it is too long.
+    fn split(chunks: &[&[u8]]) -> Vec<(u64, Option<String>)> {
+        let mut lines = Lines::new(MAX);
+        let mut found = vec![];
+        let mut take = |lines: &mut Lines| {
+            while let Some(line) = lines.next_line() {
+                let text = line.text.ok();
+                let text = text.map(|text| String::from_utf8(text.to_vec()).unwrap());
+                found.push((line.number, text));
+                assert!(lines.partial.capacity() <= 4 * MAX);
+            }
+        };
+        for chunk in chunks {
+            lines.feed(Bytes::copy_from_slice(chunk));
+            take(&mut lines);
+        }
+        lines.end();
+        take(&mut lines);
+        found
+    }
+
+    fn check(chunks: &[&str], expect: &[Option<&str>]) {
+        let chunks: Vec<&[u8]> = chunks.iter().map(|chunk| chunk.as_bytes()).collect();
+        let expect: Vec<_> = (1..)
+            .zip(expect.iter().map(|text| text.map(str::to_owned)))
+            .collect();
+        assert_eq!(split(&chunks), expect, "{chunks:?}");
+    }
+
+    #[test]
+    fn lines_end_as_files_do() {
+        check(&[], &[]);
+        check(&[""], &[]);
+        check(&["a\nb\n"], &[Some("a"), Some("b")]);
+        check(&["a\nb"], &[Some("a"), Some("b")]);
+        check(&["a\r\n\r\nb\r"], &[Some("a"), Some(""), Some("b")]);
+        check(
+            &["a", "b\n", "", "c\r", "\nd"],
+            &[Some("ab"), Some("c"), Some("d")],
+        );
+        check(&["\u{feff}a\n\u{feff}b"], &[Some("a"), Some("\u{feff}b")]);
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_one_broken_line() {
+        check(
+            &["12345678\n123456789\nb"],
+            &[Some("12345678"), None, Some("b")],
+        );
+        check(&["12345", "6789", "0123456789\nb"], &[None, Some("b")]);
+        check(&["b\n12345", "6789"], &[Some("b"), None]);
+        check(&["123456789", "\n", "b"], &[None, Some("b")]);
+    }
+
+    proptest! {
+        #[test]
+        fn where_chunks_are_cut_does_not_matter(
+            text in "[ab\r\n]{0,60}",
+            mut cuts in prop::collection::vec(0usize..60, 0..8),
+        ) {
+            cuts.retain(|cut| *cut <= text.len());
+            cuts.extend([0, text.len()]);
+            cuts.sort_unstable();
+            let pieces: Vec<&[u8]> =
+                cuts.windows(2).map(|cut| &text.as_bytes()[cut[0]..cut[1]]).collect();
+            prop_assert_eq!(split(&pieces), split(&[text.as_bytes()]));
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! Whole runs against a real gRPC server.
+
+use std::{fmt::Write as _, fs, io::Write as _};
+
+use tempfile::NamedTempFile;
+use tokio::{sync::mpsc, time::timeout};
+
+use super::*;
+use crate::{
+    client::testing::{Fault, FaultyServer, Running, TEST_TIMEOUT, Verdict},
+    proto::v1,
+};
+
+fn alert(number: u64) -> String {
+    format!(
+        r#"{{"timestamp":"2026-03-29T11:01:38.{number:06}+0000","event_type":"alert","src_ip":"192.0.2.1","flow_id":{number},"alert":{{"signature_id":9000001}}}}"#
+    )
+}
+
+fn alerts(numbers: std::ops::Range<u64>) -> String {
+    numbers.map(|number| alert(number) + "\n").collect()
+}
+
+fn file(text: impl AsRef<[u8]>) -> NamedTempFile {
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(text.as_ref()).unwrap();
+    file
+}
+
+fn options(running: &Running, path: impl Into<PathBuf>) -> PublishOptions {
+    PublishOptions {
+        input: Input::File(path.into()),
+        organization_id: "acme".into(),
+        network_id: Uuid::from_u128(1),
+        device_id: Uuid::from_u128(2),
+        address: format!("http://{}", running.address),
+        from_line: 1,
+        shutdown_grace: Duration::from_secs(30),
+        publisher: PublisherOptions {
+            max_batch_events: 7,
+            min_retry_wait: Duration::from_millis(1),
+            max_retry_wait: Duration::from_millis(5),
+            ..PublisherOptions::default()
+        },
+    }
+}
+
+fn detection(event: &v1::Event) -> &v1::IdsDetection {
+    let Some(v1::event::Payload::IdsDetection(detection)) = &event.payload else {
+        panic!("no detection");
+    };
+    detection
+}
+
+/// The flow ids of what the server accepted; tests number their lines by it.
+fn flow_ids(server: &FaultyServer) -> Vec<u64> {
+    let events = server.events();
+    let id = |event| detection(event).flow_id.unwrap();
+    events.iter().map(id).collect()
+}
+
+struct Told {
+    summary: Summary,
+    text: String,
+}
+
+async fn publish(options: PublishOptions) -> Told {
+    let mut reporter = ConsoleReporter::new(Vec::new());
+    let run = run(options, &mut reporter, CancellationToken::new());
+    let summary = timeout(TEST_TIMEOUT, run).await.expect("it hangs").unwrap();
+    let text = String::from_utf8(reporter.finish()).unwrap();
+    Told { summary, text }
+}
+
+#[tokio::test]
+async fn every_alert_of_a_file_arrives_in_order() {
+    let server = FaultyServer::default();
+    let running = Running::port_0(server.clone());
+    let file = file(alerts(0..5_000));
+    let told = publish(options(&running, file.path())).await;
+    assert_eq!(flow_ids(&server), (0..5_000).collect::<Vec<_>>());
+    assert!(told.summary.is_success());
+    assert_eq!(told.summary.exit_code(), 0);
+    assert_eq!(told.text, "");
+    let expect = "read          5000\npublished     5000\naccepted      5000\nrejected      0\n\
+        unconfigured  0\nskipped       0\nbroken        0\n";
+    assert_eq!(told.summary.to_string(), expect);
+}
+
+#[tokio::test]
+async fn what_is_no_alert_is_told_and_the_rest_goes_on() {
+    let server = FaultyServer::default();
+    let running = Running::port_0(server.clone());
+    let mut text = b"\xef\xbb\xbf".to_vec();
+    text.extend_from_slice(format!("{}\r\n\r\n  \n", alert(0)).as_bytes());
+    text.extend_from_slice(b"{\"event_type\":\"dns\"}\n{\"event_type\":\"flow\"}\nnonsense\n");
+    text.extend_from_slice(b"{\"event_type\":\"dns\"}\n{\"event_type\":\"\xff\"}\n");
+    text.extend_from_slice(alert(1).as_bytes());
+    let file = file(text);
+    let told = publish(options(&running, file.path())).await;
+    assert_eq!(flow_ids(&server), [0, 1]);
+    assert_eq!(told.summary.exit_code(), 1);
+    assert_eq!(
+        told.text,
+        "line 6: broken: not valid JSON at column 2\nline 8: broken: not UTF-8 at byte 16\n"
+    );
+    let expect = "read          7\npublished     2\naccepted      2\nrejected      0\n\
+        unconfigured  0\nskipped       3 (dns 2, flow 1)\nbroken        2\n";
+    assert_eq!(told.summary.to_string(), expect);
+}
+
+#[tokio::test]
+async fn rejections_name_their_lines() {
+    let server = FaultyServer {
+        judge: Some(|event| match detection(event).flow_id {
+            Some(3) => Verdict::Reject,
+            Some(11) => Verdict::Unconfigured,
+            _ => Verdict::Accept,
+        }),
+        ..FaultyServer::default()
+    };
+    let running = Running::port_0(server);
+    let file = file(format!("{{\"event_type\":\"dns\"}}\n{}", alerts(0..20)));
+    let told = publish(options(&running, file.path())).await;
+    assert_eq!(
+        told.text,
+        "line 5: rejected: ids_detection.src_ip: not an IP address (INVALID_FIELD)\n"
+    );
+    assert_eq!(told.summary.exit_code(), 1);
+    let counts = told.summary.counts;
+    assert_eq!(
+        (counts.accepted, counts.rejected, counts.unconfigured),
+        (18, 1, 1)
+    );
+    assert!(
+        told.summary
+            .to_string()
+            .contains("organization acme has no integration")
+    );
+}
+
+#[tokio::test]
+async fn a_refused_request_counts_all_its_alerts() {
+    let plan = vec![Fault::Accept, Fault::Answer(tonic::Code::InvalidArgument)];
+    let server = FaultyServer::with_plan(plan);
+    let running = Running::port_0(server);
+    let file = file(alerts(0..21));
+    let told = publish(options(&running, file.path())).await;
+    assert_eq!(
+        told.text,
+        "lines 8 to 14: 7 alerts rejected: planned (InvalidArgument)\n"
+    );
+    let counts = told.summary.counts;
+    assert_eq!((counts.accepted, counts.rejected), (14, 7));
+}
+
+#[tokio::test]
+async fn many_broken_lines_are_told_briefly() {
+    let running = Running::port_0(FaultyServer::default());
+    let file = file("x\n".repeat(50));
+    let told = publish(options(&running, file.path())).await;
+    assert_eq!(told.text.lines().count(), 21);
+    assert!(told.text.ends_with("and 30 more broken\n"));
+    assert_eq!(told.summary.counts.broken, 50);
+}
+
+#[tokio::test]
+async fn event_types_are_counted_up_to_a_bound() {
+    let running = Running::port_0(FaultyServer::default());
+    let mut text = String::new();
+    for number in 0..150 {
+        writeln!(text, r#"{{"event_type":"{number:03}{}"}}"#, "é".repeat(200)).unwrap();
+    }
+    let file = file(text);
+    let told = publish(options(&running, file.path())).await;
+    assert_eq!(told.summary.skipped.len(), 101);
+    assert_eq!(told.summary.skipped["(others)"], 50);
+    assert!(
+        told.summary
+            .skipped
+            .keys()
+            .all(|name| name.chars().count() <= 64)
+    );
+}
+
+#[tokio::test]
+async fn a_line_too_long_to_keep_is_broken() {
+    let server = FaultyServer::default();
+    let running = Running::port_0(server.clone());
+    let long = "x".repeat(MAX_LINE_BYTES + 1);
+    let file = file(format!("{}{long}\n{}", alerts(0..2), alerts(2..4)));
+    let told = publish(options(&running, file.path())).await;
+    assert_eq!(told.text, "line 3: broken: longer than 16 MiB\n");
+    assert_eq!(flow_ids(&server), [0, 1, 2, 3]);
+}
+
+#[tokio::test]
+async fn a_run_can_start_at_a_line() {
+    let server = FaultyServer::default();
+    let running = Running::port_0(server.clone());
+    let file = file(format!("broken\n{}", alerts(0..10)));
+    let mut options = options(&running, file.path());
+    options.from_line = 9;
+    let told = publish(options).await;
+    assert!(told.summary.is_success());
+    assert_eq!(flow_ids(&server), [7, 8, 9]);
+}
+
+#[tokio::test]
+async fn a_server_that_goes_away_is_told_and_met_again() {
+    let server = FaultyServer::default();
+    let running = Running::port_0(server.clone());
+    let file = file(alerts(0..2_000));
+    let options = options(&running, file.path());
+    let address = running.kill().await;
+    let (retrying, mut retried) = mpsc::unbounded_channel();
+    let mut console = ConsoleReporter::new(Vec::new());
+    let mut reporter = |notice: Notice<'_>| {
+        if matches!(notice, Notice::Retrying(_)) {
+            let _ = retrying.send(());
+        }
+        console.report(notice);
+    };
+    let shutdown = CancellationToken::new();
+    let started = async {
+        retried.recv().await.unwrap();
+        Running::start(server.clone(), address)
+    };
+    let all = async { tokio::join!(run(options, &mut reporter, shutdown), started) };
+    let (summary, _running) = timeout(TEST_TIMEOUT, all).await.expect("it hangs");
+    assert!(summary.unwrap().is_success());
+    assert_eq!(flow_ids(&server), (0..2_000).collect::<Vec<_>>());
+    let text = String::from_utf8(console.finish()).unwrap();
+    assert!(
+        text.contains("trying again") && text.ends_with("going on\n"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn an_end_of_patience_tells_where_to_resume() {
+    let plan = vec![Fault::Accept, Fault::Accept, Fault::End];
+    let server = FaultyServer::with_plan(plan);
+    let running = Running::port_0(server);
+    let file = file(alerts(0..100));
+    let mut options = options(&running, file.path());
+    options.publisher.give_up_after = Duration::ZERO;
+    let told = publish(options).await;
+    assert!(matches!(told.summary.end, End::Stopped(_)));
+    assert_eq!(told.summary.exit_code(), 1);
+    assert_eq!(told.summary.resume_line, 15);
+    assert!(
+        told.summary
+            .to_string()
+            .ends_with("resume with --from-line 15\n")
+    );
+}
+
+/// Interrupts once more than so many alerts were accepted.
+fn interrupter(shutdown: CancellationToken, accepted: u64) -> impl Reporter + Send {
+    move |notice: Notice<'_>| {
+        if let Notice::Progress(progress) = notice
+            && progress.accepted > accepted
+        {
+            shutdown.cancel();
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_interrupt_waits_for_answers_and_tells_where_to_resume() {
+    let server = FaultyServer::default();
+    let running = Running::port_0(server.clone());
+    let file = file(alerts(0..20_000));
+    let shutdown = CancellationToken::new();
+    let mut reporter = interrupter(shutdown.clone(), 100);
+    let summary = run(options(&running, file.path()), &mut reporter, shutdown);
+    let summary = timeout(TEST_TIMEOUT, summary)
+        .await
+        .expect("it hangs")
+        .unwrap();
+    assert!(matches!(summary.end, End::Interrupted));
+    assert_eq!(summary.unanswered(), 0);
+    assert_eq!(summary.exit_code(), 1);
+
+    let mut rest = options(&running, file.path());
+    rest.from_line = summary.resume_line;
+    assert!(publish(rest).await.summary.is_success());
+    assert_eq!(flow_ids(&server), (0..20_000).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn an_interrupt_does_not_wait_for_ever() {
+    let mut plan = vec![Fault::Silence; 1_000];
+    plan[0] = Fault::Accept;
+    let running = Running::port_0(FaultyServer::with_plan(plan));
+    let file = file(alerts(0..5_000));
+    let mut options = options(&running, file.path());
+    options.shutdown_grace = Duration::ZERO;
+    let shutdown = CancellationToken::new();
+    let mut reporter = interrupter(shutdown.clone(), 0);
+    let summary = timeout(TEST_TIMEOUT, run(options, &mut reporter, shutdown));
+    let summary = summary.await.expect("it hangs").unwrap();
+    assert!(matches!(summary.end, End::Interrupted));
+    assert!(summary.unanswered() > 0);
+    assert_eq!((summary.exit_code(), summary.resume_line), (1, 8));
+}
+
+/// A pipe is read as it comes: the first alert is accepted before the second is written.
+#[cfg(unix)]
+#[tokio::test]
+async fn a_live_pipe_is_prompt() {
+    let server = FaultyServer::default();
+    let running = Running::port_0(server.clone());
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pipe");
+    let made = tokio::process::Command::new("mkfifo")
+        .arg(&path)
+        .status()
+        .await;
+    assert!(made.unwrap().success());
+    let (accepted, mut acks) = mpsc::unbounded_channel();
+    let mut reporter = |notice: Notice<'_>| {
+        if let Notice::Progress(progress) = notice {
+            let _ = accepted.send(progress.accepted);
+        }
+    };
+    let shutdown = CancellationToken::new();
+    let publish = run(options(&running, &path), &mut reporter, shutdown);
+    let write = async {
+        let open = move || fs::OpenOptions::new().write(true).open(path).unwrap();
+        let mut pipe = tokio::task::spawn_blocking(open).await.unwrap();
+        for number in 0..5 {
+            writeln!(pipe, "{}", alert(number)).unwrap();
+            while acks.recv().await.unwrap() <= number {}
+        }
+    };
+    let all = async { tokio::join!(publish, write) };
+    let (summary, ()) = timeout(TEST_TIMEOUT, all).await.expect("it hangs");
+    assert!(summary.unwrap().is_success());
+    assert_eq!(flow_ids(&server), [0, 1, 2, 3, 4]);
+}
+
+#[tokio::test]
+async fn wrong_options_are_told() {
+    let running = Running::port_0(FaultyServer::default());
+    let directory = tempfile::tempdir().unwrap();
+    let check = async |change: &dyn Fn(&mut PublishOptions), usage: bool, expect: &str| {
+        let mut options = options(&running, directory.path().join("absent.json"));
+        change(&mut options);
+        let error = run(options, &mut (), CancellationToken::new())
+            .await
+            .unwrap_err();
+        assert_eq!(error.is_usage(), usage);
+        assert!(error.to_string().contains(expect), "{error}");
+    };
+    check(&|_| {}, false, "absent.json").await;
+    let path = directory.path().to_owned();
+    check(
+        &|options| options.input = Input::File(path.clone()),
+        false,
+        "is a directory",
+    )
+    .await;
+    check(
+        &|options| options.organization_id = "a b".into(),
+        true,
+        "organization",
+    )
+    .await;
+    check(
+        &|options| options.organization_id = "x".repeat(65),
+        true,
+        "organization",
+    )
+    .await;
+    check(
+        &|options| options.address = "https://x:1".into(),
+        true,
+        "scheme",
+    )
+    .await;
+}
