@@ -464,6 +464,64 @@ def restart(report: Report, aws: Aws, directory: Path, scenario: Scenario, reade
     return relay
 
 
+def publish_until_killed(service: Service, relay: Relay, kill_after: int) -> set[str]:
+    """Publishes batches without end, kills the server after so many acks; the ids of the acked events."""
+    line = samples()[0]
+    sent: list[list[str]] = []
+
+    def requests() -> Iterator[event_pb2.PublishStreamRequest]:
+        while len(sent) < 100 * kill_after:
+            batch = [proto_event("killed", str(uuid.UUID(int=n % 5)), line) for n in range(20)]
+            for event in batch:
+                event.event_id = str(uuid.uuid4())
+            sent.append([event.event_id for event in batch])
+            yield event_pb2.PublishStreamRequest(request_id=str(len(sent) - 1), events=batch)
+
+    acked: set[str] = set()
+    acks = 0
+    try:
+        for ack in service.events.PublishStream(requests(), timeout=TIMEOUT_SECONDS):
+            if ack.result.accepted != 20:
+                raise Failure(f"not all were accepted: {ack}")
+            acked.update(sent[int(ack.request_id)])
+            acks += 1
+            if acks == kill_after:
+                relay.kill()
+    except grpc.RpcError as error:
+        if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.UNAVAILABLE:
+            return acked
+        raise Failure(f"{error}") from None
+    raise Failure("the stream ended well, though the server was killed")
+
+
+def kills(report: Report, aws: Aws, directory: Path) -> None:
+    """`kill -9` during load: what was acked arrives, under the sequence that it has for ever."""
+    report.section("kill -9 during load")
+    directory.mkdir()
+    external_id = "example-external-id-of-killed"
+    stream = aws.stream("killed", 2)
+    role = aws.role("siem-killed", external_id)
+    acked: set[str] = set()
+    integration_id = ""
+    for kill_after in (3, 11, 40):
+        with Relay(directory, aws.settings()) as relay:
+            service = Service(relay)
+            if not acked:
+                integration_id = service.configure("killed", stream, role, external_id).integration_id
+            acked |= publish_until_killed(service, relay, kill_after)
+    with Relay(directory, aws.settings()) as relay:
+        service = Service(relay)
+        accepted = service.get("killed").counts.accepted
+        reader = Reader(aws.kinesis, stream)
+        records = reader.until_sequences(integration_id, 1, accepted)
+        delivered = {record.event["id"] for record in records}
+        report.check(acked <= delivered, f"each of {len(acked)} acked events arrives after 3 kills", len(acked - delivered))
+        report.check(len(delivered) == accepted, "no sequence is missing, none stands for two events", accepted)
+        reader.arrival_order()
+        report.check(True, "each device's records lie in order")
+        report.check(relay.stop() == 0, "it ends with 0 after SIGTERM")
+
+
 def secrets_stay_secret(report: Report, directory: Path, external_ids: list[str]) -> None:
     """No external ID in the database's files or the logs."""
     report.section("external IDs")
@@ -530,7 +588,9 @@ def test(report: Report) -> None:
                 code = again.stop()
                 report.check(code == 0, "it ends with 0 after SIGTERM", code)
                 report.check("panicked" not in again.log.read_text(), "nothing panicked")
-            secrets_stay_secret(report, directory, [EXTERNAL_ID, "example-external-id-of-samples"])
+            kills(report, aws, directory / "killed")
+            external_ids = [EXTERNAL_ID, "example-external-id-of-samples", "example-external-id-of-killed"]
+            secrets_stay_secret(report, directory, external_ids)
 
 
 if __name__ == "__main__":
