@@ -3,6 +3,7 @@
 pub mod errors;
 pub mod wire;
 
+mod checks;
 mod convert;
 mod events;
 mod integrations;
@@ -21,7 +22,8 @@ use self::{events::Events, integrations::Integrations, publishing::Publishing};
 use crate::{
     domain::{
         event::Format,
-        verdict::{TestError, TestVerdict},
+        integration::Integration,
+        verdict::{RehearsalReport, TestError, TestVerdict},
     },
     proto::{
         DESCRIPTOR_SET,
@@ -48,6 +50,12 @@ pub trait Delivery: Send + Sync + 'static {
         &self,
         organization_id: &str,
     ) -> impl Future<Output = Result<TestVerdict, TestError>> + Send;
+
+    /// Tests an integration that need not exist, writing nothing.
+    fn rehearse(
+        &self,
+        integration: &Arc<Integration>,
+    ) -> impl Future<Output = RehearsalReport> + Send;
 
     /// Ends what is under way for an integration that was deleted. When it returns,
     /// no AWS call for it begins any more.

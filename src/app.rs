@@ -18,7 +18,7 @@ use crate::{
         event::{Format, FormatError, MAX_BODY_LENGTH, MAX_RECORD_LENGTH},
         external_id::ExternalId,
         integration::Integration,
-        verdict::{TestError, TestVerdict},
+        verdict::{RehearsalReport, TestError, TestVerdict},
     },
     sink::{AwsOptions, AwsSink, ExternalIds, Sink, StandInAccess, Unreadable},
     store::{Deleted, KeyError, MasterKey, OpenError, Store, StoreOptions},
@@ -139,6 +139,7 @@ impl App {
             () = shutdown.cancelled() => Ok(()),
             ended = &mut api => Err(early(ended)),
             _ended = &mut worker => Err(AppError::Defect("delivery worker")),
+            () = self.store.ended() => Err(AppError::Defect("store")),
         };
         tracing::info!("shutting down");
         let deadline = Instant::now() + self.shutdown_deadline;
@@ -258,6 +259,10 @@ struct Deliveries<S>(Worker<S>);
 impl<S: Sink> Delivery for Deliveries<S> {
     async fn send_test(&self, organization_id: &str) -> Result<TestVerdict, TestError> {
         self.0.send_test(organization_id).await
+    }
+
+    async fn rehearse(&self, integration: &Arc<Integration>) -> RehearsalReport {
+        self.0.rehearse(integration).await
     }
 
     async fn deleted(&self, deleted: &Deleted) {

@@ -17,7 +17,9 @@ use uuid::Uuid;
 pub use aws::AwsSink;
 pub use config::{AwsOptions, StandInAccess};
 
-pub use crate::domain::verdict::{Receipt, TestReport};
+pub use crate::domain::verdict::{
+    ExternalIdProof, Receipt, RehearsalReport, Rehearsed, TestReport,
+};
 use crate::domain::{external_id::ExternalId, integration::Integration, status::Fault};
 
 /// One record, ready to be written.
@@ -55,12 +57,20 @@ pub trait Sink: Send + Sync + 'static {
         records: Vec<Record>,
     ) -> impl Future<Output = Result<Vec<RecordOutcome>, Fault>> + Send;
 
-    /// Writes one record with credentials that are assumed anew, whatever is at hand.
+    /// Writes one record with credentials that are assumed anew, whatever is at hand,
+    /// and tries whether the role can be assumed without knowing the external ID.
     fn test(
         &self,
         integration: &Arc<Integration>,
         record: Record,
     ) -> impl Future<Output = TestReport> + Send;
+
+    /// As [`Sink::test`] for an integration that need not exist, writing nothing.
+    fn rehearse(
+        &self,
+        integration: &Arc<Integration>,
+        record: Record,
+    ) -> impl Future<Output = RehearsalReport> + Send;
 
     /// Forgets what is kept for an integration that was deleted.
     fn forget(&self, integration_id: Uuid);

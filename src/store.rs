@@ -3,10 +3,12 @@
 //! One task writes (`writer`); everyone else asks it, and reads what it has made
 //! durable from the catalog, the tail of the log, or the database.
 
+mod answers;
 mod catalog;
 mod chunk;
 mod command;
 mod draft;
+mod integrations;
 mod open;
 mod read;
 mod rows;
@@ -41,9 +43,10 @@ pub use self::{
 use crate::domain::{
     delivery::LoadedChunk,
     external_id::ExternalId,
-    integration::{Integration, IntegrationKey, Snapshot},
+    integration::{Integration, IntegrationKey, Progress, Snapshot},
     organization::OrganizationId,
     segment::OwnedSegment,
+    status::StatusDetail,
 };
 
 /// The store, cheap to clone.
@@ -210,6 +213,26 @@ impl Store {
             .await
     }
 
+    /// The integration that a Configure would make, stored nowhere.
+    pub async fn rehearse(&self, configure: Configure) -> Result<Snapshot, ConfigureError> {
+        let existing = self.find(configure.organization_id.as_str());
+        let now = Timestamp::now();
+        let plan = integrations::plan(existing.as_ref(), configure, &self.sealer, now)?;
+        plan.check_external_id(&self.reader, &self.sealer).await?;
+        Ok(match existing {
+            Some(existing) => Snapshot {
+                integration: Arc::new(plan.integration),
+                ..existing
+            },
+            None => Snapshot {
+                integration: Arc::new(plan.integration),
+                status: Arc::new(StatusDetail::unknown(now)),
+                progress: Progress::NEW,
+                revision: 0,
+            },
+        })
+    }
+
     /// Deletes an organization's integration. None where there is none.
     pub async fn delete(
         &self,
@@ -249,6 +272,11 @@ impl Store {
         let _closed = self.commands.send(Command::Settle(settle)).await;
     }
 
+    /// Returns when the store has ended: after [`Store::close`], or by a defect.
+    pub async fn ended(&self) {
+        self.commands.closed().await;
+    }
+
     /// Writes what is left and closes the database.
     pub async fn close(&self) {
         let (reply, closed) = oneshot::channel();
@@ -260,3 +288,6 @@ impl Store {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -65,6 +65,8 @@ struct Shared<S> {
     gate: Gate,
     wake: Notify,
     turns: TaskTracker,
+    /// Cancelled where a turn panicked: its integration would stand still unseen.
+    defect: CancellationToken,
 }
 
 impl<S> Shared<S> {
@@ -73,6 +75,8 @@ impl<S> Shared<S> {
     }
 
     /// The sequence that the integration's next event will get; 0 where it is gone.
+    /// Whoever ends a lane by it asks while holding the lanes: events that come later
+    /// then find the lane ended, and make a new one.
     fn log_end(&self, key: IntegrationKey) -> u64 {
         let snapshot = self.store.get(key);
         snapshot.map_or(0, |snapshot| snapshot.progress.next_sequence)
@@ -90,6 +94,7 @@ impl<S: Sink> Worker<S> {
             gate: Gate::default(),
             wake: Notify::new(),
             turns: TaskTracker::new(),
+            defect: CancellationToken::new(),
         };
         Self {
             shared: Arc::new(shared),
@@ -97,18 +102,20 @@ impl<S: Sink> Worker<S> {
     }
 
     /// Delivers until `stop`; then finishes what is in flight and returns once it is
-    /// settled. `kill` cancels what is in flight.
+    /// settled. `kill` cancels what is in flight. It returns without `stop` only after
+    /// a defect.
     pub async fn run(&self, stop: CancellationToken, kill: CancellationToken) {
         let shared = &self.shared;
         for key in shared.store.with_work() {
             self.adopt(key, 1);
         }
-        while !stop.is_cancelled() {
+        while !stop.is_cancelled() && !shared.defect.is_cancelled() {
             self.start_turns();
             let next_retry = shared.lanes().next_retry();
             let far = Instant::now() + Duration::from_secs(3600);
             tokio::select! {
                 () = stop.cancelled() => {}
+                () = shared.defect.cancelled() => {}
                 () = sleep_until(next_retry.unwrap_or(far)) => {}
                 () = shared.wake.notified() => {}
                 attention = shared.store.attention() => {
@@ -160,9 +167,13 @@ impl<S: Sink> Worker<S> {
             let Some(key) = lanes.next_ready(options.requests_in_flight_per_integration) else {
                 return;
             };
-            self.shared
-                .turns
-                .spawn(turn::take(Arc::clone(&self.shared), key));
+            let defect = self.shared.defect.clone().drop_guard();
+            let turn = turn::take(Arc::clone(&self.shared), key);
+            self.shared.turns.spawn(async move {
+                turn.await;
+                // A panic drops it armed.
+                let _sound = defect.disarm();
+            });
         }
     }
 }

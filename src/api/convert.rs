@@ -1,15 +1,12 @@
 //! Domain values to messages.
 
-use std::time::Duration;
-
 use jiff::Timestamp;
 
 use crate::{
     domain::{
         event::{Rejection, RejectionReason},
         integration::{Progress, Snapshot},
-        status::{Fault, Meaning, Reason, Status, StatusDetail},
-        verdict::{TestReport, TestVerdict},
+        status::{Reason, Status, StatusDetail},
     },
     proto::v1,
     watch::{Message, Update},
@@ -147,101 +144,6 @@ pub(super) fn update(message: Message) -> v1::StreamStatusResponse {
     v1::StreamStatusResponse {
         resume_token: message.resume_token,
         event: Some(event),
-    }
-}
-
-/// The verdict of a test.
-pub(super) fn verdict(verdict: &TestVerdict) -> v1::SendTestResponse {
-    let report = &verdict.report;
-    let receipt = match &report.write {
-        Some(Ok(receipt)) => Some(v1::TestReceipt {
-            event_id: verdict.event_id.to_string(),
-            shard_id: receipt.shard_id.to_string(),
-            sequence_number: receipt.sequence_number.to_string(),
-            latency: Some(duration(report.latency)),
-        }),
-        Some(Err(_)) | None => None,
-    };
-    let fault = match (&report.assume_role, &report.write) {
-        (Err(fault), _) | (Ok(()), Some(Err(fault))) => Some(fault),
-        (Ok(()), _) => None,
-    };
-    v1::SendTestResponse {
-        delivered: receipt.is_some(),
-        message: match fault {
-            Some(fault) => explain(fault).0.to_owned(),
-            None => "Delivered - the test event is in the stream".to_owned(),
-        },
-        checks: checks(report),
-        receipt,
-        status: Some(status(&verdict.after.status)),
-    }
-}
-
-fn duration(duration: Duration) -> prost_types::Duration {
-    prost_types::Duration {
-        seconds: duration.as_secs() as i64,
-        nanos: duration.subsec_nanos() as i32,
-    }
-}
-
-fn checks(report: &TestReport) -> Vec<v1::Check> {
-    let assume_role = check(v1::CheckName::AssumeRole, report.assume_role.as_ref().err());
-    let external_id = skipped(
-        v1::CheckName::ExternalIdRequired,
-        "this version does not check whether the role can be assumed without the External ID",
-    );
-    let write = match &report.write {
-        Some(result) => check(v1::CheckName::WriteRecord, result.as_ref().err()),
-        None => skipped(v1::CheckName::WriteRecord, "the role could not be assumed"),
-    };
-    vec![assume_role, external_id, write]
-}
-
-fn skipped(name: v1::CheckName, message: &str) -> v1::Check {
-    v1::Check {
-        name: name.into(),
-        result: v1::CheckResult::Skipped.into(),
-        message: message.to_owned(),
-        ..v1::Check::default()
-    }
-}
-
-fn check(name: v1::CheckName, fault: Option<&Fault>) -> v1::Check {
-    let Some(fault) = fault else {
-        return v1::Check {
-            name: name.into(),
-            result: v1::CheckResult::Passed.into(),
-            ..v1::Check::default()
-        };
-    };
-    let (message, remedy) = explain(fault);
-    v1::Check {
-        name: name.into(),
-        result: v1::CheckResult::Failed.into(),
-        message: message.to_owned(),
-        remedy: remedy.to_owned(),
-        aws_error_code: fault.code().to_owned(),
-        aws_request_id: fault.request_id.as_deref().unwrap_or_default().to_owned(),
-    }
-}
-
-/// What a fault of a test means, and what to do.
-fn explain(fault: &Fault) -> (&'static str, &'static str) {
-    match fault.meaning() {
-        Meaning::Refused(reason) => (reason.message(), reason.remedy()),
-        Meaning::Throttled => (
-            "Throttled - the stream takes no more at this moment",
-            Reason::Throttled.remedy(),
-        ),
-        Meaning::Unreachable => (
-            "Unreachable - AWS gave no usable answer",
-            "Try again in a minute; check the network between this service and AWS if it lasts.",
-        ),
-        Meaning::SessionInvalid | Meaning::Ours => (
-            "Not tested - this service's own credentials were refused",
-            "Nothing to change in your account: the operator of this service has to mend its AWS credentials.",
-        ),
     }
 }
 

@@ -65,9 +65,6 @@ pub enum ApiError {
     /// The external ID belongs to another organization.
     #[error("another organization uses this external ID; choose a new one")]
     ExternalIdInUse,
-    /// Not built yet.
-    #[error("{0} is not supported yet")]
-    NotSupported(&'static str),
     /// A bound is reached.
     #[error("too much is in flight; try again")]
     Overloaded,
@@ -106,7 +103,6 @@ impl ApiError {
             Self::NotFound => (Code::NotFound, ErrorReason::IntegrationNotFound, None),
             Self::EtagMismatch => (Code::Aborted, ErrorReason::EtagMismatch, None),
             Self::ExternalIdInUse => (Code::AlreadyExists, ErrorReason::ExternalIdInUse, None),
-            Self::NotSupported(_) => (Code::Unimplemented, ErrorReason::NotSupported, None),
             Self::Overloaded => (Code::ResourceExhausted, ErrorReason::Overloaded, SOON),
             Self::DiskFull => (Code::ResourceExhausted, ErrorReason::StorageFailed, LATER),
             Self::StorageFailed => (Code::Unavailable, ErrorReason::StorageFailed, LATER),

@@ -6,7 +6,7 @@ use futures_util::stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
 use super::{
-    Delivery, convert,
+    Delivery, checks, convert,
     errors::{ApiError, Violation},
     validate,
 };
@@ -18,7 +18,7 @@ use crate::{
         StreamStatusRequest, StreamStatusResponse,
         siem_integration_service_server::SiemIntegrationService,
     },
-    store::{Store, StoreError},
+    store::{Configure, Store, StoreError},
     watch::{Ended, Watch},
 };
 
@@ -38,6 +38,22 @@ impl<D: Delivery> Integrations<D> {
             _ => self.store.oldest_pending(snapshot.integration.key).await?,
         };
         Ok(convert::integration(snapshot, oldest))
+    }
+
+    /// What a Configure would make, and whether it would work.
+    async fn rehearse(&self, configure: Configure) -> Result<ConfigureResponse, ApiError> {
+        let snapshot = self.store.rehearse(configure).await?;
+        let report = self.delivery.rehearse(&snapshot.integration).await;
+        let mut integration = self.message(&snapshot).await?;
+        if snapshot.integration.version == 1 {
+            integration.integration_id.clear();
+            integration.etag.clear();
+        }
+        Ok(ConfigureResponse {
+            integration: Some(integration),
+            checks: checks::rehearsal(&report),
+            warnings: checks::warnings(&snapshot.integration),
+        })
     }
 }
 
@@ -61,7 +77,7 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
         let validate_only = request.validate_only;
         let configure = validate::configure(request, exists, caller)?;
         if validate_only {
-            return Err(ApiError::NotSupported("validate_only").into());
+            return Ok(Response::new(self.rehearse(configure).await?));
         }
         let snapshot = self
             .store
@@ -72,6 +88,7 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
         Ok(Response::new(ConfigureResponse {
             integration: Some(integration),
             checks: Vec::new(),
+            warnings: checks::warnings(&snapshot.integration),
         }))
     }
 
@@ -145,7 +162,7 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
             .send_test(organization_id.as_str())
             .await
             .map_err(ApiError::from)?;
-        Ok(Response::new(convert::verdict(&verdict)))
+        Ok(Response::new(checks::verdict(&verdict)))
     }
 
     type StreamStatusStream =

@@ -17,7 +17,7 @@ pub struct IntegrationKey(pub i64);
 
 /// An integration as it is configured. Immutable: a Configure makes a new one
 /// with the next version.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Integration {
     /// The store's number.
     pub key: IntegrationKey,

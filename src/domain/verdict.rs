@@ -11,10 +11,49 @@ use super::{integration::Snapshot, status::Fault};
 pub struct TestReport {
     /// Whether the role could be assumed.
     pub assume_role: Result<(), Fault>,
+    /// Whether it can be assumed by whoever does not know the external ID; None where
+    /// it could not be assumed at all.
+    pub external_id: Option<ExternalIdProof>,
     /// Where the record is; None where the role could not be assumed.
     pub write: Option<Result<Receipt, Fault>>,
     /// From the first AWS call to the last answer.
     pub latency: Duration,
+}
+
+/// What a rehearsal found, stage by stage: a test that writes nothing.
+#[derive(Clone, Debug)]
+pub struct RehearsalReport {
+    /// Whether the role could be assumed.
+    pub assume_role: Result<(), Fault>,
+    /// As in a test.
+    pub external_id: Option<ExternalIdProof>,
+    /// Whether the stream would take a record; None where the role could not be assumed.
+    pub write: Option<Result<Rehearsed, Fault>>,
+}
+
+/// How a write was rehearsed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rehearsed {
+    /// Kinesis says that it would have succeeded.
+    WouldSucceed,
+    /// The endpoint does not know `DryRun` and wrote the record.
+    Written,
+}
+
+/// Whether a role's trust policy requires the external ID, which is what keeps
+/// [another customer] from having us assume it.
+///
+/// [another customer]: https://docs.aws.amazon.com/IAM/latest/UserGuide/confused-deputy.html
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExternalIdProof {
+    /// It is refused without the external ID and with another one.
+    Required,
+    /// It can be assumed without an external ID.
+    NotRequired,
+    /// It can be assumed with any external ID.
+    AnyAccepted,
+    /// AWS gave no clear answer.
+    Unclear(Fault),
 }
 
 /// Where a test record was written.

@@ -13,7 +13,7 @@ use aws_sdk_sts::{
     error::{DisplayErrorContext, SdkError},
     operation::{
         RequestId,
-        assume_role::{AssumeRoleError, AssumeRoleOutput},
+        assume_role::{AssumeRoleError, AssumeRoleOutput, builders::AssumeRoleFluentBuilder},
     },
 };
 use serde_json::json;
@@ -21,9 +21,10 @@ use tokio::time::Instant;
 use tracing::{
     Dispatch, Instrument, Span, field::Empty, info_span, instrument::WithSubscriber, warn,
 };
+use uuid::Uuid;
 
 use super::{
-    AwsOptions, ExternalIds, config, fault,
+    AwsOptions, ExternalIdProof, ExternalIds, config, fault,
     quiet::quiet,
     sessions::{Lifetime, Session},
 };
@@ -31,7 +32,7 @@ use crate::domain::{
     arn::StreamArn,
     integration::Integration,
     organization::OrganizationId,
-    status::{Cause, Fault, Stage},
+    status::{Cause, Fault, Meaning, Reason, Stage},
 };
 
 /// The longest role session name.
@@ -39,6 +40,15 @@ const MAX_SESSION_NAME_LENGTH: usize = 64;
 
 /// Between one warning that there are no own credentials and the next.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A session policy for sessions that nobody needs.
+const NOTHING_ALLOWED: &str =
+    r#"{"Version":"2012-10-17","Statement":[{"Effect":"Deny","Action":"*","Resource":"*"}]}"#;
+
+/// An AssumeRole on its way.
+trait Sent: Future<Output = Result<AssumeRoleOutput, SdkError<AssumeRoleError>>> {}
+
+impl<T> Sent for T where T: Future<Output = Result<AssumeRoleOutput, SdkError<AssumeRoleError>>> {}
 
 /// Assumes roles with this service's own credentials.
 pub(super) struct AssumeRole {
@@ -118,38 +128,86 @@ impl AssumeRole {
     }
 
     /// Builds the request; the external ID is in clear from here until it is sent.
-    fn send(
-        &self,
-        integration: &Integration,
-    ) -> Result<impl Future<Output = Result<AssumeRoleOutput, SdkError<AssumeRoleError>>>, Fault>
-    {
+    fn send(&self, integration: &Integration) -> Result<impl Sent + use<>, Fault> {
         let external_id = self.external_ids.open(integration).map_err(|_| Fault {
             stage: Stage::AssumeRole,
             cause: Cause::SecretUnreadable,
             request_id: None,
         })?;
-        let stream = &integration.stream_arn;
         let request = self
-            .client
+            .request(integration)
+            .external_id(external_id.expose())
+            .duration_seconds(i32::try_from(self.duration.as_secs()).unwrap_or(i32::MAX))
+            .policy(session_policy(&integration.stream_arn));
+        Ok(self.dispatch(integration, request))
+    }
+
+    fn request(&self, integration: &Integration) -> AssumeRoleFluentBuilder {
+        self.client
             .assume_role()
             .role_arn(integration.role_arn.as_str())
             .role_session_name(session_name(
                 &self.session_prefix,
                 &integration.organization_id,
             ))
-            .external_id(external_id.expose())
-            .duration_seconds(i32::try_from(self.duration.as_secs()).unwrap_or(i32::MAX))
-            .policy(session_policy(stream))
-            .customize();
+    }
+
+    fn dispatch(
+        &self,
+        integration: &Integration,
+        request: AssumeRoleFluentBuilder,
+    ) -> impl Sent + use<> {
+        let request = request.customize();
         // Every region's STS gives sessions that are good in every region of the
         // partition; without one of our own, the stream's is as good as any.
         let request = match self.client.config().region() {
             Some(_) => request,
-            None => request.config_override(
-                Builder::default().region(Region::new(stream.region().to_owned())),
-            ),
+            None => {
+                let region = Region::new(integration.stream_arn.region().to_owned());
+                request.config_override(Builder::default().region(region))
+            }
         };
-        Ok(request.send())
+        request.send()
+    }
+
+    /// Tries to assume the role as one would who does not know the external ID: with
+    /// none, and with a random one. A session that it gets may do nothing.
+    pub(super) async fn prove_external_id(&self, integration: &Integration) -> ExternalIdProof {
+        let random = Uuid::new_v4().simple().to_string();
+        let (without, with_another) = tokio::join!(
+            self.is_refused(integration, None),
+            self.is_refused(integration, Some(random)),
+        );
+        match (without, with_another) {
+            (Ok(false), _) => ExternalIdProof::NotRequired,
+            (_, Ok(false)) => ExternalIdProof::AnyAccepted,
+            (Ok(true), Ok(true)) => ExternalIdProof::Required,
+            (Err(fault), _) | (_, Err(fault)) => ExternalIdProof::Unclear(fault),
+        }
+    }
+
+    async fn is_refused(
+        &self,
+        integration: &Integration,
+        external_id: Option<String>,
+    ) -> Result<bool, Fault> {
+        let request = self
+            .request(integration)
+            .set_external_id(external_id)
+            .policy(NOTHING_ALLOWED);
+        let answer = self
+            .dispatch(integration, request)
+            .with_subscriber(self.quiet.clone());
+        match answer.await {
+            Ok(_session) => Ok(false),
+            Err(error) => {
+                let fault = fault::fault(Stage::AssumeRole, &error);
+                match fault.meaning() {
+                    Meaning::Refused(Reason::AssumeRoleDenied) => Ok(true),
+                    _ => Err(fault),
+                }
+            }
+        }
     }
 
     fn session(&self, output: &AssumeRoleOutput, asked: Instant) -> Result<Arc<Session>, Fault> {

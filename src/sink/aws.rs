@@ -7,7 +7,7 @@ use tracing::{Instrument, Span, field::Empty, info_span};
 use uuid::Uuid;
 
 use super::{
-    AwsOptions, ExternalIds, Receipt, Record, RecordOutcome, Sink, TestReport,
+    AwsOptions, ExternalIds, Receipt, Record, RecordOutcome, RehearsalReport, Sink, TestReport,
     assume_role::AssumeRole, config, kinesis::Kinesis, sessions::Sessions,
 };
 use crate::domain::{
@@ -73,19 +73,45 @@ impl AwsSink {
             Err(fault) => {
                 return TestReport {
                     assume_role: Err(fault),
+                    external_id: None,
                     write: None,
                     latency: start.elapsed(),
                 };
             }
         };
-        let answer = self
-            .kinesis
-            .put(&session, &integration.stream_arn, &[record])
-            .await;
+        let record = [record];
+        let (proof, answer) = tokio::join!(
+            self.sessions.prove_external_id(integration),
+            self.kinesis.put(&session, &integration.stream_arn, &record),
+        );
         TestReport {
             assume_role: Ok(()),
+            external_id: Some(proof),
             write: Some(answer.and_then(receipt)),
             latency: start.elapsed(),
+        }
+    }
+
+    async fn rehearse_anew(&self, integration: &Integration, record: Record) -> RehearsalReport {
+        let session = match self.sessions.fresh(integration).await {
+            Ok(session) => session,
+            Err(fault) => {
+                return RehearsalReport {
+                    assume_role: Err(fault),
+                    external_id: None,
+                    write: None,
+                };
+            }
+        };
+        let (proof, answer) = tokio::join!(
+            self.sessions.prove_external_id(integration),
+            self.kinesis
+                .rehearse(&session, &integration.stream_arn, record),
+        );
+        RehearsalReport {
+            assume_role: Ok(()),
+            external_id: Some(proof),
+            write: Some(answer),
         }
     }
 }
@@ -131,6 +157,16 @@ impl Sink for AwsSink {
         }
         .instrument(span)
         .await
+    }
+
+    async fn rehearse(&self, integration: &Arc<Integration>, record: Record) -> RehearsalReport {
+        let span = info_span!(
+            "rehearse_record",
+            organization_id = integration.organization_id.as_str(),
+        );
+        self.rehearse_anew(integration, record)
+            .instrument(span)
+            .await
     }
 
     fn forget(&self, integration_id: Uuid) {

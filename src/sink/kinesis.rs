@@ -6,13 +6,14 @@ use aws_config::{Region, SdkConfig};
 use aws_sdk_kinesis::{
     Client,
     config::{Builder, IdentityCache, SharedIdentityCache},
+    error::{ProvideErrorMetadata, SdkError},
     operation::RequestId,
-    operation::put_records::PutRecordsOutput,
+    operation::put_records::{PutRecordsError, PutRecordsOutput},
     primitives::Blob,
     types::{PutRecordsRequestEntry, PutRecordsResultEntry},
 };
 
-use super::{Record, RecordOutcome, config, fault, sessions::Session};
+use super::{Record, RecordOutcome, Rehearsed, config, fault, sessions::Session};
 use crate::domain::{
     arn::StreamArn,
     status::{Cause, Fault, Stage},
@@ -52,6 +53,45 @@ impl Kinesis {
         stream: &StreamArn,
         records: &[Record],
     ) -> Result<Vec<RecordOutcome>, Fault> {
+        let answer = self.send(session, stream, records, false)?.await;
+        match answer {
+            Ok(output) => outcomes(&output, records.len()),
+            Err(error) => Err(fault::fault(Stage::Write, &error)),
+        }
+    }
+
+    /// Asks whether a record would be written, by [`DryRun`]: its success is the error
+    /// `DryRunOperationException`.
+    ///
+    /// [`DryRun`]: https://docs.aws.amazon.com/kinesis/latest/APIReference/API_PutRecords.html
+    pub(super) async fn rehearse(
+        &self,
+        session: &Session,
+        stream: &StreamArn,
+        record: Record,
+    ) -> Result<Rehearsed, Fault> {
+        match self.send(session, stream, &[record], true)?.await {
+            Ok(output) => match outcomes(&output, 1)?.pop() {
+                Some(RecordOutcome::Failed(fault)) => Err(fault),
+                _ => Ok(Rehearsed::Written),
+            },
+            Err(error) if error.code() == Some("DryRunOperationException") => {
+                Ok(Rehearsed::WouldSucceed)
+            }
+            Err(error) => Err(fault::fault(Stage::Write, &error)),
+        }
+    }
+
+    fn send(
+        &self,
+        session: &Session,
+        stream: &StreamArn,
+        records: &[Record],
+        dry_run: bool,
+    ) -> Result<
+        impl Future<Output = Result<PutRecordsOutput, SdkError<PutRecordsError>>> + use<>,
+        Fault,
+    > {
         let entries = records
             .iter()
             .map(entry)
@@ -67,19 +107,15 @@ impl Kinesis {
             .region(Region::new(stream.region().to_owned()))
             .credentials_provider(session.credentials())
             .identity_cache(self.no_cache.clone());
-        let answer = self
+        Ok(self
             .client
             .put_records()
             .stream_arn(stream.as_str())
             .set_records(Some(entries))
+            .set_dry_run(dry_run.then_some(true))
             .customize()
             .config_override(session)
-            .send()
-            .await;
-        match answer {
-            Ok(output) => outcomes(&output, records.len()),
-            Err(error) => Err(fault::fault(Stage::Write, &error)),
-        }
+            .send())
     }
 }
 

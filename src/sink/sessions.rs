@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tracing::info;
 use uuid::Uuid;
 
-use super::{AwsOptions, assume_role::AssumeRole};
+use super::{AwsOptions, ExternalIdProof, assume_role::AssumeRole};
 use crate::domain::{integration::Integration, status::Fault};
 
 /// Nothing is started with credentials that end within this.
@@ -141,6 +141,16 @@ impl Sessions {
         let session = self.assume_role.assume(integration).await?;
         self.cache.insert(key(integration), session.clone()).await;
         Ok(session)
+    }
+
+    /// A new session that is not kept.
+    pub(super) async fn fresh(&self, integration: &Integration) -> Result<Arc<Session>, Fault> {
+        self.assume_role.assume(integration).await
+    }
+
+    /// Whether the role can be assumed without knowing the external ID.
+    pub(super) async fn prove_external_id(&self, integration: &Integration) -> ExternalIdProof {
+        self.assume_role.prove_external_id(integration).await
     }
 
     /// Drops a session that is no longer good, but not one that took its place.

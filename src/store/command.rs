@@ -100,6 +100,8 @@ pub struct Deleted {
 pub(super) struct Unsettled {
     pub(super) by_key: HashMap<IntegrationKey, UnsettledOne>,
     pub(super) count: usize,
+    /// Integrations with observations that nobody has looked at.
+    pub(super) unseen: Vec<IntegrationKey>,
 }
 
 #[derive(Default)]
@@ -129,6 +131,9 @@ impl Unsettled {
         for (id, bitmap, pending_bytes) in settle.settlement.partial {
             one.partial.insert(id, (bitmap, pending_bytes));
         }
+        if settle.observed.is_some() {
+            self.unseen.push(settle.key);
+        }
         one.observed.extend(settle.observed);
         one.done.extend(settle.done);
     }
@@ -142,5 +147,6 @@ impl Unsettled {
             }
         }
         self.count = 0;
+        self.unseen.clear();
     }
 }

@@ -11,18 +11,17 @@ use tokio::{
 
 use super::{
     StoreError,
+    answers::Answers,
     catalog::Catalog,
-    command::{Command, ConfigureError, Deleted, Reply, Unsettled},
+    command::{Command, ConfigureError, Unsettled},
     draft::Draft,
+    integrations,
     secret::Sealer,
     statements,
     tail::{Tail, TailChunk},
     work::WorkFeed,
 };
-use crate::domain::{
-    integration::{IntegrationKey, Snapshot},
-    status::{Observation, Status, observe},
-};
+use crate::domain::{integration::IntegrationKey, status::observe};
 
 /// Commands and bytes that share a transaction at the most.
 const BATCH_COMMANDS: usize = 1024;
@@ -55,14 +54,6 @@ struct Batch {
     close: Option<oneshot::Sender<()>>,
 }
 
-/// Answers that are given once the transaction is durable.
-#[derive(Default)]
-struct Answers {
-    appends: Vec<(Reply<Vec<bool>>, Vec<bool>)>,
-    configures: Vec<(Reply<Snapshot, ConfigureError>, IntegrationKey)>,
-    deletes: Vec<(Reply<Option<Deleted>>, Option<Deleted>)>,
-}
-
 /// What else a durable transaction leads to.
 struct Committed {
     chunks: Vec<(IntegrationKey, TailChunk)>,
@@ -78,7 +69,7 @@ impl Writer {
             let mut batch = Batch::default();
             self.fill(&mut batch, &mut unsettled, due).await;
             let settle_now = due.is_some_and(|due| due <= Instant::now()) || batch.close.is_some();
-            if !batch.commands.is_empty() || settle_now || self.is_news(&unsettled) {
+            if !batch.commands.is_empty() || settle_now || self.is_news(&mut unsettled) {
                 due = match self
                     .write(std::mem::take(&mut batch.commands), &mut unsettled)
                     .await
@@ -146,18 +137,17 @@ impl Writer {
     }
 
     /// Whether what attempts showed changes a status, so that it is told at once.
-    fn is_news(&self, unsettled: &Unsettled) -> bool {
-        unsettled.by_key.iter().any(|(key, one)| {
-            let Some(last) = one.observed.last() else {
-                return false;
-            };
-            let Some(mut slot) = self.catalog.slot(*key) else {
+    fn is_news(&self, unsettled: &mut Unsettled) -> bool {
+        let unseen = std::mem::take(&mut unsettled.unseen);
+        unseen.into_iter().any(|key| {
+            let observed = unsettled
+                .by_key
+                .get(&key)
+                .and_then(|one| one.observed.last());
+            let (Some(last), Some(mut slot)) = (observed, self.catalog.slot(key)) else {
                 return false;
             };
             let status = &slot.snapshot.status;
-            if last.observation == Observation::Accepted && status.status == Status::Active {
-                return false;
-            }
             let next = observe(status, &mut slot.stall, last.at, &last.observation);
             status.is_change(&next)
         })
@@ -176,8 +166,10 @@ impl Writer {
             .await
         {
             Ok(committed) => {
+                let published = self.publish(draft, committed, answers).await;
+                // Whoever waited for it finds it in the catalog.
                 unsettled.settled();
-                self.publish(draft, committed, answers).await
+                published
             }
             Err(error) => {
                 answers.fail(&error);
@@ -242,7 +234,7 @@ impl Writer {
     ) -> Result<(), DbErr> {
         match command {
             Command::Configure { configure, reply } => {
-                match statements::configure(tx, draft, &self.sealer, *configure, now).await {
+                match integrations::configure(tx, draft, &self.sealer, *configure, now).await {
                     Ok(key) => answers.configures.push((reply, key)),
                     Err(ConfigureError::Store(StoreError::Database(error))) => {
                         let told = StoreError::Database(error.clone());
@@ -258,7 +250,7 @@ impl Writer {
                 organization_id,
                 caller,
                 reply,
-            } => match statements::delete(tx, draft, &organization_id, &caller, now).await {
+            } => match integrations::delete(tx, draft, &organization_id, &caller, now).await {
                 Ok(deleted) => answers.deletes.push((reply, deleted)),
                 Err(error) => {
                     let _gone = reply.send(Err(StoreError::Database(error.clone())));
@@ -335,10 +327,15 @@ impl Writer {
         self.revision = draft.revision;
         self.next_chunk_id = committed.next_chunk_id;
         self.garbage = committed.garbage;
-        let forgotten = self.catalog.apply(draft.diff, draft.revision);
+        let mut appended = Vec::with_capacity(committed.chunks.len());
+        // The tail comes first: who has seen in the catalog how far the log goes must
+        // find it there, or would take a tail that lacks the end for one without work.
         for (key, chunk) in committed.chunks {
-            let first_sequence = chunk.first_sequence;
+            appended.push((key, chunk.first_sequence));
             self.tail.push(key, chunk);
+        }
+        let forgotten = self.catalog.apply(draft.diff, draft.revision);
+        for (key, first_sequence) in appended {
             self.work.appended(key, first_sequence);
         }
         for key in draft.configured {
@@ -371,58 +368,5 @@ impl Batch {
 
     fn has_room(&self) -> bool {
         self.commands.len() < BATCH_COMMANDS && self.bytes < BATCH_BYTES && self.close.is_none()
-    }
-}
-
-impl Answers {
-    fn deleted(&self) -> impl Iterator<Item = IntegrationKey> {
-        self.deletes
-            .iter()
-            .filter_map(|(_, deleted)| deleted.map(|deleted| deleted.key))
-    }
-
-    /// A caller that is gone does not need its answer.
-    fn give(self, catalog: &Catalog, tail: &Tail) {
-        for key in self.deleted() {
-            tail.forget(key);
-        }
-        for (reply, accepted) in self.appends {
-            let _gone = reply.send(Ok(accepted));
-        }
-        for (reply, key) in self.configures {
-            let snapshot = catalog.slot(key).map(|slot| slot.snapshot);
-            let _gone = reply.send(snapshot.ok_or(ConfigureError::EtagMismatch));
-        }
-        for (reply, deleted) in self.deletes {
-            let _gone = reply.send(Ok(deleted));
-        }
-    }
-
-    fn fail(self, error: &DbErr) {
-        let failed = || StoreError::Database(error.clone());
-        for (reply, _) in self.appends {
-            let _gone = reply.send(Err(failed()));
-        }
-        for (reply, _) in self.configures {
-            let _gone = reply.send(Err(failed().into()));
-        }
-        for (reply, _) in self.deletes {
-            let _gone = reply.send(Err(failed()));
-        }
-    }
-
-    fn refuse(&mut self, commands: Vec<Command>, error: &DbErr) {
-        let failed = || StoreError::Database(error.clone());
-        for command in commands {
-            match command {
-                Command::Configure { reply, .. } => {
-                    let _gone = reply.send(Err(failed().into()));
-                }
-                Command::Delete { reply, .. } => {
-                    let _gone = reply.send(Err(failed()));
-                }
-                Command::Append { .. } | Command::Settle(_) | Command::Close { .. } => {}
-            }
-        }
     }
 }

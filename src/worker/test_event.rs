@@ -1,6 +1,6 @@
 //! A test event, on the very path that delivery takes.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
 use jiff::Timestamp;
 use tokio::sync::oneshot;
@@ -11,9 +11,9 @@ use crate::{
     domain::{
         delivery::Settlement,
         event::{Format, Time, render_test},
-        integration::Snapshot,
+        integration::Integration,
         status::Observation,
-        verdict::{TestError, TestReport, TestVerdict},
+        verdict::{RehearsalReport, TestError, TestReport, TestVerdict},
     },
     sink::{Record, Sink},
     store::{Observed, Settle},
@@ -39,7 +39,8 @@ impl<S: Sink> Worker<S> {
             });
         };
         let event_id = Uuid::now_v7();
-        let record = record(&before, &shared.options.format, event_id);
+        let integration_id = before.integration.integration_id;
+        let record = record(integration_id, &shared.options.format, event_id);
         let report = tokio::select! {
             biased;
             () = pass.cancelled() => return Err(match exists() {
@@ -82,8 +83,16 @@ impl<S: Sink> Worker<S> {
     }
 }
 
-fn record(snapshot: &Snapshot, format: &Format, event_id: Uuid) -> Record {
-    let integration_id = snapshot.integration.integration_id;
+impl<S: Sink> Worker<S> {
+    /// Tests an integration that need not exist, writing nothing and setting no status.
+    pub async fn rehearse(&self, integration: &Arc<Integration>) -> RehearsalReport {
+        let format = &self.shared.options.format;
+        let record = record(integration.integration_id, format, Uuid::now_v7());
+        self.shared.sink.rehearse(integration, record).await
+    }
+}
+
+fn record(integration_id: Uuid, format: &Format, event_id: Uuid) -> Record {
     let now = Time::from(SystemTime::now());
     let mut data = Vec::new();
     render_test(integration_id, format, event_id, now, MESSAGE, &mut data);

@@ -111,8 +111,8 @@ async fn load<S: Sink>(shared: &Shared<S>, key: IntegrationKey) {
 }
 
 fn next_request<S: Sink>(shared: &Shared<S>, key: IntegrationKey) -> Option<(Batch, Vec<Record>)> {
-    let log_end = shared.log_end(key);
     let mut lanes = shared.lanes();
+    let log_end = shared.log_end(key);
     let lane = lanes.get(key)?;
     let batch = lane.delivery.next_batch(shared.options.limits)?;
     let head = lane.head.clone();
@@ -230,8 +230,8 @@ fn next_wait<S>(
 }
 
 fn end_turn<S>(shared: &Shared<S>, key: IntegrationKey, settling: bool) {
-    let log_end = shared.log_end(key);
     let mut lanes = shared.lanes();
+    let log_end = shared.log_end(key);
     lanes.turns -= 1;
     if let Some(lane) = lanes.get(key) {
         lane.turns -= 1;
@@ -249,8 +249,8 @@ fn end_turn<S>(shared: &Shared<S>, key: IntegrationKey, settling: bool) {
 }
 
 fn end_settlement<S>(shared: &Shared<S>, key: IntegrationKey) {
-    let log_end = shared.log_end(key);
     let mut lanes = shared.lanes();
+    let log_end = shared.log_end(key);
     if let Some(lane) = lanes.get(key) {
         lane.unsettled -= 1;
         rest(shared, &mut lanes, key, log_end);

@@ -169,7 +169,7 @@ impl Stream {
         self.progress.subscribe()
     }
 
-    /// Sequence numbers increase within the stream and are 56 digits long, as AWS' are.
+    /// Sequence numbers increase within a shard and are 56 digits long, as AWS' are.
     pub(super) fn sequence_number(&self, shard: u32, index: u64) -> String {
         format!("49{:010}{shard:012}{index:032}", self.created_at_ms / 1000)
     }

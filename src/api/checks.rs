@@ -1,0 +1,170 @@
+//! What a test or a rehearsal found, in words.
+
+use std::time::Duration;
+
+use super::convert;
+use crate::{
+    domain::{
+        integration::Integration,
+        status::{Fault, Meaning, Reason},
+        verdict::{ExternalIdProof, RehearsalReport, Rehearsed, TestVerdict},
+    },
+    proto::v1::{Check, CheckName, CheckResult, SendTestResponse, TestReceipt},
+};
+
+/// The verdict of a test.
+pub(super) fn verdict(verdict: &TestVerdict) -> SendTestResponse {
+    let report = &verdict.report;
+    let receipt = match &report.write {
+        Some(Ok(receipt)) => Some(TestReceipt {
+            event_id: verdict.event_id.to_string(),
+            shard_id: receipt.shard_id.to_string(),
+            sequence_number: receipt.sequence_number.to_string(),
+            latency: Some(duration(report.latency)),
+        }),
+        Some(Err(_)) | None => None,
+    };
+    let fault = match (&report.assume_role, &report.write) {
+        (Err(fault), _) | (Ok(()), Some(Err(fault))) => Some(fault),
+        (Ok(()), _) => None,
+    };
+    let write = match &report.write {
+        Some(result) => check(CheckName::WriteRecord, result.as_ref().err()),
+        None => skipped(CheckName::WriteRecord, NOT_ASSUMED),
+    };
+    SendTestResponse {
+        delivered: receipt.is_some(),
+        message: match fault {
+            Some(fault) => explain(fault).0.to_owned(),
+            None => "Delivered - the test event is in the stream".to_owned(),
+        },
+        checks: vec![
+            check(CheckName::AssumeRole, report.assume_role.as_ref().err()),
+            external_id(report.external_id.as_ref()),
+            write,
+        ],
+        receipt,
+        status: Some(convert::status(&verdict.after.status)),
+        warnings: warnings(&verdict.after.integration),
+    }
+}
+
+/// The checks of a rehearsal.
+pub(super) fn rehearsal(report: &RehearsalReport) -> Vec<Check> {
+    let write = match &report.write {
+        Some(Ok(Rehearsed::WouldSucceed)) => check(CheckName::WriteRecord, None),
+        Some(Ok(Rehearsed::Written)) => skipped(
+            CheckName::WriteRecord,
+            "the endpoint does not know DryRun: it wrote the record, a test event",
+        ),
+        Some(Err(fault)) => check(CheckName::WriteRecord, Some(fault)),
+        None => skipped(CheckName::WriteRecord, NOT_ASSUMED),
+    };
+    vec![
+        check(CheckName::AssumeRole, report.assume_role.as_ref().err()),
+        external_id(report.external_id.as_ref()),
+        write,
+        skipped(
+            CheckName::UseKmsKey,
+            "AWS does not say whether DryRun looks at the stream's KMS key; SendTest does",
+        ),
+    ]
+}
+
+/// What is allowed but seldom meant.
+pub(super) fn warnings(integration: &Integration) -> Vec<String> {
+    let accounts = (
+        integration.role_arn.account(),
+        integration.stream_arn.account(),
+    );
+    match accounts {
+        (role, stream) if role != stream => vec![format!(
+            "the role is of account {role} and the stream of account {stream}: writing needs a resource policy on the stream that allows the role"
+        )],
+        _ => Vec::new(),
+    }
+}
+
+const NOT_ASSUMED: &str = "the role could not be assumed";
+
+fn duration(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: duration.as_secs() as i64,
+        nanos: duration.subsec_nanos() as i32,
+    }
+}
+
+fn skipped(name: CheckName, message: &str) -> Check {
+    Check {
+        name: name.into(),
+        result: CheckResult::Skipped.into(),
+        message: message.to_owned(),
+        ..Check::default()
+    }
+}
+
+fn check(name: CheckName, fault: Option<&Fault>) -> Check {
+    let Some(fault) = fault else {
+        return Check {
+            name: name.into(),
+            result: CheckResult::Passed.into(),
+            ..Check::default()
+        };
+    };
+    let (message, remedy) = explain(fault);
+    Check {
+        name: name.into(),
+        result: CheckResult::Failed.into(),
+        message: message.to_owned(),
+        remedy: remedy.to_owned(),
+        aws_error_code: fault.code().to_owned(),
+        aws_request_id: fault.request_id.as_deref().unwrap_or_default().to_owned(),
+    }
+}
+
+fn external_id(proof: Option<&ExternalIdProof>) -> Check {
+    const NAME: CheckName = CheckName::ExternalIdRequired;
+    let failed = |message: &str| {
+        Check {
+        name: NAME.into(),
+        result: CheckResult::Failed.into(),
+        message: message.to_owned(),
+        remedy: "Add the condition StringEquals sts:ExternalId with exactly the External ID that is configured to the role's trust policy; without it another customer could have us write to your account.".to_owned(),
+        ..Check::default()
+    }
+    };
+    match proof {
+        None => skipped(NAME, NOT_ASSUMED),
+        Some(ExternalIdProof::Required) => check(NAME, None),
+        Some(ExternalIdProof::NotRequired) => {
+            failed("the role can be assumed without an External ID")
+        }
+        Some(ExternalIdProof::AnyAccepted) => {
+            failed("the role can be assumed with any External ID")
+        }
+        Some(ExternalIdProof::Unclear(fault)) => Check {
+            aws_error_code: fault.code().to_owned(),
+            aws_request_id: fault.request_id.as_deref().unwrap_or_default().to_owned(),
+            ..skipped(NAME, "AWS gave no clear answer; test again")
+        },
+    }
+}
+
+/// What a fault of a test means, and what to do.
+fn explain(fault: &Fault) -> (&'static str, &'static str) {
+    match fault.meaning() {
+        Meaning::Refused(reason) => (reason.message(), reason.remedy()),
+        Meaning::Throttled => (
+            "Throttled - the stream takes no more at this moment",
+            Reason::Throttled.remedy(),
+        ),
+        Meaning::Unreachable => (
+            "Unreachable - AWS gave no usable answer",
+            "Try again in a minute; check the network between this service and AWS if it lasts.",
+        ),
+        Meaning::SessionInvalid | Meaning::Ours => (
+            "Not tested - this service's own credentials were refused",
+            "Nothing to change in your account: the operator of this service has to mend its AWS credentials.",
+        ),
+    }
+}

@@ -1,0 +1,72 @@
+//! Answers that a transaction owes, given once it is durable or has failed.
+
+use sea_orm::DbErr;
+
+use super::{
+    StoreError,
+    catalog::Catalog,
+    command::{Command, ConfigureError, Deleted, Reply},
+    tail::Tail,
+};
+use crate::domain::integration::{IntegrationKey, Snapshot};
+
+/// Answers that are given once the transaction is durable.
+#[derive(Default)]
+pub(super) struct Answers {
+    pub(super) appends: Vec<(Reply<Vec<bool>>, Vec<bool>)>,
+    pub(super) configures: Vec<(Reply<Snapshot, ConfigureError>, IntegrationKey)>,
+    pub(super) deletes: Vec<(Reply<Option<Deleted>>, Option<Deleted>)>,
+}
+
+impl Answers {
+    pub(super) fn deleted(&self) -> impl Iterator<Item = IntegrationKey> {
+        self.deletes
+            .iter()
+            .filter_map(|(_, deleted)| deleted.map(|deleted| deleted.key))
+    }
+
+    /// A caller that is gone does not need its answer.
+    pub(super) fn give(self, catalog: &Catalog, tail: &Tail) {
+        for key in self.deleted() {
+            tail.forget(key);
+        }
+        for (reply, accepted) in self.appends {
+            let _gone = reply.send(Ok(accepted));
+        }
+        for (reply, key) in self.configures {
+            let snapshot = catalog.slot(key).map(|slot| slot.snapshot);
+            let _gone = reply.send(snapshot.ok_or(ConfigureError::EtagMismatch));
+        }
+        for (reply, deleted) in self.deletes {
+            let _gone = reply.send(Ok(deleted));
+        }
+    }
+
+    pub(super) fn fail(self, error: &DbErr) {
+        let failed = || StoreError::Database(error.clone());
+        for (reply, _) in self.appends {
+            let _gone = reply.send(Err(failed()));
+        }
+        for (reply, _) in self.configures {
+            let _gone = reply.send(Err(failed().into()));
+        }
+        for (reply, _) in self.deletes {
+            let _gone = reply.send(Err(failed()));
+        }
+    }
+
+    pub(super) fn refuse(&mut self, commands: Vec<Command>, error: &DbErr) {
+        let failed = || StoreError::Database(error.clone());
+        for command in commands {
+            match command {
+                Command::Configure { reply, .. } => {
+                    let _gone = reply.send(Err(failed().into()));
+                }
+                Command::Delete { reply, .. } => {
+                    let _gone = reply.send(Err(failed()));
+                }
+                Command::Append { .. } | Command::Settle(_) | Command::Close { .. } => {}
+            }
+        }
+    }
+}

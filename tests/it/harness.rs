@@ -1,0 +1,117 @@
+//! The service as it is, on a free port, with the stand-in for AWS behind it.
+
+mod api;
+mod arrived;
+mod customer;
+mod load;
+mod process;
+mod relay;
+mod status;
+
+use std::{future::Future, path::Path, time::Duration};
+
+use siem_relay::{
+    proto::v1,
+    sandbox::aws::{Control, Options, StandIn, vendor_credentials},
+    sink::StandInAccess,
+};
+use tempfile::TempDir;
+
+pub use api::{Api, reason, violated};
+pub use arrived::{Arrived, arrive, check_in_order, check_whole, read};
+pub use customer::Customer;
+pub use load::{Load, Published, detection, encode, event};
+pub use process::Process;
+pub use relay::Relay;
+pub use status::{StatusFeed, Told};
+
+/// How long anything that is waited for may take. It only fails a test: nothing waits
+/// for it to pass.
+const PATIENCE: Duration = Duration::from_secs(45);
+
+/// Waits for what must come.
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(value) => value,
+        Err(_elapsed) => panic!("waited in vain for {what}"),
+    }
+}
+
+/// A running service, the AWS behind it, and its data directory.
+pub struct World {
+    pub aws: Control,
+    pub relay: Relay,
+    pub api: Api,
+    stand_in: StandIn,
+    dir: TempDir,
+    settings: Vec<(String, String)>,
+}
+
+impl World {
+    /// With retries that do not keep a test waiting, and shards that take everything.
+    pub async fn start() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// With some settings of its own.
+    pub async fn with(settings: &[(&str, &str)]) -> Self {
+        let stand_in = stand_in().await;
+        let dir = TempDir::new().unwrap();
+        let settings: Vec<(String, String)> = settings
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        let relay = Relay::start(dir.path(), &settings, access(&stand_in)).await;
+        Self {
+            aws: stand_in.control(),
+            api: relay.api(),
+            relay,
+            stand_in,
+            dir,
+            settings,
+        }
+    }
+
+    pub fn data_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Stops in order and starts on the same data.
+    pub async fn restart(self) -> Self {
+        self.relay.stop().await;
+        let relay = Relay::start(self.dir.path(), &self.settings, access(&self.stand_in)).await;
+        Self {
+            api: relay.api(),
+            relay,
+            ..self
+        }
+    }
+
+    /// A customer whose role trusts us and may write to its stream, and its integration.
+    pub async fn customer(&self, organization_id: &str) -> (Customer, v1::Integration) {
+        let customer = Customer::new(organization_id);
+        customer.make_role(&self.aws);
+        customer.make_stream(&self.aws, 1);
+        let integration = self.api.configure(&customer).await;
+        (customer, integration)
+    }
+}
+
+/// A stand-in whose shards take everything, until a test says otherwise.
+pub async fn stand_in() -> StandIn {
+    let options = Options {
+        enforce_shard_limits: false,
+        ..Options::default()
+    };
+    StandIn::start(options).await.unwrap()
+}
+
+fn access(stand_in: &StandIn) -> StandInAccess {
+    let own = vendor_credentials();
+    StandInAccess {
+        url: stand_in.url(),
+        region: "us-east-1".to_owned(),
+        access_key_id: own.access_key_id,
+        secret_access_key: own.secret_access_key.into(),
+    }
+}

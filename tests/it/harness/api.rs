@@ -1,0 +1,186 @@
+//! The API as its clients call it.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use siem_relay::{
+    client,
+    proto::v1::{
+        self, event_service_client::EventServiceClient,
+        siem_integration_service_client::SiemIntegrationServiceClient,
+    },
+};
+use tonic::{Status, transport::Channel};
+use tonic_types::StatusExt;
+
+use super::{Customer, StatusFeed, encode, within};
+
+/// Calls to one server. What it does not expect to be refused panics with the status.
+#[derive(Clone)]
+pub struct Api {
+    channel: Channel,
+}
+
+impl Api {
+    pub fn new(address: SocketAddr) -> Self {
+        Self {
+            channel: client::channel(&address.to_string()).unwrap(),
+        }
+    }
+
+    pub fn integrations(&self) -> SiemIntegrationServiceClient<Channel> {
+        SiemIntegrationServiceClient::new(self.channel.clone())
+    }
+
+    pub fn events(&self) -> EventServiceClient<Channel> {
+        EventServiceClient::new(self.channel.clone())
+    }
+
+    pub async fn try_configure(
+        &self,
+        request: v1::ConfigureRequest,
+    ) -> Result<v1::Integration, Status> {
+        let mut client = self.integrations();
+        let answer = within("Configure", client.configure(request)).await?;
+        Ok(answer.into_inner().integration.unwrap())
+    }
+
+    pub async fn configure(&self, customer: &Customer) -> v1::Integration {
+        self.try_configure(customer.request()).await.unwrap()
+    }
+
+    pub async fn try_get(&self, organization_id: &str) -> Result<v1::Integration, Status> {
+        let request = v1::GetRequest {
+            organization_id: organization_id.to_owned(),
+        };
+        let mut client = self.integrations();
+        let answer = within("Get", client.get(request)).await?;
+        let integration = answer.into_inner().integration.unwrap();
+        assert_counts_add_up(&integration.counts.unwrap());
+        Ok(integration)
+    }
+
+    pub async fn get(&self, organization_id: &str) -> v1::Integration {
+        self.try_get(organization_id).await.unwrap()
+    }
+
+    /// Asks until the counts are as `good` has them.
+    pub async fn until_counts(
+        &self,
+        organization_id: &str,
+        good: impl Fn(&v1::EventCounts) -> bool,
+    ) -> v1::EventCounts {
+        within("counts", async {
+            loop {
+                let counts = self.get(organization_id).await.counts.unwrap();
+                if good(&counts) {
+                    return counts;
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+    }
+
+    /// Asks until nothing is pending.
+    pub async fn until_delivered(&self, organization_id: &str) -> v1::EventCounts {
+        self.until_counts(organization_id, |counts| counts.pending == 0)
+            .await
+    }
+
+    pub async fn list(&self, request: v1::ListRequest) -> Result<v1::ListResponse, Status> {
+        let mut client = self.integrations();
+        let answer = within("List", client.list(request)).await?;
+        Ok(answer.into_inner())
+    }
+
+    pub async fn delete(
+        &self,
+        organization_id: &str,
+        allow_missing: bool,
+    ) -> Result<Option<v1::EventCounts>, Status> {
+        let request = v1::DeleteRequest {
+            organization_id: organization_id.to_owned(),
+            allow_missing,
+        };
+        let mut client = self.integrations();
+        let answer = within("Delete", client.delete(request)).await?;
+        let counts = answer.into_inner().counts;
+        if let Some(counts) = &counts {
+            assert_counts_add_up(counts);
+            assert_eq!((counts.pending, counts.pending_bytes), (0, 0));
+        }
+        Ok(counts)
+    }
+
+    pub async fn try_send_test(
+        &self,
+        organization_id: &str,
+    ) -> Result<v1::SendTestResponse, Status> {
+        let request = v1::SendTestRequest {
+            organization_id: organization_id.to_owned(),
+        };
+        let mut client = self.integrations();
+        let answer = within("SendTest", client.send_test(request)).await?;
+        Ok(answer.into_inner())
+    }
+
+    pub async fn send_test(&self, organization_id: &str) -> v1::SendTestResponse {
+        self.try_send_test(organization_id).await.unwrap()
+    }
+
+    pub async fn try_publish(&self, events: Vec<Bytes>) -> Result<v1::PublishResponse, Status> {
+        let mut client = self.events();
+        let answer = within("Publish", client.publish(v1::PublishRequest { events })).await?;
+        Ok(answer.into_inner())
+    }
+
+    /// Publishes events that are all accepted.
+    pub async fn publish(&self, events: &[v1::Event]) {
+        for request in events.chunks(1000) {
+            let answer = self.try_publish(encode(request)).await.unwrap();
+            assert_eq!(answer.rejections, []);
+            assert_eq!(answer.unconfigured, 0);
+            assert_eq!(answer.accepted as usize, request.len());
+        }
+    }
+
+    /// Watches organizations, all where none is named.
+    pub async fn watch(&self, organization_ids: &[&str], resume_token: &str) -> StatusFeed {
+        let request = v1::StreamStatusRequest {
+            organization_ids: organization_ids.iter().map(|id| (*id).to_owned()).collect(),
+            resume_token: resume_token.to_owned(),
+        };
+        let mut client = self.integrations();
+        let answer = within("StreamStatus", client.stream_status(request)).await;
+        StatusFeed::new(answer.unwrap().into_inner())
+    }
+}
+
+fn assert_counts_add_up(counts: &v1::EventCounts) {
+    let sum = counts.delivered + counts.expired + counts.discarded + counts.pending;
+    assert_eq!(counts.accepted, sum, "{counts:?} does not add up");
+    assert_eq!(counts.oldest_pending_time.is_some(), counts.pending > 0);
+}
+
+/// The reason of a refusal.
+pub fn reason(status: &Status) -> String {
+    let details = status.get_error_details();
+    let info = details.error_info().unwrap();
+    assert_eq!(info.domain, "siem.v1");
+    info.reason.clone()
+}
+
+/// The fields that a refusal names.
+pub fn violated(status: &Status) -> Vec<String> {
+    let details = status.get_error_details();
+    let bad_request = details.bad_request().unwrap();
+    bad_request
+        .field_violations
+        .iter()
+        .map(|violation| {
+            assert!(!violation.description.is_empty());
+            violation.field.clone()
+        })
+        .collect()
+}

@@ -1,0 +1,133 @@
+//! What arrived in a stream, as its reader sees it.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde_json::Value;
+use siem_relay::sandbox::aws::{Control, Record, RecordStream};
+use uuid::Uuid;
+
+use super::{Published, within};
+
+/// A detection that arrived.
+#[derive(Clone, Debug)]
+pub struct Arrived {
+    pub record: Record,
+    pub json: Value,
+    pub sequence: u64,
+    pub id: Uuid,
+    pub device: Uuid,
+    pub number: u32,
+}
+
+/// Reads a record; None for a test event, which has no sequence.
+pub fn read(record: Record) -> Option<Arrived> {
+    assert_eq!(record.data.last(), Some(&b'\n'), "a record is one line");
+    let json: Value = serde_json::from_slice(&record.data).unwrap();
+    let text = |name: &str| json[name].as_str().unwrap_or_default().to_owned();
+    let uuid = |name: &str| Uuid::parse_str(&text(name)).unwrap();
+    assert_eq!(text("partitionkey"), record.partition_key);
+    if text("type") == "TYPE_TEST" {
+        assert!(json.get("sequence").is_none());
+        return None;
+    }
+    let digits = text("sequence");
+    assert_eq!(digits.len(), 20, "a sequence sorts as text");
+    Some(Arrived {
+        sequence: digits.parse().unwrap(),
+        id: uuid("id"),
+        device: uuid("partitionkey"),
+        number: json["data"]["signature_id"].as_u64().unwrap() as u32,
+        record,
+        json,
+    })
+}
+
+/// Follows a stream until `enough` different sequences have arrived; tells all that did.
+pub async fn arrive(aws: &Control, stream_arn: &str, enough: usize) -> Vec<Arrived> {
+    let mut records = aws.subscribe(stream_arn).unwrap();
+    let mut arrived = Vec::new();
+    within("records", async {
+        let mut sequences = BTreeMap::new();
+        while sequences.len() < enough {
+            let next = next(&mut records).await;
+            sequences.insert(next.sequence, ());
+            arrived.push(next);
+        }
+    })
+    .await;
+    arrived
+}
+
+async fn next(records: &mut RecordStream) -> Arrived {
+    loop {
+        let record = records.next().await.expect("the stream is there");
+        if let Some(arrived) = read(record) {
+            return arrived;
+        }
+    }
+}
+
+/// Checks what a reader may rely on: within the integration no sequence is missing, a
+/// sequence that came twice is the same event, every published event is there under its
+/// own id, and in the order of `sequence` each device's events stand as published.
+/// Returns the events in that order, each once.
+#[track_caller]
+pub fn check_whole(
+    arrived: &[Arrived],
+    integration_id: &str,
+    published: &[Published],
+) -> Vec<Arrived> {
+    let mut by_sequence: BTreeMap<u64, Arrived> = BTreeMap::new();
+    for one in arrived {
+        assert_eq!(one.json["integrationid"], integration_id);
+        let first = by_sequence.entry(one.sequence).or_insert(one.clone());
+        assert_eq!(
+            first.record.data, one.record.data,
+            "a sequence is one event"
+        );
+    }
+    let holes: Vec<u64> = (1..=published.len() as u64)
+        .filter(|sequence| !by_sequence.contains_key(sequence))
+        .collect();
+    assert!(holes.is_empty(), "sequences {holes:?} are missing");
+    assert_eq!(
+        by_sequence.len(),
+        published.len(),
+        "more than was published"
+    );
+    let ordered: Vec<Arrived> = by_sequence.into_values().collect();
+    check_devices(&ordered, published);
+    ordered
+}
+
+#[track_caller]
+fn check_devices(ordered: &[Arrived], published: &[Published]) {
+    let mut expected: HashMap<Uuid, Vec<Published>> = HashMap::new();
+    for one in published {
+        expected.entry(one.device).or_default().push(one.clone());
+    }
+    let mut found: HashMap<Uuid, Vec<Published>> = HashMap::new();
+    for one in ordered {
+        found.entry(one.device).or_default().push(Published {
+            event_id: one.id,
+            device: one.device,
+            number: one.number,
+        });
+    }
+    assert_eq!(found, expected);
+}
+
+/// Checks that records which no failure touched also arrived in order, device by device,
+/// and only once.
+#[track_caller]
+pub fn check_in_order(arrived: &[Arrived]) {
+    let mut last: HashMap<Uuid, u64> = HashMap::new();
+    for one in arrived {
+        let before = last.insert(one.device, one.sequence);
+        assert!(
+            before.is_none_or(|before| before < one.sequence),
+            "{} after {before:?} of the same device",
+            one.sequence
+        );
+    }
+}

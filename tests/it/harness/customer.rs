@@ -1,0 +1,76 @@
+//! A customer: an organization, and its AWS account.
+
+use serde_json::json;
+use siem_relay::{
+    proto::v1,
+    sandbox::aws::{Control, RoleSpec, StreamSpec},
+};
+
+/// A customer and what it configured.
+#[derive(Clone)]
+pub struct Customer {
+    pub organization_id: String,
+    pub stream_arn: String,
+    pub role_arn: String,
+    pub external_id: String,
+}
+
+impl Customer {
+    pub fn new(organization_id: &str) -> Self {
+        let region = "eu-west-1:222222222222";
+        Self {
+            organization_id: organization_id.to_owned(),
+            stream_arn: format!("arn:aws:kinesis:{region}:stream/{organization_id}"),
+            role_arn: format!("arn:aws:iam::222222222222:role/siem/{organization_id}"),
+            external_id: format!("external:id/of={organization_id}"),
+        }
+    }
+
+    /// The same with another stream.
+    pub fn with_stream(&self, name: &str) -> Self {
+        let (before, _) = self.stream_arn.rsplit_once('/').unwrap();
+        Self {
+            stream_arn: format!("{before}/{name}"),
+            ..self.clone()
+        }
+    }
+
+    pub fn request(&self) -> v1::ConfigureRequest {
+        v1::ConfigureRequest {
+            organization_id: self.organization_id.clone(),
+            kinesis_stream_arn: self.stream_arn.clone(),
+            role_arn: self.role_arn.clone(),
+            external_id: self.external_id.clone(),
+            etag: String::new(),
+            validate_only: false,
+        }
+    }
+
+    /// Makes the role, which trusts us with the external ID and may write everywhere.
+    pub fn make_role(&self, aws: &Control) {
+        self.make_role_that_may(aws, "kinesis:*");
+    }
+
+    pub fn make_role_that_may(&self, aws: &Control, action: &str) {
+        let trust = policy(&json!({
+            "Effect": "Allow",
+            "Principal": { "AWS": "111111111111" },
+            "Action": "sts:AssumeRole",
+            "Condition": { "StringEquals": { "sts:ExternalId": self.external_id } },
+        }));
+        let permissions = policy(&json!({
+            "Effect": "Allow", "Action": action, "Resource": "*",
+        }));
+        aws.put_role(RoleSpec::new(&self.role_arn, trust, permissions))
+            .unwrap();
+    }
+
+    pub fn make_stream(&self, aws: &Control, shards: u32) {
+        aws.create_stream(StreamSpec::new(&self.stream_arn, shards))
+            .unwrap();
+    }
+}
+
+fn policy(statement: &serde_json::Value) -> String {
+    json!({ "Version": "2012-10-17", "Statement": [statement] }).to_string()
+}

@@ -1,0 +1,107 @@
+//! Events to publish.
+
+use bytes::Bytes;
+use prost::Message;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use siem_relay::proto::v1::{self, event::Payload};
+use uuid::Uuid;
+
+/// An event that was made, as far as it is looked for in the stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    pub event_id: Uuid,
+    pub device: Uuid,
+    /// Its place among all events of its load, from 1.
+    pub number: u32,
+}
+
+/// Events of one organization's devices, each with an id and a number of its own.
+pub struct Load {
+    organization_id: String,
+    devices: Vec<Uuid>,
+    chance: StdRng,
+    /// All that was made, in order.
+    pub made: Vec<Published>,
+}
+
+impl Load {
+    pub fn new(organization_id: &str, devices: usize, seed: u64) -> Self {
+        let mut chance = StdRng::seed_from_u64(seed);
+        Self {
+            organization_id: organization_id.to_owned(),
+            devices: (0..devices).map(|_| random_uuid(&mut chance)).collect(),
+            chance,
+            made: Vec::new(),
+        }
+    }
+
+    pub fn events(&mut self, count: usize) -> Vec<v1::Event> {
+        (0..count).map(|_| self.event()).collect()
+    }
+
+    fn event(&mut self) -> v1::Event {
+        let published = Published {
+            event_id: random_uuid(&mut self.chance),
+            device: self.devices[self.chance.random_range(0..self.devices.len())],
+            number: self.made.len() as u32 + 1,
+        };
+        let event = v1::Event {
+            event_id: Some(published.event_id.to_string()),
+            device_id: published.device.to_string(),
+            payload: Some(Payload::IdsDetection(detection(published.number))),
+            ..event(&self.organization_id)
+        };
+        self.made.push(published);
+        event
+    }
+}
+
+fn random_uuid(chance: &mut StdRng) -> Uuid {
+    uuid::Builder::from_random_bytes(chance.random()).into_uuid()
+}
+
+/// An event of an organization with everything that is required.
+pub fn event(organization_id: &str) -> v1::Event {
+    v1::Event {
+        organization_id: organization_id.to_owned(),
+        network_id: "0d6f3c52-6f0c-4f0b-8a4c-27a1f4dd0c11".to_owned(),
+        device_id: "9a1e7a3e-53c1-4a57-9a54-1b6d1d6e2f22".to_owned(),
+        observed_time: Some(prost_types::Timestamp {
+            seconds: 1_767_225_600,
+            nanos: 123_456_000,
+        }),
+        event_id: None,
+        payload: Some(Payload::IdsDetection(detection(1))),
+    }
+}
+
+/// A detection by a rule with this number.
+pub fn detection(number: u32) -> v1::IdsDetection {
+    v1::IdsDetection {
+        src_ip: "192.0.2.7".to_owned(),
+        src_port: Some(51_344),
+        dest_ip: "2001:db8::17".to_owned(),
+        dest_port: Some(443),
+        proto: "TCP".to_owned(),
+        app_proto: "tls".to_owned(),
+        flow_id: Some(1_234_567_890_123_456_789),
+        action: "allowed".to_owned(),
+        gid: Some(1),
+        signature_id: Some(number),
+        rev: Some(3),
+        signature: Some("ET TEST Größe \"quoted\" 試験".to_owned()),
+        category: Some("Misc activity".to_owned()),
+        severity: Some(3),
+        context_json: r#"{"tls":{"sni":"www.example.com","big":12345678901234567890.10}}"#
+            .to_owned(),
+        ..v1::IdsDetection::default()
+    }
+}
+
+/// Events as a request carries them.
+pub fn encode(events: &[v1::Event]) -> Vec<Bytes> {
+    events
+        .iter()
+        .map(|event| event.encode_to_vec().into())
+        .collect()
+}

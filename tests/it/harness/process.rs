@@ -1,0 +1,147 @@
+//! The built binary as a process of its own.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    process::{ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+};
+
+use serde_json::Value;
+use siem_relay::sandbox::aws::vendor_credentials;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+    sync::oneshot,
+    task::JoinHandle,
+};
+
+use super::{Api, within};
+
+/// `siem-relay serve`. It is killed with this handle.
+pub struct Process {
+    pub api: Api,
+    child: Child,
+    log: Arc<Mutex<String>>,
+    reader: JoinHandle<()>,
+}
+
+/// How a process ended that did not start to serve.
+#[derive(Debug)]
+pub struct Refused {
+    pub code: Option<i32>,
+    pub stderr: String,
+}
+
+impl Process {
+    /// Starts it on a free port and waits until it listens.
+    pub async fn start(data_dir: &Path, aws_url: &str, arguments: &[&str]) -> Self {
+        let started = Self::try_start(data_dir, aws_url, arguments).await;
+        started.unwrap_or_else(|refused| panic!("did not start: {refused:?}"))
+    }
+
+    /// Starts it; an error where it ends instead of listening.
+    pub async fn try_start(
+        data_dir: &Path,
+        aws_url: &str,
+        arguments: &[&str],
+    ) -> Result<Self, Refused> {
+        let mut command = command(data_dir, aws_url);
+        command.args(["--log-format", "json", "--retry-first-ms", "20"]);
+        let mut child = command.args(arguments).spawn().unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let (listening, listens) = oneshot::channel();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let reader = tokio::spawn(read(stderr, Arc::clone(&log), listening));
+        match within("the start of the process", listens).await {
+            Ok(address) => Ok(Self {
+                api: Api::new(address),
+                child,
+                log,
+                reader,
+            }),
+            Err(_ended) => {
+                let status = within("the end of the process", child.wait()).await;
+                within("its last words", reader).await.unwrap();
+                let stderr = log.lock().unwrap().clone();
+                Err(Refused {
+                    code: status.unwrap().code(),
+                    stderr,
+                })
+            }
+        }
+    }
+
+    /// SIGKILL: nothing is finished or settled.
+    pub async fn kill(mut self) {
+        within("the end of the process", self.child.kill())
+            .await
+            .unwrap();
+    }
+
+    /// SIGTERM.
+    pub async fn terminate(&self) {
+        let id = self.child.id().expect("it runs").to_string();
+        let mut kill = Command::new("kill");
+        let sent = within("kill", kill.args(["-TERM", &id]).status()).await;
+        assert!(sent.unwrap().success());
+    }
+
+    /// Waits for its end; tells how it ended and all that it logged.
+    pub async fn ended(mut self) -> (ExitStatus, String) {
+        let status = within("the end of the process", self.child.wait()).await;
+        within("its last words", self.reader).await.unwrap();
+        let log = self.log.lock().unwrap().clone();
+        (status.unwrap(), log)
+    }
+}
+
+/// `serve` with AWS and its credentials in the environment, and nothing else there.
+fn command(data_dir: &Path, aws_url: &str) -> Command {
+    let own = vendor_credentials();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_siem-relay"));
+    command
+        .env_clear()
+        .env("AWS_ENDPOINT_URL_STS", aws_url)
+        .env("AWS_ENDPOINT_URL_KINESIS", aws_url)
+        .env("AWS_ACCESS_KEY_ID", own.access_key_id)
+        .env("AWS_SECRET_ACCESS_KEY", own.secret_access_key)
+        .env("AWS_REGION", "us-east-1")
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+        .arg(data_dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+/// Keeps what the process logs, and tells once where it listens.
+async fn read(
+    stderr: BufReader<tokio::process::ChildStderr>,
+    log: Arc<Mutex<String>>,
+    listening: oneshot::Sender<SocketAddr>,
+) {
+    let mut listening = Some(listening);
+    let mut lines = stderr.lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        if let Some(address) = address(&line)
+            && let Some(listening) = listening.take()
+        {
+            let _gone = listening.send(address);
+        }
+        let mut log = log.lock().unwrap();
+        log.push_str(&line);
+        log.push('\n');
+    }
+}
+
+fn address(line: &str) -> Option<SocketAddr> {
+    let line: Value = serde_json::from_str(line).ok()?;
+    let fields = line.get("fields").unwrap_or(&line);
+    if fields["message"] != "listening" {
+        return None;
+    }
+    fields["address"].as_str()?.parse().ok()
+}
