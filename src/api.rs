@@ -13,9 +13,10 @@ mod validate;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::TcpIncoming};
+use tonic_health::{ServingStatus, server::HealthReporter};
 use tower_http::trace::TraceLayer;
 
 use self::{events::Events, integrations::Integrations, publishing::Publishing};
@@ -23,6 +24,7 @@ use crate::{
     domain::{
         event::Format,
         integration::Integration,
+        standing::Standing,
         verdict::{RehearsalReport, TestError, TestVerdict},
     },
     proto::{
@@ -72,6 +74,8 @@ pub struct Api<D> {
     pub watch: Watch,
     /// How events are rendered.
     pub format: Arc<Format>,
+    /// How this service itself stands with AWS, for health.
+    pub standing: watch::Receiver<Standing>,
     /// Bytes of publishes in memory until they are durable.
     pub publish_bytes_in_flight: usize,
     /// Streams end when it is cancelled.
@@ -87,6 +91,30 @@ pub enum ServeError {
     /// The descriptors for reflection are damaged.
     #[error("reflection cannot be set up: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// The name under which `grpc.health.v1` tells whether events can be delivered at all.
+pub const DELIVERY_HEALTH: &str = "delivery";
+
+/// Delivery is NOT_SERVING while this service's own AWS identity is refused.
+async fn tell_standing(
+    health: HealthReporter,
+    mut standing: watch::Receiver<Standing>,
+    stop: CancellationToken,
+) {
+    loop {
+        let status = match *standing.borrow_and_update() {
+            Standing::Good => ServingStatus::Serving,
+            Standing::CredentialsRefused { .. } | Standing::MayNotAssume => {
+                ServingStatus::NotServing
+            }
+        };
+        health.set_service_status(DELIVERY_HEALTH, status).await;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = standing.changed() => if changed.is_err() { return },
+        }
+    }
 }
 
 impl<D: Delivery> Api<D> {
@@ -114,10 +142,13 @@ impl<D: Delivery> Api<D> {
             .set_serving::<SiemIntegrationServiceServer<Integrations<D>>>()
             .await;
         health.set_serving::<EventServiceServer<Events>>().await;
+        tokio::spawn(tell_standing(health, self.standing, stop.clone()));
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                // So that generic clients can read the details of an error.
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         Server::builder()
@@ -129,7 +160,11 @@ impl<D: Delivery> Api<D> {
             // A client that waits for ever must not hold a handler for ever.
             .timeout(DEADLINE)
             // Outermost: what is refused below is traced as well.
-            .layer(TraceLayer::new_for_grpc().make_span_with(trace::span))
+            .layer(
+                TraceLayer::new_for_grpc()
+                    .make_span_with(trace::span)
+                    .on_failure(trace::log_failure),
+            )
             .add_service(health_service)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?)

@@ -127,6 +127,7 @@ impl App {
             delivery: Deliveries(self.worker.clone()),
             watch,
             format: self.format,
+            standing: self.worker.standing(),
             publish_bytes_in_flight: self.publish_bytes_in_flight,
             stop: api_stop.clone(),
         };

@@ -6,12 +6,13 @@ mod test_event;
 mod turn;
 
 use std::{
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::{
-    sync::Notify,
+    sync::{Notify, watch},
     time::{Instant, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -20,6 +21,7 @@ use self::{gate::Gate, lane::Lanes};
 use crate::{
     domain::{
         backoff::BackoffPolicy, delivery::BatchLimits, event::Format, integration::IntegrationKey,
+        standing::Standing,
     },
     sink::Sink,
     store::{Attention, Deleted, Store},
@@ -109,6 +111,7 @@ impl<S: Sink> Worker<S> {
         for key in shared.store.with_work() {
             self.adopt(key, 1);
         }
+        let mut standing = pin!(shared.sink.watch_standing());
         while !stop.is_cancelled() && !shared.defect.is_cancelled() {
             self.start_turns();
             let next_retry = shared.lanes().next_retry();
@@ -116,6 +119,7 @@ impl<S: Sink> Worker<S> {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = shared.defect.cancelled() => {}
+                () = &mut standing => {}
                 () = sleep_until(next_retry.unwrap_or(far)) => {}
                 () = shared.wake.notified() => {}
                 attention = shared.store.attention() => {
@@ -141,6 +145,11 @@ impl<S: Sink> Worker<S> {
         self.shared.gate.shut(deleted.key).await;
         self.shared.lanes().remove(deleted.key);
         self.shared.sink.forget(deleted.integration_id);
+    }
+
+    /// How this service itself stands with AWS.
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.shared.sink.standing()
     }
 
     fn adopt(&self, key: IntegrationKey, from: u64) {

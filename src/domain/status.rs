@@ -174,6 +174,12 @@ pub enum Cause {
     NoOwnCredentials,
     /// The external ID cannot be decrypted with the key that this service has.
     SecretUnreadable,
+    /// AWS denied the role, as it did most others that worked lately: our own identity
+    /// may not assume.
+    OwnIdentity {
+        /// AWS's code.
+        code: Box<str>,
+    },
 }
 
 /// A failed call, as facts.
@@ -191,7 +197,7 @@ impl Fault {
     /// AWS's own error code, or ours in the same style where AWS gave none.
     pub fn code(&self) -> &str {
         match &self.cause {
-            Cause::Service { code, .. } => code,
+            Cause::Service { code, .. } | Cause::OwnIdentity { code } => code,
             Cause::NotAws { .. } => "NotAnAwsAnswer",
             Cause::Timeout => "RequestTimeout",
             Cause::Connection => "ConnectionFailed",
@@ -208,7 +214,9 @@ impl Fault {
                 Stage::Write => write_meaning(code, *http_status),
             },
             Cause::NotAws { .. } | Cause::Timeout | Cause::Connection => Meaning::Unreachable,
-            Cause::NoOwnCredentials | Cause::SecretUnreadable => Meaning::Ours,
+            Cause::NoOwnCredentials | Cause::SecretUnreadable | Cause::OwnIdentity { .. } => {
+                Meaning::Ours
+            }
         }
     }
 }

@@ -186,6 +186,15 @@ impl AssumeRole {
         }
     }
 
+    /// Whether AWS takes this service's own credentials.
+    pub(super) async fn who_are_we(&self) -> Result<(), Fault> {
+        let answer = self.client.get_caller_identity().send();
+        match answer.with_subscriber(self.quiet.clone()).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(fault::fault(Stage::AssumeRole, &error)),
+        }
+    }
+
     async fn is_refused(
         &self,
         integration: &Integration,

@@ -2,6 +2,7 @@
 
 mod environment;
 mod faults;
+mod identity;
 mod secrets;
 mod server;
 mod sessions;

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{Shared, gate::Pass, lane::Lanes};
 use crate::{
     domain::{
-        delivery::{Batch, Settlement},
+        delivery::Batch,
         event::{Head, finish},
         integration::{Integration, IntegrationKey},
         status::{Fault, Observation},
@@ -20,6 +20,8 @@ use crate::{
 
 /// How long to wait after the log could not be read.
 const READ_RETRY: Duration = Duration::from_secs(1);
+/// The longest wait while some records get through: the limits of shards are a second's.
+const PACE_MOST: Duration = Duration::from_secs(1);
 
 /// What became of a request.
 enum Answer {
@@ -149,6 +151,7 @@ fn take_in<S: Sink>(
     answer: Answer,
 ) -> Option<Settle> {
     let now = Timestamp::now();
+    let sent = batch.items.len() as u64;
     let current = shared.store.get(key)?.integration.version == integration.version;
     let mut lanes = shared.lanes();
     let lane = lanes.get(key)?;
@@ -175,7 +178,14 @@ fn take_in<S: Sink>(
     lanes.loaded_bytes -= bytes_before - bytes_after;
     // What an old configuration met says nothing of the new one.
     let wait = match (&failure, current) {
-        (Some(fault), true) => next_wait(shared, &mut lanes, key, &settlement, fault, now),
+        (Some(fault), true) => next_wait(
+            shared,
+            &mut lanes,
+            key,
+            (settlement.accepted, sent),
+            fault,
+            now,
+        ),
         (Some(_), false) => None,
         (None, _) => {
             let lane = lanes.get(key)?;
@@ -204,26 +214,32 @@ fn take_in<S: Sink>(
     })
 }
 
-/// Backs off after a failure, and says for how long.
+/// Backs off after a failure, and says for how long. Some records may have been accepted.
 fn next_wait<S>(
     shared: &Shared<S>,
     lanes: &mut Lanes,
     key: IntegrationKey,
-    settlement: &Settlement,
+    (accepted, sent): (u64, u64),
     fault: &Fault,
     now: Timestamp,
 ) -> Option<Duration> {
     let policy = &shared.options.backoff;
     let chance = rand::random::<f64>();
     let lane = lanes.get(key)?;
-    let wait = if settlement.accepted > 0 {
+    if accepted > 0 {
         lane.backoff.reset();
-        lane.pace.fail(policy, now, fault, chance)
-    } else if let Some(at) = lane.retry_at {
+        // The wait grows only while most of what is sent is sent in vain.
+        if accepted * 2 >= sent {
+            lane.pace.reset();
+        }
+    }
+    if let Some(at) = lane.retry_at {
         // Another request of the same moment has failed already.
         return Some(at.saturating_duration_since(Instant::now()));
-    } else {
-        lane.backoff.fail(policy, now, fault, chance)
+    }
+    let wait = match accepted {
+        0 => lane.backoff.fail(policy, now, fault, chance),
+        _ => lane.pace.fail(policy, now, fault, chance).min(PACE_MOST),
     };
     lanes.back_off(key, Instant::now() + wait);
     Some(wait)
