@@ -5,13 +5,10 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost_types::{FileDescriptorSet, field_descriptor_proto::Type};
 use protox::prost::Message;
 
-/// Errors carry the details as `Any`: reflection tells their types too, so that
-/// grpcurl shows them as text.
-const FILES: [&str; 4] = [
+const FILES: [&str; 3] = [
     "siem/v1/error.proto",
     "siem/v1/event.proto",
     "siem/v1/integration.proto",
-    "google/rpc/error_details.proto",
 ];
 
 /// Requests whose `events` stay encoded: `bytes` and a message are the same on

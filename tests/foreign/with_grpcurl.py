@@ -32,7 +32,7 @@ NETWORK = "018f3c1a-0000-7000-8000-000000000001"
 DEVICE = "018f3c1a-0000-7000-8000-0000000000a1"
 MIB = 1 << 20
 
-OK, INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, ABORTED, UNIMPLEMENTED = 0, 3, 5, 6, 10, 12
+OK, INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, ABORTED = 0, 3, 5, 6, 10
 
 Json = dict[str, Any]
 
@@ -310,18 +310,28 @@ def test_configure(report: Report, grpcurl: Grpcurl) -> None:
 
     def validate_only() -> None:
         request = configuration(external_id="example-external-id-9", validate_only=True)
-        expect(grpcurl.call(configure, request), UNIMPLEMENTED, "NOT_SUPPORTED")
+        answer = grpcurl.call(configure, request).only()
+        results = {check["name"]: check["result"] for check in answer["checks"]}
+        wanted = {"CHECK_NAME_ASSUME_ROLE", "CHECK_NAME_EXTERNAL_ID_REQUIRED", "CHECK_NAME_WRITE_RECORD"}
+        if not wanted <= set(results) or results["CHECK_NAME_ASSUME_ROLE"] != "CHECK_RESULT_FAILED":
+            raise Failure(f"each check should be told, and the role's fail without AWS: {answer}")
+        if answer["integration"]["integration_id"]:
+            raise Failure(f"what is not saved has no integration_id: {answer}")
+
+    def validate_only_and_bad() -> None:
+        expect(grpcurl.call(configure, {"validate_only": True}), INVALID_ARGUMENT, "INVALID_FIELD", everything)
 
     report.attempt("a stale etag", stale)
     report.attempt("an external ID of another organization", of_another)
     report.attempt("validate_only", validate_only)
+    report.attempt("validate_only with every field missing", validate_only_and_bad)
 
     def nothing_saved() -> None:
         for organization in ("bad-input", "other"):
             answer = grpcurl.call(f"{INTEGRATIONS}/Get", {"organization_id": organization})
             expect(answer, NOT_FOUND, "INTEGRATION_NOT_FOUND")
 
-    report.attempt("nothing of the refused requests was saved", nothing_saved)
+    report.attempt("nothing of these requests was saved", nothing_saved)
 
 
 def test_reads(report: Report, grpcurl: Grpcurl) -> None:

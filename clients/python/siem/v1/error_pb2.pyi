@@ -40,15 +40,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The etag is not the current one: someone changed the integration in between."""
     ERROR_REASON_EXTERNAL_ID_IN_USE: _ErrorReason.ValueType  # 8
     """Another organization uses this external ID."""
-    ERROR_REASON_NOT_SUPPORTED: _ErrorReason.ValueType  # 9
-    """The server does not do this yet."""
-    ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 10
+    ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 9
     """A bound on memory or work in flight is reached; try again as RetryInfo says."""
-    ERROR_REASON_STORAGE_FAILED: _ErrorReason.ValueType  # 11
+    ERROR_REASON_STORAGE_FAILED: _ErrorReason.ValueType  # 10
     """The log could not be written; nothing of the request was accepted."""
-    ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 12
+    ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 11
     """The server is shutting down; connect again."""
-    ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 13
+    ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 12
     """A defect of the server."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -75,14 +73,12 @@ ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 7
 """The etag is not the current one: someone changed the integration in between."""
 ERROR_REASON_EXTERNAL_ID_IN_USE: ErrorReason.ValueType  # 8
 """Another organization uses this external ID."""
-ERROR_REASON_NOT_SUPPORTED: ErrorReason.ValueType  # 9
-"""The server does not do this yet."""
-ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 10
+ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 9
 """A bound on memory or work in flight is reached; try again as RetryInfo says."""
-ERROR_REASON_STORAGE_FAILED: ErrorReason.ValueType  # 11
+ERROR_REASON_STORAGE_FAILED: ErrorReason.ValueType  # 10
 """The log could not be written; nothing of the request was accepted."""
-ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 12
+ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 11
 """The server is shutting down; connect again."""
-ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 13
+ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 12
 """A defect of the server."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -115,6 +115,10 @@ class _CheckNameEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CheckName.V
     """The role can not be assumed without the external ID, or with another one."""
     CHECK_NAME_WRITE_RECORD: _CheckName.ValueType  # 3
     """The stream accepts a record."""
+    CHECK_NAME_USE_KMS_KEY: _CheckName.ValueType  # 4
+    """The role may use the stream's KMS key, where it has one. With validate_only it is
+    always skipped; a test finds it out by writing.
+    """
 
 class CheckName(_CheckName, metaclass=_CheckNameEnumTypeWrapper):
     """What a check looks at."""
@@ -127,6 +131,10 @@ CHECK_NAME_EXTERNAL_ID_REQUIRED: CheckName.ValueType  # 2
 """The role can not be assumed without the external ID, or with another one."""
 CHECK_NAME_WRITE_RECORD: CheckName.ValueType  # 3
 """The stream accepts a record."""
+CHECK_NAME_USE_KMS_KEY: CheckName.ValueType  # 4
+"""The role may use the stream's KMS key, where it has one. With validate_only it is
+always skipped; a test finds it out by writing.
+"""
 Global___CheckName: _TypeAlias = CheckName  # noqa: Y015
 
 class _CheckResult:
@@ -395,23 +403,31 @@ class ConfigureResponse(_message.Message):
 
     INTEGRATION_FIELD_NUMBER: _builtins.int
     CHECKS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def integration(self) -> Global___Integration:
-        """The integration as it is now; with validate_only, as it would be."""
+        """The integration as it is now; with validate_only, as it would be: without
+        integration_id and etag where it would be created.
+        """
 
     @_builtins.property
     def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Check]:
         """With validate_only: what was checked."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is allowed but seldom meant, such as a role of another account than the stream."""
 
     def __init__(
         self,
         *,
         integration: Global___Integration | None = ...,
         checks: _abc.Iterable[Global___Check] | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["integration", b"integration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checks", b"checks", "integration", b"integration"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checks", b"checks", "integration", b"integration", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -606,6 +622,7 @@ class SendTestResponse(_message.Message):
     CHECKS_FIELD_NUMBER: _builtins.int
     RECEIPT_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     delivered: _builtins.bool
     """Whether the stream accepted the test event."""
     message: _builtins.str
@@ -624,6 +641,10 @@ class SendTestResponse(_message.Message):
     def status(self) -> Global___IntegrationStatus:
         """The status after the test."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is allowed but seldom meant, such as a role of another account than the stream."""
+
     def __init__(
         self,
         *,
@@ -632,10 +653,11 @@ class SendTestResponse(_message.Message):
         checks: _abc.Iterable[Global___Check] | None = ...,
         receipt: Global___TestReceipt | None = ...,
         status: Global___IntegrationStatus | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checks", b"checks", "delivered", b"delivered", "message", b"message", "receipt", b"receipt", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checks", b"checks", "delivered", b"delivered", "message", b"message", "receipt", b"receipt", "status", b"status", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,7 +9,7 @@ import { enumDesc, fileDesc } from "@bufbuild/protobuf/codegenv2";
  * Describes the file siem/v1/error.proto.
  */
 export const file_siem_v1_error: GenFile = /*@__PURE__*/
-  fileDesc("ChNzaWVtL3YxL2Vycm9yLnByb3RvEgdzaWVtLnYxKtwDCgtFcnJvclJlYXNvbhIcChhFUlJPUl9SRUFTT05fVU5TUEVDSUZJRUQQABIeChpFUlJPUl9SRUFTT05fSU5WQUxJRF9GSUVMRBABEiAKHEVSUk9SX1JFQVNPTl9UT09fTUFOWV9FVkVOVFMQAhIiCh5FUlJPUl9SRUFTT05fUkVRVUVTVF9UT09fTEFSR0UQAxIhCh1FUlJPUl9SRUFTT05fUkVDT1JEX1RPT19MQVJHRRAEEiAKHEVSUk9SX1JFQVNPTl9NQUxGT1JNRURfRVZFTlQQBRImCiJFUlJPUl9SRUFTT05fSU5URUdSQVRJT05fTk9UX0ZPVU5EEAYSHgoaRVJST1JfUkVBU09OX0VUQUdfTUlTTUFUQ0gQBxIjCh9FUlJPUl9SRUFTT05fRVhURVJOQUxfSURfSU5fVVNFEAgSHgoaRVJST1JfUkVBU09OX05PVF9TVVBQT1JURUQQCRIbChdFUlJPUl9SRUFTT05fT1ZFUkxPQURFRBAKEh8KG0VSUk9SX1JFQVNPTl9TVE9SQUdFX0ZBSUxFRBALEh4KGkVSUk9SX1JFQVNPTl9TSFVUVElOR19ET1dOEAwSGQoVRVJST1JfUkVBU09OX0lOVEVSTkFMEA1iBnByb3RvMw");
+  fileDesc("ChNzaWVtL3YxL2Vycm9yLnByb3RvEgdzaWVtLnYxKrwDCgtFcnJvclJlYXNvbhIcChhFUlJPUl9SRUFTT05fVU5TUEVDSUZJRUQQABIeChpFUlJPUl9SRUFTT05fSU5WQUxJRF9GSUVMRBABEiAKHEVSUk9SX1JFQVNPTl9UT09fTUFOWV9FVkVOVFMQAhIiCh5FUlJPUl9SRUFTT05fUkVRVUVTVF9UT09fTEFSR0UQAxIhCh1FUlJPUl9SRUFTT05fUkVDT1JEX1RPT19MQVJHRRAEEiAKHEVSUk9SX1JFQVNPTl9NQUxGT1JNRURfRVZFTlQQBRImCiJFUlJPUl9SRUFTT05fSU5URUdSQVRJT05fTk9UX0ZPVU5EEAYSHgoaRVJST1JfUkVBU09OX0VUQUdfTUlTTUFUQ0gQBxIjCh9FUlJPUl9SRUFTT05fRVhURVJOQUxfSURfSU5fVVNFEAgSGwoXRVJST1JfUkVBU09OX09WRVJMT0FERUQQCRIfChtFUlJPUl9SRUFTT05fU1RPUkFHRV9GQUlMRUQQChIeChpFUlJPUl9SRUFTT05fU0hVVFRJTkdfRE9XThALEhkKFUVSUk9SX1JFQVNPTl9JTlRFUk5BTBAMYgZwcm90bzM");
 
 /**
  * Every reason this service gives for a refusal. A gRPC error carries it, without
@@ -83,39 +83,32 @@ export enum ErrorReason {
   EXTERNAL_ID_IN_USE = 8,
 
   /**
-   * The server does not do this yet.
-   *
-   * @generated from enum value: ERROR_REASON_NOT_SUPPORTED = 9;
-   */
-  NOT_SUPPORTED = 9,
-
-  /**
    * A bound on memory or work in flight is reached; try again as RetryInfo says.
    *
-   * @generated from enum value: ERROR_REASON_OVERLOADED = 10;
+   * @generated from enum value: ERROR_REASON_OVERLOADED = 9;
    */
-  OVERLOADED = 10,
+  OVERLOADED = 9,
 
   /**
    * The log could not be written; nothing of the request was accepted.
    *
-   * @generated from enum value: ERROR_REASON_STORAGE_FAILED = 11;
+   * @generated from enum value: ERROR_REASON_STORAGE_FAILED = 10;
    */
-  STORAGE_FAILED = 11,
+  STORAGE_FAILED = 10,
 
   /**
    * The server is shutting down; connect again.
    *
-   * @generated from enum value: ERROR_REASON_SHUTTING_DOWN = 12;
+   * @generated from enum value: ERROR_REASON_SHUTTING_DOWN = 11;
    */
-  SHUTTING_DOWN = 12,
+  SHUTTING_DOWN = 11,
 
   /**
    * A defect of the server.
    *
-   * @generated from enum value: ERROR_REASON_INTERNAL = 13;
+   * @generated from enum value: ERROR_REASON_INTERNAL = 12;
    */
-  INTERNAL = 13,
+  INTERNAL = 12,
 }
 
 /**
