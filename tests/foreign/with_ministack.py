@@ -103,18 +103,19 @@ class Aws:
         return arn
 
     def role(self, name: str, external_id: str) -> str:
-        """Makes the role that a customer makes for the vendor; its ARN."""
-        trust = {
-            "Version": "2012-10-17",
-            "Statement": [
-                {
-                    "Effect": "Allow",
-                    "Principal": {"AWS": f"arn:aws:iam::{VENDOR}:root"},
-                    "Action": "sts:AssumeRole",
-                    "Condition": {"StringEquals": {"sts:ExternalId": external_id}},
-                }
-            ],
+        """Makes the role that a customer should make for the vendor; its ARN."""
+        return self.role_with(name, {"StringEquals": {"sts:ExternalId": external_id}})
+
+    def role_with(self, name: str, condition: Json) -> str:
+        """Makes a role that trusts the vendor under this condition; its ARN."""
+        statement: Json = {
+            "Effect": "Allow",
+            "Principal": {"AWS": f"arn:aws:iam::{VENDOR}:root"},
+            "Action": "sts:AssumeRole",
         }
+        if condition:
+            statement["Condition"] = condition
+        trust = {"Version": "2012-10-17", "Statement": [statement]}
         role = self.iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(trust))["Role"]
         self.allow_writes(name)
         arn: str = role["Arn"]
@@ -329,6 +330,23 @@ def send_test(report: Report, service: Service, reader: Reader, integration_id: 
     report.check(event["type"] == "TYPE_TEST" and event["data"]["type"] == "TYPE_TEST", "it says that it is a test", event)
     report.check("sequence" not in event and event["integrationid"] == integration_id, "it has no sequence", event)
     report.check(found[0].key == integration_id == event["subject"], "its key is the integration", event)
+
+
+def external_id_required(report: Report, aws: Aws, service: Service, stream: str) -> None:
+    """SendTest finds roles that would let the vendor in without the customer's external ID."""
+    report.section("the external ID is required")
+    for name, condition, wanted in (
+        ("strict", {"StringEquals": {"sts:ExternalId": "example-external-id-strict"}}, integration_pb2.CHECK_RESULT_PASSED),
+        ("open", {}, integration_pb2.CHECK_RESULT_FAILED),
+        ("wildcard", {"StringLike": {"sts:ExternalId": "*"}}, integration_pb2.CHECK_RESULT_FAILED),
+    ):
+        role = aws.role_with(f"siem-{name}", condition)
+        service.configure(f"trust-{name}", stream, role, f"example-external-id-{name}")
+        verdict = service.test(f"trust-{name}")
+        report.check(verdict.delivered, f"{name}: the test event is delivered", verdict)
+        check = next(c for c in verdict.checks if c.name == integration_pb2.CHECK_NAME_EXTERNAL_ID_REQUIRED)
+        report.check(check.result == wanted, f"{name}: {integration_pb2.CheckResult.Name(wanted)}", check)
+        report.check((check.remedy != "") == (wanted == integration_pb2.CHECK_RESULT_FAILED), f"{name}: a remedy if needed", check)
 
 
 class Scenario:
@@ -570,6 +588,7 @@ def test(report: Report) -> None:
                 reader = Reader(aws.kinesis, stream)
                 last = deliver_samples(report, service, reader, integration.integration_id)
                 send_test(report, service, reader, integration.integration_id)
+                external_id_required(report, aws, service, stream)
                 scenario = Scenario(report, aws, service, role, integration.integration_id, last)
                 scenario.wrong_external_id(stream, reader)
                 scenario.writes_denied(reader)
