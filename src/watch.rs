@@ -126,6 +126,8 @@ impl Subscriber {
             next_heartbeat,
         };
         match subscriber.read_token(resume_token) {
+            // Given before anything was told but who is absent, perhaps not all of it.
+            Some(0) => subscriber.start_over(),
             Some(revision) => subscriber.cursor = revision,
             None if resume_token.is_empty() => subscriber.start_over(),
             None => subscriber.reset(),

@@ -245,11 +245,13 @@ async fn replace(
     let (key, now) = (integration.key, integration.updated_at);
     let changed = plan.changed.unwrap_or_default();
     if !changed.is_empty() {
-        let unknown = StatusDetail::unknown(now);
-        if slot.snapshot.status.is_change(&unknown) {
-            slot.snapshot.revision = draft.next_revision();
-            slot.snapshot.status = Arc::new(unknown);
+        // What was met before says nothing of what is configured now.
+        let mut unknown = StatusDetail::unknown(now);
+        match slot.snapshot.status.is_change(&unknown) {
+            true => slot.snapshot.revision = draft.next_revision(),
+            false => unknown.since = slot.snapshot.status.since,
         }
+        slot.snapshot.status = Arc::new(unknown);
         slot.stall = Stall::default();
     }
     let sql = "UPDATE integration SET stream_arn = $1, role_arn = $2, \

@@ -1,10 +1,10 @@
 //! What delivery promises.
 
-use siem_relay::sandbox::aws::{Effect, Fault, HazardCounts, Operation, SessionLifetime, When};
+mod trouble;
 
-use crate::harness::{
-    Customer, Load, Published, World, arrive, check_in_order, check_whole, encode, within,
-};
+use siem_relay::sandbox::aws::{Effect, Fault, HazardCounts, Operation, When};
+
+use crate::harness::{Customer, Load, Published, World, arrive, check_in_order, check_whole};
 
 /// Whatever fails, no key is ever in two requests, and none overtakes its own failure.
 #[track_caller]

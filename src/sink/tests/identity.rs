@@ -28,7 +28,7 @@ async fn customers(count: i64) -> (World, Vec<Arc<Integration>>) {
     world.stream(None);
     let everything = policy(&json!({"Effect": "Allow", "Action": "*", "Resource": "*"}));
     for which in 0..count {
-        let spec = RoleSpec::new(&role(which), &trust(EXTERNAL_ID), &everything);
+        let spec = RoleSpec::new(role(which), trust(EXTERNAL_ID), &everything);
         world.control.put_role(spec).unwrap();
     }
     let customers: Vec<_> = (0..count).map(customer).collect();
