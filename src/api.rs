@@ -30,7 +30,7 @@ use crate::{
     proto::{
         DESCRIPTOR_SET,
         v1::{
-            event_service_server::EventServiceServer,
+            self, event_service_server::EventServiceServer,
             siem_integration_service_server::SiemIntegrationServiceServer,
         },
     },
@@ -42,6 +42,9 @@ use crate::{
 const MOST_MESSAGE_BYTES: usize = 8 << 20;
 /// How long an answer that is no stream may take.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// Requests of one connection that are being answered; the streams among them count
+/// only until they have begun.
+const REQUESTS_PER_CONNECTION: usize = 256;
 /// How often a silent connection is asked whether its peer still lives.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
@@ -98,7 +101,7 @@ pub const DELIVERY_HEALTH: &str = "delivery";
 
 /// Delivery is NOT_SERVING while this service's own AWS identity is refused.
 async fn tell_standing(
-    health: HealthReporter,
+    mut health: HealthReporter,
     mut standing: watch::Receiver<Standing>,
     stop: CancellationToken,
 ) {
@@ -111,10 +114,23 @@ async fn tell_standing(
         };
         health.set_service_status(DELIVERY_HEALTH, status).await;
         tokio::select! {
-            () = stop.cancelled() => return,
-            changed = standing.changed() => if changed.is_err() { return },
+            () = stop.cancelled() => break,
+            changed = standing.changed() => if changed.is_err() { break },
         }
     }
+    // Ends the streams of those who watch, which would outlive everything else.
+    for service in health_names() {
+        health.clear_service_status(service).await;
+    }
+}
+
+fn health_names() -> [&'static str; 4] {
+    [
+        "",
+        DELIVERY_HEALTH,
+        v1::siem_integration_service_server::SERVICE_NAME,
+        v1::event_service_server::SERVICE_NAME,
+    ]
 }
 
 impl<D: Delivery> Api<D> {
@@ -134,14 +150,16 @@ impl<D: Delivery> Api<D> {
         .max_decoding_message_size(MOST_MESSAGE_BYTES);
         let integrations = SiemIntegrationServiceServer::new(Integrations {
             store: self.store,
-            delivery: self.delivery,
+            delivery: Arc::new(self.delivery),
             watch: self.watch,
+            deletions: Arc::default(),
         });
         let (health, health_service) = tonic_health::server::health_reporter();
-        health
-            .set_serving::<SiemIntegrationServiceServer<Integrations<D>>>()
-            .await;
-        health.set_serving::<EventServiceServer<Events>>().await;
+        for service in health_names() {
+            health
+                .set_service_status(service, ServingStatus::Serving)
+                .await;
+        }
         tokio::spawn(tell_standing(health, self.standing, stop.clone()));
         let reflection = || {
             tonic_reflection::server::Builder::configure()
@@ -157,6 +175,8 @@ impl<D: Delivery> Api<D> {
             .initial_connection_window_size(8 << 20)
             // Status streams are long-lived, and many share a connection.
             .max_concurrent_streams(Some(20_000))
+            // A request is not even read while so many of its connection are answered.
+            .concurrency_limit_per_connection(REQUESTS_PER_CONNECTION)
             // A client that waits for ever must not hold a handler for ever.
             .timeout(DEADLINE)
             // Outermost: what is refused below is traced as well.

@@ -90,6 +90,9 @@ pub trait Sink: Send + Sync + 'static {
 pub trait ExternalIds: Send + Sync + 'static {
     /// The external ID in clear, or [`Unreadable`] where the key does not fit.
     fn open(&self, integration: &Integration) -> Result<ExternalId, Unreadable>;
+
+    /// Whether the integration still exists and is still configured so.
+    fn is_current(&self, integration: &Integration) -> bool;
 }
 
 /// The external ID cannot be decrypted.

@@ -2,6 +2,8 @@
 
 mod gate;
 mod lane;
+mod load;
+mod outcome;
 mod test_event;
 mod turn;
 
@@ -17,7 +19,10 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{gate::Gate, lane::Lanes};
+use self::{
+    gate::Gate,
+    lane::{Lanes, TurnLimits},
+};
 use crate::{
     domain::{
         backoff::BackoffPolicy, delivery::BatchLimits, event::Format, integration::IntegrationKey,
@@ -170,14 +175,15 @@ impl<S: Sink> Worker<S> {
 
     fn start_turns(&self) {
         let options = &self.shared.options;
+        let limits = TurnLimits::new(
+            options.requests_in_flight,
+            options.requests_in_flight_per_integration,
+        );
         let mut lanes = self.shared.lanes();
         lanes.wake(Instant::now());
-        while lanes.turns < options.requests_in_flight {
-            let Some(key) = lanes.next_ready(options.requests_in_flight_per_integration) else {
-                return;
-            };
+        while let Some((key, allowance)) = lanes.next_ready(limits) {
             let defect = self.shared.defect.clone().drop_guard();
-            let turn = turn::take(Arc::clone(&self.shared), key);
+            let turn = turn::take(Arc::clone(&self.shared), key, allowance);
             self.shared.turns.spawn(async move {
                 turn.await;
                 // A panic drops it armed.

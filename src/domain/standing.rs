@@ -67,10 +67,16 @@ impl<T: Clone> Witnesses<T> {
         self.roles.iter().any(|(known, _, _)| *known == key)
     }
 
-    /// Who to ask about the refusal of `key`; empty where too few are known.
-    pub fn to_ask(&mut self, key: IntegrationKey, now: Timestamp) -> Vec<T> {
+    /// Who to ask about the refusal of `key`; empty where too few are known. Those that
+    /// are not `current` any more are forgotten.
+    pub fn to_ask(
+        &mut self,
+        key: IntegrationKey,
+        now: Timestamp,
+        current: impl Fn(&T) -> bool,
+    ) -> Vec<T> {
         self.roles
-            .retain(|(_, worked, _)| now.duration_since(*worked) <= LATELY);
+            .retain(|(_, worked, role)| now.duration_since(*worked) <= LATELY && current(role));
         let others = self
             .roles
             .iter()
@@ -107,10 +113,25 @@ mod tests {
         for key in 0..4 {
             witnesses.worked(IntegrationKey(key), at(key * 1000), key);
         }
-        assert_eq!(witnesses.to_ask(IntegrationKey(9), at(3000)), [3, 2, 1, 0]);
-        assert_eq!(witnesses.to_ask(IntegrationKey(3), at(3000)), [2, 1, 0]);
-        assert_eq!(witnesses.to_ask(IntegrationKey(9), at(3700)), [3, 2, 1]);
-        assert!(witnesses.to_ask(IntegrationKey(3), at(3700)).is_empty());
+        assert_eq!(
+            witnesses.to_ask(IntegrationKey(9), at(3000), |_| true),
+            [3, 2, 1, 0]
+        );
+        assert_eq!(
+            witnesses.to_ask(IntegrationKey(3), at(3000), |_| true),
+            [2, 1, 0]
+        );
+        assert_eq!(
+            witnesses.to_ask(IntegrationKey(9), at(3700), |_| true),
+            [3, 2, 1]
+        );
+        assert!(
+            witnesses
+                .to_ask(IntegrationKey(3), at(3700), |_| true)
+                .is_empty()
+        );
+        let odd = witnesses.to_ask(IntegrationKey(9), at(3700), |key| key % 2 == 1);
+        assert!(odd.is_empty(), "two are too few: {odd:?}");
     }
 
     #[test]

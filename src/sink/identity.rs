@@ -29,7 +29,7 @@ pub(super) struct Identity {
     standing: watch::Sender<Standing>,
     state: Mutex<State>,
     /// One asks the witnesses at a time; the others take its word.
-    word: AsyncMutex<Option<Word>>,
+    asking: AsyncMutex<()>,
 }
 
 #[derive(Default)]
@@ -37,6 +37,7 @@ struct State {
     witnesses: Witnesses<Arc<Integration>>,
     /// While our identity is refused, the hour of the witnesses stands still.
     refused_since: Option<Timestamp>,
+    word: Option<Word>,
 }
 
 #[derive(Clone, Copy)]
@@ -51,7 +52,7 @@ impl Identity {
             assume_role,
             standing: watch::Sender::new(Standing::Good),
             state: Mutex::default(),
-            word: AsyncMutex::new(None),
+            asking: AsyncMutex::new(()),
         }
     }
 
@@ -75,7 +76,7 @@ impl Identity {
     ) -> Result<Arc<Session>, Fault> {
         let fault = match self.assume_role.assume(integration).await {
             Ok(session) => {
-                self.worked(integration).await;
+                self.worked(integration);
                 return Ok(session);
             }
             Err(fault) => fault,
@@ -115,20 +116,18 @@ impl Identity {
         }
     }
 
-    async fn worked(&self, integration: &Arc<Integration>) {
+    fn worked(&self, integration: &Arc<Integration>) {
         {
             let mut state = self.state();
             let now = Timestamp::now();
-            state.refused_since = None;
+            if state.refused_since.take().is_some() {
+                state.word = None;
+            }
             state
                 .witnesses
                 .worked(integration.key, now, Arc::clone(integration));
         }
-        let was_refused = *self.standing.borrow() != Standing::Good;
-        if was_refused {
-            self.set(Standing::Good);
-            *self.word.lock().await = None;
-        }
+        self.set(Standing::Good);
     }
 
     /// Whose fault a denial is. Only that of a role that worked lately, or in a time
@@ -153,16 +152,17 @@ impl Identity {
 
     /// Has others that worked lately assumed anew: whether most of them are refused too.
     async fn ask(&self, integration: &Integration) -> bool {
-        let mut word = self.word.lock().await;
-        if let Some(word) = *word
-            && word.until > Instant::now()
-        {
-            return word.ours;
-        }
-        let witnesses = {
+        let _one = self.asking.lock().await;
+        let witnesses: Vec<_> = {
             let mut state = self.state();
+            if let Some(word) = state.word
+                && word.until > Instant::now()
+            {
+                return word.ours;
+            }
             let now = state.refused_since.unwrap_or_else(Timestamp::now);
-            state.witnesses.to_ask(integration.key, now)
+            let current = |witness: &Arc<Integration>| self.assume_role.is_current(witness);
+            state.witnesses.to_ask(integration.key, now, current)
         };
         let answers = join_all(
             witnesses
@@ -182,7 +182,7 @@ impl Identity {
         let refused = clear.iter().filter(|denied| **denied).count();
         let ours = is_ours(clear.len(), refused);
         let lasts = if ours { OURS_FOR } else { THEIRS_FOR };
-        *word = Some(Word {
+        self.state().word = Some(Word {
             ours,
             until: Instant::now() + lasts,
         });
