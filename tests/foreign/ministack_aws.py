@@ -8,7 +8,8 @@ What ministack 1.5 does under AUTH=true, as tried by hand:
   (UnrecognizedClientException).
 - AssumeRole looks the role up in the account that its ARN names, and evaluates its trust policy with
   the caller's principal and `sts:ExternalId`. A wrong external ID, none, an unknown role and an
-  untrusted principal are one answer, AccessDenied, as at AWS. The caller's own policy is not asked.
+  untrusted principal are one answer, AccessDenied, as at AWS; so is a caller whose own policy does not
+  allow sts:AssumeRole.
 - A session is bound by the role's policies and the session policy: an action or a stream outside
   them is AccessDeniedException, also where that stream does not exist. A stream that they allow and
   that does not exist is ResourceNotFoundException. A stream exists in its region only.

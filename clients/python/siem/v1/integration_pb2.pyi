@@ -77,6 +77,10 @@ class _StatusReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StatusRe
     """Nothing got through for 60 s because of throttling."""
     STATUS_REASON_UNREACHABLE: _StatusReason.ValueType  # 8
     """Nothing got through for 60 s because of time-outs, refused connections or AWS 5xx."""
+    STATUS_REASON_LOG_UNREADABLE: _StatusReason.ValueType  # 9
+    """The service cannot read its own log of this integration; nothing is lost, and its
+    operator has to act.
+    """
 
 class StatusReason(_StatusReason, metaclass=_StatusReasonEnumTypeWrapper):
     """Why a status is UNAUTHORIZED or FAILING."""
@@ -99,6 +103,10 @@ STATUS_REASON_THROTTLED: StatusReason.ValueType  # 7
 """Nothing got through for 60 s because of throttling."""
 STATUS_REASON_UNREACHABLE: StatusReason.ValueType  # 8
 """Nothing got through for 60 s because of time-outs, refused connections or AWS 5xx."""
+STATUS_REASON_LOG_UNREADABLE: StatusReason.ValueType  # 9
+"""The service cannot read its own log of this integration; nothing is lost, and its
+operator has to act.
+"""
 Global___StatusReason: _TypeAlias = StatusReason  # noqa: Y015
 
 class _CheckName:
