@@ -127,6 +127,7 @@ impl App {
             delivery: Deliveries(self.worker.clone()),
             watch,
             format: self.format,
+            standing: self.worker.standing(),
             publish_bytes_in_flight: self.publish_bytes_in_flight,
             stop: api_stop.clone(),
         };
@@ -143,14 +144,23 @@ impl App {
         };
         tracing::info!("shutting down");
         let deadline = Instant::now() + self.shutdown_deadline;
+        // At once, so that a stream that does not end takes no time from deliveries.
         api_stop.cancel();
-        if !matches!(ended, Err(AppError::Serve(_) | AppError::Defect("API"))) {
-            join(api, deadline, "answer every request").await;
-        }
         worker_stop.cancel();
-        if !matches!(ended, Err(AppError::Defect("delivery worker"))) {
-            finish(worker, deadline, &kill).await;
-        }
+        let api_ended = matches!(ended, Err(AppError::Serve(_) | AppError::Defect("API")));
+        let worker_ended = matches!(ended, Err(AppError::Defect("delivery worker")));
+        tokio::join!(
+            async {
+                if !api_ended {
+                    join(api, deadline, "answer every request").await;
+                }
+            },
+            async {
+                if !worker_ended {
+                    finish(worker, deadline, &kill).await;
+                }
+            },
+        );
         if timeout(CLOSE_DEADLINE, self.store.close()).await.is_err() {
             tracing::warn!("the store did not close in time; what was not settled is sent again");
         }
@@ -250,6 +260,11 @@ impl ExternalIds for StoredExternalIds {
     fn open(&self, integration: &Integration) -> Result<ExternalId, Unreadable> {
         let opened = self.0.open_external_id(integration);
         opened.map_err(|_| Unreadable)
+    }
+
+    fn is_current(&self, integration: &Integration) -> bool {
+        let current = self.0.get(integration.key);
+        current.is_some_and(|current| current.integration.version == integration.version)
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod external_id;
 mod publish;
+mod sandbox;
 mod serve;
 mod signals;
 
@@ -30,6 +31,7 @@ struct Cli {
 enum Command {
     /// Runs the service.
     Serve(serve::Args),
+    Sandbox(sandbox::SandboxArgs),
     Publish(publish::PublishArgs),
     /// Prints a fresh external ID of 64 hexadecimal characters; it serves as a key of
     /// `external-id-key-file` as well.
@@ -39,6 +41,7 @@ enum Command {
 async fn dispatch(command: Command) -> ExitCode {
     match command {
         Command::Serve(args) => serve::run(args).await,
+        Command::Sandbox(args) => sandbox::run(args).await,
         Command::Publish(args) => publish::run(args).await,
         Command::ExternalId => external_id::run(),
     }

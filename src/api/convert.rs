@@ -52,6 +52,7 @@ fn reason_value(reason: Option<Reason>) -> v1::StatusReason {
         Some(Reason::InvalidConfiguration) => v1::StatusReason::InvalidConfiguration,
         Some(Reason::Throttled) => v1::StatusReason::Throttled,
         Some(Reason::Unreachable) => v1::StatusReason::Unreachable,
+        Some(Reason::LogUnreadable) => v1::StatusReason::LogUnreadable,
     }
 }
 

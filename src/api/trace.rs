@@ -1,6 +1,10 @@
-//! A span for each request, child of the caller's trace.
+//! A span for each request, child of the caller's trace, and a log line where one
+//! fails.
+
+use std::time::Duration;
 
 use http::Request;
+use tower_http::classify::{GrpcCode, GrpcFailureClass};
 use tracing::Span;
 
 use crate::telemetry::continue_trace;
@@ -22,4 +26,20 @@ pub(super) fn span<B>(request: &Request<B>) -> Span {
     );
     continue_trace(&span, request.headers());
     span
+}
+
+/// Logs an answer that shows a defect of ours. Other errors tell the caller what it
+/// did wrong, or that a shutdown ends its stream; that is no news to whoever runs us.
+pub(super) fn log_failure(failure: GrpcFailureClass, latency: Duration, _: &Span) {
+    let latency_ms = latency.as_millis();
+    let code = match &failure {
+        GrpcFailureClass::Status(status) => status.code(),
+        _ => None,
+    };
+    match code {
+        None | Some(GrpcCode::Unknown | GrpcCode::Internal | GrpcCode::DataLoss) => {
+            tracing::error!(%failure, latency_ms, "request failed");
+        }
+        Some(_) => tracing::debug!(%failure, latency_ms, "request refused"),
+    }
 }

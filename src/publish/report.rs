@@ -123,10 +123,18 @@ pub struct ConsoleReporter<W> {
 impl<W: Write> ConsoleReporter<W> {
     /// `out` is stderr, but for tests.
     pub fn new(out: W) -> Self {
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        Self::with_target(out, ProgressDrawTarget::stderr())
+    }
+
+    /// No progress bar, for where something else is on the screen.
+    pub fn without_bar(out: W) -> Self {
+        Self::with_target(out, ProgressDrawTarget::hidden())
+    }
+
+    fn with_target(out: W, target: ProgressDrawTarget) -> Self {
         Self {
             out,
-            bar,
+            bar: ProgressBar::with_draw_target(None, target),
             broken: Limited::default(),
             rejected: Limited::default(),
             retrying: None,

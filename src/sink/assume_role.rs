@@ -186,6 +186,20 @@ impl AssumeRole {
         }
     }
 
+    /// Whether the integration is still configured so.
+    pub(super) fn is_current(&self, integration: &Integration) -> bool {
+        self.external_ids.is_current(integration)
+    }
+
+    /// Whether AWS takes this service's own credentials.
+    pub(super) async fn who_are_we(&self) -> Result<(), Fault> {
+        let answer = self.client.get_caller_identity().send();
+        match answer.with_subscriber(self.quiet.clone()).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(fault::fault(Stage::AssumeRole, &error)),
+        }
+    }
+
     async fn is_refused(
         &self,
         integration: &Integration,

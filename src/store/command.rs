@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use uuid::Uuid;
 
-use super::{StoreError, draft::Observed};
+use super::{StoreError, draft::Observed, tail::union};
 use crate::domain::{
     arn::{RoleArn, StreamArn},
     delivery::Settlement,
@@ -20,6 +20,8 @@ pub(super) type Reply<T, E = StoreError> = oneshot::Sender<Result<T, E>>;
 pub(super) enum Command {
     Append {
         segments: Vec<OwnedSegment>,
+        /// Held until the answer is given.
+        memory: Option<OwnedSemaphorePermit>,
         reply: Reply<Vec<bool>>,
     },
     Settle(Settle),
@@ -129,7 +131,9 @@ impl Unsettled {
             one.finished.push(id);
         }
         for (id, bitmap, pending_bytes) in settle.settlement.partial {
-            one.partial.insert(id, (bitmap, pending_bytes));
+            let (known, bytes) = one.partial.entry(id).or_insert((Vec::new(), pending_bytes));
+            *known = union(known, &bitmap);
+            *bytes = pending_bytes.min(*bytes);
         }
         if settle.observed.is_some() {
             self.unseen.push(settle.key);

@@ -46,7 +46,7 @@ const STATUSES: [(Status, &str); 4] = [
     (Status::Failing, "FAILING"),
 ];
 
-const REASONS: [(Reason, &str); 8] = [
+const REASONS: [(Reason, &str); 9] = [
     (Reason::AssumeRoleDenied, "ASSUME_ROLE_DENIED"),
     (Reason::WriteDenied, "WRITE_DENIED"),
     (Reason::KmsDenied, "KMS_DENIED"),
@@ -55,6 +55,7 @@ const REASONS: [(Reason, &str); 8] = [
     (Reason::InvalidConfiguration, "INVALID_CONFIGURATION"),
     (Reason::Throttled, "THROTTLED"),
     (Reason::Unreachable, "UNREACHABLE"),
+    (Reason::LogUnreadable, "LOG_UNREADABLE"),
 ];
 
 fn text_of<T: PartialEq>(table: &[(T, &'static str)], value: &T) -> &'static str {

@@ -82,7 +82,7 @@ impl MasterKey {
                     path: path.to_owned(),
                     source,
                 })?;
-                Ok(key)
+                Self::from_file(path)
             }
             read => read,
         }
@@ -98,7 +98,7 @@ impl MasterKey {
 
     /// Written beside and linked into place, so that a kill leaves no half key.
     fn write_new(&self, path: &Path) -> io::Result<()> {
-        let beside = path.with_extension("new");
+        let beside = path.with_extension(format!("new-{}", std::process::id()));
         let mut text = Zeroizing::new(String::with_capacity(65));
         for byte in self.0.iter() {
             use std::fmt::Write;
@@ -113,7 +113,13 @@ impl MasterKey {
             .open(&beside)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        fs::rename(&beside, path)?;
+        // Another process may have been first: then its key is the key.
+        let linked = fs::hard_link(&beside, path);
+        fs::remove_file(&beside)?;
+        match linked {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
         match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
             _ => File::open(".")?.sync_all(),

@@ -1,0 +1,227 @@
+//! `siem-relay sandbox`: the service with a stand-in for AWS, and detections that arrive.
+
+use std::{
+    io::{self, Write as _},
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::Args;
+use uuid::Uuid;
+
+use super::{complain, shutdown_on_signals};
+use crate::{
+    config::{Config, EXIT_USAGE},
+    domain::organization::OrganizationId,
+    publish::Input,
+    sandbox::{
+        self, DEFAULT_DEVICE, DEFAULT_NETWORK, DEFAULT_PORT, Feed, Options, Port,
+        aws::vendor_credentials,
+    },
+    telemetry::{self, TelemetryGuard},
+};
+
+/// The service's own lines on status changes would repeat the show.
+const DEFAULT_LOG_LEVEL: &str = "warn,siem_relay::watch=error";
+
+/// Runs the service with a local stand-in for AWS, and shows detections that arrive.
+///
+/// One process, and nothing else: no account, no network, no files. It configures an
+/// integration, publishes sample detections, and prints what it reads back from the
+/// stream, and each change of status, until Ctrl-C. Where stdout is no terminal, it
+/// holds nothing but the CloudEvents as they were delivered, one a line, and all else
+/// goes to stderr. The database is a temporary directory that is removed at the end.
+///
+/// With --events or --eve it ends by itself. The exit code is 0 where everything was
+/// read back, and no line of an EVE file was broken; 64 where the options are wrong;
+/// otherwise 1.
+#[derive(Debug, Args)]
+pub struct SandboxArgs {
+    /// The port of the gRPC API, 0 for a free one. By default 50051; with --events or
+    /// --eve a free one where that is taken. With --aws-only, the port of the stand-in.
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
+    /// Publish so many samples as fast as they are taken, and end.
+    #[arg(long, value_name = "N", conflicts_with = "eve", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    events: Option<u64>,
+    /// Publish the alerts of this Suricata EVE file, or - for standard input, and end.
+    #[arg(long, value_name = "FILE")]
+    eve: Option<PathBuf>,
+    /// The organization whose events they are.
+    #[arg(long, value_name = "ID", default_value = "acme", value_parser = organization)]
+    organization: OrganizationId,
+    /// The network of the EVE file's sensor.
+    #[arg(long, value_name = "UUID", requires = "eve", default_value_t = DEFAULT_NETWORK)]
+    network: Uuid,
+    /// The sensor of the EVE file.
+    #[arg(long, value_name = "UUID", requires = "eve", default_value_t = DEFAULT_DEVICE)]
+    device: Uuid,
+    /// With --events or --eve: give up when nothing arrived for so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3_600))]
+    timeout: u32,
+    /// Run only the stand-in for STS and Kinesis, empty, until a signal; print what to
+    /// export so that the AWS SDKs and `siem-relay serve` use it.
+    #[arg(long, conflicts_with_all = ["events", "eve", "organization", "timeout"])]
+    aws_only: bool,
+    /// The port of the stand-in; by default a free one.
+    #[arg(long, value_name = "PORT")]
+    aws_port: Option<u16>,
+    /// What the service logs to stderr.
+    #[arg(long, value_name = "LEVEL", default_value = DEFAULT_LOG_LEVEL)]
+    log_level: String,
+}
+
+fn organization(text: &str) -> Result<OrganizationId, String> {
+    OrganizationId::new(text).map_err(|error| error.to_string())
+}
+
+impl From<SandboxArgs> for Options {
+    fn from(args: SandboxArgs) -> Self {
+        let feed = match (args.events, args.eve) {
+            (Some(count), _) => Feed::Count(count),
+            (None, Some(path)) => Feed::Eve {
+                input: match path.as_os_str() == "-" {
+                    true => Input::Stdin,
+                    false => Input::File(path),
+                },
+                network_id: args.network,
+                device_id: args.device,
+            },
+            (None, None) => Feed::Samples,
+        };
+        Self {
+            port: match args.port {
+                Some(port) => Port::Exactly(port),
+                None if feed.has_end() => Port::Preferably(DEFAULT_PORT),
+                None => Port::Exactly(DEFAULT_PORT),
+            },
+            aws_port: args.aws_port.unwrap_or(0),
+            organization: args.organization,
+            feed,
+            patience: Duration::from_secs(args.timeout.into()),
+        }
+    }
+}
+
+/// Runs the sandbox, or only its stand-in.
+pub async fn run(args: SandboxArgs) -> ExitCode {
+    let _telemetry = match logs(&args.log_level) {
+        Ok(guard) => guard,
+        Err(code) => return code,
+    };
+    let shutdown = match shutdown_on_signals() {
+        Ok(shutdown) => shutdown,
+        Err(error) => {
+            complain("signals cannot be handled", &error);
+            return ExitCode::FAILURE;
+        }
+    };
+    let ended = match args.aws_only {
+        true => {
+            let port = args.aws_port.or(args.port).unwrap_or(0);
+            sandbox::run_aws_only(port, shutdown, print_exports).await
+        }
+        false => sandbox::run(args.into(), shutdown).await,
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain("the sandbox failed", &error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn logs(level: &str) -> Result<TelemetryGuard, ExitCode> {
+    let usage = |error: &dyn std::error::Error| {
+        complain("cannot start", error);
+        ExitCode::from(EXIT_USAGE)
+    };
+    let settings = [
+        ("log-level", level.to_owned()),
+        ("log-format", "text".to_owned()),
+    ];
+    let config = Config::from_pairs(settings).map_err(|error| usage(&error))?;
+    telemetry::init(&config).map_err(|error| usage(&error))
+}
+
+/// What a shell needs to use the stand-in.
+fn print_exports(address: SocketAddr) {
+    let own = vendor_credentials();
+    let url = format!("http://{address}");
+    // Whoever closed stdout or stderr does not want to know.
+    let _ = write!(
+        io::stdout(),
+        "export AWS_ACCESS_KEY_ID={}\n\
+         export AWS_SECRET_ACCESS_KEY={}\n\
+         export AWS_REGION={}\n\
+         export AWS_ENDPOINT_URL_STS={url}\n\
+         export AWS_ENDPOINT_URL_KINESIS={url}\n",
+        own.access_key_id,
+        own.secret_access_key,
+        sandbox::REGION,
+    );
+    let _ = writeln!(
+        io::stderr(),
+        "the stand-in for STS and Kinesis is at {url}, as {}; its control endpoint {url}/_control \
+         makes streams, roles and faults: docs/stand-in.md. Ctrl-C ends.",
+        own.principal_arn
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Whole {
+        #[command(flatten)]
+        args: SandboxArgs,
+    }
+
+    fn options(arguments: &str) -> Result<Options, clap::Error> {
+        let all = ["sandbox"].into_iter().chain(arguments.split_whitespace());
+        Ok(Whole::try_parse_from(all)?.args.into())
+    }
+
+    #[test]
+    fn only_a_run_that_ends_moves_to_a_free_port_by_itself() {
+        let port = |arguments| options(arguments).unwrap().port;
+        assert_eq!(port(""), Port::Exactly(DEFAULT_PORT));
+        assert_eq!(port("--events 5"), Port::Preferably(DEFAULT_PORT));
+        assert_eq!(port("--eve x"), Port::Preferably(DEFAULT_PORT));
+        assert_eq!(port("--events 5 --port 50051"), Port::Exactly(DEFAULT_PORT));
+        assert_eq!(port("--port 0"), Port::Exactly(0));
+    }
+
+    #[test]
+    fn an_eve_file_has_a_sensor() {
+        let feed = options("--eve - --organization other").unwrap().feed;
+        assert_eq!(
+            feed,
+            Feed::Eve {
+                input: Input::Stdin,
+                network_id: DEFAULT_NETWORK,
+                device_id: DEFAULT_DEVICE,
+            }
+        );
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused() {
+        for arguments in [
+            "--events 5 --eve x",
+            "--events 0",
+            "--aws-only --events 5",
+            "--organization a/b",
+            "--network 4e740000-0000-4000-8000-000000000001",
+            "--timeout 0",
+        ] {
+            assert!(options(arguments).is_err(), "{arguments}");
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The parts that run: stand-in, service, and the directory of the database.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+};
+
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Options, Port, SandboxError,
+    account::{Account, REGION},
+    aws::{self, Control, StandIn, vendor_credentials},
+};
+use crate::{
+    app::{App, AppError},
+    config::Config,
+    sink::StandInAccess,
+};
+
+/// How long the service may take to finish what is in flight.
+const SHUTDOWN_DEADLINE_SECONDS: u32 = 10;
+/// A person who mends something wants to see it soon.
+const RETRY_FIRST_MS: u32 = 1_000;
+const RETRY_MOST_MS: u32 = 10_000;
+
+/// A running service and its AWS.
+pub(super) struct World {
+    address: SocketAddr,
+    stand_in: StandIn,
+    service: JoinHandle<Result<(), AppError>>,
+    stop: CancellationToken,
+    directory: TempDir,
+}
+
+impl World {
+    /// Starts the stand-in with the account, then the service.
+    pub(super) async fn start(options: &Options, account: &Account) -> Result<Self, SandboxError> {
+        let stand_in = start_stand_in(options.aws_port).await?;
+        account.set_up(&stand_in.control())?;
+        let directory = TempDir::with_prefix("siem-relay-sandbox-");
+        let directory = directory.map_err(SandboxError::Directory)?;
+        let app = start_app(options.port, &stand_in, &directory).await?;
+        let address = app.address();
+        let stop = CancellationToken::new();
+        let service = tokio::spawn(app.run(stop.clone()));
+        Ok(Self {
+            address,
+            stand_in,
+            service,
+            stop,
+            directory,
+        })
+    }
+
+    /// Where the API is.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where STS and Kinesis are.
+    pub(super) fn aws_url(&self) -> String {
+        self.stand_in.url()
+    }
+
+    pub(super) fn control(&self) -> Control {
+        self.stand_in.control()
+    }
+
+    /// Waits for what should not happen: the service ends by itself.
+    pub(super) async fn ended(&mut self) -> SandboxError {
+        match (&mut self.service).await {
+            Ok(Err(error)) => error.into(),
+            Ok(Ok(())) | Err(_) => SandboxError::Ended,
+        }
+    }
+
+    /// Lets the service finish and settle what is in flight, and the store close.
+    pub(super) async fn stop_service(&mut self) -> Result<(), SandboxError> {
+        self.stop.cancel();
+        if self.service.is_finished() {
+            return Ok(());
+        }
+        match (&mut self.service).await {
+            Ok(ended) => Ok(ended?),
+            Err(_) => Err(SandboxError::Ended),
+        }
+    }
+
+    /// Ends the service, then its AWS; at last the directory goes.
+    pub(super) async fn shutdown(mut self) -> Result<(), SandboxError> {
+        let stopped = self.stop_service().await;
+        self.stand_in.shutdown().await;
+        let removed = self.directory.close().map_err(SandboxError::LeftBehind);
+        stopped.and(removed)
+    }
+}
+
+/// A stand-in on loopback.
+pub(super) async fn start_stand_in(port: u16) -> Result<StandIn, SandboxError> {
+    let options = aws::Options {
+        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+        ..aws::Options::default()
+    };
+    let started = StandIn::start(options).await;
+    started.map_err(|source| SandboxError::StandIn { port, source })
+}
+
+async fn start_app(
+    port: Port,
+    stand_in: &StandIn,
+    directory: &TempDir,
+) -> Result<App, SandboxError> {
+    let own = vendor_credentials();
+    let access = StandInAccess {
+        url: stand_in.url(),
+        region: REGION.to_owned(),
+        access_key_id: own.access_key_id,
+        secret_access_key: own.secret_access_key.into(),
+    };
+    let (Port::Exactly(first) | Port::Preferably(first)) = port;
+    match App::start(&config(first, directory)?, Some(access.clone())).await {
+        Err(error) if !is_taken(&error) => Err(error.into()),
+        Err(_) if port == Port::Preferably(first) => {
+            Ok(App::start(&config(0, directory)?, Some(access)).await?)
+        }
+        Err(_) => Err(SandboxError::PortTaken { port: first }),
+        Ok(app) => Ok(app),
+    }
+}
+
+fn is_taken(error: &AppError) -> bool {
+    matches!(error, AppError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse)
+}
+
+fn config(port: u16, directory: &TempDir) -> Result<Config, SandboxError> {
+    let path = directory.path();
+    let data_dir = path
+        .to_str()
+        .ok_or_else(|| SandboxError::DirectoryName(path.to_owned()))?;
+    Ok(Config::from_pairs([
+        (
+            "listen",
+            SocketAddr::from((Ipv4Addr::LOCALHOST, port)).to_string(),
+        ),
+        ("data-dir", data_dir.to_owned()),
+        ("retry-first-ms", RETRY_FIRST_MS.to_string()),
+        ("retry-most-ms", RETRY_MOST_MS.to_string()),
+        (
+            "shutdown-deadline-seconds",
+            SHUTDOWN_DEADLINE_SECONDS.to_string(),
+        ),
+    ])?)
+}
