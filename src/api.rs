@@ -13,9 +13,10 @@ mod validate;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::TcpIncoming};
+use tonic_health::{ServingStatus, server::HealthReporter};
 use tower_http::trace::TraceLayer;
 
 use self::{events::Events, integrations::Integrations, publishing::Publishing};
@@ -23,12 +24,13 @@ use crate::{
     domain::{
         event::Format,
         integration::Integration,
+        standing::Standing,
         verdict::{RehearsalReport, TestError, TestVerdict},
     },
     proto::{
         DESCRIPTOR_SET,
         v1::{
-            event_service_server::EventServiceServer,
+            self, event_service_server::EventServiceServer,
             siem_integration_service_server::SiemIntegrationServiceServer,
         },
     },
@@ -40,6 +42,9 @@ use crate::{
 const MOST_MESSAGE_BYTES: usize = 8 << 20;
 /// How long an answer that is no stream may take.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// Requests of one connection that are being answered; the streams among them count
+/// only until they have begun.
+const REQUESTS_PER_CONNECTION: usize = 256;
 /// How often a silent connection is asked whether its peer still lives.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
@@ -72,6 +77,10 @@ pub struct Api<D> {
     pub watch: Watch,
     /// How events are rendered.
     pub format: Arc<Format>,
+    /// Only external IDs that were issued will do.
+    pub issued_external_ids_only: bool,
+    /// How this service itself stands with AWS, for health.
+    pub standing: watch::Receiver<Standing>,
     /// Bytes of publishes in memory until they are durable.
     pub publish_bytes_in_flight: usize,
     /// Streams end when it is cancelled.
@@ -87,6 +96,43 @@ pub enum ServeError {
     /// The descriptors for reflection are damaged.
     #[error("reflection cannot be set up: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// The name under which `grpc.health.v1` tells whether events can be delivered at all.
+pub const DELIVERY_HEALTH: &str = "delivery";
+
+/// Delivery is NOT_SERVING while this service's own AWS identity is refused.
+async fn tell_standing(
+    mut health: HealthReporter,
+    mut standing: watch::Receiver<Standing>,
+    stop: CancellationToken,
+) {
+    loop {
+        let status = match *standing.borrow_and_update() {
+            Standing::Good => ServingStatus::Serving,
+            Standing::CredentialsRefused { .. } | Standing::MayNotAssume => {
+                ServingStatus::NotServing
+            }
+        };
+        health.set_service_status(DELIVERY_HEALTH, status).await;
+        tokio::select! {
+            () = stop.cancelled() => break,
+            changed = standing.changed() => if changed.is_err() { break },
+        }
+    }
+    // Ends the streams of those who watch, which would outlive everything else.
+    for service in health_names() {
+        health.clear_service_status(service).await;
+    }
+}
+
+fn health_names() -> [&'static str; 4] {
+    [
+        "",
+        DELIVERY_HEALTH,
+        v1::siem_integration_service_server::SERVICE_NAME,
+        v1::event_service_server::SERVICE_NAME,
+    ]
 }
 
 impl<D: Delivery> Api<D> {
@@ -106,14 +152,18 @@ impl<D: Delivery> Api<D> {
         .max_decoding_message_size(MOST_MESSAGE_BYTES);
         let integrations = SiemIntegrationServiceServer::new(Integrations {
             store: self.store,
-            delivery: self.delivery,
+            delivery: Arc::new(self.delivery),
             watch: self.watch,
+            issued_only: self.issued_external_ids_only,
+            deletions: Arc::default(),
         });
         let (health, health_service) = tonic_health::server::health_reporter();
-        health
-            .set_serving::<SiemIntegrationServiceServer<Integrations<D>>>()
-            .await;
-        health.set_serving::<EventServiceServer<Events>>().await;
+        for service in health_names() {
+            health
+                .set_service_status(service, ServingStatus::Serving)
+                .await;
+        }
+        tokio::spawn(tell_standing(health, self.standing, stop.clone()));
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
@@ -128,6 +178,8 @@ impl<D: Delivery> Api<D> {
             .initial_connection_window_size(8 << 20)
             // Status streams are long-lived, and many share a connection.
             .max_concurrent_streams(Some(20_000))
+            // A request is not even read while so many of its connection are answered.
+            .concurrency_limit_per_connection(REQUESTS_PER_CONNECTION)
             // A client that waits for ever must not hold a handler for ever.
             .timeout(DEADLINE)
             // Outermost: what is refused below is traced as well.

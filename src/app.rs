@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::{Api, Delivery, ServeError},
-    config::{Config, KeySource},
+    config::{Config, ExternalIdPolicy, KeySource},
     domain::{
         backoff::BackoffPolicy,
         delivery::BatchLimits,
@@ -67,6 +67,7 @@ pub struct App {
     store: Store,
     worker: Worker<AwsSink>,
     format: Arc<Format>,
+    issued_external_ids_only: bool,
     heartbeat: Duration,
     publish_bytes_in_flight: usize,
     shutdown_deadline: Duration,
@@ -102,6 +103,7 @@ impl App {
             store,
             worker,
             format,
+            issued_external_ids_only: config.external_id_policy == ExternalIdPolicy::Issued,
             heartbeat: config.heartbeat,
             publish_bytes_in_flight: config.publish_bytes_in_flight,
             shutdown_deadline: config.shutdown_deadline,
@@ -127,6 +129,8 @@ impl App {
             delivery: Deliveries(self.worker.clone()),
             watch,
             format: self.format,
+            issued_external_ids_only: self.issued_external_ids_only,
+            standing: self.worker.standing(),
             publish_bytes_in_flight: self.publish_bytes_in_flight,
             stop: api_stop.clone(),
         };
@@ -143,14 +147,23 @@ impl App {
         };
         tracing::info!("shutting down");
         let deadline = Instant::now() + self.shutdown_deadline;
+        // At once, so that a stream that does not end takes no time from deliveries.
         api_stop.cancel();
-        if !matches!(ended, Err(AppError::Serve(_) | AppError::Defect("API"))) {
-            join(api, deadline, "answer every request").await;
-        }
         worker_stop.cancel();
-        if !matches!(ended, Err(AppError::Defect("delivery worker"))) {
-            finish(worker, deadline, &kill).await;
-        }
+        let api_ended = matches!(ended, Err(AppError::Serve(_) | AppError::Defect("API")));
+        let worker_ended = matches!(ended, Err(AppError::Defect("delivery worker")));
+        tokio::join!(
+            async {
+                if !api_ended {
+                    join(api, deadline, "answer every request").await;
+                }
+            },
+            async {
+                if !worker_ended {
+                    finish(worker, deadline, &kill).await;
+                }
+            },
+        );
         if timeout(CLOSE_DEADLINE, self.store.close()).await.is_err() {
             tracing::warn!("the store did not close in time; what was not settled is sent again");
         }
@@ -250,6 +263,21 @@ impl ExternalIds for StoredExternalIds {
     fn open(&self, integration: &Integration) -> Result<ExternalId, Unreadable> {
         let opened = self.0.open_external_id(integration);
         opened.map_err(|_| Unreadable)
+    }
+
+    fn open_previous(&self, integration: &Integration) -> Option<Result<ExternalId, Unreadable>> {
+        let opened = self.0.open_previous_external_id(integration)?;
+        Some(opened.map_err(|_| Unreadable))
+    }
+
+    fn took_over(&self, integration: &Integration) {
+        let (store, key, version) = (self.0.clone(), integration.key, integration.version);
+        tokio::spawn(async move { store.retire_previous_external_id(key, version).await });
+    }
+
+    fn is_current(&self, integration: &Integration) -> bool {
+        let current = self.0.get(integration.key);
+        current.is_some_and(|current| current.integration.version == integration.version)
     }
 }
 

@@ -2,6 +2,7 @@
 //! module's arguments, and an arm of [`dispatch`].
 
 mod external_id;
+mod onboarding;
 mod publish;
 mod sandbox;
 mod serve;
@@ -33,6 +34,7 @@ enum Command {
     Serve(serve::Args),
     Sandbox(sandbox::SandboxArgs),
     Publish(publish::PublishArgs),
+    Onboarding(onboarding::OnboardingArgs),
     /// Prints a fresh external ID of 64 hexadecimal characters; it serves as a key of
     /// `external-id-key-file` as well.
     ExternalId,
@@ -43,6 +45,7 @@ async fn dispatch(command: Command) -> ExitCode {
         Command::Serve(args) => serve::run(args).await,
         Command::Sandbox(args) => sandbox::run(args).await,
         Command::Publish(args) => publish::run(args).await,
+        Command::Onboarding(args) => onboarding::run(args),
         Command::ExternalId => external_id::run(),
     }
 }

@@ -8,5 +8,6 @@ pub mod external_id;
 pub mod integration;
 pub mod organization;
 pub mod segment;
+pub mod standing;
 pub mod status;
 pub mod verdict;

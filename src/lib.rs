@@ -18,6 +18,7 @@
 //! | [`watch`] | status changes to subscribers |
 //! | [`client`] | the gRPC client that `publish` and `sandbox` use |
 //! | [`publish`] | Suricata EVE files into the service |
+//! | [`onboarding`] | what a customer applies in its own account: policies and templates |
 //! | [`sandbox`] | the local stand-in for STS, IAM trust and Kinesis, and the show around it |
 //!
 //! # Between the rooms
@@ -33,6 +34,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod domain;
+pub mod onboarding;
 pub mod proto;
 pub mod publish;
 pub mod sandbox;

@@ -4,6 +4,7 @@ mod assume_role;
 mod aws;
 mod config;
 mod fault;
+mod identity;
 mod kinesis;
 mod quiet;
 mod sessions;
@@ -12,15 +13,18 @@ mod tests;
 
 use std::{fmt, future::Future, sync::Arc};
 
+use tokio::sync::watch;
 use uuid::Uuid;
 
 pub use aws::AwsSink;
 pub use config::{AwsOptions, StandInAccess};
 
 pub use crate::domain::verdict::{
-    ExternalIdProof, Receipt, RehearsalReport, Rehearsed, TestReport,
+    AssumedWith, ExternalIdProof, Receipt, RehearsalReport, Rehearsed, TestReport,
 };
-use crate::domain::{external_id::ExternalId, integration::Integration, status::Fault};
+use crate::domain::{
+    external_id::ExternalId, integration::Integration, standing::Standing, status::Fault,
+};
 
 /// One record, ready to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +76,12 @@ pub trait Sink: Send + Sync + 'static {
         record: Record,
     ) -> impl Future<Output = RehearsalReport> + Send;
 
+    /// How this service itself stands with AWS.
+    fn standing(&self) -> watch::Receiver<Standing>;
+
+    /// Looks after the standing, for as long as it is polled.
+    fn watch_standing(&self) -> impl Future<Output = ()> + Send;
+
     /// Forgets what is kept for an integration that was deleted.
     fn forget(&self, integration_id: Uuid);
 }
@@ -80,6 +90,15 @@ pub trait Sink: Send + Sync + 'static {
 pub trait ExternalIds: Send + Sync + 'static {
     /// The external ID in clear, or [`Unreadable`] where the key does not fit.
     fn open(&self, integration: &Integration) -> Result<ExternalId, Unreadable>;
+
+    /// The external ID before, while it still serves because its successor has not worked.
+    fn open_previous(&self, integration: &Integration) -> Option<Result<ExternalId, Unreadable>>;
+
+    /// Says that the external ID works, so that the one before is no longer needed.
+    fn took_over(&self, integration: &Integration);
+
+    /// Whether the integration still exists and is still configured so.
+    fn is_current(&self, integration: &Integration) -> bool;
 }
 
 /// The external ID cannot be decrypted.

@@ -23,7 +23,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use jiff::Timestamp;
 use sea_orm::{DatabaseConnection, DbErr};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use self::{
     catalog::Catalog,
@@ -35,7 +35,7 @@ use self::{
 pub use self::{
     catalog::{Change, Changes, Tombstone},
     command::{Configure, ConfigureError, Deleted, Settle},
-    draft::Observed,
+    draft::{NextRetry, Observed},
     open::{OpenError, StoreOptions},
     secret::{KeyError, MasterKey},
     work::Attention,
@@ -59,6 +59,26 @@ pub struct Store {
     sealer: Arc<Sealer>,
     reader: DatabaseConnection,
     database_id: Arc<str>,
+}
+
+/// Room for one settlement: with it, settling waits for nothing, so that settlements
+/// can be queued in order under a lock.
+pub struct SettlePermit {
+    room: mpsc::OwnedPermit<Command>,
+    tail: Arc<Tail>,
+}
+
+impl SettlePermit {
+    /// As [`Store::settle`].
+    pub fn settle(self, settle: Settle) {
+        for (chunk_id, accepted, _) in &settle.settlement.partial {
+            self.tail.accept(settle.key, *chunk_id, accepted);
+        }
+        for chunk_id in &settle.settlement.finished {
+            self.tail.finish(settle.key, *chunk_id);
+        }
+        self.room.send(Command::Settle(settle));
+    }
 }
 
 /// Why the store did not do what it was asked.
@@ -162,12 +182,12 @@ impl Store {
             .map_err(|_| StoreError::Sealing)
     }
 
-    /// When the oldest pending event of an integration was accepted.
+    /// When the oldest pending event of each integration was accepted, where it has one.
     pub async fn oldest_pending(
         &self,
-        key: IntegrationKey,
-    ) -> Result<Option<Timestamp>, StoreError> {
-        read::oldest_pending(&self.reader, key).await
+        keys: &[IntegrationKey],
+    ) -> Result<HashMap<IntegrationKey, Timestamp>, StoreError> {
+        read::oldest_pending(&self.reader, keys).await
     }
 
     /// The log from a sequence on, in order: chunks of about `most_bytes`, at least
@@ -192,15 +212,20 @@ impl Store {
 
     /// Appends events, in the order of the calls. The answer comes once they are
     /// synced to disk: for each segment, whether its integration exists. On an error
-    /// nothing was kept.
+    /// nothing was kept. `memory` is held until then, whoever still waits for it.
     pub async fn append(
         &self,
         segments: Vec<OwnedSegment>,
+        memory: Option<OwnedSemaphorePermit>,
     ) -> Result<impl Future<Output = Result<Vec<bool>, StoreError>> + Send + use<>, StoreError>
     {
         let (reply, answer) = oneshot::channel();
         self.commands
-            .send(Command::Append { segments, reply })
+            .send(Command::Append {
+                segments,
+                memory,
+                reply,
+            })
             .await
             .map_err(|_| StoreError::Closed)?;
         Ok(async { answer.await.map_err(|_| StoreError::Closed)? })
@@ -233,6 +258,43 @@ impl Store {
         })
     }
 
+    /// Issues a fresh external ID to an organization; no other may use it.
+    pub async fn issue_external_id(
+        &self,
+        organization_id: OrganizationId,
+    ) -> Result<ExternalId, StoreError> {
+        let external_id = secret::random_external_id()?;
+        let issued = external_id.clone();
+        let answer: Result<(), StoreError> = self
+            .ask(|reply| Command::Issue {
+                organization_id,
+                external_id,
+                reply,
+            })
+            .await;
+        answer.map(|()| issued)
+    }
+
+    /// Says that an AssumeRole with the external ID of this version has worked, so that
+    /// the one before is no longer needed.
+    pub async fn retire_previous_external_id(&self, key: IntegrationKey, version: u64) {
+        let retire = Command::RetirePrevious { key, version };
+        // It is said again at the next AssumeRole.
+        let _closed = self.commands.send(retire).await;
+    }
+
+    /// The external ID before, in clear, while it still serves.
+    pub fn open_previous_external_id(
+        &self,
+        integration: &Integration,
+    ) -> Option<Result<ExternalId, StoreError>> {
+        let previous = integration.previous_at(Timestamp::now())?;
+        let opened = self
+            .sealer
+            .open(&previous.external_id, integration.integration_id);
+        Some(opened.map_err(|_| StoreError::Sealing))
+    }
+
     /// Deletes an organization's integration. None where there is none.
     pub async fn delete(
         &self,
@@ -262,14 +324,19 @@ impl Store {
     /// Records what an attempt achieved. It is durable within the settle linger, or
     /// at once where it changes the status.
     pub async fn settle(&self, settle: Settle) {
-        for (chunk_id, accepted, _) in &settle.settlement.partial {
-            self.tail.accept(settle.key, *chunk_id, accepted);
-        }
-        for chunk_id in &settle.settlement.finished {
-            self.tail.finish(settle.key, *chunk_id);
-        }
         // A closed store has settled what it could; the rest is sent again.
-        let _closed = self.commands.send(Command::Settle(settle)).await;
+        if let Some(permit) = self.reserve_settle().await {
+            permit.settle(settle);
+        }
+    }
+
+    /// Waits for room to settle. None where the store is closed.
+    pub async fn reserve_settle(&self) -> Option<SettlePermit> {
+        let room = self.commands.clone().reserve_owned().await.ok()?;
+        Some(SettlePermit {
+            room,
+            tail: Arc::clone(&self.tail),
+        })
     }
 
     /// Returns when the store has ended: after [`Store::close`], or by a defect.

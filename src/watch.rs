@@ -96,7 +96,7 @@ struct Subscriber {
     revision: watch::Receiver<u64>,
     /// All changes up to here are told.
     cursor: u64,
-    /// The revision at which it is synced.
+    /// The newest revision at the start.
     target: u64,
     /// Nothing was told before `target`, so that deletions up to it do not matter.
     fresh: bool,
@@ -126,6 +126,8 @@ impl Subscriber {
             next_heartbeat,
         };
         match subscriber.read_token(resume_token) {
+            // Given before anything was told but who is absent, perhaps not all of it.
+            Some(0) => subscriber.start_over(),
             Some(revision) => subscriber.cursor = revision,
             None if resume_token.is_empty() => subscriber.start_over(),
             None => subscriber.reset(),
@@ -219,7 +221,6 @@ impl Subscriber {
         }
         let more = seen_to > self.cursor;
         for (revision, change) in changes {
-            self.sync_before(revision);
             match change {
                 Change::Current(snapshot) => self.tell(revision, Update::Current(snapshot)),
                 Change::Deleted(_) if self.fresh && revision <= self.target => {}
@@ -227,19 +228,13 @@ impl Subscriber {
             }
         }
         self.cursor = seen_to;
-        if !more {
-            self.sync_before(u64::MAX);
-        }
-        more || !self.waiting.is_empty()
-    }
-
-    /// Says that it is synced where the next revision to tell is beyond the target.
-    fn sync_before(&mut self, revision: u64) {
-        if !self.synced && revision > self.target {
+        // Not before: what changed meanwhile has moved behind what was asked for.
+        if !more && !self.synced {
             self.synced = true;
             self.cursor = self.cursor.max(self.target);
-            self.tell(self.target, Update::Synced);
+            self.tell(self.cursor, Update::Synced);
         }
+        more || !self.waiting.is_empty()
     }
 }
 

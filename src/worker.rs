@@ -2,24 +2,31 @@
 
 mod gate;
 mod lane;
+mod load;
+mod outcome;
 mod test_event;
 mod turn;
 
 use std::{
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::{
-    sync::Notify,
+    sync::{Notify, watch},
     time::{Instant, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{gate::Gate, lane::Lanes};
+use self::{
+    gate::Gate,
+    lane::{Lanes, TurnLimits},
+};
 use crate::{
     domain::{
         backoff::BackoffPolicy, delivery::BatchLimits, event::Format, integration::IntegrationKey,
+        standing::Standing,
     },
     sink::Sink,
     store::{Attention, Deleted, Store},
@@ -109,6 +116,7 @@ impl<S: Sink> Worker<S> {
         for key in shared.store.with_work() {
             self.adopt(key, 1);
         }
+        let mut standing = pin!(shared.sink.watch_standing());
         while !stop.is_cancelled() && !shared.defect.is_cancelled() {
             self.start_turns();
             let next_retry = shared.lanes().next_retry();
@@ -116,6 +124,7 @@ impl<S: Sink> Worker<S> {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = shared.defect.cancelled() => {}
+                () = &mut standing => {}
                 () = sleep_until(next_retry.unwrap_or(far)) => {}
                 () = shared.wake.notified() => {}
                 attention = shared.store.attention() => {
@@ -143,6 +152,11 @@ impl<S: Sink> Worker<S> {
         self.shared.sink.forget(deleted.integration_id);
     }
 
+    /// How this service itself stands with AWS.
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.shared.sink.standing()
+    }
+
     fn adopt(&self, key: IntegrationKey, from: u64) {
         if let Some(snapshot) = self.shared.store.get(key) {
             let integration_id = snapshot.integration.integration_id;
@@ -161,14 +175,15 @@ impl<S: Sink> Worker<S> {
 
     fn start_turns(&self) {
         let options = &self.shared.options;
+        let limits = TurnLimits::new(
+            options.requests_in_flight,
+            options.requests_in_flight_per_integration,
+        );
         let mut lanes = self.shared.lanes();
         lanes.wake(Instant::now());
-        while lanes.turns < options.requests_in_flight {
-            let Some(key) = lanes.next_ready(options.requests_in_flight_per_integration) else {
-                return;
-            };
+        while let Some((key, allowance)) = lanes.next_ready(limits) {
             let defect = self.shared.defect.clone().drop_guard();
-            let turn = turn::take(Arc::clone(&self.shared), key);
+            let turn = turn::take(Arc::clone(&self.shared), key, allowance);
             self.shared.turns.spawn(async move {
                 turn.await;
                 // A panic drops it armed.

@@ -1,8 +1,9 @@
 //! `siem.v1.SiemIntegrationService`.
 
-use std::pin::Pin;
+use std::{pin::Pin, sync::Arc};
 
 use futures_util::stream::{Stream, StreamExt};
+use tokio::sync::RwLock;
 use tonic::{Request, Response, Status};
 
 use super::{
@@ -11,21 +12,25 @@ use super::{
     validate,
 };
 use crate::{
-    domain::integration::Snapshot,
+    domain::{integration::Snapshot, organization::OrganizationId},
     proto::v1::{
-        ConfigureRequest, ConfigureResponse, DeleteRequest, DeleteResponse, GetRequest,
-        GetResponse, ListRequest, ListResponse, SendTestRequest, SendTestResponse,
-        StreamStatusRequest, StreamStatusResponse,
-        siem_integration_service_server::SiemIntegrationService,
+        ConfigureRequest, ConfigureResponse, DeleteRequest, DeleteResponse,
+        GenerateExternalIdRequest, GenerateExternalIdResponse, GetRequest, GetResponse,
+        ListRequest, ListResponse, SendTestRequest, SendTestResponse, StreamStatusRequest,
+        StreamStatusResponse, siem_integration_service_server::SiemIntegrationService,
     },
-    store::{Configure, Store, StoreError},
+    store::{Configure, Deleted, Store, StoreError},
     watch::{Ended, Watch},
 };
 
 pub(super) struct Integrations<D> {
     pub(super) store: Store,
-    pub(super) delivery: D,
+    pub(super) delivery: Arc<D>,
     pub(super) watch: Watch,
+    /// Only external IDs that were issued will do.
+    pub(super) issued_only: bool,
+    /// Read while a deletion goes on.
+    pub(super) deletions: Arc<RwLock<()>>,
 }
 
 impl<D: Delivery> Integrations<D> {
@@ -33,9 +38,10 @@ impl<D: Delivery> Integrations<D> {
         &self,
         snapshot: &Snapshot,
     ) -> Result<crate::proto::v1::Integration, StoreError> {
+        let key = snapshot.integration.key;
         let oldest = match snapshot.progress.pending() {
             0 => None,
-            _ => self.store.oldest_pending(snapshot.integration.key).await?,
+            _ => self.store.oldest_pending(&[key]).await?.remove(&key),
         };
         Ok(convert::integration(snapshot, oldest))
     }
@@ -57,6 +63,22 @@ impl<D: Delivery> Integrations<D> {
     }
 }
 
+/// Deletes an integration, and ends what is under way for it.
+async fn delete<D: Delivery>(
+    store: Store,
+    delivery: Arc<D>,
+    deletions: Arc<RwLock<()>>,
+    organization_id: OrganizationId,
+    caller: Box<str>,
+) -> Result<Option<Deleted>, ApiError> {
+    let _going_on = deletions.read().await;
+    let deleted = store.delete(organization_id, caller).await?;
+    if let Some(deleted) = &deleted {
+        delivery.deleted(deleted).await;
+    }
+    Ok(deleted)
+}
+
 /// Who asks, for the audit: there is no authentication yet.
 fn caller<T>(request: &Request<T>) -> Box<str> {
     match request.remote_addr() {
@@ -75,7 +97,7 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
         let request = request.into_inner();
         let exists = self.store.key_of(&request.organization_id).is_some();
         let validate_only = request.validate_only;
-        let configure = validate::configure(request, exists, caller)?;
+        let configure = validate::configure(request, exists, self.issued_only, caller)?;
         if validate_only {
             return Ok(Response::new(self.rehearse(configure).await?));
         }
@@ -104,6 +126,21 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
         }))
     }
 
+    async fn generate_external_id(
+        &self,
+        request: Request<GenerateExternalIdRequest>,
+    ) -> Result<Response<GenerateExternalIdResponse>, Status> {
+        let organization_id = validate::organization_id(&request.into_inner().organization_id)?;
+        let external_id = self
+            .store
+            .issue_external_id(organization_id)
+            .await
+            .map_err(ApiError::from)?;
+        Ok(Response::new(GenerateExternalIdResponse {
+            external_id: external_id.expose().to_owned(),
+        }))
+    }
+
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
         let page = validate::page(request.into_inner())?;
         let keep = |snapshot: &Snapshot| {
@@ -117,10 +154,22 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
             Some(last) if more => last.integration.organization_id.as_str().to_owned(),
             _ => String::new(),
         };
-        let mut integrations = Vec::with_capacity(snapshots.len());
-        for snapshot in &snapshots {
-            integrations.push(self.message(snapshot).await.map_err(ApiError::from)?);
-        }
+        let pending = snapshots
+            .iter()
+            .filter(|snapshot| snapshot.progress.pending() > 0);
+        let keys: Vec<_> = pending.map(|snapshot| snapshot.integration.key).collect();
+        let oldest = self
+            .store
+            .oldest_pending(&keys)
+            .await
+            .map_err(ApiError::from)?;
+        let integrations = snapshots
+            .iter()
+            .map(|snapshot| {
+                let oldest = oldest.get(&snapshot.integration.key);
+                convert::integration(snapshot, oldest.copied())
+            })
+            .collect();
         Ok(Response::new(ListResponse {
             integrations,
             next_page_token,
@@ -134,14 +183,21 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
         let caller = caller(&request);
         let request = request.into_inner();
         let organization_id = validate::organization_id(&request.organization_id)?;
-        let deleted = self
-            .store
-            .delete(organization_id, caller)
-            .await
-            .map_err(ApiError::from)?;
+        // A task of its own: a caller that goes away must not stop it half-way.
+        let deleting = tokio::spawn(delete(
+            self.store.clone(),
+            Arc::clone(&self.delivery),
+            Arc::clone(&self.deletions),
+            organization_id,
+            caller,
+        ));
+        let deleted = deleting.await.map_err(|_| ApiError::Internal)??;
+        if deleted.is_none() {
+            // Another call may be deleting it; what this one says must be true as well.
+            drop(self.deletions.write().await);
+        }
         match deleted {
             Some(deleted) => {
-                self.delivery.deleted(&deleted).await;
                 let counts = convert::counts(&deleted.progress, None);
                 Ok(Response::new(DeleteResponse {
                     counts: Some(counts),

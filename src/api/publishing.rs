@@ -68,14 +68,15 @@ impl Publishing {
             .collect();
         let durable = match sorted.segments.is_empty() {
             true => None,
-            false => Some(self.store.append(sorted.segments).await?),
+            // Whether or not the caller reads the answer, the memory is free once it is
+            // durable.
+            false => Some(self.store.append(sorted.segments, Some(permit)).await?),
         };
         Ok(async move {
             let existed: Result<Vec<bool>, StoreError> = match durable {
                 Some(durable) => durable.await,
                 None => Ok(Vec::new()),
             };
-            drop(permit);
             let mut response = v1::PublishResponse {
                 accepted: 0,
                 unconfigured: sorted.unconfigured,

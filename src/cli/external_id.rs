@@ -32,7 +32,7 @@ pub(super) fn run() -> ExitCode {
 }
 
 /// 256 random bits as 64 hexadecimal characters.
-fn fresh() -> Result<String, Unspecified> {
+pub(super) fn fresh() -> Result<String, Unspecified> {
     let mut bytes = [0; 32];
     SystemRandom::new().fill(&mut bytes)?;
     let mut id = String::with_capacity(64);

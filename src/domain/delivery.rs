@@ -183,6 +183,8 @@ pub struct Delivery {
     bytes: usize,
     waiting: usize,
     in_flight: usize,
+    /// Nothing may go until something is settled or loaded.
+    exhausted: bool,
 }
 
 impl Delivery {
@@ -193,6 +195,7 @@ impl Delivery {
         if chunk.unaccepted == 0 {
             return Some(chunk.id);
         }
+        self.exhausted = false;
         self.bytes += chunk.bytes.len();
         self.waiting += chunk.waiting;
         self.chunks.push_back(chunk);
@@ -233,6 +236,9 @@ impl Delivery {
 
     /// The next request: the oldest events that may go. None where nothing may go now.
     pub fn next_batch(&mut self, limits: BatchLimits) -> Option<Batch> {
+        if self.exhausted {
+            return None;
+        }
         let mut picked = Vec::new();
         let mut passed_over = HashSet::new();
         let mut bytes = 0;
@@ -266,6 +272,7 @@ impl Delivery {
             }
         }
         if picked.is_empty() {
+            self.exhausted = true;
             return None;
         }
         self.waiting -= picked.len();
@@ -278,6 +285,7 @@ impl Delivery {
     /// without an outcome counts as failed.
     pub fn settle(&mut self, batch: Batch, accepted: &[bool]) -> Settlement {
         self.in_flight -= 1;
+        self.exhausted = false;
         let mut settlement = Settlement::default();
         let mut touched: Vec<i64> = Vec::new();
         for (position, item) in batch.items.iter().enumerate() {

@@ -1,9 +1,13 @@
-//! What an integration's status says, and the table that derives it from what AWS
-//! or the network answered.
+//! What an integration's status says, and how it follows from what AWS or the network
+//! answered.
+
+mod fault;
 
 use std::time::Duration;
 
 use jiff::Timestamp;
+
+pub use self::fault::{Cause, Fault, Meaning, Stage};
 
 /// How long nothing may get through before throttling or an outage becomes the status.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -40,6 +44,8 @@ pub enum Reason {
     Throttled,
     /// Unreachable for [`PATIENCE`].
     Unreachable,
+    /// The service cannot read its own log of this integration.
+    LogUnreadable,
 }
 
 impl Reason {
@@ -51,7 +57,8 @@ impl Reason {
             | Self::KmsUnavailable
             | Self::InvalidConfiguration
             | Self::Throttled
-            | Self::Unreachable => Status::Failing,
+            | Self::Unreachable
+            | Self::LogUnreadable => Status::Failing,
         }
     }
 
@@ -66,6 +73,7 @@ impl Reason {
             Self::InvalidConfiguration => "Failing - AWS refuses the configuration",
             Self::Throttled => "Failing - the stream has been throttling every write",
             Self::Unreachable => "Failing - AWS could not be reached",
+            Self::LogUnreadable => "Failing - the service cannot read what it has accepted",
         }
     }
 
@@ -92,6 +100,9 @@ impl Reason {
             }
             Self::Throttled => {
                 "Add shards to the stream or switch it to on-demand capacity; events wait meanwhile."
+            }
+            Self::LogUnreadable => {
+                "Nothing to change in your account: the operator of this service has to repair its storage."
             }
             Self::Unreachable => {
                 "Nothing to do unless it lasts: events wait and are delivered once AWS can be reached."
@@ -142,185 +153,6 @@ impl StatusDetail {
     }
 }
 
-/// The call that failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Stage {
-    /// STS AssumeRole.
-    AssumeRole,
-    /// Kinesis PutRecord or PutRecords.
-    Write,
-}
-
-/// How a call failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// AWS answered with an error code of its own.
-    Service {
-        /// Such as `AccessDeniedException`.
-        code: Box<str>,
-        /// The HTTP status of the answer; 0 where the code came for one record.
-        http_status: u16,
-    },
-    /// Something answered that is not AWS's protocol, such as a proxy's error page.
-    NotAws {
-        /// The HTTP status of the answer.
-        http_status: u16,
-    },
-    /// No answer within the attempt's time.
-    Timeout,
-    /// The connection was refused, reset or could not be made.
-    Connection,
-    /// This service has no credentials of its own to sign AssumeRole with.
-    NoOwnCredentials,
-    /// The external ID cannot be decrypted with the key that this service has.
-    SecretUnreadable,
-}
-
-/// A failed call, as facts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// Which call.
-    pub stage: Stage,
-    /// How.
-    pub cause: Cause,
-    /// AWS's request id, where there was an answer.
-    pub request_id: Option<Box<str>>,
-}
-
-impl Fault {
-    /// AWS's own error code, or ours in the same style where AWS gave none.
-    pub fn code(&self) -> &str {
-        match &self.cause {
-            Cause::Service { code, .. } => code,
-            Cause::NotAws { .. } => "NotAnAwsAnswer",
-            Cause::Timeout => "RequestTimeout",
-            Cause::Connection => "ConnectionFailed",
-            Cause::NoOwnCredentials => "NoCredentials",
-            Cause::SecretUnreadable => "ExternalIdUnreadable",
-        }
-    }
-
-    /// What the fault means.
-    pub fn meaning(&self) -> Meaning {
-        match &self.cause {
-            Cause::Service { code, http_status } => match self.stage {
-                Stage::AssumeRole => assume_role_meaning(code, *http_status),
-                Stage::Write => write_meaning(code, *http_status),
-            },
-            Cause::NotAws { .. } | Cause::Timeout | Cause::Connection => Meaning::Unreachable,
-            Cause::NoOwnCredentials | Cause::SecretUnreadable => Meaning::Ours,
-        }
-    }
-}
-
-/// What a fault means for the integration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Meaning {
-    /// The customer's account refuses, and will until someone changes something.
-    Refused(Reason),
-    /// Slow down.
-    Throttled,
-    /// Try again later.
-    Unreachable,
-    /// The assumed credentials are no longer good: assume the role anew.
-    SessionInvalid,
-    /// This service's own credentials or keys are at fault; never the customer's.
-    Ours,
-}
-
-/// Error codes of [AssumeRole] and of every Query API ([common errors]).
-///
-/// [AssumeRole]: https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html
-/// [common errors]: https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html
-fn assume_role_meaning(code: &str, http_status: u16) -> Meaning {
-    match code {
-        "AccessDenied" | "AccessDeniedException" => Meaning::Refused(Reason::AssumeRoleDenied),
-        "RegionDisabledException"
-        | "ValidationError"
-        | "ValidationException"
-        | "MalformedPolicyDocument"
-        | "PackedPolicyTooLarge" => Meaning::Refused(Reason::InvalidConfiguration),
-        code if is_credential_problem(code) => Meaning::Ours,
-        code => other_meaning(code, http_status, Reason::AssumeRoleDenied),
-    }
-}
-
-/// Error codes of [PutRecords], whole or record by record.
-///
-/// [PutRecords]: https://docs.aws.amazon.com/kinesis/latest/APIReference/API_PutRecords.html
-fn write_meaning(code: &str, http_status: u16) -> Meaning {
-    match code {
-        "AccessDenied" | "AccessDeniedException" => Meaning::Refused(Reason::WriteDenied),
-        "KMSAccessDeniedException" => Meaning::Refused(Reason::KmsDenied),
-        "ResourceNotFoundException" => Meaning::Refused(Reason::StreamNotFound),
-        "KMSDisabledException"
-        | "KMSInvalidStateException"
-        | "KMSNotFoundException"
-        | "KMSOptInRequired" => Meaning::Refused(Reason::KmsUnavailable),
-        "InvalidArgumentException"
-        | "ValidationException"
-        | "ValidationError"
-        | "OptInRequired"
-        | "SubscriptionRequiredException" => Meaning::Refused(Reason::InvalidConfiguration),
-        "ProvisionedThroughputExceededException"
-        | "KMSThrottlingException"
-        | "LimitExceededException" => Meaning::Throttled,
-        // The stream is being created, changed or deleted.
-        "ResourceInUseException" => Meaning::Unreachable,
-        code if is_credential_problem(code) => Meaning::SessionInvalid,
-        code => other_meaning(code, http_status, Reason::WriteDenied),
-    }
-}
-
-fn is_credential_problem(code: &str) -> bool {
-    matches!(
-        code,
-        "ExpiredToken"
-            | "ExpiredTokenException"
-            | "InvalidToken"
-            | "InvalidAccessKeyId"
-            | "UnrecognizedClientException"
-            | "InvalidClientTokenId"
-            | "InvalidSignatureException"
-            | "SignatureDoesNotMatch"
-            | "IncompleteSignature"
-            | "IncompleteSignatureException"
-            | "MissingAuthenticationToken"
-            | "MissingAuthenticationTokenException"
-            | "NotAuthorized"
-            | "RequestExpired"
-            | "RequestTimeTooSkewed"
-    )
-}
-
-/// Codes that no table names: by the kind of answer that HTTP gives.
-fn other_meaning(code: &str, http_status: u16, denied: Reason) -> Meaning {
-    match code {
-        "Throttling"
-        | "ThrottlingException"
-        | "ThrottledException"
-        | "RequestThrottledException"
-        | "TooManyRequestsException"
-        | "RequestLimitExceeded"
-        | "SlowDown"
-        | "BandwidthLimitExceeded" => return Meaning::Throttled,
-        "InternalFailure"
-        | "InternalFailureException"
-        | "InternalError"
-        | "InternalServerError"
-        | "ServiceUnavailable"
-        | "ServiceUnavailableException"
-        | "RequestTimeout" => return Meaning::Unreachable,
-        _ => {}
-    }
-    match http_status {
-        401 | 403 => Meaning::Refused(denied),
-        429 => Meaning::Throttled,
-        400..=499 => Meaning::Refused(Reason::InvalidConfiguration),
-        _ => Meaning::Unreachable,
-    }
-}
-
 /// What one attempt showed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observation {
@@ -333,7 +165,22 @@ pub enum Observation {
 /// What a status needs to remember between attempts: since when nothing gets through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stall {
-    since: Option<Timestamp>,
+    /// The first and the last failure for throttling or an outage.
+    span: Option<(Timestamp, Timestamp)>,
+}
+
+impl Stall {
+    /// Another such failure. Returns whether nothing has got through for [`PATIENCE`].
+    fn lasts(&mut self, now: Timestamp) -> bool {
+        let long = |from: Timestamp| now.duration_since(from).unsigned_abs() >= PATIENCE;
+        let since = match self.span {
+            // Attempts come more often; between these there was nothing to send.
+            Some((since, last)) if !long(last) => since,
+            _ => now,
+        };
+        self.span = Some((since, now));
+        long(since)
+    }
 }
 
 /// The status after an attempt that ended at `now`.
@@ -356,18 +203,20 @@ pub fn observe(
             next.aws_request_id = None;
         }
         Observation::Failed(fault) => {
-            let stalled_since = *stall.since.get_or_insert(now);
             next.aws_error_code = Some(fault.code().into());
             next.aws_request_id = fault.request_id.clone();
-            let lasting = now.duration_since(stalled_since).unsigned_abs() >= PATIENCE;
             let reason = match fault.meaning() {
-                Meaning::Refused(reason) => Some(reason),
-                Meaning::Throttled if lasting => Some(Reason::Throttled),
-                Meaning::Unreachable if lasting => Some(Reason::Unreachable),
-                Meaning::Throttled
-                | Meaning::Unreachable
-                | Meaning::SessionInvalid
-                | Meaning::Ours => None,
+                Meaning::Throttled => stall.lasts(now).then_some(Reason::Throttled),
+                Meaning::Unreachable => stall.lasts(now).then_some(Reason::Unreachable),
+                // These say nothing of throttling or an outage.
+                Meaning::Refused(reason) => {
+                    *stall = Stall::default();
+                    Some(reason)
+                }
+                Meaning::SessionInvalid | Meaning::Ours => {
+                    *stall = Stall::default();
+                    None
+                }
             };
             if let Some(reason) = reason {
                 next.status = reason.status();

@@ -1,23 +1,32 @@
 //! The Sink over AWS: the role's session, then the write.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 use tracing::{Instrument, Span, field::Empty, info_span};
 use uuid::Uuid;
 
 use super::{
     AwsOptions, ExternalIds, Receipt, Record, RecordOutcome, RehearsalReport, Sink, TestReport,
-    assume_role::AssumeRole, config, kinesis::Kinesis, sessions::Sessions,
+    assume_role::AssumeRole, config, identity::Identity, kinesis::Kinesis, sessions::Sessions,
 };
 use crate::domain::{
     integration::Integration,
+    standing::Standing,
     status::{Fault, Meaning},
 };
+
+/// Between one look at this service's own credentials and the next.
+const CHECK_GOOD: Duration = Duration::from_secs(300);
+const CHECK_REFUSED: Duration = Duration::from_secs(10);
 
 /// Writes with the AWS SDK. Cheap to clone; clones share connections and sessions.
 #[derive(Clone)]
 pub struct AwsSink {
+    identity: Arc<Identity>,
     sessions: Sessions,
     kinesis: Kinesis,
 }
@@ -40,8 +49,10 @@ impl AwsSink {
         external_ids: Arc<dyn ExternalIds>,
     ) -> Self {
         let assume_role = AssumeRole::new(sdk, options, external_ids);
+        let identity = Arc::new(Identity::new(assume_role));
         Self {
-            sessions: Sessions::new(assume_role, options),
+            sessions: Sessions::new(Arc::clone(&identity), options),
+            identity,
             kinesis: Kinesis::new(sdk, options.attempt_timeout),
         }
     }
@@ -85,14 +96,18 @@ impl AwsSink {
             self.kinesis.put(&session, &integration.stream_arn, &record),
         );
         TestReport {
-            assume_role: Ok(()),
+            assume_role: Ok(session.with()),
             external_id: Some(proof),
             write: Some(answer.and_then(receipt)),
             latency: start.elapsed(),
         }
     }
 
-    async fn rehearse_anew(&self, integration: &Integration, record: Record) -> RehearsalReport {
+    async fn rehearse_anew(
+        &self,
+        integration: &Arc<Integration>,
+        record: Record,
+    ) -> RehearsalReport {
         let session = match self.sessions.fresh(integration).await {
             Ok(session) => session,
             Err(fault) => {
@@ -109,7 +124,7 @@ impl AwsSink {
                 .rehearse(&session, &integration.stream_arn, record),
         );
         RehearsalReport {
-            assume_role: Ok(()),
+            assume_role: Ok(session.with()),
             external_id: Some(proof),
             write: Some(answer),
         }
@@ -167,6 +182,21 @@ impl Sink for AwsSink {
         self.rehearse_anew(integration, record)
             .instrument(span)
             .await
+    }
+
+    fn standing(&self) -> watch::Receiver<Standing> {
+        self.identity.standing()
+    }
+
+    async fn watch_standing(&self) {
+        loop {
+            self.identity.check_credentials().await;
+            let wait = match *self.identity.standing().borrow() {
+                Standing::CredentialsRefused { .. } => CHECK_REFUSED,
+                Standing::Good | Standing::MayNotAssume => CHECK_GOOD,
+            };
+            sleep(wait).await;
+        }
     }
 
     fn forget(&self, integration_id: Uuid) {

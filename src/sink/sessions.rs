@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tracing::info;
 use uuid::Uuid;
 
-use super::{AwsOptions, ExternalIdProof, assume_role::AssumeRole};
+use super::{AssumedWith, AwsOptions, ExternalIdProof, identity::Identity};
 use crate::domain::{integration::Integration, status::Fault};
 
 /// Nothing is started with credentials that end within this.
@@ -27,14 +27,21 @@ type Key = (Uuid, u64);
 pub(super) struct Session {
     credentials: SharedCredentialsProvider,
     lifetime: Lifetime,
+    with: AssumedWith,
 }
 
 impl Session {
-    pub(super) fn new(credentials: Credentials, lifetime: Lifetime) -> Self {
+    pub(super) fn new(credentials: Credentials, lifetime: Lifetime, with: AssumedWith) -> Self {
         Self {
             credentials: SharedCredentialsProvider::new(credentials),
             lifetime,
+            with,
         }
+    }
+
+    /// With which external ID the role was assumed.
+    pub(super) fn with(&self) -> AssumedWith {
+        self.with
     }
 
     pub(super) fn credentials(&self) -> SharedCredentialsProvider {
@@ -96,11 +103,11 @@ fn millis(duration: Duration) -> u64 {
 #[derive(Clone)]
 pub(super) struct Sessions {
     cache: Cache<Key, Arc<Session>>,
-    assume_role: Arc<AssumeRole>,
+    identity: Arc<Identity>,
 }
 
 impl Sessions {
-    pub(super) fn new(assume_role: AssumeRole, options: &AwsOptions) -> Self {
+    pub(super) fn new(identity: Arc<Identity>, options: &AwsOptions) -> Self {
         Self {
             cache: Cache::builder()
                 .max_capacity(options.max_sessions)
@@ -109,7 +116,7 @@ impl Sessions {
                 .time_to_live(options.assume_role_duration)
                 .support_invalidation_closures()
                 .build(),
-            assume_role: Arc::new(assume_role),
+            identity,
         }
     }
 
@@ -128,7 +135,7 @@ impl Sessions {
             self.discard(integration, &session).await;
         }
         self.cache
-            .try_get_with(key, self.assume_role.assume(integration))
+            .try_get_with(key, self.identity.assume(integration))
             .await
             .map_err(|fault| Fault::clone(&fault))
     }
@@ -138,19 +145,22 @@ impl Sessions {
         &self,
         integration: &Arc<Integration>,
     ) -> Result<Arc<Session>, Fault> {
-        let session = self.assume_role.assume(integration).await?;
+        let session = self.identity.assume(integration).await?;
         self.cache.insert(key(integration), session.clone()).await;
         Ok(session)
     }
 
     /// A new session that is not kept.
-    pub(super) async fn fresh(&self, integration: &Integration) -> Result<Arc<Session>, Fault> {
-        self.assume_role.assume(integration).await
+    pub(super) async fn fresh(
+        &self,
+        integration: &Arc<Integration>,
+    ) -> Result<Arc<Session>, Fault> {
+        self.identity.assume(integration).await
     }
 
     /// Whether the role can be assumed without knowing the external ID.
     pub(super) async fn prove_external_id(&self, integration: &Integration) -> ExternalIdProof {
-        self.assume_role.prove_external_id(integration).await
+        self.identity.prove_external_id(integration).await
     }
 
     /// Drops a session that is no longer good, but not one that took its place.
@@ -179,7 +189,7 @@ impl Sessions {
         let sessions = self.clone();
         let integration = integration.clone();
         tokio::spawn(async move {
-            match sessions.assume_role.assume(&integration).await {
+            match sessions.identity.assume(&integration).await {
                 // Not where it was forgotten meanwhile.
                 Ok(session) if sessions.cache.contains_key(&key(&integration)) => {
                     sessions.cache.insert(key(&integration), session).await;

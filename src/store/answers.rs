@@ -1,6 +1,7 @@
 //! Answers that a transaction owes, given once it is durable or has failed.
 
 use sea_orm::DbErr;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     StoreError,
@@ -10,12 +11,20 @@ use super::{
 };
 use crate::domain::integration::{IntegrationKey, Snapshot};
 
+/// An append that is answered once it is durable.
+pub(super) struct AppendAnswer {
+    pub(super) reply: Reply<Vec<bool>>,
+    pub(super) accepted: Vec<bool>,
+    pub(super) _memory: Option<OwnedSemaphorePermit>,
+}
+
 /// Answers that are given once the transaction is durable.
 #[derive(Default)]
 pub(super) struct Answers {
-    pub(super) appends: Vec<(Reply<Vec<bool>>, Vec<bool>)>,
+    pub(super) appends: Vec<AppendAnswer>,
     pub(super) configures: Vec<(Reply<Snapshot, ConfigureError>, IntegrationKey)>,
     pub(super) deletes: Vec<(Reply<Option<Deleted>>, Option<Deleted>)>,
+    pub(super) issues: Vec<Reply<()>>,
 }
 
 impl Answers {
@@ -30,8 +39,8 @@ impl Answers {
         for key in self.deleted() {
             tail.forget(key);
         }
-        for (reply, accepted) in self.appends {
-            let _gone = reply.send(Ok(accepted));
+        for append in self.appends {
+            let _gone = append.reply.send(Ok(append.accepted));
         }
         for (reply, key) in self.configures {
             let snapshot = catalog.slot(key).map(|slot| slot.snapshot);
@@ -40,17 +49,23 @@ impl Answers {
         for (reply, deleted) in self.deletes {
             let _gone = reply.send(Ok(deleted));
         }
+        for reply in self.issues {
+            let _gone = reply.send(Ok(()));
+        }
     }
 
     pub(super) fn fail(self, error: &DbErr) {
         let failed = || StoreError::Database(error.clone());
-        for (reply, _) in self.appends {
-            let _gone = reply.send(Err(failed()));
+        for append in self.appends {
+            let _gone = append.reply.send(Err(failed()));
         }
         for (reply, _) in self.configures {
             let _gone = reply.send(Err(failed().into()));
         }
         for (reply, _) in self.deletes {
+            let _gone = reply.send(Err(failed()));
+        }
+        for reply in self.issues {
             let _gone = reply.send(Err(failed()));
         }
     }
@@ -65,6 +80,11 @@ impl Answers {
                 Command::Delete { reply, .. } => {
                     let _gone = reply.send(Err(failed()));
                 }
+                Command::Issue { reply, .. } => {
+                    let _gone = reply.send(Err(failed()));
+                }
+                // It is asked for again at the next AssumeRole.
+                Command::RetirePrevious { .. } => {}
                 Command::Append { .. } | Command::Settle(_) | Command::Close { .. } => {}
             }
         }

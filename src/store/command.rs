@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use uuid::Uuid;
 
-use super::{StoreError, draft::Observed};
+use super::{StoreError, draft::Observed, tail::union};
 use crate::domain::{
     arn::{RoleArn, StreamArn},
     delivery::Settlement,
@@ -20,6 +20,8 @@ pub(super) type Reply<T, E = StoreError> = oneshot::Sender<Result<T, E>>;
 pub(super) enum Command {
     Append {
         segments: Vec<OwnedSegment>,
+        /// Held until the answer is given.
+        memory: Option<OwnedSemaphorePermit>,
         reply: Reply<Vec<bool>>,
     },
     Settle(Settle),
@@ -31,6 +33,16 @@ pub(super) enum Command {
         organization_id: OrganizationId,
         caller: Box<str>,
         reply: Reply<Option<Deleted>>,
+    },
+    /// The new external ID works: the one before is no longer needed.
+    RetirePrevious {
+        key: IntegrationKey,
+        version: u64,
+    },
+    Issue {
+        organization_id: OrganizationId,
+        external_id: ExternalId,
+        reply: Reply<()>,
     },
     Close {
         reply: oneshot::Sender<()>,
@@ -61,6 +73,10 @@ pub struct Configure {
     pub role_arn: RoleArn,
     /// None keeps the stored one.
     pub external_id: Option<ExternalId>,
+    /// The stored one serves until an AssumeRole with the new one works.
+    pub keep_previous: bool,
+    /// Only external IDs that were issued to the organization will do.
+    pub issued_only: bool,
     /// Where set, the current etag.
     pub etag: Option<String>,
     /// Who asked, for the audit.
@@ -76,6 +92,9 @@ pub enum ConfigureError {
     /// There is no integration yet, and so no stored external ID.
     #[error("an external ID is required to create an integration")]
     ExternalIdRequired,
+    /// It was not issued to the organization, and only issued ones will do.
+    #[error("the external ID was not issued to this organization")]
+    ExternalIdNotIssued,
     /// Another organization has it.
     #[error("another organization uses this external ID: choose a new one")]
     ExternalIdInUse,
@@ -129,7 +148,9 @@ impl Unsettled {
             one.finished.push(id);
         }
         for (id, bitmap, pending_bytes) in settle.settlement.partial {
-            one.partial.insert(id, (bitmap, pending_bytes));
+            let (known, bytes) = one.partial.entry(id).or_insert((Vec::new(), pending_bytes));
+            *known = union(known, &bitmap);
+            *bytes = pending_bytes.min(*bytes);
         }
         if settle.observed.is_some() {
             self.unseen.push(settle.key);

@@ -25,8 +25,19 @@ pub struct Observed {
     pub at: Timestamp,
     /// What it showed.
     pub observation: Observation,
-    /// When the next attempt is due, while backing off.
-    pub next_retry: Option<Timestamp>,
+    /// What it says of the next attempt.
+    pub next_retry: NextRetry,
+}
+
+/// When the next attempt is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NextRetry {
+    /// As was told before.
+    Kept,
+    /// There is no back-off.
+    Never,
+    /// While backing off.
+    At(Timestamp),
 }
 
 pub(super) struct Draft<'a> {
@@ -143,7 +154,11 @@ impl<'a> Draft<'a> {
                 observed.at,
                 &observed.observation,
             );
-            status.next_retry = observed.next_retry;
+            status.next_retry = match observed.next_retry {
+                NextRetry::Kept => slot.snapshot.status.next_retry,
+                NextRetry::Never => None,
+                NextRetry::At(at) => Some(at),
+            };
             slot.snapshot.status = Arc::new(status);
         }
         if before.is_change(&slot.snapshot.status) {

@@ -1,6 +1,6 @@
 //! Creating, replacing and deleting integrations, within the writer's transaction.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, Value};
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::domain::{
     external_id::ExternalId,
-    integration::{Integration, IntegrationKey, Progress, Snapshot},
+    integration::{Integration, IntegrationKey, PreviousExternalId, Progress, Snapshot},
     organization::OrganizationId,
     status::{Stall, StatusDetail},
 };
@@ -26,13 +26,21 @@ use crate::domain::{
 /// Partitions over which integrations are spread when several instances share a database.
 const PARTITIONS: u128 = 256;
 
+/// How long a previous external ID serves at the most.
+const PREVIOUS_SERVES: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Issued external IDs that an organization may hold; beyond it the oldest goes.
+const MOST_ISSUED: i64 = 10;
+
 /// What a Configure makes of what there is.
 pub(super) struct Plan {
     pub(super) integration: Integration,
     /// In clear, to find it again.
     external_id: ExternalId,
+    /// The fingerprint of the one before, where it goes on serving.
+    previous_fingerprint: Option<Vec<u8>>,
     /// The fields that differ from before; None where it is created.
     changed: Option<Vec<&'static str>>,
+    issued_only: bool,
     caller: Box<str>,
 }
 
@@ -74,12 +82,15 @@ fn plan_creation(
             external_id: sealed.map_err(|_| StoreError::Sealing)?,
             external_id_hint: external_id.hint().into(),
             external_id_set_at: now,
+            previous: None,
             version: 1,
             created_at: now,
             updated_at: now,
         },
         external_id,
+        previous_fingerprint: None,
         changed: None,
+        issued_only: configure.issued_only,
         caller: configure.caller,
     })
 }
@@ -93,9 +104,24 @@ fn plan_replacement(
     let stored = sealer
         .open(&before.external_id, before.integration_id)
         .map_err(|_| StoreError::Sealing)?;
+    let keep_previous = configure.keep_previous;
     let external_id = configure.external_id.unwrap_or_else(|| stored.clone());
     let new_external_id = stored.expose() != external_id.expose();
     let sealed = sealer.seal(&external_id, before.integration_id);
+    let previous_fingerprint = match (new_external_id, keep_previous) {
+        (true, true) => Some(sealer.fingerprint(&stored)),
+        (true, false) => None,
+        (false, _) => match &before.previous {
+            Some(previous) => Some(
+                sealer.fingerprint(
+                    &sealer
+                        .open(&previous.external_id, before.integration_id)
+                        .map_err(|_| StoreError::Sealing)?,
+                ),
+            ),
+            None => None,
+        },
+    };
     let differences = [
         (
             "kinesis_stream_arn",
@@ -118,37 +144,127 @@ fn plan_replacement(
                 true => now,
                 false => before.external_id_set_at,
             },
+            previous: match (new_external_id, keep_previous) {
+                (true, true) => Some(PreviousExternalId {
+                    external_id: before.external_id.clone(),
+                    hint: before.external_id_hint.clone(),
+                    until: now + PREVIOUS_SERVES,
+                }),
+                (true, false) => None,
+                (false, _) => before.previous.clone(),
+            },
             version: before.version + 1,
             created_at: before.created_at,
             updated_at: now,
         },
         external_id,
+        previous_fingerprint,
+        // One that was configured before the policy changed may stay.
+        issued_only: configure.issued_only && new_external_id,
         changed: Some(changed.map(|(field, _)| field).collect()),
         caller: configure.caller,
     })
 }
 
 impl Plan {
-    /// Refuses an external ID that another organization uses.
+    /// Refuses an external ID that another organization uses or was issued, and one
+    /// that was not issued where it must be.
     pub(super) async fn check_external_id(
         &self,
         db: &impl ConnectionTrait,
         sealer: &Sealer,
     ) -> Result<(), ConfigureError> {
-        let sql = "SELECT 1 FROM integration WHERE external_id_hmac = $1 AND organization_id <> $2";
-        let values: [Value; 2] = [
-            sealer.fingerprint(&self.external_id).into(),
-            self.integration.organization_id.as_str().into(),
-        ];
-        let other = db
-            .query_one_raw(statement(db, sql, values))
-            .await
-            .map_err(StoreError::Database)?;
-        match other {
-            Some(_) => Err(ConfigureError::ExternalIdInUse),
-            None => Ok(()),
+        let sql = "SELECT organization_id FROM integration WHERE external_id_hmac = $1 \
+            UNION SELECT organization_id FROM integration WHERE previous_external_id_hmac = $1 \
+            UNION SELECT organization_id FROM issued_external_id WHERE external_id_hmac = $1";
+        let fingerprint = sealer.fingerprint(&self.external_id);
+        let holders = owners(db, sql, fingerprint.clone()).await?;
+        let own = self.integration.organization_id.as_str();
+        if holders.iter().any(|holder| holder != own) {
+            return Err(ConfigureError::ExternalIdInUse);
         }
+        if self.issued_only {
+            let sql = "SELECT organization_id FROM issued_external_id WHERE external_id_hmac = $1";
+            if owners(db, sql, fingerprint).await?.is_empty() {
+                return Err(ConfigureError::ExternalIdNotIssued);
+            }
+        }
+        Ok(())
     }
+}
+
+async fn owners(
+    db: &impl ConnectionTrait,
+    sql: &str,
+    fingerprint: Vec<u8>,
+) -> Result<Vec<String>, StoreError> {
+    let rows = db
+        .query_all_raw(statement(db, sql, [fingerprint.into()]))
+        .await?;
+    let owners: Result<Vec<String>, DbErr> = rows
+        .iter()
+        .map(|row| row.try_get("", "organization_id"))
+        .collect();
+    Ok(owners?)
+}
+
+/// Reserves an external ID for an organization.
+pub(super) async fn issue(
+    tx: &DatabaseTransaction,
+    sealer: &Sealer,
+    organization_id: &OrganizationId,
+    external_id: &ExternalId,
+    now: Timestamp,
+) -> Result<(), DbErr> {
+    let sql = "INSERT INTO issued_external_id (external_id_hmac, organization_id, issued_at) \
+        VALUES ($1, $2, $3)";
+    let values: [Value; 3] = [
+        sealer.fingerprint(external_id).into(),
+        organization_id.as_str().into(),
+        micros(now).into(),
+    ];
+    run(tx, sql, values).await?;
+    let sql = "DELETE FROM issued_external_id WHERE organization_id = $1 AND issued_at < \
+        (SELECT MIN(issued_at) FROM (SELECT issued_at FROM issued_external_id \
+        WHERE organization_id = $1 ORDER BY issued_at DESC LIMIT $2) newest)";
+    let values: [Value; 2] = [organization_id.as_str().into(), MOST_ISSUED.into()];
+    run(tx, sql, values).await.map(drop)
+}
+
+/// Forgets the external ID before, now that the one of this version works.
+pub(super) async fn retire_previous(
+    tx: &DatabaseTransaction,
+    draft: &mut Draft<'_>,
+    key: IntegrationKey,
+    version: u64,
+    now: Timestamp,
+) -> Result<(), DbErr> {
+    let Some(slot) = draft.slot_mut(key) else {
+        return Ok(());
+    };
+    let integration = &slot.snapshot.integration;
+    if integration.version != version || integration.previous.is_none() {
+        return Ok(());
+    }
+    let retired = Integration {
+        previous: None,
+        ..(**integration).clone()
+    };
+    let sql = "UPDATE integration SET previous_external_id_sealed = NULL, \
+        previous_external_id_hmac = NULL, previous_external_id_hint = NULL, \
+        previous_external_id_until = NULL WHERE integration_key = $1";
+    run(tx, sql, [key.0.into()]).await?;
+    audit(
+        tx,
+        &retired,
+        now,
+        "siem-relay",
+        "external_id_took_over",
+        json!({}),
+    )
+    .await?;
+    slot.snapshot.integration = Arc::new(retired);
+    Ok(())
 }
 
 /// Creates or replaces an integration.
@@ -245,19 +361,28 @@ async fn replace(
     let (key, now) = (integration.key, integration.updated_at);
     let changed = plan.changed.unwrap_or_default();
     if !changed.is_empty() {
-        let unknown = StatusDetail::unknown(now);
-        if slot.snapshot.status.is_change(&unknown) {
-            slot.snapshot.revision = draft.next_revision();
-            slot.snapshot.status = Arc::new(unknown);
+        // What was met before says nothing of what is configured now.
+        let mut unknown = StatusDetail::unknown(now);
+        match slot.snapshot.status.is_change(&unknown) {
+            true => slot.snapshot.revision = draft.next_revision(),
+            false => unknown.since = slot.snapshot.status.since,
         }
+        slot.snapshot.status = Arc::new(unknown);
         slot.stall = Stall::default();
     }
     let sql = "UPDATE integration SET stream_arn = $1, role_arn = $2, \
         external_id_sealed = $3, external_id_key_id = $4, external_id_hmac = $5, \
-        external_id_hint = $6, external_id_set_at = $7, version = $8, updated_at = $9 \
-        WHERE integration_key = $10";
+        external_id_hint = $6, external_id_set_at = $7, version = $8, updated_at = $9, \
+        previous_external_id_sealed = $10, previous_external_id_hmac = $11, \
+        previous_external_id_hint = $12, previous_external_id_until = $13 \
+        WHERE integration_key = $14";
     let mut values = configured_columns(&integration, fingerprint).to_vec();
     values.push(micros(now).into());
+    let previous = integration.previous.as_ref();
+    values.push(previous.map(|one| one.external_id.bytes.to_vec()).into());
+    values.push(plan.previous_fingerprint.into());
+    values.push(previous.map(|one| one.hint.to_string()).into());
+    values.push(previous.map(|one| micros(one.until)).into());
     values.push(key.0.into());
     run(tx, sql, values).await?;
     update_integration(tx, key, &slot).await?;
@@ -311,7 +436,7 @@ pub(super) async fn delete(
     }))
 }
 
-async fn audit(
+pub(super) async fn audit(
     tx: &DatabaseTransaction,
     integration: &Integration,
     now: Timestamp,

@@ -1,7 +1,10 @@
 //! Reading the log back from the database.
 
+use std::collections::HashMap;
+
 use jiff::Timestamp;
 use sea_orm::{ConnectionTrait, DatabaseConnection, Value};
+use serde_json::json;
 
 use super::{
     StoreError, chunk,
@@ -14,15 +17,26 @@ const MOST_CHUNKS: i64 = 16;
 
 pub(super) async fn oldest_pending(
     db: &DatabaseConnection,
-    key: IntegrationKey,
-) -> Result<Option<Timestamp>, StoreError> {
-    let sql = "SELECT accepted_at FROM chunk WHERE integration_key = $1 \
-        ORDER BY first_sequence LIMIT 1";
-    let row = db.query_one_raw(statement(db, sql, [key.0.into()])).await?;
-    match row {
-        Some(row) => Ok(Some(time(row.try_get("", "accepted_at")?)?)),
-        None => Ok(None),
+    keys: &[IntegrationKey],
+) -> Result<HashMap<IntegrationKey, Timestamp>, StoreError> {
+    if keys.is_empty() {
+        return Ok(HashMap::new());
     }
+    let sql = "SELECT value AS integration_key, (SELECT accepted_at FROM chunk \
+        WHERE integration_key = value ORDER BY first_sequence LIMIT 1) AS oldest \
+        FROM json_each($1)";
+    let keys: Vec<i64> = keys.iter().map(|key| key.0).collect();
+    let rows = db
+        .query_all_raw(statement(db, sql, [json!(keys).to_string().into()]))
+        .await?;
+    let mut oldest = HashMap::new();
+    for row in &rows {
+        if let Some(at) = row.try_get::<Option<i64>>("", "oldest")? {
+            let key = IntegrationKey(row.try_get("", "integration_key")?);
+            oldest.insert(key, time(at)?);
+        }
+    }
+    Ok(oldest)
 }
 
 pub(super) async fn log(

@@ -11,7 +11,9 @@ use uuid::Uuid;
 use super::catalog::{Slot, Tombstone};
 use crate::domain::{
     arn::{RoleArn, StreamArn},
-    integration::{Integration, IntegrationKey, Progress, SealedExternalId, Snapshot},
+    integration::{
+        Integration, IntegrationKey, PreviousExternalId, Progress, SealedExternalId, Snapshot,
+    },
     organization::OrganizationId,
     status::{Reason, Stall, Status, StatusDetail},
 };
@@ -46,7 +48,7 @@ const STATUSES: [(Status, &str); 4] = [
     (Status::Failing, "FAILING"),
 ];
 
-const REASONS: [(Reason, &str); 8] = [
+const REASONS: [(Reason, &str); 9] = [
     (Reason::AssumeRoleDenied, "ASSUME_ROLE_DENIED"),
     (Reason::WriteDenied, "WRITE_DENIED"),
     (Reason::KmsDenied, "KMS_DENIED"),
@@ -55,6 +57,7 @@ const REASONS: [(Reason, &str); 8] = [
     (Reason::InvalidConfiguration, "INVALID_CONFIGURATION"),
     (Reason::Throttled, "THROTTLED"),
     (Reason::Unreachable, "UNREACHABLE"),
+    (Reason::LogUnreadable, "LOG_UNREADABLE"),
 ];
 
 fn text_of<T: PartialEq>(table: &[(T, &'static str)], value: &T) -> &'static str {
@@ -171,10 +174,26 @@ fn integration(row: &QueryResult) -> Result<Integration, DbErr> {
         },
         external_id_hint: get::<String>(row, "external_id_hint")?.into(),
         external_id_set_at: time(get(row, "external_id_set_at")?)?,
+        previous: previous(row)?,
         version: get_u64(row, "version")?,
         created_at: time(get(row, "created_at")?)?,
         updated_at: time(get(row, "updated_at")?)?,
     })
+}
+
+fn previous(row: &QueryResult) -> Result<Option<PreviousExternalId>, DbErr> {
+    let sealed: Option<Vec<u8>> = get(row, "previous_external_id_sealed")?;
+    let (Some(sealed), Some(until)) = (sealed, get_time(row, "previous_external_id_until")?) else {
+        return Ok(None);
+    };
+    Ok(Some(PreviousExternalId {
+        external_id: SealedExternalId {
+            key_id: get::<String>(row, "external_id_key_id")?.into(),
+            bytes: sealed.into(),
+        },
+        hint: get_boxed(row, "previous_external_id_hint")?.unwrap_or_default(),
+        until,
+    }))
 }
 
 fn status(row: &QueryResult) -> Result<StatusDetail, DbErr> {

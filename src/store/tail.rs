@@ -102,7 +102,7 @@ impl Tail {
             .get_mut(&key)
             .and_then(|chunks| chunks.iter_mut().find(|chunk| chunk.id == chunk_id));
         if let Some(chunk) = chunk {
-            chunk.accepted = accepted.to_vec();
+            chunk.accepted = union(&chunk.accepted, accepted);
         }
     }
 
@@ -166,4 +166,13 @@ impl State {
             })
         });
     }
+}
+
+/// What is accepted stays accepted.
+pub(super) fn union(one: &[u8], other: &[u8]) -> Vec<u8> {
+    let length = one.len().max(other.len());
+    let byte = |bitmap: &[u8], at: usize| bitmap.get(at).copied().unwrap_or(0);
+    (0..length)
+        .map(|at| byte(one, at) | byte(other, at))
+        .collect()
 }

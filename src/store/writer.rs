@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{
     StoreError,
-    answers::Answers,
+    answers::{Answers, AppendAnswer},
     catalog::Catalog,
     command::{Command, ConfigureError, Unsettled},
     draft::Draft,
@@ -196,9 +196,17 @@ impl Writer {
             .into_iter()
             .partition(|command| !matches!(command, Command::Append { .. }));
         for command in hot {
-            if let Command::Append { segments, reply } = command {
-                let accepted = draft.append(segments);
-                answers.appends.push((reply, accepted));
+            if let Command::Append {
+                segments,
+                memory,
+                reply,
+            } = command
+            {
+                answers.appends.push(AppendAnswer {
+                    accepted: draft.append(segments),
+                    reply,
+                    _memory: memory,
+                });
             }
         }
         let tx = match self.db.begin().await {
@@ -208,6 +216,11 @@ impl Writer {
                 return Err(error);
             }
         };
+        // What was attempted before a change was attempted under what was before it.
+        if let Err(error) = self.settle(&tx, draft, unsettled).await {
+            answers.refuse(cold, &error);
+            return Err(error);
+        }
         let mut cold = cold.into_iter();
         while let Some(command) = cold.next() {
             if let Err(error) = self.change(&tx, draft, answers, command, now).await {
@@ -216,7 +229,6 @@ impl Writer {
             }
         }
         committed.garbage.extend(answers.deleted());
-        self.settle(&tx, draft, unsettled).await?;
         self.insert_chunks(&tx, draft, &mut committed, now).await?;
         statements::collect_garbage(&tx, &mut committed.garbage).await?;
         tx.commit().await?;
@@ -257,6 +269,22 @@ impl Writer {
                     return Err(error);
                 }
             },
+            Command::RetirePrevious { key, version } => {
+                integrations::retire_previous(tx, draft, key, version, now).await?;
+            }
+            Command::Issue {
+                organization_id,
+                external_id,
+                reply,
+            } => {
+                let issued =
+                    integrations::issue(tx, &self.sealer, &organization_id, &external_id, now);
+                if let Err(error) = issued.await {
+                    let _gone = reply.send(Err(StoreError::Database(error.clone())));
+                    return Err(error);
+                }
+                answers.issues.push(reply);
+            }
             Command::Append { .. } | Command::Settle(_) | Command::Close { .. } => {}
         }
         Ok(())
@@ -273,8 +301,15 @@ impl Writer {
             let Some(slot) = draft.slot_mut(*key) else {
                 continue;
             };
-            slot.snapshot.progress.delivered += one.delivered;
-            slot.snapshot.progress.pending_bytes -= one.delivered_bytes;
+            let progress = &mut slot.snapshot.progress;
+            if one.delivered > progress.pending() || one.delivered_bytes > progress.pending_bytes {
+                tracing::error!(
+                    integration_key = key.0,
+                    "more was delivered than was pending: this is a defect"
+                );
+            }
+            progress.delivered += one.delivered.min(progress.pending());
+            progress.pending_bytes = progress.pending_bytes.saturating_sub(one.delivered_bytes);
             draft.observe(*key, &one.observed);
             finished.extend_from_slice(&one.finished);
             for (id, (bitmap, pending_bytes)) in &one.partial {

@@ -18,6 +18,10 @@ pub(super) struct Lane {
     pub(super) cursor: u64,
     /// A turn is reading the log.
     pub(super) loading: bool,
+    /// The last request could have held more, had other keys been at hand.
+    pub(super) starved: bool,
+    /// Its last call took long.
+    pub(super) slow: bool,
     /// Turns under way.
     pub(super) turns: usize,
     /// Attempts whose settlement is not durable yet.
@@ -30,15 +34,62 @@ pub(super) struct Lane {
     queued: bool,
 }
 
+impl Lane {
+    /// Whether its turns may take long: then they do not take the place of others'.
+    fn is_slow(&self) -> bool {
+        self.slow || self.backoff.is_failing()
+    }
+
+    fn most_turns(&self, each: usize) -> usize {
+        match (self.backoff.is_failing(), self.slow) {
+            (true, _) => 1,
+            (false, true) => each.div_ceil(2),
+            (false, false) => each,
+        }
+    }
+}
+
+/// How many turns may be under way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TurnLimits {
+    /// Of lanes that answer quickly.
+    pub(super) quick: usize,
+    /// Of lanes that fail or take long.
+    pub(super) slow: usize,
+    /// Of one lane.
+    pub(super) each: usize,
+}
+
+impl TurnLimits {
+    /// A quarter is for those that fail or take long, so that the rest never waits for
+    /// them.
+    pub(super) fn new(most: usize, each: usize) -> Self {
+        let slow = (most / 4).max(1);
+        Self {
+            quick: most.saturating_sub(slow).max(1),
+            slow,
+            each,
+        }
+    }
+}
+
+/// Which allowance a turn counts against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Allowance {
+    Quick,
+    Slow,
+}
+
 /// All lanes, and the order of their turns.
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
     by_key: HashMap<IntegrationKey, Lane>,
     ready: VecDeque<IntegrationKey>,
+    ready_slow: VecDeque<IntegrationKey>,
     retries: BTreeSet<(Instant, IntegrationKey)>,
-    /// Turns under way in all.
-    pub(super) turns: usize,
-    /// Bytes of all chunks at hand.
+    quick_turns: usize,
+    slow_turns: usize,
+    /// Bytes of all chunks at hand, and of those that are being read.
     pub(super) loaded_bytes: usize,
 }
 
@@ -55,6 +106,8 @@ impl Lanes {
             delivery: Delivery::default(),
             cursor: from,
             loading: false,
+            starved: false,
+            slow: false,
             turns: 0,
             unsettled: 0,
             backoff: Backoff::default(),
@@ -72,29 +125,68 @@ impl Lanes {
             && !lane.queued
         {
             lane.queued = true;
-            self.ready.push_back(key);
+            match lane.is_slow() {
+                true => self.ready_slow.push_back(key),
+                false => self.ready.push_back(key),
+            }
         }
     }
 
     /// The next lane that may take a turn.
-    pub(super) fn next_ready(&mut self, most_turns_each: usize) -> Option<IntegrationKey> {
-        while let Some(key) = self.ready.pop_front() {
-            let Some(lane) = self.by_key.get_mut(&key) else {
-                continue;
-            };
-            lane.queued = false;
-            let most_turns = match lane.backoff.is_failing() {
-                true => 1,
-                false => most_turns_each,
-            };
-            // A lane that is full of turns queues again as they end.
-            if lane.retry_at.is_none() && lane.turns < most_turns {
-                lane.turns += 1;
-                self.turns += 1;
-                return Some(key);
+    pub(super) fn next_ready(&mut self, most: TurnLimits) -> Option<(IntegrationKey, Allowance)> {
+        while self.quick_turns < most.quick
+            && let Some(key) = self.ready.pop_front()
+        {
+            if self.by_key.get(&key).is_some_and(Lane::is_slow) {
+                self.ready_slow.push_back(key);
+            } else if self.begin_turn(key, most.each) {
+                self.quick_turns += 1;
+                return Some((key, Allowance::Quick));
+            }
+        }
+        while self.slow_turns < most.slow
+            && let Some(key) = self.ready_slow.pop_front()
+        {
+            if self.begin_turn(key, most.each) {
+                self.slow_turns += 1;
+                return Some((key, Allowance::Slow));
             }
         }
         None
+    }
+
+    fn begin_turn(&mut self, key: IntegrationKey, each: usize) -> bool {
+        let Some(lane) = self.by_key.get_mut(&key) else {
+            return false;
+        };
+        lane.queued = false;
+        // A lane that is full of turns queues again as they end.
+        let may = lane.retry_at.is_none() && lane.turns < lane.most_turns(each);
+        lane.turns += usize::from(may);
+        may
+    }
+
+    /// A turn takes long: its lane is slow from now on, and the turn gives its place
+    /// to a quick one.
+    pub(super) fn slow_down(&mut self, key: IntegrationKey, allowance: &mut Allowance) {
+        if let Some(lane) = self.by_key.get_mut(&key) {
+            lane.slow = true;
+        }
+        if *allowance == Allowance::Quick {
+            *allowance = Allowance::Slow;
+            self.quick_turns -= 1;
+            self.slow_turns += 1;
+        }
+    }
+
+    /// Returns whether the lane is still there.
+    pub(super) fn end_turn(&mut self, key: IntegrationKey, allowance: Allowance) -> bool {
+        match allowance {
+            Allowance::Quick => self.quick_turns -= 1,
+            Allowance::Slow => self.slow_turns -= 1,
+        }
+        let lane = self.by_key.get_mut(&key);
+        lane.map(|lane| lane.turns -= 1).is_some()
     }
 
     pub(super) fn back_off(&mut self, key: IntegrationKey, until: Instant) {
@@ -148,6 +240,7 @@ impl Lanes {
         if let Some(lane) = self.by_key.get_mut(&key)
             && lane.turns == 0
             && lane.unsettled == 0
+            && lane.delivery.in_flight() == 0
             && !lane.delivery.is_empty()
         {
             self.loaded_bytes -= lane.delivery.bytes();
@@ -171,3 +264,6 @@ impl Lanes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

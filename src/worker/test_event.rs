@@ -16,7 +16,7 @@ use crate::{
         verdict::{RehearsalReport, TestError, TestReport, TestVerdict},
     },
     sink::{Record, Sink},
-    store::{Observed, Settle},
+    store::{NextRetry, Observed, Settle},
 };
 
 const MESSAGE: &str = "This is a test event. No intrusion was detected.";
@@ -62,7 +62,11 @@ impl<S: Sink> Worker<S> {
                     version: before.integration.version,
                     at: Timestamp::now(),
                     observation,
-                    next_retry: before.status.next_retry.filter(|_| !passed),
+                    // A test that fails leaves the back-off of delivery as it is.
+                    next_retry: match passed {
+                        true => NextRetry::Never,
+                        false => NextRetry::Kept,
+                    },
                 }),
                 done: Some(done),
             })
@@ -104,7 +108,7 @@ fn record(integration_id: Uuid, format: &Format, event_id: Uuid) -> Record {
 
 fn observation(report: &TestReport) -> Observation {
     match (&report.assume_role, &report.write) {
-        (Err(fault), _) | (Ok(()), Some(Err(fault))) => Observation::Failed(fault.clone()),
-        (Ok(()), _) => Observation::Accepted,
+        (Err(fault), _) | (Ok(_), Some(Err(fault))) => Observation::Failed(fault.clone()),
+        (Ok(_), _) => Observation::Accepted,
     }
 }

@@ -1,42 +1,41 @@
 //! One turn of one integration: one request.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
-use jiff::Timestamp;
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{sync::oneshot, time::timeout};
 use uuid::Uuid;
 
-use super::{Shared, gate::Pass, lane::Lanes};
+use super::{
+    Shared,
+    gate::Pass,
+    lane::{Allowance, Lanes},
+    load::load,
+    outcome::{Answer, take_in},
+};
 use crate::{
     domain::{
-        delivery::{Batch, Settlement},
+        delivery::Batch,
         event::{Head, finish},
         integration::{Integration, IntegrationKey},
-        status::{Fault, Observation},
     },
-    sink::{Record, RecordOutcome, Sink},
-    store::{Observed, Settle},
+    sink::{Record, Sink},
 };
 
-/// How long to wait after the log could not be read.
-const READ_RETRY: Duration = Duration::from_secs(1);
-
-/// What became of a request.
-enum Answer {
-    Outcomes(Vec<RecordOutcome>),
-    Fault(Fault),
-    /// The integration was deleted, or the worker is told to end.
-    Cancelled,
-}
+/// A call that takes longer gives its place to another's.
+const SLOW: Duration = Duration::from_secs(1);
 
 /// Takes a turn, settles it, and queues the integration again where it has more.
-pub(super) async fn take<S: Sink>(shared: Arc<Shared<S>>, key: IntegrationKey) {
+pub(super) async fn take<S: Sink>(
+    shared: Arc<Shared<S>>,
+    key: IntegrationKey,
+    mut allowance: Allowance,
+) {
     let exists = || shared.store.get(key).is_some();
     let settled = match shared.gate.enter(key, exists) {
-        Some(pass) => send(&shared, key, pass).await,
+        Some(pass) => send(&shared, key, pass, &mut allowance).await,
         None => None,
     };
-    end_turn(&shared, key, settled.is_some());
+    end_turn(&shared, key, allowance, settled.is_some());
     if let Some(settled) = settled {
         // An error means that the store closed; then nobody waits for this.
         let _closed = settled.await;
@@ -49,74 +48,76 @@ async fn send<S: Sink>(
     shared: &Shared<S>,
     key: IntegrationKey,
     pass: Pass,
+    allowance: &mut Allowance,
 ) -> Option<oneshot::Receiver<()>> {
-    load(shared, key).await;
     let integration = shared.store.get(key)?.integration;
-    let (batch, records) = next_request(shared, key)?;
+    load(shared, key, &integration).await;
+    let request = match next_request(shared, key) {
+        None => {
+            // What is at hand waits for requests under way; further on may be more.
+            load(shared, key, &integration).await;
+            next_request(shared, key)
+        }
+        request => request,
+    };
+    let (batch, records) = request?;
     let answer = tokio::select! {
         biased;
         () = pass.cancelled() => Answer::Cancelled,
-        answer = shared.sink.put_records(&integration, records) => match answer {
-            Ok(outcomes) => Answer::Outcomes(outcomes),
-            Err(fault) => Answer::Fault(fault),
-        },
+        answer = call(shared, key, &integration, records, allowance) => answer,
     };
     // The call is over; a delete need not wait for the settlement.
     drop(pass);
-    let mut settle = take_in(shared, key, &integration, batch, answer)?;
+    // Room in the queue comes first, so that settlements are queued in the order in
+    // which the lane takes in the answers.
+    let permit = shared.store.reserve_settle().await;
+    let mut lanes = shared.lanes();
+    let mut settle = take_in(shared, &mut lanes, key, &integration, batch, answer)?;
     let (done, settled) = oneshot::channel();
     settle.done = Some(done);
-    shared.store.settle(settle).await;
+    permit?.settle(settle);
     Some(settled)
 }
 
-/// Reads more of the log where little is at hand.
-async fn load<S: Sink>(shared: &Shared<S>, key: IntegrationKey) {
-    let options = &shared.options;
-    let log_end = shared.log_end(key);
-    let (from, room) = {
-        let mut lanes = shared.lanes();
-        let Some(lane) = lanes.get(key) else { return };
-        let room = options.window_bytes.saturating_sub(lane.delivery.bytes());
-        let enough = lane.delivery.waiting() >= options.limits.records;
-        if lane.loading || enough || lane.cursor >= log_end || room == 0 {
-            return;
+/// Calls AWS. A call that takes long no longer counts among the quick ones.
+async fn call<S: Sink>(
+    shared: &Shared<S>,
+    key: IntegrationKey,
+    integration: &Arc<Integration>,
+    records: Vec<Record>,
+    allowance: &mut Allowance,
+) -> Answer {
+    let mut call = pin!(shared.sink.put_records(integration, records));
+    let answer = match timeout(SLOW, &mut call).await {
+        Ok(answer) => {
+            if let Some(lane) = shared.lanes().get(key) {
+                lane.slow = false;
+            }
+            answer
         }
-        lane.loading = true;
-        (lane.cursor, room)
-    };
-    let chunks = shared.store.read_log(key, from, room).await;
-    let mut lanes = shared.lanes();
-    let Some(lane) = lanes.get(key) else { return };
-    lane.loading = false;
-    let chunks = match chunks {
-        Ok(chunks) => chunks,
-        Err(error) => {
-            tracing::error!(%error, integration_key = key.0, "cannot read the log");
-            lanes.back_off(key, Instant::now() + READ_RETRY);
-            return;
+        Err(_elapsed) => {
+            shared.lanes().slow_down(key, allowance);
+            shared.wake.notify_one();
+            call.await
         }
     };
-    let before = lane.delivery.bytes();
-    lane.cursor = match chunks.last() {
-        Some(chunk) => chunk.first_sequence + chunk.entries.len() as u64,
-        None => log_end,
-    };
-    for chunk in chunks {
-        // A chunk that is finished is being deleted already.
-        let _finished = lane.delivery.load(chunk);
+    match answer {
+        Ok(outcomes) => Answer::Outcomes(outcomes),
+        Err(fault) => Answer::Fault(fault),
     }
-    let after = lane.delivery.bytes();
-    lanes.loaded_bytes += after - before;
 }
 
-fn next_request<S: Sink>(shared: &Shared<S>, key: IntegrationKey) -> Option<(Batch, Vec<Record>)> {
+fn next_request<S>(shared: &Shared<S>, key: IntegrationKey) -> Option<(Batch, Vec<Record>)> {
     let mut lanes = shared.lanes();
     let log_end = shared.log_end(key);
     let lane = lanes.get(key)?;
-    let batch = lane.delivery.next_batch(shared.options.limits)?;
+    let batch = lane.delivery.next_batch(shared.options.limits);
+    let waiting = lane.delivery.waiting() > 0;
+    let is_full = |batch: &Batch| batch.items.len() >= shared.options.limits.records;
+    lane.starved = waiting && !batch.as_ref().is_some_and(is_full);
+    let batch = batch?;
     let head = lane.head.clone();
-    if lane.delivery.waiting() > 0 || lane.cursor < log_end {
+    if waiting || lane.cursor < log_end {
         lanes.queue(key);
         shared.wake.notify_one();
     }
@@ -140,102 +141,14 @@ fn records(head: &Head, batch: &Batch) -> Vec<Record> {
         .collect()
 }
 
-/// Takes in an answer: what is accepted, what comes next, what it says of the status.
-fn take_in<S: Sink>(
-    shared: &Shared<S>,
-    key: IntegrationKey,
-    integration: &Integration,
-    batch: Batch,
-    answer: Answer,
-) -> Option<Settle> {
-    let now = Timestamp::now();
-    let current = shared.store.get(key)?.integration.version == integration.version;
-    let mut lanes = shared.lanes();
-    let lane = lanes.get(key)?;
-    let bytes_before = lane.delivery.bytes();
-    let (settlement, failure) = match answer {
-        Answer::Outcomes(outcomes) => {
-            let accepted: Vec<bool> = outcomes
-                .iter()
-                .map(|outcome| matches!(outcome, RecordOutcome::Accepted { .. }))
-                .collect();
-            let failure = outcomes.into_iter().find_map(|outcome| match outcome {
-                RecordOutcome::Failed(fault) => Some(fault),
-                RecordOutcome::Accepted { .. } => None,
-            });
-            (lane.delivery.settle(batch, &accepted), failure)
-        }
-        Answer::Fault(fault) => (lane.delivery.settle(batch, &[]), Some(fault)),
-        Answer::Cancelled => {
-            let _nothing = lane.delivery.settle(batch, &[]);
-            return None;
-        }
-    };
-    let bytes_after = lane.delivery.bytes();
-    lanes.loaded_bytes -= bytes_before - bytes_after;
-    // What an old configuration met says nothing of the new one.
-    let wait = match (&failure, current) {
-        (Some(fault), true) => next_wait(shared, &mut lanes, key, &settlement, fault, now),
-        (Some(_), false) => None,
-        (None, _) => {
-            let lane = lanes.get(key)?;
-            lane.pace.reset();
-            lanes.end_back_off(key);
-            None
-        }
-    };
-    let lane = lanes.get(key)?;
-    lane.unsettled += 1;
-    let observation = match failure {
-        Some(fault) if settlement.accepted == 0 => Observation::Failed(fault),
-        _ => Observation::Accepted,
-    };
-    let accepted = observation == Observation::Accepted;
-    Some(Settle {
-        key,
-        settlement,
-        observed: Some(Observed {
-            version: integration.version,
-            at: now,
-            observation,
-            next_retry: wait.filter(|_| !accepted).map(|wait| now + wait),
-        }),
-        done: None,
-    })
-}
-
-/// Backs off after a failure, and says for how long.
-fn next_wait<S>(
-    shared: &Shared<S>,
-    lanes: &mut Lanes,
-    key: IntegrationKey,
-    settlement: &Settlement,
-    fault: &Fault,
-    now: Timestamp,
-) -> Option<Duration> {
-    let policy = &shared.options.backoff;
-    let chance = rand::random::<f64>();
-    let lane = lanes.get(key)?;
-    let wait = if settlement.accepted > 0 {
-        lane.backoff.reset();
-        lane.pace.fail(policy, now, fault, chance)
-    } else if let Some(at) = lane.retry_at {
-        // Another request of the same moment has failed already.
-        return Some(at.saturating_duration_since(Instant::now()));
-    } else {
-        lane.backoff.fail(policy, now, fault, chance)
-    };
-    lanes.back_off(key, Instant::now() + wait);
-    Some(wait)
-}
-
-fn end_turn<S>(shared: &Shared<S>, key: IntegrationKey, settling: bool) {
+fn end_turn<S>(shared: &Shared<S>, key: IntegrationKey, allowance: Allowance, settling: bool) {
     let mut lanes = shared.lanes();
     let log_end = shared.log_end(key);
-    lanes.turns -= 1;
-    if let Some(lane) = lanes.get(key) {
-        lane.turns -= 1;
-        let more = lane.delivery.waiting() > 0 || lane.cursor < log_end;
+    if lanes.end_turn(key, allowance)
+        && let Some(lane) = lanes.get(key)
+    {
+        let exists = log_end > 0;
+        let more = exists && (lane.delivery.waiting() > 0 || lane.cursor < log_end);
         // A turn that found nothing to send waits for those that are under way.
         if more && (settling || (lane.delivery.in_flight() == 0 && !lane.loading)) {
             lanes.queue(key);
@@ -257,11 +170,16 @@ fn end_settlement<S>(shared: &Shared<S>, key: IntegrationKey) {
     }
 }
 
-/// Frees what a lane does not need: all of it where it is done, its chunks where it
-/// backs off for long or memory is short.
+/// Frees what a lane does not need: all of it where it is done or its integration is
+/// gone, its chunks where it backs off for long or memory is short.
 fn rest<S>(shared: &Shared<S>, lanes: &mut Lanes, key: IntegrationKey, log_end: u64) {
     let crowded = lanes.loaded_bytes > shared.options.windows_bytes;
     let Some(lane) = lanes.get(key) else { return };
+    let idle = lane.turns == 0 && lane.unsettled == 0;
+    if idle && shared.store.get(key).is_none() {
+        lanes.remove(key);
+        return;
+    }
     if crowded || lane.backoff.is_failing() {
         lanes.unload(key);
     }

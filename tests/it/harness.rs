@@ -12,13 +12,15 @@ use std::{future::Future, path::Path, time::Duration};
 
 use siem_relay::{
     proto::v1,
-    sandbox::aws::{Control, Options, StandIn, vendor_credentials},
+    sandbox::aws::{
+        Control, Effect, Fault, FaultId, Operation, Options, StandIn, When, vendor_credentials,
+    },
     sink::StandInAccess,
 };
 use tempfile::TempDir;
 
 pub use api::{Api, reason, violated};
-pub use arrived::{Arrived, arrive, check_in_order, check_whole, read};
+pub use arrived::{arrive, check_in_order, check_whole};
 pub use customer::Customer;
 pub use load::{Load, Published, detection, encode, event};
 pub use process::Process;
@@ -35,6 +37,12 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
         Ok(value) => value,
         Err(_elapsed) => panic!("waited in vain for {what}"),
     }
+}
+
+/// Calls that hang.
+pub struct Hanging {
+    pub id: FaultId,
+    calls: u64,
 }
 
 /// A running service, the AWS behind it, and its data directory.
@@ -85,6 +93,37 @@ impl World {
             relay,
             ..self
         }
+    }
+
+    /// Lets calls of an operation hang until the fault is cleared: so many, or all.
+    pub fn hang(&self, operation: Operation, calls: Option<u64>) -> Hanging {
+        let calls = calls.unwrap_or(1_000_000);
+        let fault = Fault {
+            operation: Some(operation),
+            target: None,
+            calls: Some(calls),
+            when: When::Before,
+            effect: Effect::Hang,
+        };
+        Hanging {
+            id: self.aws.add_fault(fault).unwrap(),
+            calls,
+        }
+    }
+
+    /// Waits until a call hangs.
+    pub async fn until_hanging(&self, hanging: &Hanging) {
+        let met = || {
+            let faults = self.aws.faults();
+            let mut of_id = faults.iter().filter(|(id, _)| *id == hanging.id);
+            of_id.any(|(_, fault)| fault.calls < Some(hanging.calls))
+        };
+        within("a call that hangs", async {
+            while !met() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
     }
 
     /// A customer whose role trusts us and may write to its stream, and its integration.

@@ -73,6 +73,9 @@ fn forbidden_room(path: &str, room: &str, used: &str) -> Option<&'static str> {
         ("store" | "sink", "sandbox") if is_test(path) => None,
         ("store" | "sink", used) if !own && used != "domain" => Some("an adapter sees domain only"),
         ("api", "worker" | "sink" | "app" | "cli") => Some("api sees domain and ports"),
+        ("onboarding", used) if !own && used != "domain" && !is_test(path) => {
+            Some("onboarding sees domain only")
+        }
         ("worker", "api" | "watch" | "app" | "cli") => Some("worker sees domain and ports"),
         ("sandbox", _) if path.starts_with("sandbox/aws") && !own => {
             Some("the stand-in for AWS knows nothing of the service")
@@ -185,6 +188,11 @@ fn sees_a_planted_violation() {
         "store.rs",
         "mod a { use super::super::sink; }",
         "crate::sink",
+    );
+    refused(
+        "onboarding/policy.rs",
+        "use crate::config::Config;",
+        "crate::config::Config",
     );
     refused("watch.rs", "use sea_orm as db;", "sea_orm");
     refused(

@@ -219,6 +219,16 @@ async fn blames_the_service_for_its_own_faults() {
         fn open(&self, _: &Integration) -> Result<ExternalId, Unreadable> {
             Err(Unreadable)
         }
+
+        fn open_previous(&self, _: &Integration) -> Option<Result<ExternalId, Unreadable>> {
+            None
+        }
+
+        fn took_over(&self, _: &Integration) {}
+
+        fn is_current(&self, _: &Integration) -> bool {
+            true
+        }
     }
     let server = Server::start(Call::granted).await;
     let sink = AwsSink::new(options(&server), Arc::new(Unopened)).await;

@@ -8,11 +8,11 @@ use crate::sandbox::aws::{
 
 const KEY: &str = "arn:aws:kms:eu-west-1:123456789012:key/0b5ecb46-9d1f-4b4c-8a3c-1d9d3d4b8a11";
 
-fn policy(statement: &Value) -> String {
+pub(super) fn policy(statement: &Value) -> String {
     json!({"Version": "2012-10-17", "Statement": statement}).to_string()
 }
 
-fn trust(external_id: &str) -> String {
+pub(super) fn trust(external_id: &str) -> String {
     policy(&json!({
         "Effect": "Allow",
         "Principal": {"AWS": "arn:aws:iam::111111111111:root"},
@@ -22,15 +22,15 @@ fn trust(external_id: &str) -> String {
 }
 
 /// A customer's account, and this service's sink for it.
-struct World {
+pub(super) struct World {
     _stand_in: StandIn,
-    control: Control,
-    sink: AwsSink,
+    pub(super) control: Control,
+    pub(super) sink: AwsSink,
 }
 
 impl World {
     /// A role that trusts us and may do everything, and no stream.
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         let stand_in = StandIn::start(Options::default()).await.unwrap();
         let own = vendor_credentials();
         let options = AwsOptions {
@@ -59,7 +59,7 @@ impl World {
             .unwrap();
     }
 
-    fn stream(&self, kms_key_arn: Option<&str>) {
+    pub(super) fn stream(&self, kms_key_arn: Option<&str>) {
         let stream = StreamSpec {
             kms_key_arn: kms_key_arn.map(Into::into),
             ..StreamSpec::new(STREAM, 1)

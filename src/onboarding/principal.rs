@@ -1,0 +1,193 @@
+//! Who assumes the role.
+
+use std::fmt;
+
+use super::inputs::is_account;
+use crate::domain::arn::{ArnError, Partition, RoleArn};
+
+/// A principal of a trust policy, of the kind `AWS`: an account by its 12 digits, or the
+/// ARN of an account (`…:root`), a role or a user. See "AWS JSON policy elements:
+/// Principal" in the IAM User Guide.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Principal {
+    text: String,
+    /// An account's digits mean that account in whatever partition they stand.
+    partition: Option<Partition>,
+}
+
+/// Why a text is not a principal that a customer should trust.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PrincipalError {
+    /// Nothing was given.
+    #[error(
+        "is required: give the 12-digit account ID, or the ARN, of the identity that the service runs as; it will assume the role"
+    )]
+    Empty,
+    /// Neither an account nor an ARN of IAM.
+    #[error(
+        "is neither a 12-digit account ID nor the ARN of an account, a role or a user in IAM, such as arn:aws:iam::ACCOUNT:role/NAME"
+    )]
+    Form,
+    /// `*`, or a part of it.
+    #[error("has a wildcard; name exactly one account, role or user")]
+    Wildcard,
+    /// A session of STS.
+    #[error(
+        "is the ARN of a session of STS, whose name changes; give that of its role: arn:aws:iam::ACCOUNT:role/NAME"
+    )]
+    Session,
+    /// Something is wrong with the ARN.
+    #[error(transparent)]
+    Arn(#[from] ArnError),
+    /// The partition is not that of the stream.
+    #[error("is in the partition {0}, and the stream in {1}: no role is assumed across partitions")]
+    OtherPartition(Partition, Partition),
+}
+
+impl Principal {
+    /// What the templates let through, as a regular expression of the whole text.
+    pub(super) const PATTERN: &str =
+        "[0-9]{12}|arn:aws[a-z-]*:iam::[0-9]{12}:(root|(role|user)/[^*? ]+)";
+
+    /// Checks and takes a principal.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, PrincipalError> {
+        if text.is_empty() {
+            return Err(PrincipalError::Empty);
+        }
+        if text.contains(['*', '?']) {
+            return Err(PrincipalError::Wildcard);
+        }
+        let partition = match is_account(text) {
+            true => None,
+            false => Some(partition_of_arn(text)?),
+        };
+        Ok(Self {
+            text: text.to_owned(),
+            partition,
+        })
+    }
+
+    /// The principal as it was given.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether it can assume a role in this partition.
+    ///
+    /// # Errors
+    ///
+    /// [`PrincipalError::OtherPartition`].
+    pub fn check_partition(&self, stream: Partition) -> Result<(), PrincipalError> {
+        match self.partition {
+            Some(own) if own != stream => Err(PrincipalError::OtherPartition(own, stream)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+fn partition_of_arn(text: &str) -> Result<Partition, PrincipalError> {
+    let mut parts = text.splitn(6, ':');
+    let mut next = || parts.next().ok_or(PrincipalError::Form);
+    let (prefix, partition, service) = (next()?, next()?, next()?);
+    let (region, account, resource) = (next()?, next()?, next()?);
+    match (prefix, service) {
+        ("arn", "iam") => {}
+        ("arn", "sts") => return Err(PrincipalError::Session),
+        _ => return Err(PrincipalError::Form),
+    }
+    // A user's path and name have the form of a role's.
+    let (resource, is_named) = match (resource, resource.split_once('/')) {
+        ("root", _) => ("any", false),
+        (_, Some(("role" | "user", path_and_name))) => (path_and_name, true),
+        _ => return Err(PrincipalError::Form),
+    };
+    let role = format!("{prefix}:{partition}:{service}:{region}:{account}:role/{resource}");
+    match RoleArn::parse(&role) {
+        Ok(role) => Ok(role.partition()),
+        Err(error @ (ArnError::Space | ArnError::Partition | ArnError::TooLong)) => {
+            Err(error.into())
+        }
+        Err(error @ (ArnError::RolePath | ArnError::RoleName)) if is_named => Err(error.into()),
+        Err(_) => Err(PrincipalError::Form),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_accounts_roles_and_users() {
+        for text in [
+            "111111111111",
+            "arn:aws:iam::111111111111:root",
+            "arn:aws-us-gov:iam::111111111111:role/siem-relay",
+            "arn:aws:iam::111111111111:role/a/{b}'\"$\\/siem-relay",
+            "arn:aws:iam::111111111111:user/relay",
+        ] {
+            assert_eq!(Principal::parse(text).unwrap().as_str(), text);
+        }
+    }
+
+    #[test]
+    fn refuses_what_nobody_should_trust() {
+        let refused = |text: &str| Principal::parse(text).unwrap_err();
+        assert_eq!(refused(""), PrincipalError::Empty);
+        assert_eq!(refused("*"), PrincipalError::Wildcard);
+        assert_eq!(
+            refused("arn:aws:iam::111111111111:role/x*"),
+            PrincipalError::Wildcard
+        );
+        assert_eq!(
+            refused("arn:aws:sts::111111111111:assumed-role/relay/session"),
+            PrincipalError::Session
+        );
+        for text in [
+            "11111111111",
+            "1111111111111",
+            "relay",
+            "arn:aws:iam::111111111111",
+            "arn:aws:iam::1111:root",
+            "arn:aws:iam:us-east-1:111111111111:root",
+            "arn:aws:iam::111111111111:group/x",
+            "arn:aws:iam::111111111111:root/x",
+            "arn:aws:s3:::bucket",
+        ] {
+            assert_eq!(refused(text), PrincipalError::Form, "{text}");
+        }
+        assert_eq!(
+            refused("arn:aws:iam::111111111111:role/a b"),
+            ArnError::Space.into()
+        );
+        assert_eq!(
+            refused("arn:aws-mars:iam::111111111111:role/x"),
+            ArnError::Partition.into()
+        );
+        assert_eq!(
+            refused("arn:aws:iam::111111111111:user/"),
+            ArnError::RoleName.into()
+        );
+    }
+
+    #[test]
+    fn an_account_is_of_any_partition_and_an_arn_of_one() {
+        let china = Partition::AwsCn;
+        let check = |text: &str| Principal::parse(text).unwrap().check_partition(china);
+        assert_eq!(check("111111111111"), Ok(()));
+        assert_eq!(check("arn:aws-cn:iam::111111111111:root"), Ok(()));
+        assert_eq!(
+            check("arn:aws:iam::111111111111:root"),
+            Err(PrincipalError::OtherPartition(Partition::Aws, china))
+        );
+    }
+}

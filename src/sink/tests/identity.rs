@@ -1,0 +1,139 @@
+//! Whose fault a denial is, and whether the external ID is required.
+
+use super::{
+    stand_in::{World, policy, trust},
+    *,
+};
+use crate::{
+    domain::status::Meaning,
+    sandbox::aws::{Effect, Fault as SetFault, Operation, RoleSpec, When},
+};
+
+fn role(which: i64) -> String {
+    format!("arn:aws:iam::123456789012:role/customer-{which}")
+}
+
+fn customer(which: i64) -> Arc<Integration> {
+    let base = version(Uuid::from_u128(which as u128), 1);
+    Arc::new(Integration {
+        key: IntegrationKey(which),
+        role_arn: RoleArn::parse(&role(which)).unwrap(),
+        ..(*base).clone()
+    })
+}
+
+/// Customers whose roles work.
+async fn customers(count: i64) -> (World, Vec<Arc<Integration>>) {
+    let world = World::start().await;
+    world.stream(None);
+    let everything = policy(&json!({"Effect": "Allow", "Action": "*", "Resource": "*"}));
+    for which in 0..count {
+        let spec = RoleSpec::new(role(which), trust(EXTERNAL_ID), &everything);
+        world.control.put_role(spec).unwrap();
+    }
+    let customers: Vec<_> = (0..count).map(customer).collect();
+    for customer in &customers {
+        world.sink.put_records(customer, records(1)).await.unwrap();
+    }
+    (world, customers)
+}
+
+async fn meaning(world: &World, customer: &Arc<Integration>) -> Meaning {
+    world.control.expire_sessions();
+    let answer = world.sink.put_records(customer, records(1)).await;
+    answer.unwrap_err().meaning()
+}
+
+#[tokio::test]
+async fn a_denial_of_one_among_many_is_the_customers() {
+    let (world, customers) = customers(6).await;
+    world.control.delete_role(&role(0));
+    let denied = Meaning::Refused(crate::domain::status::Reason::AssumeRoleDenied);
+    assert_eq!(meaning(&world, &customers[0]).await, denied);
+    assert_eq!(*world.sink.standing().borrow(), Standing::Good);
+}
+
+#[tokio::test]
+async fn a_denial_of_most_together_is_ours_until_one_works_again() {
+    let (world, customers) = customers(6).await;
+    let fault = SetFault {
+        operation: Some(Operation::AssumeRole),
+        target: None,
+        calls: None,
+        when: When::Before,
+        effect: Effect::Error {
+            code: "AccessDenied".to_owned(),
+            status: 403,
+            message: "User is not authorized to perform: sts:AssumeRole".to_owned(),
+        },
+    };
+    world.control.add_fault(fault).unwrap();
+    for customer in &customers {
+        assert_eq!(meaning(&world, customer).await, Meaning::Ours);
+    }
+    assert_eq!(*world.sink.standing().borrow(), Standing::MayNotAssume);
+    world.control.clear_faults();
+    let answer = world.sink.put_records(&customers[3], records(1)).await;
+    assert!(answer.is_ok());
+    assert_eq!(*world.sink.standing().borrow(), Standing::Good);
+}
+
+#[tokio::test]
+async fn two_customers_alone_prove_nothing_against_us() {
+    let (world, customers) = customers(2).await;
+    world.control.delete_role(&role(0));
+    world.control.delete_role(&role(1));
+    let denied = Meaning::Refused(crate::domain::status::Reason::AssumeRoleDenied);
+    assert_eq!(meaning(&world, &customers[0]).await, denied);
+    assert_eq!(meaning(&world, &customers[1]).await, denied);
+}
+
+#[tokio::test]
+async fn own_credentials_that_are_refused_show() {
+    let server = Server::start(|call| match call.is_sts() {
+        true => server::sts_error(403, "InvalidClientTokenId", "The security token is invalid"),
+        false => written(call),
+    })
+    .await;
+    let sink = sink(&server).await;
+    let fault = sink.put_records(&integration(), records(1)).await;
+    assert_eq!(fault.unwrap_err().meaning(), Meaning::Ours);
+    let refused = Standing::CredentialsRefused {
+        code: "InvalidClientTokenId".into(),
+    };
+    assert_eq!(*sink.standing().borrow(), refused);
+}
+
+async fn proof(trust_policy: &str) -> ExternalIdProof {
+    let world = World::start().await;
+    world.stream(None);
+    let everything = policy(&json!({"Effect": "Allow", "Action": "*", "Resource": "*"}));
+    let spec = RoleSpec::new(ROLE, trust_policy, &everything);
+    world.control.put_role(spec).unwrap();
+    let record = records(1).remove(0);
+    let report = world.sink.test(&integration(), record.clone()).await;
+    assert!(report.write.unwrap().is_ok(), "delivery works all the same");
+    let rehearsal = world.sink.rehearse(&integration(), record).await;
+    assert_eq!(rehearsal.external_id, report.external_id);
+    assert_eq!(rehearsal.write, Some(Ok(Rehearsed::WouldSucceed)));
+    assert_eq!(world.control.stream(STREAM).unwrap().accepted, 1);
+    report.external_id.unwrap()
+}
+
+#[tokio::test]
+async fn a_role_that_requires_the_external_id_is_told_from_one_that_does_not() {
+    let open = policy(&json!({
+        "Effect": "Allow",
+        "Principal": {"AWS": "arn:aws:iam::111111111111:root"},
+        "Action": "sts:AssumeRole",
+    }));
+    let any = policy(&json!({
+        "Effect": "Allow",
+        "Principal": {"AWS": "arn:aws:iam::111111111111:root"},
+        "Action": "sts:AssumeRole",
+        "Condition": {"StringLike": {"sts:ExternalId": "*"}},
+    }));
+    assert_eq!(proof(&trust(EXTERNAL_ID)).await, ExternalIdProof::Required);
+    assert_eq!(proof(&open).await, ExternalIdProof::NotRequired);
+    assert_eq!(proof(&any).await, ExternalIdProof::AnyAccepted);
+}

@@ -1,0 +1,122 @@
+//! Reads more of an integration's log where little is at hand.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::Shared;
+use crate::{
+    domain::{
+        delivery::{LoadedChunk, Settlement},
+        integration::{Integration, IntegrationKey},
+        status::{Cause, Fault, Observation, Stage},
+    },
+    store::{NextRetry, Observed, Settle, StoreError},
+};
+
+/// How long to wait after the log could not be read.
+const READ_RETRY: Duration = Duration::from_secs(10);
+
+/// Reads on where too little is at hand for a full request, within the memory that
+/// lanes may take.
+pub(super) async fn load<S>(shared: &Shared<S>, key: IntegrationKey, integration: &Integration) {
+    let log_end = shared.log_end(key);
+    let Some((from, room)) = begin(shared, key, log_end) else {
+        return;
+    };
+    let chunks = shared.store.read_log(key, from, room).await;
+    match take(shared, key, log_end, room, chunks) {
+        Ok(()) => {}
+        Err(error) => tell(shared, key, integration, &error).await,
+    }
+}
+
+/// Where to read from and how much; None where there is enough, or no room.
+fn begin<S>(shared: &Shared<S>, key: IntegrationKey, log_end: u64) -> Option<(u64, usize)> {
+    let options = &shared.options;
+    let mut lanes = shared.lanes();
+    let left = options.windows_bytes.saturating_sub(lanes.loaded_bytes);
+    let lane = lanes.get(key)?;
+    let own = options.window_bytes.saturating_sub(lane.delivery.bytes());
+    let enough = lane.delivery.waiting() >= options.limits.records && !lane.starved;
+    if lane.loading || enough || lane.cursor >= log_end || own == 0 {
+        return None;
+    }
+    // However crowded it is, each may have the chunk that it works on.
+    if left == 0 && !lane.delivery.is_empty() {
+        return None;
+    }
+    let room = own.min(left).max(1);
+    lane.loading = true;
+    let from = lane.cursor;
+    lanes.loaded_bytes += room;
+    Some((from, room))
+}
+
+fn take<S>(
+    shared: &Shared<S>,
+    key: IntegrationKey,
+    log_end: u64,
+    reserved: usize,
+    chunks: Result<Vec<LoadedChunk>, StoreError>,
+) -> Result<(), StoreError> {
+    let mut lanes = shared.lanes();
+    lanes.loaded_bytes -= reserved;
+    let Some(lane) = lanes.get(key) else {
+        return Ok(());
+    };
+    lane.loading = false;
+    let chunks = match chunks {
+        Ok(chunks) => chunks,
+        Err(error) => {
+            lanes.back_off(key, Instant::now() + READ_RETRY);
+            return Err(error);
+        }
+    };
+    let before = lane.delivery.bytes();
+    lane.cursor = match chunks.last() {
+        Some(chunk) => chunk.first_sequence + chunk.entries.len() as u64,
+        None => log_end,
+    };
+    for chunk in chunks {
+        // A chunk that is finished is being deleted already.
+        let _finished = lane.delivery.load(chunk);
+    }
+    let loaded = lane.delivery.bytes() - before;
+    lanes.loaded_bytes += loaded;
+    Ok(())
+}
+
+/// A log that cannot be read must not look like an integration that works.
+async fn tell<S>(
+    shared: &Shared<S>,
+    key: IntegrationKey,
+    integration: &Integration,
+    error: &StoreError,
+) {
+    tracing::error!(
+        %error,
+        organization_id = integration.organization_id.as_str(),
+        "cannot read the log"
+    );
+    let now = Timestamp::now();
+    let settle = Settle {
+        key,
+        settlement: Settlement::default(),
+        observed: Some(Observed {
+            version: integration.version,
+            at: now,
+            observation: Observation::Failed(Fault {
+                stage: Stage::Write,
+                cause: Cause::LogUnreadable,
+                request_id: None,
+            }),
+            next_retry: NextRetry::At(now + READ_RETRY),
+        }),
+        done: None,
+    };
+    if let Some(permit) = shared.store.reserve_settle().await {
+        permit.settle(settle);
+    }
+}
