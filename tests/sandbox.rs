@@ -1,5 +1,12 @@
 //! `siem-relay sandbox`, as its users run it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "a test that meets what it does not expect has failed, and a skipped one says so"
+)]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     env, fs,
