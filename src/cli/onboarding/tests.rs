@@ -107,8 +107,15 @@ fn files_are_written_and_replaced_only_by_force() {
     let output = directory.to_str().unwrap();
     let more = ["--external-id", EXTERNAL_ID, "--output", output];
     let task = of(args(&more)).ok().unwrap();
-    let write =
-        |task: &Task, force| output::write(&directory, &task.onboarding, &task.documents, force);
+    let write = |task: &Task, force| {
+        let mut told = Vec::new();
+        let Task {
+            onboarding,
+            documents,
+            ..
+        } = task;
+        output::write(&directory, onboarding, documents, force, &mut told).map(|()| told)
+    };
     let told = String::from_utf8(write(&task, false).unwrap()).unwrap();
     assert_eq!(told.lines().count(), 4, "{told}");
     let mut found: Vec<_> = fs::read_dir(&directory)

@@ -25,6 +25,16 @@ impl ExternalIds for Knows {
     fn open(&self, _: &Integration) -> Result<ExternalId, Unreadable> {
         Ok(ExternalId::parse(self.0.to_owned()).unwrap())
     }
+
+    fn open_previous(&self, _: &Integration) -> Option<Result<ExternalId, Unreadable>> {
+        None
+    }
+
+    fn took_over(&self, _: &Integration) {}
+
+    fn is_current(&self, _: &Integration) -> bool {
+        true
+    }
 }
 
 /// A customer's account to which all that was printed has been applied.
@@ -94,6 +104,7 @@ impl Customer {
             },
             external_id_hint: "seen".into(),
             external_id_set_at: Timestamp::UNIX_EPOCH,
+            previous: None,
             version: 1,
             created_at: Timestamp::UNIX_EPOCH,
             updated_at: Timestamp::UNIX_EPOCH,
