@@ -4,12 +4,15 @@
 //! durable from the catalog, the tail of the log, or the database.
 
 mod answers;
+mod batch;
 mod catalog;
 mod chunk;
 mod command;
 mod draft;
+mod external_ids;
 mod integrations;
 mod open;
+mod plan;
 mod read;
 mod rows;
 mod schema;
@@ -241,8 +244,8 @@ impl Store {
     /// The integration that a Configure would make, stored nowhere.
     pub async fn rehearse(&self, configure: Configure) -> Result<Snapshot, ConfigureError> {
         let existing = self.find(configure.organization_id.as_str());
-        let now = Timestamp::now();
-        let plan = integrations::plan(existing.as_ref(), configure, &self.sealer, now)?;
+        let now = rows::now();
+        let plan = plan::plan(existing.as_ref(), configure, &self.sealer, now)?;
         plan.check_external_id(&self.reader, &self.sealer).await?;
         Ok(match existing {
             Some(existing) => Snapshot {

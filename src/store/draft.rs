@@ -8,7 +8,10 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::catalog::{Catalog, CatalogDiff, Slot, Tombstone};
+use super::{
+    catalog::{Catalog, CatalogDiff, Slot, Tombstone},
+    rows::whole_micros,
+};
 use crate::domain::{
     integration::IntegrationKey,
     organization::OrganizationId,
@@ -151,13 +154,13 @@ impl<'a> Draft<'a> {
             let mut status = observe(
                 &slot.snapshot.status,
                 &mut slot.stall,
-                observed.at,
+                whole_micros(observed.at),
                 &observed.observation,
             );
             status.next_retry = match observed.next_retry {
                 NextRetry::Kept => slot.snapshot.status.next_retry,
                 NextRetry::Never => None,
-                NextRetry::At(at) => Some(at),
+                NextRetry::At(at) => Some(whole_micros(at)),
             };
             slot.snapshot.status = Arc::new(status);
         }

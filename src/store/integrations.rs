@@ -1,271 +1,29 @@
 //! Creating, replacing and deleting integrations, within the writer's transaction.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, Value};
 use serde_json::json;
-use uuid::Uuid;
 
 use super::{
     StoreError,
     catalog::{Slot, Tombstone},
     command::{Configure, ConfigureError, Deleted},
     draft::Draft,
+    plan::{Plan, plan},
     rows::{micros, mutable_columns, statement},
     secret::Sealer,
     statements::{run, update_integration},
 };
 use crate::domain::{
-    external_id::ExternalId,
-    integration::{Integration, IntegrationKey, PreviousExternalId, Progress, Snapshot},
+    integration::{Integration, IntegrationKey, Progress, Snapshot},
     organization::OrganizationId,
     status::{Stall, StatusDetail},
 };
 
 /// Partitions over which integrations are spread when several instances share a database.
 const PARTITIONS: u128 = 256;
-
-/// How long a previous external ID serves at the most.
-const PREVIOUS_SERVES: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Issued external IDs that an organization may hold; beyond it the oldest goes.
-const MOST_ISSUED: i64 = 10;
-
-/// What a Configure makes of what there is.
-pub(super) struct Plan {
-    pub(super) integration: Integration,
-    /// In clear, to find it again.
-    external_id: ExternalId,
-    /// The fingerprint of the one before, where it goes on serving.
-    previous_fingerprint: Option<Vec<u8>>,
-    /// The fields that differ from before; None where it is created.
-    changed: Option<Vec<&'static str>>,
-    issued_only: bool,
-    caller: Box<str>,
-}
-
-/// Decides what a Configure makes, and whether it may.
-pub(super) fn plan(
-    existing: Option<&Snapshot>,
-    configure: Configure,
-    sealer: &Sealer,
-    now: Timestamp,
-) -> Result<Plan, ConfigureError> {
-    let current_etag = existing.map(|snapshot| snapshot.integration.etag());
-    if configure.etag.is_some() && configure.etag != current_etag {
-        return Err(ConfigureError::EtagMismatch);
-    }
-    match existing {
-        None => plan_creation(configure, sealer, now),
-        Some(before) => plan_replacement(&before.integration, configure, sealer, now),
-    }
-}
-
-fn plan_creation(
-    configure: Configure,
-    sealer: &Sealer,
-    now: Timestamp,
-) -> Result<Plan, ConfigureError> {
-    let external_id = configure
-        .external_id
-        .ok_or(ConfigureError::ExternalIdRequired)?;
-    let integration_id = Uuid::now_v7();
-    let sealed = sealer.seal(&external_id, integration_id);
-    Ok(Plan {
-        integration: Integration {
-            // Numbered when it is stored.
-            key: IntegrationKey(0),
-            organization_id: configure.organization_id,
-            integration_id,
-            stream_arn: configure.stream_arn,
-            role_arn: configure.role_arn,
-            external_id: sealed.map_err(|_| StoreError::Sealing)?,
-            external_id_hint: external_id.hint().into(),
-            external_id_set_at: now,
-            previous: None,
-            version: 1,
-            created_at: now,
-            updated_at: now,
-        },
-        external_id,
-        previous_fingerprint: None,
-        changed: None,
-        issued_only: configure.issued_only,
-        caller: configure.caller,
-    })
-}
-
-fn plan_replacement(
-    before: &Integration,
-    configure: Configure,
-    sealer: &Sealer,
-    now: Timestamp,
-) -> Result<Plan, ConfigureError> {
-    let stored = sealer
-        .open(&before.external_id, before.integration_id)
-        .map_err(|_| StoreError::Sealing)?;
-    let keep_previous = configure.keep_previous;
-    let external_id = configure.external_id.unwrap_or_else(|| stored.clone());
-    let new_external_id = stored.expose() != external_id.expose();
-    let sealed = sealer.seal(&external_id, before.integration_id);
-    let previous_fingerprint = match (new_external_id, keep_previous) {
-        (true, true) => Some(sealer.fingerprint(&stored)),
-        (true, false) => None,
-        (false, _) => match &before.previous {
-            Some(previous) => Some(
-                sealer.fingerprint(
-                    &sealer
-                        .open(&previous.external_id, before.integration_id)
-                        .map_err(|_| StoreError::Sealing)?,
-                ),
-            ),
-            None => None,
-        },
-    };
-    let differences = [
-        (
-            "kinesis_stream_arn",
-            before.stream_arn != configure.stream_arn,
-        ),
-        ("role_arn", before.role_arn != configure.role_arn),
-        ("external_id", new_external_id),
-    ];
-    let changed = differences.into_iter().filter(|(_, differs)| *differs);
-    Ok(Plan {
-        integration: Integration {
-            key: before.key,
-            organization_id: before.organization_id.clone(),
-            integration_id: before.integration_id,
-            stream_arn: configure.stream_arn,
-            role_arn: configure.role_arn,
-            external_id: sealed.map_err(|_| StoreError::Sealing)?,
-            external_id_hint: external_id.hint().into(),
-            external_id_set_at: match new_external_id {
-                true => now,
-                false => before.external_id_set_at,
-            },
-            previous: match (new_external_id, keep_previous) {
-                (true, true) => Some(PreviousExternalId {
-                    external_id: before.external_id.clone(),
-                    hint: before.external_id_hint.clone(),
-                    until: now + PREVIOUS_SERVES,
-                }),
-                (true, false) => None,
-                (false, _) => before.previous.clone(),
-            },
-            version: before.version + 1,
-            created_at: before.created_at,
-            updated_at: now,
-        },
-        external_id,
-        previous_fingerprint,
-        // One that was configured before the policy changed may stay.
-        issued_only: configure.issued_only && new_external_id,
-        changed: Some(changed.map(|(field, _)| field).collect()),
-        caller: configure.caller,
-    })
-}
-
-impl Plan {
-    /// Refuses an external ID that another organization uses or was issued, and one
-    /// that was not issued where it must be.
-    pub(super) async fn check_external_id(
-        &self,
-        db: &impl ConnectionTrait,
-        sealer: &Sealer,
-    ) -> Result<(), ConfigureError> {
-        let sql = "SELECT organization_id FROM integration WHERE external_id_hmac = $1 \
-            UNION SELECT organization_id FROM integration WHERE previous_external_id_hmac = $1 \
-            UNION SELECT organization_id FROM issued_external_id WHERE external_id_hmac = $1";
-        let fingerprint = sealer.fingerprint(&self.external_id);
-        let holders = owners(db, sql, fingerprint.clone()).await?;
-        let own = self.integration.organization_id.as_str();
-        if holders.iter().any(|holder| holder != own) {
-            return Err(ConfigureError::ExternalIdInUse);
-        }
-        if self.issued_only {
-            let sql = "SELECT organization_id FROM issued_external_id WHERE external_id_hmac = $1";
-            if owners(db, sql, fingerprint).await?.is_empty() {
-                return Err(ConfigureError::ExternalIdNotIssued);
-            }
-        }
-        Ok(())
-    }
-}
-
-async fn owners(
-    db: &impl ConnectionTrait,
-    sql: &str,
-    fingerprint: Vec<u8>,
-) -> Result<Vec<String>, StoreError> {
-    let rows = db
-        .query_all_raw(statement(db, sql, [fingerprint.into()]))
-        .await?;
-    let owners: Result<Vec<String>, DbErr> = rows
-        .iter()
-        .map(|row| row.try_get("", "organization_id"))
-        .collect();
-    Ok(owners?)
-}
-
-/// Reserves an external ID for an organization.
-pub(super) async fn issue(
-    tx: &DatabaseTransaction,
-    sealer: &Sealer,
-    organization_id: &OrganizationId,
-    external_id: &ExternalId,
-    now: Timestamp,
-) -> Result<(), DbErr> {
-    let sql = "INSERT INTO issued_external_id (external_id_hmac, organization_id, issued_at) \
-        VALUES ($1, $2, $3)";
-    let values: [Value; 3] = [
-        sealer.fingerprint(external_id).into(),
-        organization_id.as_str().into(),
-        micros(now).into(),
-    ];
-    run(tx, sql, values).await?;
-    let sql = "DELETE FROM issued_external_id WHERE organization_id = $1 AND issued_at < \
-        (SELECT MIN(issued_at) FROM (SELECT issued_at FROM issued_external_id \
-        WHERE organization_id = $1 ORDER BY issued_at DESC LIMIT $2) newest)";
-    let values: [Value; 2] = [organization_id.as_str().into(), MOST_ISSUED.into()];
-    run(tx, sql, values).await.map(drop)
-}
-
-/// Forgets the external ID before, now that the one of this version works.
-pub(super) async fn retire_previous(
-    tx: &DatabaseTransaction,
-    draft: &mut Draft<'_>,
-    key: IntegrationKey,
-    version: u64,
-    now: Timestamp,
-) -> Result<(), DbErr> {
-    let Some(slot) = draft.slot_mut(key) else {
-        return Ok(());
-    };
-    let integration = &slot.snapshot.integration;
-    if integration.version != version || integration.previous.is_none() {
-        return Ok(());
-    }
-    let retired = Integration {
-        previous: None,
-        ..(**integration).clone()
-    };
-    let sql = "UPDATE integration SET previous_external_id_sealed = NULL, \
-        previous_external_id_hmac = NULL, previous_external_id_hint = NULL, \
-        previous_external_id_until = NULL WHERE integration_key = $1";
-    run(tx, sql, [key.0.into()]).await?;
-    audit(
-        tx,
-        &retired,
-        now,
-        "siem-relay",
-        "external_id_took_over",
-        json!({}),
-    )
-    .await?;
-    slot.snapshot.integration = Arc::new(retired);
-    Ok(())
-}
 
 /// Creates or replaces an integration.
 pub(super) async fn configure(

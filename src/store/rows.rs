@@ -31,6 +31,15 @@ pub(super) fn micros(time: Timestamp) -> i64 {
     time.as_microsecond()
 }
 
+/// The time as it can be stored: what is told now is told after a restart as well.
+pub(super) fn now() -> Timestamp {
+    whole_micros(Timestamp::now())
+}
+
+pub(super) fn whole_micros(time: Timestamp) -> Timestamp {
+    Timestamp::from_microsecond(time.as_microsecond()).unwrap_or(time)
+}
+
 pub(super) fn time(micros: i64) -> Result<Timestamp, DbErr> {
     Timestamp::from_microsecond(micros).map_err(|_| damaged("a time is out of range"))
 }

@@ -12,10 +12,11 @@ use tokio::{
 use super::{
     StoreError,
     answers::{Answers, AppendAnswer},
+    batch::Batch,
     catalog::Catalog,
     command::{Command, ConfigureError, Unsettled},
     draft::Draft,
-    integrations,
+    external_ids, integrations, rows,
     secret::Sealer,
     statements,
     tail::{Tail, TailChunk},
@@ -23,9 +24,6 @@ use super::{
 };
 use crate::domain::{integration::IntegrationKey, status::observe};
 
-/// Commands and bytes that share a transaction at the most.
-const BATCH_COMMANDS: usize = 1024;
-const BATCH_BYTES: usize = 16 << 20;
 /// Unsettled attempts beyond which no further command is taken until they are written.
 const MOST_UNSETTLED: usize = 4096;
 /// Between attempts to write after a failure.
@@ -44,14 +42,6 @@ pub(super) struct Writer {
     pub(super) next_chunk_id: i64,
     /// Deleted integrations whose chunks are still there.
     pub(super) garbage: Vec<IntegrationKey>,
-}
-
-/// What is written together.
-#[derive(Default)]
-struct Batch {
-    commands: Vec<Command>,
-    bytes: usize,
-    close: Option<oneshot::Sender<()>>,
 }
 
 /// What else a durable transaction leads to.
@@ -185,7 +175,7 @@ impl Writer {
         commands: Vec<Command>,
         unsettled: &Unsettled,
     ) -> Result<Committed, DbErr> {
-        let now = Timestamp::now();
+        let now = rows::now();
         let mut committed = Committed {
             chunks: Vec::new(),
             garbage: self.garbage.clone(),
@@ -270,7 +260,7 @@ impl Writer {
                 }
             },
             Command::RetirePrevious { key, version } => {
-                integrations::retire_previous(tx, draft, key, version, now).await?;
+                external_ids::retire_previous(tx, draft, key, version, now).await?;
             }
             Command::Issue {
                 organization_id,
@@ -278,7 +268,7 @@ impl Writer {
                 reply,
             } => {
                 let issued =
-                    integrations::issue(tx, &self.sealer, &organization_id, &external_id, now);
+                    external_ids::issue(tx, &self.sealer, &organization_id, &external_id, now);
                 if let Err(error) = issued.await {
                     let _gone = reply.send(Err(StoreError::Database(error.clone())));
                     return Err(error);
@@ -381,27 +371,5 @@ impl Writer {
             Some(revision) => statements::forget_tombstones(&self.db, revision).await,
             None => Ok(()),
         }
-    }
-}
-
-impl Batch {
-    fn add(&mut self, command: Option<Command>, unsettled: &mut Unsettled) {
-        match command {
-            Some(Command::Settle(settle)) => unsettled.add(settle),
-            Some(Command::Close { reply }) => self.close = Some(reply),
-            Some(command) => {
-                if let Command::Append { segments, .. } = &command {
-                    let bytes = segments.iter().map(|owned| owned.segment.bytes.len());
-                    self.bytes += bytes.sum::<usize>();
-                }
-                self.commands.push(command);
-            }
-            // Every handle is gone: nobody waits for this answer.
-            None => self.close = Some(oneshot::channel().0),
-        }
-    }
-
-    fn has_room(&self) -> bool {
-        self.commands.len() < BATCH_COMMANDS && self.bytes < BATCH_BYTES && self.close.is_none()
     }
 }

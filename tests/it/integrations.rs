@@ -1,5 +1,6 @@
 //! Configure, Get, List and Delete.
 
+mod external_ids;
 mod secrecy;
 
 use siem_relay::proto::v1::{self, ErrorReason, ListRequest, Status};

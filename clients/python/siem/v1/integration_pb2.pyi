@@ -300,6 +300,8 @@ class Integration(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     COUNTS_FIELD_NUMBER: _builtins.int
+    PREVIOUS_EXTERNAL_ID_HINT_FIELD_NUMBER: _builtins.int
+    PREVIOUS_EXTERNAL_ID_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """The organization."""
     integration_id: _builtins.str
@@ -314,6 +316,10 @@ class Integration(_message.Message):
     """
     etag: _builtins.str
     """Changes with each Configure; see ConfigureRequest.etag."""
+    previous_external_id_hint: _builtins.str
+    """The last characters of the external ID before, while it still serves because no
+    AssumeRole with the new one has worked.
+    """
     @_builtins.property
     def external_id_set_time(self) -> _timestamp_pb2.Timestamp:
         """When the external ID was set."""
@@ -334,6 +340,10 @@ class Integration(_message.Message):
     def counts(self) -> Global___EventCounts:
         """What became of its events."""
 
+    @_builtins.property
+    def previous_external_id_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when it serves at the most."""
+
     def __init__(
         self,
         *,
@@ -348,10 +358,12 @@ class Integration(_message.Message):
         etag: _builtins.str = ...,
         status: Global___IntegrationStatus | None = ...,
         counts: Global___EventCounts | None = ...,
+        previous_external_id_hint: _builtins.str = ...,
+        previous_external_id_expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "create_time", b"create_time", "external_id_set_time", b"external_id_set_time", "status", b"status", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "create_time", b"create_time", "external_id_set_time", b"external_id_set_time", "previous_external_id_expire_time", b"previous_external_id_expire_time", "status", b"status", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "create_time", b"create_time", "etag", b"etag", "external_id_hint", b"external_id_hint", "external_id_set_time", b"external_id_set_time", "integration_id", b"integration_id", "kinesis_stream_arn", b"kinesis_stream_arn", "organization_id", b"organization_id", "role_arn", b"role_arn", "status", b"status", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "create_time", b"create_time", "etag", b"etag", "external_id_hint", b"external_id_hint", "external_id_set_time", b"external_id_set_time", "integration_id", b"integration_id", "kinesis_stream_arn", b"kinesis_stream_arn", "organization_id", b"organization_id", "previous_external_id_expire_time", b"previous_external_id_expire_time", "previous_external_id_hint", b"previous_external_id_hint", "role_arn", b"role_arn", "status", b"status", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -369,6 +381,7 @@ class ConfigureRequest(_message.Message):
     EXTERNAL_ID_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    KEEP_PREVIOUS_EXTERNAL_ID_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
     """The organization, `[A-Za-z0-9_-]{1,64}`. Required."""
     kinesis_stream_arn: _builtins.str
@@ -385,6 +398,10 @@ class ConfigureRequest(_message.Message):
     """
     validate_only: _builtins.bool
     """Saves nothing and tells what a test would find."""
+    keep_previous_external_id: _builtins.bool
+    """Only with a new external_id on replacement: the stored one goes on serving until an
+    AssumeRole with the new one works, for seven days at the most.
+    """
     def __init__(
         self,
         *,
@@ -394,14 +411,59 @@ class ConfigureRequest(_message.Message):
         external_id: _builtins.str = ...,
         etag: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        keep_previous_external_id: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "external_id", b"external_id", "kinesis_stream_arn", b"kinesis_stream_arn", "organization_id", b"organization_id", "role_arn", b"role_arn", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "external_id", b"external_id", "keep_previous_external_id", b"keep_previous_external_id", "kinesis_stream_arn", b"kinesis_stream_arn", "organization_id", b"organization_id", "role_arn", b"role_arn", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConfigureRequest: _TypeAlias = ConfigureRequest  # noqa: Y015
+
+@_typing.final
+class GenerateExternalIdRequest(_message.Message):
+    """Request of SiemIntegrationService.GenerateExternalId."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
+    organization_id: _builtins.str
+    """The organization, `[A-Za-z0-9_-]{1,64}`; it needs no integration yet. Required."""
+    def __init__(
+        self,
+        *,
+        organization_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization_id", b"organization_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateExternalIdRequest: _TypeAlias = GenerateExternalIdRequest  # noqa: Y015
+
+@_typing.final
+class GenerateExternalIdResponse(_message.Message):
+    """Response of SiemIntegrationService.GenerateExternalId."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXTERNAL_ID_FIELD_NUMBER: _builtins.int
+    external_id: _builtins.str
+    """64 hexadecimal characters. A secret between the customer and this service."""
+    def __init__(
+        self,
+        *,
+        external_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["external_id", b"external_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateExternalIdResponse: _TypeAlias = GenerateExternalIdResponse  # noqa: Y015
 
 @_typing.final
 class ConfigureResponse(_message.Message):

@@ -40,6 +40,11 @@ class SiemIntegrationServiceStub:
                 request_serializer=siem_dot_v1_dot_integration__pb2.ConfigureRequest.SerializeToString,
                 response_deserializer=siem_dot_v1_dot_integration__pb2.ConfigureResponse.FromString,
                 _registered_method=True)
+        self.GenerateExternalId = channel.unary_unary(
+                '/siem.v1.SiemIntegrationService/GenerateExternalId',
+                request_serializer=siem_dot_v1_dot_integration__pb2.GenerateExternalIdRequest.SerializeToString,
+                response_deserializer=siem_dot_v1_dot_integration__pb2.GenerateExternalIdResponse.FromString,
+                _registered_method=True)
         self.Get = channel.unary_unary(
                 '/siem.v1.SiemIntegrationService/Get',
                 request_serializer=siem_dot_v1_dot_integration__pb2.GetRequest.SerializeToString,
@@ -74,6 +79,15 @@ class SiemIntegrationServiceServicer:
     def Configure(self, request, context):
         """Configure creates or replaces the organization's integration. It calls no
         AWS: a new integration is UNKNOWN until the first attempt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GenerateExternalId(self, request, context):
+        """GenerateExternalId issues a fresh external ID to an organization, for the customer's
+        trust policy and for Configure. It is shown only here; no other organization may
+        use it. An organization holds the ten newest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,6 +138,11 @@ def add_SiemIntegrationServiceServicer_to_server(servicer, server):
                     servicer.Configure,
                     request_deserializer=siem_dot_v1_dot_integration__pb2.ConfigureRequest.FromString,
                     response_serializer=siem_dot_v1_dot_integration__pb2.ConfigureResponse.SerializeToString,
+            ),
+            'GenerateExternalId': grpc.unary_unary_rpc_method_handler(
+                    servicer.GenerateExternalId,
+                    request_deserializer=siem_dot_v1_dot_integration__pb2.GenerateExternalIdRequest.FromString,
+                    response_serializer=siem_dot_v1_dot_integration__pb2.GenerateExternalIdResponse.SerializeToString,
             ),
             'Get': grpc.unary_unary_rpc_method_handler(
                     servicer.Get,
@@ -179,6 +198,33 @@ class SiemIntegrationService:
             '/siem.v1.SiemIntegrationService/Configure',
             siem_dot_v1_dot_integration__pb2.ConfigureRequest.SerializeToString,
             siem_dot_v1_dot_integration__pb2.ConfigureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateExternalId(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/siem.v1.SiemIntegrationService/GenerateExternalId',
+            siem_dot_v1_dot_integration__pb2.GenerateExternalIdRequest.SerializeToString,
+            siem_dot_v1_dot_integration__pb2.GenerateExternalIdResponse.FromString,
             options,
             channel_credentials,
             insecure,

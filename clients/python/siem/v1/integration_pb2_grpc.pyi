@@ -37,6 +37,11 @@ class SiemIntegrationServiceStub:
     """Configure creates or replaces the organization's integration. It calls no
     AWS: a new integration is UNKNOWN until the first attempt.
     """
+    GenerateExternalId: _grpc.UnaryUnaryMultiCallable[_integration_pb2.GenerateExternalIdRequest, _integration_pb2.GenerateExternalIdResponse]
+    """GenerateExternalId issues a fresh external ID to an organization, for the customer's
+    trust policy and for Configure. It is shown only here; no other organization may
+    use it. An organization holds the ten newest.
+    """
     Get: _grpc.UnaryUnaryMultiCallable[_integration_pb2.GetRequest, _integration_pb2.GetResponse]
     """Get returns the integration with its status and counts."""
     List: _grpc.UnaryUnaryMultiCallable[_integration_pb2.ListRequest, _integration_pb2.ListResponse]
@@ -62,6 +67,11 @@ class SiemIntegrationServiceAsyncStub(SiemIntegrationServiceStub):
     Configure: _aio.UnaryUnaryMultiCallable[_integration_pb2.ConfigureRequest, _integration_pb2.ConfigureResponse]  # type: ignore[assignment]
     """Configure creates or replaces the organization's integration. It calls no
     AWS: a new integration is UNKNOWN until the first attempt.
+    """
+    GenerateExternalId: _aio.UnaryUnaryMultiCallable[_integration_pb2.GenerateExternalIdRequest, _integration_pb2.GenerateExternalIdResponse]  # type: ignore[assignment]
+    """GenerateExternalId issues a fresh external ID to an organization, for the customer's
+    trust policy and for Configure. It is shown only here; no other organization may
+    use it. An organization holds the ten newest.
     """
     Get: _aio.UnaryUnaryMultiCallable[_integration_pb2.GetRequest, _integration_pb2.GetResponse]  # type: ignore[assignment]
     """Get returns the integration with its status and counts."""
@@ -91,6 +101,17 @@ class SiemIntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_integration_pb2.ConfigureResponse, _abc.Awaitable[_integration_pb2.ConfigureResponse]]:
         """Configure creates or replaces the organization's integration. It calls no
         AWS: a new integration is UNKNOWN until the first attempt.
+        """
+
+    @_abc_1.abstractmethod
+    def GenerateExternalId(
+        self,
+        request: _integration_pb2.GenerateExternalIdRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_integration_pb2.GenerateExternalIdResponse, _abc.Awaitable[_integration_pb2.GenerateExternalIdResponse]]:
+        """GenerateExternalId issues a fresh external ID to an organization, for the customer's
+        trust policy and for Configure. It is shown only here; no other organization may
+        use it. An organization holds the ten newest.
         """
 
     @_abc_1.abstractmethod

@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file siem/v1/integration.proto.
  */
 export const file_siem_v1_integration: GenFile = /*@__PURE__*/
-  fileDesc("ChlzaWVtL3YxL2ludGVncmF0aW9uLnByb3RvEgdzaWVtLnYxIvACChFJbnRlZ3JhdGlvblN0YXR1cxIfCgZzdGF0dXMYASABKA4yDy5zaWVtLnYxLlN0YXR1cxIlCgZyZWFzb24YAiABKA4yFS5zaWVtLnYxLlN0YXR1c1JlYXNvbhIPCgdtZXNzYWdlGAMgASgJEi4KCnNpbmNlX3RpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjUKEWxhc3RfYXR0ZW1wdF90aW1lGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI2ChJsYXN0X2RlbGl2ZXJ5X3RpbWUYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjMKD25leHRfcmV0cnlfdGltZRgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFgoOYXdzX2Vycm9yX2NvZGUYCCABKAkSFgoOYXdzX3JlcXVlc3RfaWQYCSABKAkitwEKC0V2ZW50Q291bnRzEhAKCGFjY2VwdGVkGAEgASgEEhEKCWRlbGl2ZXJlZBgCIAEoBBIPCgdleHBpcmVkGAMgASgEEhEKCWRpc2NhcmRlZBgEIAEoBBIPCgdwZW5kaW5nGAUgASgEEhUKDXBlbmRpbmdfYnl0ZXMYBiABKAQSNwoTb2xkZXN0X3BlbmRpbmdfdGltZRgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiggMKC0ludGVncmF0aW9uEhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRIWCg5pbnRlZ3JhdGlvbl9pZBgCIAEoCRIaChJraW5lc2lzX3N0cmVhbV9hcm4YAyABKAkSEAoIcm9sZV9hcm4YBCABKAkSGAoQZXh0ZXJuYWxfaWRfaGludBgFIAEoCRI4ChRleHRlcm5hbF9pZF9zZXRfdGltZRgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoLY3JlYXRlX3RpbWUYByABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC3VwZGF0ZV90aW1lGAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIMCgRldGFnGAkgASgJEioKBnN0YXR1cxgKIAEoCzIaLnNpZW0udjEuSW50ZWdyYXRpb25TdGF0dXMSJAoGY291bnRzGAsgASgLMhQuc2llbS52MS5FdmVudENvdW50cyKTAQoQQ29uZmlndXJlUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSGgoSa2luZXNpc19zdHJlYW1fYXJuGAIgASgJEhAKCHJvbGVfYXJuGAMgASgJEhMKC2V4dGVybmFsX2lkGAQgASgJEgwKBGV0YWcYBSABKAkSFQoNdmFsaWRhdGVfb25seRgGIAEoCCJwChFDb25maWd1cmVSZXNwb25zZRIpCgtpbnRlZ3JhdGlvbhgBIAEoCzIULnNpZW0udjEuSW50ZWdyYXRpb24SHgoGY2hlY2tzGAIgAygLMg4uc2llbS52MS5DaGVjaxIQCgh3YXJuaW5ncxgDIAMoCSIlCgpHZXRSZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCSI4CgtHZXRSZXNwb25zZRIpCgtpbnRlZ3JhdGlvbhgBIAEoCzIULnNpZW0udjEuSW50ZWdyYXRpb24iVwoLTGlzdFJlcXVlc3QSEQoJcGFnZV9zaXplGAEgASgNEhIKCnBhZ2VfdG9rZW4YAiABKAkSIQoIc3RhdHVzZXMYAyADKA4yDy5zaWVtLnYxLlN0YXR1cyJTCgxMaXN0UmVzcG9uc2USKgoMaW50ZWdyYXRpb25zGAEgAygLMhQuc2llbS52MS5JbnRlZ3JhdGlvbhIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiPwoNRGVsZXRlUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSFQoNYWxsb3dfbWlzc2luZxgCIAEoCCI2Cg5EZWxldGVSZXNwb25zZRIkCgZjb3VudHMYASABKAsyFC5zaWVtLnYxLkV2ZW50Q291bnRzIioKD1NlbmRUZXN0UmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkiuwEKEFNlbmRUZXN0UmVzcG9uc2USEQoJZGVsaXZlcmVkGAEgASgIEg8KB21lc3NhZ2UYAiABKAkSHgoGY2hlY2tzGAMgAygLMg4uc2llbS52MS5DaGVjaxIlCgdyZWNlaXB0GAQgASgLMhQuc2llbS52MS5UZXN0UmVjZWlwdBIqCgZzdGF0dXMYBSABKAsyGi5zaWVtLnYxLkludGVncmF0aW9uU3RhdHVzEhAKCHdhcm5pbmdzGAYgAygJIqABCgVDaGVjaxIgCgRuYW1lGAEgASgOMhIuc2llbS52MS5DaGVja05hbWUSJAoGcmVzdWx0GAIgASgOMhQuc2llbS52MS5DaGVja1Jlc3VsdBIPCgdtZXNzYWdlGAMgASgJEg4KBnJlbWVkeRgEIAEoCRIWCg5hd3NfZXJyb3JfY29kZRgFIAEoCRIWCg5hd3NfcmVxdWVzdF9pZBgGIAEoCSJ2CgtUZXN0UmVjZWlwdBIQCghldmVudF9pZBgBIAEoCRIQCghzaGFyZF9pZBgCIAEoCRIXCg9zZXF1ZW5jZV9udW1iZXIYAyABKAkSKgoHbGF0ZW5jeRgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiJFChNTdHJlYW1TdGF0dXNSZXF1ZXN0EhgKEG9yZ2FuaXphdGlvbl9pZHMYASADKAkSFAoMcmVzdW1lX3Rva2VuGAIgASgJIrMCChRTdHJlYW1TdGF0dXNSZXNwb25zZRIUCgxyZXN1bWVfdG9rZW4YASABKAkSKQoHY3VycmVudBgCIAEoCzIWLnNpZW0udjEuU3RhdHVzQ3VycmVudEgAEikKB2RlbGV0ZWQYAyABKAsyFi5zaWVtLnYxLlN0YXR1c0RlbGV0ZWRIABInCgZhYnNlbnQYBCABKAsyFS5zaWVtLnYxLlN0YXR1c0Fic2VudEgAEicKBnN5bmNlZBgFIAEoCzIVLnNpZW0udjEuU3RhdHVzU3luY2VkSAASJQoFcmVzZXQYBiABKAsyFC5zaWVtLnYxLlN0YXR1c1Jlc2V0SAASLQoJaGVhcnRiZWF0GAcgASgLMhguc2llbS52MS5TdGF0dXNIZWFydGJlYXRIAEIHCgVldmVudCJsCg1TdGF0dXNDdXJyZW50EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRIWCg5pbnRlZ3JhdGlvbl9pZBgCIAEoCRIqCgZzdGF0dXMYAyABKAsyGi5zaWVtLnYxLkludGVncmF0aW9uU3RhdHVzInEKDVN0YXR1c0RlbGV0ZWQSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEhYKDmludGVncmF0aW9uX2lkGAIgASgJEi8KC2RlbGV0ZV90aW1lGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCInCgxTdGF0dXNBYnNlbnQSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJIg4KDFN0YXR1c1N5bmNlZCINCgtTdGF0dXNSZXNldCIRCg9TdGF0dXNIZWFydGJlYXQqdAoGU3RhdHVzEhYKElNUQVRVU19VTlNQRUNJRklFRBAAEhIKDlNUQVRVU19VTktOT1dOEAESEQoNU1RBVFVTX0FDVElWRRACEhcKE1NUQVRVU19VTkFVVEhPUklaRUQQAxISCg5TVEFUVVNfRkFJTElORxAEKt8CCgxTdGF0dXNSZWFzb24SHQoZU1RBVFVTX1JFQVNPTl9VTlNQRUNJRklFRBAAEiQKIFNUQVRVU19SRUFTT05fQVNTVU1FX1JPTEVfREVOSUVEEAESHgoaU1RBVFVTX1JFQVNPTl9XUklURV9ERU5JRUQQAhIcChhTVEFUVVNfUkVBU09OX0tNU19ERU5JRUQQAxIiCh5TVEFUVVNfUkVBU09OX1NUUkVBTV9OT1RfRk9VTkQQBBIhCh1TVEFUVVNfUkVBU09OX0tNU19VTkFWQUlMQUJMRRAFEicKI1NUQVRVU19SRUFTT05fSU5WQUxJRF9DT05GSUdVUkFUSU9OEAYSGwoXU1RBVFVTX1JFQVNPTl9USFJPVFRMRUQQBxIdChlTVEFUVVNfUkVBU09OX1VOUkVBQ0hBQkxFEAgSIAocU1RBVFVTX1JFQVNPTl9MT0dfVU5SRUFEQUJMRRAJKqEBCglDaGVja05hbWUSGgoWQ0hFQ0tfTkFNRV9VTlNQRUNJRklFRBAAEhoKFkNIRUNLX05BTUVfQVNTVU1FX1JPTEUQARIjCh9DSEVDS19OQU1FX0VYVEVSTkFMX0lEX1JFUVVJUkVEEAISGwoXQ0hFQ0tfTkFNRV9XUklURV9SRUNPUkQQAxIaChZDSEVDS19OQU1FX1VTRV9LTVNfS0VZEAQqdwoLQ2hlY2tSZXN1bHQSHAoYQ0hFQ0tfUkVTVUxUX1VOU1BFQ0lGSUVEEAASFwoTQ0hFQ0tfUkVTVUxUX1BBU1NFRBABEhcKE0NIRUNLX1JFU1VMVF9GQUlMRUQQAhIYChRDSEVDS19SRVNVTFRfU0tJUFBFRBADMo4DChZTaWVtSW50ZWdyYXRpb25TZXJ2aWNlEkIKCUNvbmZpZ3VyZRIZLnNpZW0udjEuQ29uZmlndXJlUmVxdWVzdBoaLnNpZW0udjEuQ29uZmlndXJlUmVzcG9uc2USMAoDR2V0EhMuc2llbS52MS5HZXRSZXF1ZXN0GhQuc2llbS52MS5HZXRSZXNwb25zZRIzCgRMaXN0EhQuc2llbS52MS5MaXN0UmVxdWVzdBoVLnNpZW0udjEuTGlzdFJlc3BvbnNlEjkKBkRlbGV0ZRIWLnNpZW0udjEuRGVsZXRlUmVxdWVzdBoXLnNpZW0udjEuRGVsZXRlUmVzcG9uc2USPwoIU2VuZFRlc3QSGC5zaWVtLnYxLlNlbmRUZXN0UmVxdWVzdBoZLnNpZW0udjEuU2VuZFRlc3RSZXNwb25zZRJNCgxTdHJlYW1TdGF0dXMSHC5zaWVtLnYxLlN0cmVhbVN0YXR1c1JlcXVlc3QaHS5zaWVtLnYxLlN0cmVhbVN0YXR1c1Jlc3BvbnNlMAFiBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
+  fileDesc("ChlzaWVtL3YxL2ludGVncmF0aW9uLnByb3RvEgdzaWVtLnYxIvACChFJbnRlZ3JhdGlvblN0YXR1cxIfCgZzdGF0dXMYASABKA4yDy5zaWVtLnYxLlN0YXR1cxIlCgZyZWFzb24YAiABKA4yFS5zaWVtLnYxLlN0YXR1c1JlYXNvbhIPCgdtZXNzYWdlGAMgASgJEi4KCnNpbmNlX3RpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjUKEWxhc3RfYXR0ZW1wdF90aW1lGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI2ChJsYXN0X2RlbGl2ZXJ5X3RpbWUYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjMKD25leHRfcmV0cnlfdGltZRgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFgoOYXdzX2Vycm9yX2NvZGUYCCABKAkSFgoOYXdzX3JlcXVlc3RfaWQYCSABKAkitwEKC0V2ZW50Q291bnRzEhAKCGFjY2VwdGVkGAEgASgEEhEKCWRlbGl2ZXJlZBgCIAEoBBIPCgdleHBpcmVkGAMgASgEEhEKCWRpc2NhcmRlZBgEIAEoBBIPCgdwZW5kaW5nGAUgASgEEhUKDXBlbmRpbmdfYnl0ZXMYBiABKAQSNwoTb2xkZXN0X3BlbmRpbmdfdGltZRgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAi6wMKC0ludGVncmF0aW9uEhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRIWCg5pbnRlZ3JhdGlvbl9pZBgCIAEoCRIaChJraW5lc2lzX3N0cmVhbV9hcm4YAyABKAkSEAoIcm9sZV9hcm4YBCABKAkSGAoQZXh0ZXJuYWxfaWRfaGludBgFIAEoCRI4ChRleHRlcm5hbF9pZF9zZXRfdGltZRgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoLY3JlYXRlX3RpbWUYByABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC3VwZGF0ZV90aW1lGAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIMCgRldGFnGAkgASgJEioKBnN0YXR1cxgKIAEoCzIaLnNpZW0udjEuSW50ZWdyYXRpb25TdGF0dXMSJAoGY291bnRzGAsgASgLMhQuc2llbS52MS5FdmVudENvdW50cxIhChlwcmV2aW91c19leHRlcm5hbF9pZF9oaW50GAwgASgJEkQKIHByZXZpb3VzX2V4dGVybmFsX2lkX2V4cGlyZV90aW1lGA0gASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCK2AQoQQ29uZmlndXJlUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSGgoSa2luZXNpc19zdHJlYW1fYXJuGAIgASgJEhAKCHJvbGVfYXJuGAMgASgJEhMKC2V4dGVybmFsX2lkGAQgASgJEgwKBGV0YWcYBSABKAkSFQoNdmFsaWRhdGVfb25seRgGIAEoCBIhChlrZWVwX3ByZXZpb3VzX2V4dGVybmFsX2lkGAcgASgIIjQKGUdlbmVyYXRlRXh0ZXJuYWxJZFJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJIjEKGkdlbmVyYXRlRXh0ZXJuYWxJZFJlc3BvbnNlEhMKC2V4dGVybmFsX2lkGAEgASgJInAKEUNvbmZpZ3VyZVJlc3BvbnNlEikKC2ludGVncmF0aW9uGAEgASgLMhQuc2llbS52MS5JbnRlZ3JhdGlvbhIeCgZjaGVja3MYAiADKAsyDi5zaWVtLnYxLkNoZWNrEhAKCHdhcm5pbmdzGAMgAygJIiUKCkdldFJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJIjgKC0dldFJlc3BvbnNlEikKC2ludGVncmF0aW9uGAEgASgLMhQuc2llbS52MS5JbnRlZ3JhdGlvbiJXCgtMaXN0UmVxdWVzdBIRCglwYWdlX3NpemUYASABKA0SEgoKcGFnZV90b2tlbhgCIAEoCRIhCghzdGF0dXNlcxgDIAMoDjIPLnNpZW0udjEuU3RhdHVzIlMKDExpc3RSZXNwb25zZRIqCgxpbnRlZ3JhdGlvbnMYASADKAsyFC5zaWVtLnYxLkludGVncmF0aW9uEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSI/Cg1EZWxldGVSZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRIVCg1hbGxvd19taXNzaW5nGAIgASgIIjYKDkRlbGV0ZVJlc3BvbnNlEiQKBmNvdW50cxgBIAEoCzIULnNpZW0udjEuRXZlbnRDb3VudHMiKgoPU2VuZFRlc3RSZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCSK7AQoQU2VuZFRlc3RSZXNwb25zZRIRCglkZWxpdmVyZWQYASABKAgSDwoHbWVzc2FnZRgCIAEoCRIeCgZjaGVja3MYAyADKAsyDi5zaWVtLnYxLkNoZWNrEiUKB3JlY2VpcHQYBCABKAsyFC5zaWVtLnYxLlRlc3RSZWNlaXB0EioKBnN0YXR1cxgFIAEoCzIaLnNpZW0udjEuSW50ZWdyYXRpb25TdGF0dXMSEAoId2FybmluZ3MYBiADKAkioAEKBUNoZWNrEiAKBG5hbWUYASABKA4yEi5zaWVtLnYxLkNoZWNrTmFtZRIkCgZyZXN1bHQYAiABKA4yFC5zaWVtLnYxLkNoZWNrUmVzdWx0Eg8KB21lc3NhZ2UYAyABKAkSDgoGcmVtZWR5GAQgASgJEhYKDmF3c19lcnJvcl9jb2RlGAUgASgJEhYKDmF3c19yZXF1ZXN0X2lkGAYgASgJInYKC1Rlc3RSZWNlaXB0EhAKCGV2ZW50X2lkGAEgASgJEhAKCHNoYXJkX2lkGAIgASgJEhcKD3NlcXVlbmNlX251bWJlchgDIAEoCRIqCgdsYXRlbmN5GAQgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIkUKE1N0cmVhbVN0YXR1c1JlcXVlc3QSGAoQb3JnYW5pemF0aW9uX2lkcxgBIAMoCRIUCgxyZXN1bWVfdG9rZW4YAiABKAkiswIKFFN0cmVhbVN0YXR1c1Jlc3BvbnNlEhQKDHJlc3VtZV90b2tlbhgBIAEoCRIpCgdjdXJyZW50GAIgASgLMhYuc2llbS52MS5TdGF0dXNDdXJyZW50SAASKQoHZGVsZXRlZBgDIAEoCzIWLnNpZW0udjEuU3RhdHVzRGVsZXRlZEgAEicKBmFic2VudBgEIAEoCzIVLnNpZW0udjEuU3RhdHVzQWJzZW50SAASJwoGc3luY2VkGAUgASgLMhUuc2llbS52MS5TdGF0dXNTeW5jZWRIABIlCgVyZXNldBgGIAEoCzIULnNpZW0udjEuU3RhdHVzUmVzZXRIABItCgloZWFydGJlYXQYByABKAsyGC5zaWVtLnYxLlN0YXR1c0hlYXJ0YmVhdEgAQgcKBWV2ZW50ImwKDVN0YXR1c0N1cnJlbnQSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEhYKDmludGVncmF0aW9uX2lkGAIgASgJEioKBnN0YXR1cxgDIAEoCzIaLnNpZW0udjEuSW50ZWdyYXRpb25TdGF0dXMicQoNU3RhdHVzRGVsZXRlZBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSFgoOaW50ZWdyYXRpb25faWQYAiABKAkSLwoLZGVsZXRlX3RpbWUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIicKDFN0YXR1c0Fic2VudBIXCg9vcmdhbml6YXRpb25faWQYASABKAkiDgoMU3RhdHVzU3luY2VkIg0KC1N0YXR1c1Jlc2V0IhEKD1N0YXR1c0hlYXJ0YmVhdCp0CgZTdGF0dXMSFgoSU1RBVFVTX1VOU1BFQ0lGSUVEEAASEgoOU1RBVFVTX1VOS05PV04QARIRCg1TVEFUVVNfQUNUSVZFEAISFwoTU1RBVFVTX1VOQVVUSE9SSVpFRBADEhIKDlNUQVRVU19GQUlMSU5HEAQq3wIKDFN0YXR1c1JlYXNvbhIdChlTVEFUVVNfUkVBU09OX1VOU1BFQ0lGSUVEEAASJAogU1RBVFVTX1JFQVNPTl9BU1NVTUVfUk9MRV9ERU5JRUQQARIeChpTVEFUVVNfUkVBU09OX1dSSVRFX0RFTklFRBACEhwKGFNUQVRVU19SRUFTT05fS01TX0RFTklFRBADEiIKHlNUQVRVU19SRUFTT05fU1RSRUFNX05PVF9GT1VORBAEEiEKHVNUQVRVU19SRUFTT05fS01TX1VOQVZBSUxBQkxFEAUSJwojU1RBVFVTX1JFQVNPTl9JTlZBTElEX0NPTkZJR1VSQVRJT04QBhIbChdTVEFUVVNfUkVBU09OX1RIUk9UVExFRBAHEh0KGVNUQVRVU19SRUFTT05fVU5SRUFDSEFCTEUQCBIgChxTVEFUVVNfUkVBU09OX0xPR19VTlJFQURBQkxFEAkqoQEKCUNoZWNrTmFtZRIaChZDSEVDS19OQU1FX1VOU1BFQ0lGSUVEEAASGgoWQ0hFQ0tfTkFNRV9BU1NVTUVfUk9MRRABEiMKH0NIRUNLX05BTUVfRVhURVJOQUxfSURfUkVRVUlSRUQQAhIbChdDSEVDS19OQU1FX1dSSVRFX1JFQ09SRBADEhoKFkNIRUNLX05BTUVfVVNFX0tNU19LRVkQBCp3CgtDaGVja1Jlc3VsdBIcChhDSEVDS19SRVNVTFRfVU5TUEVDSUZJRUQQABIXChNDSEVDS19SRVNVTFRfUEFTU0VEEAESFwoTQ0hFQ0tfUkVTVUxUX0ZBSUxFRBACEhgKFENIRUNLX1JFU1VMVF9TS0lQUEVEEAMy7QMKFlNpZW1JbnRlZ3JhdGlvblNlcnZpY2USQgoJQ29uZmlndXJlEhkuc2llbS52MS5Db25maWd1cmVSZXF1ZXN0Ghouc2llbS52MS5Db25maWd1cmVSZXNwb25zZRJdChJHZW5lcmF0ZUV4dGVybmFsSWQSIi5zaWVtLnYxLkdlbmVyYXRlRXh0ZXJuYWxJZFJlcXVlc3QaIy5zaWVtLnYxLkdlbmVyYXRlRXh0ZXJuYWxJZFJlc3BvbnNlEjAKA0dldBITLnNpZW0udjEuR2V0UmVxdWVzdBoULnNpZW0udjEuR2V0UmVzcG9uc2USMwoETGlzdBIULnNpZW0udjEuTGlzdFJlcXVlc3QaFS5zaWVtLnYxLkxpc3RSZXNwb25zZRI5CgZEZWxldGUSFi5zaWVtLnYxLkRlbGV0ZVJlcXVlc3QaFy5zaWVtLnYxLkRlbGV0ZVJlc3BvbnNlEj8KCFNlbmRUZXN0Ehguc2llbS52MS5TZW5kVGVzdFJlcXVlc3QaGS5zaWVtLnYxLlNlbmRUZXN0UmVzcG9uc2USTQoMU3RyZWFtU3RhdHVzEhwuc2llbS52MS5TdHJlYW1TdGF0dXNSZXF1ZXN0Gh0uc2llbS52MS5TdHJlYW1TdGF0dXNSZXNwb25zZTABYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
  * The status of one integration.
@@ -237,6 +237,21 @@ export type Integration = Message<"siem.v1.Integration"> & {
    * @generated from field: siem.v1.EventCounts counts = 11;
    */
   counts?: EventCounts | undefined;
+
+  /**
+   * The last characters of the external ID before, while it still serves because no
+   * AssumeRole with the new one has worked.
+   *
+   * @generated from field: string previous_external_id_hint = 12;
+   */
+  previousExternalIdHint: string;
+
+  /**
+   * Until when it serves at the most.
+   *
+   * @generated from field: google.protobuf.Timestamp previous_external_id_expire_time = 13;
+   */
+  previousExternalIdExpireTime?: Timestamp | undefined;
 };
 
 /**
@@ -295,6 +310,14 @@ export type ConfigureRequest = Message<"siem.v1.ConfigureRequest"> & {
    * @generated from field: bool validate_only = 6;
    */
   validateOnly: boolean;
+
+  /**
+   * Only with a new external_id on replacement: the stored one goes on serving until an
+   * AssumeRole with the new one works, for seven days at the most.
+   *
+   * @generated from field: bool keep_previous_external_id = 7;
+   */
+  keepPreviousExternalId: boolean;
 };
 
 /**
@@ -303,6 +326,48 @@ export type ConfigureRequest = Message<"siem.v1.ConfigureRequest"> & {
  */
 export const ConfigureRequestSchema: GenMessage<ConfigureRequest> = /*@__PURE__*/
   messageDesc(file_siem_v1_integration, 3);
+
+/**
+ * Request of SiemIntegrationService.GenerateExternalId.
+ *
+ * @generated from message siem.v1.GenerateExternalIdRequest
+ */
+export type GenerateExternalIdRequest = Message<"siem.v1.GenerateExternalIdRequest"> & {
+  /**
+   * The organization, `[A-Za-z0-9_-]{1,64}`; it needs no integration yet. Required.
+   *
+   * @generated from field: string organization_id = 1;
+   */
+  organizationId: string;
+};
+
+/**
+ * Describes the message siem.v1.GenerateExternalIdRequest.
+ * Use `create(GenerateExternalIdRequestSchema)` to create a new message.
+ */
+export const GenerateExternalIdRequestSchema: GenMessage<GenerateExternalIdRequest> = /*@__PURE__*/
+  messageDesc(file_siem_v1_integration, 4);
+
+/**
+ * Response of SiemIntegrationService.GenerateExternalId.
+ *
+ * @generated from message siem.v1.GenerateExternalIdResponse
+ */
+export type GenerateExternalIdResponse = Message<"siem.v1.GenerateExternalIdResponse"> & {
+  /**
+   * 64 hexadecimal characters. A secret between the customer and this service.
+   *
+   * @generated from field: string external_id = 1;
+   */
+  externalId: string;
+};
+
+/**
+ * Describes the message siem.v1.GenerateExternalIdResponse.
+ * Use `create(GenerateExternalIdResponseSchema)` to create a new message.
+ */
+export const GenerateExternalIdResponseSchema: GenMessage<GenerateExternalIdResponse> = /*@__PURE__*/
+  messageDesc(file_siem_v1_integration, 5);
 
 /**
  * Response of SiemIntegrationService.Configure.
@@ -338,7 +403,7 @@ export type ConfigureResponse = Message<"siem.v1.ConfigureResponse"> & {
  * Use `create(ConfigureResponseSchema)` to create a new message.
  */
 export const ConfigureResponseSchema: GenMessage<ConfigureResponse> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 4);
+  messageDesc(file_siem_v1_integration, 6);
 
 /**
  * Request of SiemIntegrationService.Get.
@@ -359,7 +424,7 @@ export type GetRequest = Message<"siem.v1.GetRequest"> & {
  * Use `create(GetRequestSchema)` to create a new message.
  */
 export const GetRequestSchema: GenMessage<GetRequest> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 5);
+  messageDesc(file_siem_v1_integration, 7);
 
 /**
  * Response of SiemIntegrationService.Get.
@@ -380,7 +445,7 @@ export type GetResponse = Message<"siem.v1.GetResponse"> & {
  * Use `create(GetResponseSchema)` to create a new message.
  */
 export const GetResponseSchema: GenMessage<GetResponse> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 6);
+  messageDesc(file_siem_v1_integration, 8);
 
 /**
  * Request of SiemIntegrationService.List.
@@ -415,7 +480,7 @@ export type ListRequest = Message<"siem.v1.ListRequest"> & {
  * Use `create(ListRequestSchema)` to create a new message.
  */
 export const ListRequestSchema: GenMessage<ListRequest> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 7);
+  messageDesc(file_siem_v1_integration, 9);
 
 /**
  * Response of SiemIntegrationService.List.
@@ -443,7 +508,7 @@ export type ListResponse = Message<"siem.v1.ListResponse"> & {
  * Use `create(ListResponseSchema)` to create a new message.
  */
 export const ListResponseSchema: GenMessage<ListResponse> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 8);
+  messageDesc(file_siem_v1_integration, 10);
 
 /**
  * Request of SiemIntegrationService.Delete.
@@ -471,7 +536,7 @@ export type DeleteRequest = Message<"siem.v1.DeleteRequest"> & {
  * Use `create(DeleteRequestSchema)` to create a new message.
  */
 export const DeleteRequestSchema: GenMessage<DeleteRequest> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 9);
+  messageDesc(file_siem_v1_integration, 11);
 
 /**
  * Response of SiemIntegrationService.Delete.
@@ -492,7 +557,7 @@ export type DeleteResponse = Message<"siem.v1.DeleteResponse"> & {
  * Use `create(DeleteResponseSchema)` to create a new message.
  */
 export const DeleteResponseSchema: GenMessage<DeleteResponse> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 10);
+  messageDesc(file_siem_v1_integration, 12);
 
 /**
  * Request of SiemIntegrationService.SendTest.
@@ -513,7 +578,7 @@ export type SendTestRequest = Message<"siem.v1.SendTestRequest"> & {
  * Use `create(SendTestRequestSchema)` to create a new message.
  */
 export const SendTestRequestSchema: GenMessage<SendTestRequest> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 11);
+  messageDesc(file_siem_v1_integration, 13);
 
 /**
  * Response of SiemIntegrationService.SendTest.
@@ -570,7 +635,7 @@ export type SendTestResponse = Message<"siem.v1.SendTestResponse"> & {
  * Use `create(SendTestResponseSchema)` to create a new message.
  */
 export const SendTestResponseSchema: GenMessage<SendTestResponse> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 12);
+  messageDesc(file_siem_v1_integration, 14);
 
 /**
  * One check of a test.
@@ -626,7 +691,7 @@ export type Check = Message<"siem.v1.Check"> & {
  * Use `create(CheckSchema)` to create a new message.
  */
 export const CheckSchema: GenMessage<Check> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 13);
+  messageDesc(file_siem_v1_integration, 15);
 
 /**
  * Proof of a delivered test event.
@@ -668,7 +733,7 @@ export type TestReceipt = Message<"siem.v1.TestReceipt"> & {
  * Use `create(TestReceiptSchema)` to create a new message.
  */
 export const TestReceiptSchema: GenMessage<TestReceipt> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 14);
+  messageDesc(file_siem_v1_integration, 16);
 
 /**
  * Request of SiemIntegrationService.StreamStatus.
@@ -697,7 +762,7 @@ export type StreamStatusRequest = Message<"siem.v1.StreamStatusRequest"> & {
  * Use `create(StreamStatusRequestSchema)` to create a new message.
  */
 export const StreamStatusRequestSchema: GenMessage<StreamStatusRequest> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 15);
+  messageDesc(file_siem_v1_integration, 17);
 
 /**
  * One message of a status stream.
@@ -774,7 +839,7 @@ export type StreamStatusResponse = Message<"siem.v1.StreamStatusResponse"> & {
  * Use `create(StreamStatusResponseSchema)` to create a new message.
  */
 export const StreamStatusResponseSchema: GenMessage<StreamStatusResponse> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 16);
+  messageDesc(file_siem_v1_integration, 18);
 
 /**
  * The current status of one integration.
@@ -809,7 +874,7 @@ export type StatusCurrent = Message<"siem.v1.StatusCurrent"> & {
  * Use `create(StatusCurrentSchema)` to create a new message.
  */
 export const StatusCurrentSchema: GenMessage<StatusCurrent> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 17);
+  messageDesc(file_siem_v1_integration, 19);
 
 /**
  * An integration was deleted.
@@ -844,7 +909,7 @@ export type StatusDeleted = Message<"siem.v1.StatusDeleted"> & {
  * Use `create(StatusDeletedSchema)` to create a new message.
  */
 export const StatusDeletedSchema: GenMessage<StatusDeleted> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 18);
+  messageDesc(file_siem_v1_integration, 20);
 
 /**
  * A named organization has no integration.
@@ -865,7 +930,7 @@ export type StatusAbsent = Message<"siem.v1.StatusAbsent"> & {
  * Use `create(StatusAbsentSchema)` to create a new message.
  */
 export const StatusAbsentSchema: GenMessage<StatusAbsent> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 19);
+  messageDesc(file_siem_v1_integration, 21);
 
 /**
  * All that was asked for is told.
@@ -880,7 +945,7 @@ export type StatusSynced = Message<"siem.v1.StatusSynced"> & {
  * Use `create(StatusSyncedSchema)` to create a new message.
  */
 export const StatusSyncedSchema: GenMessage<StatusSynced> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 20);
+  messageDesc(file_siem_v1_integration, 22);
 
 /**
  * Forget what was known.
@@ -895,7 +960,7 @@ export type StatusReset = Message<"siem.v1.StatusReset"> & {
  * Use `create(StatusResetSchema)` to create a new message.
  */
 export const StatusResetSchema: GenMessage<StatusReset> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 21);
+  messageDesc(file_siem_v1_integration, 23);
 
 /**
  * The stream is alive.
@@ -910,7 +975,7 @@ export type StatusHeartbeat = Message<"siem.v1.StatusHeartbeat"> & {
  * Use `create(StatusHeartbeatSchema)` to create a new message.
  */
 export const StatusHeartbeatSchema: GenMessage<StatusHeartbeat> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 22);
+  messageDesc(file_siem_v1_integration, 24);
 
 /**
  * How an integration fares.
@@ -1150,6 +1215,18 @@ export const SiemIntegrationService: GenService<{
     methodKind: "unary";
     input: typeof ConfigureRequestSchema;
     output: typeof ConfigureResponseSchema;
+  },
+  /**
+   * GenerateExternalId issues a fresh external ID to an organization, for the customer's
+   * trust policy and for Configure. It is shown only here; no other organization may
+   * use it. An organization holds the ten newest.
+   *
+   * @generated from rpc siem.v1.SiemIntegrationService.GenerateExternalId
+   */
+  generateExternalId: {
+    methodKind: "unary";
+    input: typeof GenerateExternalIdRequestSchema;
+    output: typeof GenerateExternalIdResponseSchema;
   },
   /**
    * Get returns the integration with its status and counts.
