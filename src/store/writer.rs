@@ -1,6 +1,6 @@
 //! The one task that writes. What arrives together shares a transaction and a sync.
 
-use std::{sync::Arc, time::Duration};
+use std::{fs::File, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
@@ -42,6 +42,8 @@ pub(super) struct Writer {
     pub(super) next_chunk_id: i64,
     /// Deleted integrations whose chunks are still there.
     pub(super) garbage: Vec<IntegrationKey>,
+    /// Keeps other processes away from the directory.
+    pub(super) lock: File,
 }
 
 /// What else a durable transaction leads to.
@@ -91,6 +93,8 @@ impl Writer {
         if let Err(error) = self.db.close().await {
             tracing::warn!(%error, "the database did not close cleanly");
         }
+        // Who hears that it is closed may open it at once.
+        drop(self.lock);
         let _gone = reply.send(());
     }
 

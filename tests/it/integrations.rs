@@ -157,8 +157,7 @@ async fn every_violation_is_named_at_once() {
         role_arn: "arn:aws:iam::2222:role/x".to_owned(),
         external_id: "sesame open".to_owned(),
         etag: "x".repeat(10_000),
-        validate_only: false,
-        keep_previous_external_id: false,
+        ..v1::ConfigureRequest::default()
     };
     let status = world.api.try_configure(bad).await.unwrap_err();
     assert_eq!(violated(&status), [&all[..], &["etag"]].concat());
