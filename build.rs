@@ -29,7 +29,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Sorted keys: equal events have equal bytes.
         .btree_map(".siem.v1.IdsDetection.metadata")
         // It holds the external ID in clear, which must not be printable.
-        .skip_debug(["siem.v1.ConfigureRequest"])
+        .skip_debug([
+            "siem.v1.ConfigureRequest",
+            "siem.v1.GenerateExternalIdResponse",
+        ])
         .compile_fds(with_opaque_events(descriptors))?;
     Ok(())
 }

@@ -77,6 +77,8 @@ pub struct Api<D> {
     pub watch: Watch,
     /// How events are rendered.
     pub format: Arc<Format>,
+    /// Only external IDs that were issued will do.
+    pub issued_external_ids_only: bool,
     /// How this service itself stands with AWS, for health.
     pub standing: watch::Receiver<Standing>,
     /// Bytes of publishes in memory until they are durable.
@@ -152,6 +154,7 @@ impl<D: Delivery> Api<D> {
             store: self.store,
             delivery: Arc::new(self.delivery),
             watch: self.watch,
+            issued_only: self.issued_external_ids_only,
             deletions: Arc::default(),
         });
         let (health, health_service) = tonic_health::server::health_reporter();

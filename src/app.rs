@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::{Api, Delivery, ServeError},
-    config::{Config, KeySource},
+    config::{Config, ExternalIdPolicy, KeySource},
     domain::{
         backoff::BackoffPolicy,
         delivery::BatchLimits,
@@ -67,6 +67,7 @@ pub struct App {
     store: Store,
     worker: Worker<AwsSink>,
     format: Arc<Format>,
+    issued_external_ids_only: bool,
     heartbeat: Duration,
     publish_bytes_in_flight: usize,
     shutdown_deadline: Duration,
@@ -102,6 +103,7 @@ impl App {
             store,
             worker,
             format,
+            issued_external_ids_only: config.external_id_policy == ExternalIdPolicy::Issued,
             heartbeat: config.heartbeat,
             publish_bytes_in_flight: config.publish_bytes_in_flight,
             shutdown_deadline: config.shutdown_deadline,
@@ -127,6 +129,7 @@ impl App {
             delivery: Deliveries(self.worker.clone()),
             watch,
             format: self.format,
+            issued_external_ids_only: self.issued_external_ids_only,
             standing: self.worker.standing(),
             publish_bytes_in_flight: self.publish_bytes_in_flight,
             stop: api_stop.clone(),
@@ -260,6 +263,16 @@ impl ExternalIds for StoredExternalIds {
     fn open(&self, integration: &Integration) -> Result<ExternalId, Unreadable> {
         let opened = self.0.open_external_id(integration);
         opened.map_err(|_| Unreadable)
+    }
+
+    fn open_previous(&self, integration: &Integration) -> Option<Result<ExternalId, Unreadable>> {
+        let opened = self.0.open_previous_external_id(integration)?;
+        Some(opened.map_err(|_| Unreadable))
+    }
+
+    fn took_over(&self, integration: &Integration) {
+        let (store, key, version) = (self.0.clone(), integration.key, integration.version);
+        tokio::spawn(async move { store.retire_previous_external_id(key, version).await });
     }
 
     fn is_current(&self, integration: &Integration) -> bool {

@@ -19,13 +19,13 @@ mod tests;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use problem::{ConfigError, Origin, Problem};
-pub use rule::{ExternalIdKey, LogFormat};
+pub use rule::{ExternalIdKey, ExternalIdPolicy, LogFormat};
 pub use source::{CONFIG_FLAG, CONFIG_VARIABLE, Sources};
 pub use table::settings_table_markdown;
 
 use rule::{
-    Address, Bytes, Count, Directory, Key, KeyFile, LogFormats, Millis, Optional, Rule, Seconds,
-    Switch, Text,
+    Address, Bytes, Count, Directory, Key, KeyFile, LogFormats, Millis, Optional, Policies, Rule,
+    Seconds, Switch, Text,
 };
 use source::Given;
 
@@ -107,6 +107,8 @@ settings! {
         "The file with the key that encrypts external IDs at rest, as 64 hexadecimal characters.";
     external_id_key: Option<ExternalIdKey> = "external-id-key", "(none)", Optional(Key),
         "The key itself, in place of a file.";
+    external_id_policy: ExternalIdPolicy = "external-id-policy", "any", Policies,
+        "Which external IDs may be configured: `any` that a customer brings, or only those `issued` by GenerateExternalId.";
     event_source: String = "event-source", "https://meter.com", Text(&syntax::EVENT_SOURCE),
         "The CloudEvents attribute source of every event.";
     event_type_prefix: String = "event-type-prefix", "com.meter", Text(&syntax::EVENT_TYPE_PREFIX),

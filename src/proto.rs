@@ -24,6 +24,15 @@ impl fmt::Debug for v1::ConfigureRequest {
             .field("external_id", &"[redacted]")
             .field("etag", &self.etag)
             .field("validate_only", &self.validate_only)
+            .field("keep_previous_external_id", &self.keep_previous_external_id)
+            .finish()
+    }
+}
+
+impl fmt::Debug for v1::GenerateExternalIdResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GenerateExternalIdResponse")
+            .field("external_id", &"[redacted]")
             .finish()
     }
 }

@@ -112,8 +112,12 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Sa
     let shown = show::run(&options, &account, &mut world, &screen, &shutdown).await;
     let closed = world.shutdown().await;
     drop(screen);
-    printer.finish().await;
-    shown.and(closed)
+    let printed = printer.finish(&shutdown).await;
+    shown.and(closed)?;
+    match printed {
+        Err(error) if options.feed.has_end() => Err(SandboxError::Print(error)),
+        _ => Ok(()),
+    }
 }
 
 /// Runs only the stand-in until `shutdown`; `started` is told its address.

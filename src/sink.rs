@@ -20,7 +20,7 @@ pub use aws::AwsSink;
 pub use config::{AwsOptions, StandInAccess};
 
 pub use crate::domain::verdict::{
-    ExternalIdProof, Receipt, RehearsalReport, Rehearsed, TestReport,
+    AssumedWith, ExternalIdProof, Receipt, RehearsalReport, Rehearsed, TestReport,
 };
 use crate::domain::{
     external_id::ExternalId, integration::Integration, standing::Standing, status::Fault,
@@ -90,6 +90,12 @@ pub trait Sink: Send + Sync + 'static {
 pub trait ExternalIds: Send + Sync + 'static {
     /// The external ID in clear, or [`Unreadable`] where the key does not fit.
     fn open(&self, integration: &Integration) -> Result<ExternalId, Unreadable>;
+
+    /// The external ID before, while it still serves because its successor has not worked.
+    fn open_previous(&self, integration: &Integration) -> Option<Result<ExternalId, Unreadable>>;
+
+    /// Says that the external ID works, so that the one before is no longer needed.
+    fn took_over(&self, integration: &Integration);
 
     /// Whether the integration still exists and is still configured so.
     fn is_current(&self, integration: &Integration) -> bool;

@@ -4,12 +4,15 @@
 //! durable from the catalog, the tail of the log, or the database.
 
 mod answers;
+mod batch;
 mod catalog;
 mod chunk;
 mod command;
 mod draft;
+mod external_ids;
 mod integrations;
 mod open;
+mod plan;
 mod read;
 mod rows;
 mod schema;
@@ -241,8 +244,8 @@ impl Store {
     /// The integration that a Configure would make, stored nowhere.
     pub async fn rehearse(&self, configure: Configure) -> Result<Snapshot, ConfigureError> {
         let existing = self.find(configure.organization_id.as_str());
-        let now = Timestamp::now();
-        let plan = integrations::plan(existing.as_ref(), configure, &self.sealer, now)?;
+        let now = rows::now();
+        let plan = plan::plan(existing.as_ref(), configure, &self.sealer, now)?;
         plan.check_external_id(&self.reader, &self.sealer).await?;
         Ok(match existing {
             Some(existing) => Snapshot {
@@ -256,6 +259,43 @@ impl Store {
                 revision: 0,
             },
         })
+    }
+
+    /// Issues a fresh external ID to an organization; no other may use it.
+    pub async fn issue_external_id(
+        &self,
+        organization_id: OrganizationId,
+    ) -> Result<ExternalId, StoreError> {
+        let external_id = secret::random_external_id()?;
+        let issued = external_id.clone();
+        let answer: Result<(), StoreError> = self
+            .ask(|reply| Command::Issue {
+                organization_id,
+                external_id,
+                reply,
+            })
+            .await;
+        answer.map(|()| issued)
+    }
+
+    /// Says that an AssumeRole with the external ID of this version has worked, so that
+    /// the one before is no longer needed.
+    pub async fn retire_previous_external_id(&self, key: IntegrationKey, version: u64) {
+        let retire = Command::RetirePrevious { key, version };
+        // It is said again at the next AssumeRole.
+        let _closed = self.commands.send(retire).await;
+    }
+
+    /// The external ID before, in clear, while it still serves.
+    pub fn open_previous_external_id(
+        &self,
+        integration: &Integration,
+    ) -> Option<Result<ExternalId, StoreError>> {
+        let previous = integration.previous_at(Timestamp::now())?;
+        let opened = self
+            .sealer
+            .open(&previous.external_id, integration.integration_id);
+        Some(opened.map_err(|_| StoreError::Sealing))
     }
 
     /// Deletes an organization's integration. None where there is none.

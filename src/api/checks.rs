@@ -7,7 +7,7 @@ use crate::{
     domain::{
         integration::Integration,
         status::{Fault, Meaning, Reason},
-        verdict::{ExternalIdProof, RehearsalReport, Rehearsed, TestVerdict},
+        verdict::{AssumedWith, ExternalIdProof, RehearsalReport, Rehearsed, TestVerdict},
     },
     proto::v1::{Check, CheckName, CheckResult, SendTestResponse, TestReceipt},
 };
@@ -25,8 +25,8 @@ pub(super) fn verdict(verdict: &TestVerdict) -> SendTestResponse {
         Some(Err(_)) | None => None,
     };
     let fault = match (&report.assume_role, &report.write) {
-        (Err(fault), _) | (Ok(()), Some(Err(fault))) => Some(fault),
-        (Ok(()), _) => None,
+        (Err(fault), _) | (Ok(_), Some(Err(fault))) => Some(fault),
+        (Ok(_), _) => None,
     };
     let write = match &report.write {
         Some(result) => check(CheckName::WriteRecord, result.as_ref().err()),
@@ -39,7 +39,7 @@ pub(super) fn verdict(verdict: &TestVerdict) -> SendTestResponse {
             None => "Delivered - the test event is in the stream".to_owned(),
         },
         checks: vec![
-            check(CheckName::AssumeRole, report.assume_role.as_ref().err()),
+            assume_role(&report.assume_role),
             external_id(report.external_id.as_ref()),
             write,
         ],
@@ -61,7 +61,7 @@ pub(super) fn rehearsal(report: &RehearsalReport) -> Vec<Check> {
         None => skipped(CheckName::WriteRecord, NOT_ASSUMED),
     };
     vec![
-        check(CheckName::AssumeRole, report.assume_role.as_ref().err()),
+        assume_role(&report.assume_role),
         external_id(report.external_id.as_ref()),
         write,
         skipped(
@@ -119,6 +119,18 @@ fn check(name: CheckName, fault: Option<&Fault>) -> Check {
         remedy: remedy.to_owned(),
         aws_error_code: fault.code().to_owned(),
         aws_request_id: fault.request_id.as_deref().unwrap_or_default().to_owned(),
+    }
+}
+
+fn assume_role(result: &Result<AssumedWith, Fault>) -> Check {
+    match result {
+        Ok(AssumedWith::Current) => check(CheckName::AssumeRole, None),
+        Ok(AssumedWith::Previous) => Check {
+            message: "with the External ID before; the new one is still refused".to_owned(),
+            remedy: Reason::AssumeRoleDenied.remedy().to_owned(),
+            ..check(CheckName::AssumeRole, None)
+        },
+        Err(fault) => check(CheckName::AssumeRole, Some(fault)),
     }
 }
 

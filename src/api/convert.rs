@@ -90,6 +90,7 @@ pub(super) fn counts(progress: &Progress, oldest: Option<Timestamp>) -> v1::Even
 
 pub(super) fn integration(snapshot: &Snapshot, oldest: Option<Timestamp>) -> v1::Integration {
     let integration = &snapshot.integration;
+    let previous = integration.previous_at(Timestamp::now());
     v1::Integration {
         organization_id: integration.organization_id.as_str().to_owned(),
         integration_id: integration.integration_id.to_string(),
@@ -102,6 +103,8 @@ pub(super) fn integration(snapshot: &Snapshot, oldest: Option<Timestamp>) -> v1:
         etag: integration.etag(),
         status: Some(status(&snapshot.status)),
         counts: Some(counts(&snapshot.progress, oldest)),
+        previous_external_id_hint: previous.map_or(String::new(), |one| one.hint.to_string()),
+        previous_external_id_expire_time: previous.map(|one| timestamp(one.until)),
     }
 }
 

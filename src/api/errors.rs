@@ -168,6 +168,10 @@ impl From<ConfigureError> for ApiError {
                 "external_id",
                 "is required to create an integration",
             )]),
+            ConfigureError::ExternalIdNotIssued => Self::Invalid(vec![Violation::new(
+                "external_id",
+                "must be one that GenerateExternalId issued to this organization",
+            )]),
             ConfigureError::ExternalIdInUse => Self::ExternalIdInUse,
             ConfigureError::Store(error) => error.into(),
         }

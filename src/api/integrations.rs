@@ -14,10 +14,10 @@ use super::{
 use crate::{
     domain::{integration::Snapshot, organization::OrganizationId},
     proto::v1::{
-        ConfigureRequest, ConfigureResponse, DeleteRequest, DeleteResponse, GetRequest,
-        GetResponse, ListRequest, ListResponse, SendTestRequest, SendTestResponse,
-        StreamStatusRequest, StreamStatusResponse,
-        siem_integration_service_server::SiemIntegrationService,
+        ConfigureRequest, ConfigureResponse, DeleteRequest, DeleteResponse,
+        GenerateExternalIdRequest, GenerateExternalIdResponse, GetRequest, GetResponse,
+        ListRequest, ListResponse, SendTestRequest, SendTestResponse, StreamStatusRequest,
+        StreamStatusResponse, siem_integration_service_server::SiemIntegrationService,
     },
     store::{Configure, Deleted, Store, StoreError},
     watch::{Ended, Watch},
@@ -27,6 +27,8 @@ pub(super) struct Integrations<D> {
     pub(super) store: Store,
     pub(super) delivery: Arc<D>,
     pub(super) watch: Watch,
+    /// Only external IDs that were issued will do.
+    pub(super) issued_only: bool,
     /// Read while a deletion goes on.
     pub(super) deletions: Arc<RwLock<()>>,
 }
@@ -95,7 +97,7 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
         let request = request.into_inner();
         let exists = self.store.key_of(&request.organization_id).is_some();
         let validate_only = request.validate_only;
-        let configure = validate::configure(request, exists, caller)?;
+        let configure = validate::configure(request, exists, self.issued_only, caller)?;
         if validate_only {
             return Ok(Response::new(self.rehearse(configure).await?));
         }
@@ -121,6 +123,21 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
         let integration = self.message(&snapshot).await.map_err(ApiError::from)?;
         Ok(Response::new(GetResponse {
             integration: Some(integration),
+        }))
+    }
+
+    async fn generate_external_id(
+        &self,
+        request: Request<GenerateExternalIdRequest>,
+    ) -> Result<Response<GenerateExternalIdResponse>, Status> {
+        let organization_id = validate::organization_id(&request.into_inner().organization_id)?;
+        let external_id = self
+            .store
+            .issue_external_id(organization_id)
+            .await
+            .map_err(ApiError::from)?;
+        Ok(Response::new(GenerateExternalIdResponse {
+            external_id: external_id.expose().to_owned(),
         }))
     }
 

@@ -123,6 +123,7 @@ pub(super) fn page(request: ListRequest) -> Result<Page, ApiError> {
 pub(super) fn configure(
     request: ConfigureRequest,
     exists: bool,
+    issued_only: bool,
     caller: Box<str>,
 ) -> Result<Configure, ApiError> {
     let mut violations = Violations::default();
@@ -144,6 +145,12 @@ pub(super) fn configure(
         }
         text => violations.read("external_id", ExternalId::parse(text)),
     };
+    if request.keep_previous_external_id && external_id.is_none() {
+        violations.add(
+            "keep_previous_external_id",
+            "needs a new external_id beside it",
+        );
+    }
     if request.etag.len() > MOST_ETAG {
         violations.add("etag", "is not one that this service gave");
     }
@@ -162,6 +169,8 @@ pub(super) fn configure(
                 stream_arn,
                 role_arn,
                 external_id,
+                keep_previous: request.keep_previous_external_id,
+                issued_only,
                 etag: Some(request.etag).filter(|etag| !etag.is_empty()),
                 caller,
             })
@@ -186,7 +195,8 @@ mod tests {
 
     #[test]
     fn names_every_violation_of_a_configure() {
-        let error = configure(ConfigureRequest::default(), false, "test".into()).unwrap_err();
+        let error =
+            configure(ConfigureRequest::default(), false, false, "test".into()).unwrap_err();
         assert_eq!(
             fields(error),
             [
@@ -207,7 +217,7 @@ mod tests {
             external_id: "an-external-id".into(),
             ..ConfigureRequest::default()
         };
-        let error = configure(request, false, "test".into()).unwrap_err();
+        let error = configure(request, false, false, "test".into()).unwrap_err();
         assert_eq!(fields(error), ["role_arn"]);
     }
 

@@ -288,6 +288,35 @@ impl Rule for LogFormats {
     }
 }
 
+/// Which external IDs may be configured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExternalIdPolicy {
+    /// Any that a customer brings.
+    Any,
+    /// Only those that were issued to the organization.
+    Issued,
+}
+
+pub(super) struct Policies;
+
+impl Rule for Policies {
+    type Value = ExternalIdPolicy;
+
+    fn limits(&self) -> String {
+        "`any` or `issued`".to_owned()
+    }
+
+    fn parse(&self, text: &str) -> Result<ExternalIdPolicy, String> {
+        match text {
+            "any" => Ok(ExternalIdPolicy::Any),
+            "issued" => Ok(ExternalIdPolicy::Issued),
+            _ => Err(format!(
+                "{text:?} is neither any nor issued; give one of the two"
+            )),
+        }
+    }
+}
+
 /// A key of 256 bits, wiped from memory with its last copy; printing it with `{:?}`
 /// does not show it.
 #[derive(Clone)]

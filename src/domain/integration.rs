@@ -35,6 +35,8 @@ pub struct Integration {
     pub external_id_hint: Box<str>,
     /// When the external ID was set.
     pub external_id_set_at: Timestamp,
+    /// The external ID before, while the new one has not worked yet.
+    pub previous: Option<PreviousExternalId>,
     /// From 1; the next at every Configure.
     pub version: u64,
     /// When it was created.
@@ -43,7 +45,25 @@ pub struct Integration {
     pub updated_at: Timestamp,
 }
 
+/// An external ID that serves until its successor works.
+#[derive(Clone, Debug)]
+pub struct PreviousExternalId {
+    /// The external ID, encrypted.
+    pub external_id: SealedExternalId,
+    /// Its last characters.
+    pub hint: Box<str>,
+    /// It does not serve for longer.
+    pub until: Timestamp,
+}
+
 impl Integration {
+    /// The external ID before, while it still serves.
+    pub fn previous_at(&self, now: Timestamp) -> Option<&PreviousExternalId> {
+        self.previous
+            .as_ref()
+            .filter(|previous| now < previous.until)
+    }
+
     /// What a caller sends back to change only what it has seen.
     pub fn etag(&self) -> String {
         let (high, low) = self.integration_id.as_u64_pair();

@@ -10,7 +10,7 @@ use super::{integration::Snapshot, status::Fault};
 #[derive(Clone, Debug)]
 pub struct TestReport {
     /// Whether the role could be assumed.
-    pub assume_role: Result<(), Fault>,
+    pub assume_role: Result<AssumedWith, Fault>,
     /// Whether it can be assumed by whoever does not know the external ID; None where
     /// it could not be assumed at all.
     pub external_id: Option<ExternalIdProof>,
@@ -24,11 +24,20 @@ pub struct TestReport {
 #[derive(Clone, Debug)]
 pub struct RehearsalReport {
     /// Whether the role could be assumed.
-    pub assume_role: Result<(), Fault>,
+    pub assume_role: Result<AssumedWith, Fault>,
     /// As in a test.
     pub external_id: Option<ExternalIdProof>,
     /// Whether the stream would take a record; None where the role could not be assumed.
     pub write: Option<Result<Rehearsed, Fault>>,
+}
+
+/// With which external ID a role was assumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AssumedWith {
+    /// The configured one.
+    Current,
+    /// The one before: the configured one is still refused.
+    Previous,
 }
 
 /// How a write was rehearsed.

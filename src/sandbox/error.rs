@@ -58,6 +58,9 @@ pub enum SandboxError {
     /// The screen cannot be written.
     #[error("cannot start to print: {0}")]
     Screen(#[source] io::Error),
+    /// Not everything was written.
+    #[error("not everything could be printed: {0}")]
+    Print(#[source] io::Error),
     /// A call of the API failed.
     #[error("{call} failed: {} ({:?})", .status.message(), .status.code())]
     Call {

@@ -15,7 +15,7 @@ use std::{
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
-    time::timeout,
+    time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +24,7 @@ pub(super) use paint::{Color, Paint};
 
 /// Events that wait to be written.
 const WAITING_EVENTS: usize = 1_024;
-/// How long a pipe may block at the end.
+/// How long a pipe may block after a signal.
 const FINISH_DEADLINE: Duration = Duration::from_secs(5);
 
 enum Item {
@@ -48,15 +48,13 @@ pub(super) struct Screen {
 }
 
 /// The printing thread, which ends with the last [`Screen`].
-pub(super) struct Printer(oneshot::Receiver<()>);
+pub(super) struct Printer(oneshot::Receiver<io::Result<()>>);
 
 impl Screen {
     pub(super) fn start() -> io::Result<(Self, Printer)> {
         let for_a_person = io::stdout().is_terminal();
-        let colored = match for_a_person {
-            true => true,
-            false => io::stderr().is_terminal(),
-        };
+        // What is said goes to stderr otherwise.
+        let colored = for_a_person || io::stderr().is_terminal();
         let paint = Paint::new(colored && !no_color());
         let (items, waiting) = mpsc::unbounded_channel();
         let (done, finished) = oneshot::channel();
@@ -72,11 +70,12 @@ impl Screen {
             .name("printer".into())
             .spawn(move || {
                 let out = BufWriter::new(io::stdout().lock());
-                if print(waiting, out, for_a_person, paint).is_err() {
+                let printed = print(waiting, out, for_a_person, paint);
+                if printed.is_err() {
                     closed.cancel();
                 }
                 // Nobody may wait for it any more.
-                let _ = done.send(());
+                let _ = done.send(printed);
             })?;
         Ok((screen, Printer(finished)))
     }
@@ -115,9 +114,18 @@ impl Screen {
 }
 
 impl Printer {
-    /// Waits, within bounds, until everything is written.
-    pub(super) async fn finish(self) {
-        let _ = timeout(FINISH_DEADLINE, self.0).await;
+    /// Waits until everything is written, as long as whoever reads it likes; a while
+    /// only once there is a `shutdown`.
+    pub(super) async fn finish(self, shutdown: &CancellationToken) -> io::Result<()> {
+        let impatience = async {
+            shutdown.cancelled().await;
+            sleep(FINISH_DEADLINE).await;
+        };
+        tokio::select! {
+            // The thread cannot end without saying how, unless it panicked.
+            printed = self.0 => printed.unwrap_or_else(|_| Err(io::ErrorKind::Other.into())),
+            () = impatience => Err(io::ErrorKind::TimedOut.into()),
+        }
     }
 }
 

@@ -37,6 +37,8 @@ const WINDOW_EVENTS: usize = 50_000;
 /// How long what was published may take to be answered, and a last look.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
+/// How long what was delivered may take to be counted before it is told.
+const LAST_SETTLING: Duration = Duration::from_secs(1);
 /// Between looks at what is pending.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -52,8 +54,8 @@ struct Show<'a> {
 
 /// Why the show is over.
 enum Curtain {
-    /// All was read back.
-    ReadBack,
+    /// All was read back; something may still be wrong with the input.
+    ReadBack { complaint: Option<String> },
     /// A signal.
     Interrupted,
     /// Whoever read stdout is gone.
@@ -98,11 +100,8 @@ pub(super) async fn run(
     let mut curtain = show
         .play(world, &mut reader, standing.clone(), shutdown)
         .await;
-    if matches!(curtain, Curtain::ReadBack)
-        && reader.has_read()
-        && let Err(error) = show.settled(standing).await
-    {
-        curtain = Curtain::Failed(error);
+    if reader.has_read() {
+        curtain = show.settle(curtain, standing).await;
     }
     let counts = show.counts().await;
     world.stop_service().await?;
@@ -173,7 +172,7 @@ impl Show<'_> {
                         Err(error) => break Curtain::Failed(error),
                     },
                     read = &mut reading => break match read {
-                        Ok(()) => Curtain::ReadBack,
+                        Ok(()) => Curtain::ReadBack { complaint: None },
                         Err(error) => Curtain::Failed(error),
                     },
                     () = &mut deleted => break Curtain::Deleted,
@@ -187,9 +186,9 @@ impl Show<'_> {
         if feeding && !has_end {
             let _ = timeout(LAST_ANSWERS, feed).await;
         }
-        match (curtain, complaint) {
-            (Curtain::ReadBack, Some(complaint)) => Curtain::Failed(SandboxError::Eve(complaint)),
-            (curtain, _) => curtain,
+        match curtain {
+            Curtain::ReadBack { .. } => Curtain::ReadBack { complaint },
+            other => other,
         }
     }
 
@@ -258,21 +257,32 @@ impl Show<'_> {
     }
 
     /// Waits until the service knows what was delivered, and says so: the status is
-    /// Active, and nothing is pending.
-    async fn settled(&self, mut standing: watch::Receiver<Standing>) -> Result<(), SandboxError> {
-        let patience = self.options.patience;
+    /// Active, and nothing is pending. A run that has an end fails where it does not.
+    async fn settle(&self, curtain: Curtain, mut standing: watch::Receiver<Standing>) -> Curtain {
+        let must = matches!(curtain, Curtain::ReadBack { .. });
+        let may = !self.options.feed.has_end() && standing.borrow().is_active();
+        if !must && !may {
+            return curtain;
+        }
+        let patience = match must {
+            true => self.options.patience,
+            false => LAST_SETTLING,
+        };
         let settled = timeout(patience, async {
-            // An error says that the follower ended; then nothing is pending.
+            // An error says that the follower ended.
             let _ = standing.wait_for(Standing::is_active).await;
             let mut looks = interval(LOOK);
             while self.counts().await.is_some_and(|counts| counts.pending > 0) {
                 looks.tick().await;
             }
         });
-        settled.await.map_err(|_| SandboxError::Unsettled {
-            patience,
-            status: standing.borrow().describe(),
-        })
+        match settled.await {
+            Err(_) if must => Curtain::Failed(SandboxError::Unsettled {
+                patience,
+                status: standing.borrow().describe(),
+            }),
+            _ => curtain,
+        }
     }
 
     /// The integration's counts, or none where it is not there.
@@ -298,7 +308,10 @@ impl Show<'_> {
         let read_back = tally.complete_to(&self.integration_id);
         match curtain {
             Curtain::Failed(error) => Err(error),
-            Curtain::ReadBack => Ok(()),
+            Curtain::ReadBack { complaint: None } => Ok(()),
+            Curtain::ReadBack {
+                complaint: Some(complaint),
+            } => Err(SandboxError::Eve(complaint)),
             Curtain::Deleted => Err(SandboxError::Deleted { read_back }),
             Curtain::Interrupted | Curtain::Closed if !self.options.feed.has_end() => Ok(()),
             Curtain::Interrupted => Err(SandboxError::Interrupted { read_back }),

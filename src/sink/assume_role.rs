@@ -24,12 +24,13 @@ use tracing::{
 use uuid::Uuid;
 
 use super::{
-    AwsOptions, ExternalIdProof, ExternalIds, config, fault,
+    AssumedWith, AwsOptions, ExternalIdProof, ExternalIds, Unreadable, config, fault,
     quiet::quiet,
     sessions::{Lifetime, Session},
 };
 use crate::domain::{
     arn::StreamArn,
+    external_id::ExternalId,
     integration::Integration,
     organization::OrganizationId,
     status::{Cause, Fault, Meaning, Reason, Stage},
@@ -99,10 +100,42 @@ impl AssumeRole {
     }
 
     async fn call(&self, integration: &Integration) -> Result<Arc<Session>, Fault> {
+        let current = self.external_ids.open(integration);
+        let answer = self
+            .call_with(integration, current, AssumedWith::Current)
+            .await;
+        let denied = |fault: &Fault| fault.meaning() == Meaning::Refused(Reason::AssumeRoleDenied);
+        match answer {
+            Ok(session) => {
+                if integration.previous.is_some() {
+                    self.external_ids.took_over(integration);
+                }
+                Ok(session)
+            }
+            Err(fault) if denied(&fault) => {
+                let Some(previous) = self.external_ids.open_previous(integration) else {
+                    return Err(fault);
+                };
+                self.call_with(integration, previous, AssumedWith::Previous)
+                    .await
+                    .map_err(|_| fault)
+            }
+            Err(fault) => Err(fault),
+        }
+    }
+
+    async fn call_with(
+        &self,
+        integration: &Integration,
+        external_id: Result<ExternalId, Unreadable>,
+        with: AssumedWith,
+    ) -> Result<Arc<Session>, Fault> {
         let asked = Instant::now();
-        let answer = self.send(integration)?.with_subscriber(self.quiet.clone());
+        let answer = self
+            .send(integration, external_id)?
+            .with_subscriber(self.quiet.clone());
         match answer.await {
-            Ok(output) => self.session(&output, asked),
+            Ok(output) => self.session(&output, asked, with),
             Err(error) => {
                 self.warn_of_missing_credentials(&error);
                 Err(fault::fault(Stage::AssumeRole, &error))
@@ -128,8 +161,12 @@ impl AssumeRole {
     }
 
     /// Builds the request; the external ID is in clear from here until it is sent.
-    fn send(&self, integration: &Integration) -> Result<impl Sent + use<>, Fault> {
-        let external_id = self.external_ids.open(integration).map_err(|_| Fault {
+    fn send(
+        &self,
+        integration: &Integration,
+        external_id: Result<ExternalId, Unreadable>,
+    ) -> Result<impl Sent + use<>, Fault> {
+        let external_id = external_id.map_err(|_| Fault {
             stage: Stage::AssumeRole,
             cause: Cause::SecretUnreadable,
             request_id: None,
@@ -224,7 +261,12 @@ impl AssumeRole {
         }
     }
 
-    fn session(&self, output: &AssumeRoleOutput, asked: Instant) -> Result<Arc<Session>, Fault> {
+    fn session(
+        &self,
+        output: &AssumeRoleOutput,
+        asked: Instant,
+        with: AssumedWith,
+    ) -> Result<Arc<Session>, Fault> {
         let Some(credentials) = output.credentials() else {
             let request_id = fault::request_id(output.request_id());
             return Err(fault::unlike_aws(Stage::AssumeRole, 200, request_id));
@@ -244,6 +286,7 @@ impl AssumeRole {
                 "AssumeRole",
             ),
             Lifetime::new(asked, lasts, rand::random()),
+            with,
         )))
     }
 }

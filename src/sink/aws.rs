@@ -96,7 +96,7 @@ impl AwsSink {
             self.kinesis.put(&session, &integration.stream_arn, &record),
         );
         TestReport {
-            assume_role: Ok(()),
+            assume_role: Ok(session.with()),
             external_id: Some(proof),
             write: Some(answer.and_then(receipt)),
             latency: start.elapsed(),
@@ -124,7 +124,7 @@ impl AwsSink {
                 .rehearse(&session, &integration.stream_arn, record),
         );
         RehearsalReport {
-            assume_role: Ok(()),
+            assume_role: Ok(session.with()),
             external_id: Some(proof),
             write: Some(answer),
         }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tracing::info;
 use uuid::Uuid;
 
-use super::{AwsOptions, ExternalIdProof, identity::Identity};
+use super::{AssumedWith, AwsOptions, ExternalIdProof, identity::Identity};
 use crate::domain::{integration::Integration, status::Fault};
 
 /// Nothing is started with credentials that end within this.
@@ -27,14 +27,21 @@ type Key = (Uuid, u64);
 pub(super) struct Session {
     credentials: SharedCredentialsProvider,
     lifetime: Lifetime,
+    with: AssumedWith,
 }
 
 impl Session {
-    pub(super) fn new(credentials: Credentials, lifetime: Lifetime) -> Self {
+    pub(super) fn new(credentials: Credentials, lifetime: Lifetime, with: AssumedWith) -> Self {
         Self {
             credentials: SharedCredentialsProvider::new(credentials),
             lifetime,
+            with,
         }
+    }
+
+    /// With which external ID the role was assumed.
+    pub(super) fn with(&self) -> AssumedWith {
+        self.with
     }
 
     pub(super) fn credentials(&self) -> SharedCredentialsProvider {

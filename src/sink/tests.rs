@@ -36,6 +36,12 @@ impl ExternalIds for OneExternalId {
         Ok(ExternalId::parse(EXTERNAL_ID.to_owned()).unwrap())
     }
 
+    fn open_previous(&self, _: &Integration) -> Option<Result<ExternalId, Unreadable>> {
+        None
+    }
+
+    fn took_over(&self, _: &Integration) {}
+
     fn is_current(&self, _: &Integration) -> bool {
         true
     }
@@ -76,6 +82,7 @@ fn version(integration_id: Uuid, version: u64) -> Arc<Integration> {
         },
         external_id_hint: "seen".into(),
         external_id_set_at: now,
+        previous: None,
         version,
         created_at: now,
         updated_at: now,
@@ -230,7 +237,7 @@ async fn tests_with_a_session_of_its_own() {
     let integration = integration();
     sink.put_records(&integration, records(1)).await.unwrap();
     let report = sink.test(&integration, records(1).remove(0)).await;
-    assert_eq!(report.assume_role, Ok(()));
+    assert_eq!(report.assume_role, Ok(AssumedWith::Current));
     assert_eq!(
         report.write,
         Some(Ok(Receipt {
@@ -267,7 +274,7 @@ async fn a_test_tells_which_stage_failed() {
         .await
         .test(&integration(), records(1).remove(0))
         .await;
-    assert_eq!(report.assume_role, Ok(()));
+    assert_eq!(report.assume_role, Ok(AssumedWith::Current));
     let fault = report.write.unwrap().unwrap_err();
     assert_eq!(fault.code(), "AccessDeniedException");
 }

@@ -24,6 +24,7 @@ pub(super) struct Answers {
     pub(super) appends: Vec<AppendAnswer>,
     pub(super) configures: Vec<(Reply<Snapshot, ConfigureError>, IntegrationKey)>,
     pub(super) deletes: Vec<(Reply<Option<Deleted>>, Option<Deleted>)>,
+    pub(super) issues: Vec<Reply<()>>,
 }
 
 impl Answers {
@@ -48,6 +49,9 @@ impl Answers {
         for (reply, deleted) in self.deletes {
             let _gone = reply.send(Ok(deleted));
         }
+        for reply in self.issues {
+            let _gone = reply.send(Ok(()));
+        }
     }
 
     pub(super) fn fail(self, error: &DbErr) {
@@ -59,6 +63,9 @@ impl Answers {
             let _gone = reply.send(Err(failed().into()));
         }
         for (reply, _) in self.deletes {
+            let _gone = reply.send(Err(failed()));
+        }
+        for reply in self.issues {
             let _gone = reply.send(Err(failed()));
         }
     }
@@ -73,6 +80,11 @@ impl Answers {
                 Command::Delete { reply, .. } => {
                     let _gone = reply.send(Err(failed()));
                 }
+                Command::Issue { reply, .. } => {
+                    let _gone = reply.send(Err(failed()));
+                }
+                // It is asked for again at the next AssumeRole.
+                Command::RetirePrevious { .. } => {}
                 Command::Append { .. } | Command::Settle(_) | Command::Close { .. } => {}
             }
         }

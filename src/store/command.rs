@@ -34,6 +34,16 @@ pub(super) enum Command {
         caller: Box<str>,
         reply: Reply<Option<Deleted>>,
     },
+    /// The new external ID works: the one before is no longer needed.
+    RetirePrevious {
+        key: IntegrationKey,
+        version: u64,
+    },
+    Issue {
+        organization_id: OrganizationId,
+        external_id: ExternalId,
+        reply: Reply<()>,
+    },
     Close {
         reply: oneshot::Sender<()>,
     },
@@ -63,6 +73,10 @@ pub struct Configure {
     pub role_arn: RoleArn,
     /// None keeps the stored one.
     pub external_id: Option<ExternalId>,
+    /// The stored one serves until an AssumeRole with the new one works.
+    pub keep_previous: bool,
+    /// Only external IDs that were issued to the organization will do.
+    pub issued_only: bool,
     /// Where set, the current etag.
     pub etag: Option<String>,
     /// Who asked, for the audit.
@@ -78,6 +92,9 @@ pub enum ConfigureError {
     /// There is no integration yet, and so no stored external ID.
     #[error("an external ID is required to create an integration")]
     ExternalIdRequired,
+    /// It was not issued to the organization, and only issued ones will do.
+    #[error("the external ID was not issued to this organization")]
+    ExternalIdNotIssued,
     /// Another organization has it.
     #[error("another organization uses this external ID: choose a new one")]
     ExternalIdInUse,

@@ -8,7 +8,10 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::catalog::{Catalog, CatalogDiff, Slot, Tombstone};
+use super::{
+    catalog::{Catalog, CatalogDiff, Slot, Tombstone},
+    rows::whole_micros,
+};
 use crate::domain::{
     integration::IntegrationKey,
     organization::OrganizationId,
@@ -140,10 +143,10 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Applies what attempts showed to the status.
-    pub(super) fn observe(&mut self, key: IntegrationKey, observed: &[Observed]) {
+    /// Applies what attempts showed to the status. Returns whether it changed.
+    pub(super) fn observe(&mut self, key: IntegrationKey, observed: &[Observed]) -> bool {
         let Some(slot) = self.slot_mut(key) else {
-            return;
+            return false;
         };
         let before = Arc::clone(&slot.snapshot.status);
         let version = slot.snapshot.integration.version;
@@ -151,21 +154,23 @@ impl<'a> Draft<'a> {
             let mut status = observe(
                 &slot.snapshot.status,
                 &mut slot.stall,
-                observed.at,
+                whole_micros(observed.at),
                 &observed.observation,
             );
             status.next_retry = match observed.next_retry {
                 NextRetry::Kept => slot.snapshot.status.next_retry,
                 NextRetry::Never => None,
-                NextRetry::At(at) => Some(at),
+                NextRetry::At(at) => Some(whole_micros(at)),
             };
             slot.snapshot.status = Arc::new(status);
         }
-        if before.is_change(&slot.snapshot.status) {
+        let changed = before.is_change(&slot.snapshot.status);
+        if changed {
             let revision = self.next_revision();
             if let Some(slot) = self.slot_mut(key) {
                 slot.snapshot.revision = revision;
             }
         }
+        changed
     }
 }

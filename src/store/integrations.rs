@@ -5,151 +5,25 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, Value};
 use serde_json::json;
-use uuid::Uuid;
 
 use super::{
     StoreError,
     catalog::{Slot, Tombstone},
     command::{Configure, ConfigureError, Deleted},
     draft::Draft,
+    plan::{Plan, plan},
     rows::{micros, mutable_columns, statement},
     secret::Sealer,
     statements::{run, update_integration},
 };
 use crate::domain::{
-    external_id::ExternalId,
     integration::{Integration, IntegrationKey, Progress, Snapshot},
     organization::OrganizationId,
-    status::{Stall, StatusDetail},
+    status::{Reason, Stall, StatusDetail},
 };
 
 /// Partitions over which integrations are spread when several instances share a database.
 const PARTITIONS: u128 = 256;
-
-/// What a Configure makes of what there is.
-pub(super) struct Plan {
-    pub(super) integration: Integration,
-    /// In clear, to find it again.
-    external_id: ExternalId,
-    /// The fields that differ from before; None where it is created.
-    changed: Option<Vec<&'static str>>,
-    caller: Box<str>,
-}
-
-/// Decides what a Configure makes, and whether it may.
-pub(super) fn plan(
-    existing: Option<&Snapshot>,
-    configure: Configure,
-    sealer: &Sealer,
-    now: Timestamp,
-) -> Result<Plan, ConfigureError> {
-    let current_etag = existing.map(|snapshot| snapshot.integration.etag());
-    if configure.etag.is_some() && configure.etag != current_etag {
-        return Err(ConfigureError::EtagMismatch);
-    }
-    match existing {
-        None => plan_creation(configure, sealer, now),
-        Some(before) => plan_replacement(&before.integration, configure, sealer, now),
-    }
-}
-
-fn plan_creation(
-    configure: Configure,
-    sealer: &Sealer,
-    now: Timestamp,
-) -> Result<Plan, ConfigureError> {
-    let external_id = configure
-        .external_id
-        .ok_or(ConfigureError::ExternalIdRequired)?;
-    let integration_id = Uuid::now_v7();
-    let sealed = sealer.seal(&external_id, integration_id);
-    Ok(Plan {
-        integration: Integration {
-            // Numbered when it is stored.
-            key: IntegrationKey(0),
-            organization_id: configure.organization_id,
-            integration_id,
-            stream_arn: configure.stream_arn,
-            role_arn: configure.role_arn,
-            external_id: sealed.map_err(|_| StoreError::Sealing)?,
-            external_id_hint: external_id.hint().into(),
-            external_id_set_at: now,
-            version: 1,
-            created_at: now,
-            updated_at: now,
-        },
-        external_id,
-        changed: None,
-        caller: configure.caller,
-    })
-}
-
-fn plan_replacement(
-    before: &Integration,
-    configure: Configure,
-    sealer: &Sealer,
-    now: Timestamp,
-) -> Result<Plan, ConfigureError> {
-    let stored = sealer
-        .open(&before.external_id, before.integration_id)
-        .map_err(|_| StoreError::Sealing)?;
-    let external_id = configure.external_id.unwrap_or_else(|| stored.clone());
-    let new_external_id = stored.expose() != external_id.expose();
-    let sealed = sealer.seal(&external_id, before.integration_id);
-    let differences = [
-        (
-            "kinesis_stream_arn",
-            before.stream_arn != configure.stream_arn,
-        ),
-        ("role_arn", before.role_arn != configure.role_arn),
-        ("external_id", new_external_id),
-    ];
-    let changed = differences.into_iter().filter(|(_, differs)| *differs);
-    Ok(Plan {
-        integration: Integration {
-            key: before.key,
-            organization_id: before.organization_id.clone(),
-            integration_id: before.integration_id,
-            stream_arn: configure.stream_arn,
-            role_arn: configure.role_arn,
-            external_id: sealed.map_err(|_| StoreError::Sealing)?,
-            external_id_hint: external_id.hint().into(),
-            external_id_set_at: match new_external_id {
-                true => now,
-                false => before.external_id_set_at,
-            },
-            version: before.version + 1,
-            created_at: before.created_at,
-            updated_at: now,
-        },
-        external_id,
-        changed: Some(changed.map(|(field, _)| field).collect()),
-        caller: configure.caller,
-    })
-}
-
-impl Plan {
-    /// Refuses an external ID that another organization uses.
-    pub(super) async fn check_external_id(
-        &self,
-        db: &impl ConnectionTrait,
-        sealer: &Sealer,
-    ) -> Result<(), ConfigureError> {
-        let sql = "SELECT 1 FROM integration WHERE external_id_hmac = $1 AND organization_id <> $2";
-        let values: [Value; 2] = [
-            sealer.fingerprint(&self.external_id).into(),
-            self.integration.organization_id.as_str().into(),
-        ];
-        let other = db
-            .query_one_raw(statement(db, sql, values))
-            .await
-            .map_err(StoreError::Database)?;
-        match other {
-            Some(_) => Err(ConfigureError::ExternalIdInUse),
-            None => Ok(()),
-        }
-    }
-}
 
 /// Creates or replaces an integration.
 pub(super) async fn configure(
@@ -256,10 +130,17 @@ async fn replace(
     }
     let sql = "UPDATE integration SET stream_arn = $1, role_arn = $2, \
         external_id_sealed = $3, external_id_key_id = $4, external_id_hmac = $5, \
-        external_id_hint = $6, external_id_set_at = $7, version = $8, updated_at = $9 \
-        WHERE integration_key = $10";
+        external_id_hint = $6, external_id_set_at = $7, version = $8, updated_at = $9, \
+        previous_external_id_sealed = $10, previous_external_id_hmac = $11, \
+        previous_external_id_hint = $12, previous_external_id_until = $13 \
+        WHERE integration_key = $14";
     let mut values = configured_columns(&integration, fingerprint).to_vec();
     values.push(micros(now).into());
+    let previous = integration.previous.as_ref();
+    values.push(previous.map(|one| one.external_id.bytes.to_vec()).into());
+    values.push(plan.previous_fingerprint.into());
+    values.push(previous.map(|one| one.hint.to_string()).into());
+    values.push(previous.map(|one| micros(one.until)).into());
     values.push(key.0.into());
     run(tx, sql, values).await?;
     update_integration(tx, key, &slot).await?;
@@ -313,7 +194,31 @@ pub(super) async fn delete(
     }))
 }
 
-async fn audit(
+/// Records a change of status.
+pub(super) async fn audit_status(
+    tx: &DatabaseTransaction,
+    snapshot: &Snapshot,
+) -> Result<(), DbErr> {
+    let status = &snapshot.status;
+    let detail = json!({
+        "status": status.status.as_str(),
+        "reason": status.reason.map(Reason::as_str),
+        "aws_error_code": status.aws_error_code.as_deref(),
+        "aws_request_id": status.aws_request_id.as_deref(),
+    });
+    let integration = &snapshot.integration;
+    audit(
+        tx,
+        integration,
+        status.since,
+        "siem-relay",
+        "status",
+        detail,
+    )
+    .await
+}
+
+pub(super) async fn audit(
     tx: &DatabaseTransaction,
     integration: &Integration,
     now: Timestamp,

@@ -215,11 +215,9 @@ impl Known {
             revision,
             next_chunk_id: self.next_chunk_id,
             garbage: self.garbage,
+            lock,
         };
-        tokio::spawn(async move {
-            writer.run().await;
-            drop(lock);
-        });
+        tokio::spawn(writer.run());
         Store {
             commands,
             catalog,

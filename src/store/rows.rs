@@ -11,7 +11,9 @@ use uuid::Uuid;
 use super::catalog::{Slot, Tombstone};
 use crate::domain::{
     arn::{RoleArn, StreamArn},
-    integration::{Integration, IntegrationKey, Progress, SealedExternalId, Snapshot},
+    integration::{
+        Integration, IntegrationKey, PreviousExternalId, Progress, SealedExternalId, Snapshot,
+    },
     organization::OrganizationId,
     status::{Reason, Stall, Status, StatusDetail},
 };
@@ -29,6 +31,15 @@ pub(super) fn micros(time: Timestamp) -> i64 {
     time.as_microsecond()
 }
 
+/// The time as it can be stored: what is told now is told after a restart as well.
+pub(super) fn now() -> Timestamp {
+    whole_micros(Timestamp::now())
+}
+
+pub(super) fn whole_micros(time: Timestamp) -> Timestamp {
+    Timestamp::from_microsecond(time.as_microsecond()).unwrap_or(time)
+}
+
 pub(super) fn time(micros: i64) -> Result<Timestamp, DbErr> {
     Timestamp::from_microsecond(micros).map_err(|_| damaged("a time is out of range"))
 }
@@ -39,38 +50,9 @@ fn damaged(what: &str) -> DbErr {
     ))
 }
 
-const STATUSES: [(Status, &str); 4] = [
-    (Status::Unknown, "UNKNOWN"),
-    (Status::Active, "ACTIVE"),
-    (Status::Unauthorized, "UNAUTHORIZED"),
-    (Status::Failing, "FAILING"),
-];
-
-const REASONS: [(Reason, &str); 9] = [
-    (Reason::AssumeRoleDenied, "ASSUME_ROLE_DENIED"),
-    (Reason::WriteDenied, "WRITE_DENIED"),
-    (Reason::KmsDenied, "KMS_DENIED"),
-    (Reason::StreamNotFound, "STREAM_NOT_FOUND"),
-    (Reason::KmsUnavailable, "KMS_UNAVAILABLE"),
-    (Reason::InvalidConfiguration, "INVALID_CONFIGURATION"),
-    (Reason::Throttled, "THROTTLED"),
-    (Reason::Unreachable, "UNREACHABLE"),
-    (Reason::LogUnreadable, "LOG_UNREADABLE"),
-];
-
-fn text_of<T: PartialEq>(table: &[(T, &'static str)], value: &T) -> &'static str {
-    table
-        .iter()
-        .find(|(known, _)| known == value)
-        .map_or("", |(_, text)| text)
-}
-
-fn value_of<T: Copy>(table: &[(T, &'static str)], text: &str) -> Result<T, DbErr> {
-    table
-        .iter()
-        .find(|(_, known)| *known == text)
-        .map(|(value, _)| *value)
-        .ok_or_else(|| damaged(text))
+fn named<T: Copy>(all: &[T], name: fn(T) -> &'static str, text: &str) -> Result<T, DbErr> {
+    let found = all.iter().copied().find(|value| name(*value) == text);
+    found.ok_or_else(|| damaged(text))
 }
 
 /// The columns of `status` to `discarded`, in this order.
@@ -83,10 +65,10 @@ pub(super) fn mutable_columns(slot: &Slot) -> Vec<Value> {
     } = &slot.snapshot;
     vec![
         (*revision as i64).into(),
-        text_of(&STATUSES, &status.status).into(),
+        status.status.as_str().into(),
         status
             .reason
-            .map(|reason| text_of(&REASONS, &reason).to_owned())
+            .map(|reason| reason.as_str().to_owned())
             .into(),
         micros(status.since).into(),
         status.last_attempt.map(micros).into(),
@@ -172,17 +154,35 @@ fn integration(row: &QueryResult) -> Result<Integration, DbErr> {
         },
         external_id_hint: get::<String>(row, "external_id_hint")?.into(),
         external_id_set_at: time(get(row, "external_id_set_at")?)?,
+        previous: previous(row)?,
         version: get_u64(row, "version")?,
         created_at: time(get(row, "created_at")?)?,
         updated_at: time(get(row, "updated_at")?)?,
     })
 }
 
+fn previous(row: &QueryResult) -> Result<Option<PreviousExternalId>, DbErr> {
+    let sealed: Option<Vec<u8>> = get(row, "previous_external_id_sealed")?;
+    let (Some(sealed), Some(until)) = (sealed, get_time(row, "previous_external_id_until")?) else {
+        return Ok(None);
+    };
+    Ok(Some(PreviousExternalId {
+        external_id: SealedExternalId {
+            key_id: get::<String>(row, "external_id_key_id")?.into(),
+            bytes: sealed.into(),
+        },
+        hint: get_boxed(row, "previous_external_id_hint")?.unwrap_or_default(),
+        until,
+    }))
+}
+
 fn status(row: &QueryResult) -> Result<StatusDetail, DbErr> {
     let reason: Option<String> = get(row, "reason")?;
     Ok(StatusDetail {
-        status: value_of(&STATUSES, &get::<String>(row, "status")?)?,
-        reason: reason.map(|text| value_of(&REASONS, &text)).transpose()?,
+        status: named(&Status::ALL, Status::as_str, &get::<String>(row, "status")?)?,
+        reason: reason
+            .map(|text| named(&Reason::ALL, Reason::as_str, &text))
+            .transpose()?,
         since: time(get(row, "status_since")?)?,
         last_attempt: get_time(row, "last_attempt_at")?,
         last_delivery: get_time(row, "last_delivery_at")?,

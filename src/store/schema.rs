@@ -29,12 +29,15 @@ impl MigrationTrait for Initial {
             partition(),
             integration(),
             chunk(),
+            issued_external_id(),
             tombstone(),
             audit(),
         ] {
             manager.create_table(table).await?;
         }
         manager.create_index(chunk_order()).await?;
+        manager.create_index(previous_external_ids()).await?;
+        manager.create_index(issued_order()).await?;
         manager.create_index(audit_order()).await
     }
 
@@ -78,6 +81,10 @@ fn integration() -> TableCreateStatement {
         .col(binary("external_id_hmac").unique_key())
         .col(string("external_id_hint"))
         .col(big_integer("external_id_set_at"))
+        .col(binary_null("previous_external_id_sealed"))
+        .col(binary_null("previous_external_id_hmac"))
+        .col(string_null("previous_external_id_hint"))
+        .col(big_integer_null("previous_external_id_until"))
         .col(big_integer("version"))
         .col(big_integer("created_at"))
         .col(big_integer("updated_at"))
@@ -121,6 +128,33 @@ fn chunk_order() -> IndexCreateStatement {
         .col("integration_key")
         .col("first_sequence")
         .unique()
+        .to_owned()
+}
+
+fn previous_external_ids() -> IndexCreateStatement {
+    Index::create()
+        .name("previous_external_ids")
+        .table("integration")
+        .col("previous_external_id_hmac")
+        .to_owned()
+}
+
+fn issued_order() -> IndexCreateStatement {
+    Index::create()
+        .name("issued_order")
+        .table("issued_external_id")
+        .col("organization_id")
+        .col("issued_at")
+        .to_owned()
+}
+
+/// An external ID that was issued to an organization; no other may use it.
+fn issued_external_id() -> TableCreateStatement {
+    Table::create()
+        .table("issued_external_id")
+        .col(binary("external_id_hmac").primary_key())
+        .col(string("organization_id"))
+        .col(big_integer("issued_at"))
         .to_owned()
 }
 

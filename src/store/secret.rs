@@ -15,6 +15,7 @@ use aws_lc_rs::{
 use uuid::Uuid;
 use zeroize::{Zeroize, Zeroizing};
 
+use super::StoreError;
 use crate::domain::{external_id::ExternalId, integration::SealedExternalId};
 
 const NONCE_BYTES: usize = 12;
@@ -99,11 +100,7 @@ impl MasterKey {
     /// Written beside and linked into place, so that a kill leaves no half key.
     fn write_new(&self, path: &Path) -> io::Result<()> {
         let beside = path.with_extension(format!("new-{}", std::process::id()));
-        let mut text = Zeroizing::new(String::with_capacity(65));
-        for byte in self.0.iter() {
-            use std::fmt::Write;
-            let _infallible = write!(text, "{byte:02x}");
-        }
+        let mut text = Zeroizing::new(hex(&self.0));
         text.push('\n');
         let mut file = OpenOptions::new()
             .write(true)
@@ -132,6 +129,24 @@ fn hex_digit(digit: u8) -> Result<u8, KeyError> {
         Some(value) => Ok(value as u8),
         None => Err(KeyError::Malformed),
     }
+}
+
+/// A fresh external ID of 64 hexadecimal characters: 256 random bits.
+pub(super) fn random_external_id() -> Result<ExternalId, StoreError> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    SystemRandom::new()
+        .fill(&mut *bytes)
+        .map_err(|_| StoreError::Sealing)?;
+    ExternalId::parse(hex(&bytes)).map_err(|_| StoreError::Sealing)
+}
+
+fn hex(bytes: &[u8; 32]) -> String {
+    let digit = |value: u8| char::from(b"0123456789abcdef"[usize::from(value)]);
+    let mut text = String::with_capacity(64);
+    for byte in bytes {
+        text.extend([digit(byte >> 4), digit(byte & 15)]);
+    }
+    text
 }
 
 /// Seals and opens external IDs.

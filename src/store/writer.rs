@@ -1,6 +1,6 @@
 //! The one task that writes. What arrives together shares a transaction and a sync.
 
-use std::{sync::Arc, time::Duration};
+use std::{fs::File, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
@@ -12,10 +12,11 @@ use tokio::{
 use super::{
     StoreError,
     answers::{Answers, AppendAnswer},
+    batch::Batch,
     catalog::Catalog,
     command::{Command, ConfigureError, Unsettled},
     draft::Draft,
-    integrations,
+    external_ids, integrations, rows,
     secret::Sealer,
     statements,
     tail::{Tail, TailChunk},
@@ -23,9 +24,6 @@ use super::{
 };
 use crate::domain::{integration::IntegrationKey, status::observe};
 
-/// Commands and bytes that share a transaction at the most.
-const BATCH_COMMANDS: usize = 1024;
-const BATCH_BYTES: usize = 16 << 20;
 /// Unsettled attempts beyond which no further command is taken until they are written.
 const MOST_UNSETTLED: usize = 4096;
 /// Between attempts to write after a failure.
@@ -44,14 +42,8 @@ pub(super) struct Writer {
     pub(super) next_chunk_id: i64,
     /// Deleted integrations whose chunks are still there.
     pub(super) garbage: Vec<IntegrationKey>,
-}
-
-/// What is written together.
-#[derive(Default)]
-struct Batch {
-    commands: Vec<Command>,
-    bytes: usize,
-    close: Option<oneshot::Sender<()>>,
+    /// Keeps other processes away from the directory.
+    pub(super) lock: File,
 }
 
 /// What else a durable transaction leads to.
@@ -101,6 +93,8 @@ impl Writer {
         if let Err(error) = self.db.close().await {
             tracing::warn!(%error, "the database did not close cleanly");
         }
+        // Who hears that it is closed may open it at once.
+        drop(self.lock);
         let _gone = reply.send(());
     }
 
@@ -185,7 +179,7 @@ impl Writer {
         commands: Vec<Command>,
         unsettled: &Unsettled,
     ) -> Result<Committed, DbErr> {
-        let now = Timestamp::now();
+        let now = rows::now();
         let mut committed = Committed {
             chunks: Vec::new(),
             garbage: self.garbage.clone(),
@@ -269,6 +263,22 @@ impl Writer {
                     return Err(error);
                 }
             },
+            Command::RetirePrevious { key, version } => {
+                external_ids::retire_previous(tx, draft, key, version, now).await?;
+            }
+            Command::Issue {
+                organization_id,
+                external_id,
+                reply,
+            } => {
+                let issued =
+                    external_ids::issue(tx, &self.sealer, &organization_id, &external_id, now);
+                if let Err(error) = issued.await {
+                    let _gone = reply.send(Err(StoreError::Database(error.clone())));
+                    return Err(error);
+                }
+                answers.issues.push(reply);
+            }
             Command::Append { .. } | Command::Settle(_) | Command::Close { .. } => {}
         }
         Ok(())
@@ -294,12 +304,15 @@ impl Writer {
             }
             progress.delivered += one.delivered.min(progress.pending());
             progress.pending_bytes = progress.pending_bytes.saturating_sub(one.delivered_bytes);
-            draft.observe(*key, &one.observed);
+            let changed = draft.observe(*key, &one.observed);
             finished.extend_from_slice(&one.finished);
             for (id, (bitmap, pending_bytes)) in &one.partial {
                 statements::accept_part(tx, *id, bitmap, *pending_bytes).await?;
             }
             if let Some(slot) = draft.slot_mut(*key) {
+                if changed {
+                    integrations::audit_status(tx, &slot.snapshot).await?;
+                }
                 statements::update_integration(tx, *key, slot).await?;
             }
         }
@@ -365,27 +378,5 @@ impl Writer {
             Some(revision) => statements::forget_tombstones(&self.db, revision).await,
             None => Ok(()),
         }
-    }
-}
-
-impl Batch {
-    fn add(&mut self, command: Option<Command>, unsettled: &mut Unsettled) {
-        match command {
-            Some(Command::Settle(settle)) => unsettled.add(settle),
-            Some(Command::Close { reply }) => self.close = Some(reply),
-            Some(command) => {
-                if let Command::Append { segments, .. } = &command {
-                    let bytes = segments.iter().map(|owned| owned.segment.bytes.len());
-                    self.bytes += bytes.sum::<usize>();
-                }
-                self.commands.push(command);
-            }
-            // Every handle is gone: nobody waits for this answer.
-            None => self.close = Some(oneshot::channel().0),
-        }
-    }
-
-    fn has_room(&self) -> bool {
-        self.commands.len() < BATCH_COMMANDS && self.bytes < BATCH_BYTES && self.close.is_none()
     }
 }

@@ -8,7 +8,7 @@ mod process;
 mod relay;
 mod status;
 
-use std::{future::Future, path::Path, time::Duration};
+use std::{future::Future, time::Duration};
 
 use siem_relay::{
     proto::v1,
@@ -20,7 +20,7 @@ use siem_relay::{
 use tempfile::TempDir;
 
 pub use api::{Api, reason, violated};
-pub use arrived::{Arrived, arrive, check_in_order, check_whole, read};
+pub use arrived::{arrive, check_in_order, check_whole};
 pub use customer::Customer;
 pub use load::{Load, Published, detection, encode, event};
 pub use process::Process;
@@ -78,10 +78,6 @@ impl World {
             dir,
             settings,
         }
-    }
-
-    pub fn data_dir(&self) -> &Path {
-        self.dir.path()
     }
 
     /// Stops in order and starts on the same data.

@@ -1,1 +1,227 @@
-//! Soon.
+//! Publish and PublishStream.
+
+mod stream;
+
+use siem_relay::proto::v1::{self, ErrorReason, event::Payload};
+use tonic::Code;
+
+use crate::harness::{Load, World, arrive, detection, encode, event, reason};
+
+/// An event whose record has about this many bytes.
+fn sized(bytes: usize) -> v1::Event {
+    let filler = "x".repeat(bytes - 1_000);
+    let detection = v1::IdsDetection {
+        context_json: format!(r#"{{"filler":"{filler}"}}"#),
+        ..detection(1)
+    };
+    v1::Event {
+        payload: Some(Payload::IdsDetection(detection)),
+        ..event("acme")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_events_are_taken_and_one_more_is_not() {
+    let world = World::start().await;
+    let (customer, _) = world.customer("acme").await;
+    let mut load = Load::new("acme", 5, 30);
+    let status = world.api.try_publish(encode(&load.events(1001))).await;
+    let status = status.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_eq!(reason(&status), "TOO_MANY_EVENTS");
+    let mut load = Load::new("acme", 5, 31);
+    world.api.publish(&load.events(1000)).await;
+    arrive(&world.aws, &customer.stream_arn, 1000).await;
+    let counts = world.api.until_delivered("acme").await;
+    assert_eq!(counts.accepted, 1000, "nothing of the refused request");
+    let none = world.api.try_publish(Vec::new()).await.unwrap();
+    assert_eq!(none, v1::PublishResponse::default());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn four_mebibytes_are_taken_and_more_is_not() {
+    let world = World::start().await;
+    let (customer, _) = world.customer("acme").await;
+    let five: Vec<v1::Event> = (0..5).map(|_| sized(1 << 20)).collect();
+    let status = world.api.try_publish(encode(&five)).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_eq!(reason(&status), "REQUEST_TOO_LARGE");
+    let four: Vec<v1::Event> = (0..4).map(|_| sized(1_000_000)).collect();
+    let answer = world.api.try_publish(encode(&four)).await.unwrap();
+    assert_eq!((answer.accepted, answer.rejections.len()), (4, 0));
+    let arrived = arrive(&world.aws, &customer.stream_arn, 4).await;
+    assert!(arrived.iter().all(|one| one.record.data.len() > 990_000));
+    // What not even the transport takes is refused, and the server goes on.
+    let ten: Vec<v1::Event> = (0..10).map(|_| sized(1 << 20)).collect();
+    assert!(world.api.try_publish(encode(&ten)).await.is_err());
+    world.api.until_delivered("acme").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_beyond_a_record_is_rejected_and_the_rest_is_taken() {
+    let world = World::start().await;
+    let (customer, _) = world.customer("acme").await;
+    let mut events = Load::new("acme", 1, 32).events(2);
+    events.insert(1, sized(1_153_434));
+    let answer = world.api.try_publish(encode(&events)).await.unwrap();
+    assert_eq!(answer.accepted, 2);
+    assert_eq!(answer.rejections.len(), 1);
+    let rejection = &answer.rejections[0];
+    assert_eq!(rejection.index, 1);
+    assert_eq!(rejection.reason(), ErrorReason::RecordTooLarge);
+    assert!(!rejection.message.is_empty());
+    let arrived = arrive(&world.aws, &customer.stream_arn, 2).await;
+    assert_eq!(arrived[1].sequence, 2, "a rejected event leaves no hole");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_record_fits() {
+    let world = World::start().await;
+    let (customer, _) = world.customer("acme").await;
+    // Feels its way to the limit: the last that is taken is delivered.
+    let (mut fits, mut too_large) = (1 << 19, 1 << 21);
+    while fits + 1 < too_large {
+        let size = (fits + too_large) / 2;
+        let answer = world.api.try_publish(encode(&[sized(size)])).await.unwrap();
+        match answer.accepted {
+            1 => fits = size,
+            _ => too_large = size,
+        }
+    }
+    let counts = world.api.until_delivered("acme").await;
+    let all = arrive(&world.aws, &customer.stream_arn, counts.accepted as usize).await;
+    let largest = all.iter().map(|one| one.record.data.len() + 36).max();
+    assert_eq!(
+        largest,
+        Some(1 << 20),
+        "the limit is AWS' own, key included"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_without_an_integration_are_counted_and_not_kept() {
+    let world = World::start().await;
+    world.customer("acme").await;
+    let mut events = Load::new("ghost", 1, 33).events(3);
+    events.extend(Load::new("acme", 1, 34).events(2));
+    events.push(event("also-nobody"));
+    let answer = world.api.try_publish(encode(&events)).await.unwrap();
+    assert_eq!((answer.accepted, answer.unconfigured), (2, 4));
+    assert_eq!(answer.rejections, []);
+    // What is malformed is told also where nobody wants it.
+    let bad = v1::Event {
+        device_id: "no".to_owned(),
+        ..event("ghost")
+    };
+    let answer = world.api.try_publish(encode(&[bad])).await.unwrap();
+    assert_eq!((answer.unconfigured, answer.rejections.len()), (0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_bad_event_is_told_with_its_place_and_field() {
+    let world = World::start().await;
+    world.customer("acme").await;
+    let good = || event("acme");
+    let with = |change: fn(&mut v1::IdsDetection)| {
+        let mut detection = detection(1);
+        change(&mut detection);
+        v1::Event {
+            payload: Some(Payload::IdsDetection(detection)),
+            ..good()
+        }
+    };
+    let bad = [
+        (
+            "organization_id",
+            v1::Event {
+                organization_id: String::new(),
+                ..good()
+            },
+        ),
+        (
+            "network_id",
+            v1::Event {
+                network_id: "7".to_owned(),
+                ..good()
+            },
+        ),
+        (
+            "device_id",
+            v1::Event {
+                device_id: String::new(),
+                ..good()
+            },
+        ),
+        (
+            "observed_time",
+            v1::Event {
+                observed_time: None,
+                ..good()
+            },
+        ),
+        (
+            "event_id",
+            v1::Event {
+                event_id: Some("x".to_owned()),
+                ..good()
+            },
+        ),
+        (
+            "payload",
+            v1::Event {
+                payload: None,
+                ..good()
+            },
+        ),
+        (
+            "ids_detection.src_ip",
+            with(|one| one.src_ip = "300.1.1.1".to_owned()),
+        ),
+        (
+            "ids_detection.dest_port",
+            with(|one| one.dest_port = Some(65_536)),
+        ),
+        (
+            "ids_detection.context_json",
+            with(|one| one.context_json = "[1]".to_owned()),
+        ),
+    ];
+    let mut events = Vec::new();
+    for (_, bad) in &bad {
+        events.push(good());
+        events.push(bad.clone());
+    }
+    let mut encoded = encode(&events);
+    encoded.push(b"\xff\xff not protobuf".as_slice().into());
+    let answer = world.api.try_publish(encoded).await.unwrap();
+    assert_eq!(answer.accepted as usize, bad.len());
+    let told: Vec<(u32, &str)> = answer
+        .rejections
+        .iter()
+        .map(|rejection| (rejection.index, rejection.field.as_str()))
+        .collect();
+    let mut expected: Vec<(u32, &str)> = bad
+        .iter()
+        .zip(0..)
+        .map(|((field, _), n)| (2 * n + 1, *field))
+        .collect();
+    expected.push((2 * bad.len() as u32, ""));
+    assert_eq!(told, expected);
+    let (malformed, rest) = answer.rejections.split_last().unwrap();
+    assert_eq!(malformed.reason(), ErrorReason::MalformedEvent);
+    assert!(
+        rest.iter()
+            .all(|one| one.reason() == ErrorReason::InvalidField)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_detection_has_the_same_id() {
+    let world = World::start().await;
+    let (customer, _) = world.customer("acme").await;
+    world.api.publish(&[event("acme"), event("acme")]).await;
+    let arrived = arrive(&world.aws, &customer.stream_arn, 2).await;
+    assert_eq!(arrived[0].id, arrived[1].id);
+    assert_eq!(arrived[0].id.get_version_num(), 5);
+    assert_ne!(arrived[0].sequence, arrived[1].sequence);
+}

@@ -26,6 +26,12 @@ impl ExternalIds for Knows {
         Ok(ExternalId::parse(self.0.to_owned()).unwrap())
     }
 
+    fn open_previous(&self, _: &Integration) -> Option<Result<ExternalId, Unreadable>> {
+        None
+    }
+
+    fn took_over(&self, _: &Integration) {}
+
     fn is_current(&self, _: &Integration) -> bool {
         true
     }
@@ -98,6 +104,7 @@ impl Customer {
             },
             external_id_hint: "seen".into(),
             external_id_set_at: Timestamp::UNIX_EPOCH,
+            previous: None,
             version: 1,
             created_at: Timestamp::UNIX_EPOCH,
             updated_at: Timestamp::UNIX_EPOCH,

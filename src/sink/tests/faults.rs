@@ -220,6 +220,12 @@ async fn blames_the_service_for_its_own_faults() {
             Err(Unreadable)
         }
 
+        fn open_previous(&self, _: &Integration) -> Option<Result<ExternalId, Unreadable>> {
+            None
+        }
+
+        fn took_over(&self, _: &Integration) {}
+
         fn is_current(&self, _: &Integration) -> bool {
             true
         }

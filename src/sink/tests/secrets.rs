@@ -62,7 +62,7 @@ async fn the_external_id_is_not_logged_at_any_level() {
     assert!(!format!("{fault:?}").contains(EXTERNAL_ID));
     sink.put_records(&integration, records(1)).await.unwrap();
     let report = sink.test(&integration, records(1).remove(0)).await;
-    assert_eq!(report.assume_role, Ok(()));
+    assert_eq!(report.assume_role, Ok(AssumedWith::Current));
 
     let log = log.text();
     assert!(!log.contains(EXTERNAL_ID), "{log}");

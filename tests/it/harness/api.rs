@@ -106,6 +106,15 @@ impl Api {
             .await
     }
 
+    pub async fn generate_external_id(&self, organization_id: &str) -> String {
+        let request = v1::GenerateExternalIdRequest {
+            organization_id: organization_id.to_owned(),
+        };
+        let mut client = self.integrations();
+        let answer = within("GenerateExternalId", client.generate_external_id(request)).await;
+        answer.unwrap().into_inner().external_id
+    }
+
     pub async fn list(&self, request: v1::ListRequest) -> Result<v1::ListResponse, Status> {
         let mut client = self.integrations();
         let answer = within("List", client.list(request)).await?;

@@ -43,6 +43,7 @@ impl Customer {
             external_id: self.external_id.clone(),
             etag: String::new(),
             validate_only: false,
+            keep_previous_external_id: false,
         }
     }
 

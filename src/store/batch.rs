@@ -1,0 +1,39 @@
+//! Commands that are written together.
+
+use tokio::sync::oneshot;
+
+use super::command::{Command, Unsettled};
+
+/// Commands and bytes that share a transaction at the most.
+const BATCH_COMMANDS: usize = 1024;
+const BATCH_BYTES: usize = 16 << 20;
+
+/// What is written together.
+#[derive(Default)]
+pub(super) struct Batch {
+    pub(super) commands: Vec<Command>,
+    bytes: usize,
+    pub(super) close: Option<oneshot::Sender<()>>,
+}
+
+impl Batch {
+    pub(super) fn add(&mut self, command: Option<Command>, unsettled: &mut Unsettled) {
+        match command {
+            Some(Command::Settle(settle)) => unsettled.add(settle),
+            Some(Command::Close { reply }) => self.close = Some(reply),
+            Some(command) => {
+                if let Command::Append { segments, .. } = &command {
+                    let bytes = segments.iter().map(|owned| owned.segment.bytes.len());
+                    self.bytes += bytes.sum::<usize>();
+                }
+                self.commands.push(command);
+            }
+            // Every handle is gone: nobody waits for this answer.
+            None => self.close = Some(oneshot::channel().0),
+        }
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.commands.len() < BATCH_COMMANDS && self.bytes < BATCH_BYTES && self.close.is_none()
+    }
+}
