@@ -57,8 +57,8 @@ def test_reflection(report: Report, grpcurl: Grpcurl) -> None:
     for service in (INTEGRATIONS, EVENTS, "grpc.health.v1.Health"):
         report.check(service in services, f"list names {service}", services)
     methods = {name.rsplit(".", 1)[-1] for name in grpcurl.tell("list", INTEGRATIONS).split()}
-    wanted = {"Configure", "Get", "List", "Delete", "SendTest", "StreamStatus"}
-    report.check(methods == wanted, "the integration service has its six RPCs", methods)
+    wanted = {"Configure", "GenerateExternalId", "Get", "List", "Delete", "SendTest", "StreamStatus"}
+    report.check(methods == wanted, "the integration service has its seven RPCs", methods)
     methods = {name.rsplit(".", 1)[-1] for name in grpcurl.tell("list", EVENTS).split()}
     report.check(methods == {"Publish", "PublishStream"}, "the event service has its two RPCs", methods)
     report.check("IdsDetection ids_detection = 6" in grpcurl.tell("describe", "siem.v1.Event"), "describe tells a message")
@@ -162,7 +162,14 @@ def test_reads(report: Report, grpcurl: Grpcurl) -> None:
     report.check(results["CHECK_NAME_ASSUME_ROLE"]["remedy"] != "", "it has a remedy", verdict)
     report.check(results["CHECK_NAME_WRITE_RECORD"]["result"] == "CHECK_RESULT_SKIPPED", "the write was not tried", verdict)
 
-    for method in ("Get", "SendTest", "Delete"):
+    issued = [
+        grpcurl.call(f"{INTEGRATIONS}/GenerateExternalId", {"organization_id": "issued"}).only()["external_id"]
+        for _ in range(2)
+    ]
+    fresh = len(set(issued)) == 2 and all(len(one) == 64 for one in issued)
+    report.check(fresh, "each issued external ID is a fresh one")
+
+    for method in ("Get", "SendTest", "Delete", "GenerateExternalId"):
         path = f"{INTEGRATIONS}/{method}"
         for value in BAD_ORGANIZATIONS:
 
@@ -175,7 +182,8 @@ def test_reads(report: Report, grpcurl: Grpcurl) -> None:
         def absent(path: str = path) -> None:
             expect(grpcurl.call(path, {"organization_id": "nobody"}), NOT_FOUND, "INTEGRATION_NOT_FOUND")
 
-        report.attempt(f"{method}, an unknown organization", absent)
+        if method != "GenerateExternalId":
+            report.attempt(f"{method}, an unknown organization", absent)
 
     for number in range(4):
         request = configuration(organization_id=f"list-{number}", external_id=f"example-external-id-list-{number}")
