@@ -73,12 +73,15 @@ impl StatusFeed {
 
     /// The next message that is no heartbeat.
     pub async fn next(&mut self) -> Told {
-        loop {
-            match self.any().await {
-                Told::Heartbeat => {}
-                told => return told,
+        within("a status message beyond heartbeats", async {
+            loop {
+                match self.any().await {
+                    Told::Heartbeat => {}
+                    told => return told,
+                }
             }
-        }
+        })
+        .await
     }
 
     /// Reads up to and with `synced`; tells what came before it.
