@@ -268,8 +268,8 @@ fn log_status(snapshot: &Snapshot) {
         (Status::Unauthorized | Status::Failing, reason) => tracing::warn!(
             organization_id,
             %integration_id,
-            status = ?status.status,
-            reason = ?status.reason,
+            status = status.status.as_str(),
+            reason = status.reason.map(Reason::as_str),
             aws_error_code = status.aws_error_code.as_deref(),
             aws_request_id = status.aws_request_id.as_deref(),
             "integration status: {}",
@@ -278,7 +278,7 @@ fn log_status(snapshot: &Snapshot) {
         (Status::Unknown | Status::Active, _) => tracing::info!(
             organization_id,
             %integration_id,
-            status = ?status.status,
+            status = status.status.as_str(),
             "integration status"
         ),
     }

@@ -1,5 +1,11 @@
 //! `siem-relay sandbox`, as its users run it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test that meets what it does not expect has failed, and one that is skipped says so"
+)]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     env, fs,
@@ -258,7 +264,7 @@ fn what_goes_wrong_is_said_with_an_exit_code() {
 }
 
 /// A wrong external ID in the middle of a run: it must end by itself, and say why.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_is_refused_ends_with_the_status() {
     use siem_relay::{
         client,

@@ -37,21 +37,21 @@ use crate::{
 /// The exit code is 0, 64 where the options are wrong, otherwise 1.
 #[derive(Args)]
 pub struct OnboardingArgs {
-    /// The stream's name, or its ARN, which says region and account as well.
+    /// The stream's name, or its ARN, which says region and account as well. Required.
     #[arg(long, value_name = "NAME|ARN")]
     stream: Option<String>,
-    /// The stream's region.
+    /// The stream's region. Required beside a stream's name.
     #[arg(long, value_name = "REGION")]
     region: Option<String>,
-    /// The customer's account.
+    /// The customer's account. Required beside a stream's name.
     #[arg(long, value_name = "ID")]
     account: Option<String>,
-    /// The name that the role is to have.
+    /// The name that the role is to have. Required.
     #[arg(long, value_name = "NAME")]
     role_name: Option<String>,
-    /// Who assumes the role: the account, or the ARN of the identity, that `siem-relay
-    /// serve` has its AWS credentials of. An ARN must exist when the role is made, and be
-    /// named anew when it was made anew.
+    /// Who assumes the role: the account, or the ARN of the identity, whose AWS
+    /// credentials `siem-relay serve` has. IAM takes an ARN only of what exists.
+    /// Required.
     #[arg(long, value_name = "ID|ARN")]
     principal: Option<String>,
     /// Make the stream with so many shards. [default: a stream on demand]

@@ -25,6 +25,26 @@ pub enum Status {
     Failing,
 }
 
+impl Status {
+    /// Every status.
+    pub const ALL: [Self; 4] = [
+        Self::Unknown,
+        Self::Active,
+        Self::Unauthorized,
+        Self::Failing,
+    ];
+
+    /// As it is stored and logged.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "UNKNOWN",
+            Self::Active => "ACTIVE",
+            Self::Unauthorized => "UNAUTHORIZED",
+            Self::Failing => "FAILING",
+        }
+    }
+}
+
 /// Why a status is [`Status::Unauthorized`] or [`Status::Failing`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
@@ -49,6 +69,34 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Every reason.
+    pub const ALL: [Self; 9] = [
+        Self::AssumeRoleDenied,
+        Self::WriteDenied,
+        Self::KmsDenied,
+        Self::StreamNotFound,
+        Self::KmsUnavailable,
+        Self::InvalidConfiguration,
+        Self::Throttled,
+        Self::Unreachable,
+        Self::LogUnreadable,
+    ];
+
+    /// As it is stored and logged.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AssumeRoleDenied => "ASSUME_ROLE_DENIED",
+            Self::WriteDenied => "WRITE_DENIED",
+            Self::KmsDenied => "KMS_DENIED",
+            Self::StreamNotFound => "STREAM_NOT_FOUND",
+            Self::KmsUnavailable => "KMS_UNAVAILABLE",
+            Self::InvalidConfiguration => "INVALID_CONFIGURATION",
+            Self::Throttled => "THROTTLED",
+            Self::Unreachable => "UNREACHABLE",
+            Self::LogUnreadable => "LOG_UNREADABLE",
+        }
+    }
+
     /// The status that goes with it.
     pub fn status(self) -> Status {
         match self {

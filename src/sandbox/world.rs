@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// How long the service may take to finish what is in flight.
-const SHUTDOWN_DEADLINE_SECONDS: u32 = 10;
+const SHUTDOWN_DEADLINE_SECONDS: u32 = 3;
 /// A person who mends something wants to see it soon.
 const RETRY_FIRST_MS: u32 = 1_000;
 const RETRY_MOST_MS: u32 = 10_000;

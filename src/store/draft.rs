@@ -143,10 +143,10 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Applies what attempts showed to the status.
-    pub(super) fn observe(&mut self, key: IntegrationKey, observed: &[Observed]) {
+    /// Applies what attempts showed to the status. Returns whether it changed.
+    pub(super) fn observe(&mut self, key: IntegrationKey, observed: &[Observed]) -> bool {
         let Some(slot) = self.slot_mut(key) else {
-            return;
+            return false;
         };
         let before = Arc::clone(&slot.snapshot.status);
         let version = slot.snapshot.integration.version;
@@ -164,11 +164,13 @@ impl<'a> Draft<'a> {
             };
             slot.snapshot.status = Arc::new(status);
         }
-        if before.is_change(&slot.snapshot.status) {
+        let changed = before.is_change(&slot.snapshot.status);
+        if changed {
             let revision = self.next_revision();
             if let Some(slot) = self.slot_mut(key) {
                 slot.snapshot.revision = revision;
             }
         }
+        changed
     }
 }

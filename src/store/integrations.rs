@@ -19,7 +19,7 @@ use super::{
 use crate::domain::{
     integration::{Integration, IntegrationKey, Progress, Snapshot},
     organization::OrganizationId,
-    status::{Stall, StatusDetail},
+    status::{Reason, Stall, StatusDetail},
 };
 
 /// Partitions over which integrations are spread when several instances share a database.
@@ -192,6 +192,30 @@ pub(super) async fn delete(
         integration_id: integration.integration_id,
         progress,
     }))
+}
+
+/// Records a change of status.
+pub(super) async fn audit_status(
+    tx: &DatabaseTransaction,
+    snapshot: &Snapshot,
+) -> Result<(), DbErr> {
+    let status = &snapshot.status;
+    let detail = json!({
+        "status": status.status.as_str(),
+        "reason": status.reason.map(Reason::as_str),
+        "aws_error_code": status.aws_error_code.as_deref(),
+        "aws_request_id": status.aws_request_id.as_deref(),
+    });
+    let integration = &snapshot.integration;
+    audit(
+        tx,
+        integration,
+        status.since,
+        "siem-relay",
+        "status",
+        detail,
+    )
+    .await
 }
 
 pub(super) async fn audit(

@@ -50,38 +50,9 @@ fn damaged(what: &str) -> DbErr {
     ))
 }
 
-const STATUSES: [(Status, &str); 4] = [
-    (Status::Unknown, "UNKNOWN"),
-    (Status::Active, "ACTIVE"),
-    (Status::Unauthorized, "UNAUTHORIZED"),
-    (Status::Failing, "FAILING"),
-];
-
-const REASONS: [(Reason, &str); 9] = [
-    (Reason::AssumeRoleDenied, "ASSUME_ROLE_DENIED"),
-    (Reason::WriteDenied, "WRITE_DENIED"),
-    (Reason::KmsDenied, "KMS_DENIED"),
-    (Reason::StreamNotFound, "STREAM_NOT_FOUND"),
-    (Reason::KmsUnavailable, "KMS_UNAVAILABLE"),
-    (Reason::InvalidConfiguration, "INVALID_CONFIGURATION"),
-    (Reason::Throttled, "THROTTLED"),
-    (Reason::Unreachable, "UNREACHABLE"),
-    (Reason::LogUnreadable, "LOG_UNREADABLE"),
-];
-
-fn text_of<T: PartialEq>(table: &[(T, &'static str)], value: &T) -> &'static str {
-    table
-        .iter()
-        .find(|(known, _)| known == value)
-        .map_or("", |(_, text)| text)
-}
-
-fn value_of<T: Copy>(table: &[(T, &'static str)], text: &str) -> Result<T, DbErr> {
-    table
-        .iter()
-        .find(|(_, known)| *known == text)
-        .map(|(value, _)| *value)
-        .ok_or_else(|| damaged(text))
+fn named<T: Copy>(all: &[T], name: fn(T) -> &'static str, text: &str) -> Result<T, DbErr> {
+    let found = all.iter().copied().find(|value| name(*value) == text);
+    found.ok_or_else(|| damaged(text))
 }
 
 /// The columns of `status` to `discarded`, in this order.
@@ -94,10 +65,10 @@ pub(super) fn mutable_columns(slot: &Slot) -> Vec<Value> {
     } = &slot.snapshot;
     vec![
         (*revision as i64).into(),
-        text_of(&STATUSES, &status.status).into(),
+        status.status.as_str().into(),
         status
             .reason
-            .map(|reason| text_of(&REASONS, &reason).to_owned())
+            .map(|reason| reason.as_str().to_owned())
             .into(),
         micros(status.since).into(),
         status.last_attempt.map(micros).into(),
@@ -208,8 +179,10 @@ fn previous(row: &QueryResult) -> Result<Option<PreviousExternalId>, DbErr> {
 fn status(row: &QueryResult) -> Result<StatusDetail, DbErr> {
     let reason: Option<String> = get(row, "reason")?;
     Ok(StatusDetail {
-        status: value_of(&STATUSES, &get::<String>(row, "status")?)?,
-        reason: reason.map(|text| value_of(&REASONS, &text)).transpose()?,
+        status: named(&Status::ALL, Status::as_str, &get::<String>(row, "status")?)?,
+        reason: reason
+            .map(|text| named(&Reason::ALL, Reason::as_str, &text))
+            .transpose()?,
         since: time(get(row, "status_since")?)?,
         last_attempt: get_time(row, "last_attempt_at")?,
         last_delivery: get_time(row, "last_delivery_at")?,

@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use proptest::prelude::*;
+use sea_orm::ConnectionTrait;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -276,6 +277,13 @@ async fn observe(store: &Store, organization: &str, version: u64, observation: O
     settled.await.unwrap();
 }
 
+async fn audited(store: &Store, action: &str) -> i64 {
+    let sql = "SELECT COUNT(*) AS count FROM audit WHERE action = $1";
+    let statement = rows::statement(&store.reader, sql, [action.into()]);
+    let row = store.reader.query_one_raw(statement).await.unwrap();
+    row.unwrap().try_get("", "count").unwrap()
+}
+
 #[tokio::test]
 async fn a_status_change_is_one_revision_and_survives_a_restart() {
     let folder = tempfile::tempdir().unwrap();
@@ -287,6 +295,8 @@ async fn a_status_change_is_one_revision_and_survives_a_restart() {
     assert!(refused.revision > created.revision);
     observe(&store, "acme", 1, denied()).await;
     assert_eq!(store.find("acme").unwrap().revision, refused.revision);
+    assert_eq!(audited(&store, "status").await, 1);
+    assert_eq!(audited(&store, "create").await, 1);
     store.close().await;
     store.ended().await;
     let store = open(folder.path(), 1 << 20).await;

@@ -304,12 +304,15 @@ impl Writer {
             }
             progress.delivered += one.delivered.min(progress.pending());
             progress.pending_bytes = progress.pending_bytes.saturating_sub(one.delivered_bytes);
-            draft.observe(*key, &one.observed);
+            let changed = draft.observe(*key, &one.observed);
             finished.extend_from_slice(&one.finished);
             for (id, (bitmap, pending_bytes)) in &one.partial {
                 statements::accept_part(tx, *id, bitmap, *pending_bytes).await?;
             }
             if let Some(slot) = draft.slot_mut(*key) {
+                if changed {
+                    integrations::audit_status(tx, &slot.snapshot).await?;
+                }
                 statements::update_integration(tx, *key, slot).await?;
             }
         }

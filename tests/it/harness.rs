@@ -8,7 +8,7 @@ mod process;
 mod relay;
 mod status;
 
-use std::{future::Future, path::Path, time::Duration};
+use std::{future::Future, time::Duration};
 
 use siem_relay::{
     proto::v1,
@@ -78,10 +78,6 @@ impl World {
             dir,
             settings,
         }
-    }
-
-    pub fn data_dir(&self) -> &Path {
-        self.dir.path()
     }
 
     /// Stops in order and starts on the same data.
