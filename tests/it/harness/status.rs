@@ -95,13 +95,13 @@ impl StatusFeed {
         }
     }
 
-    /// Reads until this is told.
-    pub async fn until(&mut self, wanted: &Told) {
+    /// Reads until this is told; counts what is told before.
+    pub async fn until(&mut self, wanted: &Told) -> usize {
         let mut before = Vec::new();
         loop {
             let told = self.next().await;
             if told == *wanted {
-                return;
+                return before.len();
             }
             before.push(told);
             assert!(before.len() < 10_000, "told {before:?}, not {wanted:?}");
