@@ -20,7 +20,7 @@ use siem_relay::{
 use tempfile::TempDir;
 
 pub use api::{Api, reason, violated};
-pub use arrived::{arrive, check_in_order, check_whole};
+pub use arrived::{Arrived, arrive, check_in_order, check_whole};
 pub use customer::Customer;
 pub use load::{Load, Published, detection, encode, event};
 pub use process::Process;
@@ -107,14 +107,14 @@ impl World {
         }
     }
 
-    /// Waits until a call hangs.
-    pub async fn until_hanging(&self, hanging: &Hanging) {
+    /// Waits until so many calls have come to hang.
+    pub async fn until_hanging(&self, hanging: &Hanging, calls: u64) {
         let met = || {
             let faults = self.aws.faults();
             let mut of_id = faults.iter().filter(|(id, _)| *id == hanging.id);
-            of_id.any(|(_, fault)| fault.calls < Some(hanging.calls))
+            of_id.any(|(_, fault)| fault.calls <= Some(hanging.calls - calls))
         };
-        within("a call that hangs", async {
+        within("calls that hang", async {
             while !met() {
                 tokio::task::yield_now().await;
             }

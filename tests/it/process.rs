@@ -1,5 +1,7 @@
 //! The built binary, as the operating system sees it.
 
+mod crash;
+
 use std::{
     collections::{BTreeMap, HashSet},
     fs,

@@ -173,3 +173,29 @@ async fn events_that_come_as_an_integration_comes_to_rest_are_delivered() {
     check_delivered(&world, &customer, &integration.integration_id, &load.made).await;
     check_hazards(&world);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_requests_are_under_way_and_share_no_key() {
+    let world = World::start().await;
+    let (customer, integration) = world.customer("acme").await;
+    let hanging = world.hang(Operation::PutRecords, None);
+    let mut load = Load::new("acme", 3000, 15);
+    world.api.publish(&load.events(6000)).await;
+    // The default of requests-in-flight-per-integration.
+    world.until_hanging(&hanging, 4).await;
+    world
+        .aws
+        .add_fault(fail_records(&customer.stream_arn, 0.2, 15))
+        .unwrap();
+    let slow = Effect::Delay { milliseconds: 20 };
+    world
+        .aws
+        .add_fault(put_records(slow, When::After, None))
+        .unwrap();
+    world.aws.clear_fault(hanging.id);
+    world.api.publish(&load.events(2000)).await;
+    check_delivered(&world, &customer, &integration.integration_id, &load.made).await;
+    let stored = world.aws.stream(&customer.stream_arn).unwrap().accepted;
+    assert_eq!(stored, 8000, "sent once");
+    check_hazards(&world);
+}

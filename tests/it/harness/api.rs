@@ -10,7 +10,10 @@ use siem_relay::{
         siem_integration_service_client::SiemIntegrationServiceClient,
     },
 };
-use tonic::{Status, transport::Channel};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
 use tonic_types::StatusExt;
 
 use super::{Customer, StatusFeed, encode, within};
@@ -25,6 +28,14 @@ impl Api {
     pub fn new(address: SocketAddr) -> Self {
         Self {
             channel: client::channel(&address.to_string()).unwrap(),
+        }
+    }
+
+    /// A client that takes few bytes before it has read them.
+    pub fn with_small_window(address: SocketAddr) -> Self {
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+        Self {
+            channel: endpoint.initial_stream_window_size(1024).connect_lazy(),
         }
     }
 

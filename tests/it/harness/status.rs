@@ -73,12 +73,15 @@ impl StatusFeed {
 
     /// The next message that is no heartbeat.
     pub async fn next(&mut self) -> Told {
-        loop {
-            match self.any().await {
-                Told::Heartbeat => {}
-                told => return told,
+        within("a status message beyond heartbeats", async {
+            loop {
+                match self.any().await {
+                    Told::Heartbeat => {}
+                    told => return told,
+                }
             }
-        }
+        })
+        .await
     }
 
     /// Reads up to and with `synced`; tells what came before it.
@@ -92,13 +95,13 @@ impl StatusFeed {
         }
     }
 
-    /// Reads until this is told.
-    pub async fn until(&mut self, wanted: &Told) {
+    /// Reads until this is told; counts what is told before.
+    pub async fn until(&mut self, wanted: &Told) -> usize {
         let mut before = Vec::new();
         loop {
             let told = self.next().await;
             if told == *wanted {
-                return;
+                return before.len();
             }
             before.push(told);
             assert!(before.len() < 10_000, "told {before:?}, not {wanted:?}");

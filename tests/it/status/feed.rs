@@ -4,7 +4,7 @@ use siem_relay::proto::v1::{Status, StatusReason};
 use tonic::Code;
 
 use super::{active, publish_one, unknown, watched};
-use crate::harness::{Customer, Told, World, violated, within};
+use crate::harness::{Api, Customer, Told, World, violated, within};
 
 fn current(organization_id: &str) -> Told {
     Told::current(organization_id, Status::Unknown)
@@ -166,24 +166,27 @@ async fn a_token_from_before_forgotten_deletions_starts_over() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_subscriber_gets_the_last_state() {
-    let (world, customer, mut slow) = watched().await;
+    let (world, customer, mut prompt) = watched().await;
+    let mut slow = Api::with_small_window(world.relay.address)
+        .watch(&["acme"], "")
+        .await;
+    slow.until_synced().await;
     let other = Customer {
         external_id: "another-external-id".to_owned(),
         ..customer.clone()
     };
-    // Each round changes the status three times; nobody reads meanwhile.
-    for _ in 0..30 {
+    // Each round changes the status four times; the slow one reads nothing meanwhile.
+    for _ in 0..25 {
         world.api.configure(&other).await;
-        let refused = world.api.send_test("acme").await;
-        assert!(!refused.delivered);
+        assert!(!world.api.send_test("acme").await.delivered);
         world.api.configure(&customer).await;
-        let passed = world.api.send_test("acme").await;
-        assert!(passed.delivered);
+        assert!(world.api.send_test("acme").await.delivered);
     }
-    world.api.configure(&other).await;
-    world.api.send_test("acme").await;
     world.api.delete("acme", false).await.unwrap();
-    slow.until(&deleted("acme")).await;
+    let gone = deleted("acme");
+    prompt.until(&gone).await;
+    let told = slow.until(&gone).await;
+    assert!(told < 50, "of 100 changes it was told {told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -128,7 +128,7 @@ async fn a_test_waits_behind_nothing() {
     let hanging = world.hang(Operation::PutRecords, Some(1));
     let mut load = Load::new("acme", 1, 12);
     world.api.publish(&load.events(1000)).await;
-    world.until_hanging(&hanging).await;
+    world.until_hanging(&hanging, 1).await;
     assert!(world.api.send_test("acme").await.delivered);
     let stored = world.aws.stream(&customer.stream_arn).unwrap().accepted;
     assert_eq!(stored, 1, "the test event overtook all that waits");
@@ -143,7 +143,7 @@ async fn a_delete_ends_the_call_under_way_and_no_write_begins_after_it() {
         let hanging = world.hang(operation, None);
         let mut load = Load::new("acme", 50, 13);
         world.api.publish(&load.events(4000)).await;
-        world.until_hanging(&hanging).await;
+        world.until_hanging(&hanging, 1).await;
         let start = std::time::Instant::now();
         let counts = world.api.delete("acme", false).await.unwrap().unwrap();
         assert!(start.elapsed().as_secs() < 5, "it waited for the call");
@@ -174,7 +174,7 @@ async fn a_delete_ends_a_test_under_way() {
     let hanging = world.hang(Operation::PutRecords, None);
     let api = world.api.clone();
     let test = tokio::spawn(async move { api.try_send_test("acme").await });
-    world.until_hanging(&hanging).await;
+    world.until_hanging(&hanging, 1).await;
     world.api.delete("acme", false).await.unwrap();
     let status = within("the test", test).await.unwrap().unwrap_err();
     assert_eq!(status.code(), Code::NotFound);
