@@ -1,9 +1,9 @@
 //! `siem.v1.EventService`.
 
-use std::pin::Pin;
+use std::{pin::Pin, time::Duration};
 
 use futures_util::stream::{Stream, StreamExt};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -21,6 +21,8 @@ use crate::proto::v1::{
 const MOST_IN_FLIGHT: usize = 64;
 /// The longest request_id, in bytes.
 const MOST_REQUEST_ID: usize = 128;
+/// How long a client may take to end its side of a stream that the server has ended.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 pub(super) struct Events {
     pub(super) publishing: Publishing,
@@ -102,7 +104,7 @@ async fn read(
             () = stop.cancelled() => {
                 let end = Ack::End(ApiError::ShuttingDown.into());
                 let _gone = acks.send(end).await;
-                return;
+                return let_end(requests).await;
             }
             message = requests.message() => message,
         };
@@ -120,6 +122,14 @@ async fn read(
             return;
         }
     }
+}
+
+/// Reads away what the client sends until it has seen the end. A connection that is
+/// closed with bytes unread is reset, and that takes answers with it that the client
+/// has not read yet.
+async fn let_end(mut requests: Streaming<PublishStreamRequest>) {
+    let ended = async { while let Ok(Some(_)) = requests.message().await {} };
+    let _elapsed = timeout(FAREWELL, ended).await;
 }
 
 async fn begin(publishing: &Publishing, request: PublishStreamRequest) -> Ack {
