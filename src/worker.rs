@@ -158,9 +158,10 @@ impl<S: Sink> Worker<S> {
     }
 
     fn adopt(&self, key: IntegrationKey, from: u64) {
+        // Under the lanes' lock, so that a deletion in between finds the lane.
+        let mut lanes = self.shared.lanes();
         if let Some(snapshot) = self.shared.store.get(key) {
-            let integration_id = snapshot.integration.integration_id;
-            self.shared.lanes().open(key, integration_id, from);
+            lanes.open(key, snapshot.integration.integration_id, from);
         }
     }
 

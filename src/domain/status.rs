@@ -219,11 +219,12 @@ pub struct Stall {
 
 impl Stall {
     /// Another such failure. Returns whether nothing has got through for [`PATIENCE`].
-    fn lasts(&mut self, now: Timestamp) -> bool {
+    /// `backing_off` says that events have been waiting since the last attempt.
+    fn lasts(&mut self, now: Timestamp, backing_off: bool) -> bool {
         let long = |from: Timestamp| now.duration_since(from).unsigned_abs() >= PATIENCE;
         let since = match self.span {
-            // Attempts come more often; between these there was nothing to send.
-            Some((since, last)) if !long(last) => since,
+            // Otherwise there was nothing to send for long.
+            Some((since, last)) if backing_off || !long(last) => since,
             _ => now,
         };
         self.span = Some((since, now));
@@ -253,9 +254,12 @@ pub fn observe(
         Observation::Failed(fault) => {
             next.aws_error_code = Some(fault.code().into());
             next.aws_request_id = fault.request_id.clone();
+            let backing_off = current.next_retry.is_some();
             let reason = match fault.meaning() {
-                Meaning::Throttled => stall.lasts(now).then_some(Reason::Throttled),
-                Meaning::Unreachable => stall.lasts(now).then_some(Reason::Unreachable),
+                Meaning::Throttled => stall.lasts(now, backing_off).then_some(Reason::Throttled),
+                Meaning::Unreachable => {
+                    stall.lasts(now, backing_off).then_some(Reason::Unreachable)
+                }
                 // These say nothing of throttling or an outage.
                 Meaning::Refused(reason) => {
                     *stall = Stall::default();

@@ -118,7 +118,11 @@ impl AssumeRole {
                 };
                 self.call_with(integration, previous, AssumedWith::Previous)
                     .await
-                    .map_err(|_| fault)
+                    .map_err(|second| match denied(&second) {
+                        true => fault,
+                        // It says nothing of the customer.
+                        false => second,
+                    })
             }
             Err(fault) => Err(fault),
         }

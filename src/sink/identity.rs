@@ -178,6 +178,11 @@ impl Identity {
                 _ => None,
             },
         };
+        for (witness, answer) in witnesses.iter().zip(&answers) {
+            if answer.is_ok() {
+                self.worked(witness);
+            }
+        }
         let clear: Vec<bool> = answers.iter().filter_map(denied).collect();
         let refused = clear.iter().filter(|denied| **denied).count();
         let ours = is_ours(clear.len(), refused);
