@@ -160,8 +160,8 @@ impl<S: Sink> Worker<S> {
     fn adopt(&self, key: IntegrationKey, from: u64) {
         // Under the lanes' lock, so that a deletion in between finds the lane.
         let mut lanes = self.shared.lanes();
-        if let Some(snapshot) = self.shared.store.get(key) {
-            lanes.open(key, snapshot.integration.integration_id, from);
+        if self.shared.store.get(key).is_some() {
+            lanes.open(key, from);
         }
     }
 

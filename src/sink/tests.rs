@@ -47,8 +47,39 @@ impl ExternalIds for OneExternalId {
     }
 }
 
+tokio::task_local! {
+    /// Who makes PutRecords requests in the present test.
+    static CLIENT: PutRecordsClient;
+}
+
+fn client() -> PutRecordsClient {
+    CLIENT
+        .try_with(|client| *client)
+        .unwrap_or(PutRecordsClient::Direct)
+}
+
+/// Both clients do what these tests ask.
+macro_rules! with_either_client {
+    ($($test:ident),* $(,)?) => {
+        mod sdk {
+            $(#[tokio::test]
+            async fn $test() {
+                super::CLIENT.scope(super::PutRecordsClient::Sdk, super::$test()).await;
+            })*
+        }
+        mod direct {
+            $(#[tokio::test]
+            async fn $test() {
+                super::CLIENT.scope(super::PutRecordsClient::Direct, super::$test()).await;
+            })*
+        }
+    };
+}
+use with_either_client;
+
 fn options(server: &Server) -> AwsOptions {
     AwsOptions {
+        put_records_client: client(),
         attempt_timeout: Duration::from_secs(5),
         stand_in: Some(StandInAccess {
             url: server.url(),
@@ -92,10 +123,15 @@ fn version(integration_id: Uuid, version: u64) -> Arc<Integration> {
 fn records(count: usize) -> Vec<Record> {
     (0..count)
         .map(|index| Record {
-            partition_key: format!("device-{index}"),
-            data: format!("{{\"event\":{index}}}\n").into_bytes(),
+            partition_key: Uuid::from_u128(index as u128),
+            sequence: Some(index as u64 + 1),
+            body: format!("\"event\":{index}}}").into(),
         })
         .collect()
+}
+
+fn head() -> Head {
+    Head::new(integration().integration_id)
 }
 
 fn accepted(number: usize) -> RecordOutcome {
@@ -105,7 +141,6 @@ fn accepted(number: usize) -> RecordOutcome {
     }
 }
 
-#[tokio::test]
 async fn writes_the_records_with_a_narrow_session() {
     let server = Server::start(Call::granted).await;
     let outcomes = sink(&server)
@@ -136,8 +171,8 @@ async fn writes_the_records_with_a_narrow_session() {
         .iter()
         .map(|record| {
             json!({
-                "Data": BASE64_STANDARD.encode(&record.data),
-                "PartitionKey": record.partition_key,
+                "Data": BASE64_STANDARD.encode(record.data(&head())),
+                "PartitionKey": record.partition_key.to_string(),
             })
         })
         .collect();
@@ -147,7 +182,6 @@ async fn writes_the_records_with_a_narrow_session() {
     );
 }
 
-#[tokio::test]
 async fn calls_nothing_for_nothing() {
     let server = Server::start(Call::granted).await;
     let sink = sink(&server).await;
@@ -158,7 +192,6 @@ async fn calls_nothing_for_nothing() {
     assert!(server.calls().is_empty());
 }
 
-#[tokio::test]
 async fn tells_record_by_record() {
     let server = Server::start(|call| {
         if call.is_sts() {
@@ -203,7 +236,6 @@ async fn tells_record_by_record() {
     );
 }
 
-#[tokio::test]
 async fn takes_nothing_unclear_for_accepted() {
     let unclear = json!([
         {},
@@ -230,7 +262,6 @@ async fn takes_nothing_unclear_for_accepted() {
     }
 }
 
-#[tokio::test]
 async fn tests_with_a_session_of_its_own() {
     let server = Server::start(Call::granted).await;
     let sink = sink(&server).await;
@@ -251,7 +282,6 @@ async fn tests_with_a_session_of_its_own() {
     assert_eq!(server.keys_that_wrote(), ["ASIA1", "ASIA2", "ASIA2"]);
 }
 
-#[tokio::test]
 async fn a_test_tells_which_stage_failed() {
     let server = Server::start(|call| match call.is_sts() {
         true => server::access_denied(),
@@ -278,3 +308,12 @@ async fn a_test_tells_which_stage_failed() {
     let fault = report.write.unwrap().unwrap_err();
     assert_eq!(fault.code(), "AccessDeniedException");
 }
+
+with_either_client!(
+    writes_the_records_with_a_narrow_session,
+    calls_nothing_for_nothing,
+    tells_record_by_record,
+    takes_nothing_unclear_for_accepted,
+    tests_with_a_session_of_its_own,
+    a_test_tells_which_stage_failed,
+);

@@ -3,16 +3,12 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use tokio::time::Instant;
-use uuid::Uuid;
 
-use crate::domain::{
-    backoff::Backoff, delivery::Delivery, event::Head, integration::IntegrationKey,
-};
+use crate::domain::{backoff::Backoff, delivery::Delivery, integration::IntegrationKey};
 
 /// One integration with work.
 #[derive(Debug)]
 pub(super) struct Lane {
-    pub(super) head: Head,
     pub(super) delivery: Delivery,
     /// The sequence from which the log is read next.
     pub(super) cursor: u64,
@@ -100,9 +96,8 @@ impl Lanes {
 
     /// Makes the lane of an integration that has work from a sequence on, where it
     /// has none, and queues it.
-    pub(super) fn open(&mut self, key: IntegrationKey, integration_id: Uuid, from: u64) {
+    pub(super) fn open(&mut self, key: IntegrationKey, from: u64) {
         self.by_key.entry(key).or_insert_with(|| Lane {
-            head: Head::new(integration_id),
             delivery: Delivery::default(),
             cursor: from,
             loading: false,

@@ -14,8 +14,7 @@ use super::{
 };
 use crate::{
     domain::{
-        delivery::Batch,
-        event::{Head, finish},
+        delivery::{Batch, Item},
         integration::{Integration, IntegrationKey},
     },
     sink::{Record, Sink},
@@ -116,29 +115,22 @@ fn next_request<S>(shared: &Shared<S>, key: IntegrationKey) -> Option<(Batch, Ve
     let is_full = |batch: &Batch| batch.items.len() >= shared.options.limits.records;
     lane.starved = waiting && !batch.as_ref().is_some_and(is_full);
     let batch = batch?;
-    let head = lane.head.clone();
     if waiting || lane.cursor < log_end {
         lanes.queue(key);
         shared.wake.notify_one();
     }
     drop(lanes);
-    let records = records(&head, &batch);
+    let records = records(&batch);
     Some((batch, records))
 }
 
-fn records(head: &Head, batch: &Batch) -> Vec<Record> {
-    batch
-        .items
-        .iter()
-        .map(|item| {
-            let mut data = Vec::new();
-            finish(head, item.sequence, &item.body, &mut data);
-            Record {
-                partition_key: Uuid::from_u128(item.key).to_string(),
-                data,
-            }
-        })
-        .collect()
+fn records(batch: &Batch) -> Vec<Record> {
+    let record = |item: &Item| Record {
+        partition_key: Uuid::from_u128(item.key),
+        sequence: Some(item.sequence),
+        body: item.body.clone(),
+    };
+    batch.items.iter().map(record).collect()
 }
 
 fn end_turn<S>(shared: &Shared<S>, key: IntegrationKey, allowance: Allowance, settling: bool) {

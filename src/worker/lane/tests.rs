@@ -18,7 +18,7 @@ const LIMITS: TurnLimits = TurnLimits {
 fn lanes(count: i64) -> Lanes {
     let mut lanes = Lanes::default();
     for key in 0..count {
-        lanes.open(IntegrationKey(key), Uuid::from_u128(key as u128), 1);
+        lanes.open(IntegrationKey(key), 1);
     }
     lanes
 }
@@ -62,7 +62,7 @@ fn many_that_hang_do_not_keep_the_others_waiting() {
     }
     assert!(hanging.len() >= 50);
     let healthy = IntegrationKey(1000);
-    lanes.open(healthy, Uuid::from_u128(1000), 1);
+    lanes.open(healthy, 1);
     assert_eq!(lanes.next_ready(LIMITS), Some((healthy, Allowance::Quick)));
     // Those that are known to hang wait for their own allowance.
     for (key, _) in &hanging {
