@@ -1,6 +1,7 @@
 //! The delivery worker: who has work, whose turn it is, send, settle.
 
 mod gate;
+mod give_up;
 mod lane;
 mod load;
 mod outcome;
@@ -113,8 +114,8 @@ impl<S: Sink> Worker<S> {
     /// a defect.
     pub async fn run(&self, stop: CancellationToken, kill: CancellationToken) {
         let shared = &self.shared;
-        for key in shared.store.with_work() {
-            self.adopt(key, 1);
+        for (key, _since) in shared.store.backlog() {
+            self.adopt(*key, 1);
         }
         let mut standing = pin!(shared.sink.watch_standing());
         while !stop.is_cancelled() && !shared.defect.is_cancelled() {
@@ -170,7 +171,7 @@ impl<S: Sink> Worker<S> {
             self.adopt(key, from);
         }
         if attention.configured {
-            self.shared.lanes().end_back_off(key);
+            self.shared.lanes().configured(key);
         }
     }
 

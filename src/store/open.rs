@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use sea_orm::{
     ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbErr,
     sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous},
@@ -150,6 +151,7 @@ async fn connect(path: &Path, connections: u32, create: bool) -> Result<Database
 /// What a database holds at start.
 struct Known {
     slots: Vec<Slot>,
+    backlog: Vec<(IntegrationKey, Timestamp)>,
     tombstones: Vec<super::Tombstone>,
     floor: u64,
     database_id: String,
@@ -160,8 +162,13 @@ struct Known {
 impl Known {
     async fn load(db: &DatabaseConnection) -> Result<Self, DbErr> {
         let floor = load_meta(db, TOMBSTONE_FLOOR).await?;
+        let slots = load_slots(db).await?;
+        let backlog = slots
+            .iter()
+            .filter_map(|(slot, since)| Some((slot.snapshot.integration.key, (*since)?)));
         Ok(Self {
-            slots: load_slots(db).await?,
+            backlog: backlog.collect(),
+            slots: slots.into_iter().map(|(slot, _)| slot).collect(),
             tombstones: load_tombstones(db).await?,
             floor: floor.and_then(|text| text.parse().ok()).unwrap_or(0),
             database_id: database_id(db).await?,
@@ -224,6 +231,7 @@ impl Known {
             tail,
             work,
             sealer,
+            backlog: self.backlog.into(),
             reader,
             database_id: self.database_id.into(),
         }

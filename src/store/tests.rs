@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::*;
 use crate::domain::{
     arn::{RoleArn, StreamArn},
-    delivery::{BatchLimits, Delivery, Settlement},
+    delivery::{BatchLimits, Delivery, Outcome, Settlement},
     segment::Segment,
     status::{Cause, Fault, Observation, Reason, Stage, Status},
 };
@@ -98,10 +98,13 @@ async fn deliver(store: &Store, organization: &str, bits: u64) -> u64 {
     let Some(batch) = delivery.next_batch(LIMITS) else {
         return 0;
     };
-    let accepted: Vec<bool> = (0..batch.items.len())
-        .map(|at| bits >> at & 1 == 1)
+    let outcomes: Vec<Outcome> = (0..batch.items.len())
+        .map(|at| match bits >> at & 1 {
+            1 => Outcome::Accepted,
+            _ => Outcome::Failed,
+        })
         .collect();
-    let settlement = delivery.settle(batch, &accepted);
+    let settlement = delivery.settle(batch, &outcomes);
     let count = settlement.accepted;
     settle(store, key, settlement).await;
     count

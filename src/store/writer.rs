@@ -16,7 +16,7 @@ use super::{
     catalog::Catalog,
     command::{Command, ConfigureError, Unsettled},
     draft::Draft,
-    external_ids, integrations, rows,
+    external_ids, gaps, integrations, rows,
     secret::Sealer,
     statements,
     tail::{Tail, TailChunk},
@@ -229,7 +229,7 @@ impl Writer {
         Ok(committed)
     }
 
-    /// A Configure or a Delete. Errors here are the database's; a refusal is an answer.
+    /// Anything but an append or a settlement. Errors here are the database's; a refusal is an answer.
     async fn change(
         &self,
         tx: &DatabaseTransaction,
@@ -266,6 +266,13 @@ impl Writer {
             Command::RetirePrevious { key, version } => {
                 external_ids::retire_previous(tx, draft, key, version, now).await?;
             }
+            Command::GiveUp { ask, reply } => match gaps::apply(tx, draft, &ask).await {
+                Ok(given_up) => answers.given_up.push((reply, ask.key, given_up)),
+                Err(error) => {
+                    let _gone = reply.send(Err(StoreError::Database(error.clone())));
+                    return Err(error);
+                }
+            },
             Command::Issue {
                 organization_id,
                 external_id,
@@ -336,7 +343,8 @@ impl Writer {
                     id: committed.next_chunk_id,
                     first_sequence: progress.next_sequence,
                     count: segment.count,
-                    accepted: Vec::new(),
+                    settled: Vec::new(),
+                    gaps: Vec::new(),
                     bytes: segment.bytes.into(),
                 };
                 let pending_bytes = statements::insert_chunk(tx, key, &chunk, now).await?;

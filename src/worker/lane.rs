@@ -1,8 +1,11 @@
 //! Whose turn it is. A lane exists for an integration that has work; no lane, no cost.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    sync::Arc,
+};
 
-use tokio::time::Instant;
+use tokio::{sync::RwLock, time::Instant};
 use uuid::Uuid;
 
 use crate::domain::{
@@ -12,8 +15,12 @@ use crate::domain::{
 /// One integration with work.
 #[derive(Debug)]
 pub(super) struct Lane {
+    pub(super) integration_id: Uuid,
     pub(super) head: Head,
     pub(super) delivery: Delivery,
+    /// Whoever reads the log, makes a request or takes in an answer shares it; whoever
+    /// gives events up has it alone, so that the lane meanwhile knows what the store does.
+    pub(super) still: Arc<RwLock<()>>,
     /// The sequence from which the log is read next.
     pub(super) cursor: u64,
     /// A turn is reading the log.
@@ -102,8 +109,10 @@ impl Lanes {
     /// has none, and queues it.
     pub(super) fn open(&mut self, key: IntegrationKey, integration_id: Uuid, from: u64) {
         self.by_key.entry(key).or_insert_with(|| Lane {
+            integration_id,
             head: Head::new(integration_id),
             delivery: Delivery::default(),
+            still: Arc::default(),
             cursor: from,
             loading: false,
             starved: false,
@@ -206,6 +215,14 @@ impl Lanes {
             }
             self.queue(key);
         }
+    }
+
+    /// What was met under another configuration no longer counts.
+    pub(super) fn configured(&mut self, key: IntegrationKey) {
+        if let Some(lane) = self.by_key.get_mut(&key) {
+            lane.delivery.forget_refusals();
+        }
+        self.end_back_off(key);
     }
 
     /// When the next back-off ends.

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{Shared, lane::Lanes};
 use crate::{
     domain::{
-        delivery::{Batch, Settlement},
+        delivery::{Batch, Outcome, Settlement},
         integration::{Integration, IntegrationKey},
         status::{Fault, Observation},
     },
@@ -39,18 +39,20 @@ pub(super) fn take_in<S>(
     let now = Timestamp::now();
     let sent = batch.items.len() as u64;
     let cancelled = matches!(answer, Answer::Cancelled);
-    let (settlement, failure) = settle(lanes, key, batch, answer)?;
-    let version = shared.store.get(key)?.integration.version;
+    let current = shared.store.get(key).map(|one| one.integration.version);
+    // What an old configuration met says nothing of the new one.
+    let outdated = current != Some(integration.version);
+    let (settlement, failure) = settle(lanes, key, batch, answer, outdated)?;
+    current?;
     if cancelled {
         return None;
     }
     let next_retry = match &failure {
-        // What an old configuration met says nothing of the new one.
-        Some(_) if version != integration.version => NextRetry::Never,
+        Some(_) if outdated || settlement.narrowing => NextRetry::Never,
         Some(fault) => {
-            let share = (settlement.accepted, sent);
+            let share = (settlement.passed(), sent);
             let wait = next_wait(shared, lanes, key, share, fault, now)?;
-            match settlement.accepted {
+            match settlement.passed() {
                 0 => NextRetry::At(now + wait),
                 _ => NextRetry::Never,
             }
@@ -63,49 +65,74 @@ pub(super) fn take_in<S>(
     };
     lanes.get(key)?.unsettled += 1;
     let observation = match failure {
-        Some(fault) if settlement.accepted == 0 => Observation::Failed(fault),
+        Some(fault) if settlement.passed() == 0 => Observation::Failed(fault),
         _ => Observation::Accepted,
+    };
+    let observed = Observed {
+        version: integration.version,
+        at: now,
+        observation,
+        next_retry,
     };
     Some(Settle {
         key,
+        observed: (!settlement.narrowing).then_some(observed),
         settlement,
-        observed: Some(Observed {
-            version: integration.version,
-            at: now,
-            observation,
-            next_retry,
-        }),
         done: None,
     })
 }
 
-/// Gives the batch back to its lane; this comes before all else.
+/// Gives the batch back to its lane; this comes before all else. Of an outdated
+/// configuration nothing is taken to be refused.
 fn settle(
     lanes: &mut Lanes,
     key: IntegrationKey,
     batch: Batch,
     answer: Answer,
+    outdated: bool,
 ) -> Option<(Settlement, Option<Fault>)> {
     let lane = lanes.get(key)?;
     let bytes_before = lane.delivery.bytes();
+    let failed = |fault: &Fault| match fault.refuses_values() && !outdated {
+        true => Outcome::Refused,
+        false => Outcome::Failed,
+    };
     let settled = match answer {
         Answer::Outcomes(outcomes) => {
-            let accepted: Vec<bool> = outcomes
-                .iter()
-                .map(|outcome| matches!(outcome, RecordOutcome::Accepted { .. }))
-                .collect();
-            let failure = outcomes.into_iter().find_map(|outcome| match outcome {
-                RecordOutcome::Failed(fault) => Some(fault),
-                RecordOutcome::Accepted { .. } => None,
-            });
-            (lane.delivery.settle(batch, &accepted), failure)
+            let (told, failure) = outcomes_of(outcomes, failed);
+            (lane.delivery.settle(batch, &told), failure)
         }
-        Answer::Fault(fault) => (lane.delivery.settle(batch, &[]), Some(fault)),
+        Answer::Fault(fault) => {
+            let told = vec![failed(&fault); batch.items.len()];
+            (lane.delivery.settle(batch, &told), Some(fault))
+        }
         Answer::Cancelled => (lane.delivery.settle(batch, &[]), None),
     };
     let freed = bytes_before - lane.delivery.bytes();
     lanes.loaded_bytes -= freed;
     Some(settled)
+}
+
+/// The outcomes of an answered request, and why it did not get through as a whole. A
+/// record that is refused while others pass is its own fault, and slows nothing down.
+fn outcomes_of(
+    answered: Vec<RecordOutcome>,
+    failed: impl Fn(&Fault) -> Outcome,
+) -> (Vec<Outcome>, Option<Fault>) {
+    let told: Vec<Outcome> = answered
+        .iter()
+        .map(|outcome| match outcome {
+            RecordOutcome::Accepted { .. } => Outcome::Accepted,
+            RecordOutcome::Failed(fault) => failed(fault),
+        })
+        .collect();
+    let passed = told.contains(&Outcome::Accepted);
+    let mut failures = answered.into_iter().filter_map(|outcome| match outcome {
+        RecordOutcome::Failed(fault) => Some(fault),
+        RecordOutcome::Accepted { .. } => None,
+    });
+    let failure = failures.find(|fault| !passed || failed(fault) == Outcome::Failed);
+    (told, failure)
 }
 
 /// Backs off after a failure, and says for how long. Some records may have been accepted.

@@ -2,20 +2,24 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::{RwLock, oneshot},
+    time::timeout,
+};
 use uuid::Uuid;
 
 use super::{
     Shared,
     gate::Pass,
+    give_up,
     lane::{Allowance, Lanes},
     load::load,
     outcome::{Answer, take_in},
 };
 use crate::{
     domain::{
-        delivery::Batch,
-        event::{Head, finish},
+        delivery::{Batch, Item},
+        event::{Format, Head, finish, render_gap},
         integration::{Integration, IntegrationKey},
     },
     sink::{Record, Sink},
@@ -51,16 +55,8 @@ async fn send<S: Sink>(
     allowance: &mut Allowance,
 ) -> Option<oneshot::Receiver<()>> {
     let integration = shared.store.get(key)?.integration;
-    load(shared, key, &integration).await;
-    let request = match next_request(shared, key) {
-        None => {
-            // What is at hand waits for requests under way; further on may be more.
-            load(shared, key, &integration).await;
-            next_request(shared, key)
-        }
-        request => request,
-    };
-    let (batch, records) = request?;
+    let still = shared.lanes().get(key)?.still.clone();
+    let (batch, records) = request(shared, key, &integration, &still).await?;
     let answer = tokio::select! {
         biased;
         () = pass.cancelled() => Answer::Cancelled,
@@ -68,15 +64,42 @@ async fn send<S: Sink>(
     };
     // The call is over; a delete need not wait for the settlement.
     drop(pass);
-    // Room in the queue comes first, so that settlements are queued in the order in
-    // which the lane takes in the answers.
-    let permit = shared.store.reserve_settle().await;
-    let mut lanes = shared.lanes();
-    let mut settle = take_in(shared, &mut lanes, key, &integration, batch, answer)?;
-    let (done, settled) = oneshot::channel();
-    settle.done = Some(done);
-    permit?.settle(settle);
+    let (settled, refused) = {
+        let _shared = still.read().await;
+        // Room in the queue comes first, so that settlements are queued in the order in
+        // which the lane takes in the answers.
+        let permit = shared.store.reserve_settle().await;
+        let mut lanes = shared.lanes();
+        let mut settle = take_in(shared, &mut lanes, key, &integration, batch, answer)?;
+        let (done, settled) = oneshot::channel();
+        settle.done = Some(done);
+        let refused = settle.settlement.refused;
+        permit?.settle(settle);
+        (settled, refused)
+    };
+    if refused > 0 {
+        give_up::refused(shared, key).await;
+    }
     Some(settled)
+}
+
+/// Reads what is needed of the log, and makes the next request of it.
+async fn request<S: Sink>(
+    shared: &Shared<S>,
+    key: IntegrationKey,
+    integration: &Integration,
+    still: &RwLock<()>,
+) -> Option<(Batch, Vec<Record>)> {
+    let _shared = still.read().await;
+    load(shared, key, integration).await;
+    match next_request(shared, key) {
+        None => {
+            // What is at hand waits for requests under way; further on may be more.
+            load(shared, key, integration).await;
+            next_request(shared, key)
+        }
+        request => request,
+    }
 }
 
 /// Calls AWS. A call that takes long no longer counts among the quick ones.
@@ -116,29 +139,28 @@ fn next_request<S>(shared: &Shared<S>, key: IntegrationKey) -> Option<(Batch, Ve
     let is_full = |batch: &Batch| batch.items.len() >= shared.options.limits.records;
     lane.starved = waiting && !batch.as_ref().is_some_and(is_full);
     let batch = batch?;
-    let head = lane.head.clone();
+    let (head, integration_id) = (lane.head.clone(), lane.integration_id);
     if waiting || lane.cursor < log_end {
         lanes.queue(key);
         shared.wake.notify_one();
     }
     drop(lanes);
-    let records = records(&head, &batch);
+    let format = &shared.options.format;
+    let records = batch.items.iter().map(|item| Record {
+        partition_key: Uuid::from_u128(item.key).to_string(),
+        data: data(&head, integration_id, format, item),
+    });
+    let records = records.collect();
     Some((batch, records))
 }
 
-fn records(head: &Head, batch: &Batch) -> Vec<Record> {
-    batch
-        .items
-        .iter()
-        .map(|item| {
-            let mut data = Vec::new();
-            finish(head, item.sequence, &item.body, &mut data);
-            Record {
-                partition_key: Uuid::from_u128(item.key).to_string(),
-                data,
-            }
-        })
-        .collect()
+fn data(head: &Head, integration_id: Uuid, format: &Format, item: &Item) -> Vec<u8> {
+    let mut data = Vec::new();
+    match &item.gap {
+        Some(gap) => drop(render_gap(integration_id, format, gap, &mut data)),
+        None => finish(head, item.sequence, &item.body, &mut data),
+    }
+    data
 }
 
 fn end_turn<S>(shared: &Shared<S>, key: IntegrationKey, allowance: Allowance, settling: bool) {

@@ -20,7 +20,7 @@ use siem_relay::{
 use tempfile::TempDir;
 
 pub use api::{Api, reason, violated};
-pub use arrived::{Arrived, arrive, check_in_order, check_whole};
+pub use arrived::{Arrived, GapTold, arrive, check_in_order, check_whole, check_with_gaps};
 pub use customer::Customer;
 pub use load::{Load, Published, detection, encode, event};
 pub use process::Process;

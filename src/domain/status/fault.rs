@@ -69,6 +69,16 @@ impl Fault {
         }
     }
 
+    /// Whether Kinesis refuses the values of the request, which may be those of a
+    /// single record.
+    pub fn refuses_values(&self) -> bool {
+        self.stage == Stage::Write
+            && matches!(
+                self.code(),
+                "InvalidArgumentException" | "ValidationException" | "ValidationError"
+            )
+    }
+
     /// What the fault means.
     pub fn meaning(&self) -> Meaning {
         match &self.cause {
