@@ -117,7 +117,7 @@ settings! {
         "The most records that one PutRecords request carries.";
     max_request_bytes: usize = "max-request-bytes", "5242880", Bytes(MIB..=10 * MIB),
         "The most bytes of records and partition keys that one PutRecords request carries.";
-    requests_in_flight: usize = "requests-in-flight", "64", Count(1..=4096),
+    requests_in_flight: usize = "requests-in-flight", "64", Count(4..=4096),
         "How many PutRecords requests may be under way in all.";
     requests_in_flight_per_integration: usize = "requests-in-flight-per-integration", "4", Count(1..=64),
         "How many PutRecords requests may be under way for one integration.";

@@ -4,6 +4,7 @@ mod gate;
 mod lane;
 mod load;
 mod outcome;
+mod places;
 mod test_event;
 mod turn;
 
@@ -19,14 +20,11 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{
-    gate::Gate,
-    lane::{Lanes, TurnLimits},
-};
+use self::{gate::Gate, lane::Lanes};
 use crate::{
     domain::{
         backoff::BackoffPolicy, delivery::BatchLimits, event::Format, integration::IntegrationKey,
-        standing::Standing,
+        standing::Standing, status::Status,
     },
     sink::Sink,
     store::{Attention, Deleted, Store},
@@ -93,11 +91,15 @@ impl<S> Shared<S> {
 impl<S: Sink> Worker<S> {
     /// A worker that does nothing until [`Worker::run`].
     pub fn new(store: Store, sink: S, options: WorkerOptions) -> Self {
+        let lanes = Lanes::new(
+            options.requests_in_flight,
+            options.requests_in_flight_per_integration,
+        );
         let shared = Shared {
             store,
             sink,
             options,
-            lanes: Mutex::default(),
+            lanes: Mutex::new(lanes),
             gate: Gate::default(),
             wake: Notify::new(),
             turns: TaskTracker::new(),
@@ -161,7 +163,8 @@ impl<S: Sink> Worker<S> {
         // Under the lanes' lock, so that a deletion in between finds the lane.
         let mut lanes = self.shared.lanes();
         if let Some(snapshot) = self.shared.store.get(key) {
-            lanes.open(key, snapshot.integration.integration_id, from);
+            let proven = snapshot.status.status == Status::Active;
+            lanes.open(key, snapshot.integration.integration_id, from, proven);
         }
     }
 
@@ -170,21 +173,17 @@ impl<S: Sink> Worker<S> {
             self.adopt(key, from);
         }
         if attention.configured {
-            self.shared.lanes().end_back_off(key);
+            self.shared.lanes().configured(key);
         }
     }
 
     fn start_turns(&self) {
-        let options = &self.shared.options;
-        let limits = TurnLimits::new(
-            options.requests_in_flight,
-            options.requests_in_flight_per_integration,
-        );
         let mut lanes = self.shared.lanes();
         lanes.wake(Instant::now());
-        while let Some((key, allowance)) = lanes.next_ready(limits) {
+        lanes.make_room();
+        while let Some((key, turn)) = lanes.next_turn() {
             let defect = self.shared.defect.clone().drop_guard();
-            let turn = turn::take(Arc::clone(&self.shared), key, allowance);
+            let turn = turn::take(Arc::clone(&self.shared), key, turn);
             self.shared.turns.spawn(async move {
                 turn.await;
                 // A panic drops it armed.

@@ -1,10 +1,11 @@
 //! Whose turn it is. A lane exists for an integration that has work; no lane, no cost.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 use uuid::Uuid;
 
+use super::places::{Class, Places, Ticket, Turn};
 use crate::domain::{
     backoff::Backoff, delivery::Delivery, event::Head, integration::IntegrationKey,
 };
@@ -20,8 +21,8 @@ pub(super) struct Lane {
     pub(super) loading: bool,
     /// The last request could have held more, had other keys been at hand.
     pub(super) starved: bool,
-    /// Its last call took long.
-    pub(super) slow: bool,
+    /// What is expected of its next call.
+    pub(super) class: Class,
     /// Turns under way.
     pub(super) turns: usize,
     /// Attempts whose settlement is not durable yet.
@@ -31,160 +32,160 @@ pub(super) struct Lane {
     /// Failures of some records in a row, while others pass.
     pub(super) pace: Backoff,
     pub(super) retry_at: Option<Instant>,
-    queued: bool,
+    /// Turns up to this one began before something was mended.
+    mended: u64,
+    queued: Option<Ticket>,
 }
 
 impl Lane {
-    /// Whether its turns may take long: then they do not take the place of others'.
-    fn is_slow(&self) -> bool {
-        self.slow || self.backoff.is_failing()
-    }
-
-    fn most_turns(&self, each: usize) -> usize {
-        match (self.backoff.is_failing(), self.slow) {
-            (true, _) => 1,
-            (false, true) => each.div_ceil(2),
-            (false, false) => each,
-        }
-    }
-}
-
-/// How many turns may be under way.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct TurnLimits {
-    /// Of lanes that answer quickly.
-    pub(super) quick: usize,
-    /// Of lanes that fail or take long.
-    pub(super) slow: usize,
-    /// Of one lane.
-    pub(super) each: usize,
-}
-
-impl TurnLimits {
-    /// A quarter is for those that fail or take long, so that the rest never waits for
-    /// them.
-    pub(super) fn new(most: usize, each: usize) -> Self {
-        let slow = (most / 4).max(1);
+    fn new(integration_id: Uuid, from: u64, class: Class) -> Self {
         Self {
-            quick: most.saturating_sub(slow).max(1),
-            slow,
-            each,
-        }
-    }
-}
-
-/// Which allowance a turn counts against.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Allowance {
-    Quick,
-    Slow,
-}
-
-/// All lanes, and the order of their turns.
-#[derive(Debug, Default)]
-pub(super) struct Lanes {
-    by_key: HashMap<IntegrationKey, Lane>,
-    ready: VecDeque<IntegrationKey>,
-    ready_slow: VecDeque<IntegrationKey>,
-    retries: BTreeSet<(Instant, IntegrationKey)>,
-    quick_turns: usize,
-    slow_turns: usize,
-    /// Bytes of all chunks at hand, and of those that are being read.
-    pub(super) loaded_bytes: usize,
-}
-
-impl Lanes {
-    pub(super) fn get(&mut self, key: IntegrationKey) -> Option<&mut Lane> {
-        self.by_key.get_mut(&key)
-    }
-
-    /// Makes the lane of an integration that has work from a sequence on, where it
-    /// has none, and queues it.
-    pub(super) fn open(&mut self, key: IntegrationKey, integration_id: Uuid, from: u64) {
-        self.by_key.entry(key).or_insert_with(|| Lane {
             head: Head::new(integration_id),
             delivery: Delivery::default(),
             cursor: from,
             loading: false,
             starved: false,
-            slow: false,
+            class,
             turns: 0,
             unsettled: 0,
             backoff: Backoff::default(),
             pace: Backoff::default(),
             retry_at: None,
-            queued: false,
-        });
+            mended: 0,
+            queued: None,
+        }
+    }
+
+    /// Whether what a turn met is of the time before something was mended.
+    pub(super) fn is_outdated(&self, turn: &Turn) -> bool {
+        turn.id <= self.mended
+    }
+
+    /// Whether it has all the turns that it may have. It queues again as they end.
+    fn is_busy(&self, each: usize) -> bool {
+        let most = match self.class {
+            Class::Quick => each,
+            Class::Slow => each.div_ceil(2),
+            Class::Probe | Class::Hanging => 1,
+        };
+        self.turns >= most
+    }
+}
+
+/// All lanes, and the order of their turns.
+#[derive(Debug)]
+pub(super) struct Lanes {
+    by_key: HashMap<IntegrationKey, Lane>,
+    places: Places,
+    /// Turns of one lane at the most.
+    each: usize,
+    /// Turns that take long, and how to tell them to end.
+    overdue: HashMap<u64, oneshot::Sender<()>>,
+    retries: BTreeSet<(Instant, IntegrationKey)>,
+    /// Bytes of all chunks at hand, and of those that are being read.
+    pub(super) loaded_bytes: usize,
+}
+
+impl Lanes {
+    /// With so many turns in all, and of one lane.
+    pub(super) fn new(most: usize, each: usize) -> Self {
+        Self {
+            by_key: HashMap::new(),
+            places: Places::new(most),
+            each,
+            overdue: HashMap::new(),
+            retries: BTreeSet::new(),
+            loaded_bytes: 0,
+        }
+    }
+
+    pub(super) fn get(&mut self, key: IntegrationKey) -> Option<&mut Lane> {
+        self.by_key.get_mut(&key)
+    }
+
+    /// Makes the lane of an integration that has work from a sequence on, where it
+    /// has none, and queues it. `proven` is whether its last attempt succeeded.
+    pub(super) fn open(
+        &mut self,
+        key: IntegrationKey,
+        integration_id: Uuid,
+        from: u64,
+        proven: bool,
+    ) {
+        let class = Class::after(proven, false);
+        self.by_key
+            .entry(key)
+            .or_insert_with(|| Lane::new(integration_id, from, class));
         self.queue(key);
     }
 
-    /// Puts a lane behind all that wait, unless it waits already or backs off.
+    /// Queues a lane, unless it waits already, backs off or has its turns.
     pub(super) fn queue(&mut self, key: IntegrationKey) {
         if let Some(lane) = self.by_key.get_mut(&key)
             && lane.retry_at.is_none()
-            && !lane.queued
+            && lane.queued.is_none()
+            && !lane.is_busy(self.each)
         {
-            lane.queued = true;
-            match lane.is_slow() {
-                true => self.ready_slow.push_back(key),
-                false => self.ready.push_back(key),
+            lane.queued = Some(self.places.queue(key, lane.class));
+        }
+    }
+
+    /// What is expected of a lane's next call has changed.
+    pub(super) fn expect(&mut self, key: IntegrationKey, class: Class) {
+        if let Some(lane) = self.by_key.get_mut(&key) {
+            lane.class = class;
+            if let Some(ticket) = &mut lane.queued {
+                *ticket = self.places.requeue(*ticket, class);
             }
         }
     }
 
-    /// The next lane that may take a turn.
-    pub(super) fn next_ready(&mut self, most: TurnLimits) -> Option<(IntegrationKey, Allowance)> {
-        while self.quick_turns < most.quick
-            && let Some(key) = self.ready.pop_front()
-        {
-            if self.by_key.get(&key).is_some_and(Lane::is_slow) {
-                self.ready_slow.push_back(key);
-            } else if self.begin_turn(key, most.each) {
-                self.quick_turns += 1;
-                return Some((key, Allowance::Quick));
-            }
-        }
-        while self.slow_turns < most.slow
-            && let Some(key) = self.ready_slow.pop_front()
-        {
-            if self.begin_turn(key, most.each) {
-                self.slow_turns += 1;
-                return Some((key, Allowance::Slow));
+    /// The next turn that may begin.
+    pub(super) fn next_turn(&mut self) -> Option<(IntegrationKey, Turn)> {
+        while let Some((key, class)) = self.places.call_next() {
+            if let Some(lane) = self.by_key.get_mut(&key) {
+                lane.queued = None;
+                if lane.retry_at.is_none() && !lane.is_busy(self.each) {
+                    lane.turns += 1;
+                    return Some((key, self.places.take(class)));
+                }
             }
         }
         None
     }
 
-    fn begin_turn(&mut self, key: IntegrationKey, each: usize) -> bool {
-        let Some(lane) = self.by_key.get_mut(&key) else {
-            return false;
-        };
-        lane.queued = false;
-        // A lane that is full of turns queues again as they end.
-        let may = lane.retry_at.is_none() && lane.turns < lane.most_turns(each);
-        lane.turns += usize::from(may);
-        may
+    /// Ends calls that take long where others need their places.
+    pub(super) fn make_room(&mut self) {
+        let cut = self.places.make_room();
+        self.cut(cut);
     }
 
-    /// A turn takes long: its lane is slow from now on, and the turn gives its place
-    /// to a quick one.
-    pub(super) fn slow_down(&mut self, key: IntegrationKey, allowance: &mut Allowance) {
-        if let Some(lane) = self.by_key.get_mut(&key) {
-            lane.slow = true;
+    fn cut(&mut self, turns: Vec<u64>) {
+        for turn in turns {
+            // A call that is over needs no telling.
+            let _over = self.overdue.remove(&turn).map(|cut| cut.send(()));
         }
-        if *allowance == Allowance::Quick {
-            *allowance = Allowance::Slow;
-            self.quick_turns -= 1;
-            self.slow_turns += 1;
+    }
+
+    /// The call of a turn takes long. Returns what tells that it is to end.
+    pub(super) fn overdue(
+        &mut self,
+        key: IntegrationKey,
+        turn: &mut Turn,
+    ) -> oneshot::Receiver<()> {
+        if self.get(key).is_some_and(|lane| lane.class != Class::Slow) {
+            self.expect(key, Class::Hanging);
         }
+        self.places.overdue(key, turn);
+        let (cut, told) = oneshot::channel();
+        self.overdue.insert(turn.id, cut);
+        told
     }
 
     /// Returns whether the lane is still there.
-    pub(super) fn end_turn(&mut self, key: IntegrationKey, allowance: Allowance) -> bool {
-        match allowance {
-            Allowance::Quick => self.quick_turns -= 1,
-            Allowance::Slow => self.slow_turns -= 1,
-        }
+    pub(super) fn end_turn(&mut self, key: IntegrationKey, turn: Turn) -> bool {
+        self.overdue.remove(&turn.id);
+        self.places.leave(turn);
         let lane = self.by_key.get_mut(&key);
         lane.map(|lane| lane.turns -= 1).is_some()
     }
@@ -194,6 +195,26 @@ impl Lanes {
             let before = lane.retry_at.replace(until);
             before.map(|before| self.retries.remove(&(before, key)));
             self.retries.insert((until, key));
+        }
+    }
+
+    /// The integration was configured: what was met before says nothing of it now.
+    pub(super) fn configured(&mut self, key: IntegrationKey) {
+        self.mend(key, Class::Probe);
+    }
+
+    /// A test event got through.
+    pub(super) fn tested(&mut self, key: IntegrationKey) {
+        self.mend(key, Class::Quick);
+    }
+
+    fn mend(&mut self, key: IntegrationKey, class: Class) {
+        if let Some(lane) = self.by_key.get_mut(&key) {
+            lane.mended = self.places.last_turn();
+            let cut = self.places.cut_all(key);
+            self.cut(cut);
+            self.expect(key, class);
+            self.end_back_off(key);
         }
     }
 
@@ -232,6 +253,7 @@ impl Lanes {
             if let Some(at) = lane.retry_at {
                 self.retries.remove(&(at, key));
             }
+            lane.queued.map(|ticket| self.places.leave_queue(ticket));
         }
     }
 

@@ -5,7 +5,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Shared, lane::Lanes};
+use super::{
+    Shared,
+    lane::Lanes,
+    places::{Class, Turn},
+};
 use crate::{
     domain::{
         delivery::{Batch, Settlement},
@@ -33,6 +37,7 @@ pub(super) fn take_in<S>(
     lanes: &mut Lanes,
     key: IntegrationKey,
     integration: &Integration,
+    turn: &Turn,
     batch: Batch,
     answer: Answer,
 ) -> Option<Settle> {
@@ -44,9 +49,14 @@ pub(super) fn take_in<S>(
     if cancelled {
         return None;
     }
+    let accepted = failure.is_none() || settlement.accepted > 0;
+    let outdated = version != integration.version || lanes.get(key)?.is_outdated(turn);
+    if accepted || !outdated {
+        lanes.expect(key, Class::after(accepted, turn.overdue));
+    }
     let next_retry = match &failure {
-        // What an old configuration met says nothing of the new one.
-        Some(_) if version != integration.version => NextRetry::Never,
+        // What was met before something was mended says nothing of what comes.
+        Some(_) if outdated => NextRetry::Never,
         Some(fault) => {
             let share = (settlement.accepted, sent);
             let wait = next_wait(shared, lanes, key, share, fault, now)?;

@@ -8,34 +8,32 @@ use uuid::Uuid;
 use super::{
     Shared,
     gate::Pass,
-    lane::{Allowance, Lanes},
+    lane::Lanes,
     load::load,
     outcome::{Answer, take_in},
+    places::Turn,
 };
 use crate::{
     domain::{
         delivery::Batch,
         event::{Head, finish},
         integration::{Integration, IntegrationKey},
+        status::{Cause, Fault, Stage},
     },
     sink::{Record, Sink},
 };
 
-/// A call that takes longer gives its place to another's.
-const SLOW: Duration = Duration::from_secs(1);
+/// A call that takes longer gives its place to another's where that is needed.
+const LONG: Duration = Duration::from_secs(1);
 
 /// Takes a turn, settles it, and queues the integration again where it has more.
-pub(super) async fn take<S: Sink>(
-    shared: Arc<Shared<S>>,
-    key: IntegrationKey,
-    mut allowance: Allowance,
-) {
+pub(super) async fn take<S: Sink>(shared: Arc<Shared<S>>, key: IntegrationKey, mut turn: Turn) {
     let exists = || shared.store.get(key).is_some();
     let settled = match shared.gate.enter(key, exists) {
-        Some(pass) => send(&shared, key, pass, &mut allowance).await,
+        Some(pass) => send(&shared, key, pass, &mut turn).await,
         None => None,
     };
-    end_turn(&shared, key, allowance, settled.is_some());
+    end_turn(&shared, key, turn, settled.is_some());
     if let Some(settled) = settled {
         // An error means that the store closed; then nobody waits for this.
         let _closed = settled.await;
@@ -48,7 +46,7 @@ async fn send<S: Sink>(
     shared: &Shared<S>,
     key: IntegrationKey,
     pass: Pass,
-    allowance: &mut Allowance,
+    turn: &mut Turn,
 ) -> Option<oneshot::Receiver<()>> {
     let integration = shared.store.get(key)?.integration;
     load(shared, key, &integration).await;
@@ -64,7 +62,7 @@ async fn send<S: Sink>(
     let answer = tokio::select! {
         biased;
         () = pass.cancelled() => Answer::Cancelled,
-        answer = call(shared, key, &integration, records, allowance) => answer,
+        answer = call(shared, key, &integration, records, turn) => answer,
     };
     // The call is over; a delete need not wait for the settlement.
     drop(pass);
@@ -72,38 +70,45 @@ async fn send<S: Sink>(
     // which the lane takes in the answers.
     let permit = shared.store.reserve_settle().await;
     let mut lanes = shared.lanes();
-    let mut settle = take_in(shared, &mut lanes, key, &integration, batch, answer)?;
+    let mut settle = take_in(shared, &mut lanes, key, &integration, turn, batch, answer)?;
     let (done, settled) = oneshot::channel();
     settle.done = Some(done);
     permit?.settle(settle);
     Some(settled)
 }
 
-/// Calls AWS. A call that takes long no longer counts among the quick ones.
+/// Calls AWS. A call that takes long ends where another needs its place.
 async fn call<S: Sink>(
     shared: &Shared<S>,
     key: IntegrationKey,
     integration: &Arc<Integration>,
     records: Vec<Record>,
-    allowance: &mut Allowance,
+    turn: &mut Turn,
 ) -> Answer {
     let mut call = pin!(shared.sink.put_records(integration, records));
-    let answer = match timeout(SLOW, &mut call).await {
-        Ok(answer) => {
-            if let Some(lane) = shared.lanes().get(key) {
-                lane.slow = false;
-            }
-            answer
-        }
+    let answer = match timeout(LONG, &mut call).await {
+        Ok(answer) => answer,
         Err(_elapsed) => {
-            shared.lanes().slow_down(key, allowance);
+            let cut = shared.lanes().overdue(key, turn);
             shared.wake.notify_one();
-            call.await
+            tokio::select! {
+                biased;
+                answer = call => answer,
+                Ok(()) = cut => Err(no_answer()),
+            }
         }
     };
     match answer {
         Ok(outcomes) => Answer::Outcomes(outcomes),
         Err(fault) => Answer::Fault(fault),
+    }
+}
+
+fn no_answer() -> Fault {
+    Fault {
+        stage: Stage::Write,
+        cause: Cause::Timeout,
+        request_id: None,
     }
 }
 
@@ -141,10 +146,10 @@ fn records(head: &Head, batch: &Batch) -> Vec<Record> {
         .collect()
 }
 
-fn end_turn<S>(shared: &Shared<S>, key: IntegrationKey, allowance: Allowance, settling: bool) {
+fn end_turn<S>(shared: &Shared<S>, key: IntegrationKey, turn: Turn, settling: bool) {
     let mut lanes = shared.lanes();
     let log_end = shared.log_end(key);
-    if lanes.end_turn(key, allowance)
+    if lanes.end_turn(key, turn)
         && let Some(lane) = lanes.get(key)
     {
         let exists = log_end > 0;

@@ -99,7 +99,10 @@ async fn a_restart_goes_on_where_it_stopped() {
     world.api.publish(&load.events(3000)).await;
     let part = |counts: &siem_relay::proto::v1::EventCounts| counts.delivered > 100;
     let before = world.api.until_counts("acme", part).await;
+    check_hazards(&world);
     let world = world.restart().await;
+    // Which records failed is not remembered, so they may share a request with later ones.
+    world.aws.reset_counts();
     let after = world.api.get("acme").await;
     assert_eq!(after.integration_id, integration.integration_id);
     assert!(after.counts.unwrap().delivered >= before.delivered);
