@@ -5,6 +5,7 @@ pub mod backoff;
 pub mod delivery;
 pub mod event;
 pub mod external_id;
+pub mod flow;
 pub mod integration;
 pub mod organization;
 pub mod segment;

@@ -20,7 +20,10 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{gate::Gate, lane::Lanes};
+use self::{
+    gate::Gate,
+    lane::{LaneLimits, Lanes},
+};
 use crate::{
     domain::{
         backoff::BackoffPolicy, delivery::BatchLimits, event::Format, integration::IntegrationKey,
@@ -35,8 +38,10 @@ use crate::{
 pub struct WorkerOptions {
     /// Requests under way in all.
     pub requests_in_flight: usize,
-    /// Requests under way for one integration.
+    /// Requests under way for one integration at the most.
     pub requests_in_flight_per_integration: usize,
+    /// How long a request that would not be full waits after the one before.
+    pub send_linger: Duration,
     /// What one request may hold.
     pub limits: BatchLimits,
     /// The waits after failures.
@@ -91,10 +96,12 @@ impl<S> Shared<S> {
 impl<S: Sink> Worker<S> {
     /// A worker that does nothing until [`Worker::run`].
     pub fn new(store: Store, sink: S, options: WorkerOptions) -> Self {
-        let lanes = Lanes::new(
-            options.requests_in_flight,
-            options.requests_in_flight_per_integration,
-        );
+        let lanes = Lanes::new(LaneLimits {
+            turns: options.requests_in_flight,
+            turns_each: options.requests_in_flight_per_integration,
+            records: options.limits.records,
+            linger: options.send_linger,
+        });
         let shared = Shared {
             store,
             sink,
@@ -121,13 +128,13 @@ impl<S: Sink> Worker<S> {
         let mut standing = pin!(shared.sink.watch_standing());
         while !stop.is_cancelled() && !shared.defect.is_cancelled() {
             self.start_turns();
-            let next_retry = shared.lanes().next_retry();
+            let next_wake = shared.lanes().next_wake();
             let far = Instant::now() + Duration::from_secs(3600);
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = shared.defect.cancelled() => {}
                 () = &mut standing => {}
-                () = sleep_until(next_retry.unwrap_or(far)) => {}
+                () = sleep_until(next_wake.unwrap_or(far)) => {}
                 () = shared.wake.notified() => {}
                 attention = shared.store.attention() => {
                     for (key, attention) in attention {
@@ -165,6 +172,8 @@ impl<S: Sink> Worker<S> {
         if let Some(snapshot) = self.shared.store.get(key) {
             let proven = snapshot.status.status == Status::Active;
             lanes.open(key, snapshot.integration.integration_id, from, proven);
+            let log_end = snapshot.progress.next_sequence;
+            lanes.queue_what_waits(key, log_end, true, Instant::now());
         }
     }
 

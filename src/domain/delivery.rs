@@ -236,11 +236,22 @@ impl Delivery {
 
     /// The next request: the oldest events that may go. None where nothing may go now.
     pub fn next_batch(&mut self, limits: BatchLimits) -> Option<Batch> {
+        self.next_batch_of(limits, |_, _| true)
+    }
+
+    /// As [`Delivery::next_batch`], of events that `admit`, given key and bytes, lets go
+    /// now. It is asked at most once for each, and what it refuses holds back its key.
+    pub fn next_batch_of(
+        &mut self,
+        limits: BatchLimits,
+        mut admit: impl FnMut(Key, usize) -> bool,
+    ) -> Option<Batch> {
         if self.exhausted {
             return None;
         }
         let mut picked = Vec::new();
         let mut passed_over = HashSet::new();
+        let mut refused = false;
         let mut bytes = 0;
         'chunks: for chunk in self.chunks.iter_mut().filter(|chunk| chunk.waiting > 0) {
             for index in 0..chunk.states.len() {
@@ -265,6 +276,11 @@ impl Delivery {
                 if full && !picked.is_empty() {
                     break 'chunks;
                 }
+                if !admit(entry.key, weight) {
+                    refused = true;
+                    passed_over.insert(entry.key);
+                    continue;
+                }
                 bytes += weight;
                 chunk.states[index] = State::InFlight;
                 chunk.waiting -= 1;
@@ -272,7 +288,7 @@ impl Delivery {
             }
         }
         if picked.is_empty() {
-            self.exhausted = true;
+            self.exhausted = !refused;
             return None;
         }
         self.waiting -= picked.len();

@@ -1,14 +1,35 @@
 //! Whose turn it is. A lane exists for an integration that has work; no lane, no cost.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use tokio::{sync::oneshot, time::Instant};
 use uuid::Uuid;
 
 use super::places::{Class, Places, Ticket, Turn};
 use crate::domain::{
-    backoff::Backoff, delivery::Delivery, event::Head, integration::IntegrationKey,
+    backoff::Backoff, delivery::Delivery, event::Head, flow::Flow, integration::IntegrationKey,
 };
+
+/// Requests of one integration side by side before success says that more may be.
+const FIRST_WINDOW: usize = 2;
+/// Between two looks for what came for shards that take more, while others do not.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// How lanes take their turns.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LaneLimits {
+    /// Turns in all.
+    pub(super) turns: usize,
+    /// Turns of one lane at the most.
+    pub(super) turns_each: usize,
+    /// Events of a full request.
+    pub(super) records: usize,
+    /// How long a request that would not be full waits after the one before.
+    pub(super) linger: Duration,
+}
 
 /// One integration with work.
 #[derive(Debug)]
@@ -29,9 +50,17 @@ pub(super) struct Lane {
     pub(super) unsettled: usize,
     /// Failures in a row.
     pub(super) backoff: Backoff,
-    /// Failures of some records in a row, while others pass.
-    pub(super) pace: Backoff,
     pub(super) retry_at: Option<Instant>,
+    /// When it is looked at again, though it does not back off.
+    nap_until: Option<Instant>,
+    /// What its stream takes, once that has refused something.
+    pub(super) flow: Option<Box<Flow>>,
+    /// Its stream has to take more before more can go.
+    pub(super) limited: bool,
+    /// When it last looked for something to send.
+    pub(super) looked_at: Option<Instant>,
+    /// How many requests may be under way, as far as its success says.
+    pub(super) window: usize,
     /// Turns up to this one began before something was mended.
     mended: u64,
     queued: Option<Ticket>,
@@ -49,8 +78,12 @@ impl Lane {
             turns: 0,
             unsettled: 0,
             backoff: Backoff::default(),
-            pace: Backoff::default(),
             retry_at: None,
+            nap_until: None,
+            flow: None,
+            limited: false,
+            looked_at: None,
+            window: FIRST_WINDOW,
             mended: 0,
             queued: None,
         }
@@ -62,10 +95,10 @@ impl Lane {
     }
 
     /// Whether it has all the turns that it may have. It queues again as they end.
-    fn is_busy(&self, each: usize) -> bool {
+    fn is_busy(&self) -> bool {
         let most = match self.class {
-            Class::Quick => each,
-            Class::Slow => each.div_ceil(2),
+            Class::Quick => self.window,
+            Class::Slow => self.window.div_ceil(2),
             Class::Probe | Class::Hanging => 1,
         };
         self.turns >= most
@@ -77,24 +110,23 @@ impl Lane {
 pub(super) struct Lanes {
     by_key: HashMap<IntegrationKey, Lane>,
     places: Places,
-    /// Turns of one lane at the most.
-    each: usize,
+    limits: LaneLimits,
     /// Turns that take long, and how to tell them to end.
     overdue: HashMap<u64, oneshot::Sender<()>>,
-    retries: BTreeSet<(Instant, IntegrationKey)>,
+    /// When each lane that rests is looked at again.
+    wakes: BTreeSet<(Instant, IntegrationKey)>,
     /// Bytes of all chunks at hand, and of those that are being read.
     pub(super) loaded_bytes: usize,
 }
 
 impl Lanes {
-    /// With so many turns in all, and of one lane.
-    pub(super) fn new(most: usize, each: usize) -> Self {
+    pub(super) fn new(limits: LaneLimits) -> Self {
         Self {
             by_key: HashMap::new(),
-            places: Places::new(most),
-            each,
+            places: Places::new(limits.turns),
+            limits,
             overdue: HashMap::new(),
-            retries: BTreeSet::new(),
+            wakes: BTreeSet::new(),
             loaded_bytes: 0,
         }
     }
@@ -104,7 +136,7 @@ impl Lanes {
     }
 
     /// Makes the lane of an integration that has work from a sequence on, where it
-    /// has none, and queues it. `proven` is whether its last attempt succeeded.
+    /// has none. `proven` is whether its last attempt succeeded.
     pub(super) fn open(
         &mut self,
         key: IntegrationKey,
@@ -116,7 +148,50 @@ impl Lanes {
         self.by_key
             .entry(key)
             .or_insert_with(|| Lane::new(integration_id, from, class));
-        self.queue(key);
+    }
+
+    /// Queues a lane that may have something to send, at once or when that is worth a
+    /// request. `log_end` is the sequence that the next event will get; `is_new` says
+    /// that events came.
+    pub(super) fn queue_what_waits(
+        &mut self,
+        key: IntegrationKey,
+        log_end: u64,
+        is_new: bool,
+        now: Instant,
+    ) {
+        let limits = self.limits;
+        let Some(lane) = self.by_key.get_mut(&key) else {
+            return;
+        };
+        let unread = log_end.saturating_sub(lane.cursor) as usize;
+        let waiting = lane.delivery.waiting() + unread;
+        if waiting == 0 {
+            return;
+        }
+        let rest = match lane.looked_at {
+            Some(looked_at) if lane.limited && is_new => Some(looked_at + LOOK_AGAIN),
+            _ if lane.limited => lane.nap_until,
+            Some(looked_at) if waiting < limits.records => Some(looked_at + limits.linger),
+            _ => None,
+        };
+        match rest {
+            Some(until) if until > now => self.nap(key, until),
+            _ => self.queue(key),
+        }
+    }
+
+    /// Looks at a lane again at a time, at the latest.
+    pub(super) fn nap(&mut self, key: IntegrationKey, until: Instant) {
+        if let Some(lane) = self.by_key.get_mut(&key)
+            && lane.retry_at.is_none()
+            && lane.queued.is_none()
+            && lane.nap_until.is_none_or(|before| until < before)
+        {
+            let before = lane.nap_until.replace(until);
+            before.map(|before| self.wakes.remove(&(before, key)));
+            self.wakes.insert((until, key));
+        }
     }
 
     /// Queues a lane, unless it waits already, backs off or has its turns.
@@ -124,8 +199,10 @@ impl Lanes {
         if let Some(lane) = self.by_key.get_mut(&key)
             && lane.retry_at.is_none()
             && lane.queued.is_none()
-            && !lane.is_busy(self.each)
+            && !lane.is_busy()
         {
+            let nap = lane.nap_until.take();
+            nap.map(|nap| self.wakes.remove(&(nap, key)));
             lane.queued = Some(self.places.queue(key, lane.class));
         }
     }
@@ -145,7 +222,7 @@ impl Lanes {
         while let Some((key, class)) = self.places.call_next() {
             if let Some(lane) = self.by_key.get_mut(&key) {
                 lane.queued = None;
-                if lane.retry_at.is_none() && !lane.is_busy(self.each) {
+                if lane.retry_at.is_none() && !lane.is_busy() {
                     lane.turns += 1;
                     return Some((key, self.places.take(class)));
                 }
@@ -190,11 +267,26 @@ impl Lanes {
         lane.map(|lane| lane.turns -= 1).is_some()
     }
 
+    /// A request got through whole, or not: more go side by side, or fewer.
+    pub(super) fn widen(&mut self, key: IntegrationKey, whole: bool) {
+        if let Some(lane) = self.by_key.get_mut(&key) {
+            lane.window = match whole {
+                // More only helps where there is more to send.
+                true if lane.delivery.waiting() == 0 => lane.window,
+                true => lane.window + 1,
+                false => lane.window / 2,
+            }
+            .clamp(1, self.limits.turns_each);
+        }
+    }
+
     pub(super) fn back_off(&mut self, key: IntegrationKey, until: Instant) {
         if let Some(lane) = self.by_key.get_mut(&key) {
+            let nap = lane.nap_until.take();
+            nap.map(|nap| self.wakes.remove(&(nap, key)));
             let before = lane.retry_at.replace(until);
-            before.map(|before| self.retries.remove(&(before, key)));
-            self.retries.insert((until, key));
+            before.map(|before| self.wakes.remove(&(before, key)));
+            self.wakes.insert((until, key));
         }
     }
 
@@ -223,25 +315,26 @@ impl Lanes {
         if let Some(lane) = self.by_key.get_mut(&key) {
             lane.backoff.reset();
             if let Some(at) = lane.retry_at.take() {
-                self.retries.remove(&(at, key));
+                self.wakes.remove(&(at, key));
             }
             self.queue(key);
         }
     }
 
-    /// When the next back-off ends.
-    pub(super) fn next_retry(&self) -> Option<Instant> {
-        self.retries.first().map(|(at, _)| *at)
+    /// When the next that rests is looked at.
+    pub(super) fn next_wake(&self) -> Option<Instant> {
+        self.wakes.first().map(|(at, _)| *at)
     }
 
-    /// Queues the lanes whose back-off has ended.
+    /// Queues the lanes that have rested.
     pub(super) fn wake(&mut self, now: Instant) {
-        while let Some((at, key)) = self.retries.first().copied()
+        while let Some((at, key)) = self.wakes.first().copied()
             && at <= now
         {
-            self.retries.remove(&(at, key));
+            self.wakes.remove(&(at, key));
             if let Some(lane) = self.by_key.get_mut(&key) {
                 lane.retry_at = None;
+                lane.nap_until = None;
             }
             self.queue(key);
         }
@@ -250,8 +343,8 @@ impl Lanes {
     pub(super) fn remove(&mut self, key: IntegrationKey) {
         if let Some(lane) = self.by_key.remove(&key) {
             self.loaded_bytes -= lane.delivery.bytes();
-            if let Some(at) = lane.retry_at {
-                self.retries.remove(&(at, key));
+            for at in [lane.retry_at, lane.nap_until].into_iter().flatten() {
+                self.wakes.remove(&(at, key));
             }
             lane.queued.map(|ticket| self.places.leave_queue(ticket));
         }

@@ -2,20 +2,23 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout},
+};
 use uuid::Uuid;
 
 use super::{
     Shared,
     gate::Pass,
-    lane::Lanes,
+    lane::{Lane, Lanes},
     load::load,
     outcome::{Answer, take_in},
     places::Turn,
 };
 use crate::{
     domain::{
-        delivery::Batch,
+        delivery::{Batch, BatchLimits},
         event::{Head, finish},
         integration::{Integration, IntegrationKey},
         status::{Cause, Fault, Stage},
@@ -113,22 +116,45 @@ fn no_answer() -> Fault {
 }
 
 fn next_request<S>(shared: &Shared<S>, key: IntegrationKey) -> Option<(Batch, Vec<Record>)> {
+    let limits = shared.options.limits;
+    let now = Instant::now();
     let mut lanes = shared.lanes();
     let log_end = shared.log_end(key);
     let lane = lanes.get(key)?;
-    let batch = lane.delivery.next_batch(shared.options.limits);
+    let batch = look(lane, limits, now);
     let waiting = lane.delivery.waiting() > 0;
-    let is_full = |batch: &Batch| batch.items.len() >= shared.options.limits.records;
-    lane.starved = waiting && !batch.as_ref().is_some_and(is_full);
-    let batch = batch?;
+    let is_full = batch
+        .as_ref()
+        .is_some_and(|batch| batch.items.len() >= limits.records);
+    let next_admission = lane.flow.as_ref().and_then(|flow| flow.next_admission());
+    lane.limited = next_admission.is_some() && !is_full;
+    // Where only one shard is known, more of the log would wait for it as well.
+    let reads_on = !lane.limited || lane.flow.as_ref().is_some_and(|flow| flow.is_divided());
+    lane.starved = waiting && !is_full && reads_on;
     let head = lane.head.clone();
-    if waiting || lane.cursor < log_end {
-        lanes.queue(key);
+    if let Some(at) = next_admission.filter(|_| !is_full) {
+        lanes.nap(key, at.into());
         shared.wake.notify_one();
     }
+    let batch = batch?;
+    lanes.queue_what_waits(key, log_end, false, now);
+    shared.wake.notify_one();
     drop(lanes);
     let records = records(&head, &batch);
     Some((batch, records))
+}
+
+/// Looks for events that may go now.
+fn look(lane: &mut Lane, limits: BatchLimits, now: Instant) -> Option<Batch> {
+    lane.looked_at = Some(now);
+    match &mut lane.flow {
+        None => lane.delivery.next_batch(limits),
+        Some(flow) => {
+            flow.begin(now.into_std());
+            lane.delivery
+                .next_batch_of(limits, |key, weight| flow.admit(key, weight))
+        }
+    }
 }
 
 fn records(head: &Head, batch: &Batch) -> Vec<Record> {
@@ -156,7 +182,7 @@ fn end_turn<S>(shared: &Shared<S>, key: IntegrationKey, turn: Turn, settling: bo
         let more = exists && (lane.delivery.waiting() > 0 || lane.cursor < log_end);
         // A turn that found nothing to send waits for those that are under way.
         if more && (settling || (lane.delivery.in_flight() == 0 && !lane.loading)) {
-            lanes.queue(key);
+            lanes.queue_what_waits(key, log_end, false, Instant::now());
         }
         if !settling {
             rest(shared, &mut lanes, key, log_end);

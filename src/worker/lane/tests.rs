@@ -3,9 +3,16 @@ use std::{collections::VecDeque, time::Duration};
 use proptest::prelude::*;
 
 use super::*;
+use crate::domain::delivery::{Entry, LoadedChunk};
 
 const MOST: usize = 16;
 const EACH: usize = 4;
+const LIMITS: LaneLimits = LaneLimits {
+    turns: MOST,
+    turns_each: EACH,
+    records: 10,
+    linger: Duration::from_millis(20),
+};
 /// Places of the quick, the probing, the slow and the hanging.
 const ROOMS: [usize; 4] = [10, 2, 2, 2];
 
@@ -16,10 +23,11 @@ fn key(number: usize) -> IntegrationKey {
 fn open(lanes: &mut Lanes, number: usize, proven: bool) {
     let id = Uuid::from_u128(number as u128);
     lanes.open(key(number), id, 1, proven);
+    lanes.queue(key(number));
 }
 
 fn lanes(count: usize, proven: bool) -> Lanes {
-    let mut lanes = Lanes::new(MOST, EACH);
+    let mut lanes = Lanes::new(LIMITS);
     for number in 0..count {
         open(&mut lanes, number, proven);
     }
@@ -60,7 +68,7 @@ fn one_that_has_not_answered_yet_or_fails_has_one_turn() {
         next
     })
     .collect();
-    assert_eq!(turns.len(), EACH);
+    assert_eq!(turns.len(), FIRST_WINDOW);
     for (key, turn) in turns {
         end(&mut lanes, key, turn, false);
     }
@@ -186,10 +194,70 @@ fn a_back_off_ends_in_time_or_at_once() {
     assert_eq!(lanes.next_turn().map(|(key, _)| key), Some(two));
     lanes.wake(now + Duration::from_secs(4));
     assert!(lanes.next_turn().is_none());
-    assert_eq!(lanes.next_retry(), Some(now + Duration::from_secs(5)));
+    assert_eq!(lanes.next_wake(), Some(now + Duration::from_secs(5)));
     lanes.wake(now + Duration::from_secs(5));
     assert_eq!(lanes.next_turn().map(|(key, _)| key), Some(one));
-    assert_eq!(lanes.next_retry(), None);
+    assert_eq!(lanes.next_wake(), None);
+}
+
+fn load(lane: &mut Lane, events: u32) {
+    let first_sequence = lane.cursor;
+    lane.cursor += u64::from(events);
+    let entries = (0..events).map(|at| Entry {
+        key: u128::from(at),
+        body: at..at + 1,
+    });
+    let loaded = lane.delivery.load(LoadedChunk {
+        id: first_sequence as i64,
+        first_sequence,
+        entries: entries.collect(),
+        bytes: vec![b'x'; events as usize].into(),
+        accepted: Vec::new(),
+    });
+    assert_eq!(loaded, None);
+}
+
+#[test]
+fn a_request_waits_for_company_unless_it_is_full_or_the_first() {
+    let mut lanes = Lanes::new(LIMITS);
+    let (one, start) = (key(0), Instant::now());
+    lanes.open(one, Uuid::nil(), 1, true);
+    lanes.queue_what_waits(one, 2, true, start);
+    let (_, turn) = lanes.next_turn().unwrap();
+    lanes.get(one).unwrap().looked_at = Some(start);
+    load(lanes.get(one).unwrap(), 1);
+    end_without_queue(&mut lanes, one, turn);
+    let soon = start + Duration::from_millis(5);
+    lanes.queue_what_waits(one, 5, true, soon);
+    assert!(lanes.next_turn().is_none());
+    assert_eq!(lanes.next_wake(), Some(start + LIMITS.linger));
+    lanes.queue_what_waits(one, 11, true, soon);
+    assert!(lanes.next_turn().is_some());
+    assert_eq!(lanes.next_wake(), None);
+    lanes.queue_what_waits(one, 5, true, soon);
+    lanes.wake(start + LIMITS.linger);
+    assert!(lanes.next_turn().is_some());
+}
+
+fn end_without_queue(lanes: &mut Lanes, key: IntegrationKey, turn: Turn) {
+    assert!(lanes.end_turn(key, turn));
+}
+
+#[test]
+fn more_go_side_by_side_as_they_get_through() {
+    let mut lanes = lanes(1, true);
+    let one = key(0);
+    lanes.widen(one, true);
+    assert_eq!(lanes.get(one).unwrap().window, FIRST_WINDOW);
+    load(lanes.get(one).unwrap(), 100);
+    for _ in 0..10 {
+        lanes.widen(one, true);
+    }
+    assert_eq!(lanes.get(one).unwrap().window, EACH);
+    for _ in 0..10 {
+        lanes.widen(one, false);
+    }
+    assert_eq!(lanes.get(one).unwrap().window, 1);
 }
 
 struct Run {
@@ -268,7 +336,7 @@ proptest! {
         hangs in prop::collection::vec(any::<bool>(), 1..60),
         proven in prop::collection::vec(any::<bool>(), 60),
     ) {
-        let mut lanes = Lanes::new(MOST, EACH);
+        let mut lanes = Lanes::new(LIMITS);
         for (number, proven) in proven.iter().take(hangs.len()).enumerate() {
             open(&mut lanes, number, *proven);
         }
