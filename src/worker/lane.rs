@@ -250,12 +250,17 @@ impl Lanes {
         key: IntegrationKey,
         turn: &mut Turn,
     ) -> oneshot::Receiver<()> {
-        if self.get(key).is_some_and(|lane| lane.class != Class::Slow) {
-            self.expect(key, Class::Hanging);
-        }
         self.places.overdue(key, turn);
         let (cut, told) = oneshot::channel();
         self.overdue.insert(turn.id, cut);
+        match self.get(key) {
+            Some(lane) if lane.is_outdated(turn) => {
+                let cut = self.places.cut(turn.id);
+                self.cut(cut.into_iter().collect());
+            }
+            Some(lane) if lane.class != Class::Slow => self.expect(key, Class::Hanging),
+            _ => {}
+        }
         told
     }
 

@@ -227,7 +227,8 @@ impl Places {
         true
     }
 
-    fn cut(&mut self, id: u64) -> Option<u64> {
+    /// Marks a turn that takes long as told to end; None where it was already.
+    pub(super) fn cut(&mut self, id: u64) -> Option<u64> {
         let one = self.overdue.get_mut(&id)?;
         let before = std::mem::replace(&mut one.cut, true);
         (!before).then_some(id)

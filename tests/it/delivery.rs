@@ -1,5 +1,6 @@
 //! What delivery promises.
 
+mod isolation;
 mod trouble;
 
 use siem_relay::sandbox::aws::{Effect, Fault, HazardCounts, Operation, When};

@@ -183,6 +183,18 @@ fn a_call_that_hangs_ends_as_its_integration_is_mended_and_says_nothing() {
 }
 
 #[test]
+fn a_call_that_began_before_the_mending_ends_once_it_takes_long() {
+    let mut lanes = lanes(1, true);
+    let (one, mut turn) = lanes.next_turn().unwrap();
+    lanes.configured(one);
+    let mut cut = lanes.overdue(one, &mut turn);
+    assert_eq!(cut.try_recv(), Ok(()));
+    assert_eq!(lanes.get(one).unwrap().class, Class::Probe);
+    end(&mut lanes, one, turn, false);
+    assert!(lanes.next_turn().is_some());
+}
+
+#[test]
 fn a_back_off_ends_in_time_or_at_once() {
     let mut lanes = lanes(2, true);
     let (one, two) = (key(0), key(1));
