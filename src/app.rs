@@ -241,6 +241,7 @@ fn worker_options(config: &Config, format: &Format) -> WorkerOptions {
     WorkerOptions {
         requests_in_flight: config.requests_in_flight,
         requests_in_flight_per_integration: config.requests_in_flight_per_integration,
+        send_linger: config.send_linger,
         limits: BatchLimits {
             records: config.max_records_per_request,
             bytes: config.max_request_bytes,

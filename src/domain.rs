@@ -6,6 +6,7 @@ pub mod bitmap;
 pub mod delivery;
 pub mod event;
 pub mod external_id;
+pub mod flow;
 pub mod gap;
 pub mod integration;
 pub mod organization;

@@ -101,23 +101,39 @@ impl Delivery {
 
     /// The next request: the oldest events that may go. None where nothing may go now.
     pub fn next_batch(&mut self, limits: BatchLimits) -> Option<Batch> {
+        self.next_batch_of(limits, |_, _| true)
+    }
+
+    /// As [`Delivery::next_batch`], of events that `admit`, given key and bytes, lets go
+    /// now. What it refuses holds back its key.
+    pub fn next_batch_of(
+        &mut self,
+        limits: BatchLimits,
+        mut admit: impl FnMut(Key, usize) -> bool,
+    ) -> Option<Batch> {
         let records = self.refusals.cap(limits.records);
         // While something is refused, one answer tells what the next request holds.
         if self.exhausted || (self.refusals.is_narrowing() && self.in_flight > 0) {
             return None;
         }
         let limits = BatchLimits { records, ..limits };
+        let mut refused = false;
+        let mut admit = |key, weight| {
+            let admitted = admit(key, weight);
+            refused |= !admitted;
+            admitted
+        };
         let picked = match self.refusals.is_probing() {
-            false => self.pick(limits, Pick::Oldest),
-            true => match self.pick(limits, Pick::OtherKeys) {
+            false => self.pick(limits, Pick::Oldest, &mut admit),
+            true => match self.pick(limits, Pick::OtherKeys, &mut admit) {
                 none if none.is_empty() && self.refusals.may_overtake() => {
-                    self.pick(limits, Pick::Others)
+                    self.pick(limits, Pick::Others, &mut admit)
                 }
                 picked => picked,
             },
         };
         if picked.is_empty() {
-            self.exhausted = true;
+            self.exhausted = !refused;
             return None;
         }
         self.waiting -= picked.len();
@@ -129,7 +145,12 @@ impl Delivery {
         })
     }
 
-    fn pick(&mut self, limits: BatchLimits, pick: Pick) -> Vec<Item> {
+    fn pick(
+        &mut self,
+        limits: BatchLimits,
+        pick: Pick,
+        admit: &mut impl FnMut(Key, usize) -> bool,
+    ) -> Vec<Item> {
         let mut picked = Vec::new();
         let mut passed_over = HashSet::new();
         let mut retried = HashSet::new();
@@ -157,6 +178,10 @@ impl Delivery {
                 let full = picked.len() == limits.records || bytes + weight > limits.bytes;
                 if full && !picked.is_empty() {
                     break 'chunks;
+                }
+                if !admit(key, weight) {
+                    passed_over.insert(key);
+                    continue;
                 }
                 if unsent == Some(false) {
                     retried.insert(key);

@@ -75,7 +75,7 @@ impl<S: Sink> Worker<S> {
             return Err(TestError::ShuttingDown);
         }
         if passed {
-            shared.lanes().end_back_off(key);
+            shared.lanes().tested(key);
             shared.wake.notify_one();
         }
         let after = shared.store.get(key).ok_or(TestError::NoIntegration)?;

@@ -238,7 +238,7 @@ pub struct HazardCounts {
     /// PutRecord(s) calls that arrived while another call to the same stream, not answered
     /// yet, carried one of their partition keys.
     pub overlapping_keys: u64,
-    /// PutRecord(s) calls that sent a record of a partition key while an earlier record of
-    /// that key had failed and not been accepted since, and did not send that one first.
+    /// PutRecord(s) calls that sent a record of a partition key while records of that key
+    /// had failed and not been accepted since, other than these themselves, the oldest first.
     pub overtaken_keys: u64,
 }
