@@ -1,6 +1,5 @@
 //! The delivery worker: who has work, whose turn it is, send, settle.
 
-mod gate;
 mod lane;
 mod load;
 mod outcome;
@@ -19,16 +18,13 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{
-    gate::Gate,
-    lane::{Lanes, TurnLimits},
-};
+use self::lane::{Lanes, TurnLimits};
 use crate::{
     domain::{
         backoff::BackoffPolicy, delivery::BatchLimits, event::Format, integration::IntegrationKey,
         standing::Standing,
     },
-    sink::Sink,
+    sink::{Gate, Sink},
     store::{Attention, Deleted, Store},
 };
 
@@ -93,12 +89,13 @@ impl<S> Shared<S> {
 impl<S: Sink> Worker<S> {
     /// A worker that does nothing until [`Worker::run`].
     pub fn new(store: Store, sink: S, options: WorkerOptions) -> Self {
+        let gate = sink.gate().clone();
         let shared = Shared {
             store,
             sink,
             options,
             lanes: Mutex::default(),
-            gate: Gate::default(),
+            gate,
             wake: Notify::new(),
             turns: TaskTracker::new(),
             defect: CancellationToken::new(),

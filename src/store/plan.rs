@@ -60,7 +60,7 @@ fn plan_creation(
     Ok(Plan {
         integration: Integration {
             // Numbered when it is stored.
-            key: IntegrationKey(0),
+            key: IntegrationKey::UNSTORED,
             organization_id: configure.organization_id,
             integration_id,
             stream_arn: configure.stream_arn,

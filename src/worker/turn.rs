@@ -7,7 +7,6 @@ use uuid::Uuid;
 
 use super::{
     Shared,
-    gate::Pass,
     lane::{Allowance, Lanes},
     load::load,
     outcome::{Answer, take_in},
@@ -18,7 +17,7 @@ use crate::{
         event::{Head, finish},
         integration::{Integration, IntegrationKey},
     },
-    sink::{Record, Sink},
+    sink::{Pass, Record, Sink},
 };
 
 /// A call that takes longer gives its place to another's.

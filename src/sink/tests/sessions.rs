@@ -6,14 +6,6 @@ use futures_util::future::join_all;
 use tokio::{sync::Notify, time::timeout};
 
 use super::{server::assumed_until, *};
-use crate::domain::status::Meaning;
-
-/// Moves the clock that sessions live by, while no call is in flight.
-async fn jump(duration: Duration) {
-    tokio::time::pause();
-    tokio::time::advance(duration).await;
-    tokio::time::resume();
-}
 
 /// Writes, and does so until the server has seen what is awaited; every write must
 /// succeed.
@@ -46,7 +38,7 @@ async fn many_first_uses_assume_the_role_once() {
 }
 
 #[tokio::test]
-async fn those_who_wait_share_a_denial_that_is_not_kept() {
+async fn those_who_wait_share_a_denial_that_is_kept_for_a_moment() {
     let server = Server::start(|call| match (call.is_sts(), call.number) {
         (true, 1) => server::access_denied(),
         _ => call.granted(),
@@ -59,6 +51,7 @@ async fn those_who_wait_share_a_denial_that_is_not_kept() {
         assert_eq!(outcomes.unwrap_err().code(), "AccessDenied");
     }
     assert_eq!(server.assumed(), 1);
+    jump(Duration::from_secs(1)).await;
     let outcomes = sink.put_records(&integration, records(1)).await;
     assert_eq!(outcomes, Ok(vec![accepted(0)]));
 }
