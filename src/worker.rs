@@ -4,6 +4,8 @@ mod lane;
 mod load;
 mod outcome;
 mod test_event;
+#[cfg(test)]
+mod tests;
 mod turn;
 
 use std::{

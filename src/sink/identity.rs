@@ -39,9 +39,12 @@ pub(super) struct Identity {
     asking: AsyncMutex<()>,
 }
 
+/// An integration, and the external ID with which its role was assumed.
+type Role = (Arc<Integration>, AssumedWith);
+
 #[derive(Default)]
 struct State {
-    witnesses: Witnesses<Arc<Integration>>,
+    witnesses: Witnesses<Role>,
     /// Most roles are refused together, whatever else is wrong.
     may_not_assume: bool,
     /// The witnesses have said that a denial is the customer's.
@@ -164,7 +167,7 @@ impl Identity {
 
     /// Asks one witness whether we may assume roles again.
     async fn probe(&self) {
-        let current = |witness: &Arc<Integration>| self.is_current(witness);
+        let current = |(witness, _): &Role| self.is_current(witness);
         let next = self
             .state()
             .witnesses
@@ -196,7 +199,7 @@ impl Identity {
             state.witnesses.worked(
                 integration.key,
                 Instant::now().into_std(),
-                Arc::clone(integration),
+                (Arc::clone(integration), session.with()),
             );
         }
         if integration.previous.is_some() && session.with() == AssumedWith::Current {
@@ -236,7 +239,7 @@ impl Identity {
             if state.may_not_assume || state.theirs_until.is_some_and(|until| until > now) {
                 return state.may_not_assume;
             }
-            let current = |witness: &Arc<Integration>| self.is_current(witness);
+            let current = |(witness, _): &Role| self.is_current(witness);
             let witnesses = &mut state.witnesses;
             witnesses.to_ask(integration.key, now.into_std(), current)
         };
@@ -255,9 +258,9 @@ impl Identity {
     }
 
     /// Has one that worked lately assumed anew: whether it works, where that is clear.
-    async fn ask_one(&self, witness: &Arc<Integration>) -> Option<bool> {
+    async fn ask_one(&self, (witness, with): &Role) -> Option<bool> {
         let current = || self.is_current(witness);
-        let assume = self.assume_role.assume(witness, Tries::Both);
+        let assume = self.assume_role.assume(witness, Tries::One(*with));
         let answer = self.gate.call(witness.key, current, assume).await?;
         let (key, now) = (witness.key, Instant::now().into_std());
         match answer {

@@ -78,6 +78,11 @@ impl Aws {
         self.0.asked.lock().unwrap().clone()
     }
 
+    /// How much was asked so far.
+    pub(crate) fn count(&self) -> usize {
+        self.0.asked.lock().unwrap().len()
+    }
+
     /// When each role was to be assumed.
     pub(crate) fn assumed(&self) -> HashMap<String, Vec<Instant>> {
         let mut assumed = HashMap::new();

@@ -49,7 +49,7 @@ pub(super) fn take_in<S>(
         Some(_) if version != integration.version => NextRetry::Never,
         Some(fault) => {
             let share = (settlement.accepted, sent);
-            let wait = next_wait(shared, lanes, key, share, fault, now)?;
+            let wait = next_wait(shared, lanes, key, share, fault)?;
             match settlement.accepted {
                 0 => NextRetry::At(now + wait),
                 _ => NextRetry::Never,
@@ -115,7 +115,6 @@ fn next_wait<S>(
     key: IntegrationKey,
     (accepted, sent): (u64, u64),
     fault: &Fault,
-    now: Timestamp,
 ) -> Option<Duration> {
     let policy = &shared.options.backoff;
     let chance = rand::random::<f64>();
@@ -131,6 +130,7 @@ fn next_wait<S>(
         // Another request of the same moment has failed already.
         return Some(at.saturating_duration_since(Instant::now()));
     }
+    let now = Instant::now().into_std();
     let wait = match accepted {
         0 => lane.backoff.fail(policy, now, fault, chance),
         _ => lane.pace.fail(policy, now, fault, chance).min(PACE_MOST),
