@@ -290,7 +290,7 @@ impl<S: Sink> Delivery for Deliveries<S> {
         self.0.send_test(organization_id).await
     }
 
-    async fn rehearse(&self, integration: &Arc<Integration>) -> RehearsalReport {
+    async fn rehearse(&self, integration: &Arc<Integration>) -> Result<RehearsalReport, TestError> {
         self.0.rehearse(integration).await
     }
 

@@ -1,12 +1,13 @@
 //! The delivery worker: who has work, whose turn it is, send, settle.
 
-mod gate;
 mod give_up;
 mod lane;
 mod load;
 mod outcome;
 mod places;
 mod test_event;
+#[cfg(test)]
+mod tests;
 mod turn;
 
 use std::{
@@ -21,16 +22,13 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{
-    gate::Gate,
-    lane::{LaneLimits, Lanes},
-};
+use self::lane::{LaneLimits, Lanes};
 use crate::{
     domain::{
         backoff::BackoffPolicy, delivery::BatchLimits, event::Format, integration::IntegrationKey,
         standing::Standing, status::Status,
     },
-    sink::Sink,
+    sink::{Gate, Sink},
     store::{Attention, Deleted, Store},
 };
 
@@ -97,6 +95,7 @@ impl<S> Shared<S> {
 impl<S: Sink> Worker<S> {
     /// A worker that does nothing until [`Worker::run`].
     pub fn new(store: Store, sink: S, options: WorkerOptions) -> Self {
+        let gate = sink.gate().clone();
         let lanes = Lanes::new(LaneLimits {
             turns: options.requests_in_flight,
             turns_each: options.requests_in_flight_per_integration,
@@ -108,7 +107,7 @@ impl<S: Sink> Worker<S> {
             sink,
             options,
             lanes: Mutex::new(lanes),
-            gate: Gate::default(),
+            gate,
             wake: Notify::new(),
             turns: TaskTracker::new(),
             defect: CancellationToken::new(),

@@ -313,6 +313,8 @@ fn texts_with_a_syntax_are_checked() {
                 "info,",
                 "siem_relay=loud",
                 "siem_relay",
+                "nonsense=",
+                "info, siem_relay= ",
                 " \u{b2}[",
             ],
         ),

@@ -60,7 +60,7 @@ pub(super) fn take_in<S>(
         Some(fault) => {
             lanes.widen(key, false);
             match settlement.passed() {
-                0 => NextRetry::At(now + next_wait(shared, lanes, key, of_records, fault, now)?),
+                0 => NextRetry::At(now + next_wait(shared, lanes, key, of_records, fault)?),
                 _ => {
                     lanes.get(key)?.backoff.reset();
                     NextRetry::Never
@@ -184,7 +184,6 @@ fn next_wait<S>(
     key: IntegrationKey,
     of_records: bool,
     fault: &Fault,
-    now: Timestamp,
 ) -> Option<Duration> {
     let lane = lanes.get(key)?;
     if let Some(at) = lane.retry_at {
@@ -197,6 +196,7 @@ fn next_wait<S>(
     let wait = match flow.map(|flow| flow.stalled()) {
         Some(None) => return Some(Duration::ZERO),
         stalled => {
+            let now = Instant::now().into_std();
             let wait = lane.backoff.fail(policy, now, fault, rand::random());
             stalled.flatten().unwrap_or(wait)
         }

@@ -9,9 +9,7 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
-    Shared,
-    gate::Pass,
-    give_up,
+    Shared, give_up,
     lane::{Lane, Lanes},
     load::load,
     outcome::{Answer, take_in},
@@ -24,7 +22,7 @@ use crate::{
         integration::{Integration, IntegrationKey},
         status::{Cause, Fault, Stage},
     },
-    sink::{Record, Sink},
+    sink::{Pass, Record, Sink},
 };
 
 /// A call that takes longer gives its place to another's where that is needed.

@@ -400,7 +400,9 @@ class ConfigureRequest(_message.Message):
     """Saves nothing and tells what a test would find."""
     keep_previous_external_id: _builtins.bool
     """Only with a new external_id on replacement: the stored one goes on serving until an
-    AssumeRole with the new one works, for seven days at the most.
+    AssumeRole with the new one works, for seven days at the most. Where the stored one
+    has not worked either, the one before it goes on serving in its place, until its own
+    time is over: so a wrong external ID can be corrected without a gap.
     """
     def __init__(
         self,
