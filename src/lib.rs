@@ -41,5 +41,6 @@ pub mod sandbox;
 pub mod sink;
 pub mod store;
 pub mod telemetry;
+pub mod verify;
 pub mod watch;
 pub mod worker;
