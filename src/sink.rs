@@ -7,6 +7,7 @@ mod fault;
 mod identity;
 mod kinesis;
 mod quiet;
+mod read;
 mod sessions;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ use uuid::Uuid;
 
 pub use aws::AwsSink;
 pub use config::{AwsOptions, StandInAccess};
+pub use read::{ReadError, ReadRecord, StreamReader};
 
 pub use crate::domain::verdict::{
     AssumedWith, ExternalIdProof, Receipt, RehearsalReport, Rehearsed, TestReport,

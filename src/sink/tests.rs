@@ -3,6 +3,7 @@
 mod environment;
 mod faults;
 mod identity;
+mod read;
 mod secrets;
 mod server;
 mod sessions;
