@@ -160,3 +160,45 @@ pub async fn run(args: PublishArgs) -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Whole {
+        #[command(flatten)]
+        args: PublishArgs,
+    }
+
+    fn options(arguments: &str) -> Result<PublishOptions, clap::Error> {
+        let own = "publish --organization acme --network 00000000-0000-0000-0000-000000000001 \
+            --device 00000000-0000-0000-0000-000000000002 ";
+        let all = own.split_whitespace().chain(arguments.split_whitespace());
+        Ok(Whole::try_parse_from(all)?.args.into())
+    }
+
+    #[test]
+    fn a_file_that_is_followed_has_a_state_file_and_patience() {
+        let followed = options("--eve log/eve.json --follow").unwrap();
+        let expected = |state_file: &str| Input::Follow {
+            path: "log/eve.json".into(),
+            state_file: state_file.into(),
+        };
+        assert_eq!(followed.input, expected("log/.eve.json.siem-relay"));
+        assert_eq!(followed.publisher.give_up_after, Duration::MAX);
+        let told = options("--eve log/eve.json --follow --state-file s --retry-for 5").unwrap();
+        assert_eq!(told.input, expected("s"));
+        assert_eq!(told.publisher.give_up_after, Duration::from_secs(5));
+        let whole = options("--eve log/eve.json").unwrap();
+        assert_eq!(whole.publisher.give_up_after, GIVE_UP_AFTER);
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused() {
+        assert!(options("--eve x --follow --from-line 3").is_err());
+        assert!(options("--eve x --state-file s").is_err());
+    }
+}
