@@ -9,6 +9,7 @@ mod gate;
 mod identity;
 mod kinesis;
 mod quiet;
+mod read;
 mod sessions;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -23,6 +24,7 @@ use uuid::Uuid;
 pub use aws::AwsSink;
 pub use config::{AwsOptions, StandInAccess};
 pub use gate::{Gate, Pass};
+pub use read::{ReadError, ReadRecord, StreamReader};
 
 pub use crate::domain::verdict::{
     AssumedWith, ExternalIdProof, Receipt, RehearsalReport, Rehearsed, TestReport,

@@ -5,6 +5,7 @@ mod denials;
 mod environment;
 mod faults;
 mod identity;
+mod read;
 mod rehearsal;
 mod secrets;
 pub(super) mod server;

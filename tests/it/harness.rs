@@ -7,6 +7,7 @@ mod load;
 mod process;
 mod relay;
 mod status;
+mod tool;
 
 use std::{future::Future, time::Duration};
 
@@ -26,6 +27,7 @@ pub use load::{Load, Published, detection, encode, event};
 pub use process::Process;
 pub use relay::Relay;
 pub use status::{StatusFeed, Told};
+pub use tool::{Ended, run, run_with_input, tool, with_aws};
 
 /// How long anything that is waited for may take. It only fails a test: nothing waits
 /// for it to pass.
@@ -120,6 +122,11 @@ impl World {
             }
         })
         .await;
+    }
+
+    /// Where the AWS is.
+    pub fn aws_url(&self) -> String {
+        self.stand_in.url()
     }
 
     /// A customer whose role trusts us and may write to its stream, and its integration.

@@ -21,6 +21,7 @@ use super::{Api, within};
 /// `siem-relay serve`. It is killed with this handle.
 pub struct Process {
     pub api: Api,
+    pub address: SocketAddr,
     child: Child,
     log: Arc<Mutex<String>>,
     reader: JoinHandle<()>,
@@ -48,6 +49,9 @@ impl Process {
     ) -> Result<Self, Refused> {
         let mut command = command(data_dir, aws_url);
         command.args(["--log-format", "json", "--retry-first-ms", "20"]);
+        if !arguments.contains(&"--listen") {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
         let mut child = command.args(arguments).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (listening, listens) = oneshot::channel();
@@ -56,6 +60,7 @@ impl Process {
         match within("the start of the process", listens).await {
             Ok(address) => Ok(Self {
                 api: Api::new(address),
+                address,
                 child,
                 log,
                 reader,
@@ -108,7 +113,7 @@ fn command(data_dir: &Path, aws_url: &str) -> Command {
         .env("AWS_SECRET_ACCESS_KEY", own.secret_access_key)
         .env("AWS_REGION", "us-east-1")
         .env("AWS_EC2_METADATA_DISABLED", "true")
-        .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+        .args(["serve", "--data-dir"])
         .arg(data_dir)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
