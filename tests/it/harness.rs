@@ -2,6 +2,7 @@
 
 mod api;
 mod arrived;
+mod audit;
 mod customer;
 mod load;
 mod process;
@@ -21,6 +22,7 @@ use tempfile::TempDir;
 
 pub use api::{Api, reason, violated};
 pub use arrived::{Arrived, arrive, check_in_order, check_whole};
+pub use audit::{Audited, audit};
 pub use customer::Customer;
 pub use load::{Load, Published, detection, encode, event};
 pub use process::Process;

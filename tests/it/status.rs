@@ -1,6 +1,7 @@
 //! What the status says, and who is told.
 
 mod feed;
+mod matrix;
 mod test_event;
 
 use siem_relay::{

@@ -47,7 +47,7 @@ impl Process {
         arguments: &[&str],
     ) -> Result<Self, Refused> {
         let mut command = command(data_dir, aws_url);
-        command.args(["--log-format", "json", "--retry-first-ms", "20"]);
+        command.args(["--log-format", "json"]);
         let mut child = command.args(arguments).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (listening, listens) = oneshot::channel();
@@ -108,6 +108,8 @@ fn command(data_dir: &Path, aws_url: &str) -> Command {
         .env("AWS_SECRET_ACCESS_KEY", own.secret_access_key)
         .env("AWS_REGION", "us-east-1")
         .env("AWS_EC2_METADATA_DISABLED", "true")
+        // A flag wins over it.
+        .env("SIEM_RELAY_RETRY_FIRST_MS", "20")
         .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
         .arg(data_dir)
         .stdin(Stdio::null())

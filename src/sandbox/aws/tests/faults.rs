@@ -204,7 +204,7 @@ async fn values_out_of_range_are_refused() {
         fail(1.1),
         fail(-0.1),
         fail(f64::NAN),
-        Effect::Garbage { status: 200 },
+        Effect::Garbage { status: 204 },
     ] {
         let error = world.control.add_fault(fault(effect)).unwrap_err();
         assert!(matches!(error, ControlError::InvalidFault(_)), "{error}");
