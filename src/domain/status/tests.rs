@@ -18,10 +18,13 @@ fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(seconds).unwrap()
 }
 
+/// A row: the call that fails, what that means, and each code with its HTTP status.
+type Row = (Stage, Meaning, &'static [(&'static str, u16)]);
+
 /// The whole table of codes, with the HTTP status that AWS documents for each; 0 stands
 /// for a record that failed inside an answer of HTTP 200.
 #[rustfmt::skip]
-const TABLE: &[(Stage, Meaning, &[(&str, u16)])] = {
+const TABLE: &[Row] = {
     use Meaning::*;
     use Reason::{AssumeRoleDenied, InvalidConfiguration, KmsDenied, KmsUnavailable, StreamNotFound, WriteDenied};
     use Stage::*;

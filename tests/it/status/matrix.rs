@@ -2,6 +2,7 @@
 //! ACTIVE and from UNKNOWN, AWS starts to answer so, and is mended.
 
 mod case;
+mod own;
 mod trouble;
 
 use futures_util::future::join_all;

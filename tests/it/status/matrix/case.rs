@@ -1,6 +1,11 @@
 //! One organization that meets one trouble, from one status.
 
-use std::{fmt::Write, fs, path::Path, time::Duration};
+use std::{
+    fmt::Write,
+    fs,
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use serde_json::json;
 use siem_relay::{
@@ -31,6 +36,7 @@ pub struct Case {
     from: From,
     customer: Customer,
     load: Load,
+    fault: Option<FaultId>,
     feed: Option<StatusFeed>,
     integration_id: String,
     /// What left the stream when it was deleted.
@@ -73,6 +79,7 @@ impl Case {
             aws,
             trouble,
             from,
+            fault: None,
             feed: None,
             integration_id: String::new(),
             gone: Vec::new(),
@@ -112,16 +119,14 @@ impl Case {
         told
     }
 
-    /// It goes wrong and stays so until it is mended.
-    pub async fn shows_and_heals(&mut self, reason: StatusReason, code: &str) -> Figures {
+    /// It goes wrong, and the status tells. Answers after how long.
+    pub async fn shows(&mut self, reason: StatusReason, code: &str) -> Duration {
         if matches!(self.trouble, Trouble::NoStream) {
             self.gone = self.arrived(self.load.made.len()).await;
         }
-        let fault = self.trouble.begin(&self.customer, &self.aws, None);
-        let begun = Instant::now();
-        let begun_at = std::time::SystemTime::now();
-        let events = self.load.events(WHILE);
-        self.api.publish(&events).await;
+        self.fault = self.trouble.begin(&self.customer, &self.aws, None);
+        let (begun, begun_at) = (Instant::now(), SystemTime::now());
+        self.publish(WHILE).await;
         let status = match reason {
             StatusReason::AssumeRoleDenied
             | StatusReason::WriteDenied
@@ -133,34 +138,63 @@ impl Case {
         self.check_told(&told, code, begun_at);
         let last = self.attempted_again(&told).await;
         self.check_same(&told, &last);
-        self.heal(fault, told_after).await
+        told_after
     }
 
-    async fn heal(&mut self, fault: Option<FaultId>, told: Duration) -> Figures {
+    /// It is mended, and all is well without anyone's help. Answers after how long it is
+    /// active, and all is delivered.
+    pub async fn heals(&mut self) -> (Duration, Duration) {
         let mended = Instant::now();
-        self.trouble.mend(&self.customer, &self.aws, fault);
-        self.next_is(Status::Active, StatusReason::Unspecified)
-            .await;
+        self.trouble.mend(&self.customer, &self.aws, self.fault);
+        self.turns_active().await;
         let active = mended.elapsed();
-        self.check_delivered().await;
+        self.is_delivered().await;
+        (active, mended.elapsed())
+    }
+
+    pub async fn shows_and_heals(&mut self, reason: StatusReason, code: &str) -> Figures {
+        let told = self.shows(reason, code).await;
+        let (active, drained) = self.heals().await;
         Figures {
             name: format!("{:?} from {:?}", self.trouble, self.from),
             told,
             active,
-            drained: mended.elapsed(),
+            drained,
         }
+    }
+
+    /// Nothing gets through, and no change of status tells of it; only the code is shown.
+    pub async fn waits(&mut self, status: Status, code: &str) {
+        self.publish(WHILE).await;
+        let last = self
+            .asked_until(|status| status.aws_error_code == code)
+            .await;
+        assert_eq!(
+            (last.status(), last.reason()),
+            (status, StatusReason::Unspecified)
+        );
+        let delivered = last.last_delivery_time.is_some();
+        assert_eq!(delivered, status == Status::Active);
+    }
+
+    pub async fn turns_active(&mut self) {
+        self.next_is(Status::Active, StatusReason::Unspecified)
+            .await;
+    }
+
+    async fn publish(&mut self, count: usize) {
+        let events = self.load.events(count);
+        self.api.publish(&events).await;
     }
 
     /// It goes wrong for one call: no change of status tells of it.
     pub async fn passes(&mut self) {
         let fault = self.trouble.begin(&self.customer, &self.aws, Some(1));
-        let events = self.load.events(WHILE);
-        self.api.publish(&events).await;
+        self.publish(WHILE).await;
         if self.from == From::Unknown {
-            self.next_is(Status::Active, StatusReason::Unspecified)
-                .await;
+            self.turns_active().await;
         }
-        self.check_delivered().await;
+        self.is_delivered().await;
         let met = self.aws.faults().into_iter();
         let met = met.filter(|(id, fault_left)| Some(*id) == fault && fault_left.calls == Some(0));
         assert_eq!(met.count(), 1, "{:?} was not met", self.trouble);
@@ -170,12 +204,7 @@ impl Case {
     }
 
     /// Everything that a status tells beside itself.
-    fn check_told(
-        &self,
-        told: &v1::IntegrationStatus,
-        code: &str,
-        begun_at: std::time::SystemTime,
-    ) {
+    fn check_told(&self, told: &v1::IntegrationStatus, code: &str, begun_at: SystemTime) {
         let who = format!("{:?} {told:?}", self.trouble);
         assert_eq!(told.aws_error_code, code, "{who}");
         let (message, remedy) = words(told.reason());
@@ -184,8 +213,8 @@ impl Case {
         assert_eq!(told.since_time, told.last_attempt_time, "{who}");
         let delivered_before = told.last_delivery_time.is_some();
         assert_eq!(delivered_before, self.from == From::Active, "{who}");
-        let since = std::time::SystemTime::try_from(told.since_time.unwrap()).unwrap();
-        let next = std::time::SystemTime::try_from(told.next_retry_time.unwrap()).unwrap();
+        let since = SystemTime::try_from(told.since_time.unwrap()).unwrap();
+        let next = SystemTime::try_from(told.next_retry_time.unwrap()).unwrap();
         assert!(next > since, "{who}");
         let lasting = matches!(
             told.reason(),
@@ -221,10 +250,19 @@ impl Case {
 
     /// Asks until another attempt has failed.
     async fn attempted_again(&self, told: &v1::IntegrationStatus) -> v1::IntegrationStatus {
-        within("another attempt", async {
+        self.asked_until(|status| status.last_attempt_time != told.last_attempt_time)
+            .await
+    }
+
+    /// Asks, with pauses, since many ask at once.
+    async fn asked_until(
+        &self,
+        good: impl Fn(&v1::IntegrationStatus) -> bool,
+    ) -> v1::IntegrationStatus {
+        within("a status", async {
             loop {
                 let got = self.api.get(self.organization_id()).await.status.unwrap();
-                if got.last_attempt_time != told.last_attempt_time {
+                if good(&got) {
                     return got;
                 }
                 sleep(Duration::from_millis(100)).await;
@@ -257,7 +295,7 @@ impl Case {
     }
 
     /// All has arrived, each event once, and is counted so.
-    async fn check_delivered(&mut self) {
+    pub async fn is_delivered(&mut self) {
         let all = self.load.made.len();
         let mut arrived = self.arrived(all - self.gone.len()).await;
         let counts = self.api.until_delivered(self.organization_id()).await;

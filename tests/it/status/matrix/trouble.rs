@@ -27,6 +27,8 @@ pub enum Trouble {
     Reset(Operation),
     /// A proxy answers in place of AWS, with a page of its own.
     Page(Operation, u16),
+    /// The test itself sees to what goes wrong.
+    Elsewhere,
 }
 
 impl Trouble {
@@ -41,6 +43,7 @@ impl Trouble {
             | Self::Hang(operation)
             | Self::Reset(operation)
             | Self::Page(operation, _) => operation,
+            Self::Elsewhere => Operation::AssumeRole,
         }
     }
 
@@ -48,7 +51,7 @@ impl Trouble {
     pub fn outcome(self, code: &str) -> Option<&str> {
         match self {
             Self::Records(_) => Some("OK"),
-            Self::Hang(_) | Self::Reset(_) | Self::Page(..) => None,
+            Self::Hang(_) | Self::Reset(_) | Self::Page(..) | Self::Elsewhere => None,
             _ => Some(code),
         }
     }
@@ -84,6 +87,7 @@ impl Trouble {
             Self::MayNotWrite => customer.make_role_that_may(aws, "kms:*"),
             Self::MayNotUseKey => customer.make_role_that_may(aws, "kinesis:*"),
             Self::NoStream => assert!(aws.delete_stream(&customer.stream_arn)),
+            Self::Elsewhere => {}
             _ => {
                 let fault = self.fault(customer, calls);
                 let id = aws.add_fault(fault).unwrap();
@@ -136,6 +140,7 @@ impl Trouble {
             Self::Distrusted | Self::NoRole | Self::MayNotWrite | Self::MayNotUseKey => {
                 customer.make_role_that_may(aws, "*");
             }
+            Self::Elsewhere => {}
             _ => assert!(fault.is_some_and(|fault| aws.clear_fault(fault))),
         }
     }
