@@ -2,6 +2,7 @@
 
 mod feed;
 mod matrix;
+mod subscribers;
 mod test_event;
 
 use siem_relay::{

@@ -1,6 +1,7 @@
 //! The built binary as a process of its own.
 
 use std::{
+    fs,
     net::SocketAddr,
     path::Path,
     process::{ExitStatus, Stdio},
@@ -77,6 +78,16 @@ impl Process {
         within("the end of the process", self.child.kill())
             .await
             .unwrap();
+    }
+
+    /// Bytes of its memory that are in use now.
+    pub fn resident_bytes(&self) -> u64 {
+        let id = self.child.id().expect("it runs");
+        let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let mut lines = status.lines();
+        let line = lines.find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.unwrap().trim().trim_end_matches(" kB");
+        kib.parse::<u64>().unwrap() * 1024
     }
 
     /// SIGTERM.
