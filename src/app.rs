@@ -223,6 +223,7 @@ fn store_options(config: &Config) -> StoreOptions {
         log_tail_bytes: config.log_tail_bytes,
         commit_linger: config.commit_linger,
         settle_linger: config.settle_linger,
+        failing_after: config.failing_after,
         tombstones: config.status_tombstones,
     }
 }

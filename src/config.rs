@@ -137,6 +137,8 @@ settings! {
         "How long assumed credentials are valid; AWS refuses more than 3600 where the service's own credentials are an assumed role.";
     role_session_name: String = "role-session-name", "siem-relay", Text(&syntax::ROLE_SESSION_NAME),
         "The session name that customers see in CloudTrail.";
+    failing_after: Duration = "failing-after-seconds", "60", Seconds(1..=3600),
+        "How long nothing may get through, for throttling or an outage, before the status of an integration becomes FAILING.";
     heartbeat: Duration = "heartbeat-seconds", "30", Seconds(1..=3600),
         "How often StreamStatus sends a heartbeat.";
     status_tombstones: usize = "status-tombstones", "100000", Count(0..=10_000_000),

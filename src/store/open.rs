@@ -49,6 +49,8 @@ pub struct StoreOptions {
     pub commit_linger: Duration,
     /// How long a settlement waits for others.
     pub settle_linger: Duration,
+    /// How long nothing may get through before throttling or an outage is the status.
+    pub failing_after: Duration,
     /// Deletions that are remembered for status streams that resume.
     pub tombstones: usize,
 }
@@ -219,6 +221,7 @@ impl Known {
             sealer: Arc::clone(&sealer),
             commit_linger: options.commit_linger,
             settle_linger: options.settle_linger,
+            failing_after: options.failing_after,
             revision,
             next_chunk_id: self.next_chunk_id,
             garbage: self.garbage,

@@ -29,6 +29,7 @@ async fn open(folder: &Path, log_tail_bytes: usize) -> Store {
         log_tail_bytes,
         commit_linger: Duration::ZERO,
         settle_linger: Duration::from_millis(1),
+        failing_after: Duration::from_secs(60),
         tombstones: 2,
     };
     let key = MasterKey::from_hex(KEY).unwrap();
@@ -354,6 +355,7 @@ async fn a_directory_is_used_by_one() {
         log_tail_bytes: 0,
         commit_linger: Duration::ZERO,
         settle_linger: Duration::ZERO,
+        failing_after: Duration::from_secs(60),
         tombstones: 0,
     };
     let second = Store::open(options, MasterKey::from_hex(KEY).unwrap()).await;

@@ -68,6 +68,7 @@ impl Simulation {
             data_dir: dir.path().to_owned(),
             log_tail_bytes: 64 << 20,
             commit_linger: Duration::ZERO,
+            failing_after: Duration::from_secs(60),
             settle_linger: Duration::from_millis(1),
             tombstones: 2,
         };

@@ -2,7 +2,10 @@
 
 mod api;
 mod arrived;
+mod audit;
 mod customer;
+mod gateway;
+mod health;
 mod load;
 mod process;
 mod relay;
@@ -22,7 +25,9 @@ use tempfile::TempDir;
 
 pub use api::{Api, reason, violated};
 pub use arrived::{Arrived, GapTold, arrive, check_in_order, check_whole, check_with_gaps};
+pub use audit::{Audited, audit};
 pub use customer::Customer;
+pub use gateway::Gateway;
 pub use load::{Load, Published, detection, encode, event};
 pub use process::Process;
 pub use relay::Relay;

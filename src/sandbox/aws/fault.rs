@@ -64,7 +64,7 @@ pub enum Effect {
     },
     /// Answers a body that is neither JSON nor XML, as a proxy in between would.
     Garbage {
-        /// The HTTP status, 400 to 599.
+        /// The HTTP status, 200 or 400 to 599.
         #[serde(default = "bad_gateway")]
         status: u16,
     },
@@ -335,10 +335,11 @@ fn http_status(status: u16) -> StatusCode {
 fn validate(fault: &Fault) -> Result<(), ControlError> {
     let invalid = |what: &str| Err(ControlError::InvalidFault(what.to_owned()));
     match &fault.effect {
-        Effect::Error { status, .. } | Effect::Garbage { status }
-            if !(400..600).contains(status) =>
-        {
+        Effect::Error { status, .. } if !(400..600).contains(status) => {
             invalid("status must be from 400 to 599")
+        }
+        Effect::Garbage { status } if *status != 200 && !(400..600).contains(status) => {
+            invalid("status must be 200 or from 400 to 599")
         }
         Effect::Error { code, .. }
         | Effect::FailRecords { code, .. }

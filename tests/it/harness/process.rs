@@ -1,6 +1,7 @@
 //! The built binary as a process of its own.
 
 use std::{
+    fs,
     net::SocketAddr,
     path::Path,
     process::{ExitStatus, Stdio},
@@ -48,7 +49,7 @@ impl Process {
         arguments: &[&str],
     ) -> Result<Self, Refused> {
         let mut command = command(data_dir, aws_url);
-        command.args(["--log-format", "json", "--retry-first-ms", "20"]);
+        command.args(["--log-format", "json"]);
         if !arguments.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1:0"]);
         }
@@ -84,6 +85,16 @@ impl Process {
             .unwrap();
     }
 
+    /// Bytes of its memory that are in use now.
+    pub fn resident_bytes(&self) -> u64 {
+        let id = self.child.id().expect("it runs");
+        let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let mut lines = status.lines();
+        let line = lines.find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.unwrap().trim().trim_end_matches(" kB");
+        kib.parse::<u64>().unwrap() * 1024
+    }
+
     /// SIGTERM.
     pub async fn terminate(&self) {
         let id = self.child.id().expect("it runs").to_string();
@@ -113,6 +124,8 @@ fn command(data_dir: &Path, aws_url: &str) -> Command {
         .env("AWS_SECRET_ACCESS_KEY", own.secret_access_key)
         .env("AWS_REGION", "us-east-1")
         .env("AWS_EC2_METADATA_DISABLED", "true")
+        // A flag wins over it.
+        .env("SIEM_RELAY_RETRY_FIRST_MS", "20")
         .args(["serve", "--data-dir"])
         .arg(data_dir)
         .stdin(Stdio::null())

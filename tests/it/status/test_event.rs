@@ -3,7 +3,7 @@
 use serde_json::json;
 use siem_relay::{
     proto::v1::{CheckName, CheckResult, ConfigureRequest, SendTestResponse, Status, StatusReason},
-    sandbox::aws::{Operation, RoleSpec},
+    sandbox::aws::{Effect, Fault, Operation, RoleSpec, When},
 };
 use tonic::Code;
 
@@ -135,6 +135,54 @@ async fn a_test_waits_behind_nothing() {
     assert_eq!(stored, 1, "the test event overtook all that waits");
     world.aws.clear_fault(hanging.id);
     arrive(&world.aws, &customer.stream_arn, 1000).await;
+}
+
+/// Events that wait in the log behind a stream that takes nothing.
+const BACKLOG: usize = 200_000;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_test_does_not_wait_behind_a_backlog() {
+    let (world, customer, _) = watched().await;
+    let throttled = "ProvisionedThroughputExceededException";
+    let fault = Fault {
+        operation: Some(Operation::PutRecords),
+        target: Some(customer.stream_arn.clone()),
+        calls: None,
+        when: When::Before,
+        effect: Effect::FailRecords {
+            probability: 1.0,
+            seed: 0,
+            code: throttled.to_owned(),
+        },
+    };
+    let fault = world.aws.add_fault(fault).unwrap();
+    let events = Load::new("acme", 500, 17).events(1000);
+    for _ in 0..BACKLOG / 1000 {
+        world.api.publish(&events).await;
+    }
+    let answer = world.api.send_test("acme").await;
+    let pending = || async { world.api.get("acme").await.counts.unwrap().pending };
+    assert_eq!(
+        pending().await,
+        BACKLOG as u64,
+        "it came before all that waits"
+    );
+    assert!(!answer.delivered);
+    let mut checks = answer.checks.iter();
+    let write = checks
+        .find(|check| check.name() == CheckName::WriteRecord)
+        .unwrap();
+    assert_eq!(write.aws_error_code, throttled);
+    let call = world.aws.answered(&write.aws_request_id).unwrap();
+    assert_eq!((call.operation, call.records), (Operation::PutRecords, 1));
+
+    // Where the test gets through, so does the rest.
+    assert!(world.aws.clear_fault(fault));
+    assert!(world.api.send_test("acme").await.delivered);
+    let counts = world
+        .api
+        .until_counts("acme", |counts| counts.delivered > 0);
+    assert_eq!(counts.await.accepted, BACKLOG as u64);
 }
 
 #[tokio::test(flavor = "multi_thread")]

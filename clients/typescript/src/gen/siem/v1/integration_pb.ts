@@ -1083,14 +1083,15 @@ export enum StatusReason {
   INVALID_CONFIGURATION = 6,
 
   /**
-   * Nothing got through for 60 s because of throttling.
+   * Nothing got through for 60 s, or what the operator set, because of throttling.
    *
    * @generated from enum value: STATUS_REASON_THROTTLED = 7;
    */
   THROTTLED = 7,
 
   /**
-   * Nothing got through for 60 s because of time-outs, refused connections or AWS 5xx.
+   * Nothing got through for as long because of time-outs, refused connections, AWS 5xx, or
+   * sessions that AWS refuses however often the role is assumed anew.
    *
    * @generated from enum value: STATUS_REASON_UNREACHABLE = 8;
    */
