@@ -1,17 +1,14 @@
 //! The Sink over AWS: the role's session, then the write.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
-};
+use tokio::{sync::watch, time::Instant};
 use tracing::{Instrument, Span, field::Empty, info_span};
 use uuid::Uuid;
 
 use super::{
-    AwsOptions, ExternalIds, PutRecordsClient, Receipt, Record, RecordOutcome, RehearsalReport,
-    Sink, TestReport,
+    AwsOptions, ExternalIds, Gate, PutRecordsClient, Receipt, Record, RecordOutcome,
+    RehearsalReport, Sink, TestReport,
     assume_role::AssumeRole,
     config,
     direct::Direct,
@@ -25,10 +22,6 @@ use crate::domain::{
     standing::Standing,
     status::{Fault, Meaning},
 };
-
-/// Between one look at this service's own credentials and the next.
-const CHECK_GOOD: Duration = Duration::from_secs(300);
-const CHECK_REFUSED: Duration = Duration::from_secs(10);
 
 /// Writes with the AWS SDK. Cheap to clone; clones share connections and sessions.
 #[derive(Clone)]
@@ -58,7 +51,7 @@ impl AwsSink {
         external_ids: Arc<dyn ExternalIds>,
     ) -> Self {
         let assume_role = AssumeRole::new(sdk, options, external_ids);
-        let identity = Arc::new(Identity::new(assume_role));
+        let identity = Arc::new(Identity::new(assume_role, Gate::default()));
         Self {
             sessions: Sessions::new(Arc::clone(&identity), options),
             identity,
@@ -122,7 +115,7 @@ impl AwsSink {
         };
         let record = [record];
         let (proof, answer) = tokio::join!(
-            self.sessions.prove_external_id(integration),
+            self.identity.prove_external_id(integration),
             self.write(&session, integration, &record),
         );
         TestReport {
@@ -138,7 +131,7 @@ impl AwsSink {
         integration: &Arc<Integration>,
         record: Record,
     ) -> RehearsalReport {
-        let session = match self.sessions.fresh(integration).await {
+        let session = match self.identity.rehearse(integration).await {
             Ok(session) => session,
             Err(fault) => {
                 return RehearsalReport {
@@ -150,7 +143,7 @@ impl AwsSink {
         };
         let head = Head::new(integration.integration_id);
         let (proof, answer) = tokio::join!(
-            self.sessions.prove_external_id(integration),
+            self.identity.prove_external_id(integration),
             self.kinesis
                 .rehearse(&session, &integration.stream_arn, &head, record),
         );
@@ -220,14 +213,11 @@ impl Sink for AwsSink {
     }
 
     async fn watch_standing(&self) {
-        loop {
-            self.identity.check_credentials().await;
-            let wait = match *self.identity.standing().borrow() {
-                Standing::CredentialsRefused { .. } => CHECK_REFUSED,
-                Standing::Good | Standing::MayNotAssume => CHECK_GOOD,
-            };
-            sleep(wait).await;
-        }
+        self.identity.watch().await;
+    }
+
+    fn gate(&self) -> &Gate {
+        self.identity.gate()
     }
 
     fn forget(&self, integration_id: Uuid) {

@@ -48,8 +48,7 @@ pub struct AwsOptions {
 pub enum PutRecordsClient {
     /// The AWS SDK.
     Sdk,
-    /// This service itself, with the SDK's signer and endpoints; at a fraction of the
-    /// cost.
+    /// This service itself, with the SDK's signer and endpoints.
     Direct,
 }
 

@@ -1,7 +1,6 @@
 //! PutRecords without the AWS SDK's machinery: the body is written in one pass, signed
-//! with the SDK's own signer, and the answer read without copies. What it costs a
-//! request and a record is told in `docs/performance.md`; what it answers is what
-//! [`super::kinesis`] answers, which the tests hold side by side.
+//! with the SDK's own signer, and the answer read without copies. What it answers is
+//! what [`super::kinesis`] answers; the tests hold the two side by side.
 
 mod answer;
 mod body;
