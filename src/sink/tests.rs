@@ -1,5 +1,7 @@
 //! The real SDK against a real HTTP server that answers as STS and Kinesis do.
 
+#[macro_use]
+mod either;
 mod deletion;
 mod denials;
 mod environment;
@@ -27,6 +29,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use self::either::{CLIENT, client};
 use self::server::{Answer, Call, Server, assumed, kinesis_error, written};
 use super::{
     testing::{Asked, Aws, Said},
@@ -62,36 +65,6 @@ impl ExternalIds for OneExternalId {
         true
     }
 }
-
-tokio::task_local! {
-    /// Who makes PutRecords requests in the present test.
-    static CLIENT: PutRecordsClient;
-}
-
-fn client() -> PutRecordsClient {
-    CLIENT
-        .try_with(|client| *client)
-        .unwrap_or(PutRecordsClient::Direct)
-}
-
-/// Both clients do what these tests ask.
-macro_rules! with_either_client {
-    ($($test:ident),* $(,)?) => {
-        mod sdk {
-            $(#[tokio::test]
-            async fn $test() {
-                super::CLIENT.scope(super::PutRecordsClient::Sdk, super::$test()).await;
-            })*
-        }
-        mod direct {
-            $(#[tokio::test]
-            async fn $test() {
-                super::CLIENT.scope(super::PutRecordsClient::Direct, super::$test()).await;
-            })*
-        }
-    };
-}
-use with_either_client;
 
 /// Opens every external ID, and knows which integrations were deleted.
 #[derive(Default)]

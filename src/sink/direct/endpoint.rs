@@ -1,8 +1,10 @@
 //! Where Kinesis is: what the AWS SDK's own rules say, asked once a stream's region
 //! and account.
 
-use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use aws_config::SdkConfig;
 use aws_sdk_kinesis::config::endpoint::{DefaultResolver, Params, ResolveEndpoint};
@@ -12,6 +14,9 @@ use crate::domain::arn::StreamArn;
 
 /// Regions and accounts whose endpoints are kept.
 const MOST_KEPT: usize = 4096;
+
+/// A region and an account.
+type Place = (Box<str>, Box<str>);
 
 /// A URL, and its host for the signature.
 #[derive(Debug, PartialEq, Eq)]
@@ -28,7 +33,7 @@ pub(super) struct Endpoints {
     use_fips: Option<bool>,
     use_dual_stack: Option<bool>,
     account_id_endpoint_mode: String,
-    known: RwLock<HashMap<(Box<str>, Box<str>), Arc<Endpoint>>>,
+    known: RwLock<HashMap<Place, Arc<Endpoint>>>,
 }
 
 impl Endpoints {
