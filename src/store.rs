@@ -6,10 +6,13 @@
 mod answers;
 mod batch;
 mod catalog;
+mod changes;
+mod check;
 mod chunk;
 mod command;
 mod draft;
 mod external_ids;
+mod failure;
 mod integrations;
 mod open;
 mod plan;
@@ -17,12 +20,16 @@ mod read;
 mod rows;
 mod schema;
 mod secret;
+mod space;
 mod statements;
 mod tail;
 mod work;
 mod writer;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
 
 use jiff::Timestamp;
 use sea_orm::{DatabaseConnection, DbErr};
@@ -39,6 +46,7 @@ pub use self::{
     catalog::{Change, Changes, Tombstone},
     command::{Configure, ConfigureError, Deleted, Settle},
     draft::{NextRetry, Observed},
+    failure::Failure,
     open::{OpenError, StoreOptions},
     secret::{KeyError, MasterKey},
     work::Attention,
@@ -62,6 +70,8 @@ pub struct Store {
     sealer: Arc<Sealer>,
     reader: DatabaseConnection,
     database_id: Arc<str>,
+    has_room: watch::Receiver<bool>,
+    failure: Arc<OnceLock<Failure>>,
 }
 
 /// Room for one settlement: with it, settling waits for nothing, so that settlements
@@ -90,6 +100,9 @@ pub enum StoreError {
     /// The database refused. Nothing of the request was kept.
     #[error("the database failed: {0}")]
     Database(#[from] DbErr),
+    /// The disk nears full. Nothing of the request was kept; deliveries make room.
+    #[error("the disk nears full")]
+    NoRoom,
     /// The store is shut down.
     #[error("the store is closed")]
     Closed,
@@ -105,18 +118,13 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the disk is full, as SQLite (`SQLITE_FULL`) or PostgreSQL
-    /// (`disk_full`) tells by its code.
+    /// Whether the disk is full, or so nearly that no events are taken.
     pub fn is_full(&self) -> bool {
-        let Self::Database(DbErr::Exec(error) | DbErr::Query(error) | DbErr::Conn(error)) = self
-        else {
-            return false;
-        };
-        let sea_orm::RuntimeErr::SqlxError(error) = error else {
-            return false;
-        };
-        let code = error.as_database_error().and_then(|error| error.code());
-        matches!(code.as_deref(), Some("13" | "53100"))
+        match self {
+            Self::NoRoom => true,
+            Self::Database(error) => failure::is_full(error),
+            Self::Closed | Self::Damaged { .. } | Self::Sealing => false,
+        }
     }
 }
 
@@ -210,6 +218,19 @@ impl Store {
                 })
                 .collect(),
             None => read::log(&self.reader, key, from, most_bytes).await,
+        }
+    }
+
+    /// Whether the disk has room for events, as it changes.
+    pub fn has_room(&self) -> watch::Receiver<bool> {
+        self.has_room.clone()
+    }
+
+    /// An error while the disk has no room for events, before anything is done for them.
+    pub fn check_room(&self) -> Result<(), StoreError> {
+        match *self.has_room.borrow() {
+            true => Ok(()),
+            false => Err(StoreError::NoRoom),
         }
     }
 
@@ -342,9 +363,11 @@ impl Store {
         })
     }
 
-    /// Returns when the store has ended: after [`Store::close`], or by a defect.
-    pub async fn ended(&self) {
+    /// Returns when the store has ended: after [`Store::close`], by a failure, or by a
+    /// defect.
+    pub async fn ended(&self) -> Option<Failure> {
         self.commands.closed().await;
+        self.failure.get().cloned()
     }
 
     /// Writes what is left and closes the database.

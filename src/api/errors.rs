@@ -68,8 +68,8 @@ pub enum ApiError {
     /// A bound is reached.
     #[error("too much is in flight; try again")]
     Overloaded,
-    /// The disk is full.
-    #[error("the log's disk is full; nothing of the request was accepted; try again")]
+    /// The disk is full, or nearly.
+    #[error("the log's disk nears full; nothing of the request was accepted; try again later")]
     DiskFull,
     /// The log cannot be written.
     #[error("the log could not be written; nothing of the request was accepted; try again")]
@@ -104,7 +104,7 @@ impl ApiError {
             Self::EtagMismatch => (Code::Aborted, ErrorReason::EtagMismatch, None),
             Self::ExternalIdInUse => (Code::AlreadyExists, ErrorReason::ExternalIdInUse, None),
             Self::Overloaded => (Code::ResourceExhausted, ErrorReason::Overloaded, SOON),
-            Self::DiskFull => (Code::ResourceExhausted, ErrorReason::StorageFailed, LATER),
+            Self::DiskFull => (Code::ResourceExhausted, ErrorReason::DiskFull, LATER),
             Self::StorageFailed => (Code::Unavailable, ErrorReason::StorageFailed, LATER),
             Self::ShuttingDown => (Code::Unavailable, ErrorReason::ShuttingDown, SOON),
             Self::Internal => (Code::Internal, ErrorReason::Internal, None),
@@ -144,11 +144,9 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match &error {
             StoreError::Closed => Self::ShuttingDown,
-            full if full.is_full() => {
-                tracing::error!(%error, "the log's disk is full");
-                Self::DiskFull
-            }
-            StoreError::Database(_) => {
+            // The store tells its log once, not for each request.
+            full if full.is_full() => Self::DiskFull,
+            StoreError::NoRoom | StoreError::Database(_) => {
                 tracing::error!(%error, "the store failed");
                 Self::StorageFailed
             }

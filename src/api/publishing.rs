@@ -58,6 +58,7 @@ impl Publishing {
         events: Vec<Bytes>,
     ) -> Result<impl Future<Output = Result<v1::PublishResponse, ApiError>> + Send + use<>, ApiError>
     {
+        self.store.check_room()?;
         let permit = self.admit(&events).await?;
         let sorted = sort(&self.store, &self.format, &events);
         drop(events);

@@ -3,6 +3,7 @@
 mod api;
 mod arrived;
 mod customer;
+mod disk;
 mod load;
 mod process;
 mod relay;
@@ -22,6 +23,7 @@ use tempfile::TempDir;
 pub use api::{Api, reason, violated};
 pub use arrived::{Arrived, arrive, check_in_order, check_whole};
 pub use customer::Customer;
+pub use disk::Disk;
 pub use load::{Load, Published, detection, encode, event};
 pub use process::Process;
 pub use relay::Relay;

@@ -1,6 +1,8 @@
 //! The built binary, as the operating system sees it.
 
 mod crash;
+mod damage;
+mod disk;
 
 use std::{
     collections::{BTreeMap, HashSet},

@@ -39,6 +39,10 @@ impl Api {
         }
     }
 
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
     pub fn integrations(&self) -> SiemIntegrationServiceClient<Channel> {
         SiemIntegrationServiceClient::new(self.channel.clone())
     }

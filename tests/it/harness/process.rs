@@ -46,7 +46,17 @@ impl Process {
         aws_url: &str,
         arguments: &[&str],
     ) -> Result<Self, Refused> {
-        let mut command = command(data_dir, aws_url);
+        Self::try_start_within(&[], data_dir, aws_url, arguments).await
+    }
+
+    /// Starts it by another program, which becomes it.
+    pub async fn try_start_within(
+        program: &[String],
+        data_dir: &Path,
+        aws_url: &str,
+        arguments: &[&str],
+    ) -> Result<Self, Refused> {
+        let mut command = command(program, data_dir, aws_url);
         command.args(["--log-format", "json", "--retry-first-ms", "20"]);
         let mut child = command.args(arguments).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
@@ -70,6 +80,11 @@ impl Process {
                 })
             }
         }
+    }
+
+    /// All that it has logged so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
     }
 
     /// SIGKILL: nothing is finished or settled.
@@ -97,9 +112,17 @@ impl Process {
 }
 
 /// `serve` with AWS and its credentials in the environment, and nothing else there.
-fn command(data_dir: &Path, aws_url: &str) -> Command {
+fn command(program: &[String], data_dir: &Path, aws_url: &str) -> Command {
     let own = vendor_credentials();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_siem-relay"));
+    let relay = env!("CARGO_BIN_EXE_siem-relay");
+    let mut command = match program {
+        [] => Command::new(relay),
+        [program, arguments @ ..] => {
+            let mut command = Command::new(program);
+            command.args(arguments).arg(relay);
+            command
+        }
+    };
     command
         .env_clear()
         .env("AWS_ENDPOINT_URL_STS", aws_url)

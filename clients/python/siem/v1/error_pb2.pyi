@@ -48,6 +48,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The server is shutting down; connect again."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 12
     """A defect of the server."""
+    ERROR_REASON_DISK_FULL: _ErrorReason.ValueType  # 13
+    """The log's disk nears full; nothing of the request was accepted. Delivery goes on and
+    makes room; try again as RetryInfo says.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason this service gives for a refusal. A gRPC error carries it, without
@@ -81,4 +85,8 @@ ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 11
 """The server is shutting down; connect again."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 12
 """A defect of the server."""
+ERROR_REASON_DISK_FULL: ErrorReason.ValueType  # 13
+"""The log's disk nears full; nothing of the request was accepted. Delivery goes on and
+makes room; try again as RetryInfo says.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
