@@ -41,6 +41,21 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     }
 }
 
+/// Tells who runs the tests, as far as `--nocapture` or a failure shows it.
+#[expect(
+    clippy::print_stderr,
+    reason = "what a test did is told beside its verdict"
+)]
+pub fn say(what: &str) {
+    eprintln!("{what}");
+}
+
+/// A number from the environment, where it has `SIEM_RELAY_TEST_` and this name.
+pub fn knob(name: &str, otherwise: u64) -> u64 {
+    let given = std::env::var(format!("SIEM_RELAY_TEST_{name}"));
+    given.map_or(otherwise, |text| text.parse().unwrap())
+}
+
 /// Calls that hang.
 pub struct Hanging {
     pub id: FaultId,

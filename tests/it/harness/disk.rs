@@ -11,7 +11,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use super::within;
+use super::{say, within};
 
 /// A file system that only processes see which enter it. It ends with this handle.
 pub struct Disk {
@@ -68,7 +68,7 @@ impl Disk {
             Err(_absent) => None,
         };
         if made.is_none() {
-            skip("no disk of its own: it takes unshare(1) and the right to mount");
+            say("SKIPPED: no disk of its own: it takes unshare(1) and the right to mount");
         }
         made
     }
@@ -96,9 +96,4 @@ impl Disk {
         entrance.extend(self.namespaces);
         entrance.into_iter().map(str::to_owned).collect()
     }
-}
-
-#[expect(clippy::print_stderr, reason = "a test that did not run says so")]
-fn skip(why: &str) {
-    eprintln!("SKIPPED: {why}");
 }

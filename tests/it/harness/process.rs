@@ -5,6 +5,7 @@ use std::{
     path::Path,
     process::{ExitStatus, Stdio},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -80,6 +81,16 @@ impl Process {
                 })
             }
         }
+    }
+
+    /// Starts it, and kills it after so long, whatever it does then.
+    pub async fn start_and_kill(data_dir: &Path, aws_url: &str, moment: Duration) {
+        let mut child = command(&[], data_dir, aws_url).spawn().unwrap();
+        let ended = tokio::time::timeout(moment, child.wait()).await;
+        assert!(ended.is_err(), "it ended by itself: {ended:?}");
+        within("the end of the process", child.kill())
+            .await
+            .unwrap();
     }
 
     /// All that it has logged so far.
