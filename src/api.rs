@@ -64,7 +64,7 @@ pub trait Delivery: Send + Sync + 'static {
     fn rehearse(
         &self,
         integration: &Arc<Integration>,
-    ) -> impl Future<Output = RehearsalReport> + Send;
+    ) -> impl Future<Output = Result<RehearsalReport, TestError>> + Send;
 
     /// Ends what is under way for an integration that was deleted. When it returns,
     /// no AWS call for it begins any more.

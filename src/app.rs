@@ -229,6 +229,7 @@ fn store_options(config: &Config) -> StoreOptions {
         log_tail_bytes: config.log_tail_bytes,
         commit_linger: config.commit_linger,
         settle_linger: config.settle_linger,
+        failing_after: config.failing_after,
         tombstones: config.status_tombstones,
     }
 }
@@ -247,6 +248,7 @@ fn worker_options(config: &Config, format: &Format) -> WorkerOptions {
     WorkerOptions {
         requests_in_flight: config.requests_in_flight,
         requests_in_flight_per_integration: config.requests_in_flight_per_integration,
+        send_linger: config.send_linger,
         limits: BatchLimits {
             records: config.max_records_per_request,
             bytes: config.max_request_bytes,
@@ -295,7 +297,7 @@ impl<S: Sink> Delivery for Deliveries<S> {
         self.0.send_test(organization_id).await
     }
 
-    async fn rehearse(&self, integration: &Arc<Integration>) -> RehearsalReport {
+    async fn rehearse(&self, integration: &Arc<Integration>) -> Result<RehearsalReport, TestError> {
         self.0.rehearse(integration).await
     }
 

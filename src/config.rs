@@ -117,10 +117,12 @@ settings! {
         "The most records that one PutRecords request carries.";
     max_request_bytes: usize = "max-request-bytes", "5242880", Bytes(MIB..=10 * MIB),
         "The most bytes of records and partition keys that one PutRecords request carries.";
-    requests_in_flight: usize = "requests-in-flight", "64", Count(1..=4096),
+    requests_in_flight: usize = "requests-in-flight", "64", Count(4..=4096),
         "How many PutRecords requests may be under way in all.";
-    requests_in_flight_per_integration: usize = "requests-in-flight-per-integration", "4", Count(1..=64),
-        "How many PutRecords requests may be under way for one integration.";
+    requests_in_flight_per_integration: usize = "requests-in-flight-per-integration", "16", Count(1..=64),
+        "How many PutRecords requests may be under way for one integration; how many are follows its backlog and success.";
+    send_linger: Duration = "send-linger-ms", "20", Millis(0..=1000),
+        "How long a PutRecords request that would not be full waits after the one before; the first after a pause goes at once.";
     commit_linger: Duration = "commit-linger-ms", "1", Millis(0..=50),
         "How long a publish waits for others to share its commit and its sync to disk.";
     settle_linger: Duration = "settle-linger-ms", "50", Millis(1..=50),
@@ -137,6 +139,8 @@ settings! {
         "How long assumed credentials are valid; AWS refuses more than 3600 where the service's own credentials are an assumed role.";
     role_session_name: String = "role-session-name", "siem-relay", Text(&syntax::ROLE_SESSION_NAME),
         "The session name that customers see in CloudTrail.";
+    failing_after: Duration = "failing-after-seconds", "60", Seconds(1..=3600),
+        "How long nothing may get through, for throttling or an outage, before the status of an integration becomes FAILING.";
     heartbeat: Duration = "heartbeat-seconds", "30", Seconds(1..=3600),
         "How often StreamStatus sends a heartbeat.";
     status_tombstones: usize = "status-tombstones", "100000", Count(0..=10_000_000),

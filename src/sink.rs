@@ -3,11 +3,16 @@
 mod assume_role;
 mod aws;
 mod config;
+mod denials;
 mod fault;
+mod gate;
 mod identity;
 mod kinesis;
 mod quiet;
+mod read;
 mod sessions;
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +23,8 @@ use uuid::Uuid;
 
 pub use aws::AwsSink;
 pub use config::{AwsOptions, StandInAccess};
+pub use gate::{Gate, Pass};
+pub use read::{ReadError, ReadRecord, StreamReader};
 
 pub use crate::domain::verdict::{
     AssumedWith, ExternalIdProof, Receipt, RehearsalReport, Rehearsed, TestReport,
@@ -69,7 +76,8 @@ pub trait Sink: Send + Sync + 'static {
         record: Record,
     ) -> impl Future<Output = TestReport> + Send;
 
-    /// As [`Sink::test`] for an integration that need not exist, writing nothing.
+    /// As [`Sink::test`] for an integration as it might be configured, writing nothing.
+    /// Nothing that delivery relies on changes by what it finds.
     fn rehearse(
         &self,
         integration: &Arc<Integration>,
@@ -79,8 +87,13 @@ pub trait Sink: Send + Sync + 'static {
     /// How this service itself stands with AWS.
     fn standing(&self) -> watch::Receiver<Standing>;
 
-    /// Looks after the standing, for as long as it is polled.
+    /// Looks after the standing, for as long as it is polled. It never returns, and
+    /// calls AWS once; then only while something is wrong.
     fn watch_standing(&self) -> impl Future<Output = ()> + Send;
+
+    /// The gate of the calls that the sink makes on its own behalf. Who calls the sink
+    /// enters it first; shutting it ends both.
+    fn gate(&self) -> &Gate;
 
     /// Forgets what is kept for an integration that was deleted.
     fn forget(&self, integration_id: Uuid);

@@ -13,6 +13,7 @@ mod command;
 mod draft;
 mod external_ids;
 mod failure;
+mod gaps;
 mod integrations;
 mod open;
 mod plan;
@@ -32,7 +33,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use sea_orm::{DatabaseConnection, DbErr};
+use sea_orm::DatabaseConnection;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use self::{
@@ -46,7 +47,8 @@ pub use self::{
     catalog::{Change, Changes, Tombstone},
     command::{Configure, ConfigureError, Deleted, Settle},
     draft::{NextRetry, Observed},
-    failure::Failure,
+    failure::{Failure, StoreError},
+    gaps::{GiveUp, GivenUp},
     open::{OpenError, StoreOptions},
     secret::{KeyError, MasterKey},
     work::Attention,
@@ -67,6 +69,7 @@ pub struct Store {
     catalog: Arc<Catalog>,
     tail: Arc<Tail>,
     work: Arc<WorkFeed>,
+    backlog: Arc<[(IntegrationKey, Timestamp)]>,
     sealer: Arc<Sealer>,
     reader: DatabaseConnection,
     database_id: Arc<str>,
@@ -84,47 +87,13 @@ pub struct SettlePermit {
 impl SettlePermit {
     /// As [`Store::settle`].
     pub fn settle(self, settle: Settle) {
-        for (chunk_id, accepted, _) in &settle.settlement.partial {
-            self.tail.accept(settle.key, *chunk_id, accepted);
+        for (chunk_id, settled, _) in &settle.settlement.partial {
+            self.tail.settle(settle.key, *chunk_id, settled);
         }
         for chunk_id in &settle.settlement.finished {
             self.tail.finish(settle.key, *chunk_id);
         }
         self.room.send(Command::Settle(settle));
-    }
-}
-
-/// Why the store did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The database refused. Nothing of the request was kept.
-    #[error("the database failed: {0}")]
-    Database(#[from] DbErr),
-    /// The disk nears full. Nothing of the request was kept; deliveries make room.
-    #[error("the disk nears full")]
-    NoRoom,
-    /// The store is shut down.
-    #[error("the store is closed")]
-    Closed,
-    /// A chunk cannot be read back.
-    #[error("chunk {chunk_id} of the log is damaged")]
-    Damaged {
-        /// Which.
-        chunk_id: i64,
-    },
-    /// An external ID cannot be encrypted, or the stored one not decrypted.
-    #[error("the external ID cannot be encrypted or decrypted with this service's key")]
-    Sealing,
-}
-
-impl StoreError {
-    /// Whether the disk is full, or so nearly that no events are taken.
-    pub fn is_full(&self) -> bool {
-        match self {
-            Self::NoRoom => true,
-            Self::Database(error) => failure::is_full(error),
-            Self::Closed | Self::Damaged { .. } | Self::Sealing => false,
-        }
     }
 }
 
@@ -155,9 +124,10 @@ impl Store {
         self.catalog.page(after, limit, keep)
     }
 
-    /// Integrations with pending events.
-    pub fn with_work(&self) -> Vec<IntegrationKey> {
-        self.catalog.with_work()
+    /// Integrations of which something was in the log when the store was opened, and
+    /// since when.
+    pub fn backlog(&self) -> &[(IntegrationKey, Timestamp)] {
+        &self.backlog
     }
 
     /// Waits until integrations want attention, and takes them. For one worker.
@@ -209,16 +179,21 @@ impl Store {
         from: u64,
         most_bytes: usize,
     ) -> Result<Vec<LoadedChunk>, StoreError> {
-        match self.tail.read(key, from, most_bytes) {
-            Some(chunks) => chunks
-                .into_iter()
-                .map(|chunk| {
-                    let chunk_id = chunk.id;
-                    chunk::from_tail(chunk).map_err(|_| StoreError::Damaged { chunk_id })
-                })
-                .collect(),
-            None => read::log(&self.reader, key, from, most_bytes).await,
-        }
+        let Some(snapshot) = self.get(key) else {
+            return Ok(Vec::new());
+        };
+        let chunks = match self.tail.read(key, from, most_bytes) {
+            Some(chunks) => chunks,
+            None => read::log(&self.reader, key, from, most_bytes).await?,
+        };
+        let gap_key = snapshot.integration.integration_id.as_u128();
+        chunks
+            .into_iter()
+            .map(|chunk| {
+                let chunk_id = chunk.id;
+                chunk::load(chunk, gap_key).map_err(|_| StoreError::Damaged { chunk_id })
+            })
+            .collect()
     }
 
     /// Whether the disk has room for events, as it changes.
@@ -361,6 +336,13 @@ impl Store {
             room,
             tail: Arc::clone(&self.tail),
         })
+    }
+
+    /// Gives events up: they count as expired, and gaps stand in their place in the log.
+    /// While it is under way nothing of the integration may be settled or read that was
+    /// not before.
+    pub async fn give_up(&self, ask: GiveUp) -> Result<GivenUp, StoreError> {
+        self.ask(|reply| Command::GiveUp { ask, reply }).await
     }
 
     /// Returns when the store has ended: after [`Store::close`], by a failure, or by a

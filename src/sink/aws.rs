@@ -1,27 +1,21 @@
 //! The Sink over AWS: the role's session, then the write.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
-};
+use tokio::{sync::watch, time::Instant};
 use tracing::{Instrument, Span, field::Empty, info_span};
 use uuid::Uuid;
 
 use super::{
-    AwsOptions, ExternalIds, Receipt, Record, RecordOutcome, RehearsalReport, Sink, TestReport,
-    assume_role::AssumeRole, config, identity::Identity, kinesis::Kinesis, sessions::Sessions,
+    AwsOptions, ExternalIds, Gate, Receipt, Record, RecordOutcome, RehearsalReport, Sink,
+    TestReport, assume_role::AssumeRole, config, identity::Identity, kinesis::Kinesis,
+    sessions::Sessions,
 };
 use crate::domain::{
     integration::Integration,
     standing::Standing,
     status::{Fault, Meaning},
 };
-
-/// Between one look at this service's own credentials and the next.
-const CHECK_GOOD: Duration = Duration::from_secs(300);
-const CHECK_REFUSED: Duration = Duration::from_secs(10);
 
 /// Writes with the AWS SDK. Cheap to clone; clones share connections and sessions.
 #[derive(Clone)]
@@ -49,7 +43,7 @@ impl AwsSink {
         external_ids: Arc<dyn ExternalIds>,
     ) -> Self {
         let assume_role = AssumeRole::new(sdk, options, external_ids);
-        let identity = Arc::new(Identity::new(assume_role));
+        let identity = Arc::new(Identity::new(assume_role, Gate::default()));
         Self {
             sessions: Sessions::new(Arc::clone(&identity), options),
             identity,
@@ -92,7 +86,7 @@ impl AwsSink {
         };
         let record = [record];
         let (proof, answer) = tokio::join!(
-            self.sessions.prove_external_id(integration),
+            self.identity.prove_external_id(integration),
             self.kinesis.put(&session, &integration.stream_arn, &record),
         );
         TestReport {
@@ -108,7 +102,7 @@ impl AwsSink {
         integration: &Arc<Integration>,
         record: Record,
     ) -> RehearsalReport {
-        let session = match self.sessions.fresh(integration).await {
+        let session = match self.identity.rehearse(integration).await {
             Ok(session) => session,
             Err(fault) => {
                 return RehearsalReport {
@@ -119,7 +113,7 @@ impl AwsSink {
             }
         };
         let (proof, answer) = tokio::join!(
-            self.sessions.prove_external_id(integration),
+            self.identity.prove_external_id(integration),
             self.kinesis
                 .rehearse(&session, &integration.stream_arn, record),
         );
@@ -189,14 +183,11 @@ impl Sink for AwsSink {
     }
 
     async fn watch_standing(&self) {
-        loop {
-            self.identity.check_credentials().await;
-            let wait = match *self.identity.standing().borrow() {
-                Standing::CredentialsRefused { .. } => CHECK_REFUSED,
-                Standing::Good | Standing::MayNotAssume => CHECK_GOOD,
-            };
-            sleep(wait).await;
-        }
+        self.identity.watch().await;
+    }
+
+    fn gate(&self) -> &Gate {
+        self.identity.gate()
     }
 
     fn forget(&self, integration_id: Uuid) {

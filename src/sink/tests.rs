@@ -1,14 +1,26 @@
 //! The real SDK against a real HTTP server that answers as STS and Kinesis do.
 
+mod deletion;
+mod denials;
 mod environment;
 mod faults;
 mod identity;
+mod read;
+mod rehearsal;
 mod secrets;
-mod server;
+pub(super) mod server;
 mod sessions;
 mod stand_in;
+mod standing;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use jiff::Timestamp;
@@ -16,15 +28,19 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use self::server::{Answer, Call, Server, assumed, kinesis_error, written};
-use super::*;
+use super::{
+    testing::{Asked, Aws, Said},
+    *,
+};
 use crate::domain::{
     arn::{RoleArn, StreamArn},
-    integration::{IntegrationKey, SealedExternalId},
+    integration::{IntegrationKey, PreviousExternalId, SealedExternalId},
     organization::OrganizationId,
-    status::{Cause, Stage},
+    status::{Cause, Meaning, Reason, Stage},
 };
 
 const EXTERNAL_ID: &str = "0123456789abcdef-never-to-be-seen";
+const PREVIOUS_ID: &str = "fedcba9876543210-never-to-be-seen";
 const STREAM: &str = "arn:aws:kinesis:eu-west-1:123456789012:stream/detections";
 const ROLE: &str = "arn:aws:iam::123456789012:role/siem/writer";
 
@@ -45,6 +61,93 @@ impl ExternalIds for OneExternalId {
     fn is_current(&self, _: &Integration) -> bool {
         true
     }
+}
+
+/// Opens every external ID, and knows which integrations were deleted.
+#[derive(Default)]
+struct Registry {
+    deleted: Mutex<HashSet<IntegrationKey>>,
+    took_over: AtomicUsize,
+}
+
+impl ExternalIds for Registry {
+    fn open(&self, _: &Integration) -> Result<ExternalId, Unreadable> {
+        Ok(ExternalId::parse(EXTERNAL_ID.to_owned()).unwrap())
+    }
+
+    fn open_previous(&self, integration: &Integration) -> Option<Result<ExternalId, Unreadable>> {
+        integration.previous.as_ref()?;
+        Some(Ok(ExternalId::parse(PREVIOUS_ID.to_owned()).unwrap()))
+    }
+
+    fn took_over(&self, _: &Integration) {
+        self.took_over.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn is_current(&self, integration: &Integration) -> bool {
+        !self.deleted.lock().unwrap().contains(&integration.key)
+    }
+}
+
+fn role(which: i64) -> String {
+    format!("arn:aws:iam::123456789012:role/customer-{which}")
+}
+
+/// One of several customers.
+fn customer(which: i64) -> Arc<Integration> {
+    let base = version(Uuid::from_u128(which as u128), 1);
+    Arc::new(Integration {
+        key: IntegrationKey(which),
+        role_arn: RoleArn::parse(&role(which)).unwrap(),
+        ..(*base).clone()
+    })
+}
+
+/// One whose external ID has just been changed; the one before still serves.
+fn rotating(which: i64) -> Arc<Integration> {
+    let base = customer(which);
+    Arc::new(Integration {
+        previous: Some(PreviousExternalId {
+            external_id: base.external_id.clone(),
+            hint: "seen".into(),
+            until: Timestamp::MAX,
+        }),
+        ..(*base).clone()
+    })
+}
+
+/// Refuses to have any role assumed.
+fn denied(asked: &Asked) -> Said {
+    match asked {
+        Asked::AssumeRole { .. } => Said::No("AccessDenied"),
+        _ => Said::Yes,
+    }
+}
+
+/// So many customers whose roles have worked, each once.
+async fn that_worked(count: i64) -> (Aws, AwsSink, Arc<Registry>) {
+    let aws = Aws::new(|_| Said::Yes);
+    let registry = Arc::new(Registry::default());
+    let sink = aws.sink(registry.clone());
+    for which in 1..=count {
+        let outcomes = sink.put_records(&customer(which), records(1)).await;
+        assert_eq!(outcomes, Ok(vec![accepted(0)]));
+    }
+    (aws, sink, registry)
+}
+
+/// What delivery meets once its session is gone.
+async fn refusal(sink: &AwsSink, customer: &Arc<Integration>) -> Meaning {
+    sink.forget(customer.integration_id);
+    let answer = sink.put_records(customer, records(1)).await;
+    answer.unwrap_err().meaning()
+}
+
+/// Moves the clock that sessions live by, while no call is in flight.
+async fn jump(duration: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(duration).await;
+    tokio::time::resume();
 }
 
 fn options(server: &Server) -> AwsOptions {

@@ -8,11 +8,11 @@ use super::{
     answers::Answers,
     command::{Command, ConfigureError},
     draft::Draft,
-    external_ids, integrations,
+    external_ids, gaps, integrations,
     secret::Sealer,
 };
 
-/// Makes one. Errors here are the database's; a refusal is an answer.
+/// Makes one: anything but an append or a settlement. Errors here are the database's; a refusal is an answer.
 pub(super) async fn make(
     tx: &DatabaseTransaction,
     draft: &mut Draft<'_>,
@@ -49,6 +49,13 @@ pub(super) async fn make(
         Command::RetirePrevious { key, version } => {
             external_ids::retire_previous(tx, draft, key, version, now).await?;
         }
+        Command::GiveUp { ask, reply } => match gaps::apply(tx, draft, &ask).await {
+            Ok(given_up) => answers.given_up.push((reply, ask.key, given_up)),
+            Err(error) => {
+                let _gone = reply.send(Err(StoreError::Database(error.clone())));
+                return Err(error);
+            }
+        },
         Command::Issue {
             organization_id,
             external_id,

@@ -1,4 +1,4 @@
-//! What the database's errors mean for the service.
+//! What can go wrong, and what the database's errors mean.
 
 use sea_orm::{DbErr, RuntimeErr};
 
@@ -14,6 +14,40 @@ pub enum Failure {
     /// The database contradicts itself.
     #[error("the database is damaged ({0}): docs/operations.md says how to restore or recover it")]
     Damaged(DbErr),
+}
+
+/// Why the store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database refused. Nothing of the request was kept.
+    #[error("the database failed: {0}")]
+    Database(#[from] DbErr),
+    /// The disk nears full. Nothing of the request was kept; deliveries make room.
+    #[error("the disk nears full")]
+    NoRoom,
+    /// The store is shut down.
+    #[error("the store is closed")]
+    Closed,
+    /// A chunk cannot be read back.
+    #[error("chunk {chunk_id} of the log is damaged")]
+    Damaged {
+        /// Which.
+        chunk_id: i64,
+    },
+    /// An external ID cannot be encrypted, or the stored one not decrypted.
+    #[error("the external ID cannot be encrypted or decrypted with this service's key")]
+    Sealing,
+}
+
+impl StoreError {
+    /// Whether the disk is full, or so nearly that no events are taken.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::NoRoom => true,
+            Self::Database(error) => is_full(error),
+            Self::Closed | Self::Damaged { .. } | Self::Sealing => false,
+        }
+    }
 }
 
 /// SQLite's extended result codes, <https://www.sqlite.org/rescode.html>.

@@ -44,6 +44,7 @@ pub(super) struct Writer {
     pub(super) sealer: Arc<Sealer>,
     pub(super) commit_linger: Duration,
     pub(super) settle_linger: Duration,
+    pub(super) failing_after: Duration,
     pub(super) revision: u64,
     pub(super) next_chunk_id: i64,
     /// Deleted integrations whose chunks are still there.
@@ -164,7 +165,14 @@ impl Writer {
                 return false;
             };
             let status = &slot.snapshot.status;
-            let next = observe(status, &mut slot.stall, last.at, &last.observation);
+            let patience = self.failing_after;
+            let next = observe(
+                status,
+                &mut slot.stall,
+                patience,
+                last.at,
+                &last.observation,
+            );
             status.is_change(&next)
         })
     }
@@ -175,7 +183,7 @@ impl Writer {
         unsettled: &mut Unsettled,
     ) -> Result<(), DbErr> {
         let catalog = Arc::clone(&self.catalog);
-        let mut draft = Draft::new(&catalog, self.revision);
+        let mut draft = Draft::new(&catalog, self.revision, self.failing_after);
         let mut answers = Answers::default();
         match self
             .transact(&mut draft, &mut answers, commands, unsettled)
@@ -304,7 +312,8 @@ impl Writer {
                     id: committed.next_chunk_id,
                     first_sequence: progress.next_sequence,
                     count: segment.count,
-                    accepted: Vec::new(),
+                    settled: Vec::new(),
+                    gaps: Vec::new(),
                     bytes: segment.bytes.into(),
                 };
                 let pending_bytes = statements::insert_chunk(tx, key, &chunk, now).await?;

@@ -1,9 +1,6 @@
 //! What goes wrong, as a fault.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use super::{server::sts_error, *};
-use crate::domain::status::Meaning;
 
 /// What a write comes to where Kinesis answers so.
 async fn write(answer: Answer) -> Result<Vec<RecordOutcome>, Fault> {

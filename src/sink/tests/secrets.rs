@@ -60,6 +60,7 @@ async fn the_external_id_is_not_logged_at_any_level() {
     let fault = fault.unwrap_err();
     assert_eq!(fault.code(), "ValidationError");
     assert!(!format!("{fault:?}").contains(EXTERNAL_ID));
+    jump(Duration::from_secs(1)).await;
     sink.put_records(&integration, records(1)).await.unwrap();
     let report = sink.test(&integration, records(1).remove(0)).await;
     assert_eq!(report.assume_role, Ok(AssumedWith::Current));

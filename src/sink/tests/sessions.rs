@@ -6,14 +6,6 @@ use futures_util::future::join_all;
 use tokio::{sync::Notify, time::timeout};
 
 use super::{server::assumed_until, *};
-use crate::domain::status::Meaning;
-
-/// Moves the clock that sessions live by, while no call is in flight.
-async fn jump(duration: Duration) {
-    tokio::time::pause();
-    tokio::time::advance(duration).await;
-    tokio::time::resume();
-}
 
 /// Writes, and does so until the server has seen what is awaited; every write must
 /// succeed.
@@ -46,7 +38,7 @@ async fn many_first_uses_assume_the_role_once() {
 }
 
 #[tokio::test]
-async fn those_who_wait_share_a_denial_that_is_not_kept() {
+async fn those_who_wait_share_a_denial_that_is_kept_for_a_moment() {
     let server = Server::start(|call| match (call.is_sts(), call.number) {
         (true, 1) => server::access_denied(),
         _ => call.granted(),
@@ -59,6 +51,7 @@ async fn those_who_wait_share_a_denial_that_is_not_kept() {
         assert_eq!(outcomes.unwrap_err().code(), "AccessDenied");
     }
     assert_eq!(server.assumed(), 1);
+    jump(Duration::from_secs(1)).await;
     let outcomes = sink.put_records(&integration, records(1)).await;
     assert_eq!(outcomes, Ok(vec![accepted(0)]));
 }
@@ -246,4 +239,29 @@ async fn is_kept_by_integration_and_version_until_forgotten() {
     assert_eq!(write(one, 1).await, 4);
     assert_eq!(write(one, 2).await, 5);
     assert_eq!(write(one, 1).await, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn sessions_of_one_moment_are_renewed_at_many() {
+    const STEP: Duration = Duration::from_secs(36);
+    let (aws, sink, _) = that_worked(200).await;
+    let start = tokio::time::Instant::now();
+    tokio::time::advance(Duration::from_secs(2500)).await;
+    for _ in 0..20 {
+        for which in 1..=200 {
+            let outcomes = sink.put_records(&customer(which), records(1)).await;
+            assert_eq!(outcomes, Ok(vec![accepted(0)]));
+        }
+        tokio::time::advance(STEP).await;
+    }
+    let mut renewals = [0; 100];
+    for assumed in aws.assumed().values() {
+        assert_eq!(assumed.len(), 2, "once, and once anew");
+        let after = assumed[1].duration_since(start);
+        renewals[(after.as_secs() / STEP.as_secs()) as usize] += 1;
+    }
+    let busy = renewals.iter().filter(|count| **count > 0).count();
+    let most = renewals.iter().max();
+    // Even over 16 steps would be 12 or 13 in each.
+    assert!(busy >= 12 && most <= Some(&40), "{renewals:?}");
 }

@@ -145,6 +145,7 @@ async fn what_the_customer_refuses_and_allows_again() {
     world.sink.forget(integration().integration_id);
     let denied = "AccessDenied".to_owned();
     assert_eq!(world.refusal().await, (Stage::AssumeRole, denied));
+    jump(Duration::from_secs(1)).await;
 
     let everything = json!({"Effect": "Allow", "Action": "*", "Resource": "*"});
     world.role(&trust(EXTERNAL_ID), &policy(&everything));

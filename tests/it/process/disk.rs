@@ -5,9 +5,7 @@ use std::{collections::BTreeSet, fs, io::Write, path::Path};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use siem_relay::proto::v1::{self, event::Payload};
 use tonic::{Code, Status};
-use tonic_health::pb::{
-    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
-};
+use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_types::StatusExt;
 use uuid::Uuid;
 
@@ -97,26 +95,6 @@ fn assert_full(status: &Status) {
     assert!(details.retry_info().unwrap().retry_delay.is_some());
 }
 
-async fn until_health(api: &Api, service: &str, wanted: ServingStatus) {
-    let request = HealthCheckRequest {
-        service: service.to_owned(),
-    };
-    let mut client = HealthClient::new(api.channel());
-    within("health", async {
-        while client
-            .check(request.clone())
-            .await
-            .unwrap()
-            .get_ref()
-            .status()
-            != wanted
-        {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_refuses_events_until_deliveries_have_made_room() {
     let Some(disk) = Disk::of(24).await else {
@@ -131,8 +109,18 @@ async fn a_full_disk_refuses_events_until_deliveries_have_made_room() {
     for round in 0..2 {
         customer.make_role_that_may(&ground.aws, "s3:GetObject");
         assert_full(&bulk.until_refused(&process.api).await);
-        until_health(&process.api, "publish", ServingStatus::NotServing).await;
-        until_health(&process.api, "delivery", ServingStatus::Serving).await;
+        process
+            .api
+            .health("publish")
+            .await
+            .until(ServingStatus::NotServing)
+            .await;
+        process
+            .api
+            .health("delivery")
+            .await
+            .until(ServingStatus::Serving)
+            .await;
         let other = Customer::new(&format!("other-{round}"));
         process.api.configure(&other).await;
         assert!(!process.log().contains("cannot write to the log"));
@@ -146,7 +134,12 @@ async fn a_full_disk_refuses_events_until_deliveries_have_made_room() {
         process.api.configure(customer).await;
         process.api.until_delivered("acme").await;
         bulk.until_accepted(&process.api).await;
-        until_health(&process.api, "publish", ServingStatus::Serving).await;
+        process
+            .api
+            .health("publish")
+            .await
+            .until(ServingStatus::Serving)
+            .await;
         process.api.until_delivered("acme").await;
         assert!(!process.log().contains("cannot write to the log"));
     }
