@@ -13,7 +13,8 @@ pub enum Standing {
     /// Nothing speaks against it.
     #[default]
     Good,
-    /// Its own credentials are missing, expired or refused.
+    /// Its own credentials are missing, expired or refused, or what is signed with a
+    /// session that was just assumed.
     CredentialsRefused {
         /// AWS's error code, or ours where nothing could be sent.
         code: Box<str>,
