@@ -58,6 +58,14 @@ struct State {
     theirs_until: Option<Instant>,
 }
 
+impl State {
+    fn may_assume(&mut self, now: std::time::Instant) {
+        if std::mem::take(&mut self.may_not_assume) {
+            self.witnesses.pardon(now);
+        }
+    }
+}
+
 impl Identity {
     pub(super) fn new(assume_role: AssumeRole, gate: Gate) -> Self {
         Self {
@@ -181,7 +189,7 @@ impl Identity {
         match next {
             Probe::Wait => {}
             Probe::TooFew => {
-                self.state().may_not_assume = false;
+                self.state().may_assume(Instant::now().into_std());
                 self.set(Standing::Good);
             }
             Probe::Ask(witness) => {
@@ -239,12 +247,10 @@ impl Identity {
     fn worked(&self, integration: &Arc<Integration>, session: &Session) {
         {
             let mut state = self.state();
-            state.may_not_assume = false;
-            state.witnesses.worked(
-                integration.key,
-                Instant::now().into_std(),
-                (Arc::clone(integration), session.with()),
-            );
+            let (now, role) = (Instant::now().into_std(), Arc::clone(integration));
+            state.may_assume(now);
+            let witness = (role, session.with());
+            state.witnesses.worked(integration.key, now, witness);
         }
         if integration.previous.is_some() && session.with() == AssumedWith::Current {
             self.assume_role.took_over(integration);
@@ -316,9 +322,12 @@ impl Identity {
             }
             Err(fault) => {
                 self.tell_refused_credentials(&fault);
-                self.state().witnesses.refused(key, now);
                 let denied = fault.meaning() == Meaning::Refused(Reason::AssumeRoleDenied);
-                // Anything else says nothing either way.
+                let witnesses = &mut self.state().witnesses;
+                match denied {
+                    true => witnesses.refused(key, now),
+                    false => witnesses.unclear(key, now),
+                }
                 denied.then_some(false)
             }
         }
