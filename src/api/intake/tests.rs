@@ -159,7 +159,7 @@ async fn a_slow_client_is_heard_to_the_end() {
     let (chunks, mut slow) = Incoming::new(&intake, STREAM);
     let client = async {
         for byte in message(20) {
-            tokio::time::sleep(Duration::from_secs(9)).await;
+            sleep(Duration::from_secs(9)).await;
             chunks.send(Bytes::copy_from_slice(&[byte])).unwrap();
         }
         drop(chunks);
