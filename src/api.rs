@@ -6,6 +6,7 @@ pub mod wire;
 mod checks;
 mod convert;
 mod events;
+mod intake;
 mod integrations;
 mod publishing;
 mod trace;
@@ -15,11 +16,14 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Server, server::TcpIncoming};
+use tonic::{
+    service::LayerExt,
+    transport::{Server, server::TcpIncoming},
+};
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower_http::trace::TraceLayer;
 
-use self::{events::Events, integrations::Integrations, publishing::Publishing};
+use self::{events::Events, intake::Intake, integrations::Integrations, publishing::Publishing};
 use crate::{
     domain::{
         event::Format,
@@ -60,7 +64,7 @@ pub trait Delivery: Send + Sync + 'static {
     fn rehearse(
         &self,
         integration: &Arc<Integration>,
-    ) -> impl Future<Output = RehearsalReport> + Send;
+    ) -> impl Future<Output = Result<RehearsalReport, TestError>> + Send;
 
     /// Ends what is under way for an integration that was deleted. When it returns,
     /// no AWS call for it begins any more.
@@ -140,16 +144,14 @@ impl<D: Delivery> Api<D> {
     /// way is answered and every stream has ended.
     pub async fn serve(self, listener: TcpListener) -> Result<(), ServeError> {
         let stop = self.stop.clone();
-        let publishing = Publishing::new(
-            self.store.clone(),
-            self.format,
-            self.publish_bytes_in_flight,
-        );
         let events = EventServiceServer::new(Events {
-            publishing,
+            publishing: Publishing::new(self.store.clone(), self.format),
             stop: stop.clone(),
         })
         .max_decoding_message_size(MOST_MESSAGE_BYTES);
+        // A message is read only once there is room for it.
+        let events =
+            Intake::new(self.publish_bytes_in_flight, MOST_MESSAGE_BYTES).named_layer(events);
         let integrations = SiemIntegrationServiceServer::new(Integrations {
             store: self.store,
             delivery: Arc::new(self.delivery),

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::{Api, Delivery, ServeError},
-    config::{Config, ExternalIdPolicy, KeySource},
+    config::{self, Config, ExternalIdPolicy, KeySource},
     domain::{
         backoff::BackoffPolicy,
         delivery::BatchLimits,
@@ -20,7 +20,7 @@ use crate::{
         integration::Integration,
         verdict::{RehearsalReport, TestError, TestVerdict},
     },
-    sink::{AwsOptions, AwsSink, ExternalIds, Sink, StandInAccess, Unreadable},
+    sink::{AwsOptions, AwsSink, ExternalIds, PutRecordsClient, Sink, StandInAccess, Unreadable},
     store::{Deleted, KeyError, MasterKey, OpenError, Store, StoreOptions},
     watch::{self, Watch},
     worker::{Worker, WorkerOptions},
@@ -223,6 +223,7 @@ fn store_options(config: &Config) -> StoreOptions {
         log_tail_bytes: config.log_tail_bytes,
         commit_linger: config.commit_linger,
         settle_linger: config.settle_linger,
+        failing_after: config.failing_after,
         tombstones: config.status_tombstones,
     }
 }
@@ -232,6 +233,10 @@ fn sink_options(config: &Config, stand_in: Option<StandInAccess>) -> AwsOptions 
         attempt_timeout: config.aws_attempt_timeout,
         assume_role_duration: config.assume_role_duration,
         role_session_prefix: format!("{}-", config.role_session_name),
+        put_records_client: match config.put_records_client {
+            config::PutRecordsClient::Direct => PutRecordsClient::Direct,
+            config::PutRecordsClient::Sdk => PutRecordsClient::Sdk,
+        },
         stand_in,
         ..AwsOptions::default()
     }
@@ -241,6 +246,7 @@ fn worker_options(config: &Config, format: &Format) -> WorkerOptions {
     WorkerOptions {
         requests_in_flight: config.requests_in_flight,
         requests_in_flight_per_integration: config.requests_in_flight_per_integration,
+        send_linger: config.send_linger,
         limits: BatchLimits {
             records: config.max_records_per_request,
             bytes: config.max_request_bytes,
@@ -289,7 +295,7 @@ impl<S: Sink> Delivery for Deliveries<S> {
         self.0.send_test(organization_id).await
     }
 
-    async fn rehearse(&self, integration: &Arc<Integration>) -> RehearsalReport {
+    async fn rehearse(&self, integration: &Arc<Integration>) -> Result<RehearsalReport, TestError> {
         self.0.rehearse(integration).await
     }
 

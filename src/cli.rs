@@ -7,6 +7,7 @@ mod publish;
 mod sandbox;
 mod serve;
 mod signals;
+mod verify;
 
 use std::{
     error::Error,
@@ -34,6 +35,7 @@ enum Command {
     Serve(serve::Args),
     Sandbox(sandbox::SandboxArgs),
     Publish(publish::PublishArgs),
+    Verify(verify::VerifyArgs),
     Onboarding(onboarding::OnboardingArgs),
     /// Prints a fresh external ID of 64 hexadecimal characters; it serves as a key of
     /// `external-id-key-file` as well.
@@ -45,6 +47,7 @@ async fn dispatch(command: Command) -> ExitCode {
         Command::Serve(args) => serve::run(args).await,
         Command::Sandbox(args) => sandbox::run(args).await,
         Command::Publish(args) => publish::run(args).await,
+        Command::Verify(args) => verify::run(args).await,
         Command::Onboarding(args) => onboarding::run(args),
         Command::ExternalId => external_id::run(),
     }

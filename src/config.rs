@@ -19,13 +19,13 @@ mod tests;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use problem::{ConfigError, Origin, Problem};
-pub use rule::{ExternalIdKey, ExternalIdPolicy, LogFormat};
+pub use rule::{ExternalIdKey, ExternalIdPolicy, LogFormat, PutRecordsClient};
 pub use source::{CONFIG_FLAG, CONFIG_VARIABLE, Sources};
 pub use table::settings_table_markdown;
 
 use rule::{
-    Address, Bytes, Count, Directory, Key, KeyFile, LogFormats, Millis, Optional, Policies, Rule,
-    Seconds, Switch, Text,
+    Address, Bytes, CLIENTS, Count, Directory, Key, KeyFile, LOG_FORMATS, Millis, Optional,
+    POLICIES, Rule, Seconds, Switch, Text,
 };
 use source::Given;
 
@@ -107,7 +107,7 @@ settings! {
         "The file with the key that encrypts external IDs at rest, as 64 hexadecimal characters.";
     external_id_key: Option<ExternalIdKey> = "external-id-key", "(none)", Optional(Key),
         "The key itself, in place of a file.";
-    external_id_policy: ExternalIdPolicy = "external-id-policy", "any", Policies,
+    external_id_policy: ExternalIdPolicy = "external-id-policy", "any", POLICIES,
         "Which external IDs may be configured: `any` that a customer brings, or only those `issued` by GenerateExternalId.";
     event_source: String = "event-source", "https://meter.com", Text(&syntax::EVENT_SOURCE),
         "The CloudEvents attribute source of every event.";
@@ -117,10 +117,12 @@ settings! {
         "The most records that one PutRecords request carries.";
     max_request_bytes: usize = "max-request-bytes", "5242880", Bytes(MIB..=10 * MIB),
         "The most bytes of records and partition keys that one PutRecords request carries.";
-    requests_in_flight: usize = "requests-in-flight", "64", Count(1..=4096),
+    requests_in_flight: usize = "requests-in-flight", "64", Count(4..=4096),
         "How many PutRecords requests may be under way in all.";
-    requests_in_flight_per_integration: usize = "requests-in-flight-per-integration", "4", Count(1..=64),
-        "How many PutRecords requests may be under way for one integration.";
+    requests_in_flight_per_integration: usize = "requests-in-flight-per-integration", "16", Count(1..=64),
+        "How many PutRecords requests may be under way for one integration; how many are follows its backlog and success.";
+    send_linger: Duration = "send-linger-ms", "20", Millis(0..=1000),
+        "How long a PutRecords request that would not be full waits after the one before; the first after a pause goes at once.";
     commit_linger: Duration = "commit-linger-ms", "1", Millis(0..=50),
         "How long a publish waits for others to share its commit and its sync to disk.";
     settle_linger: Duration = "settle-linger-ms", "50", Millis(1..=50),
@@ -129,12 +131,16 @@ settings! {
         "How much of the newest part of the log stays in memory, so that integrations that keep up read nothing back.";
     publish_bytes_in_flight: usize = "publish-bytes-in-flight", "67108864", Bytes(16 * MIB..=16 * GIB),
         "How many bytes of publishes may be in memory before they are durable; more must wait.";
+    put_records_client: PutRecordsClient = "put-records-client", "direct", CLIENTS,
+        "Who makes PutRecords requests: the service itself (`direct`), or the AWS SDK (`sdk`); both do the same.";
     aws_attempt_timeout: Duration = "aws-attempt-timeout-ms", "10000", Millis(100..=60_000),
         "How long one call to AWS may take.";
     assume_role_duration: Duration = "assume-role-duration-seconds", "3600", Seconds(900..=43_200),
         "How long assumed credentials are valid; AWS refuses more than 3600 where the service's own credentials are an assumed role.";
     role_session_name: String = "role-session-name", "siem-relay", Text(&syntax::ROLE_SESSION_NAME),
         "The session name that customers see in CloudTrail.";
+    failing_after: Duration = "failing-after-seconds", "60", Seconds(1..=3600),
+        "How long nothing may get through, for throttling or an outage, before the status of an integration becomes FAILING.";
     heartbeat: Duration = "heartbeat-seconds", "30", Seconds(1..=3600),
         "How often StreamStatus sends a heartbeat.";
     status_tombstones: usize = "status-tombstones", "100000", Count(0..=10_000_000),
@@ -145,7 +151,7 @@ settings! {
         "How long a refused integration waits before its first retry.";
     retry_most: Duration = "retry-most-ms", "300000", Millis(10..=3_600_000),
         "How long a refused integration waits at most between retries.";
-    log_format: Option<LogFormat> = "log-format", "(text on a terminal, else json)", Optional(LogFormats),
+    log_format: Option<LogFormat> = "log-format", "(text on a terminal, else json)", Optional(LOG_FORMATS),
         "The format of the logs on standard error.";
     log_level: String = "log-level", "info", Text(&syntax::LOG_LEVEL),
         "What is logged; the libraries underneath never log more than info, since their details may hold secrets.";

@@ -2,9 +2,12 @@
 
 pub mod arn;
 pub mod backoff;
+pub mod bitmap;
 pub mod delivery;
 pub mod event;
 pub mod external_id;
+pub mod flow;
+pub mod gap;
 pub mod integration;
 pub mod organization;
 pub mod segment;

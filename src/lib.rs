@@ -13,11 +13,12 @@
 //! | [`proto`] | what `build.rs` made of `proto/` |
 //! | [`api`] | the gRPC services |
 //! | [`store`] | the log, the integrations and their status, on disk and in memory |
-//! | [`sink`] | AWS: AssumeRole and PutRecords |
+//! | [`sink`] | AWS: AssumeRole and PutRecords; GetRecords for `verify` |
 //! | [`worker`] | who has work, whose turn it is, send, settle |
 //! | [`watch`] | status changes to subscribers |
 //! | [`client`] | the gRPC client that `publish` and `sandbox` use |
 //! | [`publish`] | Suricata EVE files into the service |
+//! | [`verify`] | pure: proves from a stream's records that nothing is missing |
 //! | [`onboarding`] | what a customer applies in its own account: policies and templates |
 //! | [`sandbox`] | the local stand-in for STS, IAM trust and Kinesis, and the show around it |
 //!
@@ -41,5 +42,6 @@ pub mod sandbox;
 pub mod sink;
 pub mod store;
 pub mod telemetry;
+pub mod verify;
 pub mod watch;
 pub mod worker;

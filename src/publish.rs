@@ -14,8 +14,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use tokio::time::sleep;
+use tokio::time::{interval, sleep};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use uuid::Uuid;
 
@@ -24,6 +23,7 @@ use crate::client::{
 };
 
 pub mod eve;
+mod follow;
 mod lines;
 mod report;
 mod session;
@@ -31,13 +31,17 @@ mod source;
 mod summary;
 
 use eve::{EveError, Line, Origin};
+use follow::Keeper;
 use lines::{Lines, RawLine};
 use session::Session;
-use source::Source;
+use source::{Part, Source};
 
+pub use follow::{PlaceError, default_state_file};
 pub use report::{ConsoleReporter, Notice, Progress, Reporter};
 pub use summary::{End, Summary};
 
+/// Between one keeping of the place and the next; a kill costs that much again.
+const KEEP: Duration = Duration::from_millis(500);
 /// A longer line is broken; it is skipped without being kept.
 const MAX_LINE_BYTES: usize = 16 << 20;
 
@@ -48,6 +52,15 @@ pub enum Input {
     Stdin,
     /// A file, or anything else that can be opened and read to its end.
     File(PathBuf),
+    /// A file as `tail -F` reads it, across rotation and truncation, until it is told
+    /// to stop.
+    Follow {
+        /// The file.
+        path: PathBuf,
+        /// Where its place is kept, so that the next run goes on there. By custom
+        /// [`default_state_file`].
+        state_file: PathBuf,
+    },
 }
 
 /// What to publish, and where.
@@ -88,6 +101,9 @@ pub enum PublishError {
         /// What the system says.
         error: io::Error,
     },
+    /// The place of a file that is followed cannot be kept.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
 }
 
 impl PublishError {
@@ -95,7 +111,7 @@ impl PublishError {
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Organization | Self::Address(_) => true,
-            Self::Open { .. } => false,
+            Self::Open { .. } | Self::Place(_) => false,
         }
     }
 }
@@ -141,13 +157,14 @@ pub async fn run(
         options.device_id,
     );
     let from_line = options.from_line.max(1);
-    let source = tokio::select! {
+    let mut source = tokio::select! {
         source = source::open(options.input.clone()) => source?,
         () = shutdown.cancelled() => return Ok(Summary::nothing(options, End::Interrupted)),
     };
     let (sender, updates, publisher) = Publisher::new(channel, options.publisher.clone());
     let publisher = AbortOnDropHandle::new(tokio::spawn(publisher.run()));
     let session = Mutex::new(Session::new(reporter, from_line, source.total_bytes));
+    let keeper = source.keeper.take();
     let feeder = Feeder {
         source,
         sender,
@@ -155,19 +172,21 @@ pub async fn run(
         session: &session,
         shutdown: &shutdown,
     };
-    let (end, result) = tokio::join!(
+    let answered = CancellationToken::new();
+    let answers = async {
+        let _answered = answered.clone().drop_guard();
+        let grace = options.shutdown_grace;
+        answers(publisher, updates, &session, &shutdown, grace).await
+    };
+    let (end, result, kept) = tokio::join!(
         feeder.run(from_line),
-        answers(
-            publisher,
-            updates,
-            &session,
-            &shutdown,
-            options.shutdown_grace
-        )
+        answers,
+        keep(keeper, &session, &answered)
     );
-    let end = match result {
-        Err(error) => End::Stopped(error),
-        Ok(()) => end,
+    let end = match (result, kept) {
+        (Err(error), _) => End::Stopped(error),
+        (_, Err(error)) => End::NotKept(error),
+        (Ok(()), Ok(())) => end,
     };
     let session = lock(&session);
     Ok(session.summary(options, end))
@@ -180,6 +199,37 @@ fn is_organization_id(text: &str) -> bool {
 
 fn lock<'a, 'b>(session: &'a Mutex<Session<'b>>) -> MutexGuard<'a, Session<'b>> {
     session.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps the place of a file that is followed, every now and then, and at the end.
+async fn keep(
+    keeper: Option<Keeper>,
+    session: &Mutex<Session<'_>>,
+    answered: &CancellationToken,
+) -> Result<(), PlaceError> {
+    let Some(mut keeper) = keeper else {
+        return Ok(());
+    };
+    let mut due = interval(KEEP);
+    let mut kept = Ok(());
+    loop {
+        let last = tokio::select! {
+            _ = due.tick() => false,
+            () = answered.cancelled() => true,
+        };
+        let position = lock(session).position();
+        if let Some(position) = position {
+            let failing = kept.is_err();
+            kept = keeper.keep(&position);
+            // What is not kept is sent again by the next run.
+            if let (Err(error), false) = (&kept, failing) {
+                lock(session).note(&error.to_string());
+            }
+        }
+        if last {
+            return kept;
+        }
+    }
 }
 
 /// Tells what came back, until all did or the grace after a shutdown is over.
@@ -223,25 +273,37 @@ struct Feeder<'a, 'b> {
 impl Feeder<'_, '_> {
     async fn run(mut self, from_line: u64) -> End {
         let mut lines = Lines::new(MAX_LINE_BYTES);
+        let mut above = 0;
         loop {
-            let chunk = match self.chunk().await {
-                Ok(chunk) => chunk,
+            let part = match self.part().await {
+                Ok(part) => part,
                 Err(end) => return end,
             };
-            let ended = chunk.is_none();
-            match chunk {
-                Some(chunk) => {
+            let (mut begun, ended) = (None, part.is_none());
+            match part {
+                Some(Part::Bytes(chunk)) => {
                     lock(self.session).progress(chunk.len());
                     lines.feed(chunk);
+                }
+                Some(Part::Note(note)) => lock(self.session).note(&note),
+                Some(Part::Begin(begin)) => {
+                    if begin.ends_last {
+                        lines.end();
+                    }
+                    begun = Some(begin);
                 }
                 None => lines.end(),
             }
             while let Some(line) = lines.next_line() {
                 if line.number >= from_line
-                    && let Err(end) = self.take(line).await
+                    && let Err(end) = self.take(line, above).await
                 {
                     return end;
                 }
+            }
+            if let Some(begin) = begun {
+                above = lock(self.session).begin(&begin);
+                lines = Lines::after(MAX_LINE_BYTES, begin.offset, begin.line);
             }
             if ended {
                 return End::Complete;
@@ -250,17 +312,17 @@ impl Feeder<'_, '_> {
     }
 
     /// More of the input; `None` at its end.
-    async fn chunk(&mut self) -> Result<Option<Bytes>, End> {
+    async fn part(&mut self) -> Result<Option<Part>, End> {
         tokio::select! {
             biased;
             () = self.shutdown.cancelled() => Err(End::Interrupted),
             () = self.sender.closed() => Err(End::Interrupted),
-            chunk = self.source.chunks.recv() => chunk.transpose().map_err(End::ReadFailed),
+            part = self.source.parts.recv() => part.transpose().map_err(End::ReadFailed),
         }
     }
 
-    async fn take(&self, line: RawLine) -> Result<(), End> {
-        let number = line.number;
+    async fn take(&self, line: RawLine, above: u64) -> Result<(), End> {
+        let (tag, end) = (above | line.number, line.end);
         let parsed = line.text.and_then(|text| self.parse(&text));
         match parsed {
             Ok(None) => {}
@@ -268,16 +330,16 @@ impl Feeder<'_, '_> {
                 tokio::select! {
                     biased;
                     () = self.shutdown.cancelled() => return Err(End::Interrupted),
-                    sent = self.sender.send(&event, number) => {
+                    sent = self.sender.send(&event, tag) => {
                         sent.map_err(|_| End::Interrupted)?;
                     }
                 }
-                lock(self.session).published();
+                lock(self.session).published(tag, end);
             }
             Ok(Some(Line::Other(event_type))) => lock(self.session).skipped(event_type),
-            Err(error) => lock(self.session).broken(number, &error),
+            Err(error) => lock(self.session).broken(tag, &error),
         }
-        lock(self.session).handled(number);
+        lock(self.session).handled(tag, end);
         Ok(())
     }
 

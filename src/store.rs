@@ -10,6 +10,7 @@ mod chunk;
 mod command;
 mod draft;
 mod external_ids;
+mod gaps;
 mod integrations;
 mod open;
 mod plan;
@@ -39,6 +40,7 @@ pub use self::{
     catalog::{Change, Changes, Tombstone},
     command::{Configure, ConfigureError, Deleted, Settle},
     draft::{NextRetry, Observed},
+    gaps::{GiveUp, GivenUp},
     open::{OpenError, StoreOptions},
     secret::{KeyError, MasterKey},
     work::Attention,
@@ -59,6 +61,7 @@ pub struct Store {
     catalog: Arc<Catalog>,
     tail: Arc<Tail>,
     work: Arc<WorkFeed>,
+    backlog: Arc<[(IntegrationKey, Timestamp)]>,
     sealer: Arc<Sealer>,
     reader: DatabaseConnection,
     database_id: Arc<str>,
@@ -74,8 +77,8 @@ pub struct SettlePermit {
 impl SettlePermit {
     /// As [`Store::settle`].
     pub fn settle(self, settle: Settle) {
-        for (chunk_id, accepted, _) in &settle.settlement.partial {
-            self.tail.accept(settle.key, *chunk_id, accepted);
+        for (chunk_id, settled, _) in &settle.settlement.partial {
+            self.tail.settle(settle.key, *chunk_id, settled);
         }
         for chunk_id in &settle.settlement.finished {
             self.tail.finish(settle.key, *chunk_id);
@@ -147,9 +150,10 @@ impl Store {
         self.catalog.page(after, limit, keep)
     }
 
-    /// Integrations with pending events.
-    pub fn with_work(&self) -> Vec<IntegrationKey> {
-        self.catalog.with_work()
+    /// Integrations of which something was in the log when the store was opened, and
+    /// since when.
+    pub fn backlog(&self) -> &[(IntegrationKey, Timestamp)] {
+        &self.backlog
     }
 
     /// Waits until integrations want attention, and takes them. For one worker.
@@ -201,16 +205,21 @@ impl Store {
         from: u64,
         most_bytes: usize,
     ) -> Result<Vec<LoadedChunk>, StoreError> {
-        match self.tail.read(key, from, most_bytes) {
-            Some(chunks) => chunks
-                .into_iter()
-                .map(|chunk| {
-                    let chunk_id = chunk.id;
-                    chunk::from_tail(chunk).map_err(|_| StoreError::Damaged { chunk_id })
-                })
-                .collect(),
-            None => read::log(&self.reader, key, from, most_bytes).await,
-        }
+        let Some(snapshot) = self.get(key) else {
+            return Ok(Vec::new());
+        };
+        let chunks = match self.tail.read(key, from, most_bytes) {
+            Some(chunks) => chunks,
+            None => read::log(&self.reader, key, from, most_bytes).await?,
+        };
+        let gap_key = snapshot.integration.integration_id.as_u128();
+        chunks
+            .into_iter()
+            .map(|chunk| {
+                let chunk_id = chunk.id;
+                chunk::load(chunk, gap_key).map_err(|_| StoreError::Damaged { chunk_id })
+            })
+            .collect()
     }
 
     /// Appends events, in the order of the calls. The answer comes once they are
@@ -340,6 +349,13 @@ impl Store {
             room,
             tail: Arc::clone(&self.tail),
         })
+    }
+
+    /// Gives events up: they count as expired, and gaps stand in their place in the log.
+    /// While it is under way nothing of the integration may be settled or read that was
+    /// not before.
+    pub async fn give_up(&self, ask: GiveUp) -> Result<GivenUp, StoreError> {
+        self.ask(|reply| Command::GiveUp { ask, reply }).await
     }
 
     /// Returns when the store has ended: after [`Store::close`], or by a defect.

@@ -1,10 +1,13 @@
 //! The delivery worker: who has work, whose turn it is, send, settle.
 
-mod gate;
+mod give_up;
 mod lane;
 mod load;
 mod outcome;
+mod places;
 mod test_event;
+#[cfg(test)]
+mod tests;
 mod turn;
 
 use std::{
@@ -19,16 +22,13 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{
-    gate::Gate,
-    lane::{Lanes, TurnLimits},
-};
+use self::lane::{LaneLimits, Lanes};
 use crate::{
     domain::{
         backoff::BackoffPolicy, delivery::BatchLimits, event::Format, integration::IntegrationKey,
-        standing::Standing,
+        standing::Standing, status::Status,
     },
-    sink::Sink,
+    sink::{Gate, Sink},
     store::{Attention, Deleted, Store},
 };
 
@@ -37,8 +37,10 @@ use crate::{
 pub struct WorkerOptions {
     /// Requests under way in all.
     pub requests_in_flight: usize,
-    /// Requests under way for one integration.
+    /// Requests under way for one integration at the most.
     pub requests_in_flight_per_integration: usize,
+    /// How long a request that would not be full waits after the one before.
+    pub send_linger: Duration,
     /// What one request may hold.
     pub limits: BatchLimits,
     /// The waits after failures.
@@ -93,12 +95,19 @@ impl<S> Shared<S> {
 impl<S: Sink> Worker<S> {
     /// A worker that does nothing until [`Worker::run`].
     pub fn new(store: Store, sink: S, options: WorkerOptions) -> Self {
+        let gate = sink.gate().clone();
+        let lanes = Lanes::new(LaneLimits {
+            turns: options.requests_in_flight,
+            turns_each: options.requests_in_flight_per_integration,
+            records: options.limits.records,
+            linger: options.send_linger,
+        });
         let shared = Shared {
             store,
             sink,
             options,
-            lanes: Mutex::default(),
-            gate: Gate::default(),
+            lanes: Mutex::new(lanes),
+            gate,
             wake: Notify::new(),
             turns: TaskTracker::new(),
             defect: CancellationToken::new(),
@@ -113,19 +122,19 @@ impl<S: Sink> Worker<S> {
     /// a defect.
     pub async fn run(&self, stop: CancellationToken, kill: CancellationToken) {
         let shared = &self.shared;
-        for key in shared.store.with_work() {
-            self.adopt(key, 1);
+        for (key, _since) in shared.store.backlog() {
+            self.adopt(*key, 1);
         }
         let mut standing = pin!(shared.sink.watch_standing());
         while !stop.is_cancelled() && !shared.defect.is_cancelled() {
             self.start_turns();
-            let next_retry = shared.lanes().next_retry();
+            let next_wake = shared.lanes().next_wake();
             let far = Instant::now() + Duration::from_secs(3600);
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = shared.defect.cancelled() => {}
                 () = &mut standing => {}
-                () = sleep_until(next_retry.unwrap_or(far)) => {}
+                () = sleep_until(next_wake.unwrap_or(far)) => {}
                 () = shared.wake.notified() => {}
                 attention = shared.store.attention() => {
                     for (key, attention) in attention {
@@ -161,7 +170,10 @@ impl<S: Sink> Worker<S> {
         // Under the lanes' lock, so that a deletion in between finds the lane.
         let mut lanes = self.shared.lanes();
         if let Some(snapshot) = self.shared.store.get(key) {
-            lanes.open(key, snapshot.integration.integration_id, from);
+            let proven = snapshot.status.status == Status::Active;
+            lanes.open(key, snapshot.integration.integration_id, from, proven);
+            let log_end = snapshot.progress.next_sequence;
+            lanes.queue_what_waits(key, log_end, true, Instant::now());
         }
     }
 
@@ -170,21 +182,21 @@ impl<S: Sink> Worker<S> {
             self.adopt(key, from);
         }
         if attention.configured {
-            self.shared.lanes().end_back_off(key);
+            let mut lanes = self.shared.lanes();
+            if let Some(lane) = lanes.get(key) {
+                lane.delivery.forget_refusals();
+            }
+            lanes.configured(key);
         }
     }
 
     fn start_turns(&self) {
-        let options = &self.shared.options;
-        let limits = TurnLimits::new(
-            options.requests_in_flight,
-            options.requests_in_flight_per_integration,
-        );
         let mut lanes = self.shared.lanes();
         lanes.wake(Instant::now());
-        while let Some((key, allowance)) = lanes.next_ready(limits) {
+        lanes.make_room();
+        while let Some((key, turn)) = lanes.next_turn() {
             let defect = self.shared.defect.clone().drop_guard();
-            let turn = turn::take(Arc::clone(&self.shared), key, allowance);
+            let turn = turn::take(Arc::clone(&self.shared), key, turn);
             self.shared.turns.spawn(async move {
                 turn.await;
                 // A panic drops it armed.

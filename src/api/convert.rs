@@ -59,7 +59,10 @@ fn reason_value(reason: Option<Reason>) -> v1::StatusReason {
 pub(super) fn status(detail: &StatusDetail) -> v1::IntegrationStatus {
     let message = match (detail.status, detail.reason) {
         (_, Some(reason)) => format!("{}. {}", reason.message(), reason.remedy()),
-        (Status::Unknown, None) => "No delivery has been attempted yet.".to_owned(),
+        (Status::Unknown, None) if detail.last_attempt.is_none() => {
+            "No delivery has been attempted yet.".to_owned()
+        }
+        (Status::Unknown, None) => "No attempt has shown yet whether it works.".to_owned(),
         (_, None) => String::new(),
     };
     v1::IntegrationStatus {

@@ -68,6 +68,9 @@ pub enum ApiError {
     /// A bound is reached.
     #[error("too much is in flight; try again")]
     Overloaded,
+    /// The client began a message and stopped.
+    #[error("the rest of the message did not come within 10 s; send it again")]
+    MessageTimeout,
     /// The disk is full.
     #[error("the log's disk is full; nothing of the request was accepted; try again")]
     DiskFull,
@@ -104,6 +107,7 @@ impl ApiError {
             Self::EtagMismatch => (Code::Aborted, ErrorReason::EtagMismatch, None),
             Self::ExternalIdInUse => (Code::AlreadyExists, ErrorReason::ExternalIdInUse, None),
             Self::Overloaded => (Code::ResourceExhausted, ErrorReason::Overloaded, SOON),
+            Self::MessageTimeout => (Code::DeadlineExceeded, ErrorReason::MessageTimeout, SOON),
             Self::DiskFull => (Code::ResourceExhausted, ErrorReason::StorageFailed, LATER),
             Self::StorageFailed => (Code::Unavailable, ErrorReason::StorageFailed, LATER),
             Self::ShuttingDown => (Code::Unavailable, ErrorReason::ShuttingDown, SOON),

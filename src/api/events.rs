@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     errors::{ApiError, Violation},
+    intake::{Room, Rooms},
     publishing::Publishing,
 };
 use crate::proto::v1::{
@@ -67,7 +68,9 @@ impl EventService for Events {
         if self.stop.is_cancelled() {
             return Err(ApiError::ShuttingDown.into());
         }
-        let durable = self.publishing.begin(request.into_inner().events).await?;
+        let room = rooms(&request).next();
+        let events = request.into_inner().events;
+        let durable = self.publishing.begin(events, room).await?;
         Ok(Response::new(durable.await?))
     }
 
@@ -79,8 +82,10 @@ impl EventService for Events {
         request: Request<Streaming<PublishStreamRequest>>,
     ) -> Result<Response<Self::PublishStreamStream>, Status> {
         let (acks, waiting) = mpsc::channel(MOST_IN_FLIGHT);
+        let rooms = rooms(&request);
         tokio::spawn(read(
             request.into_inner(),
+            rooms,
             self.publishing.clone(),
             acks,
             self.stop.clone(),
@@ -90,10 +95,16 @@ impl EventService for Events {
     }
 }
 
+fn rooms<T>(request: &Request<T>) -> Rooms {
+    let rooms = request.extensions().get::<Rooms>();
+    rooms.cloned().unwrap_or_default()
+}
+
 /// Takes requests until the client ends, breaks off, or the server stops. What was
 /// taken is answered in any case.
 async fn read(
     mut requests: Streaming<PublishStreamRequest>,
+    rooms: Rooms,
     publishing: Publishing,
     acks: mpsc::Sender<Ack>,
     stop: CancellationToken,
@@ -104,7 +115,7 @@ async fn read(
             () = stop.cancelled() => {
                 let end = Ack::End(ApiError::ShuttingDown.into());
                 let _gone = acks.send(end).await;
-                return let_end(requests).await;
+                return let_end(requests, rooms).await;
             }
             message = requests.message() => message,
         };
@@ -116,7 +127,7 @@ async fn read(
                 return;
             }
         };
-        let ack = begin(&publishing, request).await;
+        let ack = begin(&publishing, request, rooms.next()).await;
         // A client that no longer reads answers does not get the rest taken.
         if acks.send(ack).await.is_err() {
             return;
@@ -127,17 +138,21 @@ async fn read(
 /// Reads away what the client sends until it has seen the end. A connection that is
 /// closed with bytes unread is reset, and that takes answers with it that the client
 /// has not read yet.
-async fn let_end(mut requests: Streaming<PublishStreamRequest>) {
-    let ended = async { while let Ok(Some(_)) = requests.message().await {} };
+async fn let_end(mut requests: Streaming<PublishStreamRequest>, rooms: Rooms) {
+    let ended = async {
+        while let Ok(Some(_)) = requests.message().await {
+            drop(rooms.next());
+        }
+    };
     let _elapsed = timeout(FAREWELL, ended).await;
 }
 
-async fn begin(publishing: &Publishing, request: PublishStreamRequest) -> Ack {
+async fn begin(publishing: &Publishing, request: PublishStreamRequest, room: Option<Room>) -> Ack {
     let durable: Durable = if request.request_id.len() > MOST_REQUEST_ID {
         let violation = Violation::new("request_id", "may have at most 128 bytes");
         Box::pin(async { Err(ApiError::Invalid(vec![violation])) })
     } else {
-        match publishing.begin(request.events).await {
+        match publishing.begin(request.events, room).await {
             Ok(durable) => Box::pin(durable),
             Err(error) => Box::pin(async { Err(error) }),
         }

@@ -49,7 +49,7 @@ impl<D: Delivery> Integrations<D> {
     /// What a Configure would make, and whether it would work.
     async fn rehearse(&self, configure: Configure) -> Result<ConfigureResponse, ApiError> {
         let snapshot = self.store.rehearse(configure).await?;
-        let report = self.delivery.rehearse(&snapshot.integration).await;
+        let report = self.delivery.rehearse(&snapshot.integration).await?;
         let mut integration = self.message(&snapshot).await?;
         if snapshot.integration.version == 1 {
             integration.integration_id.clear();

@@ -1,14 +1,10 @@
 //! Events in: decode, check, render, and hand over to the log.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
-};
 
-use super::{convert, errors::ApiError, wire::decode_event};
+use super::{convert, errors::ApiError, intake::Room, wire::decode_event};
 use crate::{
     domain::{
         event::{Format, Rejection},
@@ -22,15 +18,12 @@ use crate::{
 pub const MOST_EVENTS: usize = 1000;
 /// Bytes of events that one request may hold.
 pub const MOST_BYTES: usize = 4 << 20;
-/// How long a request waits for others to leave memory.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Takes events. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Publishing {
     store: Store,
     format: Arc<Format>,
-    memory: Arc<Semaphore>,
 }
 
 /// What was found out about a request's events before they are durable.
@@ -42,23 +35,19 @@ struct Sorted {
 }
 
 impl Publishing {
-    pub(super) fn new(store: Store, format: Arc<Format>, most_bytes: usize) -> Self {
-        let permits = most_bytes.min(Semaphore::MAX_PERMITS);
-        Self {
-            store,
-            format,
-            memory: Arc::new(Semaphore::new(permits)),
-        }
+    pub(super) fn new(store: Store, format: Arc<Format>) -> Self {
+        Self { store, format }
     }
 
     /// Hands events over to the log, in the order of the calls. What it returns
-    /// answers once they are durable.
+    /// answers once they are durable. `room` is the memory that the events take.
     pub(super) async fn begin(
         &self,
         events: Vec<Bytes>,
+        room: Option<Room>,
     ) -> Result<impl Future<Output = Result<v1::PublishResponse, ApiError>> + Send + use<>, ApiError>
     {
-        let permit = self.admit(&events).await?;
+        check_size(&events)?;
         let sorted = sort(&self.store, &self.format, &events);
         drop(events);
         let counts: Vec<u32> = sorted
@@ -70,7 +59,7 @@ impl Publishing {
             true => None,
             // Whether or not the caller reads the answer, the memory is free once it is
             // durable.
-            false => Some(self.store.append(sorted.segments, Some(permit)).await?),
+            false => Some(self.store.append(sorted.segments, room).await?),
         };
         Ok(async move {
             let existed: Result<Vec<bool>, StoreError> = match durable {
@@ -91,28 +80,23 @@ impl Publishing {
             Ok(response)
         })
     }
+}
 
-    async fn admit(&self, events: &[Bytes]) -> Result<OwnedSemaphorePermit, ApiError> {
-        if events.len() > MOST_EVENTS {
-            return Err(ApiError::TooManyEvents {
-                count: events.len(),
-                most: MOST_EVENTS,
-            });
-        }
-        let bytes: usize = events.iter().map(Bytes::len).sum();
-        if bytes > MOST_BYTES {
-            return Err(ApiError::RequestTooLarge {
-                bytes,
-                most: MOST_BYTES,
-            });
-        }
-        let memory = Arc::clone(&self.memory);
-        match timeout(PATIENCE, memory.acquire_many_owned(bytes as u32)).await {
-            Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_closed)) => Err(ApiError::ShuttingDown),
-            Err(_elapsed) => Err(ApiError::Overloaded),
-        }
+fn check_size(events: &[Bytes]) -> Result<(), ApiError> {
+    if events.len() > MOST_EVENTS {
+        return Err(ApiError::TooManyEvents {
+            count: events.len(),
+            most: MOST_EVENTS,
+        });
     }
+    let bytes: usize = events.iter().map(Bytes::len).sum();
+    if bytes > MOST_BYTES {
+        return Err(ApiError::RequestTooLarge {
+            bytes,
+            most: MOST_BYTES,
+        });
+    }
+    Ok(())
 }
 
 fn sort(store: &Store, format: &Format, events: &[Bytes]) -> Sorted {

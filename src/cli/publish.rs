@@ -19,6 +19,8 @@ use crate::{
 
 /// How long an interrupt waits for the answers in flight.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+/// How long a run that has an end goes on without an answer.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(300);
 const MIB: u32 = 1 << 20;
 
 /// Publishes the alerts of a Suricata EVE file.
@@ -28,13 +30,25 @@ const MIB: u32 = 1 << 20;
 /// rest goes on. When the service restarts, it connects again and sends again what
 /// was not answered. A time without an offset is taken as UTC.
 ///
-/// The exit code is 0 where every alert was accepted and no line was broken, 64
-/// where the options are wrong, otherwise 1.
+/// With --follow it goes on as `tail -F` does, across rotation and truncation, until
+/// SIGTERM or Ctrl-C, and remembers its place: the next run goes on behind the last
+/// alert that was answered. Nothing is lost by a restart of either side; what was sent
+/// and not answered is sent again, under the same ids.
+///
+/// The exit code is 0 where every alert was accepted and no line was broken, or where
+/// a file that was followed until a signal has no alert unanswered; 64 where the
+/// options are wrong, otherwise 1.
 #[derive(Debug, Args)]
 pub struct PublishArgs {
     /// The EVE file, or - for standard input, which may be a live pipe.
     #[arg(long, value_name = "FILE")]
     eve: PathBuf,
+    /// Follow the file, from the place that is remembered, or from its beginning.
+    #[arg(long, conflicts_with = "from_line")]
+    follow: bool,
+    /// Where the place is remembered. [default: beside the file, as .NAME.siem-relay]
+    #[arg(long, value_name = "FILE", requires = "follow")]
+    state_file: Option<PathBuf>,
     /// The organization whose events they are.
     #[arg(long, value_name = "ID")]
     organization: String,
@@ -59,18 +73,42 @@ pub struct PublishArgs {
     /// MiB of events that may be unanswered.
     #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1_024))]
     max_mib: u32,
-    /// Give up when nothing was answered for so many seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
-    retry_for: u32,
+    /// Give up when nothing was answered for so many seconds. [default: 300, with
+    /// --follow never]
+    #[arg(long, value_name = "SECONDS")]
+    retry_for: Option<u32>,
+}
+
+impl PublishArgs {
+    fn input(&self) -> Input {
+        let path = self.eve.clone();
+        match (self.follow, path.as_os_str() == "-") {
+            (true, _) => Input::Follow {
+                state_file: self
+                    .state_file
+                    .clone()
+                    .unwrap_or_else(|| publish::default_state_file(&path)),
+                path,
+            },
+            (false, true) => Input::Stdin,
+            (false, false) => Input::File(path),
+        }
+    }
+
+    fn give_up_after(&self) -> Duration {
+        match (self.retry_for, self.follow) {
+            (Some(seconds), _) => Duration::from_secs(seconds.into()),
+            (None, true) => Duration::MAX,
+            (None, false) => GIVE_UP_AFTER,
+        }
+    }
 }
 
 impl From<PublishArgs> for PublishOptions {
     fn from(args: PublishArgs) -> Self {
+        let give_up_after = args.give_up_after();
         Self {
-            input: match args.eve.as_os_str() == "-" {
-                true => Input::Stdin,
-                false => Input::File(args.eve),
-            },
+            input: args.input(),
             organization_id: args.organization,
             network_id: args.network,
             device_id: args.device,
@@ -81,7 +119,7 @@ impl From<PublishArgs> for PublishOptions {
                 max_batch_events: args.batch_events.into(),
                 max_requests_in_flight: args.max_requests.into(),
                 max_bytes_in_flight: args.max_mib * MIB,
-                give_up_after: Duration::from_secs(args.retry_for.into()),
+                give_up_after,
                 ..PublisherOptions::default()
             },
         }
@@ -90,6 +128,13 @@ impl From<PublishArgs> for PublishOptions {
 
 /// Publishes, and prints the summary to stdout; all else goes to stderr.
 pub async fn run(args: PublishArgs) -> ExitCode {
+    if args.follow && args.eve.as_os_str() == "-" {
+        let _ = writeln!(
+            io::stderr(),
+            "siem-relay: standard input cannot be followed: name a file, or leave --follow out"
+        );
+        return EXIT_USAGE.into();
+    }
     let shutdown = match shutdown_on_signals() {
         Ok(shutdown) => shutdown,
         Err(error) => {
@@ -113,5 +158,47 @@ pub async fn run(args: PublishArgs) -> ExitCode {
                 false => ExitCode::FAILURE,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Whole {
+        #[command(flatten)]
+        args: PublishArgs,
+    }
+
+    fn options(arguments: &str) -> Result<PublishOptions, clap::Error> {
+        let own = "publish --organization acme --network 00000000-0000-0000-0000-000000000001 \
+            --device 00000000-0000-0000-0000-000000000002 ";
+        let all = own.split_whitespace().chain(arguments.split_whitespace());
+        Ok(Whole::try_parse_from(all)?.args.into())
+    }
+
+    #[test]
+    fn a_file_that_is_followed_has_a_state_file_and_patience() {
+        let followed = options("--eve log/eve.json --follow").unwrap();
+        let expected = |state_file: &str| Input::Follow {
+            path: "log/eve.json".into(),
+            state_file: state_file.into(),
+        };
+        assert_eq!(followed.input, expected("log/.eve.json.siem-relay"));
+        assert_eq!(followed.publisher.give_up_after, Duration::MAX);
+        let told = options("--eve log/eve.json --follow --state-file s --retry-for 5").unwrap();
+        assert_eq!(told.input, expected("s"));
+        assert_eq!(told.publisher.give_up_after, Duration::from_secs(5));
+        let whole = options("--eve log/eve.json").unwrap();
+        assert_eq!(whole.publisher.give_up_after, GIVE_UP_AFTER);
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused() {
+        assert!(options("--eve x --follow --from-line 3").is_err());
+        assert!(options("--eve x --state-file s").is_err());
     }
 }

@@ -109,8 +109,13 @@ fn log_directives(text: &str) -> Result<(), String> {
             "{text:?} holds characters beyond ASCII; give directives such as info,siem_relay=debug"
         ));
     }
-    // EnvFilter takes a word that is no level as a target, and logs all of it.
+    // EnvFilter takes a word that is no level as a target, and an absent level as all.
     for word in text.split(',').map(str::trim) {
+        if let Some(target) = word.strip_suffix('=') {
+            return Err(format!(
+                "{word:?} names no level after the =; give a level, such as {target}=debug"
+            ));
+        }
         let levels = ["off", "error", "warn", "info", "debug", "trace"];
         let is_level = levels.iter().any(|level| level.eq_ignore_ascii_case(word));
         if !is_level && !word.contains(['=', ':', '[']) {

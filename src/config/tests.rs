@@ -185,10 +185,10 @@ fn settings_that_contradict_each_other_are_refused() {
         ),
         (
             [
-                ("requests-in-flight", "2"),
-                ("requests-in-flight-per-integration", "3"),
+                ("requests-in-flight", "4"),
+                ("requests-in-flight-per-integration", "5"),
             ],
-            "flag --requests-in-flight-per-integration: 3 is more than requests-in-flight, 2",
+            "flag --requests-in-flight-per-integration: 5 is more than requests-in-flight, 4",
         ),
     ] {
         let problems = flags(&pairs).problems();
@@ -201,7 +201,7 @@ fn settings_that_contradict_each_other_are_refused() {
         problems[0].starts_with("flag --retry-most-ms: 500 is less than"),
         "{problems:?}"
     );
-    flags(&[("requests-in-flight", "2")]).load().unwrap();
+    flags(&[("requests-in-flight", "4")]).load().unwrap();
 
     let both = given(
         &[("external-id-key-file", "k")],
@@ -313,6 +313,8 @@ fn texts_with_a_syntax_are_checked() {
                 "info,",
                 "siem_relay=loud",
                 "siem_relay",
+                "nonsense=",
+                "info, siem_relay= ",
                 " \u{b2}[",
             ],
         ),

@@ -7,169 +7,26 @@
 //! - after a failure, a key's failed events are accepted before any event of that
 //!   key which has not been sent yet;
 //! - an event that was accepted is never sent again by this process.
+//!
+//! Records that AWS refuses while it takes others are put aside until the store has
+//! given them up, and then a gap event takes their place. To find them out, a record
+//! that was refused alone may be overtaken by one of its own key (see `refusal`).
 
-use std::{
-    collections::{HashMap, HashSet, VecDeque},
-    ops::Range,
+mod batch;
+mod chunk;
+mod refusal;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+pub use self::{
+    batch::{Batch, BatchLimits, Item, Outcome, Settlement},
+    chunk::{Entry, Key, LoadedChunk},
 };
-
-use bytes::Bytes;
-
-/// A partition key: the UUID of a device, or of the integration.
-pub type Key = u128;
-
-/// One event of a chunk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Its partition key.
-    pub key: Key,
-    /// Where its body is in the chunk's bytes.
-    pub body: Range<u32>,
-}
-
-/// A chunk of the log, as it was read.
-#[derive(Clone, Debug)]
-pub struct LoadedChunk {
-    /// The store's number of the chunk.
-    pub id: i64,
-    /// The sequence of its first event.
-    pub first_sequence: u64,
-    /// Its events in log order.
-    pub entries: Vec<Entry>,
-    /// What the entries point into.
-    pub bytes: Bytes,
-    /// A bit an event, lowest first: accepted already. Empty where none is.
-    pub accepted: Vec<u8>,
-}
-
-/// What a request may hold.
-#[derive(Clone, Copy, Debug)]
-pub struct BatchLimits {
-    /// Events at the most.
-    pub records: usize,
-    /// Bytes at the most, counted as body, key and [`BatchLimits::overhead_bytes`].
-    pub bytes: usize,
-    /// What each record weighs beyond its stored body.
-    pub overhead_bytes: usize,
-}
-
-/// One event of a request.
-#[derive(Clone, Debug)]
-pub struct Item {
-    /// Its place in the integration's log.
-    pub sequence: u64,
-    /// Its partition key.
-    pub key: Key,
-    /// Its stored body.
-    pub body: Bytes,
-    chunk_id: i64,
-    index: u32,
-}
-
-/// The events of one request. Hand it back to [`Delivery::settle`], whatever happened.
-#[derive(Debug)]
-#[must_use = "a batch that is not settled blocks its keys"]
-pub struct Batch {
-    /// In log order; at least one.
-    pub items: Vec<Item>,
-}
-
-/// What an answer changed, for the store.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Settlement {
-    /// Chunks of which every event is accepted.
-    pub finished: Vec<i64>,
-    /// Chunks that are accepted in part: number, bitmap, bytes that still wait.
-    pub partial: Vec<(i64, Vec<u8>, u64)>,
-    /// Events accepted by this answer.
-    pub accepted: u64,
-    /// Stored bytes of those events.
-    pub accepted_bytes: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Waiting,
-    InFlight,
-    Accepted,
-}
-
-#[derive(Debug)]
-struct Chunk {
-    id: i64,
-    first_sequence: u64,
-    entries: Vec<Entry>,
-    bytes: Bytes,
-    states: Vec<State>,
-    waiting: usize,
-    unaccepted: usize,
-}
-
-impl Chunk {
-    fn new(loaded: LoadedChunk) -> Self {
-        let states: Vec<State> = (0..loaded.entries.len())
-            .map(|index| match bit(&loaded.accepted, index) {
-                true => State::Accepted,
-                false => State::Waiting,
-            })
-            .collect();
-        let waiting = states.iter().filter(|s| **s == State::Waiting).count();
-        Self {
-            id: loaded.id,
-            first_sequence: loaded.first_sequence,
-            entries: loaded.entries,
-            bytes: loaded.bytes,
-            states,
-            waiting,
-            unaccepted: waiting,
-        }
-    }
-
-    fn item(&self, index: usize) -> Item {
-        let entry = &self.entries[index];
-        Item {
-            sequence: self.first_sequence + index as u64,
-            key: entry.key,
-            body: self
-                .bytes
-                .slice(entry.body.start as usize..entry.body.end as usize),
-            chunk_id: self.id,
-            index: index as u32,
-        }
-    }
-
-    fn bitmap(&self) -> Vec<u8> {
-        let mut bitmap = vec![0; self.states.len().div_ceil(8)];
-        for (index, state) in self.states.iter().enumerate() {
-            if *state == State::Accepted {
-                bitmap[index / 8] |= 1 << (index % 8);
-            }
-        }
-        bitmap
-    }
-
-    fn unaccepted_bytes(&self) -> u64 {
-        self.entries
-            .iter()
-            .zip(&self.states)
-            .filter(|(_, state)| **state != State::Accepted)
-            .map(|(entry, _)| entry.body.len() as u64)
-            .sum()
-    }
-}
-
-fn bit(bitmap: &[u8], index: usize) -> bool {
-    bitmap
-        .get(index / 8)
-        .is_some_and(|byte| byte & (1 << (index % 8)) != 0)
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Failed {
-    last_sent: u64,
-    /// Events up to the last that were sent and are not accepted.
-    outstanding: usize,
-}
+use self::{
+    chunk::{Chunk, State},
+    refusal::{Record, Refusals},
+};
+use super::gap::{ChunkState, Marked};
 
 /// The part of an integration's log that is at hand, and what is in flight of it.
 #[derive(Debug, Default)]
@@ -178,8 +35,10 @@ pub struct Delivery {
     chunks: VecDeque<Chunk>,
     /// Keys of which a request is in flight.
     busy: HashSet<Key>,
-    /// Keys of which an event failed that is not accepted yet.
-    failed: HashMap<Key, Failed>,
+    /// Of keys of which an event failed, the last event that was sent. Nothing after it
+    /// goes while one up to it waits.
+    failed: HashMap<Key, u64>,
+    refusals: Refusals,
     bytes: usize,
     waiting: usize,
     in_flight: usize,
@@ -188,11 +47,11 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// Adds the next chunk of the log. A chunk that is all accepted is passed over
+    /// Adds the next chunk of the log. A chunk that is all settled is passed over
     /// and told as finished.
     pub fn load(&mut self, loaded: LoadedChunk) -> Option<i64> {
         let chunk = Chunk::new(loaded);
-        if chunk.unaccepted == 0 {
+        if chunk.unsettled == 0 {
             return Some(chunk.id);
         }
         self.exhausted = false;
@@ -202,7 +61,7 @@ impl Delivery {
         None
     }
 
-    /// Events at hand that are neither accepted nor in flight.
+    /// Events at hand that may be sent, now or later.
     pub fn waiting(&self) -> usize {
         self.waiting
     }
@@ -210,6 +69,11 @@ impl Delivery {
     /// Requests that are not settled.
     pub fn in_flight(&self) -> usize {
         self.in_flight
+    }
+
+    /// Whether it is being found out what is refused: the more is at hand, the better.
+    pub fn is_narrowing(&self) -> bool {
+        self.refusals.is_narrowing()
     }
 
     /// Bytes of the chunks at hand.
@@ -229,6 +93,7 @@ impl Delivery {
         let from = self.chunks.front().map(|chunk| chunk.first_sequence);
         *self = Self {
             failed: std::mem::take(&mut self.failed),
+            refusals: std::mem::take(&mut self.refusals),
             ..Self::default()
         };
         from
@@ -236,34 +101,90 @@ impl Delivery {
 
     /// The next request: the oldest events that may go. None where nothing may go now.
     pub fn next_batch(&mut self, limits: BatchLimits) -> Option<Batch> {
-        if self.exhausted {
+        self.next_batch_of(limits, |_, _| true)
+    }
+
+    /// As [`Delivery::next_batch`], of events that `admit`, given key and bytes, lets go
+    /// now. What it refuses holds back its key.
+    pub fn next_batch_of(
+        &mut self,
+        limits: BatchLimits,
+        mut admit: impl FnMut(Key, usize) -> bool,
+    ) -> Option<Batch> {
+        let records = self.refusals.cap(limits.records);
+        // While something is refused, one answer tells what the next request holds.
+        if self.exhausted || (self.refusals.is_narrowing() && self.in_flight > 0) {
             return None;
         }
+        let limits = BatchLimits { records, ..limits };
+        let mut refused = false;
+        let mut admit = |key, weight| {
+            let admitted = admit(key, weight);
+            refused |= !admitted;
+            admitted
+        };
+        let picked = match self.refusals.is_probing() {
+            false => self.pick(limits, Pick::Oldest, &mut admit),
+            true => match self.pick(limits, Pick::OtherKeys, &mut admit) {
+                none if none.is_empty() && self.refusals.may_overtake() => {
+                    self.pick(limits, Pick::Others, &mut admit)
+                }
+                picked => picked,
+            },
+        };
+        if picked.is_empty() {
+            self.exhausted = !refused;
+            return None;
+        }
+        self.waiting -= picked.len();
+        self.in_flight += 1;
+        self.busy.extend(picked.iter().map(|item| item.key));
+        Some(Batch {
+            items: picked,
+            sent: self.refusals.sent(),
+        })
+    }
+
+    fn pick(
+        &mut self,
+        limits: BatchLimits,
+        pick: Pick,
+        admit: &mut impl FnMut(Key, usize) -> bool,
+    ) -> Vec<Item> {
         let mut picked = Vec::new();
         let mut passed_over = HashSet::new();
+        let mut retried = HashSet::new();
         let mut bytes = 0;
         'chunks: for chunk in self.chunks.iter_mut().filter(|chunk| chunk.waiting > 0) {
             for index in 0..chunk.states.len() {
                 if chunk.states[index] != State::Waiting {
                     continue;
                 }
-                let entry = &chunk.entries[index];
-                let sequence = chunk.first_sequence + index as u64;
-                let held_back = self.busy.contains(&entry.key)
-                    || passed_over.contains(&entry.key)
-                    || self
-                        .failed
-                        .get(&entry.key)
-                        .is_some_and(|failed| sequence > failed.last_sent);
-                if held_back {
-                    // Its later events wait for it.
-                    passed_over.insert(entry.key);
+                let (key, sequence) = (chunk.entries[index].key, chunk.sequence(index));
+                if pick == Pick::Others && self.refusals.was_refused_alone(sequence) {
                     continue;
                 }
-                let weight = entry.body.len() + limits.overhead_bytes;
+                let unsent = self.failed.get(&key).map(|last| sequence > *last);
+                let held_back = self.busy.contains(&key)
+                    || passed_over.contains(&key)
+                    || (unsent == Some(true) && retried.contains(&key))
+                    || (pick == Pick::OtherKeys && self.refusals.was_refused_alone(sequence));
+                if held_back {
+                    // Its later events wait for it.
+                    passed_over.insert(key);
+                    continue;
+                }
+                let weight = chunk.weight(index) + limits.overhead_bytes;
                 let full = picked.len() == limits.records || bytes + weight > limits.bytes;
                 if full && !picked.is_empty() {
                     break 'chunks;
+                }
+                if !admit(key, weight) {
+                    passed_over.insert(key);
+                    continue;
+                }
+                if unsent == Some(false) {
+                    retried.insert(key);
                 }
                 bytes += weight;
                 chunk.states[index] = State::InFlight;
@@ -271,72 +192,83 @@ impl Delivery {
                 picked.push(chunk.item(index));
             }
         }
-        if picked.is_empty() {
-            self.exhausted = true;
-            return None;
-        }
-        self.waiting -= picked.len();
-        self.in_flight += 1;
-        self.busy.extend(picked.iter().map(|item| item.key));
-        Some(Batch { items: picked })
+        picked
     }
 
-    /// Takes in what became of a batch: whether each item was accepted. An item
-    /// without an outcome counts as failed.
-    pub fn settle(&mut self, batch: Batch, accepted: &[bool]) -> Settlement {
+    /// Takes in what became of a batch: the outcome of each item. An item without an
+    /// outcome counts as failed.
+    pub fn settle(&mut self, batch: Batch, outcomes: &[Outcome]) -> Settlement {
         self.in_flight -= 1;
         self.exhausted = false;
+        let outcome = |position| outcomes.get(position).copied().unwrap_or(Outcome::Failed);
+        let records: Vec<Record> = batch
+            .items
+            .iter()
+            .enumerate()
+            .map(|(position, item)| Record {
+                sequence: item.sequence,
+                outcome: outcome(position),
+                is_gap: item.gap.is_some(),
+            })
+            .collect();
+        let findings = self.refusals.take_in(batch.sent, &records);
         let mut settlement = Settlement::default();
         let mut touched: Vec<i64> = Vec::new();
-        for (position, item) in batch.items.iter().enumerate() {
+        for item in &batch.items {
             self.busy.remove(&item.key);
-            let accepted = accepted.get(position).copied().unwrap_or(false);
-            self.track_failed(item, accepted);
+        }
+        for (item, record) in batch.items.iter().zip(records) {
             let Some(chunk) = find(&mut self.chunks, item.chunk_id) else {
                 continue;
             };
-            let index = item.index as usize;
-            if accepted {
-                chunk.states[index] = State::Accepted;
-                chunk.unaccepted -= 1;
-                settlement.accepted += 1;
+            let state = &mut chunk.states[item.index as usize];
+            if record.outcome == Outcome::Accepted {
+                *state = State::Settled;
+                chunk.unsettled -= 1;
+                match item.gap {
+                    Some(_) => settlement.gaps += 1,
+                    None => settlement.accepted += 1,
+                }
                 settlement.accepted_bytes += item.body.len() as u64;
                 if touched.last() != Some(&item.chunk_id) {
                     touched.push(item.chunk_id);
                 }
+                continue;
+            }
+            let last = self.failed.entry(item.key).or_default();
+            *last = item.sequence.max(*last);
+            if findings.given_up.contains(&item.sequence) {
+                *state = State::Refused;
+                settlement.refused += 1;
+                self.busy.insert(item.key);
             } else {
-                chunk.states[index] = State::Waiting;
+                *state = State::Waiting;
                 chunk.waiting += 1;
                 self.waiting += 1;
             }
+        }
+        settlement.narrowing = findings.halved || (findings.probe && self.has_untried());
+        if !findings.halved && !settlement.narrowing {
+            self.refusals.end_round(findings.probe);
         }
         self.report(touched, &mut settlement);
         settlement
     }
 
-    /// Events of a key are sent in order, so all of it up to the last that was sent
-    /// has been sent.
-    fn track_failed(&mut self, item: &Item, accepted: bool) {
-        match self.failed.get_mut(&item.key) {
-            Some(failed) if item.sequence <= failed.last_sent => {
-                failed.outstanding -= usize::from(accepted);
-                if failed.outstanding == 0 {
-                    self.failed.remove(&item.key);
-                }
-            }
-            Some(failed) => {
-                failed.last_sent = item.sequence;
-                failed.outstanding += usize::from(!accepted);
-            }
-            None if !accepted => {
-                let failed = Failed {
-                    last_sent: item.sequence,
-                    outstanding: 1,
-                };
-                self.failed.insert(item.key, failed);
-            }
-            None => {}
-        }
+    /// Whether there is a record that [`Delivery::next_batch`] may try after one that was
+    /// refused alone.
+    fn has_untried(&self) -> bool {
+        let refusals = &self.refusals;
+        let mut keys = HashSet::new();
+        self.chunks.iter().any(|chunk| {
+            let mut states = chunk.states.iter().enumerate();
+            states.any(|(index, state)| {
+                let key = chunk.entries[index].key;
+                *state == State::Waiting
+                    && (keys.insert(key) || refusals.may_overtake())
+                    && !refusals.was_refused_alone(chunk.sequence(index))
+            })
+        })
     }
 
     fn report(&mut self, touched: Vec<i64>, settlement: &mut Settlement) {
@@ -344,25 +276,100 @@ impl Delivery {
             let Some(chunk) = find(&mut self.chunks, id) else {
                 continue;
             };
-            if chunk.unaccepted == 0 {
+            if chunk.unsettled == 0 {
                 settlement.finished.push(id);
             } else {
                 settlement
                     .partial
-                    .push((id, chunk.bitmap(), chunk.unaccepted_bytes()));
+                    .push((id, chunk.bitmap(), chunk.unsettled_bytes()));
             }
         }
         if !settlement.finished.is_empty() {
-            let bytes = &mut self.bytes;
-            self.chunks.retain(|chunk| {
-                let keep = chunk.unaccepted > 0;
-                if !keep {
-                    *bytes -= chunk.bytes.len();
-                }
-                keep
-            });
+            self.drop_finished();
         }
     }
+
+    fn drop_finished(&mut self) {
+        let Some(back) = self.chunks.back() else {
+            return;
+        };
+        let end = back.sequence(back.states.len());
+        let bytes = &mut self.bytes;
+        self.chunks.retain(|chunk| {
+            let keep = chunk.unsettled > 0;
+            if !keep {
+                *bytes -= chunk.bytes.len();
+            }
+            keep
+        });
+        let front = self.chunks.front();
+        // Before it nothing waits.
+        let from = front.map_or(end, |front| front.first_sequence);
+        self.failed.retain(|_, last| *last >= from);
+    }
+
+    /// Events that are refused while others pass, to be given up. Their keys wait until
+    /// [`Delivery::apply`] or [`Delivery::keep_refused`].
+    pub fn refused(&self) -> Vec<Marked> {
+        self.marked(State::Refused)
+    }
+
+    /// Events in flight.
+    pub fn events_in_flight(&self) -> Vec<Marked> {
+        self.marked(State::InFlight)
+    }
+
+    fn marked(&self, state: State) -> Vec<Marked> {
+        let chunks = self.chunks.iter();
+        chunks.filter_map(|chunk| chunk.marked(state)).collect()
+    }
+
+    /// Takes in what was given up. What is in flight was not.
+    pub fn apply(&mut self, given_up: &[ChunkState], gap_key: Key) {
+        for state in given_up {
+            if let Some(chunk) = find(&mut self.chunks, state.id) {
+                let before = chunk.waiting;
+                let busy = &mut self.busy;
+                chunk.apply(state, gap_key, |key| {
+                    busy.remove(&key);
+                });
+                self.waiting = self.waiting + chunk.waiting - before;
+            }
+        }
+        self.exhausted = false;
+        self.drop_finished();
+    }
+
+    /// Lets refused events wait again, since they could not be given up.
+    pub fn keep_refused(&mut self) {
+        for chunk in &mut self.chunks {
+            for (state, entry) in chunk.states.iter_mut().zip(&chunk.entries) {
+                if *state == State::Refused {
+                    *state = State::Waiting;
+                    chunk.waiting += 1;
+                    self.waiting += 1;
+                    self.busy.remove(&entry.key);
+                }
+            }
+        }
+        self.exhausted = false;
+    }
+
+    /// Forgets what was refused: the configuration is another one.
+    pub fn forget_refusals(&mut self) {
+        self.refusals.forget();
+    }
+}
+
+/// Which events a request takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pick {
+    /// The oldest.
+    Oldest,
+    /// Those of keys of which none was refused alone.
+    OtherKeys,
+    /// Those that were not refused alone.
+    Others,
 }
 
 /// Chunk numbers rise in log order, and few chunks are at hand.

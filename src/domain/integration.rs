@@ -15,6 +15,11 @@ use super::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IntegrationKey(pub i64);
 
+impl IntegrationKey {
+    /// Of an integration that is not stored. The store numbers from 1.
+    pub const UNSTORED: Self = Self(0);
+}
+
 /// An integration as it is configured. Immutable: a Configure makes a new one
 /// with the next version.
 #[derive(Clone, Debug)]

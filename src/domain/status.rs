@@ -9,9 +9,6 @@ use jiff::Timestamp;
 
 pub use self::fault::{Cause, Fault, Meaning, Stage};
 
-/// How long nothing may get through before throttling or an outage becomes the status.
-pub const PATIENCE: Duration = Duration::from_secs(60);
-
 /// The badge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Status {
@@ -60,9 +57,9 @@ pub enum Reason {
     KmsUnavailable,
     /// AWS refuses the request's values.
     InvalidConfiguration,
-    /// Throttled for [`PATIENCE`].
+    /// Nothing got through for a while, for throttling.
     Throttled,
-    /// Unreachable for [`PATIENCE`].
+    /// Nothing got through for a while, for an outage.
     Unreachable,
     /// The service cannot read its own log of this integration.
     LogUnreadable,
@@ -120,7 +117,9 @@ impl Reason {
             Self::KmsUnavailable => "Failing - the stream's KMS key cannot be used",
             Self::InvalidConfiguration => "Failing - AWS refuses the configuration",
             Self::Throttled => "Failing - the stream has been throttling every write",
-            Self::Unreachable => "Failing - AWS could not be reached",
+            Self::Unreachable => {
+                "Failing - AWS could not be reached, or has been answering with errors of its own"
+            }
             Self::LogUnreadable => "Failing - the service cannot read what it has accepted",
         }
     }
@@ -153,7 +152,7 @@ impl Reason {
                 "Nothing to change in your account: the operator of this service has to repair its storage."
             }
             Self::Unreachable => {
-                "Nothing to do unless it lasts: events wait and are delivered once AWS can be reached."
+                "Nothing to do unless it lasts: events wait and are delivered once AWS takes them again."
             }
         }
     }
@@ -218,10 +217,10 @@ pub struct Stall {
 }
 
 impl Stall {
-    /// Another such failure. Returns whether nothing has got through for [`PATIENCE`].
+    /// Another such failure. Returns whether nothing has got through for `patience`.
     /// `backing_off` says that events have been waiting since the last attempt.
-    fn lasts(&mut self, now: Timestamp, backing_off: bool) -> bool {
-        let long = |from: Timestamp| now.duration_since(from).unsigned_abs() >= PATIENCE;
+    fn lasts(&mut self, patience: Duration, now: Timestamp, backing_off: bool) -> bool {
+        let long = |from: Timestamp| now.duration_since(from).unsigned_abs() >= patience;
         let since = match self.span {
             // Otherwise there was nothing to send for long.
             Some((since, last)) if backing_off || !long(last) => since,
@@ -232,10 +231,12 @@ impl Stall {
     }
 }
 
-/// The status after an attempt that ended at `now`.
+/// The status after an attempt that ended at `now`. Throttling or an outage becomes the
+/// status once nothing has got through for `patience`.
 pub fn observe(
     current: &StatusDetail,
     stall: &mut Stall,
+    patience: Duration,
     now: Timestamp,
     observation: &Observation,
 ) -> StatusDetail {
@@ -256,16 +257,19 @@ pub fn observe(
             next.aws_request_id = fault.request_id.clone();
             let backing_off = current.next_retry.is_some();
             let reason = match fault.meaning() {
-                Meaning::Throttled => stall.lasts(now, backing_off).then_some(Reason::Throttled),
-                Meaning::Unreachable => {
-                    stall.lasts(now, backing_off).then_some(Reason::Unreachable)
-                }
+                Meaning::Throttled => stall
+                    .lasts(patience, now, backing_off)
+                    .then_some(Reason::Throttled),
+                // New sessions that are refused as well are nothing that the customer could mend.
+                Meaning::Unreachable | Meaning::SessionInvalid => stall
+                    .lasts(patience, now, backing_off)
+                    .then_some(Reason::Unreachable),
                 // These say nothing of throttling or an outage.
                 Meaning::Refused(reason) => {
                     *stall = Stall::default();
                     Some(reason)
                 }
-                Meaning::SessionInvalid | Meaning::Ours => {
+                Meaning::Ours => {
                     *stall = Stall::default();
                     None
                 }

@@ -9,6 +9,8 @@ use super::LineError;
 pub(super) struct RawLine {
     /// From 1.
     pub(super) number: u64,
+    /// Bytes of the input up to its end, line break included.
+    pub(super) end: u64,
     pub(super) text: Result<Bytes, LineError>,
 }
 
@@ -23,17 +25,25 @@ pub(super) struct Lines {
     /// The line is too long: the rest of it is dropped as it comes.
     dropping: bool,
     number: u64,
+    /// Bytes that were taken.
+    taken: u64,
     ended: bool,
 }
 
 impl Lines {
     pub(super) fn new(max_line_bytes: usize) -> Self {
+        Self::after(max_line_bytes, 0, 0)
+    }
+
+    /// For an input of which so many bytes and lines are passed over.
+    pub(super) fn after(max_line_bytes: usize, bytes: u64, lines: u64) -> Self {
         Self {
             max_line_bytes,
             chunk: Bytes::new(),
             partial: Vec::new(),
             dropping: false,
-            number: 0,
+            number: lines,
+            taken: bytes,
             ended: false,
         }
     }
@@ -55,11 +65,13 @@ impl Lines {
             Some(at) => {
                 let rest = self.chunk.split_off(at + 1);
                 let mut part = std::mem::replace(&mut self.chunk, rest);
+                self.taken += part.len() as u64;
                 part.truncate(at);
                 Some(self.complete(part))
             }
             None => {
                 let part = std::mem::take(&mut self.chunk);
+                self.taken += part.len() as u64;
                 self.keep(&part);
                 let left = self.dropping || !self.partial.is_empty();
                 (self.ended && left).then(|| self.complete(Bytes::new()))
@@ -78,13 +90,13 @@ impl Lines {
 
     fn complete(&mut self, part: Bytes) -> RawLine {
         self.number += 1;
-        let number = self.number;
+        let (number, end) = (self.number, self.taken);
         let too_long = self.dropping || self.partial.len() + part.len() > self.max_line_bytes;
         self.dropping = false;
         let mut partial = std::mem::take(&mut self.partial);
         if too_long {
             let text = Err(LineError::TooLong);
-            return RawLine { number, text };
+            return RawLine { number, end, text };
         }
         let mut text = if partial.is_empty() {
             part
@@ -99,7 +111,7 @@ impl Lines {
             text = text.slice(3..);
         }
         let text = Ok(text);
-        RawLine { number, text }
+        RawLine { number, end, text }
     }
 }
 
@@ -152,6 +164,21 @@ mod tests {
             &[Some("ab"), Some("c"), Some("d")],
         );
         check(&["\u{feff}a\n\u{feff}b"], &[Some("a"), Some("\u{feff}b")]);
+    }
+
+    #[test]
+    fn each_line_tells_where_it_ends() {
+        let mut lines = Lines::after(MAX, 100, 7);
+        let mut ends = vec![];
+        for chunk in ["a\r", "\nbc\n0123456789", "\n\nd"] {
+            lines.feed(Bytes::from_static(chunk.as_bytes()));
+            while let Some(line) = lines.next_line() {
+                ends.push((line.number, line.end));
+            }
+        }
+        lines.end();
+        ends.extend(lines.next_line().map(|line| (line.number, line.end)));
+        assert_eq!(ends, [(8, 103), (9, 106), (10, 117), (11, 118), (12, 119)]);
     }
 
     #[test]

@@ -65,6 +65,8 @@ pub enum Notice<'a> {
         /// Why.
         status: &'a Status,
     },
+    /// Something that happened to a file that is followed.
+    Note(&'a str),
     /// The connection broke, or the service asked to try again.
     Retrying(&'a Retrying),
     /// The counts changed.
@@ -246,6 +248,7 @@ impl<W: Write> Reporter for ConsoleReporter<W> {
                 events,
                 status,
             } => self.refused((first_line, last_line), events, status),
+            Notice::Note(note) => self.say(note),
             Notice::Retrying(retrying) => self.retrying(retrying),
             Notice::Progress(progress) => self.progress(progress),
         }

@@ -1,15 +1,42 @@
 //! What one run has counted so far.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use super::{
-    End, LineError, Notice, Progress, PublishOptions, Reporter, Summary, summary::OTHER_TYPES,
+    End, LineError, Notice, Progress, PublishOptions, Reporter, Summary,
+    follow::{Begin, Followed, Position},
+    summary::OTHER_TYPES,
 };
 use crate::client::{Ack, Update};
 
 /// Distinct event types that are counted each; a hostile file could hold millions.
 const MAX_EVENT_TYPES: usize = 100;
 const MAX_EVENT_TYPE_CHARS: usize = 64;
+
+/// Bits of a tag that are the line; those above count the files that were begun, so
+/// that tags rise.
+const LINE_BITS: u32 = 40;
+
+/// The line of a tag.
+fn line_of(tag: u64) -> u64 {
+    tag & ((1 << LINE_BITS) - 1)
+}
+
+/// Where in a file that is followed things are. Ordered by tag.
+#[derive(Debug)]
+struct Track {
+    /// The files, each with the tag of what stands before its first line.
+    files: VecDeque<(u64, Arc<Followed>)>,
+    /// Alerts that are not answered, with the end of each.
+    sent: VecDeque<(u64, u64)>,
+    /// The last line that was handled, and its end.
+    handled: (u64, u64),
+    /// The last alert that was answered, and its end.
+    answered: (u64, u64),
+}
 
 /// Counts, and tells the reporter.
 pub(super) struct Session<'a> {
@@ -20,6 +47,7 @@ pub(super) struct Session<'a> {
     handled_line: u64,
     /// Every alert up to this line is answered.
     answered_line: u64,
+    track: Option<Track>,
 }
 
 impl<'a> Session<'a> {
@@ -37,6 +65,7 @@ impl<'a> Session<'a> {
             skipped: BTreeMap::new(),
             handled_line: from_line - 1,
             answered_line: from_line - 1,
+            track: None,
         }
     }
 
@@ -45,9 +74,51 @@ impl<'a> Session<'a> {
         self.tell(Notice::Progress(self.progress));
     }
 
-    pub(super) fn published(&mut self) {
+    /// What follows is of this file. Answers what stands above the line in its tags.
+    pub(super) fn begin(&mut self, begin: &Begin) -> u64 {
+        let files = self.track.as_ref().and_then(|track| track.files.back());
+        let above = files.map_or(0, |(tag, _)| ((tag >> LINE_BITS) + 1) << LINE_BITS);
+        let start = (above | begin.line, begin.offset);
+        let track = self.track.get_or_insert_with(|| Track {
+            files: VecDeque::new(),
+            sent: VecDeque::new(),
+            handled: start,
+            answered: start,
+        });
+        track.files.push_back((start.0, Arc::clone(&begin.file)));
+        track.handled = start;
+        above
+    }
+
+    /// An alert was sent under this tag; its line ends there.
+    pub(super) fn published(&mut self, tag: u64, end: u64) {
         self.progress.read += 1;
         self.progress.published += 1;
+        if let Some(track) = &mut self.track {
+            track.sent.push_back((tag, end));
+        }
+    }
+
+    /// Where to go on after a restart.
+    pub(super) fn position(&mut self) -> Option<Position> {
+        let track = self.track.as_mut()?;
+        let (tag, offset) = match track.sent.is_empty() {
+            true => track.handled,
+            false => track.answered,
+        };
+        while track.files.len() > 1 && track.files[1].0 <= tag {
+            track.files.pop_front();
+        }
+        let (_, file) = track.files.front()?;
+        Some(Position {
+            file: Arc::clone(file),
+            offset,
+            line: line_of(tag),
+        })
+    }
+
+    pub(super) fn note(&mut self, note: &str) {
+        self.tell(Notice::Note(note));
     }
 
     pub(super) fn skipped(&mut self, mut event_type: String) {
@@ -62,14 +133,18 @@ impl<'a> Session<'a> {
         *self.skipped.entry(event_type).or_default() += 1;
     }
 
-    pub(super) fn broken(&mut self, line: u64, error: &LineError) {
+    pub(super) fn broken(&mut self, tag: u64, error: &LineError) {
         self.progress.read += 1;
         self.progress.broken += 1;
+        let line = line_of(tag);
         self.tell(Notice::Broken { line, error });
     }
 
-    pub(super) fn handled(&mut self, line: u64) {
-        self.handled_line = line;
+    pub(super) fn handled(&mut self, tag: u64, end: u64) {
+        self.handled_line = line_of(tag);
+        if let Some(track) = &mut self.track {
+            track.handled = (tag, end);
+        }
     }
 
     pub(super) fn update(&mut self, update: Update) {
@@ -79,28 +154,33 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The tags are line numbers.
     fn ack(&mut self, ack: &Ack) {
-        let (Some(first_line), Some(last_line)) = (ack.tags.first(), ack.tags.last()) else {
+        let (Some(first_tag), Some(last_tag)) = (ack.tags.first(), ack.tags.last()) else {
             return;
         };
-        self.answered_line = *last_line;
+        let (first_line, last_line) = (line_of(*first_tag), line_of(*last_tag));
+        self.answered_line = last_line;
+        if let Some(track) = &mut self.track {
+            while let Some(sent) = track.sent.pop_front_if(|(tag, _)| *tag <= *last_tag) {
+                track.answered = sent;
+            }
+        }
         match &ack.outcome {
             Ok(response) => {
                 self.progress.accepted += u64::from(response.accepted);
                 self.progress.unconfigured += u64::from(response.unconfigured);
                 self.progress.rejected += response.rejections.len() as u64;
                 for rejection in &response.rejections {
-                    let line = ack.tags.get(rejection.index as usize).copied();
-                    let line = line.unwrap_or(*first_line);
+                    let tag = ack.tags.get(rejection.index as usize).copied();
+                    let line = tag.map_or(first_line, line_of);
                     self.tell(Notice::Rejected { line, rejection });
                 }
             }
             Err(status) => {
                 self.progress.rejected += ack.tags.len() as u64;
                 self.tell(Notice::Refused {
-                    first_line: *first_line,
-                    last_line: *last_line,
+                    first_line,
+                    last_line,
                     events: ack.tags.len(),
                     status,
                 });

@@ -2,7 +2,7 @@
 //!
 //! Reading a pipe can block for ever. On a plain thread that holds up neither the
 //! runtime nor the end of the process. What is there is passed on at once, so that
-//! a live pipe is prompt. Whatever else yields chunks can take this one's place.
+//! a live pipe is prompt. Whatever else yields parts can take this one's place.
 
 use std::{
     fs::File,
@@ -14,27 +14,46 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Input, PublishError};
+use super::{
+    Input, PublishError,
+    follow::{self, Begin, Keeper},
+};
 
-const CHUNK_BYTES: usize = 128 << 10;
-/// Chunks that were read and not taken yet.
-const CHUNKS_AHEAD: usize = 4;
+pub(super) const CHUNK_BYTES: usize = 128 << 10;
+/// Parts that were read and not taken yet.
+pub(super) const PARTS_AHEAD: usize = 4;
+
+/// What comes of an input.
+#[derive(Debug)]
+pub(super) enum Part {
+    /// What follows is of this file.
+    Begin(Begin),
+    /// More of the input.
+    Bytes(Bytes),
+    /// Something worth telling.
+    Note(String),
+}
 
 /// An input that is being read.
 #[derive(Debug)]
 pub(super) struct Source {
     /// Ends where the input does, or after an error.
-    pub(super) chunks: mpsc::Receiver<io::Result<Bytes>>,
+    pub(super) parts: mpsc::Receiver<io::Result<Part>>,
     /// How much there is, where that is known.
     pub(super) total_bytes: Option<u64>,
+    /// Remembers the place, where the input is followed.
+    pub(super) keeper: Option<Keeper>,
 }
 
 pub(super) async fn open(input: Input) -> Result<Source, PublishError> {
+    if let Input::Follow { path, state_file } = input {
+        return follow::open(path, state_file);
+    }
     let (opened, open_result) = oneshot::channel();
-    let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
+    let (sender, parts) = mpsc::channel(PARTS_AHEAD);
     let path = match &input {
         Input::Stdin => "standard input".into(),
-        Input::File(path) => path.clone(),
+        Input::File(path) | Input::Follow { path, .. } => path.clone(),
     };
     let failed = |error| PublishError::Open { path, error };
     let read = move || match input {
@@ -43,7 +62,7 @@ pub(super) async fn open(input: Input) -> Result<Source, PublishError> {
             pump(io::stdin().lock(), &sender);
         }
         // Opening blocks as well where it is a named pipe.
-        Input::File(path) => match open_file(&path) {
+        Input::File(path) | Input::Follow { path, .. } => match open_file(&path) {
             Ok((file, total_bytes)) => {
                 let _ = opened.send(Ok(total_bytes));
                 pump(file, &sender);
@@ -59,8 +78,9 @@ pub(super) async fn open(input: Input) -> Result<Source, PublishError> {
     }
     match open_result.await {
         Ok(Ok(total_bytes)) => Ok(Source {
-            chunks,
+            parts,
             total_bytes,
+            keeper: None,
         }),
         Ok(Err(error)) => Err(failed(error)),
         Err(_) => Err(failed(io::Error::other("the reading thread ended"))),
@@ -77,21 +97,21 @@ fn open_file(path: &Path) -> io::Result<(File, Option<u64>)> {
     Ok((file, total_bytes))
 }
 
-/// Ends when nobody takes the chunks any more.
-fn pump(mut input: impl Read, chunks: &mpsc::Sender<io::Result<Bytes>>) {
+/// Ends when nobody takes the parts any more.
+fn pump(mut input: impl Read, parts: &mpsc::Sender<io::Result<Part>>) {
     loop {
         let mut chunk = vec![0; CHUNK_BYTES];
         let chunk = match input.read(&mut chunk) {
             Ok(0) => return,
             Ok(len) => {
                 chunk.truncate(len);
-                Ok(Bytes::from(chunk))
+                Ok(Part::Bytes(Bytes::from(chunk)))
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Err(error) => Err(error),
         };
         let failed = chunk.is_err();
-        if chunks.blocking_send(chunk).is_err() || failed {
+        if parts.blocking_send(chunk).is_err() || failed {
             return;
         }
     }

@@ -1,8 +1,8 @@
 //! How a run ended.
 
-use std::{collections::BTreeMap, fmt, io};
+use std::{collections::BTreeMap, fmt, io, path::PathBuf};
 
-use super::{Progress, PublishOptions};
+use super::{Input, Progress, PublishOptions, follow::PlaceError};
 use crate::client::PublisherError;
 
 /// Where event types beyond the first hundred are counted.
@@ -17,6 +17,8 @@ pub enum End {
     Interrupted,
     /// The input cannot be read on.
     ReadFailed(io::Error),
+    /// The place of a file that is followed cannot be kept.
+    NotKept(PlaceError),
     /// The service did not answer any more, or refuses the call.
     Stopped(PublisherError),
 }
@@ -36,6 +38,8 @@ pub struct Summary {
     pub end: End,
     /// Whose events they are.
     pub organization_id: String,
+    /// Where the place of a file that is followed is kept.
+    pub state_file: Option<PathBuf>,
 }
 
 impl Summary {
@@ -46,6 +50,10 @@ impl Summary {
             resume_line: options.from_line.max(1),
             end,
             organization_id: options.organization_id,
+            state_file: match options.input {
+                Input::Follow { state_file, .. } => Some(state_file),
+                Input::Stdin | Input::File(_) => None,
+            },
         }
     }
 
@@ -64,9 +72,13 @@ impl Summary {
             && self.counts.accepted == self.counts.published
     }
 
-    /// The exit code of a process: 0 for [success](Self::is_success), otherwise 1.
+    /// The exit code of a process: 0 for [success](Self::is_success), otherwise 1. A
+    /// file that is followed has no end, so that there it is a success to be told to
+    /// stop when everything that was sent is answered.
     pub fn exit_code(&self) -> u8 {
-        u8::from(!self.is_success())
+        let told_to_stop = matches!(self.end, End::Interrupted) && self.state_file.is_some();
+        let in_order = told_to_stop && self.unanswered() == 0;
+        u8::from(!(self.is_success() || in_order))
     }
 
     fn fmt_skipped(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -93,10 +105,16 @@ impl Summary {
         match &self.end {
             End::Complete => return Ok(()),
             End::Interrupted => writeln!(f, "interrupted")?,
+            End::NotKept(error) => writeln!(f, "{error}")?,
             End::ReadFailed(error) => writeln!(f, "cannot read on: {error}")?,
             End::Stopped(error) => writeln!(f, "{error}")?,
         }
-        writeln!(f, "resume with --from-line {}", self.resume_line)
+        match &self.state_file {
+            Some(state_file) => {
+                writeln!(f, "the next run goes on from {}", state_file.display())
+            }
+            None => writeln!(f, "resume with --from-line {}", self.resume_line),
+        }
     }
 }
 

@@ -39,8 +39,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use control::{
-    CallCount, Control, ControlError, HazardCounts, LongTermCredentials, Operation, Record,
-    RecordStream, RoleSpec, SessionLifetime, StreamSpec, StreamStats,
+    AnsweredCall, CallCount, Control, ControlError, HazardCounts, LongTermCredentials, Operation,
+    Record, RecordStream, RoleSpec, SessionLifetime, StreamSpec, StreamStats,
 };
 pub use fault::{Effect, Fault, FaultId, When};
 pub use policy::PolicyError;

@@ -46,6 +46,19 @@ const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 const NOTHING_ALLOWED: &str =
     r#"{"Version":"2012-10-17","Statement":[{"Effect":"Deny","Action":"*","Resource":"*"}]}"#;
 
+/// With which external IDs a role is tried, where there is one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tries {
+    /// With the configured one, and where that is denied with the one before.
+    Both,
+    /// With one of them.
+    One(AssumedWith),
+}
+
+fn is_denied(fault: &Fault) -> bool {
+    fault.meaning() == Meaning::Refused(Reason::AssumeRoleDenied)
+}
+
 /// An AssumeRole on its way.
 trait Sent: Future<Output = Result<AssumeRoleOutput, SdkError<AssumeRoleError>>> {}
 
@@ -83,14 +96,18 @@ impl AssumeRole {
     }
 
     /// Assumes the integration's role.
-    pub(super) async fn assume(&self, integration: &Integration) -> Result<Arc<Session>, Fault> {
+    pub(super) async fn assume(
+        &self,
+        integration: &Integration,
+        tries: Tries,
+    ) -> Result<Arc<Session>, Fault> {
         let span = info_span!(
             "assume_role",
             organization_id = integration.organization_id.as_str(),
             outcome = Empty,
         );
         async {
-            let session = self.call(integration).await;
+            let session = self.call(integration, tries).await;
             let outcome = session.as_ref().map_or_else(Fault::code, |_| "Assumed");
             Span::current().record("outcome", outcome);
             session
@@ -99,33 +116,34 @@ impl AssumeRole {
         .await
     }
 
-    async fn call(&self, integration: &Integration) -> Result<Arc<Session>, Fault> {
+    async fn call(&self, integration: &Integration, tries: Tries) -> Result<Arc<Session>, Fault> {
+        let previous = match tries {
+            Tries::One(AssumedWith::Current) => None,
+            Tries::Both | Tries::One(AssumedWith::Previous) => {
+                self.external_ids.open_previous(integration)
+            }
+        };
+        if let (Tries::One(AssumedWith::Previous), Some(previous)) = (tries, &previous) {
+            let previous = previous.clone();
+            return self
+                .call_with(integration, previous, AssumedWith::Previous)
+                .await;
+        }
         let current = self.external_ids.open(integration);
         let answer = self
             .call_with(integration, current, AssumedWith::Current)
             .await;
-        let denied = |fault: &Fault| fault.meaning() == Meaning::Refused(Reason::AssumeRoleDenied);
-        match answer {
-            Ok(session) => {
-                if integration.previous.is_some() {
-                    self.external_ids.took_over(integration);
-                }
-                Ok(session)
-            }
-            Err(fault) if denied(&fault) => {
-                let Some(previous) = self.external_ids.open_previous(integration) else {
-                    return Err(fault);
-                };
-                self.call_with(integration, previous, AssumedWith::Previous)
-                    .await
-                    .map_err(|second| match denied(&second) {
-                        true => fault,
-                        // It says nothing of the customer.
-                        false => second,
-                    })
-            }
-            Err(fault) => Err(fault),
-        }
+        let (fault, previous) = match (answer, previous) {
+            (Err(fault), Some(previous)) if is_denied(&fault) => (fault, previous),
+            (answer, _) => return answer,
+        };
+        self.call_with(integration, previous, AssumedWith::Previous)
+            .await
+            .map_err(|second| match is_denied(&second) {
+                true => fault,
+                // It says nothing of the customer.
+                false => second,
+            })
     }
 
     async fn call_with(
@@ -225,6 +243,11 @@ impl AssumeRole {
             (Ok(true), Ok(true)) => ExternalIdProof::Required,
             (Err(fault), _) | (_, Err(fault)) => ExternalIdProof::Unclear(fault),
         }
+    }
+
+    /// The external ID works, so that the one before is no longer needed.
+    pub(super) fn took_over(&self, integration: &Integration) {
+        self.external_ids.took_over(integration);
     }
 
     /// Whether the integration is still configured so.

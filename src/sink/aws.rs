@@ -1,27 +1,27 @@
 //! The Sink over AWS: the role's session, then the write.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
-};
+use tokio::{sync::watch, time::Instant};
 use tracing::{Instrument, Span, field::Empty, info_span};
 use uuid::Uuid;
 
 use super::{
-    AwsOptions, ExternalIds, Receipt, Record, RecordOutcome, RehearsalReport, Sink, TestReport,
-    assume_role::AssumeRole, config, identity::Identity, kinesis::Kinesis, sessions::Sessions,
+    AwsOptions, ExternalIds, Gate, PutRecordsClient, Receipt, Record, RecordOutcome,
+    RehearsalReport, Sink, TestReport,
+    assume_role::AssumeRole,
+    config,
+    direct::Direct,
+    identity::Identity,
+    kinesis::Kinesis,
+    sessions::{Session, Sessions},
 };
 use crate::domain::{
+    event::Head,
     integration::Integration,
     standing::Standing,
     status::{Fault, Meaning},
 };
-
-/// Between one look at this service's own credentials and the next.
-const CHECK_GOOD: Duration = Duration::from_secs(300);
-const CHECK_REFUSED: Duration = Duration::from_secs(10);
 
 /// Writes with the AWS SDK. Cheap to clone; clones share connections and sessions.
 #[derive(Clone)]
@@ -29,6 +29,8 @@ pub struct AwsSink {
     identity: Arc<Identity>,
     sessions: Sessions,
     kinesis: Kinesis,
+    /// Writes in the SDK's stead, where it is to.
+    direct: Option<Arc<Direct>>,
 }
 
 impl AwsSink {
@@ -49,11 +51,33 @@ impl AwsSink {
         external_ids: Arc<dyn ExternalIds>,
     ) -> Self {
         let assume_role = AssumeRole::new(sdk, options, external_ids);
-        let identity = Arc::new(Identity::new(assume_role));
+        let identity = Arc::new(Identity::new(assume_role, Gate::default()));
         Self {
             sessions: Sessions::new(Arc::clone(&identity), options),
             identity,
             kinesis: Kinesis::new(sdk, options.attempt_timeout),
+            direct: match options.put_records_client {
+                PutRecordsClient::Sdk => None,
+                PutRecordsClient::Direct => {
+                    let connector = config::connector(options);
+                    let direct = Direct::new(sdk, connector, options.attempt_timeout);
+                    Some(Arc::new(direct))
+                }
+            },
+        }
+    }
+
+    async fn write(
+        &self,
+        session: &Session,
+        integration: &Integration,
+        records: &[Record],
+    ) -> Result<Vec<RecordOutcome>, Fault> {
+        let stream = &integration.stream_arn;
+        let head = Head::new(integration.integration_id);
+        match &self.direct {
+            Some(direct) => direct.put(session, stream, &head, records).await,
+            None => self.kinesis.put(session, stream, &head, records).await,
         }
     }
 
@@ -62,9 +86,8 @@ impl AwsSink {
         integration: &Arc<Integration>,
         records: &[Record],
     ) -> Result<Vec<RecordOutcome>, Fault> {
-        let stream = &integration.stream_arn;
         let session = self.sessions.get(integration).await?;
-        let answer = self.kinesis.put(&session, stream, records).await;
+        let answer = self.write(&session, integration, records).await;
         if !shows_invalid_session(&answer) {
             return answer;
         }
@@ -74,7 +97,7 @@ impl AwsSink {
             return answer;
         }
         let session = self.sessions.get(integration).await?;
-        self.kinesis.put(&session, stream, records).await
+        self.write(&session, integration, records).await
     }
 
     async fn test_anew(&self, integration: &Arc<Integration>, record: Record) -> TestReport {
@@ -92,8 +115,8 @@ impl AwsSink {
         };
         let record = [record];
         let (proof, answer) = tokio::join!(
-            self.sessions.prove_external_id(integration),
-            self.kinesis.put(&session, &integration.stream_arn, &record),
+            self.identity.prove_external_id(integration),
+            self.write(&session, integration, &record),
         );
         TestReport {
             assume_role: Ok(session.with()),
@@ -108,7 +131,7 @@ impl AwsSink {
         integration: &Arc<Integration>,
         record: Record,
     ) -> RehearsalReport {
-        let session = match self.sessions.fresh(integration).await {
+        let session = match self.identity.rehearse(integration).await {
             Ok(session) => session,
             Err(fault) => {
                 return RehearsalReport {
@@ -118,10 +141,11 @@ impl AwsSink {
                 };
             }
         };
+        let head = Head::new(integration.integration_id);
         let (proof, answer) = tokio::join!(
-            self.sessions.prove_external_id(integration),
+            self.identity.prove_external_id(integration),
             self.kinesis
-                .rehearse(&session, &integration.stream_arn, record),
+                .rehearse(&session, &integration.stream_arn, &head, record),
         );
         RehearsalReport {
             assume_role: Ok(session.with()),
@@ -189,14 +213,11 @@ impl Sink for AwsSink {
     }
 
     async fn watch_standing(&self) {
-        loop {
-            self.identity.check_credentials().await;
-            let wait = match *self.identity.standing().borrow() {
-                Standing::CredentialsRefused { .. } => CHECK_REFUSED,
-                Standing::Good | Standing::MayNotAssume => CHECK_GOOD,
-            };
-            sleep(wait).await;
-        }
+        self.identity.watch().await;
+    }
+
+    fn gate(&self) -> &Gate {
+        self.identity.gate()
     }
 
     fn forget(&self, integration_id: Uuid) {

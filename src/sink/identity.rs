@@ -1,55 +1,61 @@
 //! This service's own identity: told apart from what customers refuse.
 
 use std::{
+    future::pending,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use futures_util::future::join_all;
-use jiff::Timestamp;
 use tokio::{
     sync::{Mutex as AsyncMutex, watch},
-    time::Instant,
+    time::{Instant, sleep},
 };
 
-use super::{ExternalIdProof, assume_role::AssumeRole, sessions::Session};
+use super::{
+    AssumedWith, ExternalIdProof, Gate,
+    assume_role::{AssumeRole, Tries},
+    sessions::Session,
+};
 use crate::domain::{
     integration::Integration,
-    standing::{Standing, Witnesses, is_ours},
+    standing::{Probe, Standing, Witnesses, is_ours},
     status::{Cause, Fault, Meaning, Reason},
 };
 
-/// How long the witnesses' word counts: short where it blames a customer.
+/// How long the witnesses' word counts that a denial is the customer's.
 const THEIRS_FOR: Duration = Duration::from_secs(5);
-const OURS_FOR: Duration = Duration::from_secs(60);
+/// Between one look at what is wrong and the next: doubled each time.
+const LOOK_FIRST: Duration = Duration::from_secs(10);
+const LOOK_MOST: Duration = Duration::from_secs(60);
 
 /// Assumes roles, and watches how this service itself fares at it.
 pub(super) struct Identity {
     assume_role: AssumeRole,
+    gate: Gate,
     standing: watch::Sender<Standing>,
     state: Mutex<State>,
     /// One asks the witnesses at a time; the others take its word.
     asking: AsyncMutex<()>,
 }
 
+/// An integration, and the external ID with which its role was assumed.
+type Role = (Arc<Integration>, AssumedWith);
+
 #[derive(Default)]
 struct State {
-    witnesses: Witnesses<Arc<Integration>>,
-    /// While our identity is refused, the hour of the witnesses stands still.
-    refused_since: Option<Timestamp>,
-    word: Option<Word>,
-}
-
-#[derive(Clone, Copy)]
-struct Word {
-    ours: bool,
-    until: Instant,
+    witnesses: Witnesses<Role>,
+    /// Most roles are refused together, whatever else is wrong.
+    may_not_assume: bool,
+    /// The witnesses have said that a denial is the customer's.
+    theirs_until: Option<Instant>,
 }
 
 impl Identity {
-    pub(super) fn new(assume_role: AssumeRole) -> Self {
+    pub(super) fn new(assume_role: AssumeRole, gate: Gate) -> Self {
         Self {
             assume_role,
+            gate,
             standing: watch::Sender::new(Standing::Good),
             state: Mutex::default(),
             asking: AsyncMutex::new(()),
@@ -64,6 +70,15 @@ impl Identity {
         self.standing.subscribe()
     }
 
+    pub(super) fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// Whether the integration still exists and is still configured so.
+    pub(super) fn is_current(&self, integration: &Integration) -> bool {
+        self.assume_role.is_current(integration)
+    }
+
     pub(super) async fn prove_external_id(&self, integration: &Integration) -> ExternalIdProof {
         self.assume_role.prove_external_id(integration).await
     }
@@ -73,24 +88,59 @@ impl Identity {
     pub(super) async fn assume(
         &self,
         integration: &Arc<Integration>,
+        tries: Tries,
     ) -> Result<Arc<Session>, Fault> {
-        let fault = match self.assume_role.assume(integration).await {
+        let fault = match self.assume_role.assume(integration, tries).await {
             Ok(session) => {
-                self.worked(integration);
+                self.worked(integration, &session);
                 return Ok(session);
             }
             Err(fault) => fault,
         };
         match fault.meaning() {
-            Meaning::Ours if fault.cause != Cause::SecretUnreadable => {
-                let code = fault.code().into();
-                self.set(Standing::CredentialsRefused { code });
-                Err(fault)
-            }
             Meaning::Refused(Reason::AssumeRoleDenied) => {
                 Err(self.attribute(integration, fault).await)
             }
-            _ => Err(fault),
+            _ => {
+                self.tell_refused_credentials(&fault);
+                Err(fault)
+            }
+        }
+    }
+
+    /// Assumes the role of an integration as it might be configured. It says nothing of
+    /// the one that is, and so nothing but refused credentials of our own is remembered.
+    pub(super) async fn rehearse(&self, integration: &Integration) -> Result<Arc<Session>, Fault> {
+        let answer = self.assume_role.assume(integration, Tries::Both).await;
+        answer.map_err(|fault| match fault.meaning() {
+            Meaning::Refused(Reason::AssumeRoleDenied) if self.state().may_not_assume => {
+                as_ours(fault)
+            }
+            _ => {
+                self.tell_refused_credentials(&fault);
+                fault
+            }
+        })
+    }
+
+    /// Looks after the standing: once at first, and then while something is wrong.
+    pub(super) async fn watch(&self) {
+        let mut standing = self.standing.subscribe();
+        self.check_credentials().await;
+        let mut wait = LOOK_FIRST;
+        loop {
+            let now = standing.borrow_and_update().clone();
+            let within = (now != Standing::Good).then_some(wait);
+            if changed(&mut standing, within).await {
+                wait = LOOK_FIRST;
+                continue;
+            }
+            wait = (wait * 2).min(LOOK_MOST);
+            match now {
+                Standing::Good => {}
+                Standing::CredentialsRefused { .. } => self.check_credentials().await,
+                Standing::MayNotAssume => self.probe().await,
+            }
         }
     }
 
@@ -98,34 +148,62 @@ impl Identity {
     /// any good.
     ///
     /// [needs no permission]: https://docs.aws.amazon.com/STS/latest/APIReference/API_GetCallerIdentity.html
-    pub(super) async fn check_credentials(&self) {
+    async fn check_credentials(&self) {
         match self.assume_role.who_are_we().await {
             Ok(()) => {
                 let refused =
                     matches!(*self.standing.borrow(), Standing::CredentialsRefused { .. });
-                if refused {
-                    self.set(Standing::Good);
+                let may_not_assume = self.state().may_not_assume;
+                match (refused, may_not_assume) {
+                    (true, true) => self.set(Standing::MayNotAssume),
+                    (true, false) => self.set(Standing::Good),
+                    (false, _) => {}
                 }
             }
-            Err(fault) if fault.meaning() == Meaning::Ours => {
-                let code = fault.code().into();
-                self.set(Standing::CredentialsRefused { code });
-            }
             // That AWS cannot be reached shows elsewhere.
-            Err(_) => {}
+            Err(fault) => self.tell_refused_credentials(&fault),
         }
     }
 
-    fn worked(&self, integration: &Arc<Integration>) {
+    /// Asks one witness whether we may assume roles again.
+    async fn probe(&self) {
+        let current = |(witness, _): &Role| self.is_current(witness);
+        let next = self
+            .state()
+            .witnesses
+            .probe(Instant::now().into_std(), current);
+        match next {
+            Probe::Wait => {}
+            Probe::TooFew => {
+                self.state().may_not_assume = false;
+                self.set(Standing::Good);
+            }
+            Probe::Ask(witness) => {
+                // What it says is taken in by `ask_one`.
+                let _answer = self.ask_one(&witness).await;
+            }
+        }
+    }
+
+    fn tell_refused_credentials(&self, fault: &Fault) {
+        if fault.meaning() == Meaning::Ours && fault.cause != Cause::SecretUnreadable {
+            let code = fault.code().into();
+            self.set(Standing::CredentialsRefused { code });
+        }
+    }
+
+    fn worked(&self, integration: &Arc<Integration>, session: &Session) {
         {
             let mut state = self.state();
-            let now = Timestamp::now();
-            if state.refused_since.take().is_some() {
-                state.word = None;
-            }
-            state
-                .witnesses
-                .worked(integration.key, now, Arc::clone(integration));
+            state.may_not_assume = false;
+            state.witnesses.worked(
+                integration.key,
+                Instant::now().into_std(),
+                (Arc::clone(integration), session.with()),
+            );
+        }
+        if integration.previous.is_some() && session.with() == AssumedWith::Current {
+            self.assume_role.took_over(integration);
         }
         self.set(Standing::Good);
     }
@@ -133,65 +211,71 @@ impl Identity {
     /// Whose fault a denial is. Only that of a role that worked lately, or in a time
     /// when our identity is refused, raises the question.
     async fn attribute(&self, integration: &Arc<Integration>, fault: Fault) -> Fault {
-        let refused = *self.standing.borrow() == Standing::MayNotAssume;
-        let worked_lately = self.state().witnesses.knows(integration.key);
-        if (worked_lately || refused) && self.ask(integration).await {
-            self.state()
-                .refused_since
-                .get_or_insert_with(Timestamp::now);
-            self.set(Standing::MayNotAssume);
-            let code = fault.code().into();
-            return Fault {
-                cause: Cause::OwnIdentity { code },
-                ..fault
-            };
+        let (worked_lately, refused) = {
+            let state = self.state();
+            let worked_lately = state.witnesses.knows(integration.key);
+            (worked_lately, state.may_not_assume)
+        };
+        let is_ours = refused || (worked_lately && self.ask(integration).await);
+        let mut state = self.state();
+        if !is_ours {
+            state.witnesses.forget(integration.key);
+            return fault;
         }
-        self.state().witnesses.forget(integration.key);
-        fault
+        state.may_not_assume = true;
+        let now = Instant::now().into_std();
+        state.witnesses.tried(integration.key, now);
+        drop(state);
+        self.set(Standing::MayNotAssume);
+        as_ours(fault)
     }
 
     /// Has others that worked lately assumed anew: whether most of them are refused too.
     async fn ask(&self, integration: &Integration) -> bool {
         let _one = self.asking.lock().await;
-        let witnesses: Vec<_> = {
+        let asked = {
             let mut state = self.state();
-            if let Some(word) = state.word
-                && word.until > Instant::now()
-            {
-                return word.ours;
+            let now = Instant::now();
+            if state.may_not_assume || state.theirs_until.is_some_and(|until| until > now) {
+                return state.may_not_assume;
             }
-            let now = state.refused_since.unwrap_or_else(Timestamp::now);
-            let current = |witness: &Arc<Integration>| self.assume_role.is_current(witness);
-            state.witnesses.to_ask(integration.key, now, current)
+            let current = |(witness, _): &Role| self.is_current(witness);
+            let witnesses = &mut state.witnesses;
+            witnesses.to_ask(integration.key, now.into_std(), current)
         };
-        let answers = join_all(
-            witnesses
-                .iter()
-                .map(|witness| self.assume_role.assume(witness)),
-        )
-        .await;
-        let denied = |answer: &Result<_, Fault>| match answer {
-            Ok(_) => Some(false),
-            Err(fault) => match fault.meaning() {
-                Meaning::Refused(Reason::AssumeRoleDenied) => Some(true),
-                // Says nothing either way.
-                _ => None,
-            },
+        let Some(asked) = asked else {
+            return false;
         };
-        for (witness, answer) in witnesses.iter().zip(&answers) {
-            if answer.is_ok() {
-                self.worked(witness);
+        let answers = join_all(asked.roles.iter().map(|witness| self.ask_one(witness))).await;
+        let clear: Vec<bool> = answers.into_iter().flatten().collect();
+        let refused = clear.iter().filter(|worked| !**worked).count();
+        let already = asked.refused_already;
+        let ours = is_ours(clear.len() + already, refused + already);
+        if !ours {
+            self.state().theirs_until = Some(Instant::now() + THEIRS_FOR);
+        }
+        ours
+    }
+
+    /// Has one that worked lately assumed anew: whether it works, where that is clear.
+    async fn ask_one(&self, (witness, with): &Role) -> Option<bool> {
+        let current = || self.is_current(witness);
+        let assume = self.assume_role.assume(witness, Tries::One(*with));
+        let answer = self.gate.call(witness.key, current, assume).await?;
+        let (key, now) = (witness.key, Instant::now().into_std());
+        match answer {
+            Ok(session) => {
+                self.worked(witness, &session);
+                Some(true)
+            }
+            Err(fault) => {
+                self.tell_refused_credentials(&fault);
+                self.state().witnesses.refused(key, now);
+                let denied = fault.meaning() == Meaning::Refused(Reason::AssumeRoleDenied);
+                // Anything else says nothing either way.
+                denied.then_some(false)
             }
         }
-        let clear: Vec<bool> = answers.iter().filter_map(denied).collect();
-        let refused = clear.iter().filter(|denied| **denied).count();
-        let ours = is_ours(clear.len(), refused);
-        let lasts = if ours { OURS_FOR } else { THEIRS_FOR };
-        self.state().word = Some(Word {
-            ours,
-            until: Instant::now() + lasts,
-        });
-        ours
     }
 
     fn set(&self, standing: Standing) {
@@ -213,5 +297,28 @@ impl Identity {
                 "most roles that worked lately are refused together: check that this service's own identity may sts:AssumeRole"
             ),
         }
+    }
+}
+
+/// Whether the standing changes, within a time where one is given.
+async fn changed(standing: &mut watch::Receiver<Standing>, within: Option<Duration>) -> bool {
+    tokio::select! {
+        // The sender is this service's own, and stays.
+        changed = standing.changed() => changed.is_ok(),
+        () = async {
+            match within {
+                Some(within) => sleep(within).await,
+                None => pending().await,
+            }
+        } => false,
+    }
+}
+
+/// A denial that speaks against this service.
+fn as_ours(fault: Fault) -> Fault {
+    let code = fault.code().into();
+    Fault {
+        cause: Cause::OwnIdentity { code },
+        ..fault
     }
 }

@@ -10,13 +10,17 @@ use std::{
 };
 
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
+use aws_smithy_runtime_api::client::identity::Identity as SigningIdentity;
 use moka::{future::Cache, ops::compute::Op, policy::EvictionPolicy};
 use tokio::time::Instant;
 use tracing::info;
 use uuid::Uuid;
 
-use super::{AssumedWith, AwsOptions, ExternalIdProof, identity::Identity};
-use crate::domain::{integration::Integration, status::Fault};
+use super::{AssumedWith, AwsOptions, assume_role::Tries, denials::Denial, identity::Identity};
+use crate::domain::{
+    integration::Integration,
+    status::{Fault, Meaning},
+};
 
 /// Nothing is started with credentials that end within this.
 const MARGIN: Duration = Duration::from_secs(60);
@@ -26,6 +30,7 @@ type Key = (Uuid, u64);
 /// Credentials of an assumed role, and how long they are good.
 pub(super) struct Session {
     credentials: SharedCredentialsProvider,
+    identity: SigningIdentity,
     lifetime: Lifetime,
     with: AssumedWith,
 }
@@ -33,6 +38,7 @@ pub(super) struct Session {
 impl Session {
     pub(super) fn new(credentials: Credentials, lifetime: Lifetime, with: AssumedWith) -> Self {
         Self {
+            identity: credentials.clone().into(),
             credentials: SharedCredentialsProvider::new(credentials),
             lifetime,
             with,
@@ -44,6 +50,12 @@ impl Session {
         self.with
     }
 
+    /// The credentials, for a signer.
+    pub(super) fn identity(&self) -> &SigningIdentity {
+        &self.identity
+    }
+
+    /// The credentials, for a client of the SDK.
     pub(super) fn credentials(&self) -> SharedCredentialsProvider {
         self.credentials.clone()
     }
@@ -103,29 +115,25 @@ fn millis(duration: Duration) -> u64 {
 #[derive(Clone)]
 pub(super) struct Sessions {
     cache: Cache<Key, Arc<Session>>,
+    denials: Cache<Key, Arc<Denial>>,
     identity: Arc<Identity>,
 }
 
 impl Sessions {
     pub(super) fn new(identity: Arc<Identity>, options: &AwsOptions) -> Self {
         Self {
-            cache: Cache::builder()
-                .max_capacity(options.max_sessions)
-                // A new session must get its place, or it would be assumed at each call.
-                .eviction_policy(EvictionPolicy::lru())
-                .time_to_live(options.assume_role_duration)
-                .support_invalidation_closures()
-                .build(),
+            cache: cache(options.max_sessions, options.assume_role_duration),
+            denials: cache(options.max_sessions, options.assume_role_duration),
             identity,
         }
     }
 
     /// The session at hand, or a new one. Those who wait for the same one share the
-    /// call and its fault; a fault is not kept.
+    /// call and its fault; a denial is told again for a moment.
     pub(super) async fn get(&self, integration: &Arc<Integration>) -> Result<Arc<Session>, Fault> {
         let key = key(integration);
+        let now = Instant::now();
         if let Some(session) = self.cache.get(&key).await {
-            let now = Instant::now();
             if session.lifetime.is_usable(now) {
                 if session.lifetime.claim_renewal(now) {
                     self.renew_in_background(integration);
@@ -134,10 +142,37 @@ impl Sessions {
             }
             self.discard(integration, &session).await;
         }
+        let denial = self.denials.get(&key).await;
+        if let Some(fault) = denial.as_ref().and_then(|denial| denial.standing(now)) {
+            return Err(fault);
+        }
         self.cache
-            .try_get_with(key, self.identity.assume(integration))
+            .try_get_with(key, self.assume(integration, denial))
             .await
             .map_err(|fault| Fault::clone(&fault))
+    }
+
+    async fn assume(
+        &self,
+        integration: &Arc<Integration>,
+        before: Option<Arc<Denial>>,
+    ) -> Result<Arc<Session>, Fault> {
+        let tries = match &before {
+            Some(denial) => denial.next_tries(Instant::now()),
+            None => Tries::Both,
+        };
+        let answer = self.identity.assume(integration, tries).await;
+        let key = key(integration);
+        match &answer {
+            Ok(_) => self.denials.invalidate(&key).await,
+            Err(fault) if matches!(fault.meaning(), Meaning::Refused(_) | Meaning::Ours) => {
+                let now = Instant::now();
+                let denial = Denial::new(before.as_deref(), tries, fault.clone(), now);
+                self.denials.insert(key, Arc::new(denial)).await;
+            }
+            Err(_) => {}
+        }
+        answer
     }
 
     /// A new session, whatever is at hand; it takes the other's place.
@@ -145,22 +180,10 @@ impl Sessions {
         &self,
         integration: &Arc<Integration>,
     ) -> Result<Arc<Session>, Fault> {
-        let session = self.identity.assume(integration).await?;
+        let session = self.identity.assume(integration, Tries::Both).await?;
         self.cache.insert(key(integration), session.clone()).await;
+        self.denials.invalidate(&key(integration)).await;
         Ok(session)
-    }
-
-    /// A new session that is not kept.
-    pub(super) async fn fresh(
-        &self,
-        integration: &Arc<Integration>,
-    ) -> Result<Arc<Session>, Fault> {
-        self.identity.assume(integration).await
-    }
-
-    /// Whether the role can be assumed without knowing the external ID.
-    pub(super) async fn prove_external_id(&self, integration: &Integration) -> ExternalIdProof {
-        self.identity.prove_external_id(integration).await
     }
 
     /// Drops a session that is no longer good, but not one that took its place.
@@ -177,9 +200,10 @@ impl Sessions {
     /// Drops whatever is kept for an integration, of every version.
     pub(super) fn forget(&self, integration_id: Uuid) {
         // It fails only for a cache that was built without support for it.
-        let forgotten = self
-            .cache
-            .invalidate_entries_if(move |key, _| key.0 == integration_id);
+        let of_it = move |key: &Key| key.0 == integration_id;
+        let forgotten = self.cache.invalidate_entries_if(move |key, _| of_it(key));
+        debug_assert!(forgotten.is_ok());
+        let forgotten = self.denials.invalidate_entries_if(move |key, _| of_it(key));
         debug_assert!(forgotten.is_ok());
     }
 
@@ -189,20 +213,41 @@ impl Sessions {
         let sessions = self.clone();
         let integration = integration.clone();
         tokio::spawn(async move {
-            match sessions.identity.assume(&integration).await {
-                // Not where it was forgotten meanwhile.
-                Ok(session) if sessions.cache.contains_key(&key(&integration)) => {
-                    sessions.cache.insert(key(&integration), session).await;
-                }
-                Ok(_) => {}
-                Err(fault) => info!(
-                    organization_id = integration.organization_id.as_str(),
-                    code = fault.code(),
-                    "could not renew a session ahead of its end; the old one is still good"
-                ),
-            }
+            let identity = &sessions.identity;
+            let current = || identity.is_current(&integration);
+            let renewal = sessions.renew_ahead(&integration);
+            // None where it was deleted or configured anew: then nobody needs it.
+            let _ended = identity
+                .gate()
+                .call(integration.key, current, renewal)
+                .await;
         });
     }
+
+    async fn renew_ahead(&self, integration: &Arc<Integration>) {
+        match self.identity.assume(integration, Tries::Both).await {
+            // Not where it was forgotten meanwhile.
+            Ok(session) if self.cache.contains_key(&key(integration)) => {
+                self.cache.insert(key(integration), session).await;
+            }
+            Ok(_) => {}
+            Err(fault) => info!(
+                organization_id = integration.organization_id.as_str(),
+                code = fault.code(),
+                "could not renew a session ahead of its end; the old one is still good"
+            ),
+        }
+    }
+}
+
+fn cache<V: Clone + Send + Sync + 'static>(most: u64, time_to_live: Duration) -> Cache<Key, V> {
+    Cache::builder()
+        .max_capacity(most)
+        // What is new must get its place, or it would be assumed at each call.
+        .eviction_policy(EvictionPolicy::lru())
+        .time_to_live(time_to_live)
+        .support_invalidation_closures()
+        .build()
 }
 
 fn key(integration: &Integration) -> Key {

@@ -7,6 +7,7 @@ use super::{
     StoreError,
     catalog::Catalog,
     command::{Command, ConfigureError, Deleted, Reply},
+    gaps::GivenUp,
     tail::Tail,
 };
 use crate::domain::integration::{IntegrationKey, Snapshot};
@@ -25,6 +26,7 @@ pub(super) struct Answers {
     pub(super) configures: Vec<(Reply<Snapshot, ConfigureError>, IntegrationKey)>,
     pub(super) deletes: Vec<(Reply<Option<Deleted>>, Option<Deleted>)>,
     pub(super) issues: Vec<Reply<()>>,
+    pub(super) given_up: Vec<(Reply<GivenUp>, IntegrationKey, GivenUp)>,
 }
 
 impl Answers {
@@ -38,6 +40,12 @@ impl Answers {
     pub(super) fn give(self, catalog: &Catalog, tail: &Tail) {
         for key in self.deleted() {
             tail.forget(key);
+        }
+        for (reply, key, given_up) in self.given_up {
+            for chunk in &given_up.chunks {
+                tail.give_up(key, chunk);
+            }
+            let _gone = reply.send(Ok(given_up));
         }
         for append in self.appends {
             let _gone = append.reply.send(Ok(append.accepted));
@@ -68,6 +76,9 @@ impl Answers {
         for reply in self.issues {
             let _gone = reply.send(Err(failed()));
         }
+        for (reply, ..) in self.given_up {
+            let _gone = reply.send(Err(failed()));
+        }
     }
 
     pub(super) fn refuse(&mut self, commands: Vec<Command>, error: &DbErr) {
@@ -78,6 +89,9 @@ impl Answers {
                     let _gone = reply.send(Err(failed().into()));
                 }
                 Command::Delete { reply, .. } => {
+                    let _gone = reply.send(Err(failed()));
+                }
+                Command::GiveUp { reply, .. } => {
                     let _gone = reply.send(Err(failed()));
                 }
                 Command::Issue { reply, .. } => {

@@ -146,17 +146,6 @@ impl Catalog {
             .collect()
     }
 
-    /// Integrations with pending events.
-    pub(super) fn with_work(&self) -> Vec<IntegrationKey> {
-        let state = self.read();
-        state
-            .by_key
-            .iter()
-            .filter(|(_, slot)| slot.snapshot.progress.pending() > 0)
-            .map(|(key, _)| *key)
-            .collect()
-    }
-
     pub(super) fn revision(&self) -> watch::Receiver<u64> {
         self.revision.subscribe()
     }

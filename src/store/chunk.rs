@@ -1,10 +1,8 @@
 //! A chunk's payload: one byte that names the coding, then the segment.
 
-use bytes::Bytes;
-
 use super::tail::TailChunk;
 use crate::domain::{
-    delivery::LoadedChunk,
+    delivery::{Entry, Key, LoadedChunk},
     segment::{self, Damaged},
 };
 
@@ -12,6 +10,9 @@ use crate::domain::{
 const LZ4: u8 = 1;
 /// A payload that claims to unpack to more is damaged.
 const MOST_BYTES: usize = 16 << 20;
+
+/// What stands for an event whose body is gone.
+const GIVEN_UP: Entry = Entry { key: 0, body: 0..0 };
 
 /// Bytes of the event bodies alone.
 pub(super) fn body_bytes(chunk: &TailChunk) -> u64 {
@@ -24,7 +25,11 @@ pub(super) fn compress(bytes: &[u8]) -> Vec<u8> {
     payload
 }
 
-fn decompress(payload: &[u8]) -> Result<Vec<u8>, Damaged> {
+/// The segment of a payload; nothing where its events were given up.
+pub(super) fn decompress(payload: &[u8]) -> Result<Vec<u8>, Damaged> {
+    if payload.is_empty() {
+        return Ok(Vec::new());
+    }
     let Some((&LZ4, packed)) = payload.split_first() else {
         return Err(Damaged);
     };
@@ -35,46 +40,29 @@ fn decompress(payload: &[u8]) -> Result<Vec<u8>, Damaged> {
     lz4_flex::decompress_size_prepended(packed).map_err(|_| Damaged)
 }
 
-/// A chunk from its row.
-pub(super) fn from_row(
-    id: i64,
-    first_sequence: u64,
-    count: u32,
-    accepted: Vec<u8>,
-    payload: &[u8],
-) -> Result<LoadedChunk, Damaged> {
-    let bytes = Bytes::from(decompress(payload)?);
-    load(id, first_sequence, count, accepted, bytes)
-}
-
-/// A chunk from memory.
-pub(super) fn from_tail(chunk: TailChunk) -> Result<LoadedChunk, Damaged> {
-    load(
-        chunk.id,
-        chunk.first_sequence,
-        chunk.count,
-        chunk.accepted,
-        chunk.bytes,
-    )
-}
-
-fn load(
-    id: i64,
-    first_sequence: u64,
-    count: u32,
-    accepted: Vec<u8>,
-    bytes: Bytes,
-) -> Result<LoadedChunk, Damaged> {
-    let entries = segment::entries(&bytes)?;
-    if entries.len() != count as usize {
+/// A chunk to be delivered. Its gaps have the key `gap_key`.
+pub(super) fn load(chunk: TailChunk, gap_key: Key) -> Result<LoadedChunk, Damaged> {
+    let mut entries = match chunk.bytes.is_empty() {
+        true => vec![GIVEN_UP; chunk.count as usize],
+        false => segment::entries(&chunk.bytes)?,
+    };
+    if entries.len() != chunk.count as usize {
         return Err(Damaged);
     }
+    for placed in &chunk.gaps {
+        let entry = entries.get_mut(placed.index as usize).ok_or(Damaged)?;
+        *entry = Entry {
+            key: gap_key,
+            ..GIVEN_UP
+        };
+    }
     Ok(LoadedChunk {
-        id,
-        first_sequence,
+        id: chunk.id,
+        first_sequence: chunk.first_sequence,
         entries,
-        bytes,
-        accepted,
+        bytes: chunk.bytes,
+        settled: chunk.settled,
+        gaps: chunk.gaps,
     })
 }
 
@@ -90,8 +78,19 @@ mod tests {
         }
 
         #[test]
-        fn garbage_is_damage(payload: Vec<u8>, count: u32) {
-            let _ = from_row(1, 1, count, Vec::new(), &payload);
+        fn garbage_is_damage(payload: Vec<u8>, count in 0..1000u32) {
+            let Ok(bytes) = decompress(&payload) else {
+                return Ok(());
+            };
+            let chunk = TailChunk {
+                id: 1,
+                first_sequence: 1,
+                count,
+                bytes: bytes.into(),
+                settled: Vec::new(),
+                gaps: Vec::new(),
+            };
+            let _ = load(chunk, 0);
         }
     }
 }

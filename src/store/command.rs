@@ -5,9 +5,14 @@ use std::collections::HashMap;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use uuid::Uuid;
 
-use super::{StoreError, draft::Observed, tail::union};
+use super::{
+    StoreError,
+    draft::Observed,
+    gaps::{GiveUp, GivenUp},
+};
 use crate::domain::{
     arn::{RoleArn, StreamArn},
+    bitmap,
     delivery::Settlement,
     external_id::ExternalId,
     integration::{IntegrationKey, Progress, Snapshot},
@@ -38,6 +43,10 @@ pub(super) enum Command {
     RetirePrevious {
         key: IntegrationKey,
         version: u64,
+    },
+    GiveUp {
+        ask: GiveUp,
+        reply: Reply<GivenUp>,
     },
     Issue {
         organization_id: OrganizationId,
@@ -149,7 +158,7 @@ impl Unsettled {
         }
         for (id, bitmap, pending_bytes) in settle.settlement.partial {
             let (known, bytes) = one.partial.entry(id).or_insert((Vec::new(), pending_bytes));
-            *known = union(known, &bitmap);
+            *known = bitmap::union(known, &bitmap);
             *bytes = pending_bytes.min(*bytes);
         }
         if settle.observed.is_some() {

@@ -4,6 +4,7 @@
 use std::{
     collections::{HashMap, hash_map},
     sync::Arc,
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -51,10 +52,11 @@ pub(super) struct Draft<'a> {
     segment_index: HashMap<IntegrationKey, usize>,
     pub(super) configured: Vec<IntegrationKey>,
     pub(super) revision: u64,
+    failing_after: Duration,
 }
 
 impl<'a> Draft<'a> {
-    pub(super) fn new(catalog: &'a Catalog, revision: u64) -> Self {
+    pub(super) fn new(catalog: &'a Catalog, revision: u64, failing_after: Duration) -> Self {
         Self {
             catalog,
             diff: CatalogDiff::default(),
@@ -63,6 +65,7 @@ impl<'a> Draft<'a> {
             segment_index: HashMap::new(),
             configured: Vec::new(),
             revision,
+            failing_after,
         }
     }
 
@@ -145,6 +148,7 @@ impl<'a> Draft<'a> {
 
     /// Applies what attempts showed to the status. Returns whether it changed.
     pub(super) fn observe(&mut self, key: IntegrationKey, observed: &[Observed]) -> bool {
+        let failing_after = self.failing_after;
         let Some(slot) = self.slot_mut(key) else {
             return false;
         };
@@ -154,6 +158,7 @@ impl<'a> Draft<'a> {
             let mut status = observe(
                 &slot.snapshot.status,
                 &mut slot.stall,
+                failing_after,
                 whole_micros(observed.at),
                 &observed.observation,
             );

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use sea_orm::{
     ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbErr,
     sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous},
@@ -48,6 +49,8 @@ pub struct StoreOptions {
     pub commit_linger: Duration,
     /// How long a settlement waits for others.
     pub settle_linger: Duration,
+    /// How long nothing may get through before throttling or an outage is the status.
+    pub failing_after: Duration,
     /// Deletions that are remembered for status streams that resume.
     pub tombstones: usize,
 }
@@ -150,6 +153,7 @@ async fn connect(path: &Path, connections: u32, create: bool) -> Result<Database
 /// What a database holds at start.
 struct Known {
     slots: Vec<Slot>,
+    backlog: Vec<(IntegrationKey, Timestamp)>,
     tombstones: Vec<super::Tombstone>,
     floor: u64,
     database_id: String,
@@ -160,8 +164,13 @@ struct Known {
 impl Known {
     async fn load(db: &DatabaseConnection) -> Result<Self, DbErr> {
         let floor = load_meta(db, TOMBSTONE_FLOOR).await?;
+        let slots = load_slots(db).await?;
+        let backlog = slots
+            .iter()
+            .filter_map(|(slot, since)| Some((slot.snapshot.integration.key, (*since)?)));
         Ok(Self {
-            slots: load_slots(db).await?,
+            backlog: backlog.collect(),
+            slots: slots.into_iter().map(|(slot, _)| slot).collect(),
             tombstones: load_tombstones(db).await?,
             floor: floor.and_then(|text| text.parse().ok()).unwrap_or(0),
             database_id: database_id(db).await?,
@@ -212,6 +221,7 @@ impl Known {
             sealer: Arc::clone(&sealer),
             commit_linger: options.commit_linger,
             settle_linger: options.settle_linger,
+            failing_after: options.failing_after,
             revision,
             next_chunk_id: self.next_chunk_id,
             garbage: self.garbage,
@@ -224,6 +234,7 @@ impl Known {
             tail,
             work,
             sealer,
+            backlog: self.backlog.into(),
             reader,
             database_id: self.database_id.into(),
         }

@@ -17,6 +17,7 @@ use crate::domain::{
 
 /// How long a previous external ID serves at the most.
 const PREVIOUS_SERVES: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// What a Configure makes of what there is.
 pub(super) struct Plan {
     pub(super) integration: Integration,
@@ -60,7 +61,7 @@ fn plan_creation(
     Ok(Plan {
         integration: Integration {
             // Numbered when it is stored.
-            key: IntegrationKey(0),
+            key: IntegrationKey::UNSTORED,
             organization_id: configure.organization_id,
             integration_id,
             stream_arn: configure.stream_arn,
@@ -90,23 +91,17 @@ fn plan_replacement(
     let stored = sealer
         .open(&before.external_id, before.integration_id)
         .map_err(|_| StoreError::Sealing)?;
-    let keep_previous = configure.keep_previous;
     let external_id = configure.external_id.unwrap_or_else(|| stored.clone());
     let new_external_id = stored.expose() != external_id.expose();
     let sealed = sealer.seal(&external_id, before.integration_id);
-    let previous_fingerprint = match (new_external_id, keep_previous) {
-        (true, true) => Some(sealer.fingerprint(&stored)),
+    let previous = match (new_external_id, configure.keep_previous) {
+        (true, true) => Some(kept(before, stored, &external_id, sealer, now)?),
         (true, false) => None,
-        (false, _) => match &before.previous {
-            Some(previous) => Some(
-                sealer.fingerprint(
-                    &sealer
-                        .open(&previous.external_id, before.integration_id)
-                        .map_err(|_| StoreError::Sealing)?,
-                ),
-            ),
-            None => None,
-        },
+        (false, _) => opened_previous(before, sealer)?,
+    };
+    let (previous, previous_fingerprint) = match previous {
+        Some((previous, clear)) => (Some(previous), Some(sealer.fingerprint(&clear))),
+        None => (None, None),
     };
     let differences = [
         (
@@ -130,15 +125,7 @@ fn plan_replacement(
                 true => now,
                 false => before.external_id_set_at,
             },
-            previous: match (new_external_id, keep_previous) {
-                (true, true) => Some(PreviousExternalId {
-                    external_id: before.external_id.clone(),
-                    hint: before.external_id_hint.clone(),
-                    until: now + PREVIOUS_SERVES,
-                }),
-                (true, false) => None,
-                (false, _) => before.previous.clone(),
-            },
+            previous,
             version: before.version + 1,
             created_at: before.created_at,
             updated_at: now,
@@ -150,4 +137,42 @@ fn plan_replacement(
         changed: Some(changed.map(|(field, _)| field).collect()),
         caller: configure.caller,
     })
+}
+
+/// The external ID that goes on serving beside a new one. While the stored one has not
+/// worked, that is the one before it, for as long as it would have served: whoever
+/// corrects a wrong external ID must not lose the one that works.
+fn kept(
+    before: &Integration,
+    stored: ExternalId,
+    new: &ExternalId,
+    sealer: &Sealer,
+    now: Timestamp,
+) -> Result<(PreviousExternalId, ExternalId), StoreError> {
+    if before.previous_at(now).is_some()
+        && let Some((previous, clear)) = opened_previous(before, sealer)?
+        && clear.expose() != new.expose()
+    {
+        return Ok((previous, clear));
+    }
+    let previous = PreviousExternalId {
+        external_id: before.external_id.clone(),
+        hint: before.external_id_hint.clone(),
+        until: now + PREVIOUS_SERVES,
+    };
+    Ok((previous, stored))
+}
+
+/// The external ID before, sealed and in clear.
+fn opened_previous(
+    before: &Integration,
+    sealer: &Sealer,
+) -> Result<Option<(PreviousExternalId, ExternalId)>, StoreError> {
+    let Some(previous) = &before.previous else {
+        return Ok(None);
+    };
+    let clear = sealer
+        .open(&previous.external_id, before.integration_id)
+        .map_err(|_| StoreError::Sealing)?;
+    Ok(Some((previous.clone(), clear)))
 }

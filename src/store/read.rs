@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 
 use jiff::Timestamp;
-use sea_orm::{ConnectionTrait, DatabaseConnection, Value};
+use sea_orm::{ConnectionTrait, DatabaseConnection, QueryResult, Value};
 use serde_json::json;
 
 use super::{
-    StoreError, chunk,
+    StoreError, chunk, gaps,
     rows::{statement, time},
+    tail::TailChunk,
 };
-use crate::domain::{delivery::LoadedChunk, integration::IntegrationKey};
+use crate::domain::integration::IntegrationKey;
 
 /// Chunks that one query reads at the most.
 const MOST_CHUNKS: i64 = 16;
@@ -23,7 +24,8 @@ pub(super) async fn oldest_pending(
         return Ok(HashMap::new());
     }
     let sql = "SELECT value AS integration_key, (SELECT accepted_at FROM chunk \
-        WHERE integration_key = value ORDER BY first_sequence LIMIT 1) AS oldest \
+        WHERE integration_key = value AND pending_bytes > 0 \
+        ORDER BY first_sequence LIMIT 1) AS oldest \
         FROM json_each($1)";
     let keys: Vec<i64> = keys.iter().map(|key| key.0).collect();
     let rows = db
@@ -44,29 +46,35 @@ pub(super) async fn log(
     key: IntegrationKey,
     from: u64,
     most_bytes: usize,
-) -> Result<Vec<LoadedChunk>, StoreError> {
+) -> Result<Vec<TailChunk>, StoreError> {
     let limit = chunks_within(db, key, from, most_bytes).await?;
     if limit == 0 {
         return Ok(Vec::new());
     }
-    let sql = "SELECT chunk_id, first_sequence, event_count, accepted, payload FROM chunk \
-        WHERE integration_key = $1 AND first_sequence >= $2 ORDER BY first_sequence LIMIT $3";
+    let sql = "SELECT chunk_id, first_sequence, event_count, accepted, gaps, payload \
+        FROM chunk WHERE integration_key = $1 AND first_sequence >= $2 \
+        ORDER BY first_sequence LIMIT $3";
     let values: [Value; 3] = [key.0.into(), (from as i64).into(), limit.into()];
     let rows = db.query_all_raw(statement(db, sql, values)).await?;
-    rows.iter()
-        .map(|row| {
-            let chunk_id: i64 = row.try_get("", "chunk_id")?;
-            chunk::from_row(
-                chunk_id,
-                row.try_get::<i64>("", "first_sequence")? as u64,
-                row.try_get::<i32>("", "event_count")? as u32,
-                row.try_get::<Option<Vec<u8>>>("", "accepted")?
-                    .unwrap_or_default(),
-                &row.try_get::<Vec<u8>>("", "payload")?,
-            )
-            .map_err(|_| StoreError::Damaged { chunk_id })
-        })
-        .collect()
+    rows.iter().map(chunk).collect()
+}
+
+fn chunk(row: &QueryResult) -> Result<TailChunk, StoreError> {
+    let chunk_id: i64 = row.try_get("", "chunk_id")?;
+    let first_sequence = row.try_get::<i64>("", "first_sequence")? as u64;
+    let settled: Option<Vec<u8>> = row.try_get("", "accepted")?;
+    let settled = settled.unwrap_or_default();
+    let gaps: Option<String> = row.try_get("", "gaps")?;
+    let payload: Vec<u8> = row.try_get("", "payload")?;
+    let bytes = chunk::decompress(&payload).map_err(|_| StoreError::Damaged { chunk_id })?;
+    Ok(TailChunk {
+        id: chunk_id,
+        first_sequence,
+        count: row.try_get::<i32>("", "event_count")? as u32,
+        bytes: bytes.into(),
+        gaps: gaps::decode(gaps.as_deref(), first_sequence, &settled)?,
+        settled,
+    })
 }
 
 /// How many chunks to read, so that they unpack to about `most_bytes`; at least one

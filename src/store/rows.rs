@@ -44,7 +44,7 @@ pub(super) fn time(micros: i64) -> Result<Timestamp, DbErr> {
     Timestamp::from_microsecond(micros).map_err(|_| damaged("a time is out of range"))
 }
 
-fn damaged(what: &str) -> DbErr {
+pub(super) fn damaged(what: &str) -> DbErr {
     DbErr::Custom(format!(
         "the database holds what this version cannot read: {what}"
     ))
@@ -108,14 +108,20 @@ fn get_organization(row: &QueryResult) -> Result<OrganizationId, DbErr> {
         .map_err(|_| damaged("organization_id"))
 }
 
+/// Since when something of an integration is in the log.
+pub(super) type Backlog = Option<Timestamp>;
+
 /// Every integration, with what its chunks add to its row.
-pub(super) async fn load_slots(db: &DatabaseConnection) -> Result<Vec<Slot>, DbErr> {
-    let sql = "SELECT i.*, c.log_end, c.log_bytes FROM integration i LEFT JOIN \
+pub(super) async fn load_slots(db: &DatabaseConnection) -> Result<Vec<(Slot, Backlog)>, DbErr> {
+    let sql = "SELECT i.*, c.log_end, c.log_bytes, c.log_since FROM integration i LEFT JOIN \
         (SELECT integration_key, MAX(first_sequence + event_count) AS log_end, \
-        CAST(SUM(pending_bytes) AS BIGINT) AS log_bytes FROM chunk GROUP BY integration_key) c \
+        CAST(SUM(pending_bytes) AS BIGINT) AS log_bytes, MIN(accepted_at) AS log_since \
+        FROM chunk GROUP BY integration_key) c \
         ON c.integration_key = i.integration_key";
     let rows = db.query_all_raw(statement(db, sql, [])).await?;
-    rows.iter().map(slot).collect()
+    rows.iter()
+        .map(|row| Ok((slot(row)?, get_time(row, "log_since")?)))
+        .collect()
 }
 
 fn slot(row: &QueryResult) -> Result<Slot, DbErr> {

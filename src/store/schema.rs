@@ -9,7 +9,7 @@ pub(super) struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(Initial)]
+        vec![Box::new(Initial), Box::new(Gaps)]
     }
 }
 
@@ -45,6 +45,47 @@ impl MigrationTrait for Initial {
     fn use_transaction(&self) -> Option<bool> {
         Some(true)
     }
+}
+
+/// Events that are given up, and gaps in their place.
+struct Gaps;
+
+impl MigrationName for Gaps {
+    fn name(&self) -> &str {
+        "m0002_gaps"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Gaps {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let gaps = Table::alter()
+            .table("chunk")
+            .add_column(text_null("gaps"))
+            .to_owned();
+        manager.alter_table(gaps).await?;
+        manager.create_table(damaged_chunk()).await
+    }
+
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+}
+
+/// What was in the log and cannot be read back, set aside.
+fn damaged_chunk() -> TableCreateStatement {
+    Table::create()
+        .table("damaged_chunk")
+        .col(big_integer("chunk_id").primary_key())
+        .col(string("organization_id"))
+        .col(string("integration_id"))
+        .col(big_integer("first_sequence"))
+        .col(integer("event_count"))
+        .col(big_integer("accepted_at"))
+        .col(big_integer("set_aside_at"))
+        .col(binary_null("accepted"))
+        .col(binary("payload"))
+        .to_owned()
 }
 
 /// Facts about the database itself, such as its id.
@@ -105,7 +146,7 @@ fn integration() -> TableCreateStatement {
 }
 
 /// A row of the log. `first_sequence` is fixed before the first send; `accepted`
-/// is a bitmap of the events that the stream has.
+/// is a bitmap of the events that the stream has, or that were given up.
 fn chunk() -> TableCreateStatement {
     Table::create()
         .table("chunk")

@@ -8,7 +8,11 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::domain::integration::IntegrationKey;
+use crate::domain::{
+    bitmap,
+    gap::{ChunkState, PlacedGap},
+    integration::IntegrationKey,
+};
 
 /// A chunk as it was appended.
 #[derive(Clone, Debug)]
@@ -16,10 +20,12 @@ pub(super) struct TailChunk {
     pub(super) id: i64,
     pub(super) first_sequence: u64,
     pub(super) count: u32,
-    /// Lengths and bodies, not compressed.
+    /// Lengths and bodies, not compressed; empty where only gaps are left.
     pub(super) bytes: Bytes,
-    /// A bit an event that is accepted; empty where none is.
-    pub(super) accepted: Vec<u8>,
+    /// A bit an event that is settled; empty where none is.
+    pub(super) settled: Vec<u8>,
+    /// Gaps that wait.
+    pub(super) gaps: Vec<PlacedGap>,
 }
 
 #[derive(Debug, Default)]
@@ -94,15 +100,29 @@ impl Tail {
         Some(found)
     }
 
-    /// Notes what is accepted of a chunk.
-    pub(super) fn accept(&self, key: IntegrationKey, chunk_id: i64, accepted: &[u8]) {
+    /// Notes what is settled of a chunk.
+    pub(super) fn settle(&self, key: IntegrationKey, chunk_id: i64, settled: &[u8]) {
         let mut state = self.lock();
-        let chunk = state
-            .chunks
-            .get_mut(&key)
-            .and_then(|chunks| chunks.iter_mut().find(|chunk| chunk.id == chunk_id));
-        if let Some(chunk) = chunk {
-            chunk.accepted = union(&chunk.accepted, accepted);
+        if let Some(chunk) = state.find(key, chunk_id) {
+            chunk.settled = bitmap::union(&chunk.settled, settled);
+        }
+    }
+
+    /// Takes in what was given up of a chunk.
+    pub(super) fn give_up(&self, key: IntegrationKey, given_up: &ChunkState) {
+        if given_up.is_finished() {
+            self.finish(key, given_up.id);
+            return;
+        }
+        let mut state = self.lock();
+        let Some(chunk) = state.find(key, given_up.id) else {
+            return;
+        };
+        chunk.settled = bitmap::union(&chunk.settled, &given_up.settled);
+        chunk.gaps.clone_from(&given_up.gaps);
+        if !given_up.has_events() {
+            let freed = std::mem::take(&mut chunk.bytes);
+            state.bytes -= freed.len();
         }
     }
 
@@ -131,6 +151,11 @@ impl Tail {
 }
 
 impl State {
+    fn find(&mut self, key: IntegrationKey, chunk_id: i64) -> Option<&mut TailChunk> {
+        let chunks = self.chunks.get_mut(&key)?;
+        chunks.iter_mut().find(|chunk| chunk.id == chunk_id)
+    }
+
     fn evict(&mut self, key: IntegrationKey, first_sequence: u64) {
         let Some(chunks) = self.chunks.get_mut(&key) else {
             return;
@@ -166,13 +191,4 @@ impl State {
             })
         });
     }
-}
-
-/// What is accepted stays accepted.
-pub(super) fn union(one: &[u8], other: &[u8]) -> Vec<u8> {
-    let length = one.len().max(other.len());
-    let byte = |bitmap: &[u8], at: usize| bitmap.get(at).copied().unwrap_or(0);
-    (0..length)
-        .map(|at| byte(one, at) | byte(other, at))
-        .collect()
 }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::*;
 use crate::domain::{
     arn::{RoleArn, StreamArn},
-    delivery::{BatchLimits, Delivery, Settlement},
+    delivery::{BatchLimits, Delivery, Outcome, Settlement},
     segment::Segment,
     status::{Cause, Fault, Observation, Reason, Stage, Status},
 };
@@ -29,6 +29,7 @@ async fn open(folder: &Path, log_tail_bytes: usize) -> Store {
         log_tail_bytes,
         commit_linger: Duration::ZERO,
         settle_linger: Duration::from_millis(1),
+        failing_after: Duration::from_secs(60),
         tombstones: 2,
     };
     let key = MasterKey::from_hex(KEY).unwrap();
@@ -98,10 +99,13 @@ async fn deliver(store: &Store, organization: &str, bits: u64) -> u64 {
     let Some(batch) = delivery.next_batch(LIMITS) else {
         return 0;
     };
-    let accepted: Vec<bool> = (0..batch.items.len())
-        .map(|at| bits >> at & 1 == 1)
+    let outcomes: Vec<Outcome> = (0..batch.items.len())
+        .map(|at| match bits >> at & 1 {
+            1 => Outcome::Accepted,
+            _ => Outcome::Failed,
+        })
         .collect();
-    let settlement = delivery.settle(batch, &accepted);
+    let settlement = delivery.settle(batch, &outcomes);
     let count = settlement.accepted;
     settle(store, key, settlement).await;
     count
@@ -351,6 +355,7 @@ async fn a_directory_is_used_by_one() {
         log_tail_bytes: 0,
         commit_linger: Duration::ZERO,
         settle_linger: Duration::ZERO,
+        failing_after: Duration::from_secs(60),
         tombstones: 0,
     };
     let second = Store::open(options, MasterKey::from_hex(KEY).unwrap()).await;

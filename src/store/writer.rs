@@ -16,7 +16,7 @@ use super::{
     catalog::Catalog,
     command::{Command, ConfigureError, Unsettled},
     draft::Draft,
-    external_ids, integrations, rows,
+    external_ids, gaps, integrations, rows,
     secret::Sealer,
     statements,
     tail::{Tail, TailChunk},
@@ -38,6 +38,7 @@ pub(super) struct Writer {
     pub(super) sealer: Arc<Sealer>,
     pub(super) commit_linger: Duration,
     pub(super) settle_linger: Duration,
+    pub(super) failing_after: Duration,
     pub(super) revision: u64,
     pub(super) next_chunk_id: i64,
     /// Deleted integrations whose chunks are still there.
@@ -142,7 +143,14 @@ impl Writer {
                 return false;
             };
             let status = &slot.snapshot.status;
-            let next = observe(status, &mut slot.stall, last.at, &last.observation);
+            let patience = self.failing_after;
+            let next = observe(
+                status,
+                &mut slot.stall,
+                patience,
+                last.at,
+                &last.observation,
+            );
             status.is_change(&next)
         })
     }
@@ -153,7 +161,7 @@ impl Writer {
         unsettled: &mut Unsettled,
     ) -> Result<(), DbErr> {
         let catalog = Arc::clone(&self.catalog);
-        let mut draft = Draft::new(&catalog, self.revision);
+        let mut draft = Draft::new(&catalog, self.revision, self.failing_after);
         let mut answers = Answers::default();
         match self
             .transact(&mut draft, &mut answers, commands, unsettled)
@@ -229,7 +237,7 @@ impl Writer {
         Ok(committed)
     }
 
-    /// A Configure or a Delete. Errors here are the database's; a refusal is an answer.
+    /// Anything but an append or a settlement. Errors here are the database's; a refusal is an answer.
     async fn change(
         &self,
         tx: &DatabaseTransaction,
@@ -266,6 +274,13 @@ impl Writer {
             Command::RetirePrevious { key, version } => {
                 external_ids::retire_previous(tx, draft, key, version, now).await?;
             }
+            Command::GiveUp { ask, reply } => match gaps::apply(tx, draft, &ask).await {
+                Ok(given_up) => answers.given_up.push((reply, ask.key, given_up)),
+                Err(error) => {
+                    let _gone = reply.send(Err(StoreError::Database(error.clone())));
+                    return Err(error);
+                }
+            },
             Command::Issue {
                 organization_id,
                 external_id,
@@ -336,7 +351,8 @@ impl Writer {
                     id: committed.next_chunk_id,
                     first_sequence: progress.next_sequence,
                     count: segment.count,
-                    accepted: Vec::new(),
+                    settled: Vec::new(),
+                    gaps: Vec::new(),
                     bytes: segment.bytes.into(),
                 };
                 let pending_bytes = statements::insert_chunk(tx, key, &chunk, now).await?;

@@ -1,199 +1,324 @@
 //! Whose turn it is. A lane exists for an integration that has work; no lane, no cost.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
-use tokio::time::Instant;
+use tokio::{
+    sync::{RwLock, oneshot},
+    time::Instant,
+};
 use uuid::Uuid;
 
+use super::places::{Class, Places, Ticket, Turn};
 use crate::domain::{
-    backoff::Backoff, delivery::Delivery, event::Head, integration::IntegrationKey,
+    backoff::Backoff, delivery::Delivery, flow::Flow, integration::IntegrationKey,
 };
+
+/// Requests of one integration side by side before success says that more may be.
+const FIRST_WINDOW: usize = 2;
+/// Between two looks for what came for shards that take more, while others do not.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// How lanes take their turns.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LaneLimits {
+    /// Turns in all.
+    pub(super) turns: usize,
+    /// Turns of one lane at the most.
+    pub(super) turns_each: usize,
+    /// Events of a full request.
+    pub(super) records: usize,
+    /// How long a request that would not be full waits after the one before.
+    pub(super) linger: Duration,
+}
 
 /// One integration with work.
 #[derive(Debug)]
 pub(super) struct Lane {
-    pub(super) head: Head,
+    pub(super) integration_id: Uuid,
     pub(super) delivery: Delivery,
+    /// Whoever gives events up has it alone; reading, requests and answers share it.
+    pub(super) still: Arc<RwLock<()>>,
     /// The sequence from which the log is read next.
     pub(super) cursor: u64,
     /// A turn is reading the log.
     pub(super) loading: bool,
     /// The last request could have held more, had other keys been at hand.
     pub(super) starved: bool,
-    /// Its last call took long.
-    pub(super) slow: bool,
+    /// What is expected of its next call.
+    pub(super) class: Class,
     /// Turns under way.
     pub(super) turns: usize,
     /// Attempts whose settlement is not durable yet.
     pub(super) unsettled: usize,
     /// Failures in a row.
     pub(super) backoff: Backoff,
-    /// Failures of some records in a row, while others pass.
-    pub(super) pace: Backoff,
     pub(super) retry_at: Option<Instant>,
-    queued: bool,
+    /// When it is looked at again, though it does not back off.
+    nap_until: Option<Instant>,
+    /// What its stream takes, once that has refused something.
+    pub(super) flow: Option<Box<Flow>>,
+    /// Its stream has to take more before more can go.
+    pub(super) limited: bool,
+    /// When it last looked for something to send.
+    pub(super) looked_at: Option<Instant>,
+    /// How many requests may be under way, as far as its success says.
+    pub(super) window: usize,
+    /// Turns up to this one began before something was mended.
+    mended: u64,
+    queued: Option<Ticket>,
 }
 
 impl Lane {
-    /// Whether its turns may take long: then they do not take the place of others'.
-    fn is_slow(&self) -> bool {
-        self.slow || self.backoff.is_failing()
-    }
-
-    fn most_turns(&self, each: usize) -> usize {
-        match (self.backoff.is_failing(), self.slow) {
-            (true, _) => 1,
-            (false, true) => each.div_ceil(2),
-            (false, false) => each,
-        }
-    }
-}
-
-/// How many turns may be under way.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct TurnLimits {
-    /// Of lanes that answer quickly.
-    pub(super) quick: usize,
-    /// Of lanes that fail or take long.
-    pub(super) slow: usize,
-    /// Of one lane.
-    pub(super) each: usize,
-}
-
-impl TurnLimits {
-    /// A quarter is for those that fail or take long, so that the rest never waits for
-    /// them.
-    pub(super) fn new(most: usize, each: usize) -> Self {
-        let slow = (most / 4).max(1);
+    fn new(integration_id: Uuid, from: u64, class: Class) -> Self {
         Self {
-            quick: most.saturating_sub(slow).max(1),
-            slow,
-            each,
+            integration_id,
+            delivery: Delivery::default(),
+            still: Arc::default(),
+            cursor: from,
+            loading: false,
+            starved: false,
+            class,
+            turns: 0,
+            unsettled: 0,
+            backoff: Backoff::default(),
+            retry_at: None,
+            nap_until: None,
+            flow: None,
+            limited: false,
+            looked_at: None,
+            window: FIRST_WINDOW,
+            mended: 0,
+            queued: None,
         }
     }
-}
 
-/// Which allowance a turn counts against.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Allowance {
-    Quick,
-    Slow,
+    /// Whether what a turn met is of the time before something was mended.
+    pub(super) fn is_outdated(&self, turn: &Turn) -> bool {
+        turn.id <= self.mended
+    }
+
+    /// Whether it has all the turns that it may have. It queues again as they end.
+    fn is_busy(&self) -> bool {
+        let most = match self.class {
+            Class::Quick => self.window,
+            Class::Slow => self.window.div_ceil(2),
+            Class::Probe | Class::Hanging => 1,
+        };
+        self.turns >= most
+    }
 }
 
 /// All lanes, and the order of their turns.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Lanes {
     by_key: HashMap<IntegrationKey, Lane>,
-    ready: VecDeque<IntegrationKey>,
-    ready_slow: VecDeque<IntegrationKey>,
-    retries: BTreeSet<(Instant, IntegrationKey)>,
-    quick_turns: usize,
-    slow_turns: usize,
+    places: Places,
+    limits: LaneLimits,
+    /// Turns that take long, and how to tell them to end.
+    overdue: HashMap<u64, oneshot::Sender<()>>,
+    /// When each lane that rests is looked at again.
+    wakes: BTreeSet<(Instant, IntegrationKey)>,
     /// Bytes of all chunks at hand, and of those that are being read.
     pub(super) loaded_bytes: usize,
 }
 
 impl Lanes {
+    pub(super) fn new(limits: LaneLimits) -> Self {
+        Self {
+            by_key: HashMap::new(),
+            places: Places::new(limits.turns),
+            limits,
+            overdue: HashMap::new(),
+            wakes: BTreeSet::new(),
+            loaded_bytes: 0,
+        }
+    }
+
     pub(super) fn get(&mut self, key: IntegrationKey) -> Option<&mut Lane> {
         self.by_key.get_mut(&key)
     }
 
     /// Makes the lane of an integration that has work from a sequence on, where it
-    /// has none, and queues it.
-    pub(super) fn open(&mut self, key: IntegrationKey, integration_id: Uuid, from: u64) {
-        self.by_key.entry(key).or_insert_with(|| Lane {
-            head: Head::new(integration_id),
-            delivery: Delivery::default(),
-            cursor: from,
-            loading: false,
-            starved: false,
-            slow: false,
-            turns: 0,
-            unsettled: 0,
-            backoff: Backoff::default(),
-            pace: Backoff::default(),
-            retry_at: None,
-            queued: false,
-        });
-        self.queue(key);
+    /// has none. `proven` is whether its last attempt succeeded.
+    pub(super) fn open(
+        &mut self,
+        key: IntegrationKey,
+        integration_id: Uuid,
+        from: u64,
+        proven: bool,
+    ) {
+        let class = Class::after(proven, false);
+        self.by_key
+            .entry(key)
+            .or_insert_with(|| Lane::new(integration_id, from, class));
     }
 
-    /// Puts a lane behind all that wait, unless it waits already or backs off.
+    /// Queues a lane that may have something to send, at once or when that is worth a
+    /// request. `log_end` is the sequence that the next event will get; `is_new` says
+    /// that events came.
+    pub(super) fn queue_what_waits(
+        &mut self,
+        key: IntegrationKey,
+        log_end: u64,
+        is_new: bool,
+        now: Instant,
+    ) {
+        let limits = self.limits;
+        let Some(lane) = self.by_key.get_mut(&key) else {
+            return;
+        };
+        let unread = log_end.saturating_sub(lane.cursor) as usize;
+        let waiting = lane.delivery.waiting() + unread;
+        if waiting == 0 {
+            return;
+        }
+        let rest = match lane.looked_at {
+            Some(looked_at) if lane.limited && is_new => Some(looked_at + LOOK_AGAIN),
+            _ if lane.limited => lane.nap_until,
+            Some(looked_at) if waiting < limits.records => Some(looked_at + limits.linger),
+            _ => None,
+        };
+        match rest {
+            Some(until) if until > now => self.nap(key, until),
+            _ => self.queue(key),
+        }
+    }
+
+    /// Looks at a lane again at a time, at the latest.
+    pub(super) fn nap(&mut self, key: IntegrationKey, until: Instant) {
+        if let Some(lane) = self.by_key.get_mut(&key)
+            && lane.retry_at.is_none()
+            && lane.queued.is_none()
+            && lane.nap_until.is_none_or(|before| until < before)
+        {
+            let before = lane.nap_until.replace(until);
+            before.map(|before| self.wakes.remove(&(before, key)));
+            self.wakes.insert((until, key));
+        }
+    }
+
+    /// Queues a lane, unless it waits already, backs off or has its turns.
     pub(super) fn queue(&mut self, key: IntegrationKey) {
         if let Some(lane) = self.by_key.get_mut(&key)
             && lane.retry_at.is_none()
-            && !lane.queued
+            && lane.queued.is_none()
+            && !lane.is_busy()
         {
-            lane.queued = true;
-            match lane.is_slow() {
-                true => self.ready_slow.push_back(key),
-                false => self.ready.push_back(key),
+            let nap = lane.nap_until.take();
+            nap.map(|nap| self.wakes.remove(&(nap, key)));
+            lane.queued = Some(self.places.queue(key, lane.class));
+        }
+    }
+
+    /// What is expected of a lane's next call has changed.
+    pub(super) fn expect(&mut self, key: IntegrationKey, class: Class) {
+        if let Some(lane) = self.by_key.get_mut(&key) {
+            lane.class = class;
+            if let Some(ticket) = &mut lane.queued {
+                *ticket = self.places.requeue(*ticket, class);
             }
         }
     }
 
-    /// The next lane that may take a turn.
-    pub(super) fn next_ready(&mut self, most: TurnLimits) -> Option<(IntegrationKey, Allowance)> {
-        while self.quick_turns < most.quick
-            && let Some(key) = self.ready.pop_front()
-        {
-            if self.by_key.get(&key).is_some_and(Lane::is_slow) {
-                self.ready_slow.push_back(key);
-            } else if self.begin_turn(key, most.each) {
-                self.quick_turns += 1;
-                return Some((key, Allowance::Quick));
-            }
-        }
-        while self.slow_turns < most.slow
-            && let Some(key) = self.ready_slow.pop_front()
-        {
-            if self.begin_turn(key, most.each) {
-                self.slow_turns += 1;
-                return Some((key, Allowance::Slow));
+    /// The next turn that may begin.
+    pub(super) fn next_turn(&mut self) -> Option<(IntegrationKey, Turn)> {
+        while let Some((key, class)) = self.places.call_next() {
+            if let Some(lane) = self.by_key.get_mut(&key) {
+                lane.queued = None;
+                if lane.retry_at.is_none() && !lane.is_busy() {
+                    lane.turns += 1;
+                    return Some((key, self.places.take(class)));
+                }
             }
         }
         None
     }
 
-    fn begin_turn(&mut self, key: IntegrationKey, each: usize) -> bool {
-        let Some(lane) = self.by_key.get_mut(&key) else {
-            return false;
-        };
-        lane.queued = false;
-        // A lane that is full of turns queues again as they end.
-        let may = lane.retry_at.is_none() && lane.turns < lane.most_turns(each);
-        lane.turns += usize::from(may);
-        may
+    /// Ends calls that take long where others need their places.
+    pub(super) fn make_room(&mut self) {
+        let cut = self.places.make_room();
+        self.cut(cut);
     }
 
-    /// A turn takes long: its lane is slow from now on, and the turn gives its place
-    /// to a quick one.
-    pub(super) fn slow_down(&mut self, key: IntegrationKey, allowance: &mut Allowance) {
-        if let Some(lane) = self.by_key.get_mut(&key) {
-            lane.slow = true;
+    fn cut(&mut self, turns: Vec<u64>) {
+        for turn in turns {
+            // A call that is over needs no telling.
+            let _over = self.overdue.remove(&turn).map(|cut| cut.send(()));
         }
-        if *allowance == Allowance::Quick {
-            *allowance = Allowance::Slow;
-            self.quick_turns -= 1;
-            self.slow_turns += 1;
+    }
+
+    /// The call of a turn takes long. Returns what tells that it is to end.
+    pub(super) fn overdue(
+        &mut self,
+        key: IntegrationKey,
+        turn: &mut Turn,
+    ) -> oneshot::Receiver<()> {
+        self.places.overdue(key, turn);
+        let (cut, told) = oneshot::channel();
+        self.overdue.insert(turn.id, cut);
+        match self.get(key) {
+            Some(lane) if lane.is_outdated(turn) => {
+                let cut = self.places.cut(turn.id);
+                self.cut(cut.into_iter().collect());
+            }
+            Some(lane) if lane.class != Class::Slow => self.expect(key, Class::Hanging),
+            _ => {}
         }
+        told
     }
 
     /// Returns whether the lane is still there.
-    pub(super) fn end_turn(&mut self, key: IntegrationKey, allowance: Allowance) -> bool {
-        match allowance {
-            Allowance::Quick => self.quick_turns -= 1,
-            Allowance::Slow => self.slow_turns -= 1,
-        }
+    pub(super) fn end_turn(&mut self, key: IntegrationKey, turn: Turn) -> bool {
+        self.overdue.remove(&turn.id);
+        self.places.leave(turn);
         let lane = self.by_key.get_mut(&key);
         lane.map(|lane| lane.turns -= 1).is_some()
     }
 
+    /// A request got through whole, or not: more go side by side, or fewer.
+    pub(super) fn widen(&mut self, key: IntegrationKey, whole: bool) {
+        if let Some(lane) = self.by_key.get_mut(&key) {
+            lane.window = match whole {
+                // More only helps where there is more to send.
+                true if lane.delivery.waiting() == 0 => lane.window,
+                true => lane.window + 1,
+                false => lane.window / 2,
+            }
+            .clamp(1, self.limits.turns_each);
+        }
+    }
+
     pub(super) fn back_off(&mut self, key: IntegrationKey, until: Instant) {
         if let Some(lane) = self.by_key.get_mut(&key) {
+            let nap = lane.nap_until.take();
+            nap.map(|nap| self.wakes.remove(&(nap, key)));
             let before = lane.retry_at.replace(until);
-            before.map(|before| self.retries.remove(&(before, key)));
-            self.retries.insert((until, key));
+            before.map(|before| self.wakes.remove(&(before, key)));
+            self.wakes.insert((until, key));
+        }
+    }
+
+    /// The integration was configured: what was met before says nothing of it now.
+    pub(super) fn configured(&mut self, key: IntegrationKey) {
+        self.mend(key, Class::Probe);
+    }
+
+    /// A test event got through.
+    pub(super) fn tested(&mut self, key: IntegrationKey) {
+        self.mend(key, Class::Quick);
+    }
+
+    fn mend(&mut self, key: IntegrationKey, class: Class) {
+        if let Some(lane) = self.by_key.get_mut(&key) {
+            lane.mended = self.places.last_turn();
+            let cut = self.places.cut_all(key);
+            self.cut(cut);
+            self.expect(key, class);
+            self.end_back_off(key);
         }
     }
 
@@ -202,25 +327,26 @@ impl Lanes {
         if let Some(lane) = self.by_key.get_mut(&key) {
             lane.backoff.reset();
             if let Some(at) = lane.retry_at.take() {
-                self.retries.remove(&(at, key));
+                self.wakes.remove(&(at, key));
             }
             self.queue(key);
         }
     }
 
-    /// When the next back-off ends.
-    pub(super) fn next_retry(&self) -> Option<Instant> {
-        self.retries.first().map(|(at, _)| *at)
+    /// When the next that rests is looked at.
+    pub(super) fn next_wake(&self) -> Option<Instant> {
+        self.wakes.first().map(|(at, _)| *at)
     }
 
-    /// Queues the lanes whose back-off has ended.
+    /// Queues the lanes that have rested.
     pub(super) fn wake(&mut self, now: Instant) {
-        while let Some((at, key)) = self.retries.first().copied()
+        while let Some((at, key)) = self.wakes.first().copied()
             && at <= now
         {
-            self.retries.remove(&(at, key));
+            self.wakes.remove(&(at, key));
             if let Some(lane) = self.by_key.get_mut(&key) {
                 lane.retry_at = None;
+                lane.nap_until = None;
             }
             self.queue(key);
         }
@@ -229,9 +355,10 @@ impl Lanes {
     pub(super) fn remove(&mut self, key: IntegrationKey) {
         if let Some(lane) = self.by_key.remove(&key) {
             self.loaded_bytes -= lane.delivery.bytes();
-            if let Some(at) = lane.retry_at {
-                self.retries.remove(&(at, key));
+            for at in [lane.retry_at, lane.nap_until].into_iter().flatten() {
+                self.wakes.remove(&(at, key));
             }
+            lane.queued.map(|ticket| self.places.leave_queue(ticket));
         }
     }
 

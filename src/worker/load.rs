@@ -39,7 +39,9 @@ fn begin<S>(shared: &Shared<S>, key: IntegrationKey, log_end: u64) -> Option<(u6
     let left = options.windows_bytes.saturating_sub(lanes.loaded_bytes);
     let lane = lanes.get(key)?;
     let own = options.window_bytes.saturating_sub(lane.delivery.bytes());
-    let enough = lane.delivery.waiting() >= options.limits.records && !lane.starved;
+    let enough = lane.delivery.waiting() >= options.limits.records
+        && !lane.starved
+        && !lane.delivery.is_narrowing();
     if lane.loading || enough || lane.cursor >= log_end || own == 0 {
         return None;
     }

@@ -5,19 +5,21 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Shared, lane::Lanes};
+use super::{
+    Shared,
+    lane::Lanes,
+    places::{Class, Turn},
+};
 use crate::{
     domain::{
-        delivery::{Batch, Settlement},
+        delivery::{Batch, Outcome, Settlement},
+        flow::Fate,
         integration::{Integration, IntegrationKey},
-        status::{Fault, Observation},
+        status::{Fault, Meaning, Observation},
     },
     sink::RecordOutcome,
     store::{NextRetry, Observed, Settle},
 };
-
-/// The longest wait while some records get through: the limits of shards are a second's.
-const PACE_MOST: Duration = Duration::from_secs(1);
 
 /// What became of a request.
 pub(super) enum Answer {
@@ -33,74 +35,87 @@ pub(super) fn take_in<S>(
     lanes: &mut Lanes,
     key: IntegrationKey,
     integration: &Integration,
+    turn: &Turn,
     batch: Batch,
     answer: Answer,
 ) -> Option<Settle> {
     let now = Timestamp::now();
-    let sent = batch.items.len() as u64;
     let cancelled = matches!(answer, Answer::Cancelled);
-    let (settlement, failure) = settle(lanes, key, batch, answer)?;
-    let version = shared.store.get(key)?.integration.version;
+    let of_records = matches!(answer, Answer::Outcomes(_));
+    pace(shared, lanes, key, &batch, &answer);
+    let current = shared.store.get(key).map(|one| one.integration.version);
+    // What was met before something was mended says nothing of what comes.
+    let outdated = current != Some(integration.version) || lanes.get(key)?.is_outdated(turn);
+    let (settlement, failure) = settle(lanes, key, batch, answer, outdated)?;
+    current?;
     if cancelled {
         return None;
     }
+    let accepted = failure.is_none() || settlement.passed() > 0;
+    if accepted || !outdated {
+        lanes.expect(key, Class::after(accepted, turn.overdue));
+    }
     let next_retry = match &failure {
-        // What an old configuration met says nothing of the new one.
-        Some(_) if version != integration.version => NextRetry::Never,
+        Some(_) if outdated || settlement.narrowing => NextRetry::Never,
         Some(fault) => {
-            let share = (settlement.accepted, sent);
-            let wait = next_wait(shared, lanes, key, share, fault, now)?;
-            match settlement.accepted {
-                0 => NextRetry::At(now + wait),
-                _ => NextRetry::Never,
+            lanes.widen(key, false);
+            match settlement.passed() {
+                0 => NextRetry::At(now + next_wait(shared, lanes, key, of_records, fault)?),
+                _ => {
+                    lanes.get(key)?.backoff.reset();
+                    NextRetry::Never
+                }
             }
         }
         None => {
-            lanes.get(key)?.pace.reset();
+            lanes.widen(key, true);
             lanes.end_back_off(key);
             NextRetry::Never
         }
     };
     lanes.get(key)?.unsettled += 1;
     let observation = match failure {
-        Some(fault) if settlement.accepted == 0 => Observation::Failed(fault),
+        Some(fault) if settlement.passed() == 0 => Observation::Failed(fault),
         _ => Observation::Accepted,
+    };
+    let observed = Observed {
+        version: integration.version,
+        at: now,
+        observation,
+        next_retry,
     };
     Some(Settle {
         key,
+        observed: (!settlement.narrowing).then_some(observed),
         settlement,
-        observed: Some(Observed {
-            version: integration.version,
-            at: now,
-            observation,
-            next_retry,
-        }),
         done: None,
     })
 }
 
-/// Gives the batch back to its lane; this comes before all else.
+/// Gives the batch back to its lane; this comes before all else. Of an outdated
+/// configuration nothing is taken to be refused.
 fn settle(
     lanes: &mut Lanes,
     key: IntegrationKey,
     batch: Batch,
     answer: Answer,
+    outdated: bool,
 ) -> Option<(Settlement, Option<Fault>)> {
     let lane = lanes.get(key)?;
     let bytes_before = lane.delivery.bytes();
+    let failed = |fault: &Fault| match fault.refuses_values() && !outdated {
+        true => Outcome::Refused,
+        false => Outcome::Failed,
+    };
     let settled = match answer {
         Answer::Outcomes(outcomes) => {
-            let accepted: Vec<bool> = outcomes
-                .iter()
-                .map(|outcome| matches!(outcome, RecordOutcome::Accepted { .. }))
-                .collect();
-            let failure = outcomes.into_iter().find_map(|outcome| match outcome {
-                RecordOutcome::Failed(fault) => Some(fault),
-                RecordOutcome::Accepted { .. } => None,
-            });
-            (lane.delivery.settle(batch, &accepted), failure)
+            let (told, failure) = outcomes_of(outcomes, failed);
+            (lane.delivery.settle(batch, &told), failure)
         }
-        Answer::Fault(fault) => (lane.delivery.settle(batch, &[]), Some(fault)),
+        Answer::Fault(fault) => {
+            let told = vec![failed(&fault); batch.items.len()];
+            (lane.delivery.settle(batch, &told), Some(fault))
+        }
         Answer::Cancelled => (lane.delivery.settle(batch, &[]), None),
     };
     let freed = bytes_before - lane.delivery.bytes();
@@ -108,32 +123,83 @@ fn settle(
     Some(settled)
 }
 
-/// Backs off after a failure, and says for how long. Some records may have been accepted.
+/// The outcomes of an answered request, and why it did not get through as a whole. A
+/// record that is refused while others pass is its own fault, and slows nothing down.
+fn outcomes_of(
+    answered: Vec<RecordOutcome>,
+    failed: impl Fn(&Fault) -> Outcome,
+) -> (Vec<Outcome>, Option<Fault>) {
+    let told: Vec<Outcome> = answered
+        .iter()
+        .map(|outcome| match outcome {
+            RecordOutcome::Accepted { .. } => Outcome::Accepted,
+            RecordOutcome::Failed(fault) => failed(fault),
+        })
+        .collect();
+    let passed = told.contains(&Outcome::Accepted);
+    let mut failures = answered.into_iter().filter_map(|outcome| match outcome {
+        RecordOutcome::Failed(fault) => Some(fault),
+        RecordOutcome::Accepted { .. } => None,
+    });
+    let failure = failures.find(|fault| !passed || failed(fault) == Outcome::Failed);
+    (told, failure)
+}
+
+/// Learns from what became of each record how fast the stream may be written to.
+fn pace<S>(
+    shared: &Shared<S>,
+    lanes: &mut Lanes,
+    key: IntegrationKey,
+    batch: &Batch,
+    answer: &Answer,
+) {
+    let Answer::Outcomes(outcomes) = answer else {
+        return;
+    };
+    let Some(lane) = lanes.get(key) else { return };
+    let failed = |outcome: &RecordOutcome| matches!(outcome, RecordOutcome::Failed(_));
+    if lane.flow.is_none() && !outcomes.iter().any(failed) {
+        return;
+    }
+    let overhead = shared.options.limits.overhead_bytes;
+    let records = batch.items.iter().zip(outcomes).map(|(item, outcome)| {
+        let fate = match outcome {
+            RecordOutcome::Accepted { shard_id, .. } => Fate::Accepted(shard_id),
+            RecordOutcome::Failed(fault) if fault.meaning() == Meaning::Throttled => {
+                Fate::Throttled
+            }
+            RecordOutcome::Failed(_) => Fate::Failed,
+        };
+        (item.key, item.body.len() + overhead, fate)
+    });
+    let flow = lane.flow.get_or_insert_default();
+    flow.answered(Instant::now().into_std(), records);
+}
+
+/// Backs off after a request of which nothing was accepted, and says for how long.
+/// Where only some shards of the stream refuse, the others go on.
 fn next_wait<S>(
     shared: &Shared<S>,
     lanes: &mut Lanes,
     key: IntegrationKey,
-    (accepted, sent): (u64, u64),
+    of_records: bool,
     fault: &Fault,
-    now: Timestamp,
 ) -> Option<Duration> {
-    let policy = &shared.options.backoff;
-    let chance = rand::random::<f64>();
     let lane = lanes.get(key)?;
-    if accepted > 0 {
-        lane.backoff.reset();
-        // The wait grows only while most of what is sent is sent in vain.
-        if accepted * 2 >= sent {
-            lane.pace.reset();
-        }
-    }
     if let Some(at) = lane.retry_at {
         // Another request of the same moment has failed already.
         return Some(at.saturating_duration_since(Instant::now()));
     }
-    let wait = match accepted {
-        0 => lane.backoff.fail(policy, now, fault, chance),
-        _ => lane.pace.fail(policy, now, fault, chance).min(PACE_MOST),
+    let passing = matches!(fault.meaning(), Meaning::Throttled | Meaning::Unreachable);
+    let flow = lane.flow.as_ref().filter(|_| of_records && passing);
+    let policy = &shared.options.backoff;
+    let wait = match flow.map(|flow| flow.stalled()) {
+        Some(None) => return Some(Duration::ZERO),
+        stalled => {
+            let now = Instant::now().into_std();
+            let wait = lane.backoff.fail(policy, now, fault, rand::random());
+            stalled.flatten().unwrap_or(wait)
+        }
     };
     lanes.back_off(key, Instant::now() + wait);
     Some(wait)

@@ -11,7 +11,7 @@ use crate::{
     domain::{
         delivery::Settlement,
         event::{Format, Time, render_test},
-        integration::Integration,
+        integration::{Integration, IntegrationKey},
         status::Observation,
         verdict::{RehearsalReport, TestError, TestReport, TestVerdict},
     },
@@ -75,7 +75,7 @@ impl<S: Sink> Worker<S> {
             return Err(TestError::ShuttingDown);
         }
         if passed {
-            shared.lanes().end_back_off(key);
+            shared.lanes().tested(key);
             shared.wake.notify_one();
         }
         let after = shared.store.get(key).ok_or(TestError::NoIntegration)?;
@@ -88,11 +88,27 @@ impl<S: Sink> Worker<S> {
 }
 
 impl<S: Sink> Worker<S> {
-    /// Tests an integration that need not exist, writing nothing and setting no status.
-    pub async fn rehearse(&self, integration: &Arc<Integration>) -> RehearsalReport {
-        let format = &self.shared.options.format;
+    /// Tests an integration as it might be configured, writing nothing and setting no
+    /// status. Ends where the integration that it would replace is deleted meanwhile.
+    pub async fn rehearse(
+        &self,
+        integration: &Arc<Integration>,
+    ) -> Result<RehearsalReport, TestError> {
+        let shared = &self.shared;
+        let key = integration.key;
+        let exists = || key == IntegrationKey::UNSTORED || shared.store.get(key).is_some();
+        let gone = || match exists() {
+            true => TestError::ShuttingDown,
+            false => TestError::NoIntegration,
+        };
+        let pass = shared.gate.enter(key, exists).ok_or_else(gone)?;
+        let format = &shared.options.format;
         let record = record(integration.integration_id, format, Uuid::now_v7());
-        self.shared.sink.rehearse(integration, record).await
+        tokio::select! {
+            biased;
+            () = pass.cancelled() => Err(gone()),
+            report = shared.sink.rehearse(integration, record) => Ok(report),
+        }
     }
 }
 
@@ -101,8 +117,9 @@ fn record(integration_id: Uuid, format: &Format, event_id: Uuid) -> Record {
     let mut data = Vec::new();
     render_test(integration_id, format, event_id, now, MESSAGE, &mut data);
     Record {
-        partition_key: integration_id.to_string(),
-        data,
+        partition_key: integration_id,
+        sequence: None,
+        body: data.into(),
     }
 }
 

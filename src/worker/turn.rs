@@ -2,40 +2,40 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::{RwLock, oneshot},
+    time::{Instant, timeout},
+};
 use uuid::Uuid;
 
 use super::{
-    Shared,
-    gate::Pass,
-    lane::{Allowance, Lanes},
+    Shared, give_up,
+    lane::{Lane, Lanes},
     load::load,
     outcome::{Answer, take_in},
+    places::Turn,
 };
 use crate::{
     domain::{
-        delivery::Batch,
-        event::{Head, finish},
+        delivery::{Batch, BatchLimits, Item},
+        event::{Format, render_gap},
         integration::{Integration, IntegrationKey},
+        status::{Cause, Fault, Stage},
     },
-    sink::{Record, Sink},
+    sink::{Pass, Record, Sink},
 };
 
-/// A call that takes longer gives its place to another's.
-const SLOW: Duration = Duration::from_secs(1);
+/// A call that takes longer gives its place to another's where that is needed.
+const LONG: Duration = Duration::from_secs(1);
 
 /// Takes a turn, settles it, and queues the integration again where it has more.
-pub(super) async fn take<S: Sink>(
-    shared: Arc<Shared<S>>,
-    key: IntegrationKey,
-    mut allowance: Allowance,
-) {
+pub(super) async fn take<S: Sink>(shared: Arc<Shared<S>>, key: IntegrationKey, mut turn: Turn) {
     let exists = || shared.store.get(key).is_some();
     let settled = match shared.gate.enter(key, exists) {
-        Some(pass) => send(&shared, key, pass, &mut allowance).await,
+        Some(pass) => send(&shared, key, pass, &mut turn).await,
         None => None,
     };
-    end_turn(&shared, key, allowance, settled.is_some());
+    end_turn(&shared, key, turn, settled.is_some());
     if let Some(settled) = settled {
         // An error means that the store closed; then nobody waits for this.
         let _closed = settled.await;
@@ -48,57 +48,75 @@ async fn send<S: Sink>(
     shared: &Shared<S>,
     key: IntegrationKey,
     pass: Pass,
-    allowance: &mut Allowance,
+    turn: &mut Turn,
 ) -> Option<oneshot::Receiver<()>> {
     let integration = shared.store.get(key)?.integration;
-    load(shared, key, &integration).await;
-    let request = match next_request(shared, key) {
-        None => {
-            // What is at hand waits for requests under way; further on may be more.
-            load(shared, key, &integration).await;
-            next_request(shared, key)
-        }
-        request => request,
-    };
-    let (batch, records) = request?;
+    let still = shared.lanes().get(key)?.still.clone();
+    let (batch, records) = request(shared, key, &integration, &still).await?;
     let answer = tokio::select! {
         biased;
         () = pass.cancelled() => Answer::Cancelled,
-        answer = call(shared, key, &integration, records, allowance) => answer,
+        answer = call(shared, key, &integration, records, turn) => answer,
     };
     // The call is over; a delete need not wait for the settlement.
     drop(pass);
-    // Room in the queue comes first, so that settlements are queued in the order in
-    // which the lane takes in the answers.
-    let permit = shared.store.reserve_settle().await;
-    let mut lanes = shared.lanes();
-    let mut settle = take_in(shared, &mut lanes, key, &integration, batch, answer)?;
-    let (done, settled) = oneshot::channel();
-    settle.done = Some(done);
-    permit?.settle(settle);
+    let (settled, refused) = {
+        let _shared = still.read().await;
+        // Room in the queue comes first, so that settlements are queued in the order in
+        // which the lane takes in the answers.
+        let permit = shared.store.reserve_settle().await;
+        let mut lanes = shared.lanes();
+        let mut settle = take_in(shared, &mut lanes, key, &integration, turn, batch, answer)?;
+        let (done, settled) = oneshot::channel();
+        settle.done = Some(done);
+        let refused = settle.settlement.refused;
+        permit?.settle(settle);
+        (settled, refused)
+    };
+    if refused > 0 {
+        give_up::refused(shared, key).await;
+    }
     Some(settled)
 }
 
-/// Calls AWS. A call that takes long no longer counts among the quick ones.
+/// Reads what is needed of the log, and makes the next request of it.
+async fn request<S: Sink>(
+    shared: &Shared<S>,
+    key: IntegrationKey,
+    integration: &Integration,
+    still: &RwLock<()>,
+) -> Option<(Batch, Vec<Record>)> {
+    let _shared = still.read().await;
+    load(shared, key, integration).await;
+    match next_request(shared, key) {
+        None => {
+            // What is at hand waits for requests under way; further on may be more.
+            load(shared, key, integration).await;
+            next_request(shared, key)
+        }
+        request => request,
+    }
+}
+
+/// Calls AWS. A call that takes long ends where another needs its place.
 async fn call<S: Sink>(
     shared: &Shared<S>,
     key: IntegrationKey,
     integration: &Arc<Integration>,
     records: Vec<Record>,
-    allowance: &mut Allowance,
+    turn: &mut Turn,
 ) -> Answer {
     let mut call = pin!(shared.sink.put_records(integration, records));
-    let answer = match timeout(SLOW, &mut call).await {
-        Ok(answer) => {
-            if let Some(lane) = shared.lanes().get(key) {
-                lane.slow = false;
-            }
-            answer
-        }
+    let answer = match timeout(LONG, &mut call).await {
+        Ok(answer) => answer,
         Err(_elapsed) => {
-            shared.lanes().slow_down(key, allowance);
+            let cut = shared.lanes().overdue(key, turn);
             shared.wake.notify_one();
-            call.await
+            tokio::select! {
+                biased;
+                answer = call => answer,
+                Ok(()) = cut => Err(no_answer()),
+            }
         }
     };
     match answer {
@@ -107,51 +125,88 @@ async fn call<S: Sink>(
     }
 }
 
+fn no_answer() -> Fault {
+    Fault {
+        stage: Stage::Write,
+        cause: Cause::Timeout,
+        request_id: None,
+    }
+}
+
 fn next_request<S>(shared: &Shared<S>, key: IntegrationKey) -> Option<(Batch, Vec<Record>)> {
+    let limits = shared.options.limits;
+    let now = Instant::now();
     let mut lanes = shared.lanes();
     let log_end = shared.log_end(key);
     let lane = lanes.get(key)?;
-    let batch = lane.delivery.next_batch(shared.options.limits);
+    let batch = look(lane, limits, now);
     let waiting = lane.delivery.waiting() > 0;
-    let is_full = |batch: &Batch| batch.items.len() >= shared.options.limits.records;
-    lane.starved = waiting && !batch.as_ref().is_some_and(is_full);
-    let batch = batch?;
-    let head = lane.head.clone();
-    if waiting || lane.cursor < log_end {
-        lanes.queue(key);
+    let is_full = batch
+        .as_ref()
+        .is_some_and(|batch| batch.items.len() >= limits.records);
+    let next_admission = lane.flow.as_ref().and_then(|flow| flow.next_admission());
+    lane.limited = next_admission.is_some() && !is_full;
+    // Where only one shard is known, more of the log would wait for it as well.
+    let reads_on = !lane.limited || lane.flow.as_ref().is_some_and(|flow| flow.is_divided());
+    lane.starved = waiting && !is_full && reads_on;
+    let integration_id = lane.integration_id;
+    if let Some(at) = next_admission.filter(|_| !is_full) {
+        lanes.nap(key, at.into());
         shared.wake.notify_one();
     }
+    let batch = batch?;
+    lanes.queue_what_waits(key, log_end, false, now);
+    shared.wake.notify_one();
     drop(lanes);
-    let records = records(&head, &batch);
+    let format = &shared.options.format;
+    let records = batch
+        .items
+        .iter()
+        .map(|item| record(integration_id, format, item))
+        .collect();
     Some((batch, records))
 }
 
-fn records(head: &Head, batch: &Batch) -> Vec<Record> {
-    batch
-        .items
-        .iter()
-        .map(|item| {
-            let mut data = Vec::new();
-            finish(head, item.sequence, &item.body, &mut data);
-            Record {
-                partition_key: Uuid::from_u128(item.key).to_string(),
-                data,
-            }
-        })
-        .collect()
+/// Looks for events that may go now.
+fn look(lane: &mut Lane, limits: BatchLimits, now: Instant) -> Option<Batch> {
+    lane.looked_at = Some(now);
+    match &mut lane.flow {
+        None => lane.delivery.next_batch(limits),
+        Some(flow) => {
+            flow.begin(now.into_std());
+            lane.delivery
+                .next_batch_of(limits, |key, weight| flow.admit(key, weight))
+        }
+    }
 }
 
-fn end_turn<S>(shared: &Shared<S>, key: IntegrationKey, allowance: Allowance, settling: bool) {
+fn record(integration_id: Uuid, format: &Format, item: &Item) -> Record {
+    let (sequence, body) = match &item.gap {
+        Some(gap) => {
+            let mut data = Vec::new();
+            let _id = render_gap(integration_id, format, gap, &mut data);
+            (None, data.into())
+        }
+        None => (Some(item.sequence), item.body.clone()),
+    };
+    Record {
+        partition_key: Uuid::from_u128(item.key),
+        sequence,
+        body,
+    }
+}
+
+fn end_turn<S>(shared: &Shared<S>, key: IntegrationKey, turn: Turn, settling: bool) {
     let mut lanes = shared.lanes();
     let log_end = shared.log_end(key);
-    if lanes.end_turn(key, allowance)
+    if lanes.end_turn(key, turn)
         && let Some(lane) = lanes.get(key)
     {
         let exists = log_end > 0;
         let more = exists && (lane.delivery.waiting() > 0 || lane.cursor < log_end);
         // A turn that found nothing to send waits for those that are under way.
         if more && (settling || (lane.delivery.in_flight() == 0 && !lane.loading)) {
-            lanes.queue(key);
+            lanes.queue_what_waits(key, log_end, false, Instant::now());
         }
         if !settling {
             rest(shared, &mut lanes, key, log_end);

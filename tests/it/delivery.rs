@@ -1,10 +1,14 @@
 //! What delivery promises.
 
+mod isolation;
+mod refused;
 mod trouble;
 
 use siem_relay::sandbox::aws::{Effect, Fault, HazardCounts, Operation, When};
 
-use crate::harness::{Customer, Load, Published, World, arrive, check_in_order, check_whole};
+use crate::harness::{
+    Arrived, Customer, Load, Published, World, arrive, check_in_order, check_whole,
+};
 
 /// Whatever fails, no key is ever in two requests, and none overtakes its own failure.
 #[track_caller]
@@ -12,6 +16,7 @@ fn check_hazards(world: &World) {
     assert_eq!(world.aws.hazards(), HazardCounts::default());
 }
 
+/// Records fail at random, which does not come of the rate.
 fn fail_records(stream_arn: &str, probability: f64, seed: u64) -> Fault {
     Fault {
         operation: Some(Operation::PutRecords),
@@ -21,7 +26,7 @@ fn fail_records(stream_arn: &str, probability: f64, seed: u64) -> Fault {
         effect: Effect::FailRecords {
             probability,
             seed,
-            code: "ProvisionedThroughputExceededException".to_owned(),
+            code: "InternalFailure".to_owned(),
         },
     }
 }
@@ -146,4 +151,43 @@ async fn a_shard_that_takes_too_little_gets_everything_in_order() {
     world.api.publish(&load.events(5000)).await;
     check_delivered(&world, &customer, &integration.integration_id, &load.made).await;
     check_hazards(&world);
+}
+
+/// Inside one request AWS promises no order. Beyond it, nothing of a key that was not
+/// sent yet may go before what failed of it has been accepted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_record_is_overtaken_only_out_of_its_own_request() {
+    let world = World::with(&[("max-records-per-request", "10")]).await;
+    let (customer, integration) = world.customer("acme").await;
+    world
+        .aws
+        .add_fault(fail_records(&customer.stream_arn, 0.5, 16))
+        .unwrap();
+    let mut load = Load::new("acme", 2, 16);
+    world.api.publish(&load.events(150)).await;
+    let arrived = arrive(&world.aws, &customer.stream_arn, 150).await;
+    let whole = check_whole(&arrived, &integration.integration_id, &load.made);
+    let mut furthest = 0;
+    for device in whole.iter().map(|one| one.device) {
+        let of_device = |one: &&Arrived| one.device == device;
+        let order: Vec<u64> = whole
+            .iter()
+            .filter(of_device)
+            .map(|one| one.sequence)
+            .collect();
+        let places = arrived.iter().filter(of_device).map(|one| {
+            let place = order.binary_search(&one.sequence);
+            place.unwrap()
+        });
+        let mut last = 0;
+        for place in places {
+            furthest = furthest.max(last - place.min(last));
+            last = last.max(place);
+        }
+    }
+    assert!(furthest > 0, "none was overtaken: the faults did nothing");
+    assert!(
+        furthest < 10,
+        "one was overtaken by what came {furthest} later"
+    );
 }

@@ -2,11 +2,15 @@
 
 mod api;
 mod arrived;
+mod audit;
 mod customer;
+mod gateway;
+mod health;
 mod load;
 mod process;
 mod relay;
 mod status;
+mod tool;
 
 use std::{future::Future, time::Duration};
 
@@ -20,12 +24,15 @@ use siem_relay::{
 use tempfile::TempDir;
 
 pub use api::{Api, reason, violated};
-pub use arrived::{Arrived, arrive, check_in_order, check_whole};
+pub use arrived::{Arrived, GapTold, arrive, check_in_order, check_whole, check_with_gaps};
+pub use audit::{Audited, audit};
 pub use customer::Customer;
+pub use gateway::Gateway;
 pub use load::{Load, Published, detection, encode, event};
 pub use process::Process;
 pub use relay::Relay;
 pub use status::{StatusFeed, Told};
+pub use tool::{Ended, run, run_with_input, tool, with_aws};
 
 /// How long anything that is waited for may take. It only fails a test: nothing waits
 /// for it to pass.
@@ -120,6 +127,11 @@ impl World {
             }
         })
         .await;
+    }
+
+    /// Where the AWS is.
+    pub fn aws_url(&self) -> String {
+        self.stand_in.url()
     }
 
     /// A customer whose role trusts us and may write to its stream, and its integration.

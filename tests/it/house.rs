@@ -76,6 +76,7 @@ fn forbidden_room(path: &str, room: &str, used: &str) -> Option<&'static str> {
         ("onboarding", used) if !own && used != "domain" && !is_test(path) => {
             Some("onboarding sees domain only")
         }
+        ("verify", used) if !own && used != "domain" => Some("verify sees domain only"),
         ("worker", "api" | "watch" | "app" | "cli") => Some("worker sees domain and ports"),
         ("sandbox", _) if path.starts_with("sandbox/aws") && !own => {
             Some("the stand-in for AWS knows nothing of the service")
@@ -194,6 +195,7 @@ fn sees_a_planted_violation() {
         "use crate::config::Config;",
         "crate::config::Config",
     );
+    refused("verify.rs", "use crate::sink::Sink;", "crate::sink::Sink");
     refused("watch.rs", "use sea_orm as db;", "sea_orm");
     refused(
         "app.rs",

@@ -14,3 +14,4 @@ mod integrations;
 mod process;
 mod publish;
 mod status;
+mod verify;

@@ -1,5 +1,6 @@
 //! Publish and PublishStream.
 
+mod follow;
 mod stream;
 
 use siem_relay::proto::v1::{self, ErrorReason, event::Payload};

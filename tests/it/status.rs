@@ -1,6 +1,8 @@
 //! What the status says, and who is told.
 
 mod feed;
+mod matrix;
+mod subscribers;
 mod test_event;
 
 use siem_relay::{

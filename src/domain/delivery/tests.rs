@@ -1,11 +1,23 @@
-//! Random logs, requests, failures and reloads, against an oracle that knows only
-//! the promises.
+//! Random logs, requests, failures, refusals, expiry and reloads, against an oracle that
+//! knows only the promises.
+
+mod refusals;
+mod requests;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
+use crate::domain::{
+    bitmap,
+    event::{GapReason, Time},
+    gap::give_up,
+};
+
+/// The key of gaps.
+const GAP_KEY: Key = 1000;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -13,6 +25,8 @@ enum Step {
     Send,
     /// Settles one of the batches in flight; the bits say what was accepted.
     Answer(usize, u64),
+    /// Gives up so many of the oldest events.
+    Expire(u64),
     Reload,
 }
 
@@ -21,6 +35,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Load),
         4 => Just(Step::Send),
         4 => (any::<usize>(), any::<u64>()).prop_map(|(which, bits)| Step::Answer(which, bits)),
+        1 => (1u64..40).prop_map(Step::Expire),
         1 => Just(Step::Reload),
     ]
 }
@@ -30,8 +45,11 @@ struct Oracle {
     keys: BTreeMap<u64, Key>,
     sent: BTreeSet<u64>,
     accepted: BTreeSet<u64>,
-    bitmaps: BTreeMap<i64, Vec<u8>>,
-    finished: BTreeSet<i64>,
+    given_up: BTreeSet<u64>,
+    /// Records that were refused in a request of their own.
+    alone: BTreeSet<u64>,
+    /// The log as the store has it.
+    states: BTreeMap<i64, ChunkState>,
 }
 
 impl Oracle {
@@ -57,15 +75,20 @@ impl Oracle {
                 .range(..item.sequence)
                 .filter(|(_, key)| **key == item.key)
                 .map(|(sequence, _)| *sequence)
-                .filter(|sequence| !self.accepted.contains(sequence));
+                .filter(|sequence| !self.accepted.contains(sequence))
+                // To find out whether it is refused while others pass.
+                .filter(|sequence| batch.items.len() > 1 || !self.alone.contains(sequence));
             for earlier in earlier {
                 assert!(
                     here.contains(&earlier),
                     "{} overtakes {earlier}",
                     item.sequence
                 );
+                // Gaps come to be between others.
                 assert!(
-                    !self.sent.contains(&earlier) || self.sent.contains(&item.sequence),
+                    item.key == GAP_KEY
+                        || !self.sent.contains(&earlier)
+                        || self.sent.contains(&item.sequence),
                     "{} goes out before {earlier}, which failed, is accepted",
                     item.sequence
                 );
@@ -73,22 +96,74 @@ impl Oracle {
         }
     }
 
-    fn take(&mut self, batch: &Batch, accepted: &[bool]) {
-        for (item, accepted) in batch.items.iter().zip(accepted) {
+    fn take(&mut self, batch: &Batch, outcomes: &[Outcome]) {
+        for (item, outcome) in batch.items.iter().zip(outcomes) {
             self.sent.insert(item.sequence);
-            if *accepted {
-                assert!(self.accepted.insert(item.sequence));
+            match outcome {
+                Outcome::Accepted => assert!(self.accepted.insert(item.sequence)),
+                Outcome::Refused if outcomes.len() == 1 => {
+                    self.alone.insert(item.sequence);
+                }
+                _ => {}
             }
         }
     }
 
     fn settle(&mut self, settlement: &Settlement) {
         for (id, bitmap, _) in &settlement.partial {
-            self.bitmaps.insert(*id, bitmap.clone());
+            let state = self.states.get_mut(id).expect("not finished");
+            state.settled = bitmap::union(&state.settled, bitmap);
+            let ChunkState { settled, gaps, .. } = state;
+            gaps.retain(|gap| !bitmap::get(settled, gap.index as usize));
         }
         for id in &settlement.finished {
-            assert!(self.finished.insert(*id), "finished twice");
+            assert!(self.states.remove(id).is_some(), "finished twice");
         }
+    }
+
+    /// Gives up what `goes` names, as the store does. Returns what became of the chunks.
+    fn give_up(&mut self, goes: impl Fn(&ChunkState, u32) -> bool) -> Vec<ChunkState> {
+        let mut states: Vec<ChunkState> = self.states.values().cloned().collect();
+        let before = self.waiting();
+        let count = give_up(&mut states, GapReason::RetentionAge, goes);
+        self.states = states
+            .iter()
+            .filter(|state| !state.is_finished())
+            .map(|state| (state.id, state.clone()))
+            .collect();
+        let gone: Vec<u64> = before.difference(&self.waiting()).copied().collect();
+        assert_eq!(gone.len() as u64, count);
+        for sequence in gone {
+            self.keys.remove(&sequence);
+            assert!(!self.accepted.contains(&sequence), "delivered and given up");
+            assert!(self.given_up.insert(sequence));
+        }
+        let gaps = self.states.values().flat_map(|state| &state.gaps);
+        let gaps: BTreeSet<u64> = gaps.map(|placed| placed.gap.last_sequence).collect();
+        let accepted = &self.accepted;
+        self.keys.retain(|place, key| {
+            *key != GAP_KEY || accepted.contains(place) || gaps.contains(place)
+        });
+        for place in gaps {
+            if self.keys.insert(place, GAP_KEY).is_none() {
+                self.sent.remove(&place);
+            }
+        }
+        states
+    }
+
+    /// Events that are neither accepted nor given up.
+    fn waiting(&self) -> BTreeSet<u64> {
+        let states = self.states.values();
+        states
+            .flat_map(|state| {
+                let is_gap = |index| state.gaps.iter().any(|gap| gap.index == index);
+                (0..state.count)
+                    .filter(move |index| !bitmap::get(&state.settled, *index as usize))
+                    .filter(move |index| !is_gap(*index))
+                    .map(|index| state.first_sequence + u64::from(index))
+            })
+            .collect()
     }
 }
 
@@ -109,7 +184,8 @@ fn log(keys: &[u8], chunk_events: usize) -> Vec<LoadedChunk> {
                     })
                     .collect(),
                 bytes: Bytes::from(vec![b'x'; keys.len() * 4]),
-                accepted: Vec::new(),
+                settled: Vec::new(),
+                gaps: Vec::new(),
             };
             sequence += keys.len() as u64;
             chunk
@@ -127,21 +203,50 @@ struct Run {
 }
 
 impl Run {
+    fn new(keys: &[u8], chunk_events: usize, limits: BatchLimits) -> Self {
+        let chunks = log(keys, chunk_events);
+        let numbered = keys.iter().enumerate();
+        let states = chunks.iter().map(|chunk| ChunkState {
+            id: chunk.id,
+            first_sequence: chunk.first_sequence,
+            count: chunk.entries.len() as u32,
+            settled: Vec::new(),
+            gaps: Vec::new(),
+            accepted_at: Time::from_micros(chunk.id),
+        });
+        Self {
+            loaded: 0,
+            delivery: Delivery::default(),
+            in_flight: Vec::new(),
+            oracle: Oracle {
+                keys: numbered
+                    .map(|(at, key)| (at as u64 + 1, Key::from(*key)))
+                    .collect(),
+                states: states.map(|state| (state.id, state)).collect(),
+                ..Oracle::default()
+            },
+            limits,
+            chunks,
+        }
+    }
+
     fn load(&mut self) {
         let Some(chunk) = self.chunks.get(self.loaded) else {
             return;
         };
         self.loaded += 1;
-        if self.oracle.finished.contains(&chunk.id) {
+        let Some(state) = self.oracle.states.get(&chunk.id) else {
             return;
-        }
+        };
         let mut chunk = chunk.clone();
-        chunk.accepted = self
-            .oracle
-            .bitmaps
-            .get(&chunk.id)
-            .cloned()
-            .unwrap_or_default();
+        chunk.settled = state.settled.clone();
+        chunk.gaps = state.gaps.clone();
+        for gap in &chunk.gaps {
+            chunk.entries[gap.index as usize] = Entry {
+                key: GAP_KEY,
+                body: 0..0,
+            };
+        }
         assert_eq!(self.delivery.load(chunk), None);
     }
 
@@ -155,25 +260,61 @@ impl Run {
         true
     }
 
-    fn answer(&mut self, which: usize, accepted: impl Fn(usize) -> bool) {
+    fn answer(&mut self, which: usize, outcome: impl Fn(usize) -> Outcome) {
         if self.in_flight.is_empty() {
             return;
         }
         let batch = self.in_flight.remove(which % self.in_flight.len());
-        let accepted: Vec<bool> = (0..batch.items.len()).map(accepted).collect();
-        self.oracle.take(&batch, &accepted);
-        let count = accepted.iter().filter(|accepted| **accepted).count() as u64;
-        let settlement = self.delivery.settle(batch, &accepted);
-        assert_eq!(settlement.accepted, count);
-        assert_eq!(settlement.accepted_bytes, count * 4);
+        let outcomes: Vec<Outcome> = (0..batch.items.len()).map(outcome).collect();
+        self.settle(batch, &outcomes);
+    }
+
+    fn settle(&mut self, batch: Batch, outcomes: &[Outcome]) -> Settlement {
+        self.oracle.take(&batch, outcomes);
+        let accepted = batch.items.iter().zip(outcomes);
+        let accepted = accepted.filter(|(_, outcome)| **outcome == Outcome::Accepted);
+        let (gaps, events): (Vec<_>, Vec<_>) = accepted.partition(|(item, _)| item.gap.is_some());
+        let (gaps, events) = (gaps.len() as u64, events.len() as u64);
+        let settlement = self.delivery.settle(batch, outcomes);
+        assert_eq!((settlement.accepted, settlement.gaps), (events, gaps));
+        assert_eq!(settlement.accepted_bytes, events * 4);
         self.oracle.settle(&settlement);
+        settlement
+    }
+
+    /// Gives up what is named and not in flight.
+    fn give_up(&mut self, goes: impl Fn(&ChunkState, u32) -> bool) {
+        let in_flight = self.delivery.events_in_flight();
+        let flies = |chunk: &ChunkState, index: u32| {
+            let mut marked = in_flight.iter().filter(|one| one.chunk_id == chunk.id);
+            marked.any(|one| bitmap::get(&one.events, index as usize))
+        };
+        let states = self
+            .oracle
+            .give_up(|chunk, index| !flies(chunk, index) && goes(chunk, index));
+        self.delivery.apply(&states, GAP_KEY);
+    }
+
+    fn give_up_refused(&mut self) {
+        let refused = self.delivery.refused();
+        assert!(!refused.is_empty());
+        self.give_up(|chunk, index| {
+            let mut marked = refused.iter().filter(|one| one.chunk_id == chunk.id);
+            chunk.gaps.iter().any(|gap| gap.index == index)
+                || marked.any(|one| bitmap::get(&one.events, index as usize))
+        });
     }
 
     fn step(&mut self, step: Step) {
         match step {
             Step::Load => self.load(),
             Step::Send => drop(self.send()),
-            Step::Answer(which, bits) => self.answer(which, |at| bits >> (at % 64) & 1 == 1),
+            Step::Answer(which, bits) => self.answer(which, |at| outcome(bits, at)),
+            Step::Expire(count) => {
+                let oldest: Vec<u64> = self.oracle.waiting().into_iter().collect();
+                let last = oldest.get(count as usize - 1).copied().unwrap_or(u64::MAX);
+                self.give_up(|chunk, index| chunk.first_sequence + u64::from(index) <= last);
+            }
             Step::Reload if self.in_flight.is_empty() => {
                 let from = self.delivery.unload();
                 if let Some(from) = from {
@@ -190,8 +331,15 @@ impl Run {
             self.load();
         }
         while !self.in_flight.is_empty() || self.send() {
-            self.answer(0, |_| true);
+            self.answer(0, |_| Outcome::Accepted);
         }
+    }
+}
+
+fn outcome(bits: u64, at: usize) -> Outcome {
+    match bits >> (at % 64) & 1 {
+        1 => Outcome::Accepted,
+        _ => Outcome::Failed,
     }
 }
 
@@ -204,64 +352,16 @@ proptest! {
         records in 1usize..30,
         steps in prop::collection::vec(step(), 0..200),
     ) {
-        let total = keys.len();
-        let chunks = log(&keys, chunk_events);
-        let mut run = Run {
-            loaded: 0,
-            delivery: Delivery::default(),
-            in_flight: Vec::new(),
-            oracle: Oracle {
-                keys: keys.iter().enumerate().map(|(at, key)| (at as u64 + 1, Key::from(*key))).collect(),
-                ..Oracle::default()
-            },
-            limits: BatchLimits { records, bytes: 1000, overhead_bytes: 10 },
-            chunks,
-        };
+        let limits = BatchLimits { records, bytes: 100_000, overhead_bytes: 10 };
+        let mut run = Run::new(&keys, chunk_events, limits);
         for step in steps {
             run.step(step);
         }
         run.drain();
-        prop_assert_eq!(run.oracle.accepted.len(), total);
-        prop_assert_eq!(run.oracle.finished.len(), run.chunks.len());
+        let told: BTreeSet<u64> = run.oracle.accepted.union(&run.oracle.given_up).copied().collect();
+        prop_assert_eq!(told.len(), keys.len());
+        prop_assert!(run.oracle.states.is_empty());
         prop_assert!(run.delivery.is_empty());
         prop_assert_eq!((run.delivery.waiting(), run.delivery.in_flight(), run.delivery.bytes()), (0, 0, 0));
     }
-}
-
-#[test]
-fn a_request_holds_no_more_bytes_than_allowed_but_at_least_one_event() {
-    let limits = |bytes| BatchLimits {
-        records: 500,
-        bytes,
-        overhead_bytes: 6,
-    };
-    let mut delivery = Delivery::default();
-    for chunk in log(&[1, 2, 3, 4, 5], 5) {
-        delivery.load(chunk);
-    }
-    let batch = delivery.next_batch(limits(35)).unwrap();
-    assert_eq!(batch.items.len(), 3);
-    let _settled = delivery.settle(batch, &[true, true, true]);
-    let batch = delivery.next_batch(limits(1)).unwrap();
-    assert_eq!(batch.items.len(), 1);
-    let _settled = delivery.settle(batch, &[true]);
-}
-
-#[test]
-fn an_item_without_an_outcome_is_sent_again() {
-    let mut delivery = Delivery::default();
-    for chunk in log(&[1, 2], 2) {
-        delivery.load(chunk);
-    }
-    let limits = BatchLimits {
-        records: 500,
-        bytes: 1000,
-        overhead_bytes: 0,
-    };
-    let batch = delivery.next_batch(limits).unwrap();
-    let settlement = delivery.settle(batch, &[true]);
-    assert_eq!(settlement.accepted, 1);
-    let batch = delivery.next_batch(limits).unwrap();
-    assert_eq!(batch.items[0].sequence, 2);
-    let _settled = delivery.settle(batch, &[true]);
 }

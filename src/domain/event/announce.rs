@@ -15,14 +15,32 @@ pub struct Gap {
     pub first_sequence: u64,
     /// The sequence of the last event, which is also the gap's own.
     pub last_sequence: u64,
-    /// How many events they are.
+    /// How many events they are. Fewer than the range is long where others of the range
+    /// were delivered.
     pub count: u64,
-    /// The earliest time of the events.
+    /// When the first of the events was accepted.
     pub first_time: Time,
-    /// The latest time of the events.
+    /// When the last of the events was accepted.
     pub last_time: Time,
     /// Why they will not be delivered.
     pub reason: GapReason,
+}
+
+impl Gap {
+    /// The gap that stands for both.
+    pub fn merge(&self, other: &Self) -> Self {
+        Self {
+            first_sequence: self.first_sequence.min(other.first_sequence),
+            last_sequence: self.last_sequence.max(other.last_sequence),
+            count: self.count + other.count,
+            first_time: self.first_time.min(other.first_time),
+            last_time: self.last_time.max(other.last_time),
+            reason: match self.reason == other.reason {
+                true => self.reason,
+                false => GapReason::Several,
+            },
+        }
+    }
 }
 
 /// Why events will not be delivered.
@@ -34,15 +52,26 @@ pub enum GapReason {
     RetentionSize,
     /// Kinesis refused the record, while it took others.
     RecordRefused,
+    /// The gap stands for gaps of different reasons.
+    Several,
 }
 
 impl GapReason {
+    /// Every reason.
+    pub const ALL: [Self; 4] = [
+        Self::RetentionAge,
+        Self::RetentionSize,
+        Self::RecordRefused,
+        Self::Several,
+    ];
+
     /// As it stands in the gap event.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::RetentionAge => "RETENTION_AGE",
             Self::RetentionSize => "RETENTION_SIZE",
             Self::RecordRefused => "RECORD_REFUSED",
+            Self::Several => "SEVERAL",
         }
     }
 }
@@ -70,7 +99,7 @@ pub fn render_test(
 /// Appends the whole record of a gap event, line break included, and returns its
 /// id: the same for the same range of the same integration. Its subject and
 /// partition key are the integration's id, its sequence is the last of its range,
-/// its time the latest of the events it stands for.
+/// its time when the last of the events it stands for was accepted.
 pub fn render_gap(integration_id: Uuid, format: &Format, gap: &Gap, out: &mut Vec<u8>) -> Uuid {
     let event_id = id::of_gap(integration_id, gap.first_sequence, gap.last_sequence);
     Head::new(integration_id).write(gap.last_sequence, out);

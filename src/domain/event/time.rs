@@ -42,6 +42,19 @@ impl Time {
         (known && nanos <= Self::MAX.nanos).then_some(Self { seconds, nanos })
     }
 
+    /// A count of microseconds since 1970-01-01T00:00:00Z. Outside [`Time::MIN`] to
+    /// [`Time::MAX`] it is taken as the nearest of their ends.
+    pub fn from_micros(micros: i64) -> Self {
+        let nanos = (micros.rem_euclid(1_000_000) * 1_000) as i32;
+        let nearest = if micros < 0 { Self::MIN } else { Self::MAX };
+        Self::new(micros.div_euclid(1_000_000), nanos).unwrap_or(nearest)
+    }
+
+    /// Whole microseconds since 1970-01-01T00:00:00Z.
+    pub fn micros(self) -> i64 {
+        self.seconds * 1_000_000 + i64::from(self.nanos / 1_000)
+    }
+
     /// Seconds since 1970-01-01T00:00:00Z, negative before.
     pub fn seconds(self) -> i64 {
         self.seconds
@@ -180,8 +193,17 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn counts_microseconds(micros in -62_135_596_800_000_000i64..253_402_300_800_000_000) {
+            prop_assert_eq!(Time::from_micros(micros).micros(), micros);
+        }
+    }
+
     #[test]
     fn keeps_its_bounds() {
+        assert_eq!(Time::from_micros(i64::MIN), Time::MIN);
+        assert_eq!(Time::from_micros(i64::MAX), Time::MAX);
         assert_eq!(Time::MIN.to_string(), "0001-01-01T00:00:00Z");
         assert_eq!(Time::MAX.to_string(), "9999-12-31T23:59:59.999999999Z");
         assert_eq!(Time::new(Time::MIN.seconds - 1, 999_999_999), None);

@@ -69,6 +69,16 @@ impl Fault {
         }
     }
 
+    /// Whether Kinesis refuses the values of the request, which may be those of a
+    /// single record.
+    pub fn refuses_values(&self) -> bool {
+        self.stage == Stage::Write
+            && matches!(
+                self.code(),
+                "InvalidArgumentException" | "ValidationException" | "ValidationError"
+            )
+    }
+
     /// What the fault means.
     pub fn meaning(&self) -> Meaning {
         match &self.cause {
@@ -106,7 +116,11 @@ pub enum Meaning {
 /// [common errors]: https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html
 fn assume_role_meaning(code: &str, http_status: u16) -> Meaning {
     match code {
-        "AccessDenied" | "AccessDeniedException" => Meaning::Refused(Reason::AssumeRoleDenied),
+        "AccessDenied" | "AccessDeniedException" | "NotAuthorized" => {
+            Meaning::Refused(Reason::AssumeRoleDenied)
+        }
+        // The access key, which is ours, lacks a subscription.
+        "OptInRequired" | "SubscriptionRequiredException" => Meaning::Ours,
         "RegionDisabledException"
         | "ValidationError"
         | "ValidationException"
@@ -117,12 +131,15 @@ fn assume_role_meaning(code: &str, http_status: u16) -> Meaning {
     }
 }
 
-/// Error codes of [PutRecords], whole or record by record.
+/// Error codes of [PutRecords], whole or record by record, and [common errors].
 ///
 /// [PutRecords]: https://docs.aws.amazon.com/kinesis/latest/APIReference/API_PutRecords.html
+/// [common errors]: https://docs.aws.amazon.com/kinesis/latest/APIReference/CommonErrors.html
 fn write_meaning(code: &str, http_status: u16) -> Meaning {
     match code {
-        "AccessDenied" | "AccessDeniedException" => Meaning::Refused(Reason::WriteDenied),
+        "AccessDenied" | "AccessDeniedException" | "NotAuthorized" => {
+            Meaning::Refused(Reason::WriteDenied)
+        }
         "KMSAccessDeniedException" => Meaning::Refused(Reason::KmsDenied),
         "ResourceNotFoundException" => Meaning::Refused(Reason::StreamNotFound),
         "KMSDisabledException"
@@ -159,7 +176,6 @@ fn is_credential_problem(code: &str) -> bool {
             | "IncompleteSignatureException"
             | "MissingAuthenticationToken"
             | "MissingAuthenticationTokenException"
-            | "NotAuthorized"
             | "RequestExpired"
             | "RequestTimeTooSkewed"
     )
@@ -171,10 +187,12 @@ fn other_meaning(code: &str, http_status: u16, denied: Reason) -> Meaning {
         "Throttling"
         | "ThrottlingException"
         | "ThrottledException"
+        | "RequestThrottled"
         | "RequestThrottledException"
         | "TooManyRequestsException"
         | "RequestLimitExceeded"
         | "SlowDown"
+        | "PriorRequestNotComplete"
         | "BandwidthLimitExceeded" => return Meaning::Throttled,
         "InternalFailure"
         | "InternalFailureException"
@@ -182,11 +200,14 @@ fn other_meaning(code: &str, http_status: u16, denied: Reason) -> Meaning {
         | "InternalServerError"
         | "ServiceUnavailable"
         | "ServiceUnavailableException"
-        | "RequestTimeout" => return Meaning::Unreachable,
+        | "RequestAbortedException"
+        | "RequestTimeout"
+        | "RequestTimeoutException" => return Meaning::Unreachable,
         _ => {}
     }
     match http_status {
         401 | 403 => Meaning::Refused(denied),
+        408 => Meaning::Unreachable,
         429 => Meaning::Throttled,
         400..=499 => Meaning::Refused(Reason::InvalidConfiguration),
         _ => Meaning::Unreachable,

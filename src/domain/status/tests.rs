@@ -1,6 +1,8 @@
 use super::*;
 use proptest::prelude::*;
 
+const PATIENCE: Duration = Duration::from_secs(60);
+
 fn service(stage: Stage, code: &str, http_status: u16) -> Fault {
     Fault {
         stage,
@@ -16,108 +18,140 @@ fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(seconds).unwrap()
 }
 
+/// A row: the call that fails, what that means, and each code with its HTTP status.
+type Row = (Stage, Meaning, &'static [(&'static str, u16)]);
+
+/// The whole table of codes, with the HTTP status that AWS documents for each; 0 stands
+/// for a record that failed inside an answer of HTTP 200.
+#[rustfmt::skip]
+const TABLE: &[Row] = {
+    use Meaning::*;
+    use Reason::{AssumeRoleDenied, InvalidConfiguration, KmsDenied, KmsUnavailable, StreamNotFound, WriteDenied};
+    use Stage::*;
+    &[
+        (AssumeRole, Refused(AssumeRoleDenied), &[
+            ("AccessDenied", 403), ("AccessDeniedException", 403), ("NotAuthorized", 401), ("SomethingNew", 403),
+        ]),
+        (AssumeRole, Refused(InvalidConfiguration), &[
+            ("RegionDisabledException", 403), ("ValidationError", 400), ("MalformedPolicyDocument", 400),
+            ("PackedPolicyTooLarge", 400), ("SomethingNew", 400),
+        ]),
+        (AssumeRole, Ours, &[
+            ("ExpiredToken", 403), ("ExpiredTokenException", 400), ("InvalidClientTokenId", 403),
+            ("UnrecognizedClientException", 403), ("SignatureDoesNotMatch", 403), ("IncompleteSignature", 400),
+            ("MissingAuthenticationToken", 403), ("RequestExpired", 400), ("OptInRequired", 403),
+        ]),
+        (AssumeRole, Throttled, &[("Throttling", 400), ("ThrottlingException", 400), ("SomethingNew", 429)]),
+        (AssumeRole, Unreachable, &[
+            ("InternalFailure", 500), ("ServiceUnavailable", 503), ("RequestTimeoutException", 408), ("SomethingNew", 500),
+        ]),
+        (Write, Refused(WriteDenied), &[
+            ("AccessDeniedException", 400), ("AccessDeniedException", 403), ("NotAuthorized", 400), ("SomethingNew", 403),
+        ]),
+        (Write, Refused(KmsDenied), &[("KMSAccessDeniedException", 400)]),
+        (Write, Refused(StreamNotFound), &[("ResourceNotFoundException", 400)]),
+        (Write, Refused(KmsUnavailable), &[
+            ("KMSDisabledException", 400), ("KMSInvalidStateException", 400), ("KMSNotFoundException", 400),
+            ("KMSOptInRequired", 400),
+        ]),
+        (Write, Refused(InvalidConfiguration), &[
+            ("InvalidArgumentException", 400), ("ValidationException", 400), ("ValidationError", 400),
+            ("OptInRequired", 403), ("UnknownOperationException", 404), ("RequestEntityTooLargeException", 413),
+            ("SomethingNew", 400),
+        ]),
+        (Write, Throttled, &[
+            ("ProvisionedThroughputExceededException", 400), ("ProvisionedThroughputExceededException", 0),
+            ("KMSThrottlingException", 400), ("ThrottlingException", 400), ("LimitExceededException", 400),
+            ("SlowDown", 503), ("SomethingNew", 429),
+        ]),
+        (Write, SessionInvalid, &[
+            ("ExpiredTokenException", 400), ("UnrecognizedClientException", 400), ("InvalidSignatureException", 400),
+            ("IncompleteSignature", 400), ("InvalidClientTokenId", 403), ("MissingAuthenticationToken", 403),
+            ("RequestExpired", 400),
+        ]),
+        (Write, Unreachable, &[
+            ("InternalFailure", 500), ("InternalFailure", 0), ("InternalFailureException", 500), ("ServiceUnavailable", 503),
+            ("ResourceInUseException", 400), ("RequestAbortedException", 400), ("RequestTimeoutException", 408),
+            ("SomethingNew", 503), ("SomethingNew", 408), ("SomethingNew", 0),
+        ]),
+    ]
+};
+
 #[test]
 fn each_row_of_the_table() {
-    use Meaning::*;
-    use Stage::*;
-    let rows: &[(Stage, &str, u16, Meaning)] = &[
-        (
-            AssumeRole,
-            "AccessDenied",
-            403,
-            Refused(Reason::AssumeRoleDenied),
-        ),
-        (
-            AssumeRole,
-            "RegionDisabledException",
-            403,
-            Refused(Reason::InvalidConfiguration),
-        ),
-        (
-            AssumeRole,
-            "ValidationError",
-            400,
-            Refused(Reason::InvalidConfiguration),
-        ),
-        (AssumeRole, "ExpiredToken", 403, Ours),
-        (AssumeRole, "InvalidClientTokenId", 403, Ours),
-        (AssumeRole, "SignatureDoesNotMatch", 403, Ours),
-        (AssumeRole, "Throttling", 400, Throttled),
-        (AssumeRole, "ServiceUnavailable", 503, Unreachable),
-        (
-            Write,
-            "AccessDeniedException",
-            400,
-            Refused(Reason::WriteDenied),
-        ),
-        (
-            Write,
-            "KMSAccessDeniedException",
-            400,
-            Refused(Reason::KmsDenied),
-        ),
-        (
-            Write,
-            "ResourceNotFoundException",
-            400,
-            Refused(Reason::StreamNotFound),
-        ),
-        (
-            Write,
-            "KMSDisabledException",
-            400,
-            Refused(Reason::KmsUnavailable),
-        ),
-        (
-            Write,
-            "KMSInvalidStateException",
-            400,
-            Refused(Reason::KmsUnavailable),
-        ),
-        (
-            Write,
-            "KMSNotFoundException",
-            400,
-            Refused(Reason::KmsUnavailable),
-        ),
-        (
-            Write,
-            "KMSOptInRequired",
-            400,
-            Refused(Reason::KmsUnavailable),
-        ),
-        (
-            Write,
-            "InvalidArgumentException",
-            400,
-            Refused(Reason::InvalidConfiguration),
-        ),
-        (
-            Write,
-            "ProvisionedThroughputExceededException",
-            400,
-            Throttled,
-        ),
-        (Write, "KMSThrottlingException", 400, Throttled),
-        (Write, "ExpiredTokenException", 400, SessionInvalid),
-        (Write, "UnrecognizedClientException", 400, SessionInvalid),
-        (Write, "InvalidSignatureException", 400, SessionInvalid),
-        (Write, "InternalFailure", 500, Unreachable),
-        (Write, "InternalFailure", 0, Unreachable),
-        (
-            Write,
-            "SomethingNew",
-            400,
-            Refused(Reason::InvalidConfiguration),
-        ),
-        (Write, "SomethingNew", 403, Refused(Reason::WriteDenied)),
-        (Write, "SomethingNew", 503, Unreachable),
-    ];
-    for (stage, code, http_status, meaning) in rows {
-        let fault = service(*stage, code, *http_status);
-        assert_eq!(fault.meaning(), *meaning, "{stage:?} {code} {http_status}");
-        assert_eq!(fault.code(), *code);
+    for (stage, meaning, codes) in TABLE {
+        for (code, http_status) in *codes {
+            let fault = service(*stage, code, *http_status);
+            assert_eq!(fault.meaning(), *meaning, "{stage:?} {code} {http_status}");
+            assert_eq!(fault.code(), *code);
+        }
     }
+}
+
+/// A status and what it remembers, on a clock of seconds.
+struct Watched {
+    status: StatusDetail,
+    stall: Stall,
+}
+
+impl Watched {
+    fn new() -> Self {
+        Self {
+            status: StatusDetail::unknown(at(0)),
+            stall: Stall::default(),
+        }
+    }
+
+    /// What an attempt shows that ended then. While it fails, it is tried again.
+    fn see(&mut self, second: i64, observation: &Observation) -> (Status, Option<Reason>) {
+        self.status = observe(
+            &self.status,
+            &mut self.stall,
+            PATIENCE,
+            at(second),
+            observation,
+        );
+        let failed = matches!(observation, Observation::Failed(_));
+        self.status.next_retry = failed.then(|| at(second + 1));
+        (self.status.status, self.status.reason)
+    }
+}
+
+fn failed(stage: Stage, code: &str, http_status: u16) -> Observation {
+    Observation::Failed(service(stage, code, http_status))
+}
+
+/// Throttling and each kind of outage, with what they become.
+fn lasting() -> [(Observation, Reason); 7] {
+    let fault = |cause| {
+        Observation::Failed(Fault {
+            stage: Stage::Write,
+            cause,
+            request_id: None,
+        })
+    };
+    let throughput = "ProvisionedThroughputExceededException";
+    [
+        (failed(Stage::Write, throughput, 0), Reason::Throttled),
+        (
+            failed(Stage::AssumeRole, "Throttling", 400),
+            Reason::Throttled,
+        ),
+        (
+            failed(Stage::Write, "InternalFailure", 500),
+            Reason::Unreachable,
+        ),
+        (fault(Cause::Timeout), Reason::Unreachable),
+        (fault(Cause::Connection), Reason::Unreachable),
+        (
+            fault(Cause::NotAws { http_status: 403 }),
+            Reason::Unreachable,
+        ),
+        (
+            failed(Stage::Write, "ExpiredTokenException", 400),
+            Reason::Unreachable,
+        ),
+    ]
 }
 
 #[test]
@@ -130,58 +164,101 @@ fn a_refused_role_is_told_in_the_promised_words() {
 
 #[test]
 fn a_refusal_shows_at_once_and_an_accepted_record_heals() {
-    let mut stall = Stall::default();
-    let start = StatusDetail::unknown(at(0));
-    let denied = Observation::Failed(service(Stage::AssumeRole, "AccessDenied", 403));
-    let refused = observe(&start, &mut stall, at(5), &denied);
-    assert_eq!(refused.status, Status::Unauthorized);
-    assert_eq!(refused.reason, Some(Reason::AssumeRoleDenied));
+    let mut watched = Watched::new();
+    let denied = failed(Stage::AssumeRole, "AccessDenied", 403);
+    let unauthorized = (Status::Unauthorized, Some(Reason::AssumeRoleDenied));
+    assert_eq!(watched.see(5, &denied), unauthorized);
+    let refused = watched.status.clone();
     assert_eq!(refused.since, at(5));
     assert_eq!(refused.aws_error_code.as_deref(), Some("AccessDenied"));
     assert_eq!(refused.aws_request_id.as_deref(), Some("request-1"));
-    let again = observe(&refused, &mut stall, at(10), &denied);
+    watched.see(10, &denied);
+    let again = &watched.status;
     assert_eq!((again.since, again.last_attempt), (at(5), Some(at(10))));
-    let healed = observe(&again, &mut stall, at(15), &Observation::Accepted);
-    assert_eq!((healed.status, healed.reason), (Status::Active, None));
+    assert_eq!(
+        watched.see(15, &Observation::Accepted),
+        (Status::Active, None)
+    );
+    let healed = &watched.status;
     assert_eq!((healed.since, healed.last_delivery), (at(15), Some(at(15))));
-    assert_eq!((healed.aws_error_code, healed.aws_request_id), (None, None));
+    assert_eq!(
+        (&healed.aws_error_code, &healed.aws_request_id),
+        (&None, &None)
+    );
 }
 
 #[test]
-fn an_outage_shows_after_a_minute_of_nothing() {
-    let mut stall = Stall::default();
-    let timeout = Observation::Failed(Fault {
-        stage: Stage::Write,
-        cause: Cause::Timeout,
-        request_id: None,
-    });
-    let mut status = observe(
-        &StatusDetail::unknown(at(0)),
-        &mut stall,
-        at(1),
-        &Observation::Accepted,
-    );
-    for second in [10, 40, 69] {
-        status = observe(&status, &mut stall, at(second), &timeout);
-        assert_eq!(status.status, Status::Active, "at {second} s");
+fn throttling_or_an_outage_shows_after_a_minute_of_nothing() {
+    for (observation, reason) in lasting() {
+        let mut watched = Watched::new();
+        watched.see(1, &Observation::Accepted);
+        for second in [10, 40, 69] {
+            assert_eq!(watched.see(second, &observation), (Status::Active, None));
+        }
+        assert!(watched.status.aws_error_code.is_some());
+        let failing = (Status::Failing, Some(reason));
+        assert_eq!(watched.see(70, &observation), failing);
+        assert_eq!(watched.status.since, at(70));
+        assert_eq!(
+            watched.see(71, &Observation::Accepted),
+            (Status::Active, None)
+        );
+        // The minute begins anew.
+        assert_eq!(watched.see(72, &observation), (Status::Active, None));
     }
-    status = observe(&status, &mut stall, at(70), &timeout);
-    assert_eq!(
-        (status.status, status.reason),
-        (Status::Failing, Some(Reason::Unreachable))
-    );
-    assert_eq!(status.since, at(70));
+}
+
+#[test]
+fn one_failed_call_between_successes_changes_nothing() {
+    for (observation, _) in lasting() {
+        let mut watched = Watched::new();
+        watched.see(0, &Observation::Accepted);
+        let since = watched.status.since;
+        for second in (0..10_000).step_by(70) {
+            assert_eq!(watched.see(second + 69, &observation).0, Status::Active);
+            assert_eq!(
+                watched.see(second + 70, &Observation::Accepted).0,
+                Status::Active
+            );
+            assert_eq!(watched.status.since, since);
+            assert_eq!(watched.status.aws_error_code, None);
+        }
+    }
+}
+
+#[test]
+fn failures_with_nothing_to_send_between_them_are_no_outage() {
+    for (observation, _) in lasting() {
+        let mut watched = Watched::new();
+        watched.see(0, &Observation::Accepted);
+        for second in [1000, 2000, 3000] {
+            assert_eq!(watched.see(second, &observation).0, Status::Active);
+            // Nothing waits: what failed was a test event.
+            watched.status.next_retry = None;
+        }
+    }
+}
+
+#[test]
+fn an_outage_while_refused_keeps_the_refusal_until_it_has_lasted() {
+    let mut watched = Watched::new();
+    let missing = failed(Stage::Write, "ResourceNotFoundException", 400);
+    let outage = failed(Stage::Write, "InternalFailure", 500);
+    let refused = watched.see(0, &missing);
+    assert_eq!(watched.see(1, &outage), refused);
+    assert_eq!(watched.see(60, &outage), refused);
+    let unreachable = (Status::Failing, Some(Reason::Unreachable));
+    assert_eq!(watched.see(61, &outage), unreachable);
+    assert_eq!(watched.see(62, &missing), refused);
 }
 
 #[test]
 fn our_own_fault_is_never_blamed_on_the_customer() {
-    let mut stall = Stall::default();
-    let ours = Observation::Failed(service(Stage::AssumeRole, "InvalidClientTokenId", 403));
-    let mut status = StatusDetail::unknown(at(0));
+    let mut watched = Watched::new();
+    let ours = failed(Stage::AssumeRole, "InvalidClientTokenId", 403);
     for second in 0..1000 {
-        status = observe(&status, &mut stall, at(second), &ours);
+        assert_eq!(watched.see(second, &ours), (Status::Unknown, None));
     }
-    assert_eq!(status.status, Status::Unknown);
 }
 
 proptest! {
@@ -193,14 +270,13 @@ proptest! {
             true => service(Stage::Write, "ProvisionedThroughputExceededException", 400),
             false => service(Stage::Write, "InternalFailure", 500),
         };
-        let (mut now, mut stall) = (0, Stall::default());
-        let mut status = StatusDetail::unknown(at(0));
+        let fault = Observation::Failed(fault);
+        let (mut now, mut watched) = (0, Watched::new());
         for gap in gaps {
-            status = observe(&status, &mut stall, at(now), &Observation::Accepted);
-            status = observe(&status, &mut stall, at(now), &Observation::Failed(fault.clone()));
+            watched.see(now, &Observation::Accepted);
+            watched.see(now, &fault);
             now += gap;
-            status = observe(&status, &mut stall, at(now - 1), &Observation::Failed(fault.clone()));
-            prop_assert_eq!(status.status, Status::Active);
+            prop_assert_eq!(watched.see(now - 1, &fault), (Status::Active, None));
         }
     }
 

@@ -10,8 +10,8 @@ use super::fault::{Fault, FaultId};
 use super::state::{Shared, now_ms};
 use super::stream::{Stream, StreamArn};
 pub use types::{
-    CallCount, ControlError, HazardCounts, LongTermCredentials, Operation, Record, RoleSpec,
-    SessionLifetime, StreamSpec, StreamStats,
+    AnsweredCall, CallCount, ControlError, HazardCounts, LongTermCredentials, Operation, Record,
+    RoleSpec, SessionLifetime, StreamSpec, StreamStats,
 };
 
 /// Steers a running stand-in and looks into it. Clones share the same stand-in.
@@ -150,6 +150,11 @@ impl Control {
     /// Calls by operation, target and outcome.
     pub fn calls(&self) -> Vec<CallCount> {
         self.shared.calls.list()
+    }
+
+    /// What the call was that was answered with this request id; the newest 10,000 are known.
+    pub fn answered(&self, request_id: &str) -> Option<AnsweredCall> {
+        self.shared.calls.find(request_id)
     }
 
     /// How many calls of an operation had this outcome (`OK` or an error code), or any.

@@ -73,6 +73,16 @@ fn route(control: &Control, parts: &Parts, body: &[u8]) -> Answer {
         (&Method::DELETE, "sessions") => ok(&json!({ "expired": control.expire_sessions() })),
         (&Method::GET, "streams") => ok(&json!({ "streams": control.streams() })),
         (&Method::GET, "records") => records(control, &query),
+        (&Method::GET, "call") => {
+            let request_id = need(&query, "request_id")?;
+            match control.answered(request_id) {
+                Some(call) => ok(&json!({ "call": call })),
+                None => Err((
+                    StatusCode::NOT_FOUND,
+                    format!("no call {request_id} is known: only the newest are"),
+                )),
+            }
+        }
         (&Method::GET, "calls") => ok(&json!({
             "calls": control.calls(),
             "hazards": control.hazards(),

@@ -1,5 +1,7 @@
 //! Faults on demand.
 
+mod refuse;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -62,7 +64,7 @@ pub enum Effect {
     },
     /// Answers a body that is neither JSON nor XML, as a proxy in between would.
     Garbage {
-        /// The HTTP status, 400 to 599.
+        /// The HTTP status, 200 or 400 to 599.
         #[serde(default = "bad_gateway")]
         status: u16,
     },
@@ -85,6 +87,15 @@ pub enum Effect {
         /// `ProvisionedThroughputExceededException` or `InternalFailure`.
         #[serde(default = "throughput_exceeded")]
         code: String,
+    },
+    /// Refuses records that hold a text.
+    RefuseRecords {
+        /// The text, in a record's data.
+        containing: String,
+        /// The code, such as `InvalidArgumentException`.
+        code: String,
+        /// Whether the request is refused for it, and not only the record.
+        whole: bool,
     },
 }
 
@@ -237,7 +248,7 @@ impl Faults {
                     Step::End(Interruption::Garbage(http_status(*status)))
                 }
                 Effect::Reset => Step::End(Interruption::Reset),
-                Effect::FailRecords { .. } => continue,
+                Effect::FailRecords { .. } | Effect::RefuseRecords { .. } => continue,
             };
             if !set.take_call() {
                 continue;
@@ -324,12 +335,15 @@ fn http_status(status: u16) -> StatusCode {
 fn validate(fault: &Fault) -> Result<(), ControlError> {
     let invalid = |what: &str| Err(ControlError::InvalidFault(what.to_owned()));
     match &fault.effect {
-        Effect::Error { status, .. } | Effect::Garbage { status }
-            if !(400..600).contains(status) =>
-        {
+        Effect::Error { status, .. } if !(400..600).contains(status) => {
             invalid("status must be from 400 to 599")
         }
-        Effect::Error { code, .. } | Effect::FailRecords { code, .. }
+        Effect::Garbage { status } if *status != 200 && !(400..600).contains(status) => {
+            invalid("status must be 200 or from 400 to 599")
+        }
+        Effect::Error { code, .. }
+        | Effect::FailRecords { code, .. }
+        | Effect::RefuseRecords { code, .. }
             if code.is_empty() || !code.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.') =>
         {
             invalid("code must be letters and digits")
@@ -340,8 +354,11 @@ fn validate(fault: &Fault) -> Result<(), ControlError> {
         Effect::FailRecords { probability, .. } if !(0.0..=1.0).contains(probability) => {
             invalid("probability must be from 0 to 1")
         }
-        Effect::FailRecords { .. } if fault.when == When::After => {
-            invalid("fail_records has no when")
+        Effect::RefuseRecords { containing, .. } if containing.is_empty() => {
+            invalid("containing must not be empty")
+        }
+        Effect::FailRecords { .. } | Effect::RefuseRecords { .. } if fault.when == When::After => {
+            invalid("what concerns single records has no when")
         }
         _ => Ok(()),
     }

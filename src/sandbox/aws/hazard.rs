@@ -23,10 +23,20 @@ pub(super) struct Hazards {
 struct Inner {
     /// How many calls in flight carry the key.
     in_flight: HashMap<Key, u32>,
-    /// Records that failed and have not been accepted since, in the order sent.
-    failed: HashMap<Key, VecDeque<u64>>,
+    failed: HashMap<Key, Failed>,
     failed_len: usize,
     counts: HazardCounts,
+}
+
+/// Records of a key that failed and have not been accepted since.
+#[derive(Default)]
+struct Failed {
+    /// In the order sent.
+    waits: VecDeque<u64>,
+    /// There are more, which are not remembered.
+    more: bool,
+    /// How many of them the call at hand has sent.
+    sent: usize,
 }
 
 /// A call in flight; ends when dropped.
@@ -60,9 +70,12 @@ impl Hazards {
         let mut overtakes = false;
         for record in records {
             let key = (stream, record.hash_key);
-            if keys.insert(key) && inner.failed_len > 0 {
-                let waits = inner.failed.get(&key).and_then(VecDeque::front);
-                overtakes |= waits.is_some_and(|waits| *waits != hash(&record.data));
+            let first = keys.insert(key);
+            if let Some(failed) = inner.failed.get_mut(&key) {
+                if first {
+                    failed.sent = 0;
+                }
+                overtakes |= !failed.is_next(hash(&record.data));
             }
         }
         let mut overlaps = false;
@@ -100,11 +113,14 @@ impl InFlight<'_> {
 impl Inner {
     fn remember(&mut self, key: Key, data: u64) {
         if self.failed_len >= MAX_FAILED {
+            if let Some(failed) = self.failed.get_mut(&key) {
+                failed.more = true;
+            }
             return;
         }
         let failed = self.failed.entry(key).or_default();
-        if !failed.contains(&data) {
-            failed.push_back(data);
+        if !failed.waits.contains(&data) {
+            failed.waits.push_back(data);
             self.failed_len += 1;
         }
     }
@@ -114,11 +130,24 @@ impl Inner {
             return;
         };
         let data = hash(data);
-        let before = failed.len();
-        failed.retain(|waits| *waits != data);
-        self.failed_len -= before - failed.len();
-        if failed.is_empty() {
+        let before = failed.waits.len();
+        failed.waits.retain(|waits| *waits != data);
+        self.failed_len -= before - failed.waits.len();
+        if failed.waits.is_empty() {
             self.failed.remove(&key);
+        }
+    }
+}
+
+impl Failed {
+    /// Whether this is what a producer sends next that sends what failed, and of it the
+    /// oldest first, before anything else.
+    fn is_next(&mut self, data: u64) -> bool {
+        let next = self.waits.get(self.sent);
+        self.sent += 1;
+        match next {
+            Some(next) => *next == data,
+            None => self.more,
         }
     }
 }
@@ -190,10 +219,28 @@ mod tests {
         );
         call(&hazards, &[(2, "d")], &[true]);
         call(&hazards, &[(1, "a")], &[true]);
-        call(&hazards, &[(1, "b"), (1, "e")], &[true, true]);
+        call(&hazards, &[(1, "b")], &[true]);
+        call(&hazards, &[(1, "e"), (1, "f")], &[true, true]);
         assert_eq!(hazards.counts().overtaken_keys, 0);
-        call(&hazards, &[(1, "f")], &[false]);
-        call(&hazards, &[(1, "g")], &[true]);
+        call(&hazards, &[(1, "g")], &[false]);
+        call(&hazards, &[(1, "h")], &[true]);
         assert_eq!(hazards.counts().overtaken_keys, 1);
+    }
+
+    #[test]
+    fn nothing_new_goes_along_with_a_record_that_failed() {
+        let hazards = Hazards::default();
+        let failed = [(1, "a"), (1, "b"), (1, "c"), (2, "d")];
+        call(&hazards, &failed, &[false, true, false, true]);
+        call(&hazards, &[(1, "a"), (2, "e"), (1, "c")], &[false; 3]);
+        assert_eq!(hazards.counts().overtaken_keys, 0);
+        call(
+            &hazards,
+            &[(1, "a"), (1, "c"), (1, "f")],
+            &[false, true, true],
+        );
+        assert_eq!(hazards.counts().overtaken_keys, 1);
+        call(&hazards, &[(2, "e"), (1, "a"), (2, "g")], &[true; 3]);
+        assert_eq!(hazards.counts().overtaken_keys, 2);
     }
 }

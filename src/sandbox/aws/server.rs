@@ -116,6 +116,7 @@ async fn finish(
     let mut counted = Counted {
         shared,
         call: &call,
+        request_id,
         outcome: "Cancelled".into(),
     };
     let result = run(shared, parts, body, &call, service, request_id).await;
@@ -145,6 +146,7 @@ async fn finish(
 struct Counted<'a> {
     shared: &'a Shared,
     call: &'a Call,
+    request_id: &'a str,
     outcome: std::borrow::Cow<'static, str>,
 }
 
@@ -153,7 +155,13 @@ impl Drop for Counted<'_> {
         let Call {
             operation, target, ..
         } = self.call;
-        self.shared.calls.count(*operation, target, &self.outcome);
+        self.shared.calls.count(
+            self.request_id,
+            *operation,
+            target,
+            &self.outcome,
+            self.call.records().len(),
+        );
     }
 }
 

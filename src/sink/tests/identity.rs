@@ -4,23 +4,7 @@ use super::{
     stand_in::{World, policy, trust},
     *,
 };
-use crate::{
-    domain::status::Meaning,
-    sandbox::aws::{Effect, Fault as SetFault, Operation, RoleSpec, When},
-};
-
-fn role(which: i64) -> String {
-    format!("arn:aws:iam::123456789012:role/customer-{which}")
-}
-
-fn customer(which: i64) -> Arc<Integration> {
-    let base = version(Uuid::from_u128(which as u128), 1);
-    Arc::new(Integration {
-        key: IntegrationKey(which),
-        role_arn: RoleArn::parse(&role(which)).unwrap(),
-        ..(*base).clone()
-    })
-}
+use crate::sandbox::aws::{Effect, Fault as SetFault, Operation, RoleSpec, When};
 
 /// Customers whose roles work.
 async fn customers(count: i64) -> (World, Vec<Arc<Integration>>) {
@@ -44,16 +28,14 @@ async fn meaning(world: &World, customer: &Arc<Integration>) -> Meaning {
     answer.unwrap_err().meaning()
 }
 
-#[tokio::test]
 async fn a_denial_of_one_among_many_is_the_customers() {
     let (world, customers) = customers(6).await;
     world.control.delete_role(&role(0));
-    let denied = Meaning::Refused(crate::domain::status::Reason::AssumeRoleDenied);
+    let denied = Meaning::Refused(Reason::AssumeRoleDenied);
     assert_eq!(meaning(&world, &customers[0]).await, denied);
     assert_eq!(*world.sink.standing().borrow(), Standing::Good);
 }
 
-#[tokio::test]
 async fn a_denial_of_most_together_is_ours_until_one_works_again() {
     let (world, customers) = customers(6).await;
     let fault = SetFault {
@@ -73,22 +55,21 @@ async fn a_denial_of_most_together_is_ours_until_one_works_again() {
     }
     assert_eq!(*world.sink.standing().borrow(), Standing::MayNotAssume);
     world.control.clear_faults();
+    jump(Duration::from_secs(1)).await;
     let answer = world.sink.put_records(&customers[3], records(1)).await;
     assert!(answer.is_ok());
     assert_eq!(*world.sink.standing().borrow(), Standing::Good);
 }
 
-#[tokio::test]
 async fn two_customers_alone_prove_nothing_against_us() {
     let (world, customers) = customers(2).await;
     world.control.delete_role(&role(0));
     world.control.delete_role(&role(1));
-    let denied = Meaning::Refused(crate::domain::status::Reason::AssumeRoleDenied);
+    let denied = Meaning::Refused(Reason::AssumeRoleDenied);
     assert_eq!(meaning(&world, &customers[0]).await, denied);
     assert_eq!(meaning(&world, &customers[1]).await, denied);
 }
 
-#[tokio::test]
 async fn own_credentials_that_are_refused_show() {
     let server = Server::start(|call| match call.is_sts() {
         true => server::sts_error(403, "InvalidClientTokenId", "The security token is invalid"),
@@ -120,7 +101,6 @@ async fn proof(trust_policy: &str) -> ExternalIdProof {
     report.external_id.unwrap()
 }
 
-#[tokio::test]
 async fn a_role_that_requires_the_external_id_is_told_from_one_that_does_not() {
     let open = policy(&json!({
         "Effect": "Allow",
@@ -137,3 +117,11 @@ async fn a_role_that_requires_the_external_id_is_told_from_one_that_does_not() {
     assert_eq!(proof(&open).await, ExternalIdProof::NotRequired);
     assert_eq!(proof(&any).await, ExternalIdProof::AnyAccepted);
 }
+
+with_either_client!(
+    a_denial_of_one_among_many_is_the_customers,
+    a_denial_of_most_together_is_ours_until_one_works_again,
+    two_customers_alone_prove_nothing_against_us,
+    own_credentials_that_are_refused_show,
+    a_role_that_requires_the_external_id_is_told_from_one_that_does_not,
+);

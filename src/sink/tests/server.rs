@@ -37,11 +37,7 @@ impl Call {
     }
 
     pub fn form(&self) -> HashMap<String, String> {
-        let text = String::from_utf8(self.body.clone()).unwrap();
-        text.split('&')
-            .map(|pair| pair.split_once('=').unwrap())
-            .map(|(name, value)| (percent_decoded(name), percent_decoded(value)))
-            .collect()
+        form(std::str::from_utf8(&self.body).unwrap())
     }
 
     /// Access key id, region and service of the signature.
@@ -61,6 +57,14 @@ impl Call {
             false => written(self),
         }
     }
+}
+
+/// The values of an HTML form.
+pub fn form(text: &str) -> HashMap<String, String> {
+    text.split('&')
+        .map(|pair| pair.split_once('=').unwrap())
+        .map(|(name, value)| (percent_decoded(name), percent_decoded(value)))
+        .collect()
 }
 
 fn percent_decoded(text: &str) -> String {
@@ -130,12 +134,13 @@ pub fn assumed(call: &Call) -> Answer {
 
 /// [`assumed`], until another time.
 pub fn assumed_until(call: &Call, expiration: SystemTime) -> Answer {
+    Answer::xml(200, assumed_xml(call.number, expiration))
+}
+
+pub fn assumed_xml(number: usize, expiration: SystemTime) -> String {
     let expiration = jiff::Timestamp::try_from(expiration).unwrap();
-    let number = call.number;
-    Answer::xml(
-        200,
-        format!(
-            r#"<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
+    format!(
+        r#"<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
   <AssumeRoleResult>
     <AssumedRoleUser>
       <AssumedRoleId>AROAEXAMPLE:siem-relay-acme</AssumedRoleId>
@@ -151,20 +156,20 @@ pub fn assumed_until(call: &Call, expiration: SystemTime) -> Answer {
   </AssumeRoleResult>
   <ResponseMetadata><RequestId>request-{number}</RequestId></ResponseMetadata>
 </AssumeRoleResponse>"#
-        ),
     )
 }
 
 /// An error as STS gives it.
 pub fn sts_error(status: u16, code: &str, message: &str) -> Answer {
-    Answer::xml(
-        status,
-        format!(
-            r#"<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
+    Answer::xml(status, error_xml(code, message))
+}
+
+pub fn error_xml(code: &str, message: &str) -> String {
+    format!(
+        r#"<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
   <Error><Type>Sender</Type><Code>{code}</Code><Message>{message}</Message></Error>
   <RequestId>of-the-body</RequestId>
 </ErrorResponse>"#
-        ),
     )
 }
 
@@ -179,12 +184,16 @@ pub fn access_denied() -> Answer {
 /// PutRecords' answer where every record is accepted.
 pub fn written(call: &Call) -> Answer {
     let sent = call.json()["Records"].as_array().unwrap().len();
+    Answer::json(200, &written_json(sent))
+}
+
+pub fn written_json(sent: usize) -> Value {
     let records: Vec<_> = (0..sent)
         .map(
             |index| json!({"SequenceNumber": index.to_string(), "ShardId": "shardId-000000000000"}),
         )
         .collect();
-    Answer::json(200, &json!({"FailedRecordCount": 0, "Records": records}))
+    json!({"FailedRecordCount": 0, "Records": records})
 }
 
 /// An error as Kinesis gives it.

@@ -6,14 +6,6 @@ use futures_util::future::join_all;
 use tokio::{sync::Notify, time::timeout};
 
 use super::{server::assumed_until, *};
-use crate::domain::status::Meaning;
-
-/// Moves the clock that sessions live by, while no call is in flight.
-async fn jump(duration: Duration) {
-    tokio::time::pause();
-    tokio::time::advance(duration).await;
-    tokio::time::resume();
-}
 
 /// Writes, and does so until the server has seen what is awaited; every write must
 /// succeed.
@@ -32,7 +24,6 @@ async fn write_until(sink: &AwsSink, seen: impl Fn() -> bool) {
     .expect("it was not seen in time");
 }
 
-#[tokio::test]
 async fn many_first_uses_assume_the_role_once() {
     let server = Server::start(Call::granted).await;
     let sink = sink(&server).await;
@@ -45,8 +36,7 @@ async fn many_first_uses_assume_the_role_once() {
     assert_eq!(server.keys_that_wrote(), vec!["ASIA1"; 50]);
 }
 
-#[tokio::test]
-async fn those_who_wait_share_a_denial_that_is_not_kept() {
+async fn those_who_wait_share_a_denial_that_is_kept_for_a_moment() {
     let server = Server::start(|call| match (call.is_sts(), call.number) {
         (true, 1) => server::access_denied(),
         _ => call.granted(),
@@ -59,11 +49,11 @@ async fn those_who_wait_share_a_denial_that_is_not_kept() {
         assert_eq!(outcomes.unwrap_err().code(), "AccessDenied");
     }
     assert_eq!(server.assumed(), 1);
+    jump(Duration::from_secs(1)).await;
     let outcomes = sink.put_records(&integration, records(1)).await;
     assert_eq!(outcomes, Ok(vec![accepted(0)]));
 }
 
-#[tokio::test]
 async fn one_who_leaves_does_not_take_the_others_along() {
     let server = Server::start(|call| match (call.is_sts(), call.number) {
         (true, 1) => Answer::Hang,
@@ -86,7 +76,6 @@ async fn one_who_leaves_does_not_take_the_others_along() {
     assert_eq!(server.assumed(), 2);
 }
 
-#[tokio::test]
 async fn an_expired_session_is_assumed_anew_once() {
     let server = Server::start(|call| match (call.is_sts(), call.credential().0) {
         (false, "ASIA1") => kinesis_error(400, "ExpiredTokenException"),
@@ -103,7 +92,6 @@ async fn an_expired_session_is_assumed_anew_once() {
     assert_eq!(server.keys_that_wrote(), ["ASIA1", "ASIA2", "ASIA2"]);
 }
 
-#[tokio::test]
 async fn many_who_see_it_expire_assume_it_anew_once() {
     let server = Server::start(|call| match (call.is_sts(), call.credential().0) {
         (false, "ASIA1") if call.number > 1 => kinesis_error(400, "ExpiredTokenException"),
@@ -120,7 +108,6 @@ async fn many_who_see_it_expire_assume_it_anew_once() {
     assert_eq!(server.assumed(), 2);
 }
 
-#[tokio::test]
 async fn a_session_that_stays_expired_is_a_fault() {
     let server = Server::start(|call| match call.is_sts() {
         true => assumed(call),
@@ -138,7 +125,6 @@ async fn a_session_that_stays_expired_is_a_fault() {
     assert_eq!(server.keys_that_wrote(), ["ASIA1", "ASIA2"]);
 }
 
-#[tokio::test]
 async fn a_role_that_refuses_meanwhile_is_the_fault() {
     let server = Server::start(|call| match (call.is_sts(), call.number) {
         (true, 1) => assumed(call),
@@ -155,7 +141,6 @@ async fn a_role_that_refuses_meanwhile_is_the_fault() {
     assert_eq!(fault.code(), "AccessDenied");
 }
 
-#[tokio::test]
 async fn is_renewed_ahead_of_its_end_while_writes_go_on() {
     let granted = Arc::new(Notify::new());
     let held = granted.clone();
@@ -180,7 +165,6 @@ async fn is_renewed_ahead_of_its_end_while_writes_go_on() {
     assert_eq!(server.assumed(), 2);
 }
 
-#[tokio::test]
 async fn a_renewal_that_fails_is_no_fault_until_the_end() {
     let server = Server::start(|call| match (call.is_sts(), call.number) {
         (true, 1) => assumed(call),
@@ -200,7 +184,6 @@ async fn a_renewal_that_fails_is_no_fault_until_the_end() {
     assert_eq!(fault.unwrap_err().code(), "AccessDenied");
 }
 
-#[tokio::test]
 async fn lasts_no_longer_than_sts_says() {
     let server = Server::start(|call| match call.is_sts() {
         true => assumed_until(call, SystemTime::now() + Duration::from_secs(900)),
@@ -214,7 +197,6 @@ async fn lasts_no_longer_than_sts_says() {
     assert_eq!(server.keys_that_wrote(), ["ASIA1", "ASIA2"]);
 }
 
-#[tokio::test]
 async fn a_clock_that_is_wrong_does_not_make_it_worthless() {
     let server = Server::start(|call| match call.is_sts() {
         true => assumed_until(call, SystemTime::now() - Duration::from_secs(86_400)),
@@ -226,7 +208,6 @@ async fn a_clock_that_is_wrong_does_not_make_it_worthless() {
     assert_eq!(server.assumed(), 1);
 }
 
-#[tokio::test]
 async fn is_kept_by_integration_and_version_until_forgotten() {
     let server = Server::start(Call::granted).await;
     let sink = sink(&server).await;
@@ -247,3 +228,43 @@ async fn is_kept_by_integration_and_version_until_forgotten() {
     assert_eq!(write(one, 2).await, 5);
     assert_eq!(write(one, 1).await, 5);
 }
+
+#[tokio::test(start_paused = true)]
+async fn sessions_of_one_moment_are_renewed_at_many() {
+    const STEP: Duration = Duration::from_secs(36);
+    let (aws, sink, _) = that_worked(200).await;
+    let start = tokio::time::Instant::now();
+    tokio::time::advance(Duration::from_secs(2500)).await;
+    for _ in 0..20 {
+        for which in 1..=200 {
+            let outcomes = sink.put_records(&customer(which), records(1)).await;
+            assert_eq!(outcomes, Ok(vec![accepted(0)]));
+        }
+        tokio::time::advance(STEP).await;
+    }
+    let mut renewals = [0; 100];
+    for assumed in aws.assumed().values() {
+        assert_eq!(assumed.len(), 2, "once, and once anew");
+        let after = assumed[1].duration_since(start);
+        renewals[(after.as_secs() / STEP.as_secs()) as usize] += 1;
+    }
+    let busy = renewals.iter().filter(|count| **count > 0).count();
+    let most = renewals.iter().max();
+    // Even over 16 steps would be 12 or 13 in each.
+    assert!(busy >= 12 && most <= Some(&40), "{renewals:?}");
+}
+
+with_either_client!(
+    many_first_uses_assume_the_role_once,
+    those_who_wait_share_a_denial_that_is_kept_for_a_moment,
+    one_who_leaves_does_not_take_the_others_along,
+    an_expired_session_is_assumed_anew_once,
+    many_who_see_it_expire_assume_it_anew_once,
+    a_session_that_stays_expired_is_a_fault,
+    a_role_that_refuses_meanwhile_is_the_fault,
+    is_renewed_ahead_of_its_end_while_writes_go_on,
+    a_renewal_that_fails_is_no_fault_until_the_end,
+    lasts_no_longer_than_sts_says,
+    a_clock_that_is_wrong_does_not_make_it_worthless,
+    is_kept_by_integration_and_version_until_forgotten,
+);

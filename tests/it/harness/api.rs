@@ -21,12 +21,14 @@ use super::{Customer, StatusFeed, encode, within};
 /// Calls to one server. What it does not expect to be refused panics with the status.
 #[derive(Clone)]
 pub struct Api {
+    address: SocketAddr,
     channel: Channel,
 }
 
 impl Api {
     pub fn new(address: SocketAddr) -> Self {
         Self {
+            address,
             channel: client::channel(&address.to_string()).unwrap(),
         }
     }
@@ -35,8 +37,17 @@ impl Api {
     pub fn with_small_window(address: SocketAddr) -> Self {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
         Self {
+            address,
             channel: endpoint.initial_stream_window_size(1024).connect_lazy(),
         }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(super) fn channel(&self) -> Channel {
+        self.channel.clone()
     }
 
     pub fn integrations(&self) -> SiemIntegrationServiceClient<Channel> {

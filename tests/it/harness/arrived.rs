@@ -8,15 +8,26 @@ use uuid::Uuid;
 
 use super::{Published, within};
 
-/// A detection that arrived.
+/// A detection, or a gap, that arrived.
 #[derive(Clone, Debug)]
 pub struct Arrived {
+    pub gap: Option<GapTold>,
     pub record: Record,
     pub json: Value,
     pub sequence: u64,
     pub id: Uuid,
     pub device: Uuid,
+    /// Its number in its load; 0 for a gap.
     pub number: u32,
+}
+
+/// What a gap says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GapTold {
+    pub first: u64,
+    pub last: u64,
+    pub count: u64,
+    pub reason: String,
 }
 
 /// Reads a record; None for a test event, which has no sequence.
@@ -32,17 +43,27 @@ pub fn read(record: Record) -> Option<Arrived> {
     }
     let digits = text("sequence");
     assert_eq!(digits.len(), 20, "a sequence sorts as text");
+    let data = &json["data"];
+    let number = |name: &str| data[name].as_u64().unwrap_or_default();
+    let gap = (text("type") == "com.meter.siem.gap").then(|| GapTold {
+        first: number("first_sequence"),
+        last: number("last_sequence"),
+        count: number("count"),
+        reason: data["reason"].as_str().unwrap().to_owned(),
+    });
     Some(Arrived {
+        gap,
         sequence: digits.parse().unwrap(),
         id: uuid("id"),
         device: uuid("partitionkey"),
-        number: json["data"]["signature_id"].as_u64().unwrap() as u32,
+        number: number("signature_id") as u32,
         record,
         json,
     })
 }
 
-/// Follows a stream until `enough` different sequences have arrived; tells all that did.
+/// Follows a stream until `enough` different sequences have arrived, or are told by gaps;
+/// tells all that did.
 pub async fn arrive(aws: &Control, stream_arn: &str, enough: usize) -> Vec<Arrived> {
     let mut records = aws.subscribe(stream_arn).unwrap();
     let mut arrived = Vec::new();
@@ -50,7 +71,8 @@ pub async fn arrive(aws: &Control, stream_arn: &str, enough: usize) -> Vec<Arriv
         let mut sequences = BTreeMap::new();
         while sequences.len() < enough {
             let next = next(&mut records).await;
-            sequences.insert(next.sequence, ());
+            let first = next.gap.as_ref().map_or(next.sequence, |gap| gap.first);
+            sequences.extend((first..=next.sequence).map(|each| (each, ())));
             arrived.push(next);
         }
     })
@@ -98,6 +120,47 @@ pub fn check_whole(
     let ordered: Vec<Arrived> = by_sequence.into_values().collect();
     check_devices(&ordered, published);
     ordered
+}
+
+/// As [`check_whole`] of a log that has gaps: each event that was published is there, or
+/// a gap tells that it is not. Returns the gaps in the order of their sequence.
+#[track_caller]
+pub fn check_with_gaps(
+    arrived: &[Arrived],
+    integration_id: &str,
+    published: &[Published],
+) -> Vec<GapTold> {
+    let (gaps, events): (Vec<Arrived>, Vec<Arrived>) =
+        arrived.iter().cloned().partition(|one| one.gap.is_some());
+    let mut told: BTreeMap<u64, GapTold> = BTreeMap::new();
+    for one in gaps {
+        assert_eq!(one.json["subject"], integration_id);
+        assert_eq!(one.json["partitionkey"], integration_id);
+        let gap = one.gap.unwrap();
+        assert_eq!(one.sequence, gap.last, "a gap has the last of its range");
+        told.insert(gap.first, gap);
+    }
+    let missing = |one: &Published| told.values().any(|gap| gap.covers(one.number.into()));
+    let there: BTreeMap<u64, &Arrived> = events.iter().map(|one| (one.sequence, one)).collect();
+    let mut expired = 0;
+    for one in published {
+        match there.get(&u64::from(one.number)) {
+            Some(event) => assert_eq!((event.id, event.device), (one.event_id, one.device)),
+            None => {
+                assert!(missing(one), "{} is missing and no gap tells", one.number);
+                expired += 1;
+            }
+        }
+    }
+    let told: Vec<GapTold> = told.into_values().collect();
+    assert_eq!(told.iter().map(|gap| gap.count).sum::<u64>(), expired);
+    told
+}
+
+impl GapTold {
+    fn covers(&self, sequence: u64) -> bool {
+        (self.first..=self.last).contains(&sequence)
+    }
 }
 
 #[track_caller]

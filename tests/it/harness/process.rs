@@ -1,6 +1,7 @@
 //! The built binary as a process of its own.
 
 use std::{
+    fs,
     net::SocketAddr,
     path::Path,
     process::{ExitStatus, Stdio},
@@ -21,6 +22,7 @@ use super::{Api, within};
 /// `siem-relay serve`. It is killed with this handle.
 pub struct Process {
     pub api: Api,
+    pub address: SocketAddr,
     child: Child,
     log: Arc<Mutex<String>>,
     reader: JoinHandle<()>,
@@ -47,7 +49,10 @@ impl Process {
         arguments: &[&str],
     ) -> Result<Self, Refused> {
         let mut command = command(data_dir, aws_url);
-        command.args(["--log-format", "json", "--retry-first-ms", "20"]);
+        command.args(["--log-format", "json"]);
+        if !arguments.contains(&"--listen") {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
         let mut child = command.args(arguments).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (listening, listens) = oneshot::channel();
@@ -56,6 +61,7 @@ impl Process {
         match within("the start of the process", listens).await {
             Ok(address) => Ok(Self {
                 api: Api::new(address),
+                address,
                 child,
                 log,
                 reader,
@@ -77,6 +83,16 @@ impl Process {
         within("the end of the process", self.child.kill())
             .await
             .unwrap();
+    }
+
+    /// Bytes of its memory that are in use now.
+    pub fn resident_bytes(&self) -> u64 {
+        let id = self.child.id().expect("it runs");
+        let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let mut lines = status.lines();
+        let line = lines.find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.unwrap().trim().trim_end_matches(" kB");
+        kib.parse::<u64>().unwrap() * 1024
     }
 
     /// SIGTERM.
@@ -108,7 +124,9 @@ fn command(data_dir: &Path, aws_url: &str) -> Command {
         .env("AWS_SECRET_ACCESS_KEY", own.secret_access_key)
         .env("AWS_REGION", "us-east-1")
         .env("AWS_EC2_METADATA_DISABLED", "true")
-        .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+        // A flag wins over it.
+        .env("SIEM_RELAY_RETRY_FIRST_MS", "20")
+        .args(["serve", "--data-dir"])
         .arg(data_dir)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

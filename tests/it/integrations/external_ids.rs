@@ -48,6 +48,53 @@ async fn a_rotation_leaves_no_gap() {
     assert_eq!(got.external_id_hint, "6789");
 }
 
+/// Configures another external ID, beside the one that serves.
+async fn rotate(world: &World, customer: &Customer, external_id: &str) -> v1::Integration {
+    let new = Customer {
+        external_id: external_id.to_owned(),
+        ..customer.clone()
+    };
+    let request = v1::ConfigureRequest {
+        keep_previous_external_id: true,
+        ..new.request()
+    };
+    world.api.try_configure(request).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_new_one_can_be_corrected_without_a_gap() {
+    let world = World::start().await;
+    let (customer, _) = world.customer("acme").await;
+    let mut load = Load::new("acme", 1, 7);
+    publish(&world, &mut load, 1).await;
+    arrive(&world.aws, &customer.stream_arn, 1).await;
+    let first = rotate(&world, &customer, "mistyped-external-id-1111").await;
+    let corrected = rotate(&world, &customer, "the-new-external-id-2222").await;
+    assert_eq!(corrected.external_id_hint, "2222");
+    let serves = |integration: &v1::Integration| {
+        (
+            integration.previous_external_id_hint.clone(),
+            integration.previous_external_id_expire_time,
+        )
+    };
+    assert!(customer.external_id.ends_with(&serves(&first).0));
+    assert_eq!(serves(&corrected), serves(&first), "no longer than before");
+    publish(&world, &mut load, 1).await;
+    arrive(&world.aws, &customer.stream_arn, 2).await;
+    // The one that was never right is free for others.
+    let other = Customer {
+        external_id: "mistyped-external-id-1111".to_owned(),
+        ..Customer::new("globex")
+    };
+    world.api.configure(&other).await;
+
+    // Back to the one that serves: then there is none before it but the last.
+    let back = rotate(&world, &customer, &customer.external_id).await;
+    assert_eq!(back.previous_external_id_hint, "2222");
+    publish(&world, &mut load, 1).await;
+    arrive(&world.aws, &customer.stream_arn, 3).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_keeping_the_previous_one_a_new_one_counts_at_once() {
     let world = World::start().await;

@@ -1,8 +1,9 @@
 //! SendTest, and Delete in the middle of a call.
 
+use serde_json::json;
 use siem_relay::{
-    proto::v1::{CheckName, CheckResult, SendTestResponse, Status, StatusReason},
-    sandbox::aws::Operation,
+    proto::v1::{CheckName, CheckResult, ConfigureRequest, SendTestResponse, Status, StatusReason},
+    sandbox::aws::{Effect, Fault, Operation, RoleSpec, When},
 };
 use tonic::Code;
 
@@ -136,6 +137,54 @@ async fn a_test_waits_behind_nothing() {
     arrive(&world.aws, &customer.stream_arn, 1000).await;
 }
 
+/// Events that wait in the log behind a stream that takes nothing.
+const BACKLOG: usize = 200_000;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_test_does_not_wait_behind_a_backlog() {
+    let (world, customer, _) = watched().await;
+    let throttled = "ProvisionedThroughputExceededException";
+    let fault = Fault {
+        operation: Some(Operation::PutRecords),
+        target: Some(customer.stream_arn.clone()),
+        calls: None,
+        when: When::Before,
+        effect: Effect::FailRecords {
+            probability: 1.0,
+            seed: 0,
+            code: throttled.to_owned(),
+        },
+    };
+    let fault = world.aws.add_fault(fault).unwrap();
+    let events = Load::new("acme", 500, 17).events(1000);
+    for _ in 0..BACKLOG / 1000 {
+        world.api.publish(&events).await;
+    }
+    let answer = world.api.send_test("acme").await;
+    let pending = || async { world.api.get("acme").await.counts.unwrap().pending };
+    assert_eq!(
+        pending().await,
+        BACKLOG as u64,
+        "it came before all that waits"
+    );
+    assert!(!answer.delivered);
+    let mut checks = answer.checks.iter();
+    let write = checks
+        .find(|check| check.name() == CheckName::WriteRecord)
+        .unwrap();
+    assert_eq!(write.aws_error_code, throttled);
+    let call = world.aws.answered(&write.aws_request_id).unwrap();
+    assert_eq!((call.operation, call.records), (Operation::PutRecords, 1));
+
+    // Where the test gets through, so does the rest.
+    assert!(world.aws.clear_fault(fault));
+    assert!(world.api.send_test("acme").await.delivered);
+    let counts = world
+        .api
+        .until_counts("acme", |counts| counts.delivered > 0);
+    assert_eq!(counts.await.accepted, BACKLOG as u64);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delete_ends_the_call_under_way_and_no_write_begins_after_it() {
     for operation in [Operation::AssumeRole, Operation::PutRecords] {
@@ -178,4 +227,66 @@ async fn a_delete_ends_a_test_under_way() {
     world.api.delete("acme", false).await.unwrap();
     let status = within("the test", test).await.unwrap().unwrap_err();
     assert_eq!(status.code(), Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delete_ends_a_rehearsal_under_way() {
+    let (world, customer, _) = watched().await;
+    for operation in [Operation::AssumeRole, Operation::PutRecords] {
+        world.api.configure(&customer).await;
+        let hanging = world.hang(operation, None);
+        let request = ConfigureRequest {
+            validate_only: true,
+            ..customer.request()
+        };
+        let api = world.api.clone();
+        let rehearsal = tokio::spawn(async move { api.try_configure(request).await });
+        world.until_hanging(&hanging, 1).await;
+        world.api.delete("acme", false).await.unwrap();
+        let status = within("the rehearsal", rehearsal).await.unwrap();
+        assert_eq!(status.unwrap_err().code(), Code::NotFound);
+        world.aws.clear_faults();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_does_not_require_the_external_id_is_told_and_delivered_to() {
+    let (world, customer, _) = watched().await;
+    let policy = |statement: serde_json::Value| {
+        json!({ "Version": "2012-10-17", "Statement": [statement] }).to_string()
+    };
+    for (delivered, condition) in [
+        json!({}),
+        json!({ "StringLike": { "sts:ExternalId": "*" } }),
+        json!({ "StringEquals": { "sts:ExternalId": customer.external_id } }),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let required = delivered == 2;
+        let trust = policy(json!({
+            "Effect": "Allow",
+            "Principal": { "AWS": "111111111111" },
+            "Action": "sts:AssumeRole",
+            "Condition": condition,
+        }));
+        let everything = policy(json!({ "Effect": "Allow", "Action": "*", "Resource": "*" }));
+        let role = RoleSpec::new(&customer.role_arn, trust, everything);
+        world.aws.put_role(role).unwrap();
+        let answer = world.api.send_test("acme").await;
+        assert!(answer.delivered, "{answer:?}");
+        let expected = match required {
+            true => CheckResult::Passed,
+            false => CheckResult::Failed,
+        };
+        assert_eq!(result(&answer, CheckName::ExternalIdRequired), expected);
+        let mut checks = answer.checks.iter();
+        let check = checks.find(|check| check.name() == CheckName::ExternalIdRequired);
+        assert_eq!(check.unwrap().remedy.is_empty(), required);
+        assert_eq!(answer.status.unwrap().status(), Status::Active);
+        publish_one(&world).await;
+        world.api.until_delivered("acme").await;
+        let counts = world.api.get("acme").await.counts.unwrap();
+        assert_eq!(counts.delivered, delivered as u64 + 1);
+    }
 }

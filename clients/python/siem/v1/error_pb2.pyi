@@ -48,6 +48,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The server is shutting down; connect again."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 12
     """A defect of the server."""
+    ERROR_REASON_MESSAGE_TIMEOUT: _ErrorReason.ValueType  # 13
+    """A client began a message and did not send the rest of it within 10 s."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason this service gives for a refusal. A gRPC error carries it, without
@@ -81,4 +83,6 @@ ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 11
 """The server is shutting down; connect again."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 12
 """A defect of the server."""
+ERROR_REASON_MESSAGE_TIMEOUT: ErrorReason.ValueType  # 13
+"""A client began a message and did not send the rest of it within 10 s."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -74,9 +74,11 @@ class _StatusReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StatusRe
     STATUS_REASON_INVALID_CONFIGURATION: _StatusReason.ValueType  # 6
     """AWS refuses the request's values, whatever the batch."""
     STATUS_REASON_THROTTLED: _StatusReason.ValueType  # 7
-    """Nothing got through for 60 s because of throttling."""
+    """Nothing got through for 60 s, or what the operator set, because of throttling."""
     STATUS_REASON_UNREACHABLE: _StatusReason.ValueType  # 8
-    """Nothing got through for 60 s because of time-outs, refused connections or AWS 5xx."""
+    """Nothing got through for as long because of time-outs, refused connections, AWS 5xx, or
+    sessions that AWS refuses however often the role is assumed anew.
+    """
     STATUS_REASON_LOG_UNREADABLE: _StatusReason.ValueType  # 9
     """The service cannot read its own log of this integration; nothing is lost, and its
     operator has to act.
@@ -100,9 +102,11 @@ STATUS_REASON_KMS_UNAVAILABLE: StatusReason.ValueType  # 5
 STATUS_REASON_INVALID_CONFIGURATION: StatusReason.ValueType  # 6
 """AWS refuses the request's values, whatever the batch."""
 STATUS_REASON_THROTTLED: StatusReason.ValueType  # 7
-"""Nothing got through for 60 s because of throttling."""
+"""Nothing got through for 60 s, or what the operator set, because of throttling."""
 STATUS_REASON_UNREACHABLE: StatusReason.ValueType  # 8
-"""Nothing got through for 60 s because of time-outs, refused connections or AWS 5xx."""
+"""Nothing got through for as long because of time-outs, refused connections, AWS 5xx, or
+sessions that AWS refuses however often the role is assumed anew.
+"""
 STATUS_REASON_LOG_UNREADABLE: StatusReason.ValueType  # 9
 """The service cannot read its own log of this integration; nothing is lost, and its
 operator has to act.
@@ -400,7 +404,9 @@ class ConfigureRequest(_message.Message):
     """Saves nothing and tells what a test would find."""
     keep_previous_external_id: _builtins.bool
     """Only with a new external_id on replacement: the stored one goes on serving until an
-    AssumeRole with the new one works, for seven days at the most.
+    AssumeRole with the new one works, for seven days at the most. Where the stored one
+    has not worked either, the one before it goes on serving in its place, until its own
+    time is over: so a wrong external ID can be corrected without a gap.
     """
     def __init__(
         self,

@@ -232,13 +232,28 @@ pub struct CallCount {
     pub count: u64,
 }
 
+/// One call, found by the request id that it was answered with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AnsweredCall {
+    /// The operation.
+    pub operation: Operation,
+    /// The stream or role as the caller named it; empty where it named none.
+    pub target: String,
+    /// As in [`CallCount`].
+    pub outcome: String,
+    /// Which one it was of those with that operation, target and outcome, from 1.
+    pub nth: u64,
+    /// How many records it carried.
+    pub records: usize,
+}
+
 /// Calls that put the order of records per partition key at risk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct HazardCounts {
     /// PutRecord(s) calls that arrived while another call to the same stream, not answered
     /// yet, carried one of their partition keys.
     pub overlapping_keys: u64,
-    /// PutRecord(s) calls that sent a record of a partition key while an earlier record of
-    /// that key had failed and not been accepted since, and did not send that one first.
+    /// PutRecord(s) calls that sent a record of a partition key while records of that key
+    /// had failed and not been accepted since, other than these themselves, the oldest first.
     pub overtaken_keys: u64,
 }

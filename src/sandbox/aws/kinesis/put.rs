@@ -132,14 +132,21 @@ impl Put {
             .shared
             .faults
             .fail_records(operation, &target, self.records.len());
+        let data = self.records.iter().map(|record| &*record.data);
+        let refused = context
+            .shared
+            .faults
+            .refuse_records(operation, &target, data)?;
         let mut fails = fails.into_iter();
+        let mut refused = refused.into_iter();
         let enforce_limits = context.shared.settings().enforce_shard_limits;
         let outcomes =
             context
                 .shared
                 .streams
                 .put(&stream, &self.records, enforce_limits, now_ms(), || {
-                    fails.next().flatten()
+                    let (refused, fails) = (refused.next(), fails.next());
+                    refused.flatten().or(fails.flatten())
                 });
         if operation == Operation::PutRecord {
             single(&stream, &outcomes)

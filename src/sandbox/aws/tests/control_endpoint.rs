@@ -111,6 +111,9 @@ async fn everything_is_steered_over_http() {
     let ok = json!({ "operation": "PutRecord", "target": "b", "outcome": "OK", "count": 1 });
     assert!(calls.contains(&ok), "{calls:?}");
 
+    let unknown = "GET /_control/call?request_id=nobody";
+    assert_eq!(control(&world, unknown, &none).await.0, 404);
+
     let settings = json!({ "session_lifetime": { "seconds": 0 }, "enforce_shard_limits": false });
     assert_eq!(
         control(&world, "PUT /_control/settings", &settings).await.0,

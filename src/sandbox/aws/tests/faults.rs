@@ -1,6 +1,7 @@
 //! Faults on demand, and the hazards that are counted.
 
 use aws_sdk_kinesis::error::SdkError;
+use aws_sdk_kinesis::operation::RequestId;
 use aws_sdk_kinesis::operation::put_records::{PutRecordsError, PutRecordsOutput};
 
 use super::*;
@@ -43,8 +44,17 @@ async fn an_error_for_so_many_calls_of_one_stream() {
         .stream_arn(OTHER_STREAM)
         .records(entry("k", "d"));
     other.send().await.unwrap();
-    for _ in 0..2 {
+    for nth in 1..=2 {
         let error = put(&kinesis, vec![entry("k", "d")]).await.unwrap_err();
+        let request_id = error.request_id().unwrap();
+        let call = AnsweredCall {
+            operation: Operation::PutRecords,
+            target: STREAM.to_owned(),
+            outcome: "KMSDisabledException".to_owned(),
+            nth,
+            records: 1,
+        };
+        assert_eq!(world.control.answered(request_id), Some(call));
         assert!(error.into_service_error().is_kms_disabled_exception());
     }
     put(&kinesis, vec![entry("k", "d")]).await.unwrap();
@@ -204,7 +214,7 @@ async fn values_out_of_range_are_refused() {
         fail(1.1),
         fail(-0.1),
         fail(f64::NAN),
-        Effect::Garbage { status: 200 },
+        Effect::Garbage { status: 204 },
     ] {
         let error = world.control.add_fault(fault(effect)).unwrap_err();
         assert!(matches!(error, ControlError::InvalidFault(_)), "{error}");

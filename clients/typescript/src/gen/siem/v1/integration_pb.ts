@@ -313,7 +313,9 @@ export type ConfigureRequest = Message<"siem.v1.ConfigureRequest"> & {
 
   /**
    * Only with a new external_id on replacement: the stored one goes on serving until an
-   * AssumeRole with the new one works, for seven days at the most.
+   * AssumeRole with the new one works, for seven days at the most. Where the stored one
+   * has not worked either, the one before it goes on serving in its place, until its own
+   * time is over: so a wrong external ID can be corrected without a gap.
    *
    * @generated from field: bool keep_previous_external_id = 7;
    */
@@ -1081,14 +1083,15 @@ export enum StatusReason {
   INVALID_CONFIGURATION = 6,
 
   /**
-   * Nothing got through for 60 s because of throttling.
+   * Nothing got through for 60 s, or what the operator set, because of throttling.
    *
    * @generated from enum value: STATUS_REASON_THROTTLED = 7;
    */
   THROTTLED = 7,
 
   /**
-   * Nothing got through for 60 s because of time-outs, refused connections or AWS 5xx.
+   * Nothing got through for as long because of time-outs, refused connections, AWS 5xx, or
+   * sessions that AWS refuses however often the role is assumed anew.
    *
    * @generated from enum value: STATUS_REASON_UNREACHABLE = 8;
    */

@@ -2,7 +2,8 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio_util::{
@@ -18,9 +19,15 @@ struct Guard {
     calls: TaskTracker,
 }
 
-/// The calls that are under way, an integration.
+/// The gate that every AWS call for an integration passes, and the calls that are under
+/// way. Cheap to clone; clones are the same gate.
+#[derive(Clone, Debug, Default)]
+pub struct Gate {
+    state: Arc<State>,
+}
+
 #[derive(Debug, Default)]
-pub(super) struct Gate {
+struct State {
     guards: Mutex<HashMap<IntegrationKey, Guard>>,
     /// Cancels every call.
     all: CancellationToken,
@@ -28,28 +35,32 @@ pub(super) struct Gate {
 
 /// Allows one call. The call ends when `cancelled` does.
 #[derive(Debug)]
-pub(super) struct Pass {
+pub struct Pass {
     cancel: CancellationToken,
     _call: TaskTrackerToken,
 }
 
 impl Pass {
-    pub(super) async fn cancelled(&self) {
+    /// Returns when the call must end.
+    pub async fn cancelled(&self) {
         self.cancel.cancelled().await;
     }
 }
 
 impl Gate {
     fn lock(&self) -> MutexGuard<'_, HashMap<IntegrationKey, Guard>> {
-        self.guards.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state
+            .guards
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A pass for a call, while the integration exists. `exists` is asked under the
     /// same lock that [`Gate::shut`] takes after the integration is gone, so that a
     /// call either is not begun or is waited for.
-    pub(super) fn enter(&self, key: IntegrationKey, exists: impl FnOnce() -> bool) -> Option<Pass> {
+    pub fn enter(&self, key: IntegrationKey, exists: impl FnOnce() -> bool) -> Option<Pass> {
         let mut guards = self.lock();
-        if self.all.is_cancelled() || !exists() {
+        if self.state.all.is_cancelled() || !exists() {
             return None;
         }
         // Guards of integrations that rest are swept as the map grows.
@@ -57,7 +68,7 @@ impl Gate {
             guards.retain(|_, guard| !guard.calls.is_empty());
         }
         let guard = guards.entry(key).or_insert_with(|| Guard {
-            cancel: self.all.child_token(),
+            cancel: self.state.all.child_token(),
             calls: TaskTracker::new(),
         });
         Some(Pass {
@@ -66,8 +77,24 @@ impl Gate {
         })
     }
 
+    /// Makes a call that may last for several requests. None where the integration is
+    /// gone, or goes meanwhile.
+    pub(super) async fn call<T>(
+        &self,
+        key: IntegrationKey,
+        exists: impl FnOnce() -> bool,
+        call: impl Future<Output = T>,
+    ) -> Option<T> {
+        let pass = self.enter(key, exists)?;
+        tokio::select! {
+            biased;
+            () = pass.cancelled() => None,
+            answer = call => Some(answer),
+        }
+    }
+
     /// Cancels what is under way for an integration that is gone, and waits for its end.
-    pub(super) async fn shut(&self, key: IntegrationKey) {
+    pub async fn shut(&self, key: IntegrationKey) {
         let guard = self.lock().remove(&key);
         if let Some(guard) = guard {
             guard.cancel.cancel();
@@ -77,7 +104,7 @@ impl Gate {
     }
 
     /// Cancels every call, and lets none begin.
-    pub(super) fn shut_all(&self) {
-        self.all.cancel();
+    pub fn shut_all(&self) {
+        self.state.all.cancel();
     }
 }

@@ -1,0 +1,154 @@
+use std::future::poll_fn;
+
+use proptest::prelude::*;
+use tokio::sync::mpsc;
+use tonic::Code;
+
+use super::*;
+
+/// A body whose chunks come from a channel.
+struct Chunks(mpsc::UnboundedReceiver<Bytes>);
+
+impl Body for Chunks {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let chunk = ready!(self.0.poll_recv(cx));
+        Poll::Ready(chunk.map(|chunk| Ok(Frame::data(chunk))))
+    }
+}
+
+/// A request as its handler sees it.
+struct Incoming {
+    body: tonic::body::Body,
+    rooms: Rooms,
+}
+
+impl Incoming {
+    fn new(intake: &Intake, path: &str) -> (mpsc::UnboundedSender<Bytes>, Self) {
+        let (chunks, received) = mpsc::unbounded_channel();
+        let mut request = None;
+        let keep = tower::service_fn(|incoming: Request<tonic::body::Body>| {
+            request = Some(incoming);
+            std::future::ready(Ok::<_, ()>(()))
+        });
+        let mut service = intake.layer(keep);
+        let body = tonic::body::Body::new(Chunks(received));
+        let sent = Request::builder().uri(path).body(body).unwrap();
+        let _called = service.call(sent);
+        drop(service);
+        let request = request.unwrap();
+        let rooms = request.extensions().get::<Rooms>().unwrap().clone();
+        let body = request.into_body();
+        (chunks, Self { body, rooms })
+    }
+
+    async fn next(&mut self) -> Option<Result<Bytes, Status>> {
+        let frame = poll_fn(|cx| Pin::new(&mut self.body).poll_frame(cx)).await?;
+        Some(frame.map(|frame| frame.into_data().unwrap()))
+    }
+
+    async fn all(&mut self) -> Vec<u8> {
+        let mut all = Vec::new();
+        while let Some(piece) = self.next().await {
+            all.extend_from_slice(&piece.unwrap());
+        }
+        all
+    }
+
+    async fn fails(&mut self) -> Status {
+        loop {
+            if let Err(status) = self.next().await.expect("an error before the end") {
+                return status;
+            }
+        }
+    }
+}
+
+const UNARY: &str = "/siem.v1.EventService/Publish";
+const STREAM: &str = "/siem.v1.EventService/PublishStream";
+
+fn message(length: usize) -> Vec<u8> {
+    let mut message = vec![0];
+    message.extend((length as u32).to_be_bytes());
+    message.resize(PREFIX_BYTES + length, 7);
+    message
+}
+
+proptest! {
+    #[test]
+    fn passes_every_byte_however_it_is_cut(
+        lengths in prop::collection::vec(0_usize..300, 0..20),
+        cuts in prop::collection::vec(1_usize..40, 1..200),
+    ) {
+        let sent: Vec<u8> = lengths.iter().flat_map(|length| message(*length)).collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let (received, rooms) = runtime.block_on(async {
+            let (chunks, mut incoming) = Incoming::new(&Intake::new(1 << 20, 300), STREAM);
+            let mut rest = &sent[..];
+            for cut in cuts.iter().cycle() {
+                if rest.is_empty() {
+                    break;
+                }
+                let (chunk, others) = rest.split_at(rest.len().min(*cut));
+                chunks.send(Bytes::copy_from_slice(chunk)).unwrap();
+                rest = others;
+            }
+            drop(chunks);
+            let received = incoming.all().await;
+            let rooms: Vec<usize> = std::iter::from_fn(|| incoming.rooms.next())
+                .map(|room| room.num_permits())
+                .collect();
+            (received, rooms)
+        });
+        prop_assert_eq!(received, sent);
+        prop_assert_eq!(rooms, lengths);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn reads_on_only_once_there_is_room() {
+    let intake = Intake::new(100, 100);
+    let (first_chunks, mut first) = Incoming::new(&intake, STREAM);
+    first_chunks.send(message(60).into()).unwrap();
+    drop(first_chunks);
+    assert_eq!(first.all().await, message(60));
+    let (chunks, mut second) = Incoming::new(&intake, STREAM);
+    chunks.send(message(50).into()).unwrap();
+    let waits = tokio::time::timeout(Duration::from_secs(3600), second.next()).await;
+    assert!(waits.is_err(), "not even the prefix is handed on");
+    drop(first.rooms.next().unwrap());
+    assert_eq!(second.next().await.unwrap().unwrap(), message(50)[..5]);
+    assert_eq!(second.next().await.unwrap().unwrap(), message(50)[5..]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_no_stream_is_refused_after_a_while() {
+    let intake = Intake::new(100, 100);
+    let (chunks, mut first) = Incoming::new(&intake, UNARY);
+    chunks.send(message(60).into()).unwrap();
+    drop(chunks);
+    first.all().await;
+    let (chunks, mut second) = Incoming::new(&intake, UNARY);
+    chunks.send(message(50).into()).unwrap();
+    let status = second.fails().await;
+    assert_eq!(status.code(), Code::ResourceExhausted);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_begins_a_message_and_stops_gives_the_room_back() {
+    let intake = Intake::new(100, 100);
+    let (stalled, mut first) = Incoming::new(&intake, STREAM);
+    stalled.send(message(100)[..50].to_vec().into()).unwrap();
+    let status = first.fails().await;
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    drop(first);
+    let (chunks, mut second) = Incoming::new(&intake, UNARY);
+    chunks.send(message(100).into()).unwrap();
+    drop(chunks);
+    assert_eq!(second.all().await, message(100));
+}

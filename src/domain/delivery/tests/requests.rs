@@ -1,0 +1,41 @@
+//! What one request holds, and what its answer leaves.
+
+use super::*;
+
+#[test]
+fn a_request_holds_no_more_bytes_than_allowed_but_at_least_one_event() {
+    let limits = |bytes| BatchLimits {
+        records: 500,
+        bytes,
+        overhead_bytes: 6,
+    };
+    let mut delivery = Delivery::default();
+    for chunk in log(&[1, 2, 3, 4, 5], 5) {
+        delivery.load(chunk);
+    }
+    let batch = delivery.next_batch(limits(35)).unwrap();
+    assert_eq!(batch.items.len(), 3);
+    let _settled = delivery.settle(batch, &[Outcome::Accepted; 3]);
+    let batch = delivery.next_batch(limits(1)).unwrap();
+    assert_eq!(batch.items.len(), 1);
+    let _settled = delivery.settle(batch, &[Outcome::Accepted]);
+}
+
+#[test]
+fn an_item_without_an_outcome_is_sent_again() {
+    let mut delivery = Delivery::default();
+    for chunk in log(&[1, 2], 2) {
+        delivery.load(chunk);
+    }
+    let limits = BatchLimits {
+        records: 500,
+        bytes: 1000,
+        overhead_bytes: 0,
+    };
+    let batch = delivery.next_batch(limits).unwrap();
+    let settlement = delivery.settle(batch, &[Outcome::Accepted]);
+    assert_eq!(settlement.accepted, 1);
+    let batch = delivery.next_batch(limits).unwrap();
+    assert_eq!(batch.items[0].sequence, 2);
+    let _settled = delivery.settle(batch, &[Outcome::Accepted]);
+}

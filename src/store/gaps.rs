@@ -1,0 +1,182 @@
+//! Giving events up, within the writer's transaction, and how gaps stand in a chunk's row.
+
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, QueryResult, Value};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    draft::Draft,
+    rows::{damaged, statement},
+    statements::{run, update_integration},
+};
+use crate::domain::{
+    bitmap,
+    event::{Gap, GapReason, Time},
+    gap::{ChunkState, Marked, PlacedGap, give_up},
+    integration::IntegrationKey,
+};
+
+/// What to give up.
+#[derive(Clone, Debug)]
+pub struct GiveUp {
+    /// The integration.
+    pub key: IntegrationKey,
+    /// These events.
+    pub events: Vec<Marked>,
+    /// Events and gaps that are in flight, and stay as they are.
+    pub in_flight: Vec<Marked>,
+}
+
+/// What was given up.
+#[derive(Clone, Debug, Default)]
+pub struct GivenUp {
+    /// The chunks that are not as they were.
+    pub chunks: Vec<ChunkState>,
+}
+
+/// A gap as it stands in the database. Times are microseconds since the Unix epoch.
+#[derive(Deserialize, Serialize)]
+struct StoredGap {
+    index: u32,
+    first_sequence: u64,
+    count: u64,
+    first_time: i64,
+    last_time: i64,
+    reason: String,
+}
+
+/// The column of a chunk's gaps: JSON, or nothing where there are none.
+pub(super) fn encode(gaps: &[PlacedGap]) -> Result<Option<String>, DbErr> {
+    if gaps.is_empty() {
+        return Ok(None);
+    }
+    let stored: Vec<StoredGap> = gaps
+        .iter()
+        .map(|placed| StoredGap {
+            index: placed.index,
+            first_sequence: placed.gap.first_sequence,
+            count: placed.gap.count,
+            first_time: placed.gap.first_time.micros(),
+            last_time: placed.gap.last_time.micros(),
+            reason: placed.gap.reason.as_str().to_owned(),
+        })
+        .collect();
+    let text = serde_json::to_string(&stored);
+    text.map(Some)
+        .map_err(|error| DbErr::Custom(error.to_string()))
+}
+
+/// The gaps of a chunk that wait.
+pub(super) fn decode(
+    text: Option<&str>,
+    first_sequence: u64,
+    settled: &[u8],
+) -> Result<Vec<PlacedGap>, DbErr> {
+    let Some(text) = text else {
+        return Ok(Vec::new());
+    };
+    let stored: Vec<StoredGap> = serde_json::from_str(text).map_err(|_| damaged("gaps"))?;
+    stored
+        .into_iter()
+        .filter(|one| !bitmap::get(settled, one.index as usize))
+        .map(|one| {
+            let mut reasons = GapReason::ALL.into_iter();
+            let reason = reasons.find(|reason| reason.as_str() == one.reason);
+            Ok(PlacedGap {
+                index: one.index,
+                gap: Gap {
+                    first_sequence: one.first_sequence,
+                    last_sequence: first_sequence + u64::from(one.index),
+                    count: one.count,
+                    first_time: Time::from_micros(one.first_time),
+                    last_time: Time::from_micros(one.last_time),
+                    reason: reason.ok_or_else(|| damaged("reason"))?,
+                },
+            })
+        })
+        .collect()
+}
+
+/// A chunk's row without its payload.
+struct Row {
+    state: ChunkState,
+    pending_bytes: u64,
+}
+
+const COLUMNS: &str =
+    "chunk_id, first_sequence, event_count, accepted, gaps, pending_bytes, accepted_at";
+
+fn row(row: &QueryResult) -> Result<Row, DbErr> {
+    let first_sequence = row.try_get::<i64>("", "first_sequence")? as u64;
+    let settled: Option<Vec<u8>> = row.try_get("", "accepted")?;
+    let settled = settled.unwrap_or_default();
+    let gaps: Option<String> = row.try_get("", "gaps")?;
+    Ok(Row {
+        state: ChunkState {
+            id: row.try_get("", "chunk_id")?,
+            first_sequence,
+            count: row.try_get::<i32>("", "event_count")? as u32,
+            gaps: decode(gaps.as_deref(), first_sequence, &settled)?,
+            settled,
+            accepted_at: Time::from_micros(row.try_get("", "accepted_at")?),
+        },
+        pending_bytes: row.try_get::<i64>("", "pending_bytes")? as u64,
+    })
+}
+
+/// Gives events up: counts them as expired, and puts gaps in their place.
+pub(super) async fn apply(
+    tx: &DatabaseTransaction,
+    draft: &mut Draft<'_>,
+    ask: &GiveUp,
+) -> Result<GivenUp, DbErr> {
+    let mut given_up = GivenUp::default();
+    let (mut expired, mut freed) = (0, 0);
+    for events in &ask.events {
+        let sql =
+            format!("SELECT {COLUMNS} FROM chunk WHERE chunk_id = $1 AND integration_key = $2");
+        let values: [Value; 2] = [events.chunk_id.into(), ask.key.0.into()];
+        let Some(found) = tx.query_one_raw(statement(tx, &sql, values)).await? else {
+            continue;
+        };
+        let mut row = row(&found)?;
+        let in_flight = ask
+            .in_flight
+            .iter()
+            .find(|one| one.chunk_id == row.state.id);
+        let chunks = std::slice::from_mut(&mut row.state);
+        expired += give_up(chunks, GapReason::RecordRefused, |chunk, index| {
+            let index = index as usize;
+            let is_gap = chunk.gaps.iter().any(|gap| gap.index as usize == index);
+            let flies = in_flight.is_some_and(|one| bitmap::get(&one.events, index));
+            !flies && (is_gap || bitmap::get(&events.events, index))
+        });
+        row.pending_bytes -= events.bytes.min(row.pending_bytes);
+        freed += events.bytes;
+        save(tx, &row).await?;
+        given_up.chunks.push(row.state);
+    }
+    if let Some(slot) = draft.slot_mut(ask.key) {
+        let progress = &mut slot.snapshot.progress;
+        progress.expired += expired;
+        progress.pending_bytes = progress.pending_bytes.saturating_sub(freed);
+        update_integration(tx, ask.key, slot).await?;
+    }
+    Ok(given_up)
+}
+
+async fn save(tx: &DatabaseTransaction, row: &Row) -> Result<(), DbErr> {
+    let sql = "UPDATE chunk SET accepted = $1, gaps = $2, pending_bytes = $3 WHERE chunk_id = $4";
+    let values: [Value; 4] = [
+        row.state.settled.clone().into(),
+        encode(&row.state.gaps)?.into(),
+        (row.pending_bytes as i64).into(),
+        row.state.id.into(),
+    ];
+    run(tx, sql, values).await?;
+    if row.state.has_events() {
+        return Ok(());
+    }
+    let sql = "UPDATE chunk SET payload = $1 WHERE chunk_id = $2";
+    let values: [Value; 2] = [Vec::<u8>::new().into(), row.state.id.into()];
+    run(tx, sql, values).await.map(drop)
+}

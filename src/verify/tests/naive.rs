@@ -1,0 +1,98 @@
+//! The same findings, by sets of everything.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::Record;
+
+/// What a reader with all the memory in the world finds.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Found {
+    pub(super) events: u64,
+    pub(super) duplicates: u64,
+    pub(super) conflicts: Vec<u64>,
+    pub(super) holes: Vec<u64>,
+    pub(super) missing_in_gaps: Vec<u64>,
+    pub(super) gap_events: u64,
+    pub(super) gap_duplicates: u64,
+    pub(super) late: Vec<(u64, u64)>,
+    pub(super) understated: Vec<(u64, u64)>,
+}
+
+pub(super) fn naive(records: &[Record]) -> Found {
+    let mut found = Found::default();
+    let (mut ids, mut gaps) = (HashMap::new(), BTreeMap::<u64, (u64, u64)>::new());
+    let mut by_device: HashMap<u128, Vec<u64>> = HashMap::new();
+    for record in records {
+        match *record {
+            Record::Event {
+                sequence,
+                id,
+                device,
+            } => match ids.get(&sequence) {
+                None => {
+                    ids.insert(sequence, id);
+                    let before = by_device.entry(device).or_default();
+                    if let Some(highest) =
+                        before.iter().max().filter(|highest| **highest > sequence)
+                    {
+                        found.late.push((sequence, *highest));
+                    }
+                    before.push(sequence);
+                }
+                Some(first) if *first == id => found.duplicates += 1,
+                Some(_) => found.conflicts.push(sequence),
+            },
+            Record::Gap { first, last, count } => match gaps.get(&last) {
+                None => {
+                    gaps.insert(last, (first, count));
+                }
+                Some(before) if *before == (first, count) => found.gap_duplicates += 1,
+                Some(before) => {
+                    found.conflicts.push(last);
+                    if first < before.0 {
+                        gaps.insert(last, (first, count));
+                    }
+                }
+            },
+        }
+    }
+    found.events = ids.len() as u64;
+    found.gap_events = gaps.len() as u64;
+    let announced: BTreeSet<u64> = gaps.iter().flat_map(|(last, gap)| gap.0..=*last).collect();
+    let last = announced
+        .iter()
+        .chain(ids.keys())
+        .max()
+        .copied()
+        .unwrap_or(0);
+    let is_there = |sequence: &u64| ids.contains_key(sequence);
+    found.missing_in_gaps = announced
+        .iter()
+        .copied()
+        .filter(|one| !is_there(one))
+        .collect();
+    found.holes = (1..=last)
+        .filter(|one| !is_there(one) && !announced.contains(one))
+        .collect();
+    // Gaps belong together where they share a sequence, over others if need be.
+    let mut groups: Vec<(BTreeSet<u64>, u64)> = Vec::new();
+    for (last, (first, count)) in gaps {
+        let (mut range, mut count) = ((first..=last).collect::<BTreeSet<u64>>(), count);
+        groups.retain(|(other, more)| {
+            let apart = other.is_disjoint(&range);
+            if !apart {
+                range.extend(other);
+                count += more;
+            }
+            apart
+        });
+        groups.push((range, count));
+    }
+    found.understated = groups
+        .iter()
+        .filter(|(range, count)| range.iter().filter(|one| !is_there(one)).count() as u64 > *count)
+        .map(|(range, _)| (*range.first().unwrap(), *range.last().unwrap()))
+        .collect();
+    found.understated.sort_unstable();
+    found
+}

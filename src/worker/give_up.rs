@@ -1,0 +1,59 @@
+//! Gives up records that AWS refuses while it takes others.
+
+use tokio::time::{Duration, Instant};
+
+use super::Shared;
+use crate::{
+    domain::integration::IntegrationKey,
+    store::{GiveUp, GivenUp, StoreError},
+};
+
+/// How long to wait after the log could not be written.
+const WRITE_RETRY: Duration = Duration::from_secs(1);
+
+/// Lets gaps take the place of what was refused. Until that is durable the integration
+/// stands still, but for its requests in flight.
+pub(super) async fn refused<S>(shared: &Shared<S>, key: IntegrationKey) {
+    let Some(still) = shared.lanes().get(key).map(|lane| lane.still.clone()) else {
+        return;
+    };
+    let _still = still.write_owned().await;
+    let Some(ask) = ask(shared, key) else { return };
+    let given_up = shared.store.give_up(ask).await;
+    take_in(shared, key, given_up);
+    shared.wake.notify_one();
+}
+
+fn ask<S>(shared: &Shared<S>, key: IntegrationKey) -> Option<GiveUp> {
+    let mut lanes = shared.lanes();
+    let lane = lanes.get(key)?;
+    let events = lane.delivery.refused();
+    if events.is_empty() {
+        return None;
+    }
+    Some(GiveUp {
+        key,
+        events,
+        in_flight: lane.delivery.events_in_flight(),
+    })
+}
+
+fn take_in<S>(shared: &Shared<S>, key: IntegrationKey, given_up: Result<GivenUp, StoreError>) {
+    let mut lanes = shared.lanes();
+    let Some(lane) = lanes.get(key) else { return };
+    match given_up {
+        Ok(given_up) => {
+            let before = lane.delivery.bytes();
+            let gap_key = lane.integration_id.as_u128();
+            lane.delivery.apply(&given_up.chunks, gap_key);
+            let freed = before - lane.delivery.bytes();
+            lanes.loaded_bytes -= freed;
+        }
+        Err(error) => {
+            tracing::error!(%error, "cannot give up what was refused");
+            lane.delivery.keep_refused();
+            lanes.back_off(key, Instant::now() + WRITE_RETRY);
+        }
+    }
+    lanes.queue(key);
+}

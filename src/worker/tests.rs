@@ -1,0 +1,292 @@
+//! The real worker, store and AWS SDK through hours of simulated time: how often roles
+//! are assumed.
+
+use std::collections::HashMap;
+
+use futures_util::future::join_all;
+use tempfile::TempDir;
+use tokio::{task::JoinHandle, time::advance};
+use uuid::Uuid;
+
+use super::*;
+use crate::{
+    domain::{
+        arn::{RoleArn, StreamArn},
+        event::Format,
+        external_id::ExternalId,
+        integration::Integration,
+        organization::OrganizationId,
+        segment::{OwnedSegment, Segment},
+    },
+    sink::{
+        AwsSink, ExternalIds, Unreadable,
+        testing::{Asked, Aws, Said},
+    },
+    store::{Configure, MasterKey, StoreOptions},
+};
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+/// How many integrations the claims are made of.
+const MANY: usize = 1000;
+
+struct Ids(Store);
+
+impl ExternalIds for Ids {
+    fn open(&self, integration: &Integration) -> Result<ExternalId, Unreadable> {
+        let opened = self.0.open_external_id(integration);
+        opened.map_err(|_| Unreadable)
+    }
+
+    fn open_previous(&self, integration: &Integration) -> Option<Result<ExternalId, Unreadable>> {
+        let opened = self.0.open_previous_external_id(integration)?;
+        Some(opened.map_err(|_| Unreadable))
+    }
+
+    fn took_over(&self, _: &Integration) {}
+
+    fn is_current(&self, integration: &Integration) -> bool {
+        let current = self.0.get(integration.key);
+        current.is_some_and(|current| current.integration.version == integration.version)
+    }
+}
+
+/// A service without its API. Once it runs, its clock moves only as it is told to.
+struct Simulation {
+    aws: Aws,
+    store: Store,
+    worker: Worker<AwsSink>,
+    _run: JoinHandle<()>,
+    _dir: TempDir,
+}
+
+impl Simulation {
+    /// So many integrations, each with events that wait from the first moment on.
+    async fn start(integrations: usize, events: u32, aws: Aws) -> Self {
+        let dir = TempDir::new().unwrap();
+        let options = StoreOptions {
+            data_dir: dir.path().to_owned(),
+            log_tail_bytes: 64 << 20,
+            commit_linger: Duration::ZERO,
+            failing_after: Duration::from_secs(60),
+            settle_linger: Duration::from_millis(1),
+            tombstones: 2,
+        };
+        let key = MasterKey::from_bytes(&[7; 32]);
+        let store = Store::open(options, key).await.unwrap();
+        join_all((0..integrations).map(|which| configure(&store, which, 0))).await;
+        // Every tenth one is changing its external ID.
+        join_all(
+            (0..integrations)
+                .step_by(10)
+                .map(|which| configure(&store, which, 1)),
+        )
+        .await;
+        let sink = aws.sink(Arc::new(Ids(store.clone())));
+        let simulation = Self {
+            worker: Worker::new(store.clone(), sink, options_of_worker()),
+            store,
+            aws,
+            _run: tokio::spawn(std::future::pending()),
+            _dir: dir,
+        };
+        tokio::time::pause();
+        simulation.append(integrations, events).await;
+        let worker = simulation.worker.clone();
+        let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
+        Self {
+            _run: tokio::spawn(async move { worker.run(stop, kill).await }),
+            ..simulation
+        }
+    }
+
+    async fn append(&self, integrations: usize, events: u32) {
+        let segments = (0..integrations).map(|which| {
+            let key = self.store.key_of(&organization(which));
+            segment(key.unwrap(), events)
+        });
+        let append = async {
+            let durable = self.store.append(segments.collect(), None).await;
+            durable.unwrap().await.unwrap()
+        };
+        // Not idle meanwhile, or a paused clock would jump ahead.
+        let busy = async {
+            loop {
+                moment().await;
+            }
+        };
+        tokio::select! {
+            exist = append => assert!(exist.iter().all(|exists| *exists)),
+            () = busy => {}
+        }
+    }
+
+    /// Lets so much time pass, and all that is due at each moment happen.
+    async fn pass(&self, time: Duration, step: Duration) {
+        let until = Instant::now() + time;
+        while Instant::now() < until {
+            self.settle_down().await;
+            advance(step).await;
+        }
+    }
+
+    /// Goes on until nothing is under way.
+    async fn settle_down(&self) {
+        let (mut count, mut quiet) = (0, 0);
+        while quiet < 3 {
+            for _ in 0..50 {
+                tokio::task::yield_now().await;
+            }
+            let now = self.aws.count();
+            if now == count && self.worker.shared.turns.is_empty() {
+                quiet += 1;
+            } else {
+                quiet = 0;
+                moment().await;
+            }
+            count = now;
+        }
+    }
+
+    fn is_pending(&self) -> bool {
+        let all = self.store.page("", usize::MAX, |_| true);
+        all.iter().any(|one| one.progress.pending() > 0)
+    }
+
+    /// Passes short moments until nothing is pending.
+    async fn until_delivered(&self) {
+        while self.is_pending() {
+            self.pass(Duration::from_millis(10), Duration::from_millis(10))
+                .await;
+        }
+    }
+}
+
+/// A moment of both times: the simulated, and much more of the real one that the
+/// database works in, which passes on the way through another thread.
+async fn moment() {
+    for _ in 0..10 {
+        let elsewhere = tokio::task::spawn_blocking(std::thread::yield_now);
+        elsewhere.await.unwrap();
+    }
+    advance(Duration::from_millis(1)).await;
+}
+
+fn organization(which: usize) -> String {
+    format!("org-{which}")
+}
+
+async fn configure(store: &Store, which: usize, change: u32) {
+    let role = format!("arn:aws:iam::222222222222:role/customer-{which}");
+    let stream = format!("arn:aws:kinesis:us-east-1:222222222222:stream/customer-{which}");
+    let configure = Configure {
+        organization_id: OrganizationId::new(&organization(which)).unwrap(),
+        stream_arn: StreamArn::parse(&stream).unwrap(),
+        role_arn: RoleArn::parse(&role).unwrap(),
+        external_id: Some(ExternalId::parse(format!("external-id-{change}-of-{which}")).unwrap()),
+        keep_previous: change > 0,
+        issued_only: false,
+        etag: None,
+        caller: "test".into(),
+    };
+    store.configure(configure).await.unwrap();
+}
+
+fn segment(key: IntegrationKey, events: u32) -> OwnedSegment {
+    let mut segment = Segment::default();
+    for index in 0..events {
+        let device = Uuid::from_u128(u128::from(index));
+        let pushed: Result<(), ()> = segment.push(|out| {
+            out.extend_from_slice(format!("\"partitionkey\":\"{device}\",").as_bytes());
+            Ok(())
+        });
+        pushed.unwrap();
+    }
+    OwnedSegment { key, segment }
+}
+
+fn options_of_worker() -> WorkerOptions {
+    WorkerOptions {
+        requests_in_flight: 64,
+        requests_in_flight_per_integration: 4,
+        send_linger: Duration::from_millis(20),
+        limits: BatchLimits {
+            records: 5,
+            bytes: 1 << 20,
+            overhead_bytes: 0,
+        },
+        backoff: BackoffPolicy {
+            refused_first: Duration::from_secs(5),
+            refused_most: Duration::from_secs(300),
+        },
+        window_bytes: 1 << 20,
+        windows_bytes: 64 << 20,
+        format: Format::new("https://example.com", "com.example").unwrap(),
+    }
+}
+
+fn denied(asked: &Asked) -> Said {
+    match asked {
+        Asked::AssumeRole { .. } => Said::No("AccessDenied"),
+        _ => Said::Yes,
+    }
+}
+
+/// How often each role was to be assumed within an hour from a moment on.
+fn in_the_hour(assumed: &HashMap<String, Vec<Instant>>, from: Instant) -> Vec<usize> {
+    let hour = from..from + HOUR;
+    assumed
+        .values()
+        .map(|calls| calls.iter().filter(|at| hour.contains(at)).count())
+        .collect()
+}
+
+#[tokio::test]
+async fn a_thousand_broken_integrations_cost_at_most_20_calls_an_hour_each() {
+    let simulation = Simulation::start(MANY, 3, Aws::new(denied)).await;
+    let start = Instant::now();
+    simulation.pass(MINUTE, Duration::from_secs(1)).await;
+    let assumed = simulation.aws.assumed();
+    assert_eq!(assumed.len(), MANY, "every one was tried");
+    let first: Vec<_> = assumed.values().map(Vec::len).collect();
+    assert!(first.iter().all(|calls| *calls >= 8), "{first:?}");
+
+    simulation.pass(HOUR, Duration::from_secs(5)).await;
+    let counts = in_the_hour(&simulation.aws.assumed(), start + MINUTE);
+    assert!(
+        counts.iter().all(|calls| (10..=20).contains(calls)),
+        "{counts:?}"
+    );
+    assert_eq!(*simulation.worker.standing().borrow(), Standing::Good);
+}
+
+#[tokio::test]
+async fn a_thousand_healthy_integrations_assume_their_role_once_each() {
+    let simulation = Simulation::start(MANY, 30, Aws::new(|_| Said::Yes)).await;
+    simulation.until_delivered().await;
+    let assumed = simulation.aws.assumed();
+    assert_eq!(assumed.len(), MANY);
+    assert!(assumed.values().all(|calls| calls.len() == 1));
+}
+
+#[tokio::test]
+async fn roles_are_seldom_tried_while_our_identity_is_refused() {
+    let simulation = Simulation::start(20, 1, Aws::new(|_| Said::Yes)).await;
+    simulation.until_delivered().await;
+    simulation.aws.now(denied);
+    advance(HOUR - MINUTE).await;
+    // Half of them have events that wait, the others are witnesses at most.
+    simulation.append(10, 1).await;
+    let start = Instant::now();
+    simulation.pass(HOUR + MINUTE, Duration::from_secs(1)).await;
+    assert_eq!(
+        *simulation.worker.standing().borrow(),
+        Standing::MayNotAssume
+    );
+    let counts = in_the_hour(&simulation.aws.assumed(), start + MINUTE);
+    assert!(counts.iter().all(|calls| *calls <= 20), "{counts:?}");
+    for which in 0..20 {
+        let status = simulation.store.find(&organization(which)).unwrap().status;
+        assert_eq!(status.status, Status::Active);
+    }
+}

@@ -1,0 +1,255 @@
+//! `siem-relay publish --follow`, the built binary: whatever is restarted, every line is
+//! in the stream.
+
+use std::{
+    collections::HashSet,
+    fs::{self, File, OpenOptions},
+    io::Write as _,
+    path::PathBuf,
+};
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use serde_json::Value;
+use siem_relay::sandbox::aws::RecordStream;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+use crate::harness::{Customer, Process, World, run, stand_in, tool, within};
+
+const DEVICE: &str = "7d444840-9dc0-41d1-b245-5ffdce74fad2";
+const NETWORK: &str = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff";
+
+/// A sensor's log.
+struct Log {
+    dir: TempDir,
+    file: File,
+    written: u64,
+}
+
+impl Log {
+    fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        let file = append(dir.path().join("eve.json"));
+        Self {
+            dir,
+            file,
+            written: 0,
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("eve.json")
+    }
+
+    /// Writes so many alerts, with other records between them.
+    fn write(&mut self, count: u64) {
+        let mut text = String::new();
+        for number in self.written..self.written + count {
+            text += &format!(
+                "{{\"timestamp\":\"2026-01-02T03:04:05.{:06}+0000\",\"event_type\":\"alert\",\"src_ip\":\"192.0.2.1\",\"flow_id\":{number},\"alert\":{{\"signature_id\":9000001}}}}\n{{\"event_type\":\"flow\",\"flow_id\":{number}}}\n",
+                number % 1_000_000
+            );
+        }
+        self.written += count;
+        self.file.write_all(text.as_bytes()).unwrap();
+    }
+
+    fn shift(&self) {
+        for number in (1..9).rev() {
+            let from = self.dir.path().join(format!("eve.json.{number}"));
+            if from.exists() {
+                let to = self.dir.path().join(format!("eve.json.{}", number + 1));
+                fs::rename(from, to).unwrap();
+            }
+        }
+    }
+
+    /// Renames the file; the writer opens a new one.
+    fn rotate(&mut self) {
+        self.shift();
+        fs::rename(self.path(), self.dir.path().join("eve.json.1")).unwrap();
+        self.file = append(self.path());
+    }
+
+    fn copy_truncate(&mut self) {
+        self.shift();
+        fs::copy(self.path(), self.dir.path().join("eve.json.1")).unwrap();
+        self.file.set_len(0).unwrap();
+    }
+
+    fn command(&self, address: &str) -> Command {
+        let path = self.path();
+        let mut command = tool(&["publish", "--follow", "--organization", "acme"]);
+        command.args(["--network", NETWORK, "--device", DEVICE]);
+        command.args(["--batch-events", "20", "--address", address, "--eve"]);
+        command.arg(path);
+        command
+    }
+
+    fn publish(&self, address: &str) -> Child {
+        self.command(address).spawn().unwrap()
+    }
+}
+
+fn append(path: PathBuf) -> File {
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .unwrap()
+}
+
+/// What arrived in the stream, by the number of its alert.
+struct Seen {
+    records: RecordStream,
+    numbers: HashSet<u64>,
+    ids: HashSet<String>,
+}
+
+impl Seen {
+    fn new(records: RecordStream) -> Self {
+        Self {
+            records,
+            numbers: HashSet::new(),
+            ids: HashSet::new(),
+        }
+    }
+
+    /// Waits until so many different alerts arrived.
+    async fn until(&mut self, count: u64) {
+        within("alerts in the stream", async {
+            while (self.numbers.len() as u64) < count {
+                let record = self.records.next().await.expect("the stream is there");
+                let event: Value = serde_json::from_slice(&record.data).unwrap();
+                self.numbers
+                    .insert(event["data"]["flow_id"].as_u64().unwrap());
+                self.ids.insert(event["id"].as_str().unwrap().to_owned());
+            }
+        })
+        .await;
+    }
+
+    /// All of them arrived, and each has one id, however often it came.
+    async fn check(&mut self, count: u64) {
+        self.until(count).await;
+        assert!(self.numbers.iter().all(|number| *number < count));
+        assert_eq!(self.numbers.len(), self.ids.len());
+    }
+}
+
+async fn terminate(child: Child) -> std::process::Output {
+    let id = child.id().expect("it runs").to_string();
+    let mut kill = Command::new("kill");
+    let sent = within("kill", kill.args(["-TERM", &id]).status()).await;
+    assert!(sent.unwrap().success());
+    within("the end of the publisher", child.wait_with_output())
+        .await
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_is_followed_until_it_is_told_to_stop() {
+    let world = World::start().await;
+    let (customer, _) = world.customer("acme").await;
+    let mut seen = Seen::new(world.aws.subscribe(&customer.stream_arn).unwrap());
+    let mut log = Log::new();
+    let address = world.relay.address.to_string();
+    log.write(50);
+    let publisher = log.publish(&address);
+    seen.until(50).await;
+    log.write(10);
+    seen.until(60).await;
+    log.rotate();
+    log.write(30);
+    seen.until(90).await;
+    log.copy_truncate();
+    log.write(30);
+    seen.until(120).await;
+    let second = run(log.command(&address)).await;
+    assert_eq!(second.code, Some(1), "{second:?}");
+    assert!(
+        second.stderr.contains("in use by another process"),
+        "{}",
+        second.stderr
+    );
+    let ended = terminate(publisher).await;
+    let told = String::from_utf8_lossy(&ended.stdout).into_owned();
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    assert!(told.contains("accepted      120\n"), "{told}");
+    assert!(told.contains("the next run goes on from"), "{told}");
+    // Nothing comes twice after an end in order.
+    log.write(5);
+    let publisher = log.publish(&address);
+    seen.check(125).await;
+    terminate(publisher).await;
+    world.api.until_delivered("acme").await;
+    let stored = world.aws.stream(&customer.stream_arn).unwrap();
+    assert_eq!(stored.accepted, 125);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_rotated_while_nobody_follows_is_not_lost() {
+    let world = World::start().await;
+    let (customer, _) = world.customer("acme").await;
+    let mut seen = Seen::new(world.aws.subscribe(&customer.stream_arn).unwrap());
+    let mut log = Log::new();
+    let address = world.relay.address.to_string();
+    log.write(40);
+    let publisher = log.publish(&address);
+    seen.until(40).await;
+    terminate(publisher).await;
+    log.write(15);
+    log.rotate();
+    log.write(15);
+    log.rotate();
+    log.write(15);
+    let publisher = log.publish(&address);
+    seen.until(85).await;
+    terminate(publisher).await;
+    log.write(15);
+    log.copy_truncate();
+    log.write(15);
+    let publisher = log.publish(&address);
+    seen.check(115).await;
+    terminate(publisher).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kills_of_either_side_lose_no_line() {
+    let (stand_in, data) = (stand_in().await, TempDir::new().unwrap());
+    let (aws, url) = (stand_in.control(), stand_in.url());
+    let customer = Customer::new("acme");
+    customer.make_role(&aws);
+    customer.make_stream(&aws, 2);
+    let mut seen = Seen::new(aws.subscribe(&customer.stream_arn).unwrap());
+    let mut chance = StdRng::seed_from_u64(4_711);
+    let mut log = Log::new();
+    let mut service = Process::start(data.path(), &url, &[]).await;
+    service.api.configure(&customer).await;
+    let address = service.address;
+    let mut publisher = log.publish(&address.to_string());
+    for round in 0..12 {
+        log.write(chance.random_range(50..400));
+        // Some of it has arrived, and some is on its way.
+        seen.until(log.written - chance.random_range(1..50)).await;
+        match round % 4 {
+            0 => log.rotate(),
+            2 => log.copy_truncate(),
+            _ => {}
+        }
+        match chance.random_range(0..3) {
+            0 => {
+                service.kill().await;
+                let listen = format!("{address}");
+                service = Process::start(data.path(), &url, &["--listen", &listen]).await;
+            }
+            _ => {
+                publisher.kill().await.unwrap();
+                log.write(chance.random_range(0..50));
+                publisher = log.publish(&address.to_string());
+            }
+        }
+    }
+    seen.check(log.written).await;
+    assert_eq!(terminate(publisher).await.status.code(), Some(0));
+}
