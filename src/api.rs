@@ -130,10 +130,34 @@ async fn tell_standing(
     }
 }
 
-fn health_names() -> [&'static str; 4] {
+/// The name under which `grpc.health.v1` tells whether events are taken.
+pub const PUBLISH_HEALTH: &str = "publish";
+
+/// Publishing is NOT_SERVING while the disk has no room for events.
+async fn tell_room(
+    health: HealthReporter,
+    mut has_room: watch::Receiver<bool>,
+    stop: CancellationToken,
+) {
+    loop {
+        let status = match *has_room.borrow_and_update() {
+            true => ServingStatus::Serving,
+            false => ServingStatus::NotServing,
+        };
+        health.set_service_status(PUBLISH_HEALTH, status).await;
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            changed = has_room.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+fn health_names() -> [&'static str; 5] {
     [
         "",
         DELIVERY_HEALTH,
+        PUBLISH_HEALTH,
         v1::siem_integration_service_server::SERVICE_NAME,
         v1::event_service_server::SERVICE_NAME,
     ]
@@ -149,6 +173,7 @@ impl<D: Delivery> Api<D> {
             stop: stop.clone(),
         })
         .max_decoding_message_size(MOST_MESSAGE_BYTES);
+        let has_room = self.store.has_room();
         // A message is read only once there is room for it.
         let events =
             Intake::new(self.publish_bytes_in_flight, MOST_MESSAGE_BYTES).named_layer(events);
@@ -165,6 +190,7 @@ impl<D: Delivery> Api<D> {
                 .set_service_status(service, ServingStatus::Serving)
                 .await;
         }
+        tokio::spawn(tell_room(health.clone(), has_room, stop.clone()));
         tokio::spawn(tell_standing(health, self.standing, stop.clone()));
         let reflection = || {
             tonic_reflection::server::Builder::configure()

@@ -21,7 +21,7 @@ use crate::{
         verdict::{RehearsalReport, TestError, TestVerdict},
     },
     sink::{AwsOptions, AwsSink, ExternalIds, PutRecordsClient, Sink, StandInAccess, Unreadable},
-    store::{Deleted, KeyError, MasterKey, OpenError, Store, StoreOptions},
+    store::{Deleted, Failure, KeyError, MasterKey, OpenError, Store, StoreOptions},
     watch::{self, Watch},
     worker::{Worker, WorkerOptions},
 };
@@ -49,6 +49,9 @@ pub enum AppError {
     /// The store.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// The store cannot go on.
+    #[error(transparent)]
+    StoreFailed(#[from] Failure),
     /// The event source or type prefix.
     #[error(transparent)]
     Format(#[from] FormatError),
@@ -143,7 +146,9 @@ impl App {
             () = shutdown.cancelled() => Ok(()),
             ended = &mut api => Err(early(ended)),
             _ended = &mut worker => Err(AppError::Defect("delivery worker")),
-            () = self.store.ended() => Err(AppError::Defect("store")),
+            failure = self.store.ended() => {
+                Err(failure.map_or(AppError::Defect("store"), AppError::from))
+            }
         };
         tracing::info!("shutting down");
         let deadline = Instant::now() + self.shutdown_deadline;
@@ -220,6 +225,7 @@ fn make_folder(data_dir: &Path) -> Result<(), KeyError> {
 fn store_options(config: &Config) -> StoreOptions {
     StoreOptions {
         data_dir: config.data_dir.clone(),
+        disk_reserve_bytes: config.disk_reserve_bytes as u64,
         log_tail_bytes: config.log_tail_bytes,
         commit_linger: config.commit_linger,
         settle_linger: config.settle_linger,

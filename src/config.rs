@@ -127,6 +127,8 @@ settings! {
         "How long a publish waits for others to share its commit and its sync to disk.";
     settle_linger: Duration = "settle-linger-ms", "50", Millis(1..=50),
         "How long a delivered batch waits for others before they are recorded together.";
+    disk_reserve_bytes: usize = "disk-reserve-bytes", "67108864", Bytes(MIB..=1024 * GIB),
+        "How much of the disk is kept free of events, so that deliveries can still be recorded when it nears full; of a small disk an eighth at the most.";
     log_tail_bytes: usize = "log-tail-bytes", "67108864", Bytes(0..=16 * GIB),
         "How much of the newest part of the log stays in memory, so that integrations that keep up read nothing back.";
     publish_bytes_in_flight: usize = "publish-bytes-in-flight", "67108864", Bytes(16 * MIB..=16 * GIB),

@@ -6,10 +6,13 @@
 mod answers;
 mod batch;
 mod catalog;
+mod changes;
+mod check;
 mod chunk;
 mod command;
 mod draft;
 mod external_ids;
+mod failure;
 mod gaps;
 mod integrations;
 mod open;
@@ -18,15 +21,19 @@ mod read;
 mod rows;
 mod schema;
 mod secret;
+mod space;
 mod statements;
 mod tail;
 mod work;
 mod writer;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
 
 use jiff::Timestamp;
-use sea_orm::{DatabaseConnection, DbErr};
+use sea_orm::DatabaseConnection;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use self::{
@@ -40,6 +47,7 @@ pub use self::{
     catalog::{Change, Changes, Tombstone},
     command::{Configure, ConfigureError, Deleted, Settle},
     draft::{NextRetry, Observed},
+    failure::{Failure, StoreError},
     gaps::{GiveUp, GivenUp},
     open::{OpenError, StoreOptions},
     secret::{KeyError, MasterKey},
@@ -65,6 +73,8 @@ pub struct Store {
     sealer: Arc<Sealer>,
     reader: DatabaseConnection,
     database_id: Arc<str>,
+    has_room: watch::Receiver<bool>,
+    failure: Arc<OnceLock<Failure>>,
 }
 
 /// Room for one settlement: with it, settling waits for nothing, so that settlements
@@ -84,42 +94,6 @@ impl SettlePermit {
             self.tail.finish(settle.key, *chunk_id);
         }
         self.room.send(Command::Settle(settle));
-    }
-}
-
-/// Why the store did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The database refused. Nothing of the request was kept.
-    #[error("the database failed: {0}")]
-    Database(#[from] DbErr),
-    /// The store is shut down.
-    #[error("the store is closed")]
-    Closed,
-    /// A chunk cannot be read back.
-    #[error("chunk {chunk_id} of the log is damaged")]
-    Damaged {
-        /// Which.
-        chunk_id: i64,
-    },
-    /// An external ID cannot be encrypted, or the stored one not decrypted.
-    #[error("the external ID cannot be encrypted or decrypted with this service's key")]
-    Sealing,
-}
-
-impl StoreError {
-    /// Whether the disk is full, as SQLite (`SQLITE_FULL`) or PostgreSQL
-    /// (`disk_full`) tells by its code.
-    pub fn is_full(&self) -> bool {
-        let Self::Database(DbErr::Exec(error) | DbErr::Query(error) | DbErr::Conn(error)) = self
-        else {
-            return false;
-        };
-        let sea_orm::RuntimeErr::SqlxError(error) = error else {
-            return false;
-        };
-        let code = error.as_database_error().and_then(|error| error.code());
-        matches!(code.as_deref(), Some("13" | "53100"))
     }
 }
 
@@ -220,6 +194,19 @@ impl Store {
                 chunk::load(chunk, gap_key).map_err(|_| StoreError::Damaged { chunk_id })
             })
             .collect()
+    }
+
+    /// Whether the disk has room for events, as it changes.
+    pub fn has_room(&self) -> watch::Receiver<bool> {
+        self.has_room.clone()
+    }
+
+    /// An error while the disk has no room for events, before anything is done for them.
+    pub fn check_room(&self) -> Result<(), StoreError> {
+        match *self.has_room.borrow() {
+            true => Ok(()),
+            false => Err(StoreError::NoRoom),
+        }
     }
 
     /// Appends events, in the order of the calls. The answer comes once they are
@@ -358,9 +345,11 @@ impl Store {
         self.ask(|reply| Command::GiveUp { ask, reply }).await
     }
 
-    /// Returns when the store has ended: after [`Store::close`], or by a defect.
-    pub async fn ended(&self) {
+    /// Returns when the store has ended: after [`Store::close`], by a failure, or by a
+    /// defect.
+    pub async fn ended(&self) -> Option<Failure> {
         self.commands.closed().await;
+        self.failure.get().cloned()
     }
 
     /// Writes what is left and closes the database.

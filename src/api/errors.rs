@@ -71,8 +71,8 @@ pub enum ApiError {
     /// The client began a message and stopped.
     #[error("the rest of the message did not come within 10 s; send it again")]
     MessageTimeout,
-    /// The disk is full.
-    #[error("the log's disk is full; nothing of the request was accepted; try again")]
+    /// The disk is full, or nearly.
+    #[error("the log's disk nears full; nothing of the request was accepted; try again later")]
     DiskFull,
     /// The log cannot be written.
     #[error("the log could not be written; nothing of the request was accepted; try again")]
@@ -108,7 +108,7 @@ impl ApiError {
             Self::ExternalIdInUse => (Code::AlreadyExists, ErrorReason::ExternalIdInUse, None),
             Self::Overloaded => (Code::ResourceExhausted, ErrorReason::Overloaded, SOON),
             Self::MessageTimeout => (Code::DeadlineExceeded, ErrorReason::MessageTimeout, SOON),
-            Self::DiskFull => (Code::ResourceExhausted, ErrorReason::StorageFailed, LATER),
+            Self::DiskFull => (Code::ResourceExhausted, ErrorReason::DiskFull, LATER),
             Self::StorageFailed => (Code::Unavailable, ErrorReason::StorageFailed, LATER),
             Self::ShuttingDown => (Code::Unavailable, ErrorReason::ShuttingDown, SOON),
             Self::Internal => (Code::Internal, ErrorReason::Internal, None),
@@ -148,11 +148,9 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match &error {
             StoreError::Closed => Self::ShuttingDown,
-            full if full.is_full() => {
-                tracing::error!(%error, "the log's disk is full");
-                Self::DiskFull
-            }
-            StoreError::Database(_) => {
+            // The store tells its log once, not for each request.
+            full if full.is_full() => Self::DiskFull,
+            StoreError::NoRoom | StoreError::Database(_) => {
                 tracing::error!(%error, "the store failed");
                 Self::StorageFailed
             }

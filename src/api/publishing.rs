@@ -48,6 +48,7 @@ impl Publishing {
     ) -> Result<impl Future<Output = Result<v1::PublishResponse, ApiError>> + Send + use<>, ApiError>
     {
         check_size(&events)?;
+        self.store.check_room()?;
         let sorted = sort(&self.store, &self.format, &events);
         drop(events);
         let counts: Vec<u32> = sorted

@@ -4,19 +4,27 @@ use tokio::sync::oneshot;
 
 use super::command::{Command, Unsettled};
 
-/// Commands and bytes that share a transaction at the most.
+/// Commands that share a transaction at the most.
 const BATCH_COMMANDS: usize = 1024;
-const BATCH_BYTES: usize = 16 << 20;
 
 /// What is written together.
 #[derive(Default)]
 pub(super) struct Batch {
     pub(super) commands: Vec<Command>,
     bytes: usize,
+    most_bytes: usize,
     pub(super) close: Option<oneshot::Sender<()>>,
 }
 
 impl Batch {
+    /// A batch that takes no further command once it holds `most_bytes` of events.
+    pub(super) fn new(most_bytes: usize) -> Self {
+        Self {
+            most_bytes,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn add(&mut self, command: Option<Command>, unsettled: &mut Unsettled) {
         match command {
             Some(Command::Settle(settle)) => unsettled.add(settle),
@@ -34,6 +42,6 @@ impl Batch {
     }
 
     pub(super) fn has_room(&self) -> bool {
-        self.commands.len() < BATCH_COMMANDS && self.bytes < BATCH_BYTES && self.close.is_none()
+        self.commands.len() < BATCH_COMMANDS && self.bytes < self.most_bytes && self.close.is_none()
     }
 }

@@ -5,7 +5,7 @@ use std::{
     fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -21,9 +21,12 @@ use uuid::Uuid;
 use super::{
     KeyError, MasterKey, Store, StoreError,
     catalog::{Catalog, CatalogDiff, Slot},
+    check::damage,
+    failure,
     rows::{load_meta, load_slots, load_tombstones, save_meta, statement},
     schema::Migrator,
     secret::Sealer,
+    space::{Allotment, PAGE_BYTES, Space, disk_bytes},
     statements::TOMBSTONE_FLOOR,
     tail::Tail,
     work::WorkFeed,
@@ -43,6 +46,8 @@ const COMMANDS: usize = 1024;
 pub struct StoreOptions {
     /// Made where it is missing.
     pub data_dir: PathBuf,
+    /// How much of the disk events leave free, in bytes; of a small disk an eighth.
+    pub disk_reserve_bytes: u64,
     /// How much of the newest log stays in memory, in bytes.
     pub log_tail_bytes: usize,
     /// How long an append waits for others to share its sync.
@@ -79,6 +84,19 @@ pub enum OpenError {
         "the external IDs in {0} were encrypted with another key: bring back the external ID key that belongs to this data directory"
     )]
     WrongKey(PathBuf),
+    /// The database contradicts itself, or is none.
+    #[error(
+        "the database {path} is damaged ({what}): nothing in it was changed; docs/operations.md says how to restore or recover it, or to start anew"
+    )]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// What was found first.
+        what: String,
+    },
+    /// Not even the start finds room on the disk.
+    #[error("the disk of {0} is full: make room, and start again")]
+    Full(PathBuf),
     /// The database.
     #[error("cannot open the database in {path}: {source}")]
     Database {
@@ -95,20 +113,28 @@ impl Store {
     pub async fn open(options: StoreOptions, key: MasterKey) -> Result<Self, OpenError> {
         let lock = lock(&options.data_dir)?;
         let path = options.data_dir.join(DATABASE_FILE);
-        let failed = |source: DbErr| OpenError::Database {
-            path: path.clone(),
-            source: source.into(),
-        };
+        let failed = |source: DbErr| OpenError::of(&path, source);
+        let disk = disk_bytes(&options.data_dir).map_err(|source| OpenError::Directory {
+            path: options.data_dir.clone(),
+            source,
+        })?;
+        let allotment = Allotment::of(disk, options.disk_reserve_bytes);
         let sealer = Sealer::new(&key).map_err(|_| KeyError::Malformed)?;
-        let db = connect(&path, 1, true).await.map_err(failed)?;
+        let db = connect(&path, 1, true, &allotment).await.map_err(failed)?;
+        if let Some(what) = damage(&db, &path).await.map_err(failed)? {
+            return Err(OpenError::Damaged { path, what });
+        }
+        write_back(&db).await;
         Migrator::up(&db, None).await.map_err(failed)?;
-        let reader = connect(&path, READERS, false).await.map_err(failed)?;
+        let reader = connect(&path, READERS, false, &allotment)
+            .await
+            .map_err(failed)?;
         let known = Known::load(&db).await.map_err(failed)?;
         if known.sealed_with_another_key(&sealer) {
             return Err(OpenError::WrongKey(options.data_dir));
         }
-        let store = known.start(&options, db, reader, Arc::new(sealer), lock);
-        Ok(store)
+        let space = Space::new(&path, allotment);
+        Ok(known.start(&options, db, reader, Arc::new(sealer), lock, space))
     }
 }
 
@@ -127,7 +153,29 @@ fn lock(data_dir: &Path) -> Result<File, OpenError> {
     }
 }
 
-async fn connect(path: &Path, connections: u32, create: bool) -> Result<DatabaseConnection, DbErr> {
+impl OpenError {
+    fn of(path: &Path, source: DbErr) -> Self {
+        let path = path.to_owned();
+        if failure::is_damage(&source) {
+            let what = source.to_string();
+            return Self::Damaged { path, what };
+        }
+        if failure::is_full(&source) {
+            return Self::Full(path);
+        }
+        let source = source.into();
+        Self::Database { path, source }
+    }
+}
+
+async fn connect(
+    path: &Path,
+    connections: u32,
+    create: bool,
+    allotment: &Allotment,
+) -> Result<DatabaseConnection, DbErr> {
+    let checkpoint_pages = allotment.checkpoint_pages().to_string();
+    let wal_file_bytes = allotment.wal_file_bytes().to_string();
     let mut options = ConnectOptions::new("sqlite:");
     let file = path.to_owned();
     options
@@ -139,15 +187,38 @@ async fn connect(path: &Path, connections: u32, create: bool) -> Result<Database
             sqlite
                 .filename(&file)
                 .create_if_missing(create)
-                .page_size(16384)
+                .page_size(PAGE_BYTES as u32)
                 .journal_mode(SqliteJournalMode::Wal)
                 // NORMAL does not sync commits in WAL mode.
                 .synchronous(SqliteSynchronous::Full)
                 .busy_timeout(Duration::from_secs(10))
-                .pragma("wal_autocheckpoint", "2000")
+                .pragma("wal_autocheckpoint", checkpoint_pages.clone())
+                .pragma("journal_size_limit", wal_file_bytes.clone())
                 .pragma("cache_size", "-8192")
         });
     Database::connect(options).await
+}
+
+/// Writes the write-ahead log back. After a failed sync it may be there to be read, but
+/// not on disk; what is appended to it would be lost with it.
+async fn write_back(db: &DatabaseConnection) {
+    let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
+    if let Err(error) = db.execute_unprepared(sql).await {
+        tracing::warn!(%error, "the write-ahead log cannot be written back");
+    }
+}
+
+/// Closes the one connection of the writer; the next statement opens another. A commit
+/// that fails has ended the transaction in the database, but not for the driver, whose
+/// next one would be nested in one that is not there.
+pub(super) async fn renew(db: &DatabaseConnection) {
+    let closed = match db.get_sqlite_connection_pool().acquire().await {
+        Ok(connection) => connection.close().await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = closed {
+        tracing::warn!(%error, "the connection to the database did not close cleanly");
+    }
 }
 
 /// What a database holds at start.
@@ -195,6 +266,7 @@ impl Known {
         reader: DatabaseConnection,
         sealer: Arc<Sealer>,
         lock: File,
+        space: Space,
     ) -> Store {
         let live = self.slots.iter().map(|slot| slot.snapshot.revision);
         let dead = self.tombstones.iter().map(|tombstone| tombstone.revision);
@@ -212,6 +284,8 @@ impl Known {
         let (commands, received) = mpsc::channel(COMMANDS);
         let tail = Arc::new(Tail::new(options.log_tail_bytes));
         let work = Arc::new(WorkFeed::default());
+        let has_room = space.subscribe();
+        let failure = Arc::new(OnceLock::new());
         let writer = Writer {
             db,
             commands: received,
@@ -225,6 +299,8 @@ impl Known {
             revision,
             next_chunk_id: self.next_chunk_id,
             garbage: self.garbage,
+            space,
+            failure: Arc::clone(&failure),
             lock,
         };
         tokio::spawn(writer.run());
@@ -237,6 +313,8 @@ impl Known {
             backlog: self.backlog.into(),
             reader,
             database_id: self.database_id.into(),
+            has_room,
+            failure,
         }
     }
 }

@@ -26,6 +26,7 @@ const LIMITS: BatchLimits = BatchLimits {
 async fn open(folder: &Path, log_tail_bytes: usize) -> Store {
     let options = StoreOptions {
         data_dir: folder.to_owned(),
+        disk_reserve_bytes: 64 << 20,
         log_tail_bytes,
         commit_linger: Duration::ZERO,
         settle_linger: Duration::from_millis(1),
@@ -352,6 +353,7 @@ async fn a_directory_is_used_by_one() {
     let store = open(folder.path(), 0).await;
     let options = StoreOptions {
         data_dir: folder.path().to_owned(),
+        disk_reserve_bytes: 64 << 20,
         log_tail_bytes: 0,
         commit_linger: Duration::ZERO,
         settle_linger: Duration::ZERO,

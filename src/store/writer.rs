@@ -1,6 +1,10 @@
 //! The one task that writes. What arrives together shares a transaction and a sync.
 
-use std::{fs::File, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
@@ -10,14 +14,16 @@ use tokio::{
 };
 
 use super::{
-    StoreError,
     answers::{Answers, AppendAnswer},
     batch::Batch,
     catalog::Catalog,
-    command::{Command, ConfigureError, Unsettled},
+    changes,
+    command::{Command, Unsettled},
     draft::Draft,
-    external_ids, gaps, integrations, rows,
+    failure::{self, Failure},
+    integrations, open, rows,
     secret::Sealer,
+    space::Space,
     statements,
     tail::{Tail, TailChunk},
     work::WorkFeed,
@@ -43,6 +49,9 @@ pub(super) struct Writer {
     pub(super) next_chunk_id: i64,
     /// Deleted integrations whose chunks are still there.
     pub(super) garbage: Vec<IntegrationKey>,
+    pub(super) space: Space,
+    /// Why it ended, where it cannot go on.
+    pub(super) failure: Arc<OnceLock<Failure>>,
     /// Keeps other processes away from the directory.
     pub(super) lock: File,
 }
@@ -59,8 +68,10 @@ impl Writer {
         let mut unsettled = Unsettled::default();
         let mut due: Option<Instant> = None;
         loop {
-            let mut batch = Batch::default();
+            let mut batch = Batch::new(self.space.batch_bytes());
             self.fill(&mut batch, &mut unsettled, due).await;
+            self.space.look_if_due(&self.db).await;
+            self.space.admit(&self.db, &mut batch.commands).await;
             let settle_now = due.is_some_and(|due| due <= Instant::now()) || batch.close.is_some();
             if !batch.commands.is_empty() || settle_now || self.is_news(&mut unsettled) {
                 due = match self
@@ -69,10 +80,13 @@ impl Writer {
                 {
                     Ok(()) if self.garbage.is_empty() => None,
                     Ok(()) => Some(Instant::now() + self.settle_linger),
-                    Err(error) => {
-                        tracing::error!(%error, "cannot write to the log");
-                        Some(Instant::now() + RETRY)
-                    }
+                    Err(error) => match self.failed(&error).await {
+                        Some(failure) => {
+                            self.failure.get_or_init(|| failure);
+                            return;
+                        }
+                        None => Some(Instant::now() + RETRY),
+                    },
                 };
             } else if !unsettled.is_empty() && due.is_none() {
                 due = Some(Instant::now() + self.settle_linger);
@@ -90,6 +104,16 @@ impl Writer {
         }
     }
 
+    /// What a failed transaction means; nothing of it was kept.
+    async fn failed(&mut self, error: &DbErr) -> Option<Failure> {
+        tracing::error!(%error, "cannot write to the log");
+        open::renew(&self.db).await;
+        if failure::is_full(error) {
+            self.space.ran_out();
+        }
+        failure::of(error)
+    }
+
     async fn close(self, reply: oneshot::Sender<()>) {
         if let Err(error) = self.db.close().await {
             tracing::warn!(%error, "the database did not close cleanly");
@@ -101,16 +125,14 @@ impl Writer {
 
     /// Waits for a command or the time to settle; then for what comes with it.
     async fn fill(&mut self, batch: &mut Batch, unsettled: &mut Unsettled, due: Option<Instant>) {
-        let first = match due {
-            Some(due) if unsettled.count >= MOST_UNSETTLED => {
-                sleep_until(due).await;
-                return;
-            }
-            Some(due) => match timeout_at(due, self.commands.recv()).await {
-                Ok(first) => first,
-                Err(_elapsed) => return,
-            },
-            None => self.commands.recv().await,
+        let look = self.space.next_look();
+        let wake = due.map_or(look, |due| due.min(look));
+        if due.is_some() && unsettled.count >= MOST_UNSETTLED {
+            sleep_until(wake).await;
+            return;
+        }
+        let Ok(first) = timeout_at(wake, self.commands.recv()).await else {
+            return;
         };
         batch.add(first, unsettled);
         let until = Instant::now() + self.commit_linger;
@@ -225,7 +247,8 @@ impl Writer {
         }
         let mut cold = cold.into_iter();
         while let Some(command) = cold.next() {
-            if let Err(error) = self.change(&tx, draft, answers, command, now).await {
+            if let Err(error) = changes::make(&tx, draft, answers, &self.sealer, command, now).await
+            {
                 answers.refuse(cold.collect(), &error);
                 return Err(error);
             }
@@ -235,68 +258,6 @@ impl Writer {
         statements::collect_garbage(&tx, &mut committed.garbage).await?;
         tx.commit().await?;
         Ok(committed)
-    }
-
-    /// Anything but an append or a settlement. Errors here are the database's; a refusal is an answer.
-    async fn change(
-        &self,
-        tx: &DatabaseTransaction,
-        draft: &mut Draft<'_>,
-        answers: &mut Answers,
-        command: Command,
-        now: Timestamp,
-    ) -> Result<(), DbErr> {
-        match command {
-            Command::Configure { configure, reply } => {
-                match integrations::configure(tx, draft, &self.sealer, *configure, now).await {
-                    Ok(key) => answers.configures.push((reply, key)),
-                    Err(ConfigureError::Store(StoreError::Database(error))) => {
-                        let told = StoreError::Database(error.clone());
-                        let _gone = reply.send(Err(told.into()));
-                        return Err(error);
-                    }
-                    Err(refused) => {
-                        let _gone = reply.send(Err(refused));
-                    }
-                }
-            }
-            Command::Delete {
-                organization_id,
-                caller,
-                reply,
-            } => match integrations::delete(tx, draft, &organization_id, &caller, now).await {
-                Ok(deleted) => answers.deletes.push((reply, deleted)),
-                Err(error) => {
-                    let _gone = reply.send(Err(StoreError::Database(error.clone())));
-                    return Err(error);
-                }
-            },
-            Command::RetirePrevious { key, version } => {
-                external_ids::retire_previous(tx, draft, key, version, now).await?;
-            }
-            Command::GiveUp { ask, reply } => match gaps::apply(tx, draft, &ask).await {
-                Ok(given_up) => answers.given_up.push((reply, ask.key, given_up)),
-                Err(error) => {
-                    let _gone = reply.send(Err(StoreError::Database(error.clone())));
-                    return Err(error);
-                }
-            },
-            Command::Issue {
-                organization_id,
-                external_id,
-                reply,
-            } => {
-                let issued =
-                    external_ids::issue(tx, &self.sealer, &organization_id, &external_id, now);
-                if let Err(error) = issued.await {
-                    let _gone = reply.send(Err(StoreError::Database(error.clone())));
-                    return Err(error);
-                }
-                answers.issues.push(reply);
-            }
-            Command::Append { .. } | Command::Settle(_) | Command::Close { .. } => {}
-        }
-        Ok(())
     }
 
     async fn settle(

@@ -66,6 +66,7 @@ impl Simulation {
         let dir = TempDir::new().unwrap();
         let options = StoreOptions {
             data_dir: dir.path().to_owned(),
+            disk_reserve_bytes: 64 << 20,
             log_tail_bytes: 64 << 20,
             commit_linger: Duration::ZERO,
             failing_after: Duration::from_secs(60),

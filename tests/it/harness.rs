@@ -4,6 +4,7 @@ mod api;
 mod arrived;
 mod audit;
 mod customer;
+mod disk;
 mod gateway;
 mod health;
 mod load;
@@ -27,6 +28,7 @@ pub use api::{Api, reason, violated};
 pub use arrived::{Arrived, GapTold, arrive, check_in_order, check_whole, check_with_gaps};
 pub use audit::{Audited, audit};
 pub use customer::Customer;
+pub use disk::Disk;
 pub use gateway::Gateway;
 pub use load::{Load, Published, detection, encode, event};
 pub use process::Process;
@@ -44,6 +46,21 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
         Ok(value) => value,
         Err(_elapsed) => panic!("waited in vain for {what}"),
     }
+}
+
+/// Tells who runs the tests, as far as `--nocapture` or a failure shows it.
+#[expect(
+    clippy::print_stderr,
+    reason = "what a test did is told beside its verdict"
+)]
+pub fn say(what: &str) {
+    eprintln!("{what}");
+}
+
+/// A number from the environment, where it has `SIEM_RELAY_TEST_` and this name.
+pub fn knob(name: &str, otherwise: u64) -> u64 {
+    let given = std::env::var(format!("SIEM_RELAY_TEST_{name}"));
+    given.map_or(otherwise, |text| text.parse().unwrap())
 }
 
 /// Calls that hang.

@@ -1,6 +1,9 @@
 //! The built binary, as the operating system sees it.
 
 mod crash;
+mod damage;
+mod disk;
+mod kills;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -44,7 +47,16 @@ impl Ground {
     }
 
     async fn start(&self) -> Process {
-        Process::start(self.dir.path(), &self.stand_in.url(), &[]).await
+        self.start_with(&[]).await
+    }
+
+    async fn start_with(&self, arguments: &[&str]) -> Process {
+        Process::start(self.dir.path(), &self.stand_in.url(), arguments).await
+    }
+
+    /// Records that the customer's stream has.
+    fn stored(&self) -> u64 {
+        self.aws.stream(&self.customer.stream_arn).unwrap().accepted
     }
 }
 
@@ -123,8 +135,7 @@ async fn a_termination_answers_settles_and_ends_the_streams() {
     let counts = process.api.until_delivered("acme").await;
     assert_eq!(counts.accepted, 500);
     // In order, and so without a duplicate.
-    let arrived = ground.aws.stream(&ground.customer.stream_arn).unwrap();
-    assert_eq!(arrived.accepted, 500);
+    assert_eq!(ground.stored(), 500);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@ use std::{
     path::Path,
     process::{ExitStatus, Stdio},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -48,7 +49,17 @@ impl Process {
         aws_url: &str,
         arguments: &[&str],
     ) -> Result<Self, Refused> {
-        let mut command = command(data_dir, aws_url);
+        Self::try_start_within(&[], data_dir, aws_url, arguments).await
+    }
+
+    /// Starts it by another program, which becomes it.
+    pub async fn try_start_within(
+        program: &[String],
+        data_dir: &Path,
+        aws_url: &str,
+        arguments: &[&str],
+    ) -> Result<Self, Refused> {
+        let mut command = command(program, data_dir, aws_url);
         command.args(["--log-format", "json"]);
         if !arguments.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1:0"]);
@@ -76,6 +87,22 @@ impl Process {
                 })
             }
         }
+    }
+
+    /// Starts it, and kills it after so long, whatever it does then.
+    pub async fn start_and_kill(data_dir: &Path, aws_url: &str, moment: Duration) {
+        let mut command = command(&[], data_dir, aws_url);
+        let mut child = command.args(["--listen", "127.0.0.1:0"]).spawn().unwrap();
+        let ended = tokio::time::timeout(moment, child.wait()).await;
+        assert!(ended.is_err(), "it ended by itself: {ended:?}");
+        within("the end of the process", child.kill())
+            .await
+            .unwrap();
+    }
+
+    /// All that it has logged so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
     }
 
     /// SIGKILL: nothing is finished or settled.
@@ -113,9 +140,17 @@ impl Process {
 }
 
 /// `serve` with AWS and its credentials in the environment, and nothing else there.
-fn command(data_dir: &Path, aws_url: &str) -> Command {
+fn command(program: &[String], data_dir: &Path, aws_url: &str) -> Command {
     let own = vendor_credentials();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_siem-relay"));
+    let relay = env!("CARGO_BIN_EXE_siem-relay");
+    let mut command = match program {
+        [] => Command::new(relay),
+        [program, arguments @ ..] => {
+            let mut command = Command::new(program);
+            command.args(arguments).arg(relay);
+            command
+        }
+    };
     command
         .env_clear()
         .env("AWS_ENDPOINT_URL_STS", aws_url)

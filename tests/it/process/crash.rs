@@ -7,16 +7,16 @@ use std::{
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use siem_relay::{
-    proto::v1::{PublishStreamRequest, publish_stream_response::Outcome},
+    proto::v1::{self, PublishStreamRequest, publish_stream_response::Outcome},
     sandbox::aws::{Effect, Fault, Operation, When},
 };
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 use uuid::Uuid;
 
 use super::Ground;
-use crate::harness::{Api, Arrived, Load, arrive, encode, within};
+use crate::harness::{Api, Arrived, Load, arrive, encode, knob, say, within};
 
 /// Answers so far, over all who publish.
 #[derive(Default)]
@@ -36,6 +36,9 @@ impl Answers {
     }
 }
 
+/// Requests that one who publishes waits for, at the most.
+const MOST_UNANSWERED: usize = 8;
+
 /// Publishes without pause until the server ends the stream, or is gone. Tells the ids
 /// that were acked, and how the stream ended.
 async fn pour(api: &Api, load: &mut Load, answers: &Answers, seed: u64) -> (Vec<Uuid>, Code) {
@@ -48,8 +51,10 @@ async fn pour(api: &Api, load: &mut Load, answers: &Answers, seed: u64) -> (Vec<
         Err(status) => return (Vec::new(), status.code()),
     };
     let first = load.made.len();
+    let window = Semaphore::new(MOST_UNANSWERED);
     let sending = async {
         loop {
+            window.acquire().await.unwrap().forget();
             let from = load.made.len();
             let events = encode(&load.events(chance.random_range(1..80)));
             let request = PublishStreamRequest {
@@ -69,6 +74,7 @@ async fn pour(api: &Api, load: &mut Load, answers: &Answers, seed: u64) -> (Vec<
                 Ok(None) => return Code::Ok,
                 Err(status) => return status.code(),
             };
+            window.add_permits(1);
             let (from, to) = answer.request_id.split_once(' ').unwrap();
             let range = from.parse().unwrap()..to.parse().unwrap();
             let Some(Outcome::Result(result)) = answer.outcome else {
@@ -178,35 +184,81 @@ fn fail_records(seed: u64) -> Fault {
     }
 }
 
+/// Records that a process may have under way for one integration, by its settings.
+const IN_FLIGHT: u64 = 4 * 100;
+
+/// How things stood when a process was killed.
+struct Killed {
+    /// Records that the stream had.
+    stored: u64,
+    /// Events that were known to be recorded as delivered.
+    settled: u64,
+}
+
+/// What a new process sends again is what the one before had not recorded.
+fn check_repeats(arrived: &[Arrived], kills: &[Killed]) {
+    let mut seen = HashSet::new();
+    let mut lives = kills.iter().peekable();
+    let (mut repeats, mut most) = (0, 0);
+    for one in arrived {
+        while let Some(killed) = lives.next_if(|killed| killed.stored <= one.record.index) {
+            (repeats, most) = (0, seen.len() as u64 - killed.settled + IN_FLIGHT);
+        }
+        if !seen.insert(one.sequence) {
+            repeats += 1;
+            assert!(repeats <= most, "{repeats} repeats, where {most} were open");
+        }
+    }
+}
+
+/// `SIEM_RELAY_TEST_KILLS` and `SIEM_RELAY_TEST_SEED` make it longer, and another one.
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_under_load_lose_nothing_that_was_acked() {
+    let (rounds, seed) = (knob("KILLS", 100), knob("SEED", 51));
     let ground = Ground::new().await;
-    ground.aws.add_fault(fail_records(50)).unwrap();
-    let mut chance = StdRng::seed_from_u64(51);
+    ground.aws.add_fault(fail_records(seed)).unwrap();
+    let mut chance = StdRng::seed_from_u64(seed);
     let mut publishers = Publishers::new();
-    for round in 0..10 {
-        let process = ground.start().await;
-        if round == 0 {
-            process.api.configure(&ground.customer).await;
-        }
+    let mut kills: Vec<Killed> = Vec::new();
+    for round in 0..rounds {
+        let limit = ["--max-records-per-request", "100"];
+        let process = ground.start_with(&limit).await;
         let api = process.api.clone();
+        if round == 0 {
+            api.configure(&ground.customer).await;
+        } else if kills.last().is_some_and(|killed| killed.settled > 0) {
+            let status = api.get("acme").await.status.unwrap();
+            assert_eq!(status.status(), v1::Status::Active);
+        }
         let answers = Answers::default();
-        let enough = chance.random_range(0..60);
+        let (some, more) = (chance.random_range(0..20), chance.random_range(0..3));
         let kill = async {
-            answers.reach(enough).await;
+            answers.reach(some).await;
+            let settled = api.get("acme").await.counts.unwrap().delivered;
+            answers.reach(some + more).await;
             process.kill().await;
+            let stored = ground.stored();
+            kills.push(Killed { stored, settled });
         };
         publishers
-            .publish_until(&api, 1000 * round, &answers, kill)
+            .publish_until(&api, seed + 1000 * round, &answers, kill)
             .await;
     }
     ground.aws.clear_faults();
     let process = ground.start().await;
     let counts = process.api.until_delivered("acme").await;
     assert_eq!(counts.delivered, counts.accepted);
+    let status = process.api.get("acme").await.status.unwrap();
+    assert_eq!(status.status(), v1::Status::Active);
     let enough = counts.accepted as usize;
     let arrived = arrive(&ground.aws, &ground.customer.stream_arn, enough).await;
     publishers.check(&arrived, counts.accepted);
+    check_repeats(&arrived, &kills);
+    let repeats = arrived.len() - enough;
+    say(&format!(
+        "seed {seed}: {rounds} kills, {} events acked, {repeats} sent again",
+        publishers.acked.len()
+    ));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -235,8 +287,7 @@ async fn terminations_under_load_answer_settle_and_send_nothing_twice() {
     ground.aws.clear_faults();
     let process = ground.start().await;
     let counts = process.api.until_delivered("acme").await;
-    let stored = ground.aws.stream(&ground.customer.stream_arn).unwrap();
-    assert_eq!(stored.accepted, counts.accepted, "nothing was sent twice");
+    assert_eq!(ground.stored(), counts.accepted, "nothing was sent twice");
     let enough = counts.accepted as usize;
     let arrived = arrive(&ground.aws, &ground.customer.stream_arn, enough).await;
     publishers.check(&arrived, counts.accepted);

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13siem/v1/error.proto\x12\x07siem.v1*\xde\x03\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_INVALID_FIELD\x10\x01\x12 \n\x1c\x45RROR_REASON_TOO_MANY_EVENTS\x10\x02\x12\"\n\x1e\x45RROR_REASON_REQUEST_TOO_LARGE\x10\x03\x12!\n\x1d\x45RROR_REASON_RECORD_TOO_LARGE\x10\x04\x12 \n\x1c\x45RROR_REASON_MALFORMED_EVENT\x10\x05\x12&\n\"ERROR_REASON_INTEGRATION_NOT_FOUND\x10\x06\x12\x1e\n\x1a\x45RROR_REASON_ETAG_MISMATCH\x10\x07\x12#\n\x1f\x45RROR_REASON_EXTERNAL_ID_IN_USE\x10\x08\x12\x1b\n\x17\x45RROR_REASON_OVERLOADED\x10\t\x12\x1f\n\x1b\x45RROR_REASON_STORAGE_FAILED\x10\n\x12\x1e\n\x1a\x45RROR_REASON_SHUTTING_DOWN\x10\x0b\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x0c\x12 \n\x1c\x45RROR_REASON_MESSAGE_TIMEOUT\x10\rb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13siem/v1/error.proto\x12\x07siem.v1*\xfa\x03\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_REASON_INVALID_FIELD\x10\x01\x12 \n\x1c\x45RROR_REASON_TOO_MANY_EVENTS\x10\x02\x12\"\n\x1e\x45RROR_REASON_REQUEST_TOO_LARGE\x10\x03\x12!\n\x1d\x45RROR_REASON_RECORD_TOO_LARGE\x10\x04\x12 \n\x1c\x45RROR_REASON_MALFORMED_EVENT\x10\x05\x12&\n\"ERROR_REASON_INTEGRATION_NOT_FOUND\x10\x06\x12\x1e\n\x1a\x45RROR_REASON_ETAG_MISMATCH\x10\x07\x12#\n\x1f\x45RROR_REASON_EXTERNAL_ID_IN_USE\x10\x08\x12\x1b\n\x17\x45RROR_REASON_OVERLOADED\x10\t\x12\x1f\n\x1b\x45RROR_REASON_STORAGE_FAILED\x10\n\x12\x1e\n\x1a\x45RROR_REASON_SHUTTING_DOWN\x10\x0b\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x0c\x12 \n\x1c\x45RROR_REASON_MESSAGE_TIMEOUT\x10\r\x12\x1a\n\x16\x45RROR_REASON_DISK_FULL\x10\x0e\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'siem.v1.error_pb2', _global
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERRORREASON']._serialized_start=33
-  _globals['_ERRORREASON']._serialized_end=511
+  _globals['_ERRORREASON']._serialized_end=539
 # @@protoc_insertion_point(module_scope)

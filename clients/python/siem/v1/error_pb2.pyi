@@ -50,6 +50,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A defect of the server."""
     ERROR_REASON_MESSAGE_TIMEOUT: _ErrorReason.ValueType  # 13
     """A client began a message and did not send the rest of it within 10 s."""
+    ERROR_REASON_DISK_FULL: _ErrorReason.ValueType  # 14
+    """The log's disk nears full; nothing of the request was accepted. Delivery goes on and
+    makes room; try again as RetryInfo says.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason this service gives for a refusal. A gRPC error carries it, without
@@ -85,4 +89,8 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 12
 """A defect of the server."""
 ERROR_REASON_MESSAGE_TIMEOUT: ErrorReason.ValueType  # 13
 """A client began a message and did not send the rest of it within 10 s."""
+ERROR_REASON_DISK_FULL: ErrorReason.ValueType  # 14
+"""The log's disk nears full; nothing of the request was accepted. Delivery goes on and
+makes room; try again as RetryInfo says.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -1,0 +1,74 @@
+//! Changes of integrations within a transaction.
+
+use jiff::Timestamp;
+use sea_orm::{DatabaseTransaction, DbErr};
+
+use super::{
+    StoreError,
+    answers::Answers,
+    command::{Command, ConfigureError},
+    draft::Draft,
+    external_ids, gaps, integrations,
+    secret::Sealer,
+};
+
+/// Makes one: anything but an append or a settlement. Errors here are the database's; a refusal is an answer.
+pub(super) async fn make(
+    tx: &DatabaseTransaction,
+    draft: &mut Draft<'_>,
+    answers: &mut Answers,
+    sealer: &Sealer,
+    command: Command,
+    now: Timestamp,
+) -> Result<(), DbErr> {
+    match command {
+        Command::Configure { configure, reply } => {
+            match integrations::configure(tx, draft, sealer, *configure, now).await {
+                Ok(key) => answers.configures.push((reply, key)),
+                Err(ConfigureError::Store(StoreError::Database(error))) => {
+                    let told = StoreError::Database(error.clone());
+                    let _gone = reply.send(Err(told.into()));
+                    return Err(error);
+                }
+                Err(refused) => {
+                    let _gone = reply.send(Err(refused));
+                }
+            }
+        }
+        Command::Delete {
+            organization_id,
+            caller,
+            reply,
+        } => match integrations::delete(tx, draft, &organization_id, &caller, now).await {
+            Ok(deleted) => answers.deletes.push((reply, deleted)),
+            Err(error) => {
+                let _gone = reply.send(Err(StoreError::Database(error.clone())));
+                return Err(error);
+            }
+        },
+        Command::RetirePrevious { key, version } => {
+            external_ids::retire_previous(tx, draft, key, version, now).await?;
+        }
+        Command::GiveUp { ask, reply } => match gaps::apply(tx, draft, &ask).await {
+            Ok(given_up) => answers.given_up.push((reply, ask.key, given_up)),
+            Err(error) => {
+                let _gone = reply.send(Err(StoreError::Database(error.clone())));
+                return Err(error);
+            }
+        },
+        Command::Issue {
+            organization_id,
+            external_id,
+            reply,
+        } => {
+            let issued = external_ids::issue(tx, sealer, &organization_id, &external_id, now);
+            if let Err(error) = issued.await {
+                let _gone = reply.send(Err(StoreError::Database(error.clone())));
+                return Err(error);
+            }
+            answers.issues.push(reply);
+        }
+        Command::Append { .. } | Command::Settle(_) | Command::Close { .. } => {}
+    }
+    Ok(())
+}
