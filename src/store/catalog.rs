@@ -113,6 +113,11 @@ impl Catalog {
         self.read().by_key.get(&key).cloned()
     }
 
+    /// Looks at an integration without taking a copy.
+    pub(super) fn look<T>(&self, key: IntegrationKey, look: impl FnOnce(&Slot) -> T) -> Option<T> {
+        self.read().by_key.get(&key).map(look)
+    }
+
     pub(super) fn contains(&self, key: IntegrationKey) -> bool {
         self.read().by_key.contains_key(&key)
     }
@@ -218,6 +223,13 @@ impl Catalog {
 
 impl State {
     fn replace(&mut self, key: IntegrationKey, slot: Option<Slot>) {
+        let slot = match (self.by_key.get_mut(&key), slot) {
+            (Some(known), Some(slot)) if known.snapshot.revision == slot.snapshot.revision => {
+                *known = slot;
+                return;
+            }
+            (_, slot) => slot,
+        };
         let before = self.by_key.remove(&key);
         let revision_before = before.as_ref().map(|slot| slot.snapshot.revision);
         match slot {

@@ -58,6 +58,13 @@ pub(super) enum Command {
     },
 }
 
+impl Command {
+    /// Whether it is for an integration as it is by then, not for the log alone.
+    pub(super) fn is_change(&self) -> bool {
+        !matches!(self, Self::Append { .. } | Self::Settle(_))
+    }
+}
+
 /// What an attempt achieved.
 #[derive(Debug)]
 pub struct Settle {
@@ -164,7 +171,9 @@ impl Unsettled {
         if settle.observed.is_some() {
             self.unseen.push(settle.key);
         }
-        one.observed.extend(settle.observed);
+        if let Some(observed) = settle.observed {
+            observed.put_behind(&mut one.observed);
+        }
         one.done.extend(settle.done);
     }
 

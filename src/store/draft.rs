@@ -17,7 +17,7 @@ use crate::domain::{
     integration::IntegrationKey,
     organization::OrganizationId,
     segment::{OwnedSegment, Segment},
-    status::{Observation, observe},
+    status::{Observation, Status, observe},
 };
 
 /// What one attempt showed, and when.
@@ -31,6 +31,43 @@ pub struct Observed {
     pub observation: Observation,
     /// What it says of the next attempt.
     pub next_retry: NextRetry,
+}
+
+impl Observed {
+    /// Whether both tell no more than that all is well.
+    fn is_well_as(&self, other: &Self) -> bool {
+        let well = |one: &Self| {
+            one.observation == Observation::Accepted && one.next_retry == NextRetry::Never
+        };
+        self.version == other.version && well(self) && well(other)
+    }
+
+    /// Puts it behind others. What lies between two that tell the same tells nothing.
+    pub(super) fn put_behind(self, others: &mut Vec<Self>) {
+        match &mut others[..] {
+            [.., before, last] if before.is_well_as(last) && last.is_well_as(&self) => *last = self,
+            _ => others.push(self),
+        }
+    }
+}
+
+impl Slot {
+    /// Whether what an attempt showed is another status, or another reason for it.
+    pub(super) fn would_change(&self, failing_after: Duration, observed: &Observed) -> bool {
+        let status = &self.snapshot.status;
+        if observed.observation == Observation::Accepted && status.status == Status::Active {
+            return false;
+        }
+        let mut stall = self.stall;
+        let observation = &observed.observation;
+        status.is_change(&observe(
+            status,
+            &mut stall,
+            failing_after,
+            observed.at,
+            observation,
+        ))
+    }
 }
 
 /// When the next attempt is due.
