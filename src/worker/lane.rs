@@ -1,10 +1,6 @@
 //! Whose turn it is. A lane exists for an integration that has work; no lane, no cost.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{RwLock, oneshot},
@@ -12,9 +8,12 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::places::{Class, Places, Ticket, Turn};
+use super::{
+    linger::Linger,
+    places::{Class, Places, Ticket, Turn},
+};
 use crate::domain::{
-    backoff::Backoff, delivery::Delivery, flow::Flow, integration::IntegrationKey,
+    backoff::Backoff, delivery::Delivery, flow::Flow, integration::IntegrationKey, map::Map,
 };
 
 /// Requests of one integration side by side before success says that more may be.
@@ -63,8 +62,8 @@ pub(super) struct Lane {
     pub(super) flow: Option<Box<Flow>>,
     /// Its stream has to take more before more can go.
     pub(super) limited: bool,
-    /// When it last looked for something to send.
-    pub(super) looked_at: Option<Instant>,
+    /// When it last looked for something to send, and how long it waits then.
+    pub(super) linger: Linger,
     /// How many requests may be under way, as far as its success says.
     pub(super) window: usize,
     /// Turns up to this one began before something was mended.
@@ -89,7 +88,7 @@ impl Lane {
             nap_until: None,
             flow: None,
             limited: false,
-            looked_at: None,
+            linger: Linger::default(),
             window: FIRST_WINDOW,
             mended: 0,
             queued: None,
@@ -115,11 +114,11 @@ impl Lane {
 /// All lanes, and the order of their turns.
 #[derive(Debug)]
 pub(super) struct Lanes {
-    by_key: HashMap<IntegrationKey, Lane>,
+    by_key: Map<IntegrationKey, Lane>,
     places: Places,
     limits: LaneLimits,
     /// Turns that take long, and how to tell them to end.
-    overdue: HashMap<u64, oneshot::Sender<()>>,
+    overdue: Map<u64, oneshot::Sender<()>>,
     /// When each lane that rests is looked at again.
     wakes: BTreeSet<(Instant, IntegrationKey)>,
     /// Bytes of all chunks at hand, and of those that are being read.
@@ -129,10 +128,10 @@ pub(super) struct Lanes {
 impl Lanes {
     pub(super) fn new(limits: LaneLimits) -> Self {
         Self {
-            by_key: HashMap::new(),
+            by_key: Map::default(),
             places: Places::new(limits.turns),
             limits,
-            overdue: HashMap::new(),
+            overdue: Map::default(),
             wakes: BTreeSet::new(),
             loaded_bytes: 0,
         }
@@ -176,10 +175,10 @@ impl Lanes {
         if waiting == 0 {
             return;
         }
-        let rest = match lane.looked_at {
+        let rest = match lane.linger.looked_at() {
             Some(looked_at) if lane.limited && is_new => Some(looked_at + LOOK_AGAIN),
             _ if lane.limited => lane.nap_until,
-            Some(looked_at) if waiting < limits.records => Some(looked_at + limits.linger),
+            _ if waiting < limits.records => lane.linger.until(limits.linger),
             _ => None,
         };
         match rest {
