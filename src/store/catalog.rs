@@ -2,7 +2,7 @@
 //! after each commit, read by everyone.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     ops::Bound,
     sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::domain::{
     integration::{IntegrationKey, Snapshot},
+    map::Map,
     organization::OrganizationId,
     status::Stall,
 };
@@ -61,7 +62,7 @@ pub(super) struct Slot {
 
 #[derive(Debug, Default)]
 struct State {
-    by_key: HashMap<IntegrationKey, Slot>,
+    by_key: Map<IntegrationKey, Slot>,
     by_organization: BTreeMap<OrganizationId, IntegrationKey>,
     by_revision: BTreeMap<u64, Entry>,
     /// Revisions of the tombstones, oldest first.
@@ -88,7 +89,7 @@ pub(super) struct Catalog {
 #[derive(Debug, Default)]
 pub(super) struct CatalogDiff {
     /// None where the integration was deleted.
-    pub(super) slots: HashMap<IntegrationKey, Option<Slot>>,
+    pub(super) slots: Map<IntegrationKey, Option<Slot>>,
     pub(super) tombstones: Vec<Tombstone>,
 }
 

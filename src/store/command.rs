@@ -1,7 +1,5 @@
 //! What the writer is asked to do.
 
-use std::collections::HashMap;
-
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use uuid::Uuid;
 
@@ -16,6 +14,7 @@ use crate::domain::{
     delivery::Settlement,
     external_id::ExternalId,
     integration::{IntegrationKey, Progress, Snapshot},
+    map::Map,
     organization::OrganizationId,
     segment::OwnedSegment,
 };
@@ -133,7 +132,7 @@ pub struct Deleted {
 /// Settlements that are not durable yet, merged an integration.
 #[derive(Default)]
 pub(super) struct Unsettled {
-    pub(super) by_key: HashMap<IntegrationKey, UnsettledOne>,
+    pub(super) by_key: Map<IntegrationKey, UnsettledOne>,
     pub(super) count: usize,
     /// Integrations with observations that nobody has looked at.
     pub(super) unseen: Vec<IntegrationKey>,
@@ -142,7 +141,7 @@ pub(super) struct Unsettled {
 #[derive(Default)]
 pub(super) struct UnsettledOne {
     pub(super) finished: Vec<i64>,
-    pub(super) partial: HashMap<i64, (Vec<u8>, u64)>,
+    pub(super) partial: Map<i64, (Vec<u8>, u64)>,
     pub(super) delivered: u64,
     pub(super) delivered_bytes: u64,
     pub(super) observed: Vec<Observed>,

@@ -1,11 +1,7 @@
 //! One transaction in the making: what it will change, applied to the catalog only
 //! once it is committed.
 
-use std::{
-    collections::{HashMap, hash_map},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::hash_map, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
@@ -15,6 +11,7 @@ use super::{
 };
 use crate::domain::{
     integration::IntegrationKey,
+    map::Map,
     organization::OrganizationId,
     segment::{OwnedSegment, Segment},
     status::{Observation, Status, observe},
@@ -84,9 +81,9 @@ pub enum NextRetry {
 pub(super) struct Draft<'a> {
     catalog: &'a Catalog,
     pub(super) diff: CatalogDiff,
-    organizations: HashMap<OrganizationId, Option<IntegrationKey>>,
+    organizations: Map<OrganizationId, Option<IntegrationKey>>,
     pub(super) segments: Vec<(IntegrationKey, Vec<Segment>)>,
-    segment_index: HashMap<IntegrationKey, usize>,
+    segment_index: Map<IntegrationKey, usize>,
     pub(super) configured: Vec<IntegrationKey>,
     pub(super) revision: u64,
     failing_after: Duration,
@@ -97,9 +94,9 @@ impl<'a> Draft<'a> {
         Self {
             catalog,
             diff: CatalogDiff::default(),
-            organizations: HashMap::new(),
+            organizations: Map::default(),
             segments: Vec::new(),
-            segment_index: HashMap::new(),
+            segment_index: Map::default(),
             configured: Vec::new(),
             revision,
             failing_after,

@@ -308,12 +308,7 @@ impl Writer {
             self.tail.push(key, chunk);
         }
         let forgotten = self.catalog.apply(draft.diff, draft.revision);
-        for (key, first_sequence) in appended {
-            self.work.appended(key, first_sequence);
-        }
-        for key in draft.configured {
-            self.work.configured(key);
-        }
+        self.work.tell(&appended, &draft.configured);
         answers.give(&self.catalog, &self.tail);
         match forgotten {
             Some(revision) => statements::forget_tombstones(&self.db, revision).await,
