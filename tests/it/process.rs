@@ -1,5 +1,6 @@
 //! The built binary, as the operating system sees it.
 
+mod backlog;
 mod crash;
 mod damage;
 mod disk;

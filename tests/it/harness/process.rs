@@ -112,9 +112,14 @@ impl Process {
             .unwrap();
     }
 
+    /// Its number among all processes.
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
     /// Bytes of its memory that are in use now.
     pub fn resident_bytes(&self) -> u64 {
-        let id = self.child.id().expect("it runs");
+        let id = self.id();
         let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
         let mut lines = status.lines();
         let line = lines.find_map(|line| line.strip_prefix("VmRSS:"));
@@ -124,7 +129,7 @@ impl Process {
 
     /// SIGTERM.
     pub async fn terminate(&self) {
-        let id = self.child.id().expect("it runs").to_string();
+        let id = self.id().to_string();
         let mut kill = Command::new("kill");
         let sent = within("kill", kill.args(["-TERM", &id]).status()).await;
         assert!(sent.unwrap().success());
