@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::{Api, Delivery, ServeError},
-    config::{Config, ExternalIdPolicy, KeySource},
+    config::{self, Config, ExternalIdPolicy, KeySource},
     domain::{
         backoff::BackoffPolicy,
         delivery::BatchLimits,
@@ -20,7 +20,7 @@ use crate::{
         integration::Integration,
         verdict::{RehearsalReport, TestError, TestVerdict},
     },
-    sink::{AwsOptions, AwsSink, ExternalIds, Sink, StandInAccess, Unreadable},
+    sink::{AwsOptions, AwsSink, ExternalIds, PutRecordsClient, Sink, StandInAccess, Unreadable},
     store::{Deleted, Failure, KeyError, MasterKey, OpenError, Store, StoreOptions},
     watch::{self, Watch},
     worker::{Worker, WorkerOptions},
@@ -239,6 +239,10 @@ fn sink_options(config: &Config, stand_in: Option<StandInAccess>) -> AwsOptions 
         attempt_timeout: config.aws_attempt_timeout,
         assume_role_duration: config.assume_role_duration,
         role_session_prefix: format!("{}-", config.role_session_name),
+        put_records_client: match config.put_records_client {
+            config::PutRecordsClient::Direct => PutRecordsClient::Direct,
+            config::PutRecordsClient::Sdk => PutRecordsClient::Sdk,
+        },
         stand_in,
         ..AwsOptions::default()
     }

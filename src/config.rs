@@ -19,13 +19,13 @@ mod tests;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use problem::{ConfigError, Origin, Problem};
-pub use rule::{ExternalIdKey, ExternalIdPolicy, LogFormat};
+pub use rule::{ExternalIdKey, ExternalIdPolicy, LogFormat, PutRecordsClient};
 pub use source::{CONFIG_FLAG, CONFIG_VARIABLE, Sources};
 pub use table::settings_table_markdown;
 
 use rule::{
-    Address, Bytes, Count, Directory, Key, KeyFile, LogFormats, Millis, Optional, Policies, Rule,
-    Seconds, Switch, Text,
+    Address, Bytes, CLIENTS, Count, Directory, Key, KeyFile, LOG_FORMATS, Millis, Optional,
+    POLICIES, Rule, Seconds, Switch, Text,
 };
 use source::Given;
 
@@ -107,7 +107,7 @@ settings! {
         "The file with the key that encrypts external IDs at rest, as 64 hexadecimal characters.";
     external_id_key: Option<ExternalIdKey> = "external-id-key", "(none)", Optional(Key),
         "The key itself, in place of a file.";
-    external_id_policy: ExternalIdPolicy = "external-id-policy", "any", Policies,
+    external_id_policy: ExternalIdPolicy = "external-id-policy", "any", POLICIES,
         "Which external IDs may be configured: `any` that a customer brings, or only those `issued` by GenerateExternalId.";
     event_source: String = "event-source", "https://meter.com", Text(&syntax::EVENT_SOURCE),
         "The CloudEvents attribute source of every event.";
@@ -133,6 +133,8 @@ settings! {
         "How much of the newest part of the log stays in memory, so that integrations that keep up read nothing back.";
     publish_bytes_in_flight: usize = "publish-bytes-in-flight", "67108864", Bytes(16 * MIB..=16 * GIB),
         "How many bytes of publishes may be in memory before they are durable; more must wait.";
+    put_records_client: PutRecordsClient = "put-records-client", "direct", CLIENTS,
+        "Who makes PutRecords requests: the service itself (`direct`), or the AWS SDK (`sdk`); both do the same.";
     aws_attempt_timeout: Duration = "aws-attempt-timeout-ms", "10000", Millis(100..=60_000),
         "How long one call to AWS may take.";
     assume_role_duration: Duration = "assume-role-duration-seconds", "3600", Seconds(900..=43_200),
@@ -151,7 +153,7 @@ settings! {
         "How long a refused integration waits before its first retry.";
     retry_most: Duration = "retry-most-ms", "300000", Millis(10..=3_600_000),
         "How long a refused integration waits at most between retries.";
-    log_format: Option<LogFormat> = "log-format", "(text on a terminal, else json)", Optional(LogFormats),
+    log_format: Option<LogFormat> = "log-format", "(text on a terminal, else json)", Optional(LOG_FORMATS),
         "The format of the logs on standard error.";
     log_level: String = "log-level", "info", Text(&syntax::LOG_LEVEL),
         "What is logged; the libraries underneath never log more than info, since their details may hold secrets.";

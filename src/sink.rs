@@ -4,6 +4,7 @@ mod assume_role;
 mod aws;
 mod config;
 mod denials;
+mod direct;
 mod fault;
 mod gate;
 mod identity;
@@ -18,11 +19,12 @@ mod tests;
 
 use std::{fmt, future::Future, sync::Arc};
 
+use bytes::Bytes;
 use tokio::sync::watch;
 use uuid::Uuid;
 
 pub use aws::AwsSink;
-pub use config::{AwsOptions, StandInAccess};
+pub use config::{AwsOptions, PutRecordsClient, StandInAccess};
 pub use gate::{Gate, Pass};
 pub use read::{ReadError, ReadRecord, StreamReader};
 
@@ -30,16 +32,43 @@ pub use crate::domain::verdict::{
     AssumedWith, ExternalIdProof, Receipt, RehearsalReport, Rehearsed, TestReport,
 };
 use crate::domain::{
-    external_id::ExternalId, integration::Integration, standing::Standing, status::Fault,
+    event::{Head, RECORD_OVERHEAD, finish},
+    external_id::ExternalId,
+    integration::Integration,
+    standing::Standing,
+    status::Fault,
 };
 
-/// One record, ready to be written.
+/// One record to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// The Kinesis partition key.
-    pub partition_key: String,
-    /// The CloudEvent with its newline.
-    pub data: Vec<u8>,
+    pub partition_key: Uuid,
+    /// The event's place in the integration's log; None where `body` is the whole record.
+    pub sequence: Option<u64>,
+    /// The event as the log holds it.
+    pub body: Bytes,
+}
+
+impl Record {
+    /// Appends what lands in the stream. `head` is the integration's.
+    fn write(&self, head: &Head, out: &mut Vec<u8>) {
+        match self.sequence {
+            Some(sequence) => finish(head, sequence, &self.body, out),
+            None => out.extend_from_slice(&self.body),
+        }
+    }
+
+    /// How much [`Record::write`] appends.
+    fn length(&self) -> usize {
+        self.body.len() + self.sequence.map_or(0, |_| RECORD_OVERHEAD)
+    }
+
+    fn data(&self, head: &Head) -> Vec<u8> {
+        let mut data = Vec::with_capacity(self.length());
+        self.write(head, &mut data);
+        data
+    }
 }
 
 /// What became of one record of an answered request.

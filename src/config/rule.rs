@@ -268,25 +268,28 @@ pub enum LogFormat {
     Json,
 }
 
-pub(super) struct LogFormats;
+/// One of two words, and what each means.
+pub(super) struct Either<T>(pub(super) [(&'static str, T); 2]);
 
-impl Rule for LogFormats {
-    type Value = LogFormat;
+impl<T: Copy> Rule for Either<T> {
+    type Value = T;
 
     fn limits(&self) -> String {
-        "`text` or `json`".to_owned()
+        let [(one, _), (other, _)] = self.0;
+        format!("`{one}` or `{other}`")
     }
 
-    fn parse(&self, text: &str) -> Result<LogFormat, String> {
-        match text {
-            "text" => Ok(LogFormat::Text),
-            "json" => Ok(LogFormat::Json),
-            _ => Err(format!(
-                "{text:?} is neither text nor json; give one of the two"
-            )),
-        }
+    fn parse(&self, text: &str) -> Result<T, String> {
+        let [(one, _), (other, _)] = self.0;
+        let found = self.0.iter().find(|(word, _)| *word == text);
+        found
+            .map(|(_, meaning)| *meaning)
+            .ok_or_else(|| format!("{text:?} is neither {one} nor {other}; give one of the two"))
     }
 }
+
+pub(super) const LOG_FORMATS: Either<LogFormat> =
+    Either([("text", LogFormat::Text), ("json", LogFormat::Json)]);
 
 /// Which external IDs may be configured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -297,25 +300,24 @@ pub enum ExternalIdPolicy {
     Issued,
 }
 
-pub(super) struct Policies;
+pub(super) const POLICIES: Either<ExternalIdPolicy> = Either([
+    ("any", ExternalIdPolicy::Any),
+    ("issued", ExternalIdPolicy::Issued),
+]);
 
-impl Rule for Policies {
-    type Value = ExternalIdPolicy;
-
-    fn limits(&self) -> String {
-        "`any` or `issued`".to_owned()
-    }
-
-    fn parse(&self, text: &str) -> Result<ExternalIdPolicy, String> {
-        match text {
-            "any" => Ok(ExternalIdPolicy::Any),
-            "issued" => Ok(ExternalIdPolicy::Issued),
-            _ => Err(format!(
-                "{text:?} is neither any nor issued; give one of the two"
-            )),
-        }
-    }
+/// Who makes PutRecords requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PutRecordsClient {
+    /// This service itself.
+    Direct,
+    /// The AWS SDK.
+    Sdk,
 }
+
+pub(super) const CLIENTS: Either<PutRecordsClient> = Either([
+    ("direct", PutRecordsClient::Direct),
+    ("sdk", PutRecordsClient::Sdk),
+]);
 
 /// A key of 256 bits, wiped from memory with its last copy; printing it with `{:?}`
 /// does not show it.

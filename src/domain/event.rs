@@ -17,8 +17,8 @@ pub use announce::{Gap, GapReason, render_gap, render_test};
 pub use context::MAX_DEPTH as MAX_CONTEXT_DEPTH;
 pub use id::{DETECTION_NAMESPACE, GAP_NAMESPACE};
 pub use render::{
-    Format, FormatError, Head, KEY_LENGTH, MAX_BODY_LENGTH, MAX_RECORD_LENGTH, Rendered, finish,
-    partition_key, partition_key_uuid,
+    Format, FormatError, Head, KEY_LENGTH, MAX_BODY_LENGTH, MAX_RECORD_LENGTH, RECORD_OVERHEAD,
+    Rendered, finish, partition_key, partition_key_uuid,
 };
 pub use time::{Time, Timestamp};
 pub use validate::{MAX_VLAN_ID, Rejection, RejectionReason, ValidEvent};

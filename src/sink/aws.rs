@@ -7,11 +7,17 @@ use tracing::{Instrument, Span, field::Empty, info_span};
 use uuid::Uuid;
 
 use super::{
-    AwsOptions, ExternalIds, Gate, Receipt, Record, RecordOutcome, RehearsalReport, Sink,
-    TestReport, assume_role::AssumeRole, config, identity::Identity, kinesis::Kinesis,
-    sessions::Sessions,
+    AwsOptions, ExternalIds, Gate, PutRecordsClient, Receipt, Record, RecordOutcome,
+    RehearsalReport, Sink, TestReport,
+    assume_role::AssumeRole,
+    config,
+    direct::Direct,
+    identity::Identity,
+    kinesis::Kinesis,
+    sessions::{Session, Sessions},
 };
 use crate::domain::{
+    event::Head,
     integration::Integration,
     standing::Standing,
     status::{Fault, Meaning},
@@ -23,6 +29,8 @@ pub struct AwsSink {
     identity: Arc<Identity>,
     sessions: Sessions,
     kinesis: Kinesis,
+    /// Writes in the SDK's stead, where it is to.
+    direct: Option<Arc<Direct>>,
 }
 
 impl AwsSink {
@@ -48,6 +56,28 @@ impl AwsSink {
             sessions: Sessions::new(Arc::clone(&identity), options),
             identity,
             kinesis: Kinesis::new(sdk, options.attempt_timeout),
+            direct: match options.put_records_client {
+                PutRecordsClient::Sdk => None,
+                PutRecordsClient::Direct => {
+                    let connector = config::connector(options);
+                    let direct = Direct::new(sdk, connector, options.attempt_timeout);
+                    Some(Arc::new(direct))
+                }
+            },
+        }
+    }
+
+    async fn write(
+        &self,
+        session: &Session,
+        integration: &Integration,
+        records: &[Record],
+    ) -> Result<Vec<RecordOutcome>, Fault> {
+        let stream = &integration.stream_arn;
+        let head = Head::new(integration.integration_id);
+        match &self.direct {
+            Some(direct) => direct.put(session, stream, &head, records).await,
+            None => self.kinesis.put(session, stream, &head, records).await,
         }
     }
 
@@ -56,9 +86,8 @@ impl AwsSink {
         integration: &Arc<Integration>,
         records: &[Record],
     ) -> Result<Vec<RecordOutcome>, Fault> {
-        let stream = &integration.stream_arn;
         let session = self.sessions.get(integration).await?;
-        let answer = self.kinesis.put(&session, stream, records).await;
+        let answer = self.write(&session, integration, records).await;
         if !shows_invalid_session(&answer) {
             return answer;
         }
@@ -68,7 +97,7 @@ impl AwsSink {
             return answer;
         }
         let session = self.sessions.get(integration).await?;
-        self.kinesis.put(&session, stream, records).await
+        self.write(&session, integration, records).await
     }
 
     async fn test_anew(&self, integration: &Arc<Integration>, record: Record) -> TestReport {
@@ -87,7 +116,7 @@ impl AwsSink {
         let record = [record];
         let (proof, answer) = tokio::join!(
             self.identity.prove_external_id(integration),
-            self.kinesis.put(&session, &integration.stream_arn, &record),
+            self.write(&session, integration, &record),
         );
         TestReport {
             assume_role: Ok(session.with()),
@@ -112,10 +141,11 @@ impl AwsSink {
                 };
             }
         };
+        let head = Head::new(integration.integration_id);
         let (proof, answer) = tokio::join!(
             self.identity.prove_external_id(integration),
             self.kinesis
-                .rehearse(&session, &integration.stream_arn, record),
+                .rehearse(&session, &integration.stream_arn, &head, record),
         );
         RehearsalReport {
             assume_role: Ok(session.with()),

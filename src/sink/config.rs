@@ -37,8 +37,19 @@ pub struct AwsOptions {
     pub role_session_prefix: String,
     /// Sessions that are kept, about 3 KB each; beyond it the least recently used goes.
     pub max_sessions: u64,
+    /// Who makes PutRecords requests.
+    pub put_records_client: PutRecordsClient,
     /// In place of AWS and of the environment's settings: one server for everything.
     pub stand_in: Option<StandInAccess>,
+}
+
+/// Who makes PutRecords requests. Both answer alike; the tests hold them side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PutRecordsClient {
+    /// The AWS SDK.
+    Sdk,
+    /// This service itself, with the SDK's signer and endpoints.
+    Direct,
 }
 
 /// A server that speaks STS and Kinesis.
@@ -61,6 +72,7 @@ impl Default for AwsOptions {
             assume_role_duration: Duration::from_secs(3600),
             role_session_prefix: "siem-relay-".to_owned(),
             max_sessions: 20_000,
+            put_records_client: PutRecordsClient::Direct,
             stand_in: None,
         }
     }
@@ -132,6 +144,18 @@ fn http_client(proxy: ProxyConfig) -> SharedHttpClient {
         }
         connector.build()
     })
+}
+
+/// A connection pool beside the SDK's, alike in all else.
+pub(super) fn connector(options: &AwsOptions) -> Connector {
+    let proxy = match options.stand_in {
+        Some(_) => ProxyConfig::disabled(),
+        None => ProxyConfig::from_env(),
+    };
+    Connector::builder()
+        .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
+        .proxy_config(proxy)
+        .build()
 }
 
 /// This service's own credentials, with a limit below the call's, so that a chain

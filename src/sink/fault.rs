@@ -9,6 +9,7 @@ use aws_sdk_kinesis::{
     operation::RequestId,
 };
 
+use super::RecordOutcome;
 use crate::domain::status::{Cause, Fault, Stage};
 
 /// The longest code or request id that is kept; AWS's have below 70 characters.
@@ -53,8 +54,32 @@ pub(super) fn unlike_aws(stage: Stage, http_status: u16, request_id: Option<Box<
     }
 }
 
+/// What an answer says of one record. Accepted is what has shard and number and no
+/// error.
+pub(super) fn record_outcome(
+    error_code: Option<&str>,
+    shard_id: Option<&str>,
+    sequence_number: Option<&str>,
+    request_id: Option<&str>,
+) -> RecordOutcome {
+    match (error_code, shard_id, sequence_number) {
+        (None, Some(shard_id), Some(sequence_number))
+            if !shard_id.is_empty() && !sequence_number.is_empty() =>
+        {
+            RecordOutcome::Accepted {
+                shard_id: shard_id.into(),
+                sequence_number: sequence_number.into(),
+            }
+        }
+        (code, ..) => RecordOutcome::Failed(record_fault(
+            code.unwrap_or_default(),
+            request_id.map(Into::into),
+        )),
+    }
+}
+
 /// A failed record of an answered request.
-pub(super) fn record_fault(code: &str, request_id: Option<Box<str>>) -> Fault {
+fn record_fault(code: &str, request_id: Option<Box<str>>) -> Fault {
     if !is_token(code) {
         return unlike_aws(Stage::Write, 200, request_id);
     }
@@ -89,7 +114,7 @@ where
 }
 
 /// Codes and ids reach statuses and logs, and what answers may be anything.
-fn is_token(text: &str) -> bool {
+pub(super) fn is_token(text: &str) -> bool {
     (1..=MAX_TOKEN_LENGTH).contains(&text.len())
         && text
             .bytes()

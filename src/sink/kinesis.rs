@@ -10,12 +10,13 @@ use aws_sdk_kinesis::{
     operation::RequestId,
     operation::put_records::{PutRecordsError, PutRecordsOutput},
     primitives::Blob,
-    types::{PutRecordsRequestEntry, PutRecordsResultEntry},
+    types::PutRecordsRequestEntry,
 };
 
 use super::{Record, RecordOutcome, Rehearsed, config, fault, sessions::Session};
 use crate::domain::{
     arn::StreamArn,
+    event::Head,
     status::{Cause, Fault, Stage},
 };
 
@@ -51,9 +52,10 @@ impl Kinesis {
         &self,
         session: &Session,
         stream: &StreamArn,
+        head: &Head,
         records: &[Record],
     ) -> Result<Vec<RecordOutcome>, Fault> {
-        let answer = self.send(session, stream, records, false)?.await;
+        let answer = self.send(session, stream, head, records, false)?.await;
         match answer {
             Ok(output) => outcomes(&output, records.len()),
             Err(error) => Err(fault::fault(Stage::Write, &error)),
@@ -68,9 +70,10 @@ impl Kinesis {
         &self,
         session: &Session,
         stream: &StreamArn,
+        head: &Head,
         record: Record,
     ) -> Result<Rehearsed, Fault> {
-        match self.send(session, stream, &[record], true)?.await {
+        match self.send(session, stream, head, &[record], true)?.await {
             Ok(output) => match outcomes(&output, 1)?.pop() {
                 Some(RecordOutcome::Failed(fault)) => Err(fault),
                 _ => Ok(Rehearsed::Written),
@@ -86,6 +89,7 @@ impl Kinesis {
         &self,
         session: &Session,
         stream: &StreamArn,
+        head: &Head,
         records: &[Record],
         dry_run: bool,
     ) -> Result<
@@ -94,7 +98,7 @@ impl Kinesis {
     > {
         let entries = records
             .iter()
-            .map(entry)
+            .map(|record| entry(head, record))
             .collect::<Result<_, _>>()
             .map_err(|_| Fault {
                 stage: Stage::Write,
@@ -119,10 +123,13 @@ impl Kinesis {
     }
 }
 
-fn entry(record: &Record) -> Result<PutRecordsRequestEntry, aws_sdk_kinesis::error::BuildError> {
+fn entry(
+    head: &Head,
+    record: &Record,
+) -> Result<PutRecordsRequestEntry, aws_sdk_kinesis::error::BuildError> {
     PutRecordsRequestEntry::builder()
-        .partition_key(&record.partition_key)
-        .data(Blob::new(record.data.clone()))
+        .partition_key(record.partition_key.to_string())
+        .data(Blob::new(record.data(head)))
         .build()
 }
 
@@ -136,28 +143,13 @@ fn outcomes(output: &PutRecordsOutput, sent: usize) -> Result<Vec<RecordOutcome>
     }
     Ok(results
         .iter()
-        .map(|result| outcome(result, request_id.as_deref()))
+        .map(|result| {
+            fault::record_outcome(
+                result.error_code(),
+                result.shard_id(),
+                result.sequence_number(),
+                request_id.as_deref(),
+            )
+        })
         .collect())
-}
-
-/// Accepted is what has shard and number and no error.
-fn outcome(result: &PutRecordsResultEntry, request_id: Option<&str>) -> RecordOutcome {
-    match (
-        result.error_code(),
-        result.shard_id(),
-        result.sequence_number(),
-    ) {
-        (None, Some(shard_id), Some(sequence_number))
-            if !shard_id.is_empty() && !sequence_number.is_empty() =>
-        {
-            RecordOutcome::Accepted {
-                shard_id: shard_id.into(),
-                sequence_number: sequence_number.into(),
-            }
-        }
-        (code, ..) => RecordOutcome::Failed(fault::record_fault(
-            code.unwrap_or_default(),
-            request_id.map(Into::into),
-        )),
-    }
 }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
+use aws_smithy_runtime_api::client::identity::Identity as SigningIdentity;
 use moka::{future::Cache, ops::compute::Op, policy::EvictionPolicy};
 use tokio::time::Instant;
 use tracing::info;
@@ -29,6 +30,7 @@ type Key = (Uuid, u64);
 /// Credentials of an assumed role, and how long they are good.
 pub(super) struct Session {
     credentials: SharedCredentialsProvider,
+    identity: SigningIdentity,
     lifetime: Lifetime,
     with: AssumedWith,
 }
@@ -36,6 +38,7 @@ pub(super) struct Session {
 impl Session {
     pub(super) fn new(credentials: Credentials, lifetime: Lifetime, with: AssumedWith) -> Self {
         Self {
+            identity: credentials.clone().into(),
             credentials: SharedCredentialsProvider::new(credentials),
             lifetime,
             with,
@@ -47,6 +50,12 @@ impl Session {
         self.with
     }
 
+    /// The credentials, for a signer.
+    pub(super) fn identity(&self) -> &SigningIdentity {
+        &self.identity
+    }
+
+    /// The credentials, for a client of the SDK.
     pub(super) fn credentials(&self) -> SharedCredentialsProvider {
         self.credentials.clone()
     }

@@ -24,7 +24,7 @@ use aws_smithy_types::body::SdkBody;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{AwsOptions, AwsSink, ExternalIds, tests::server};
+use super::{AwsOptions, AwsSink, ExternalIds, PutRecordsClient, tests::server};
 
 /// What AWS is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,7 +110,12 @@ impl Aws {
             .region(Region::new("us-east-1"))
             .credentials_provider(SharedCredentialsProvider::new(own))
             .build();
-        AwsSink::with_config(&sdk, &AwsOptions::default(), external_ids)
+        let options = AwsOptions {
+            // Its connections can be taken from it.
+            put_records_client: PutRecordsClient::Sdk,
+            ..AwsOptions::default()
+        };
+        AwsSink::with_config(&sdk, &options, external_ids)
     }
 
     fn take(&self, request: &HttpRequest) -> (usize, Asked, Said) {

@@ -1,5 +1,7 @@
 //! The real SDK against a real HTTP server that answers as STS and Kinesis do.
 
+#[macro_use]
+mod either;
 mod deletion;
 mod denials;
 mod environment;
@@ -27,6 +29,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use self::either::{CLIENT, client};
 use self::server::{Answer, Call, Server, assumed, kinesis_error, written};
 use super::{
     testing::{Asked, Aws, Said},
@@ -152,6 +155,7 @@ async fn jump(duration: Duration) {
 
 fn options(server: &Server) -> AwsOptions {
     AwsOptions {
+        put_records_client: client(),
         attempt_timeout: Duration::from_secs(5),
         stand_in: Some(StandInAccess {
             url: server.url(),
@@ -195,10 +199,15 @@ fn version(integration_id: Uuid, version: u64) -> Arc<Integration> {
 fn records(count: usize) -> Vec<Record> {
     (0..count)
         .map(|index| Record {
-            partition_key: format!("device-{index}"),
-            data: format!("{{\"event\":{index}}}\n").into_bytes(),
+            partition_key: Uuid::from_u128(index as u128),
+            sequence: Some(index as u64 + 1),
+            body: format!("\"event\":{index}}}").into(),
         })
         .collect()
+}
+
+fn head() -> Head {
+    Head::new(integration().integration_id)
 }
 
 fn accepted(number: usize) -> RecordOutcome {
@@ -208,7 +217,6 @@ fn accepted(number: usize) -> RecordOutcome {
     }
 }
 
-#[tokio::test]
 async fn writes_the_records_with_a_narrow_session() {
     let server = Server::start(Call::granted).await;
     let outcomes = sink(&server)
@@ -239,8 +247,8 @@ async fn writes_the_records_with_a_narrow_session() {
         .iter()
         .map(|record| {
             json!({
-                "Data": BASE64_STANDARD.encode(&record.data),
-                "PartitionKey": record.partition_key,
+                "Data": BASE64_STANDARD.encode(record.data(&head())),
+                "PartitionKey": record.partition_key.to_string(),
             })
         })
         .collect();
@@ -250,7 +258,6 @@ async fn writes_the_records_with_a_narrow_session() {
     );
 }
 
-#[tokio::test]
 async fn calls_nothing_for_nothing() {
     let server = Server::start(Call::granted).await;
     let sink = sink(&server).await;
@@ -261,7 +268,6 @@ async fn calls_nothing_for_nothing() {
     assert!(server.calls().is_empty());
 }
 
-#[tokio::test]
 async fn tells_record_by_record() {
     let server = Server::start(|call| {
         if call.is_sts() {
@@ -306,7 +312,6 @@ async fn tells_record_by_record() {
     );
 }
 
-#[tokio::test]
 async fn takes_nothing_unclear_for_accepted() {
     let unclear = json!([
         {},
@@ -333,7 +338,6 @@ async fn takes_nothing_unclear_for_accepted() {
     }
 }
 
-#[tokio::test]
 async fn tests_with_a_session_of_its_own() {
     let server = Server::start(Call::granted).await;
     let sink = sink(&server).await;
@@ -354,7 +358,6 @@ async fn tests_with_a_session_of_its_own() {
     assert_eq!(server.keys_that_wrote(), ["ASIA1", "ASIA2", "ASIA2"]);
 }
 
-#[tokio::test]
 async fn a_test_tells_which_stage_failed() {
     let server = Server::start(|call| match call.is_sts() {
         true => server::access_denied(),
@@ -381,3 +384,12 @@ async fn a_test_tells_which_stage_failed() {
     let fault = report.write.unwrap().unwrap_err();
     assert_eq!(fault.code(), "AccessDeniedException");
 }
+
+with_either_client!(
+    writes_the_records_with_a_narrow_session,
+    calls_nothing_for_nothing,
+    tells_record_by_record,
+    takes_nothing_unclear_for_accepted,
+    tests_with_a_session_of_its_own,
+    a_test_tells_which_stage_failed,
+);

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::places::{Class, Places, Ticket, Turn};
 use crate::domain::{
-    backoff::Backoff, delivery::Delivery, event::Head, flow::Flow, integration::IntegrationKey,
+    backoff::Backoff, delivery::Delivery, flow::Flow, integration::IntegrationKey,
 };
 
 /// Requests of one integration side by side before success says that more may be.
@@ -39,7 +39,6 @@ pub(super) struct LaneLimits {
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) integration_id: Uuid,
-    pub(super) head: Head,
     pub(super) delivery: Delivery,
     /// Whoever gives events up has it alone; reading, requests and answers share it.
     pub(super) still: Arc<RwLock<()>>,
@@ -77,7 +76,6 @@ impl Lane {
     fn new(integration_id: Uuid, from: u64, class: Class) -> Self {
         Self {
             integration_id,
-            head: Head::new(integration_id),
             delivery: Delivery::default(),
             still: Arc::default(),
             cursor: from,

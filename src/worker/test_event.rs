@@ -117,8 +117,9 @@ fn record(integration_id: Uuid, format: &Format, event_id: Uuid) -> Record {
     let mut data = Vec::new();
     render_test(integration_id, format, event_id, now, MESSAGE, &mut data);
     Record {
-        partition_key: integration_id.to_string(),
-        data,
+        partition_key: integration_id,
+        sequence: None,
+        body: data.into(),
     }
 }
 

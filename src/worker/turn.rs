@@ -18,7 +18,7 @@ use super::{
 use crate::{
     domain::{
         delivery::{Batch, BatchLimits, Item},
-        event::{Format, Head, finish, render_gap},
+        event::{Format, render_gap},
         integration::{Integration, IntegrationKey},
         status::{Cause, Fault, Stage},
     },
@@ -149,7 +149,7 @@ fn next_request<S>(shared: &Shared<S>, key: IntegrationKey) -> Option<(Batch, Ve
     // Where only one shard is known, more of the log would wait for it as well.
     let reads_on = !lane.limited || lane.flow.as_ref().is_some_and(|flow| flow.is_divided());
     lane.starved = waiting && !is_full && reads_on;
-    let (head, integration_id) = (lane.head.clone(), lane.integration_id);
+    let integration_id = lane.integration_id;
     if let Some(at) = next_admission.filter(|_| !is_full) {
         lanes.nap(key, at.into());
         shared.wake.notify_one();
@@ -159,11 +159,11 @@ fn next_request<S>(shared: &Shared<S>, key: IntegrationKey) -> Option<(Batch, Ve
     shared.wake.notify_one();
     drop(lanes);
     let format = &shared.options.format;
-    let records = batch.items.iter().map(|item| Record {
-        partition_key: Uuid::from_u128(item.key).to_string(),
-        data: data(&head, integration_id, format, item),
-    });
-    let records = records.collect();
+    let records = batch
+        .items
+        .iter()
+        .map(|item| record(integration_id, format, item))
+        .collect();
     Some((batch, records))
 }
 
@@ -180,13 +180,20 @@ fn look(lane: &mut Lane, limits: BatchLimits, now: Instant) -> Option<Batch> {
     }
 }
 
-fn data(head: &Head, integration_id: Uuid, format: &Format, item: &Item) -> Vec<u8> {
-    let mut data = Vec::new();
-    match &item.gap {
-        Some(gap) => drop(render_gap(integration_id, format, gap, &mut data)),
-        None => finish(head, item.sequence, &item.body, &mut data),
+fn record(integration_id: Uuid, format: &Format, item: &Item) -> Record {
+    let (sequence, body) = match &item.gap {
+        Some(gap) => {
+            let mut data = Vec::new();
+            let _id = render_gap(integration_id, format, gap, &mut data);
+            (None, data.into())
+        }
+        None => (Some(item.sequence), item.body.clone()),
+    };
+    Record {
+        partition_key: Uuid::from_u128(item.key),
+        sequence,
+        body,
     }
-    data
 }
 
 fn end_turn<S>(shared: &Shared<S>, key: IntegrationKey, turn: Turn, settling: bool) {

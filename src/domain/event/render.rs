@@ -127,9 +127,12 @@ impl Head {
     }
 }
 
+/// Bytes that [`finish`] adds to a body.
+pub const RECORD_OVERHEAD: usize = Head::LENGTH + SEQUENCE_LENGTH + TAIL_LENGTH;
+
 /// Appends the record that lands in the stream: head, sequence, body, line break.
 pub fn finish(head: &Head, sequence: u64, body: &[u8], out: &mut Vec<u8>) {
-    out.reserve(Head::LENGTH + SEQUENCE_LENGTH + TAIL_LENGTH + body.len());
+    out.reserve(RECORD_OVERHEAD + body.len());
     head.write(sequence, out);
     out.extend_from_slice(body);
     out.push(b'\n');

@@ -84,8 +84,9 @@ impl Customer {
         };
         let sink = AwsSink::new(options, Arc::new(Knows(external_id))).await;
         let records = (0..3).map(|index| Record {
-            partition_key: format!("device-{index}"),
-            data: b"{}\n".to_vec(),
+            partition_key: Uuid::from_u128(index as u128),
+            sequence: None,
+            body: bytes::Bytes::from_static(b"{}\n"),
         });
         sink.put_records(&self.integration(stream), records.collect())
             .await

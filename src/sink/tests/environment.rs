@@ -5,18 +5,28 @@ use std::process::Stdio;
 use super::*;
 
 const CHILD: &str = "sink::tests::environment::writes_as_the_environment_says";
+/// Tells the child who is to make PutRecords requests.
+const SDK: &str = "SIEM_RELAY_TEST_SDK";
 
 /// What the other test runs with an environment that it chooses.
 #[tokio::test]
 #[ignore = "run by the tests beside it"]
 async fn writes_as_the_environment_says() {
-    let sink = AwsSink::new(AwsOptions::default(), Arc::new(OneExternalId)).await;
+    let options = AwsOptions {
+        put_records_client: match std::env::var_os(SDK) {
+            Some(_) => PutRecordsClient::Sdk,
+            None => PutRecordsClient::Direct,
+        },
+        ..AwsOptions::default()
+    };
+    let sink = AwsSink::new(options, Arc::new(OneExternalId)).await;
     let outcomes = sink.put_records(&integration(), records(1)).await;
     assert_eq!(outcomes, Ok(vec![accepted(0)]));
 }
 
 async fn writes_with(environment: &[(&str, &str)]) -> bool {
-    tokio::process::Command::new(std::env::current_exe().unwrap())
+    let mut child = tokio::process::Command::new(std::env::current_exe().unwrap());
+    child
         .args(["--exact", CHILD, "--ignored"])
         .env_clear()
         .env("AWS_ACCESS_KEY_ID", "AKIAOWN")
@@ -24,14 +34,13 @@ async fn writes_with(environment: &[(&str, &str)]) -> bool {
         .env("AWS_EC2_METADATA_DISABLED", "true")
         .envs(environment.iter().copied())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .await
-        .unwrap()
-        .success()
+        .stderr(Stdio::null());
+    if client() == PutRecordsClient::Sdk {
+        child.env(SDK, "1");
+    }
+    child.status().await.unwrap().success()
 }
 
-#[tokio::test]
 async fn endpoints_and_region_come_from_the_environment() {
     // Each service at its own server, although the stream's ARN has a host of its own.
     let sts = Server::start(assumed).await;
@@ -57,3 +66,5 @@ async fn endpoints_and_region_come_from_the_environment() {
         ("AKIAOWN", "eu-west-1", "sts")
     );
 }
+
+with_either_client!(endpoints_and_region_come_from_the_environment);

@@ -41,7 +41,6 @@ fn service(code: &str, http_status: u16) -> Cause {
     }
 }
 
-#[tokio::test]
 async fn names_what_sts_refuses() {
     for (status, code) in [
         (403, "AccessDenied"),
@@ -61,7 +60,6 @@ async fn names_what_sts_refuses() {
     }
 }
 
-#[tokio::test]
 async fn names_what_kinesis_refuses() {
     for (status, code) in [
         (400, "AccessDeniedException"),
@@ -104,7 +102,6 @@ async fn names_what_kinesis_refuses() {
     );
 }
 
-#[tokio::test]
 async fn does_not_take_others_for_aws() {
     let whole = |status, body: &str| Answer::Whole {
         status,
@@ -170,7 +167,6 @@ async fn does_not_take_others_for_aws() {
     }
 }
 
-#[tokio::test]
 async fn tells_a_broken_connection() {
     let broken = |stage| fault(stage, Cause::Connection, None);
     assert_eq!(write(Answer::Closed).await, Err(broken(Stage::Write)));
@@ -186,7 +182,6 @@ async fn tells_a_broken_connection() {
     );
 }
 
-#[tokio::test]
 async fn waits_no_longer_than_an_attempt() {
     for stage in [Stage::AssumeRole, Stage::Write] {
         let server =
@@ -209,7 +204,6 @@ async fn waits_no_longer_than_an_attempt() {
     }
 }
 
-#[tokio::test]
 async fn blames_the_service_for_its_own_faults() {
     struct Unopened;
     impl ExternalIds for Unopened {
@@ -275,3 +269,12 @@ async fn blames_the_service_for_its_own_faults() {
     }
     assert!(server.calls().is_empty());
 }
+
+with_either_client!(
+    names_what_sts_refuses,
+    names_what_kinesis_refuses,
+    does_not_take_others_for_aws,
+    tells_a_broken_connection,
+    waits_no_longer_than_an_attempt,
+    blames_the_service_for_its_own_faults,
+);

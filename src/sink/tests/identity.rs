@@ -28,7 +28,6 @@ async fn meaning(world: &World, customer: &Arc<Integration>) -> Meaning {
     answer.unwrap_err().meaning()
 }
 
-#[tokio::test]
 async fn a_denial_of_one_among_many_is_the_customers() {
     let (world, customers) = customers(6).await;
     world.control.delete_role(&role(0));
@@ -37,7 +36,6 @@ async fn a_denial_of_one_among_many_is_the_customers() {
     assert_eq!(*world.sink.standing().borrow(), Standing::Good);
 }
 
-#[tokio::test]
 async fn a_denial_of_most_together_is_ours_until_one_works_again() {
     let (world, customers) = customers(6).await;
     let fault = SetFault {
@@ -63,7 +61,6 @@ async fn a_denial_of_most_together_is_ours_until_one_works_again() {
     assert_eq!(*world.sink.standing().borrow(), Standing::Good);
 }
 
-#[tokio::test]
 async fn two_customers_alone_prove_nothing_against_us() {
     let (world, customers) = customers(2).await;
     world.control.delete_role(&role(0));
@@ -73,7 +70,6 @@ async fn two_customers_alone_prove_nothing_against_us() {
     assert_eq!(meaning(&world, &customers[1]).await, denied);
 }
 
-#[tokio::test]
 async fn own_credentials_that_are_refused_show() {
     let server = Server::start(|call| match call.is_sts() {
         true => server::sts_error(403, "InvalidClientTokenId", "The security token is invalid"),
@@ -105,7 +101,6 @@ async fn proof(trust_policy: &str) -> ExternalIdProof {
     report.external_id.unwrap()
 }
 
-#[tokio::test]
 async fn a_role_that_requires_the_external_id_is_told_from_one_that_does_not() {
     let open = policy(&json!({
         "Effect": "Allow",
@@ -122,3 +117,11 @@ async fn a_role_that_requires_the_external_id_is_told_from_one_that_does_not() {
     assert_eq!(proof(&open).await, ExternalIdProof::NotRequired);
     assert_eq!(proof(&any).await, ExternalIdProof::AnyAccepted);
 }
+
+with_either_client!(
+    a_denial_of_one_among_many_is_the_customers,
+    a_denial_of_most_together_is_ours_until_one_works_again,
+    two_customers_alone_prove_nothing_against_us,
+    own_credentials_that_are_refused_show,
+    a_role_that_requires_the_external_id_is_told_from_one_that_does_not,
+);

@@ -24,7 +24,6 @@ async fn write_until(sink: &AwsSink, seen: impl Fn() -> bool) {
     .expect("it was not seen in time");
 }
 
-#[tokio::test]
 async fn many_first_uses_assume_the_role_once() {
     let server = Server::start(Call::granted).await;
     let sink = sink(&server).await;
@@ -37,7 +36,6 @@ async fn many_first_uses_assume_the_role_once() {
     assert_eq!(server.keys_that_wrote(), vec!["ASIA1"; 50]);
 }
 
-#[tokio::test]
 async fn those_who_wait_share_a_denial_that_is_kept_for_a_moment() {
     let server = Server::start(|call| match (call.is_sts(), call.number) {
         (true, 1) => server::access_denied(),
@@ -56,7 +54,6 @@ async fn those_who_wait_share_a_denial_that_is_kept_for_a_moment() {
     assert_eq!(outcomes, Ok(vec![accepted(0)]));
 }
 
-#[tokio::test]
 async fn one_who_leaves_does_not_take_the_others_along() {
     let server = Server::start(|call| match (call.is_sts(), call.number) {
         (true, 1) => Answer::Hang,
@@ -79,7 +76,6 @@ async fn one_who_leaves_does_not_take_the_others_along() {
     assert_eq!(server.assumed(), 2);
 }
 
-#[tokio::test]
 async fn an_expired_session_is_assumed_anew_once() {
     let server = Server::start(|call| match (call.is_sts(), call.credential().0) {
         (false, "ASIA1") => kinesis_error(400, "ExpiredTokenException"),
@@ -96,7 +92,6 @@ async fn an_expired_session_is_assumed_anew_once() {
     assert_eq!(server.keys_that_wrote(), ["ASIA1", "ASIA2", "ASIA2"]);
 }
 
-#[tokio::test]
 async fn many_who_see_it_expire_assume_it_anew_once() {
     let server = Server::start(|call| match (call.is_sts(), call.credential().0) {
         (false, "ASIA1") if call.number > 1 => kinesis_error(400, "ExpiredTokenException"),
@@ -113,7 +108,6 @@ async fn many_who_see_it_expire_assume_it_anew_once() {
     assert_eq!(server.assumed(), 2);
 }
 
-#[tokio::test]
 async fn a_session_that_stays_expired_is_a_fault() {
     let server = Server::start(|call| match call.is_sts() {
         true => assumed(call),
@@ -131,7 +125,6 @@ async fn a_session_that_stays_expired_is_a_fault() {
     assert_eq!(server.keys_that_wrote(), ["ASIA1", "ASIA2"]);
 }
 
-#[tokio::test]
 async fn a_role_that_refuses_meanwhile_is_the_fault() {
     let server = Server::start(|call| match (call.is_sts(), call.number) {
         (true, 1) => assumed(call),
@@ -148,7 +141,6 @@ async fn a_role_that_refuses_meanwhile_is_the_fault() {
     assert_eq!(fault.code(), "AccessDenied");
 }
 
-#[tokio::test]
 async fn is_renewed_ahead_of_its_end_while_writes_go_on() {
     let granted = Arc::new(Notify::new());
     let held = granted.clone();
@@ -173,7 +165,6 @@ async fn is_renewed_ahead_of_its_end_while_writes_go_on() {
     assert_eq!(server.assumed(), 2);
 }
 
-#[tokio::test]
 async fn a_renewal_that_fails_is_no_fault_until_the_end() {
     let server = Server::start(|call| match (call.is_sts(), call.number) {
         (true, 1) => assumed(call),
@@ -193,7 +184,6 @@ async fn a_renewal_that_fails_is_no_fault_until_the_end() {
     assert_eq!(fault.unwrap_err().code(), "AccessDenied");
 }
 
-#[tokio::test]
 async fn lasts_no_longer_than_sts_says() {
     let server = Server::start(|call| match call.is_sts() {
         true => assumed_until(call, SystemTime::now() + Duration::from_secs(900)),
@@ -207,7 +197,6 @@ async fn lasts_no_longer_than_sts_says() {
     assert_eq!(server.keys_that_wrote(), ["ASIA1", "ASIA2"]);
 }
 
-#[tokio::test]
 async fn a_clock_that_is_wrong_does_not_make_it_worthless() {
     let server = Server::start(|call| match call.is_sts() {
         true => assumed_until(call, SystemTime::now() - Duration::from_secs(86_400)),
@@ -219,7 +208,6 @@ async fn a_clock_that_is_wrong_does_not_make_it_worthless() {
     assert_eq!(server.assumed(), 1);
 }
 
-#[tokio::test]
 async fn is_kept_by_integration_and_version_until_forgotten() {
     let server = Server::start(Call::granted).await;
     let sink = sink(&server).await;
@@ -265,3 +253,18 @@ async fn sessions_of_one_moment_are_renewed_at_many() {
     // Even over 16 steps would be 12 or 13 in each.
     assert!(busy >= 12 && most <= Some(&40), "{renewals:?}");
 }
+
+with_either_client!(
+    many_first_uses_assume_the_role_once,
+    those_who_wait_share_a_denial_that_is_kept_for_a_moment,
+    one_who_leaves_does_not_take_the_others_along,
+    an_expired_session_is_assumed_anew_once,
+    many_who_see_it_expire_assume_it_anew_once,
+    a_session_that_stays_expired_is_a_fault,
+    a_role_that_refuses_meanwhile_is_the_fault,
+    is_renewed_ahead_of_its_end_while_writes_go_on,
+    a_renewal_that_fails_is_no_fault_until_the_end,
+    lasts_no_longer_than_sts_says,
+    a_clock_that_is_wrong_does_not_make_it_worthless,
+    is_kept_by_integration_and_version_until_forgotten,
+);

@@ -1,0 +1,168 @@
+//! What a PutRecords answer says, as the AWS SDK reads it: awsJson1.1, errors by
+//! [header or body].
+//!
+//! [header or body]: https://smithy.io/2.0/aws/protocols/aws-json-1_1-protocol.html#operation-error-serialization
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+
+use crate::{
+    domain::status::{Cause, Fault, Stage},
+    sink::{RecordOutcome, fault},
+};
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Output<'a> {
+    #[serde(borrow)]
+    records: Vec<ResultEntry<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ResultEntry<'a> {
+    #[serde(borrow)]
+    shard_id: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    sequence_number: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    error_code: Option<Cow<'a, str>>,
+}
+
+#[derive(Default, Deserialize)]
+struct ErrorBody<'a> {
+    #[serde(borrow)]
+    code: Option<Cow<'a, str>>,
+    #[serde(borrow, rename = "__type")]
+    kind: Option<Cow<'a, str>>,
+}
+
+/// An answer as it arrived.
+pub(super) struct Answer<'a> {
+    pub(super) http_status: u16,
+    pub(super) request_id: Option<&'a str>,
+    /// The header `x-amzn-errortype`.
+    pub(super) error_type: Option<&'a str>,
+    pub(super) body: &'a [u8],
+}
+
+impl Answer<'_> {
+    /// One outcome a record that was sent. An answer of another length says nothing of
+    /// any record.
+    pub(super) fn outcomes(&self, sent: usize) -> Result<Vec<RecordOutcome>, Fault> {
+        let request_id = fault::request_id(self.request_id);
+        if !(200..300).contains(&self.http_status) {
+            return Err(self.error(request_id));
+        }
+        let output: Output<'_> = match serde_json::from_slice(self.body) {
+            Ok(output) => output,
+            Err(_) => return Err(self.unlike_aws(request_id)),
+        };
+        if output.records.len() != sent {
+            return Err(fault::unlike_aws(Stage::Write, 200, request_id));
+        }
+        let outcome = |entry: &ResultEntry<'_>| {
+            fault::record_outcome(
+                entry.error_code.as_deref(),
+                entry.shard_id.as_deref(),
+                entry.sequence_number.as_deref(),
+                request_id.as_deref(),
+            )
+        };
+        Ok(output.records.iter().map(outcome).collect())
+    }
+
+    fn error(&self, request_id: Option<Box<str>>) -> Fault {
+        // A proxy's page is no JSON; then only the header may tell.
+        let body: ErrorBody<'_> = serde_json::from_slice(self.body).unwrap_or_default();
+        let code = self
+            .error_type
+            .or(body.code.as_deref())
+            .or(body.kind.as_deref())
+            .map(bare_code);
+        match code {
+            Some(code) if fault::is_token(code) => Fault {
+                stage: Stage::Write,
+                cause: Cause::Service {
+                    code: code.into(),
+                    http_status: self.http_status,
+                },
+                request_id,
+            },
+            _ => self.unlike_aws(request_id),
+        }
+    }
+
+    fn unlike_aws(&self, request_id: Option<Box<str>>) -> Fault {
+        fault::unlike_aws(Stage::Write, self.http_status, request_id)
+    }
+}
+
+/// The code without its name space before `#` and the URL behind `:`.
+fn bare_code(code: &str) -> &str {
+    let code = code.split_once(':').map_or(code, |(code, _)| code);
+    code.rsplit_once('#').map_or(code, |(_, code)| code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(
+        http_status: u16,
+        error_type: Option<&str>,
+        body: &str,
+    ) -> Result<Vec<RecordOutcome>, Fault> {
+        let answer = Answer {
+            http_status,
+            request_id: Some("request-1"),
+            error_type,
+            body: body.as_bytes(),
+        };
+        answer.outcomes(1)
+    }
+
+    fn code(http_status: u16, error_type: Option<&str>, body: &str) -> String {
+        answer(http_status, error_type, body)
+            .unwrap_err()
+            .code()
+            .to_owned()
+    }
+
+    #[test]
+    fn the_header_comes_before_the_body_and_code_before_type() {
+        let body = r#"{"code":"B","__type":"C","message":"x"}"#;
+        assert_eq!(code(400, Some("ns#A:http://example.com/"), body), "A");
+        assert_eq!(code(400, None, body), "B");
+        assert_eq!(code(400, None, r#"{"__type":"ns#C"}"#), "C");
+        assert_eq!(code(400, None, "{}"), "NotAnAwsAnswer");
+        assert_eq!(code(502, None, "<html>"), "NotAnAwsAnswer");
+    }
+
+    #[test]
+    fn unknown_members_and_escapes_are_read() {
+        let body = r#"{"EncryptionType":"KMS","FailedRecordCount":0,"Records":[{"New":[1],"ShardId":"s\u0031","SequenceNumber":"9","ErrorCode":null}]}"#;
+        let accepted = RecordOutcome::Accepted {
+            shard_id: "s1".into(),
+            sequence_number: "9".into(),
+        };
+        assert_eq!(answer(200, None, body), Ok(vec![accepted]));
+    }
+
+    #[test]
+    fn an_answer_of_another_length_says_nothing() {
+        for body in [
+            r#"{"Records":[]}"#,
+            "{}",
+            "",
+            "[]",
+            r#"{"Records":[{},{}]}"#,
+        ] {
+            assert_eq!(code(200, None, body), "NotAnAwsAnswer");
+        }
+        // A record without shard and number was not accepted.
+        let outcomes = answer(200, None, r#"{"Records":[{}]}"#).unwrap();
+        assert!(matches!(outcomes[..], [RecordOutcome::Failed(_)]));
+    }
+}

@@ -1,0 +1,114 @@
+//! Where Kinesis is: what the AWS SDK's own rules say, asked once a stream's region
+//! and account.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use aws_config::SdkConfig;
+use aws_sdk_kinesis::config::endpoint::{DefaultResolver, Params, ResolveEndpoint};
+use aws_types::service_config::ServiceConfigKey;
+
+use crate::domain::arn::StreamArn;
+
+/// Regions and accounts whose endpoints are kept.
+const MOST_KEPT: usize = 4096;
+
+/// A region and an account.
+type Place = (Box<str>, Box<str>);
+
+/// A URL, and its host for the signature.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Endpoint {
+    pub(super) url: String,
+    pub(super) host: String,
+}
+
+/// The endpoints. An override of the environment, the profile or the configuration wins.
+#[derive(Debug)]
+pub(super) struct Endpoints {
+    resolver: DefaultResolver,
+    overridden: Option<String>,
+    use_fips: Option<bool>,
+    use_dual_stack: Option<bool>,
+    account_id_endpoint_mode: String,
+    known: RwLock<HashMap<Place, Arc<Endpoint>>>,
+}
+
+impl Endpoints {
+    pub(super) fn new(sdk: &SdkConfig) -> Self {
+        Self {
+            resolver: DefaultResolver::new(),
+            overridden: overridden(sdk),
+            use_fips: sdk.use_fips(),
+            use_dual_stack: sdk.use_dual_stack(),
+            account_id_endpoint_mode: sdk
+                .account_id_endpoint_mode()
+                .cloned()
+                .unwrap_or_default()
+                .to_string(),
+            known: RwLock::default(),
+        }
+    }
+
+    /// The endpoint for a stream; None where the rules give none.
+    pub(super) async fn of(&self, stream: &StreamArn) -> Option<Arc<Endpoint>> {
+        let place = (stream.region().into(), stream.account().into());
+        if let Some(known) = self
+            .known
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&place)
+        {
+            return Some(Arc::clone(known));
+        }
+        let endpoint = Arc::new(self.resolve(stream).await?);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MOST_KEPT {
+            known.clear();
+        }
+        known.insert(place, Arc::clone(&endpoint));
+        Some(endpoint)
+    }
+
+    async fn resolve(&self, stream: &StreamArn) -> Option<Endpoint> {
+        let params = Params::builder()
+            .region(stream.region())
+            .set_use_fips(self.use_fips)
+            .set_use_dual_stack(self.use_dual_stack)
+            .set_endpoint(self.overridden.clone())
+            .account_id_endpoint_mode(self.account_id_endpoint_mode.clone())
+            .operation_type("data")
+            .stream_arn(stream.as_str())
+            .build()
+            .ok()?;
+        let resolved = ResolveEndpoint::resolve_endpoint(&self.resolver, &params);
+        let base = resolved.await.ok()?.url().trim_end_matches('/').to_owned();
+        let url = format!("{base}/");
+        let host = url
+            .parse::<http::Uri>()
+            .ok()?
+            .authority()?
+            .as_str()
+            .to_owned();
+        Some(Endpoint { url, host })
+    }
+}
+
+/// As the SDK's Kinesis client reads its configuration.
+fn overridden(sdk: &SdkConfig) -> Option<String> {
+    let general = || sdk.endpoint_url().map(str::to_owned);
+    if sdk.get_origin("endpoint_url").is_client_config() {
+        return general();
+    }
+    let key = ServiceConfigKey::builder()
+        .service_id("Kinesis")
+        .env("AWS_ENDPOINT_URL")
+        .profile("endpoint_url")
+        .build()
+        .ok()?;
+    sdk.service_config()
+        .and_then(|config| config.load_config(key))
+        .or_else(general)
+}
