@@ -31,10 +31,14 @@ impl Disk {
     /// One whose writes fail when they are synced, once `backing` is full. None, said
     /// aloud, where we are not root or there are no loop devices.
     pub async fn that_can_fail() -> Option<Self> {
+        // The loop driver takes a write that its backing cuts short for a whole one. A write
+        // of one page is not cut.
         let script = "mkdir backing && mount -t tmpfs -o size=40m tmpfs backing \
             && truncate -s 64m backing/image \
-            && mkfs.ext4 -q -m 0 -O ^has_journal backing/image \
-            && mount -o loop backing/image data";
+            && mkfs.ext4 -q -b 4096 -m 0 -O ^has_journal backing/image \
+            && loop=$(losetup --find --show backing/image) \
+            && echo 4 > /sys/block/${loop#/dev/}/queue/max_sectors_kb \
+            && { mount $loop data; made=$?; losetup --detach $loop; [ $made = 0 ]; }";
         Self::mount(&["--mount"], &[], script).await
     }
 
