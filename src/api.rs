@@ -49,6 +49,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// Requests of one connection that are being answered; the streams among them count
 /// only until they have begun.
 const REQUESTS_PER_CONNECTION: usize = 256;
+/// Bytes of one request that may arrive before they are read.
+const STREAM_WINDOW: u32 = 256 << 10;
 /// How often a silent connection is asked whether its peer still lives.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
@@ -202,8 +204,10 @@ impl<D: Delivery> Api<D> {
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE))
-            .initial_stream_window_size(1 << 20)
-            .initial_connection_window_size(8 << 20)
+            .initial_stream_window_size(STREAM_WINDOW)
+            // So that requests that wait for memory never keep the rest of a connection
+            // from arriving.
+            .initial_connection_window_size(STREAM_WINDOW * REQUESTS_PER_CONNECTION as u32)
             // Status streams are long-lived, and many share a connection.
             .max_concurrent_streams(Some(20_000))
             // A request is not even read while so many of its connection are answered.

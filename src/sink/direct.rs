@@ -155,11 +155,7 @@ fn request(
         .settings(settings)
         .build()?
         .into();
-    let signed = [
-        ("content-type", CONTENT_TYPE),
-        ("host", &endpoint.host),
-        ("x-amz-target", TARGET),
-    ];
+    let signed = [("content-type", CONTENT_TYPE), ("x-amz-target", TARGET)];
     let hash = hex(digest(&SHA256, &body).as_ref());
     let signable = SignableRequest::new(
         "POST",

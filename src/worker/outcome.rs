@@ -86,7 +86,8 @@ pub(super) fn take_in<S>(
     };
     Some(Settle {
         key,
-        observed: (!settlement.narrowing).then_some(observed),
+        // What an old configuration met, or a call from before a passed test, tells nothing.
+        observed: (!settlement.narrowing && (accepted || !outdated)).then_some(observed),
         settlement,
         done: None,
     })

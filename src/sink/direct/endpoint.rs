@@ -18,11 +18,10 @@ const MOST_KEPT: usize = 4096;
 /// A region and an account.
 type Place = (Box<str>, Box<str>);
 
-/// A URL, and its host for the signature.
+/// A URL.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Endpoint {
     pub(super) url: String,
-    pub(super) host: String,
 }
 
 /// The endpoints. An override of the environment, the profile or the configuration wins.
@@ -85,14 +84,9 @@ impl Endpoints {
             .ok()?;
         let resolved = ResolveEndpoint::resolve_endpoint(&self.resolver, &params);
         let base = resolved.await.ok()?.url().trim_end_matches('/').to_owned();
-        let url = format!("{base}/");
-        let host = url
-            .parse::<http::Uri>()
-            .ok()?
-            .authority()?
-            .as_str()
-            .to_owned();
-        Some(Endpoint { url, host })
+        Some(Endpoint {
+            url: format!("{base}/"),
+        })
     }
 }
 
