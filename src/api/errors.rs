@@ -69,7 +69,9 @@ pub enum ApiError {
     #[error("too much is in flight; try again")]
     Overloaded,
     /// The client began a message and stopped.
-    #[error("the rest of the message did not come within 10 s; send it again")]
+    #[error(
+        "nothing came for 10 s of a message that was begun; send it again, and end the request"
+    )]
     MessageTimeout,
     /// The disk is full, or nearly.
     #[error("the log's disk nears full; nothing of the request was accepted; try again later")]

@@ -14,7 +14,7 @@ use http::Request;
 use http_body::{Body, Frame, SizeHint};
 use tokio::{
     sync::{AcquireError, OwnedSemaphorePermit, Semaphore},
-    time::{Sleep, sleep},
+    time::{Instant, Sleep, sleep},
 };
 use tonic::Status;
 use tower::{Layer, Service};
@@ -24,9 +24,9 @@ use super::errors::ApiError;
 /// How long a request that is no stream waits for others to leave memory. A stream
 /// waits as long as it takes; meanwhile its client is held back.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long the rest of a message may take once there is room for it. Who begins one
-/// and stops must not keep that room from others.
-const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may send nothing while there is room for its message. Who begins
+/// one and stops must not keep that room from others.
+const SILENCE: Duration = Duration::from_secs(10);
 /// gRPC's prefix of a message: a flag and its length, [big endian].
 ///
 /// [big endian]: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
@@ -159,7 +159,7 @@ enum State {
         room: Acquire,
         until: Option<Pin<Box<Sleep>>>,
     },
-    /// The rest of a message is due.
+    /// The rest of a message is due, or the end of a request that is no stream.
     Receiving { until: Pin<Box<Sleep>> },
 }
 
@@ -193,7 +193,7 @@ impl Metered {
         if self.rest > 0 {
             let piece = self.buffered.len().min(self.rest);
             self.rest -= piece;
-            if self.rest == 0 {
+            if self.rest == 0 && self.is_stream() {
                 self.state = State::Reading;
             }
             return Some(self.buffered.split_to(piece));
@@ -230,12 +230,23 @@ impl Metered {
 
     fn admit(&mut self, room: Room) {
         self.rooms.push(room);
-        self.state = match self.buffered.len() < self.rest {
+        // A request that is no stream is answered only once its end has come.
+        self.state = match self.buffered.len() < self.rest || !self.is_stream() {
             true => State::Receiving {
-                until: Box::pin(sleep(MESSAGE_TIMEOUT)),
+                until: Box::pin(sleep(SILENCE)),
             },
             false => State::Reading,
         };
+    }
+
+    fn is_stream(&self) -> bool {
+        self.patience.is_none()
+    }
+
+    fn heard(&mut self) {
+        if let State::Receiving { until } = &mut self.state {
+            until.as_mut().reset(Instant::now() + SILENCE);
+        }
     }
 
     /// Waits for what the state waits for.
@@ -286,10 +297,13 @@ impl Body for Metered {
                 continue;
             }
             match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => this.buffered = data,
-                    Err(other) => return Poll::Ready(Some(Ok(other))),
-                },
+                Some(Ok(frame)) => {
+                    this.heard();
+                    match frame.into_data() {
+                        Ok(data) => this.buffered = data,
+                        Err(other) => return Poll::Ready(Some(Ok(other))),
+                    }
+                }
                 Some(Err(status)) => return Poll::Ready(Some(Err(status))),
                 None => return Poll::Ready(None),
             }

@@ -16,7 +16,10 @@ mod batch;
 mod chunk;
 mod refusal;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::{
+    cell::Cell,
+    collections::{HashMap, HashSet, VecDeque},
+};
 
 pub use self::{
     batch::{Batch, BatchLimits, Item, Outcome, Settlement},
@@ -117,23 +120,18 @@ impl Delivery {
             return None;
         }
         let limits = BatchLimits { records, ..limits };
-        let mut refused = false;
+        let refused = Cell::new(false);
         let mut admit = |key, weight| {
             let admitted = admit(key, weight);
-            refused |= !admitted;
+            refused.set(refused.get() || !admitted);
             admitted
         };
         let picked = match self.refusals.is_probing() {
             false => self.pick(limits, Pick::Oldest, &mut admit),
-            true => match self.pick(limits, Pick::OtherKeys, &mut admit) {
-                none if none.is_empty() && self.refusals.may_overtake() => {
-                    self.pick(limits, Pick::Others, &mut admit)
-                }
-                picked => picked,
-            },
+            true => self.pick_probe(limits, &refused, &mut admit),
         };
         if picked.is_empty() {
-            self.exhausted = !refused;
+            self.exhausted = !refused.get();
             return None;
         }
         self.waiting -= picked.len();
@@ -143,6 +141,26 @@ impl Delivery {
             items: picked,
             sent: self.refusals.sent(),
         })
+    }
+
+    /// Another record than those that were refused alone. Where one may go only later,
+    /// none goes in its stead.
+    fn pick_probe(
+        &mut self,
+        limits: BatchLimits,
+        refused: &Cell<bool>,
+        admit: &mut impl FnMut(Key, usize) -> bool,
+    ) -> Vec<Item> {
+        let mut picked = self.pick(limits, Pick::OtherKeys, admit);
+        if picked.is_empty() && !refused.get() && self.refusals.may_overtake() {
+            picked = self.pick(limits, Pick::Others, admit);
+        }
+        if picked.is_empty() && !refused.get() {
+            // What was to be tried is not at hand any more.
+            self.refusals.end_round(false);
+            picked = self.pick(limits, Pick::Oldest, admit);
+        }
+        picked
     }
 
     fn pick(

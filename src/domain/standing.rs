@@ -13,7 +13,8 @@ pub enum Standing {
     /// Nothing speaks against it.
     #[default]
     Good,
-    /// Its own credentials are missing, expired or refused.
+    /// Its own credentials are missing, expired or refused, or what is signed with a
+    /// session that was just assumed.
     CredentialsRefused {
         /// AWS's error code, or ours where nothing could be sent.
         code: Box<str>,
@@ -50,8 +51,10 @@ struct Witness<T> {
     key: IntegrationKey,
     role: T,
     worked: Instant,
-    /// How often it was refused since.
-    refusals: u32,
+    /// How often it was asked or tried in vain since.
+    vain: u32,
+    /// The last answer was a denial.
+    denied: bool,
     /// It is not asked before.
     next: Instant,
 }
@@ -95,16 +98,27 @@ impl<T: Clone> Witnesses<T> {
             key,
             role,
             worked: now,
-            refusals: 0,
+            vain: 0,
+            denied: false,
             next: now,
         });
     }
 
     /// A role was asked, and refused.
     pub fn refused(&mut self, key: IntegrationKey, now: Instant) {
+        self.asked_in_vain(key, now, true);
+    }
+
+    /// A role was asked, and what was answered says nothing either way.
+    pub fn unclear(&mut self, key: IntegrationKey, now: Instant) {
+        self.asked_in_vain(key, now, false);
+    }
+
+    fn asked_in_vain(&mut self, key: IntegrationKey, now: Instant, denied: bool) {
         if let Some(witness) = self.find(key) {
-            let wait = ASK_FIRST.saturating_mul(1 << witness.refusals.min(16));
-            witness.refusals = witness.refusals.saturating_add(1);
+            let wait = ASK_FIRST.saturating_mul(1 << witness.vain.min(16));
+            witness.vain = witness.vain.saturating_add(1);
+            witness.denied = denied;
             witness.next = now + wait.min(ASK_MOST);
         }
     }
@@ -112,8 +126,18 @@ impl<T: Clone> Witnesses<T> {
     /// Delivery itself tried a role, which was refused.
     pub fn tried(&mut self, key: IntegrationKey, now: Instant) {
         if let Some(witness) = self.find(key) {
-            witness.refusals = witness.refusals.saturating_add(1);
+            witness.vain = witness.vain.saturating_add(1);
+            witness.denied = true;
             witness.next = now + TRIED;
+        }
+    }
+
+    /// Our identity may assume again: what roles said before counts no more.
+    pub fn pardon(&mut self, now: Instant) {
+        for witness in &mut self.roles {
+            witness.vain = 0;
+            witness.denied = false;
+            witness.next = now;
         }
     }
 
@@ -143,12 +167,13 @@ impl<T: Clone> Witnesses<T> {
             now.duration_since(witness.worked) <= LATELY && current(&witness.role)
         });
         let others = self.roles.iter().rev().filter(|other| other.key != key);
-        let (fresh, just_refused): (Vec<_>, Vec<_>) = others
+        let (fresh, just_asked): (Vec<_>, Vec<_>) = others
             .take(MOST_WITNESSES)
             .partition(|witness| witness.next <= now);
-        (fresh.len() + just_refused.len() >= LEAST_WITNESSES).then(|| Asked {
+        let refused_already = just_asked.iter().filter(|witness| witness.denied).count();
+        (fresh.len() + refused_already >= LEAST_WITNESSES).then(|| Asked {
             roles: fresh.iter().map(|witness| witness.role.clone()).collect(),
-            refused_already: just_refused.len(),
+            refused_already,
         })
     }
 
@@ -220,6 +245,34 @@ mod tests {
         let mut ask = |second| witnesses.to_ask(IntegrationKey(9), at(second), ANY);
         assert_eq!(ask(10), asked(&[3, 1, 0], 1));
         assert_eq!(ask(11), asked(&[3, 2, 1, 0], 0));
+    }
+
+    #[test]
+    fn an_unclear_answer_is_no_refusal() {
+        let at = clock();
+        let mut witnesses = Witnesses::default();
+        for key in 0..5 {
+            witnesses.worked(IntegrationKey(key), at(0), key);
+        }
+        for key in 0..3 {
+            witnesses.unclear(IntegrationKey(key), at(1));
+        }
+        let mut ask = |second| witnesses.to_ask(IntegrationKey(9), at(second), ANY);
+        assert_eq!(ask(10), None, "two are too few");
+        assert_eq!(ask(11), asked(&[4, 3, 2, 1, 0], 0));
+    }
+
+    #[test]
+    fn what_was_refused_before_we_might_assume_again_does_not_count() {
+        let at = clock();
+        let mut witnesses = Witnesses::default();
+        for key in 0..4 {
+            witnesses.worked(IntegrationKey(key), at(0), key);
+            witnesses.tried(IntegrationKey(key), at(0));
+        }
+        witnesses.pardon(at(5));
+        let next = witnesses.to_ask(IntegrationKey(3), at(5), ANY);
+        assert_eq!(next, asked(&[2, 1, 0], 0));
     }
 
     #[test]

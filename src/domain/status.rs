@@ -260,8 +260,7 @@ pub fn observe(
                 Meaning::Throttled => stall
                     .lasts(patience, now, backing_off)
                     .then_some(Reason::Throttled),
-                // New sessions that are refused as well are nothing that the customer could mend.
-                Meaning::Unreachable | Meaning::SessionInvalid => stall
+                Meaning::Unreachable => stall
                     .lasts(patience, now, backing_off)
                     .then_some(Reason::Unreachable),
                 // These say nothing of throttling or an outage.
@@ -269,7 +268,7 @@ pub fn observe(
                     *stall = Stall::default();
                     Some(reason)
                 }
-                Meaning::Ours => {
+                Meaning::SessionInvalid | Meaning::Ours => {
                     *stall = Stall::default();
                     None
                 }

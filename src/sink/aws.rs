@@ -88,16 +88,34 @@ impl AwsSink {
     ) -> Result<Vec<RecordOutcome>, Fault> {
         let session = self.sessions.get(integration).await?;
         let answer = self.write(&session, integration, records).await;
-        if !shows_invalid_session(&answer) {
+        if invalid_session(&answer).is_none() {
+            self.identity.signature_passed();
             return answer;
         }
         self.sessions.discard(integration, &session).await;
         // Where some records were accepted, the caller sends what remains.
-        if answer.is_ok() {
+        if answer.as_ref().is_ok_and(|outcomes| any_accepted(outcomes)) {
             return answer;
         }
         let session = self.sessions.get(integration).await?;
-        self.write(&session, integration, records).await
+        let answer = self.write(&session, integration, records).await;
+        self.judge_new_session(integration, answer)
+    }
+
+    /// A session that was just assumed and is refused is nothing that the customer could
+    /// mend.
+    fn judge_new_session(
+        &self,
+        integration: &Arc<Integration>,
+        answer: Result<Vec<RecordOutcome>, Fault>,
+    ) -> Result<Vec<RecordOutcome>, Fault> {
+        match invalid_session(&answer) {
+            Some(fault) => Err(self.identity.signature_refused(integration, fault.clone())),
+            None => {
+                self.identity.signature_passed();
+                answer
+            }
+        }
     }
 
     async fn test_anew(&self, integration: &Arc<Integration>, record: Record) -> TestReport {
@@ -118,6 +136,7 @@ impl AwsSink {
             self.identity.prove_external_id(integration),
             self.write(&session, integration, &record),
         );
+        let answer = self.judge_new_session(integration, answer);
         TestReport {
             assume_role: Ok(session.with()),
             external_id: Some(proof),
@@ -225,15 +244,21 @@ impl Sink for AwsSink {
     }
 }
 
-/// Whether the request, or a record of it, was refused for its credentials.
-fn shows_invalid_session(answer: &Result<Vec<RecordOutcome>, Fault>) -> bool {
-    let invalid = |fault: &Fault| fault.meaning() == Meaning::SessionInvalid;
+/// Why the request, or a record of it, was refused for its credentials.
+fn invalid_session(answer: &Result<Vec<RecordOutcome>, Fault>) -> Option<&Fault> {
+    let invalid = |fault: &&Fault| fault.meaning() == Meaning::SessionInvalid;
     match answer {
-        Err(fault) => invalid(fault),
-        Ok(outcomes) => outcomes
-            .iter()
-            .any(|outcome| matches!(outcome, RecordOutcome::Failed(fault) if invalid(fault))),
+        Err(fault) => Some(fault).filter(invalid),
+        Ok(outcomes) => outcomes.iter().find_map(|outcome| match outcome {
+            RecordOutcome::Failed(fault) => Some(fault).filter(invalid),
+            RecordOutcome::Accepted { .. } => None,
+        }),
     }
+}
+
+fn any_accepted(outcomes: &[RecordOutcome]) -> bool {
+    let accepted = |outcome: &RecordOutcome| matches!(outcome, RecordOutcome::Accepted { .. });
+    outcomes.iter().any(accepted)
 }
 
 /// What a span tells: `Accepted`, or the code of the first fault.

@@ -2,7 +2,10 @@
 
 use std::{
     future::pending,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -35,6 +38,8 @@ pub(super) struct Identity {
     gate: Gate,
     standing: watch::Sender<Standing>,
     state: Mutex<State>,
+    /// Whether [`State::signature_refused`] is set, for those who only look.
+    is_signature_refused: AtomicBool,
     /// One asks the witnesses at a time; the others take its word.
     asking: AsyncMutex<()>,
 }
@@ -47,8 +52,18 @@ struct State {
     witnesses: Witnesses<Role>,
     /// Most roles are refused together, whatever else is wrong.
     may_not_assume: bool,
+    /// Whose write was refused with a session that had just been assumed.
+    signature_refused: Option<Arc<Integration>>,
     /// The witnesses have said that a denial is the customer's.
     theirs_until: Option<Instant>,
+}
+
+impl State {
+    fn may_assume(&mut self, now: std::time::Instant) {
+        if std::mem::take(&mut self.may_not_assume) {
+            self.witnesses.pardon(now);
+        }
+    }
 }
 
 impl Identity {
@@ -58,6 +73,7 @@ impl Identity {
             gate,
             standing: watch::Sender::new(Standing::Good),
             state: Mutex::default(),
+            is_signature_refused: AtomicBool::new(false),
             asking: AsyncMutex::new(()),
         }
     }
@@ -153,11 +169,9 @@ impl Identity {
             Ok(()) => {
                 let refused =
                     matches!(*self.standing.borrow(), Standing::CredentialsRefused { .. });
-                let may_not_assume = self.state().may_not_assume;
-                match (refused, may_not_assume) {
-                    (true, true) => self.set(Standing::MayNotAssume),
-                    (true, false) => self.set(Standing::Good),
-                    (false, _) => {}
+                self.forget_refused_signature_of_the_gone();
+                if refused && !self.is_signature_refused.load(Ordering::Relaxed) {
+                    self.set(self.standing_of_roles());
                 }
             }
             // That AWS cannot be reached shows elsewhere.
@@ -175,7 +189,7 @@ impl Identity {
         match next {
             Probe::Wait => {}
             Probe::TooFew => {
-                self.state().may_not_assume = false;
+                self.state().may_assume(Instant::now().into_std());
                 self.set(Standing::Good);
             }
             Probe::Ask(witness) => {
@@ -192,20 +206,58 @@ impl Identity {
         }
     }
 
+    /// What Kinesis says of a session that was just assumed: that its signature is not
+    /// good. It may be our clock; it is not the customer's fault.
+    pub(super) fn signature_refused(&self, integration: &Arc<Integration>, fault: Fault) -> Fault {
+        self.state().signature_refused = Some(Arc::clone(integration));
+        self.is_signature_refused.store(true, Ordering::Relaxed);
+        let code = fault.code().into();
+        self.set(Standing::CredentialsRefused { code });
+        as_ours(fault)
+    }
+
+    /// Kinesis took a signature for good.
+    pub(super) fn signature_passed(&self) {
+        if self.is_signature_refused.load(Ordering::Relaxed) {
+            self.forget_refused_signature();
+            self.set(self.standing_of_roles());
+        }
+    }
+
+    /// Where it was deleted or configured anew, no write of it will tell.
+    fn forget_refused_signature_of_the_gone(&self) {
+        let refused = self.state().signature_refused.clone();
+        if refused.is_some_and(|integration| !self.is_current(&integration)) {
+            self.forget_refused_signature();
+        }
+    }
+
+    fn forget_refused_signature(&self) {
+        self.state().signature_refused = None;
+        self.is_signature_refused.store(false, Ordering::Relaxed);
+    }
+
+    fn standing_of_roles(&self) -> Standing {
+        match self.state().may_not_assume {
+            true => Standing::MayNotAssume,
+            false => Standing::Good,
+        }
+    }
+
     fn worked(&self, integration: &Arc<Integration>, session: &Session) {
         {
             let mut state = self.state();
-            state.may_not_assume = false;
-            state.witnesses.worked(
-                integration.key,
-                Instant::now().into_std(),
-                (Arc::clone(integration), session.with()),
-            );
+            let (now, role) = (Instant::now().into_std(), Arc::clone(integration));
+            state.may_assume(now);
+            let witness = (role, session.with());
+            state.witnesses.worked(integration.key, now, witness);
         }
         if integration.previous.is_some() && session.with() == AssumedWith::Current {
             self.assume_role.took_over(integration);
         }
-        self.set(Standing::Good);
+        if !self.is_signature_refused.load(Ordering::Relaxed) {
+            self.set(Standing::Good);
+        }
     }
 
     /// Whose fault a denial is. Only that of a role that worked lately, or in a time
@@ -270,9 +322,12 @@ impl Identity {
             }
             Err(fault) => {
                 self.tell_refused_credentials(&fault);
-                self.state().witnesses.refused(key, now);
                 let denied = fault.meaning() == Meaning::Refused(Reason::AssumeRoleDenied);
-                // Anything else says nothing either way.
+                let witnesses = &mut self.state().witnesses;
+                match denied {
+                    true => witnesses.refused(key, now),
+                    false => witnesses.unclear(key, now),
+                }
                 denied.then_some(false)
             }
         }

@@ -62,7 +62,7 @@ pub(super) fn take_in<S>(
             match settlement.passed() {
                 0 => NextRetry::At(now + next_wait(shared, lanes, key, of_records, fault)?),
                 _ => {
-                    lanes.get(key)?.backoff.reset();
+                    lanes.end_back_off(key);
                     NextRetry::Never
                 }
             }

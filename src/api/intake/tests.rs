@@ -152,3 +152,27 @@ async fn who_begins_a_message_and_stops_gives_the_room_back() {
     drop(chunks);
     assert_eq!(second.all().await, message(100));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_client_is_heard_to_the_end() {
+    let intake = Intake::new(100, 100);
+    let (chunks, mut slow) = Incoming::new(&intake, STREAM);
+    let client = async {
+        for byte in message(20) {
+            sleep(Duration::from_secs(9)).await;
+            chunks.send(Bytes::copy_from_slice(&[byte])).unwrap();
+        }
+        drop(chunks);
+    };
+    let ((), received) = tokio::join!(client, slow.all());
+    assert_eq!(received, message(20));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_end_does_not_come_gives_the_room_back() {
+    let intake = Intake::new(100, 100);
+    let (open, mut whole) = Incoming::new(&intake, UNARY);
+    open.send(message(100).into()).unwrap();
+    let status = whole.fails().await;
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+}

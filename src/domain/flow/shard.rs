@@ -23,6 +23,8 @@ const RISE_MOST: f64 = 1.0;
 /// What remains of the accepted rate after a refusal.
 const STEP_BACK: f64 = 0.98;
 const LEAST_RATE: f64 = 0.001;
+/// What was accepted of late, in seconds' worth, below which a shard takes nothing.
+const SILENT: f64 = 0.0005;
 /// A rate that falls by less than this is no attempt to find the limit.
 const ATTEMPT: f64 = 0.7;
 /// Where what is accepted falls nearly as the rate does, the refusals do not come of
@@ -218,7 +220,14 @@ impl Shard {
         if now < self.paused_until && !nothing {
             return;
         }
-        if throttled {
+        if throttled && nothing && self.accepted[0] < SILENT {
+            // The pause is enough: no rate is learned from a shard that takes nothing, and
+            // no debt is left for when it does again.
+            self.throttled = true;
+            self.saved = [0.0; 2];
+            self.saved_at = now;
+            self.refused_at = now;
+        } else if throttled {
             self.save(now);
             self.saved = self.saved.map(|saved| saved.min(0.0));
             self.step_back(now);

@@ -292,3 +292,23 @@ fn a_stream_that_takes_nothing_is_left_alone_for_longer_and_longer() {
     simulation.run(6);
     assert_eq!(simulation.flow.stalled(), None);
 }
+
+#[test]
+fn a_shard_that_took_nothing_for_long_is_soon_used_again() {
+    for weight in [700, 50_000, 250_000] {
+        let model = Model::new(Enforced::Bucket, 1.0);
+        let mut simulation = Simulation::new(vec![model], &[weight]);
+        simulation.run(10);
+        simulation.shards[0].share = 0.0;
+        simulation.run(60);
+        simulation.shards[0].share = 1.0;
+        let elapsed = simulation.now.duration_since(simulation.start);
+        simulation.shards[0].at = elapsed.as_secs_f64();
+        // The longest pause, and a moment.
+        let (goodput, _) = simulation.measure(7);
+        assert!(goodput > 0.0, "{weight}: nothing in 7 s");
+        let (goodput, refused) = simulation.measure(20);
+        assert!(goodput >= 0.9, "{weight}: goodput {goodput:.3}");
+        assert!(refused <= 0.1, "{weight}: refused {refused:.4}");
+    }
+}

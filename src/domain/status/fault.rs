@@ -35,7 +35,8 @@ pub enum Cause {
     /// The external ID cannot be decrypted with the key that this service has.
     SecretUnreadable,
     /// AWS denied the role, as it did most others that worked lately: our own identity
-    /// may not assume.
+    /// may not assume. Or Kinesis does not take the signature of a session that was just
+    /// assumed: our clock may be wrong.
     OwnIdentity {
         /// AWS's code.
         code: Box<str>,

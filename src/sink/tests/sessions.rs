@@ -108,7 +108,7 @@ async fn many_who_see_it_expire_assume_it_anew_once() {
     assert_eq!(server.assumed(), 2);
 }
 
-async fn a_session_that_stays_expired_is_a_fault() {
+async fn a_session_that_stays_expired_is_our_fault() {
     let server = Server::start(|call| match call.is_sts() {
         true => assumed(call),
         false => kinesis_error(400, "ExpiredTokenException"),
@@ -120,7 +120,11 @@ async fn a_session_that_stays_expired_is_a_fault() {
         .await
         .unwrap_err();
     assert_eq!(fault.code(), "ExpiredTokenException");
-    assert_eq!(fault.meaning(), Meaning::SessionInvalid);
+    assert_eq!(fault.meaning(), Meaning::Ours);
+    let refused = Standing::CredentialsRefused {
+        code: "ExpiredTokenException".into(),
+    };
+    assert_eq!(*sink.standing().borrow(), refused);
     assert_eq!(server.assumed(), 2);
     assert_eq!(server.keys_that_wrote(), ["ASIA1", "ASIA2"]);
 }
@@ -260,7 +264,7 @@ with_either_client!(
     one_who_leaves_does_not_take_the_others_along,
     an_expired_session_is_assumed_anew_once,
     many_who_see_it_expire_assume_it_anew_once,
-    a_session_that_stays_expired_is_a_fault,
+    a_session_that_stays_expired_is_our_fault,
     a_role_that_refuses_meanwhile_is_the_fault,
     is_renewed_ahead_of_its_end_while_writes_go_on,
     a_renewal_that_fails_is_no_fault_until_the_end,

@@ -49,7 +49,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 12
     """A defect of the server."""
     ERROR_REASON_MESSAGE_TIMEOUT: _ErrorReason.ValueType  # 13
-    """A client began a message and did not send the rest of it within 10 s."""
+    """A client began a message, and then nothing more of the request came for 10 s."""
     ERROR_REASON_DISK_FULL: _ErrorReason.ValueType  # 14
     """The log's disk nears full; nothing of the request was accepted. Delivery goes on and
     makes room; try again as RetryInfo says.
@@ -88,7 +88,7 @@ ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 11
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 12
 """A defect of the server."""
 ERROR_REASON_MESSAGE_TIMEOUT: ErrorReason.ValueType  # 13
-"""A client began a message and did not send the rest of it within 10 s."""
+"""A client began a message, and then nothing more of the request came for 10 s."""
 ERROR_REASON_DISK_FULL: ErrorReason.ValueType  # 14
 """The log's disk nears full; nothing of the request was accepted. Delivery goes on and
 makes room; try again as RetryInfo says.

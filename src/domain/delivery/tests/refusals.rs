@@ -164,3 +164,45 @@ fn what_another_configuration_met_proves_nothing() {
     let (sequences, settlement) = refuse(&mut run);
     assert_eq!((sequences.as_slice(), settlement.refused), (&[1][..], 0));
 }
+
+#[test]
+fn the_oldest_goes_again_where_what_was_to_be_tried_is_no_longer_at_hand() {
+    let limits = BatchLimits {
+        records: 500,
+        bytes: 100_000,
+        overhead_bytes: 0,
+    };
+    let mut run = Run::new(&[1, 2], 1, limits);
+    run.load();
+    run.load();
+    assert_eq!(refuse(&mut run).0, [1, 2]);
+    let (sequences, settlement) = refuse(&mut run);
+    assert_eq!(
+        (sequences.as_slice(), settlement.narrowing),
+        (&[1][..], true)
+    );
+    assert_eq!(run.delivery.unload(), Some(1));
+    run.loaded = 0;
+    run.load();
+    let (sequences, settlement) = refuse(&mut run);
+    // Nothing else can be tried: now it backs off.
+    assert_eq!(
+        (sequences.as_slice(), settlement.narrowing),
+        (&[1][..], false)
+    );
+}
+
+#[test]
+fn nothing_is_overtaken_while_another_key_only_has_to_wait() {
+    let mut run = run(&[3, 1, 1, 2]);
+    assert_eq!(refuse(&mut run).0, [1, 2, 3, 4]);
+    assert_eq!(refuse(&mut run).0, [1, 2]);
+    assert!(run.send());
+    run.answer(0, |_| Outcome::Accepted);
+    assert_eq!(refuse(&mut run).0, [2, 3]);
+    assert_eq!(refuse(&mut run).0, [2]);
+    let limits = run.limits;
+    let waits = run.delivery.next_batch_of(limits, |key, _| key != 2);
+    assert!(waits.is_none());
+    assert_eq!(refuse(&mut run).0, [4]);
+}

@@ -24,16 +24,21 @@ enum Own {
     Refused(&'static str),
     /// They may not assume roles: AWS says of each role that it is denied.
     MayNotAssume,
+    /// Kinesis takes no signature, also not of sessions that were just assumed.
+    Signature(&'static str),
 }
 
 /// What is wrong, and the code that each integration tells.
 #[rustfmt::skip]
-const OWN: [(Own, &str); 5] = [
+const OWN: [(Own, &str); 8] = [
     (Own::Secret,                          "SignatureDoesNotMatch"),
     (Own::Refused("InvalidClientTokenId"), "InvalidClientTokenId"),
     (Own::Refused("ExpiredToken"),         "ExpiredToken"),
     (Own::Refused("OptInRequired"),        "OptInRequired"),
     (Own::MayNotAssume,                    "AccessDenied"),
+    (Own::Signature("ExpiredTokenException"),       "ExpiredTokenException"),
+    (Own::Signature("UnrecognizedClientException"), "UnrecognizedClientException"),
+    (Own::Signature("InvalidSignatureException"),   "InvalidSignatureException"),
 ];
 
 impl Own {
@@ -46,22 +51,10 @@ impl Own {
                 own.policy = Some(policy.to_owned());
             }
             Self::Refused(code) => {
-                for operation in [Operation::AssumeRole, Operation::GetCallerIdentity] {
-                    let effect = Effect::Error {
-                        code: code.to_owned(),
-                        status: 403,
-                        message: String::new(),
-                    };
-                    let fault = Fault {
-                        operation: Some(operation),
-                        target: None,
-                        calls: None,
-                        when: When::Before,
-                        effect,
-                    };
-                    aws.add_fault(fault).unwrap();
-                }
+                refuse(aws, Operation::AssumeRole, code, 403);
+                refuse(aws, Operation::GetCallerIdentity, code, 403);
             }
+            Self::Signature(code) => refuse(aws, Operation::PutRecords, code, 400),
         }
         aws.put_credentials(own).unwrap();
         aws.expire_sessions();
@@ -71,6 +64,21 @@ impl Own {
         aws.clear_faults();
         aws.put_credentials(vendor_credentials()).unwrap();
     }
+}
+
+fn refuse(aws: &Control, operation: Operation, code: &str, status: u16) {
+    let fault = Fault {
+        operation: Some(operation),
+        target: None,
+        calls: None,
+        when: When::Before,
+        effect: Effect::Error {
+            code: code.to_owned(),
+            status,
+            message: String::new(),
+        },
+    };
+    aws.add_fault(fault).unwrap();
 }
 
 /// Whatever is wrong with our own credentials, each status stays what it was, health says

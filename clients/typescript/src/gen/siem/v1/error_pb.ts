@@ -111,7 +111,7 @@ export enum ErrorReason {
   INTERNAL = 12,
 
   /**
-   * A client began a message and did not send the rest of it within 10 s.
+   * A client began a message, and then nothing more of the request came for 10 s.
    *
    * @generated from enum value: ERROR_REASON_MESSAGE_TIMEOUT = 13;
    */
