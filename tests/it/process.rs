@@ -5,6 +5,8 @@ mod crash;
 mod damage;
 mod disk;
 mod kills;
+mod lag;
+mod memory;
 
 use std::{
     collections::{BTreeMap, HashSet},
