@@ -10,6 +10,7 @@ pub mod flow;
 pub mod gap;
 pub mod integration;
 pub mod organization;
+pub mod retention;
 pub mod segment;
 pub mod standing;
 pub mod status;

@@ -48,7 +48,7 @@ pub use self::{
     command::{Configure, ConfigureError, Deleted, Settle},
     draft::{NextRetry, Observed},
     failure::{Failure, StoreError},
-    gaps::{GiveUp, GivenUp},
+    gaps::{GiveUp, GivenUp, Keep, What},
     open::{OpenError, StoreOptions},
     secret::{KeyError, MasterKey},
     work::Attention,

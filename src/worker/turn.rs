@@ -87,6 +87,9 @@ async fn request<S: Sink>(
     still: &RwLock<()>,
 ) -> Option<(Batch, Vec<Record>)> {
     let _shared = still.read().await;
+    if shared.lanes().get(key)?.expiry.holds() {
+        return None;
+    }
     load(shared, key, integration).await;
     match next_request(shared, key) {
         None => {
