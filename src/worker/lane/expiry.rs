@@ -86,3 +86,71 @@ impl Lanes {
         self.queue(key);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::worker::lane::LaneLimits;
+
+    const ONE: IntegrationKey = IntegrationKey(1);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn lanes() -> Lanes {
+        let mut lanes = Lanes::new(LaneLimits {
+            turns: 16,
+            turns_each: 4,
+            records: 10,
+            linger: Duration::ZERO,
+        });
+        lanes.open(ONE, Uuid::nil(), 1, true);
+        lanes
+    }
+
+    #[test]
+    fn looks_at_the_earliest_time_and_at_one_thing_at_a_time() {
+        let (mut lanes, now) = (lanes(), Instant::now());
+        assert!(!lanes.knows_expiry(ONE));
+        lanes.expire_at(ONE, now + 9 * SECOND);
+        lanes.expire_at(ONE, now + 5 * SECOND);
+        lanes.expire_at(ONE, now + 7 * SECOND);
+        assert_eq!(lanes.next_wake(), Some(now + 5 * SECOND));
+        assert_eq!(lanes.begin_expiry(now + 4 * SECOND), None);
+        assert_eq!(lanes.begin_expiry(now + 5 * SECOND), Some(ONE));
+        lanes.expire_at(ONE, now);
+        assert_eq!(
+            lanes.begin_expiry(now + 9 * SECOND),
+            None,
+            "it is under way"
+        );
+        assert!(lanes.knows_expiry(ONE));
+        lanes.end_expiry(ONE, now + 20 * SECOND, true);
+        lanes.expire_at(ONE, now + 6 * SECOND);
+        assert_eq!(lanes.next_wake(), Some(now + 20 * SECOND), "it rests");
+        lanes.remove(ONE);
+        assert_eq!(lanes.next_wake(), None);
+    }
+
+    #[test]
+    fn no_turn_begins_while_it_is_held() {
+        let (mut lanes, now) = (lanes(), Instant::now());
+        lanes.queue(ONE);
+        lanes.expire_at(ONE, now);
+        lanes.hold(ONE);
+        assert!(lanes.next_turn().is_none());
+        lanes.queue(ONE);
+        assert!(lanes.next_turn().is_none());
+        assert_eq!(lanes.begin_expiry(now), Some(ONE));
+        lanes.close_if_done(ONE, 1);
+        assert!(lanes.get(ONE).is_some(), "what looks at it finds it");
+        lanes.end_expiry(ONE, now + SECOND, false);
+        let (key, turn) = lanes.next_turn().expect("it was queued");
+        assert_eq!(key, ONE);
+        lanes.end_turn(ONE, turn);
+        lanes.close_if_done(ONE, 1);
+        assert!(lanes.get(ONE).is_none());
+    }
+}
