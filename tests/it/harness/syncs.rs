@@ -22,7 +22,9 @@ impl Syncs {
         );
         let mut compiler = Command::new("cc");
         compiler.args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"]);
-        compiler.arg(library(&folder)).args([source, "-ldl"]);
+        compiler
+            .arg(library(&folder))
+            .args([source, "-ldl", "-pthread"]);
         let compiled = within("the C compiler", compiler.status()).await.unwrap();
         assert!(compiled.success(), "{compiled}");
         Self { folder }

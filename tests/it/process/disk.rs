@@ -224,6 +224,8 @@ async fn a_failed_sync_ends_the_process_and_a_new_start_has_all_that_was_acked()
     for _ in 0..10 {
         bulk.publish(&process.api, 100).await.unwrap();
     }
+    // Nothing else is left to be synced.
+    process.api.until_delivered("acme").await;
     syncs.fail();
     let refused = bulk.until_refused(&process.api).await;
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
