@@ -124,6 +124,12 @@ impl Store {
         self.catalog.page(after, limit, keep)
     }
 
+    /// The last `most` integrations that are Active and were delivered to, and when; the
+    /// newest last.
+    pub fn delivered_last(&self, most: usize) -> Vec<(Arc<Integration>, Timestamp)> {
+        self.catalog.delivered_last(most)
+    }
+
     /// Integrations of which something was in the log when the store was opened, and
     /// since when.
     pub fn backlog(&self) -> &[(IntegrationKey, Timestamp)] {

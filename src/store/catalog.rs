@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     ops::Bound,
-    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use jiff::Timestamp;
@@ -12,9 +12,9 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::domain::{
-    integration::{IntegrationKey, Snapshot},
+    integration::{Integration, IntegrationKey, Snapshot},
     organization::OrganizationId,
-    status::Stall,
+    status::{Stall, Status},
 };
 
 /// A change of an integration or its status. Only the newest of each integration
@@ -143,6 +143,24 @@ impl Catalog {
             .filter(|snapshot| keep(snapshot))
             .take(limit)
             .cloned()
+            .collect()
+    }
+
+    /// The last `most` that are Active and were delivered to, the newest last.
+    pub(super) fn delivered_last(&self, most: usize) -> Vec<(Arc<Integration>, Timestamp)> {
+        let state = self.read();
+        let delivered = |slot: &Slot| {
+            let status = &slot.snapshot.status;
+            let active = status.status == Status::Active;
+            let at = status.last_delivery.filter(|_| active)?;
+            Some((at, slot.snapshot.integration.key))
+        };
+        let mut all: Vec<_> = state.by_key.values().filter_map(delivered).collect();
+        all.sort_unstable_by(|one, other| other.cmp(one));
+        let newest = all.into_iter().take(most).rev();
+        newest
+            .filter_map(|(at, key)| Some((state.by_key.get(&key)?, at)))
+            .map(|(slot, at)| (Arc::clone(&slot.snapshot.integration), at))
             .collect()
     }
 

@@ -11,6 +11,7 @@ mod load;
 mod process;
 mod relay;
 mod status;
+mod syncs;
 mod tool;
 
 use std::{future::Future, time::Duration};
@@ -34,6 +35,7 @@ pub use load::{Load, Published, detection, encode, event};
 pub use process::Process;
 pub use relay::Relay;
 pub use status::{StatusFeed, Told};
+pub use syncs::Syncs;
 pub use tool::{Ended, run, run_with_input, tool, with_aws};
 
 /// How long anything that is waited for may take. It only fails a test: nothing waits
