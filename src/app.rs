@@ -29,9 +29,6 @@ use crate::{
     worker::{Worker, WorkerOptions},
 };
 
-/// Bytes of the log at hand for one integration, and for all.
-const WINDOW_BYTES: usize = 8 << 20;
-const WINDOWS_BYTES: usize = 64 << 20;
 /// How long the store may take to write what is left, beyond the shutdown's deadline.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -291,8 +288,8 @@ fn worker_options(config: &Config, format: &Format) -> WorkerOptions {
             refused_first: config.retry_first,
             refused_most: config.retry_most,
         },
-        window_bytes: WINDOW_BYTES,
-        windows_bytes: WINDOWS_BYTES,
+        window_bytes_per_integration: config.window_bytes_per_integration,
+        window_bytes: config.window_bytes,
         retention: Retention {
             age: config.retention,
             bytes: config.retention_bytes as u64,

@@ -52,9 +52,9 @@ pub struct WorkerOptions {
     /// The waits after failures.
     pub backoff: BackoffPolicy,
     /// Bytes of the log at hand for one integration, before compression.
-    pub window_bytes: usize,
+    pub window_bytes_per_integration: usize,
     /// Bytes of the log at hand in all; beyond it an integration lets go after its turn.
-    pub windows_bytes: usize,
+    pub window_bytes: usize,
     /// How long events wait at the most, and how many.
     pub retention: Retention,
     /// How test events are written.

@@ -113,7 +113,8 @@ fn get_organization(row: &QueryResult) -> Result<OrganizationId, DbErr> {
 /// Since when something of an integration is in the log.
 pub(super) type Backlog = Option<Timestamp>;
 
-/// Every integration, with what its chunks add to its row.
+/// Every integration, with what its chunks add to its row. Of the chunks it asks only what
+/// their index holds.
 pub(super) async fn load_slots(db: &DatabaseConnection) -> Result<Vec<(Slot, Backlog)>, DbErr> {
     let sql = "SELECT i.*, c.log_end, c.log_bytes, c.log_since FROM integration i LEFT JOIN \
         (SELECT integration_key, MAX(first_sequence + event_count) AS log_end, \

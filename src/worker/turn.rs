@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{
     Shared, give_up,
     lane::{Lane, Lanes},
-    load::load,
+    load::{is_crowded, load},
     outcome::{Answer, take_in},
     places::Turn,
 };
@@ -230,7 +230,7 @@ fn end_settlement<S>(shared: &Shared<S>, key: IntegrationKey) {
 /// Frees what a lane does not need: all of it where it is done or its integration is
 /// gone, its chunks where it backs off for long or memory is short.
 fn rest<S>(shared: &Shared<S>, lanes: &mut Lanes, key: IntegrationKey, log_end: u64) {
-    let crowded = lanes.loaded_bytes > shared.options.windows_bytes;
+    let crowded = is_crowded(shared, lanes);
     let Some(lane) = lanes.get(key) else { return };
     let idle = lane.turns == 0 && lane.unsettled == 0;
     if idle && !shared.store.exists(key) {

@@ -1,11 +1,14 @@
 //! The built binary, as the operating system sees it.
 
+mod backlog;
 mod crash;
 mod damage;
 mod disk;
 mod expiry;
 mod identity;
 mod kills;
+mod lag;
+mod memory;
 
 use std::{
     collections::{BTreeMap, HashSet},
