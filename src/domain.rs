@@ -9,6 +9,7 @@ pub mod external_id;
 pub mod flow;
 pub mod gap;
 pub mod integration;
+pub mod map;
 pub mod organization;
 pub mod retention;
 pub mod segment;

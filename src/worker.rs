@@ -2,6 +2,7 @@
 
 mod give_up;
 mod lane;
+mod linger;
 mod load;
 mod outcome;
 mod places;
@@ -96,8 +97,7 @@ impl<S> Shared<S> {
     /// Whoever ends a lane by it asks while holding the lanes: events that come later
     /// then find the lane ended, and make a new one.
     fn log_end(&self, key: IntegrationKey) -> u64 {
-        let snapshot = self.store.get(key);
-        snapshot.map_or(0, |snapshot| snapshot.progress.next_sequence)
+        self.store.next_sequence(key).unwrap_or(0)
     }
 }
 

@@ -3,17 +3,14 @@
 mod expiry;
 mod state;
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use tokio::{sync::oneshot, time::Instant};
 use uuid::Uuid;
 
 pub(super) use self::state::Lane;
 use super::places::{Class, Places, Turn};
-use crate::domain::integration::IntegrationKey;
+use crate::domain::{integration::IntegrationKey, map::Map};
 
 /// Between two looks for what came for shards that take more, while others do not.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -34,11 +31,11 @@ pub(super) struct LaneLimits {
 /// All lanes, and the order of their turns.
 #[derive(Debug)]
 pub(super) struct Lanes {
-    by_key: HashMap<IntegrationKey, Lane>,
+    by_key: Map<IntegrationKey, Lane>,
     places: Places,
     limits: LaneLimits,
     /// Turns that take long, and how to tell them to end.
-    overdue: HashMap<u64, oneshot::Sender<()>>,
+    overdue: Map<u64, oneshot::Sender<()>>,
     /// When each lane that rests is looked at again.
     wakes: BTreeSet<(Instant, IntegrationKey)>,
     /// When it is looked whether each lane's oldest events are too old.
@@ -50,10 +47,10 @@ pub(super) struct Lanes {
 impl Lanes {
     pub(super) fn new(limits: LaneLimits) -> Self {
         Self {
-            by_key: HashMap::new(),
+            by_key: Map::default(),
             places: Places::new(limits.turns),
             limits,
-            overdue: HashMap::new(),
+            overdue: Map::default(),
             wakes: BTreeSet::new(),
             expiries: BTreeSet::new(),
             loaded_bytes: 0,
@@ -98,10 +95,10 @@ impl Lanes {
         if waiting == 0 {
             return;
         }
-        let rest = match lane.looked_at {
+        let rest = match lane.linger.looked_at() {
             Some(looked_at) if lane.limited && is_new => Some(looked_at + LOOK_AGAIN),
             _ if lane.limited => lane.nap_until,
-            Some(looked_at) if waiting < limits.records => Some(looked_at + limits.linger),
+            _ if waiting < limits.records => lane.linger.until(limits.linger),
             _ => None,
         };
         match rest {

@@ -8,7 +8,10 @@ use uuid::Uuid;
 use super::expiry::Expiry;
 use crate::{
     domain::{backoff::Backoff, delivery::Delivery, flow::Flow},
-    worker::places::{Class, Ticket, Turn},
+    worker::{
+        linger::Linger,
+        places::{Class, Ticket, Turn},
+    },
 };
 
 /// Requests of one integration side by side before success says that more may be.
@@ -42,8 +45,8 @@ pub(in crate::worker) struct Lane {
     pub(in crate::worker) flow: Option<Box<Flow>>,
     /// Its stream has to take more before more can go.
     pub(in crate::worker) limited: bool,
-    /// When it last looked for something to send.
-    pub(in crate::worker) looked_at: Option<Instant>,
+    /// When it last looked for something to send, and how long it waits then.
+    pub(in crate::worker) linger: Linger,
     /// How many requests may be under way, as far as its success says.
     pub(in crate::worker) window: usize,
     /// How it stands with retention.
@@ -70,7 +73,7 @@ impl Lane {
             nap_until: None,
             flow: None,
             limited: false,
-            looked_at: None,
+            linger: Linger::default(),
             window: FIRST_WINDOW,
             expiry: Expiry::default(),
             mended: 0,
