@@ -97,3 +97,27 @@ async fn check(ground: &Ground, counts: &v1::EventCounts, acked: &[Published]) {
         .filter(|one| !there.contains_key(&one.event_id));
     assert!(lost.count() as u64 <= counts.expired);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_tells_an_operator_and_does_not_drown_them() {
+    let ground = Ground::new().await;
+    let process = ground.start_with(&["--retention-bytes", "1048576"]).await;
+    let nowhere = ground.customer.with_stream("none");
+    let integration = process.api.configure(&nowhere).await;
+    let mut load = Load::new("acme", 3, 73);
+    let mut expiries = std::collections::HashSet::new();
+    while expiries.len() < 6 {
+        process.api.publish(&load.events(200)).await;
+        expiries.insert(process.api.get("acme").await.counts.unwrap().expired);
+    }
+    process.terminate().await;
+    let (_, log) = process.ended().await;
+    let told: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("events expired before"))
+        .collect();
+    assert!((1..=2).contains(&told.len()), "{log}");
+    for what in ["WARN", "RETENTION_SIZE", &integration.integration_id] {
+        assert!(told[0].contains(what), "{}", told[0]);
+    }
+}
