@@ -2,9 +2,9 @@
 //! after each commit, read by everyone.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     ops::Bound,
-    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use jiff::Timestamp;
@@ -12,9 +12,10 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::domain::{
-    integration::{IntegrationKey, Snapshot},
+    integration::{Integration, IntegrationKey, Snapshot},
+    map::Map,
     organization::OrganizationId,
-    status::Stall,
+    status::{Stall, Status},
 };
 
 /// A change of an integration or its status. Only the newest of each integration
@@ -61,7 +62,7 @@ pub(super) struct Slot {
 
 #[derive(Debug, Default)]
 struct State {
-    by_key: HashMap<IntegrationKey, Slot>,
+    by_key: Map<IntegrationKey, Slot>,
     by_organization: BTreeMap<OrganizationId, IntegrationKey>,
     by_revision: BTreeMap<u64, Entry>,
     /// Revisions of the tombstones, oldest first.
@@ -88,7 +89,7 @@ pub(super) struct Catalog {
 #[derive(Debug, Default)]
 pub(super) struct CatalogDiff {
     /// None where the integration was deleted.
-    pub(super) slots: HashMap<IntegrationKey, Option<Slot>>,
+    pub(super) slots: Map<IntegrationKey, Option<Slot>>,
     pub(super) tombstones: Vec<Tombstone>,
 }
 
@@ -111,6 +112,11 @@ impl Catalog {
 
     pub(super) fn slot(&self, key: IntegrationKey) -> Option<Slot> {
         self.read().by_key.get(&key).cloned()
+    }
+
+    /// Looks at an integration without taking a copy.
+    pub(super) fn look<T>(&self, key: IntegrationKey, look: impl FnOnce(&Slot) -> T) -> Option<T> {
+        self.read().by_key.get(&key).map(look)
     }
 
     pub(super) fn contains(&self, key: IntegrationKey) -> bool {
@@ -143,6 +149,24 @@ impl Catalog {
             .filter(|snapshot| keep(snapshot))
             .take(limit)
             .cloned()
+            .collect()
+    }
+
+    /// The last `most` that are Active and were delivered to, the newest last.
+    pub(super) fn delivered_last(&self, most: usize) -> Vec<(Arc<Integration>, Timestamp)> {
+        let state = self.read();
+        let delivered = |slot: &Slot| {
+            let status = &slot.snapshot.status;
+            let active = status.status == Status::Active;
+            let at = status.last_delivery.filter(|_| active)?;
+            Some((at, slot.snapshot.integration.key))
+        };
+        let mut all: Vec<_> = state.by_key.values().filter_map(delivered).collect();
+        all.sort_unstable_by(|one, other| other.cmp(one));
+        let newest = all.into_iter().take(most).rev();
+        newest
+            .filter_map(|(at, key)| Some((state.by_key.get(&key)?, at)))
+            .map(|(slot, at)| (Arc::clone(&slot.snapshot.integration), at))
             .collect()
     }
 
@@ -218,6 +242,13 @@ impl Catalog {
 
 impl State {
     fn replace(&mut self, key: IntegrationKey, slot: Option<Slot>) {
+        let slot = match (self.by_key.get_mut(&key), slot) {
+            (Some(known), Some(slot)) if known.snapshot.revision == slot.snapshot.revision => {
+                *known = slot;
+                return;
+            }
+            (_, slot) => slot,
+        };
         let before = self.by_key.remove(&key);
         let revision_before = before.as_ref().map(|slot| slot.snapshot.revision);
         match slot {

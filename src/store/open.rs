@@ -38,6 +38,8 @@ const DATABASE_FILE: &str = "siem-relay.sqlite";
 const LOCK_FILE: &str = "lock";
 /// Connections that read beside the one that writes.
 const READERS: u32 = 2;
+/// A busy disk may take long over the first sync of a new database.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Commands that wait for the writer at the most.
 const COMMANDS: usize = 1024;
 
@@ -183,6 +185,7 @@ async fn connect(
         .min_connections(1)
         .sqlx_logging(false)
         .test_before_acquire(false)
+        .acquire_timeout(CONNECT_TIMEOUT)
         .map_sqlx_sqlite_opts(move |sqlite| {
             sqlite
                 .filename(&file)

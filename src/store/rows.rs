@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use futures_util::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DbErr, QueryResult, Statement, TryGetable, Value,
+    ConnectionTrait, DatabaseConnection, DbErr, QueryResult, Statement, StreamTrait, TryGetable,
+    Value,
 };
 use uuid::Uuid;
 
@@ -119,10 +121,11 @@ pub(super) async fn load_slots(db: &DatabaseConnection) -> Result<Vec<(Slot, Bac
         CAST(SUM(pending_bytes) AS BIGINT) AS log_bytes, MIN(accepted_at) AS log_since \
         FROM chunk GROUP BY integration_key) c \
         ON c.integration_key = i.integration_key";
-    let rows = db.query_all_raw(statement(db, sql, [])).await?;
-    rows.iter()
-        .map(|row| Ok((slot(row)?, get_time(row, "log_since")?)))
-        .collect()
+    // One by one: all rows at once would take much more memory than what is made of them.
+    let rows = db.stream_raw(statement(db, sql, [])).await?;
+    rows.map(|row| row.and_then(|row| Ok((slot(&row)?, get_time(&row, "log_since")?))))
+        .try_collect()
+        .await
 }
 
 fn slot(row: &QueryResult) -> Result<Slot, DbErr> {

@@ -139,10 +139,11 @@ fn the_borders_hold() {
 }
 
 #[test]
-fn the_tests_keep_their_shape() {
-    let found: Vec<String> = files("tests")
-        .iter()
-        .flat_map(|(path, source)| shape(path, source))
+fn tests_and_benches_keep_their_shape() {
+    let found: Vec<String> = ["tests", "benches"]
+        .into_iter()
+        .flat_map(files)
+        .flat_map(|(path, source)| shape(&path, &source))
         .collect();
     assert!(found.is_empty(), "\n{}", found.join("\n"));
 }

@@ -1,0 +1,53 @@
+//! What the service costs, measured on its real binary: `cargo bench --bench relay`.
+//!
+//! Every part is a process of its own, so that the CPU of each can be told apart:
+//!
+//! ```text
+//! loader ──gRPC──▶ siem-relay ──HTTP──▶ sink      the service
+//!                    floor ─────HTTP──▶ sink      the AWS SDK and nothing else
+//! ```
+//!
+//! This binary starts itself in the roles loader, sink, floor and subscribers;
+//! `cargo bench --bench relay -- --help` names the options. See docs/performance.md.
+
+mod child;
+mod configure;
+mod disk;
+mod events;
+mod floor;
+mod frames;
+mod growth;
+mod idle;
+mod loader;
+mod measure;
+mod options;
+mod report;
+mod samples;
+mod sanity;
+mod service;
+mod sink;
+mod spread;
+mod subscribers;
+mod table;
+mod usage;
+mod workload;
+
+use std::process::ExitCode;
+
+/// Any problem ends the run; its text is all that is needed.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+fn main() -> ExitCode {
+    let ended = match child::Role::of_this_process() {
+        Some(Ok(role)) => role.run(),
+        Some(Err(failure)) => Err(failure),
+        None => options::run(),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            table::tell(&format!("failed: {failure}"));
+            ExitCode::FAILURE
+        }
+    }
+}

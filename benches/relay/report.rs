@@ -1,0 +1,184 @@
+//! What was measured, as JSON has it.
+
+use serde::Serialize;
+
+use super::{samples::Latency, spread::Spread, workload::Workload};
+
+/// One piece of work by the service.
+#[derive(Clone, Debug, Serialize)]
+pub struct Run {
+    pub events: u64,
+    pub seconds: f64,
+    pub events_per_second: f64,
+    /// User and system seconds of the service's process for a million events.
+    pub cpu_per_million: f64,
+    pub sink_cpu_per_million: f64,
+    pub loader_cpu_per_million: f64,
+    pub peak_megabytes: f64,
+    pub written_bytes_per_event: f64,
+    pub requests: u64,
+    pub records_per_request: f64,
+    pub request_bytes_per_record: f64,
+    pub assumed_roles: u64,
+    pub ack: Latency,
+    pub to_stream: Latency,
+    #[serde(skip)]
+    pub distinct: u64,
+}
+
+/// The same work by the AWS SDK alone.
+#[derive(Clone, Debug, Serialize)]
+pub struct FloorRun {
+    pub events_per_second: f64,
+    pub cpu_per_million: f64,
+    pub sink_cpu_per_million: f64,
+    pub peak_megabytes: f64,
+    pub request: Latency,
+}
+
+/// A run at a rate.
+#[derive(Clone, Debug, Serialize)]
+pub struct RateRun {
+    /// Of the maximum; None where the rate itself was asked for.
+    pub share: Option<f64>,
+    pub rate: f64,
+    pub run: Run,
+}
+
+/// What several runs of one kind say.
+#[derive(Clone, Debug, Serialize)]
+pub struct Figures {
+    pub events_per_second: Spread,
+    pub cpu_per_million: Spread,
+    pub peak_megabytes: Spread,
+    pub written_bytes_per_event: Spread,
+    pub records_per_request: Spread,
+    pub ack: LatencyFigures,
+    pub to_stream: LatencyFigures,
+    pub sink_cpu_per_million: Spread,
+    pub loader_cpu_per_million: Spread,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct LatencyFigures {
+    pub p50_ms: Spread,
+    pub p99_ms: Spread,
+    pub p999_ms: Spread,
+}
+
+impl LatencyFigures {
+    fn of<'a>(latencies: impl Iterator<Item = &'a Latency> + Clone) -> Self {
+        Self {
+            p50_ms: Spread::of(latencies.clone().map(|latency| latency.p50_ms)),
+            p99_ms: Spread::of(latencies.clone().map(|latency| latency.p99_ms)),
+            p999_ms: Spread::of(latencies.map(|latency| latency.p999_ms)),
+        }
+    }
+}
+
+impl Figures {
+    pub fn of<'a>(runs: impl Iterator<Item = &'a Run> + Clone) -> Self {
+        let spread = |figure: fn(&Run) -> f64| Spread::of(runs.clone().map(figure));
+        Self {
+            events_per_second: spread(|run| run.events_per_second),
+            cpu_per_million: spread(|run| run.cpu_per_million),
+            peak_megabytes: spread(|run| run.peak_megabytes),
+            written_bytes_per_event: spread(|run| run.written_bytes_per_event),
+            records_per_request: spread(|run| run.records_per_request),
+            ack: LatencyFigures::of(runs.clone().map(|run| &run.ack)),
+            to_stream: LatencyFigures::of(runs.clone().map(|run| &run.to_stream)),
+            sink_cpu_per_million: spread(|run| run.sink_cpu_per_million),
+            loader_cpu_per_million: spread(|run| run.loader_cpu_per_million),
+        }
+    }
+}
+
+/// Latencies at one rate.
+#[derive(Clone, Debug, Serialize)]
+pub struct RateFigures {
+    pub share: Option<f64>,
+    pub rate: f64,
+    pub figures: Figures,
+    pub runs: Vec<Run>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct WorkloadReport {
+    pub workload: Workload,
+    /// Bytes of an event as published, and as the record that lands in the stream.
+    pub event_bytes: f64,
+    pub record_bytes: f64,
+    pub saturated: Figures,
+    pub floor_events_per_second: Spread,
+    pub floor_cpu_per_million: Spread,
+    pub floor_peak_megabytes: Spread,
+    /// CPU of the service over that of the floor, run by run.
+    pub ratio: Spread,
+    pub runs: Vec<Run>,
+    pub floor_runs: Vec<FloorRun>,
+    pub rates: Vec<RateFigures>,
+}
+
+impl WorkloadReport {
+    pub fn new(
+        workload: Workload,
+        event_bytes: f64,
+        record_bytes: f64,
+        runs: Vec<Run>,
+        floor_runs: Vec<FloorRun>,
+        rates: Vec<RateRun>,
+    ) -> Self {
+        let floor = |figure: fn(&FloorRun) -> f64| Spread::of(floor_runs.iter().map(figure));
+        let pairs = runs.iter().zip(&floor_runs);
+        let ratios = pairs.map(|(run, floor)| run.cpu_per_million / floor.cpu_per_million);
+        Self {
+            workload,
+            event_bytes,
+            record_bytes,
+            saturated: Figures::of(runs.iter()),
+            floor_events_per_second: floor(|run| run.events_per_second),
+            floor_cpu_per_million: floor(|run| run.cpu_per_million),
+            floor_peak_megabytes: floor(|run| run.peak_megabytes),
+            ratio: Spread::of(ratios),
+            rates: grouped(rates),
+            runs,
+            floor_runs,
+        }
+    }
+}
+
+/// Runs at the same rate, which follow one another.
+fn grouped(rates: Vec<RateRun>) -> Vec<RateFigures> {
+    rates
+        .chunk_by(|one, other| one.share == other.share && one.rate == other.rate)
+        .map(|same| RateFigures {
+            share: same[0].share,
+            rate: same[0].rate,
+            figures: Figures::of(same.iter().map(|rate| &rate.run)),
+            runs: same.iter().map(|rate| rate.run.clone()).collect(),
+        })
+        .collect()
+}
+
+/// Everything of one start of the benchmark.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    pub machine: Machine,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub workloads: Vec<WorkloadReport>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub growth: Vec<super::growth::Growth>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub backlogs: Vec<super::growth::Backlog>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle: Option<super::idle::Idle>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subscribers: Option<super::subscribers::Subscribers>,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Machine {
+    pub processors: usize,
+    /// Of 4 KiB appends.
+    pub disk_sync: Latency,
+}

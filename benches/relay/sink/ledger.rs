@@ -1,0 +1,34 @@
+//! Which records have come, by integration and sequence.
+
+use std::collections::{HashMap, HashSet};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+
+/// `{"specversion":"1.0","integrationid":"` and so on: all of one length.
+const INTEGRATION: std::ops::Range<usize> = 38..74;
+const SEQUENCE: std::ops::Range<usize> = 88..108;
+const HEAD_BASE64: usize = 144;
+
+#[derive(Default)]
+pub struct Ledger {
+    seen: HashMap<[u8; 36], HashSet<u64>>,
+}
+
+impl Ledger {
+    pub fn add(&mut self, base64: &[u8]) {
+        if let Some((integration, sequence)) = read(base64) {
+            self.seen.entry(integration).or_default().insert(sequence);
+        }
+    }
+
+    pub fn distinct(&self) -> u64 {
+        self.seen.values().map(|seen| seen.len() as u64).sum()
+    }
+}
+
+fn read(base64: &[u8]) -> Option<([u8; 36], u64)> {
+    let head = STANDARD.decode(base64.get(..HEAD_BASE64)?).ok()?;
+    let integration = head.get(INTEGRATION)?.try_into().ok()?;
+    let sequence = str::from_utf8(head.get(SEQUENCE)?).ok()?.parse().ok()?;
+    Some((integration, sequence))
+}

@@ -1,0 +1,218 @@
+//! The report as a table on standard output, and what goes on on standard error.
+
+use std::io::{Write, stderr, stdout};
+
+use super::{
+    growth::{Backlog, Growth},
+    idle::Idle,
+    report::{Figures, RateFigures, Report, WorkloadReport},
+    spread::Spread,
+    subscribers::Subscribers,
+};
+
+/// Where nobody reads, nothing is told.
+pub fn tell(line: &str) {
+    let _gone = writeln!(stderr(), "{line}");
+}
+
+pub fn print(line: &str) {
+    let _gone = writeln!(stdout(), "{line}");
+}
+
+/// The median, and from where to where.
+fn show(spread: Spread, decimals: usize) -> String {
+    let Spread {
+        median,
+        least,
+        most,
+        runs,
+    } = spread;
+    match runs {
+        0 | 1 => format!("{median:.decimals$}"),
+        _ => format!("{median:.decimals$} ({least:.decimals$}–{most:.decimals$})"),
+    }
+}
+
+pub fn report(report: &Report) {
+    let sync = report.machine.disk_sync;
+    print(&format!(
+        "{} processors; a synced append of 4 KiB takes {:.2} ms (p99 {:.2} ms)\n",
+        report.machine.processors, sync.p50_ms, sync.p99_ms
+    ));
+    if !report.workloads.is_empty() {
+        saturated(&report.workloads);
+        processes(&report.workloads);
+        for workload in &report.workloads {
+            latencies(workload);
+        }
+    }
+    growth(&report.growth);
+    backlogs(&report.backlogs);
+    report.idle.iter().for_each(idle);
+    report.subscribers.iter().for_each(subscribers);
+}
+
+fn saturated(workloads: &[WorkloadReport]) {
+    print("At the maximum rate: median (least–most)\n");
+    print(
+        "| workload | event B | record B | events/s | CPU-s per million | floor | service/floor | peak MB | written B an event | records a request |",
+    );
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |");
+    for report in workloads {
+        let figures = &report.saturated;
+        print(&format!(
+            "| {} | {:.0} | {:.0} | {} | {} | {} | {} | {} | {} | {} |",
+            report.workload.name,
+            report.event_bytes,
+            report.record_bytes,
+            show(figures.events_per_second, 0),
+            show(figures.cpu_per_million, 2),
+            show(report.floor_cpu_per_million, 2),
+            show(report.ratio, 2),
+            show(figures.peak_megabytes, 0),
+            show(figures.written_bytes_per_event, 0),
+            show(figures.records_per_request, 0),
+        ));
+    }
+    print("");
+}
+
+fn processes(workloads: &[WorkloadReport]) {
+    print("The other processes: CPU-s per million events, and the floor's own speed\n");
+    print("| workload | loader | sink | floor events/s | floor peak MB |");
+    print("| --- | --- | --- | --- | --- |");
+    for report in workloads {
+        print(&format!(
+            "| {} | {} | {} | {} | {} |",
+            report.workload.name,
+            show(report.saturated.loader_cpu_per_million, 2),
+            show(report.saturated.sink_cpu_per_million, 2),
+            show(report.floor_events_per_second, 0),
+            show(report.floor_peak_megabytes, 0),
+        ));
+    }
+    print("");
+}
+
+fn latencies(report: &WorkloadReport) {
+    if report.rates.is_empty() {
+        return;
+    }
+    print(&format!(
+        "{}, {} event(s) a request: milliseconds",
+        report.workload.name, report.workload.rate_batch
+    ));
+    print(
+        "\n| rate | ack p50 | p99 | p99.9 | to stream p50 | p99 | p99.9 | CPU-s per million | records a request |",
+    );
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |");
+    for rate in &report.rates {
+        rate_line(rate);
+    }
+    print("");
+}
+
+fn rate_line(rate: &RateFigures) {
+    let Figures {
+        ack,
+        to_stream,
+        cpu_per_million,
+        records_per_request,
+        ..
+    } = &rate.figures;
+    let share = match rate.share {
+        Some(share) => format!("{:.0}%: {:.0}/s", share * 100.0, rate.rate),
+        None => format!("{:.0}/s", rate.rate),
+    };
+    print(&format!(
+        "| {share} | {} | {} | {} | {} | {} | {} | {} | {} |",
+        show(ack.p50_ms, 2),
+        show(ack.p99_ms, 2),
+        show(ack.p999_ms, 2),
+        show(to_stream.p50_ms, 1),
+        show(to_stream.p99_ms, 1),
+        show(to_stream.p999_ms, 1),
+        show(*cpu_per_million, 2),
+        show(*records_per_request, 0),
+    ));
+}
+
+fn growth(all: &[Growth]) {
+    if all.is_empty() {
+        return;
+    }
+    print(
+        "| integrations | events/s | CPU-s per million | peak MB | written B an event | records a request | roles assumed |",
+    );
+    print("| --- | --- | --- | --- | --- | --- | --- |");
+    for growth in all {
+        let figures = &growth.figures;
+        let roles: u64 = growth.runs.iter().map(|run| run.assumed_roles).sum();
+        print(&format!(
+            "| {} | {} | {} | {} | {} | {} | {roles} |",
+            growth.integrations,
+            show(figures.events_per_second, 0),
+            show(figures.cpu_per_million, 2),
+            show(figures.peak_megabytes, 0),
+            show(figures.written_bytes_per_event, 0),
+            show(figures.records_per_request, 0),
+        ));
+    }
+    print("");
+}
+
+fn backlogs(all: &[Backlog]) {
+    if all.is_empty() {
+        return;
+    }
+    print(
+        "| backlog | integrations | taking CPU-s per million | peak MB | draining CPU-s per million | events/s | peak MB |",
+    );
+    print("| --- | --- | --- | --- | --- | --- | --- |");
+    for backlog in all {
+        print(&format!(
+            "| {} | {} | {:.2} | {:.0} | {:.2} | {:.0} | {:.0} |",
+            backlog.events,
+            backlog.integrations,
+            backlog.taking_cpu_per_million,
+            backlog.taking_peak_megabytes,
+            backlog.draining_cpu_per_million,
+            backlog.draining_events_per_second,
+            backlog.draining_peak_megabytes,
+        ));
+    }
+    print("");
+}
+
+fn idle(idle: &Idle) {
+    print(&format!(
+        "{} idle integrations: {:.0} B each over the empty service ({:.1} MB; {:.1} MB after a restart, \
+         {:.1} MB before it), start {:.2} s (empty {:.2} s), first answer {:.2} s, CPU at rest {:.3} (empty {:.3}), \
+         configured in {:.0} s\n",
+        idle.integrations,
+        idle.bytes_per_integration,
+        idle.empty_megabytes,
+        idle.restarted_megabytes,
+        idle.configured_megabytes,
+        idle.start_seconds,
+        idle.empty_start_seconds,
+        idle.answer_seconds,
+        idle.cpu_at_rest,
+        idle.empty_cpu_at_rest,
+        idle.configure_seconds,
+    ));
+}
+
+fn subscribers(all: &Subscribers) {
+    print(&format!(
+        "{} subscribers on {} connection(s): {:.0} B each, a change reaches half in {} ms and all in {} ms, \
+         for {} ms of CPU; CPU at rest {:.3}\n",
+        all.subscribers,
+        all.connections,
+        all.bytes_per_subscriber,
+        show(all.reach_half_ms, 0),
+        show(all.reach_all_ms, 0),
+        show(all.cpu_per_change_ms, 0),
+        all.cpu_at_rest,
+    ));
+}
