@@ -19,6 +19,7 @@ use crate::{
         event::{Format, FormatError, MAX_BODY_LENGTH, MAX_RECORD_LENGTH},
         external_id::ExternalId,
         integration::Integration,
+        retention::Retention,
         standing,
         verdict::{RehearsalReport, TestError, TestVerdict},
     },
@@ -292,6 +293,10 @@ fn worker_options(config: &Config, format: &Format) -> WorkerOptions {
         },
         window_bytes: WINDOW_BYTES,
         windows_bytes: WINDOWS_BYTES,
+        retention: Retention {
+            age: config.retention,
+            bytes: config.retention_bytes as u64,
+        },
         format: format.clone(),
     }
 }

@@ -122,11 +122,15 @@ settings! {
     requests_in_flight_per_integration: usize = "requests-in-flight-per-integration", "16", Count(1..=64),
         "How many PutRecords requests may be under way for one integration; how many are follows its backlog and success.";
     send_linger: Duration = "send-linger-ms", "20", Millis(0..=1000),
-        "How long a PutRecords request that would not be full waits after the one before; the first after a pause goes at once.";
+        "How long a PutRecords request that would not be full waits after the one before, and five times as long where many events come meanwhile; the first after a pause goes at once.";
     commit_linger: Duration = "commit-linger-ms", "1", Millis(0..=50),
         "How long a publish waits for others to share its commit and its sync to disk.";
     settle_linger: Duration = "settle-linger-ms", "50", Millis(1..=50),
         "How long a delivered batch waits for others before they are recorded together.";
+    retention: Duration = "retention-seconds", "86400", Seconds(1..=31_536_000),
+        "How long events of an integration wait for delivery; what is older expires, and a gap event in the stream says so.";
+    retention_bytes: usize = "retention-bytes", "1073741824", Bytes(MIB..=1024 * GIB),
+        "How many bytes of events may wait for one integration, before compression; beyond it the oldest expire, until 63/64 of it are left.";
     disk_reserve_bytes: usize = "disk-reserve-bytes", "67108864", Bytes(MIB..=1024 * GIB),
         "How much of the disk is kept free of events, so that deliveries can still be recorded when it nears full; of a small disk an eighth at the most.";
     log_tail_bytes: usize = "log-tail-bytes", "67108864", Bytes(0..=16 * GIB),

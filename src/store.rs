@@ -15,12 +15,14 @@ mod external_ids;
 mod failure;
 mod gaps;
 mod integrations;
+mod many;
 mod open;
 mod plan;
 mod read;
 mod rows;
 mod schema;
 mod secret;
+mod settling;
 mod space;
 mod statements;
 mod tail;
@@ -38,7 +40,7 @@ use sea_orm::DatabaseConnection;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use self::{
-    catalog::Catalog,
+    catalog::{Catalog, Slot},
     command::{Command, Reply},
     secret::Sealer,
     tail::Tail,
@@ -49,7 +51,7 @@ pub use self::{
     command::{Configure, ConfigureError, Deleted, Settle},
     draft::{NextRetry, Observed},
     failure::{Failure, StoreError},
-    gaps::{GiveUp, GivenUp},
+    gaps::{GiveUp, GivenUp, Keep, What},
     open::{OpenError, StoreOptions},
     secret::{KeyError, MasterKey},
     work::Attention,
@@ -58,6 +60,7 @@ use crate::domain::{
     delivery::LoadedChunk,
     external_id::ExternalId,
     integration::{Integration, IntegrationKey, Progress, Snapshot},
+    map::Map,
     organization::OrganizationId,
     segment::OwnedSegment,
     status::StatusDetail,
@@ -114,6 +117,23 @@ impl Store {
         self.catalog.slot(key).map(|slot| slot.snapshot)
     }
 
+    /// Whether an integration exists.
+    pub fn exists(&self, key: IntegrationKey) -> bool {
+        self.catalog.contains(key)
+    }
+
+    /// The version of an integration's configuration. None where it is gone.
+    pub fn version(&self, key: IntegrationKey) -> Option<u64> {
+        let version = |slot: &Slot| slot.snapshot.integration.version;
+        self.catalog.look(key, version)
+    }
+
+    /// The sequence that an integration's next event will get. None where it is gone.
+    pub fn next_sequence(&self, key: IntegrationKey) -> Option<u64> {
+        let next = |slot: &Slot| slot.snapshot.progress.next_sequence;
+        self.catalog.look(key, next)
+    }
+
     /// At most `limit` integrations that `keep` keeps, in the order of their
     /// organizations, after `after`.
     pub fn page(
@@ -138,7 +158,7 @@ impl Store {
     }
 
     /// Waits until integrations want attention, and takes them. For one worker.
-    pub async fn attention(&self) -> HashMap<IntegrationKey, Attention> {
+    pub async fn attention(&self) -> Map<IntegrationKey, Attention> {
         self.work.take().await
     }
 
@@ -197,14 +217,14 @@ impl Store {
         from: u64,
         most_bytes: usize,
     ) -> Result<Vec<LoadedChunk>, StoreError> {
-        let Some(snapshot) = self.get(key) else {
+        let gap_key = |slot: &Slot| slot.snapshot.integration.integration_id.as_u128();
+        let Some(gap_key) = self.catalog.look(key, gap_key) else {
             return Ok(Vec::new());
         };
         let chunks = match self.tail.read(key, from, most_bytes) {
             Some(chunks) => chunks,
             None => read::log(&self.reader, key, from, most_bytes).await?,
         };
-        let gap_key = snapshot.integration.integration_id.as_u128();
         chunks
             .into_iter()
             .map(|chunk| {

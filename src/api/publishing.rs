@@ -1,6 +1,6 @@
 //! Events in: decode, check, render, and hand over to the log.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -8,6 +8,7 @@ use super::{convert, errors::ApiError, intake::Room, wire::decode_event};
 use crate::{
     domain::{
         event::{Format, Rejection},
+        map::Map,
         segment::{OwnedSegment, Segment},
     },
     proto::v1,
@@ -118,15 +119,15 @@ fn sort(store: &Store, format: &Format, events: &[Bytes]) -> Sorted {
 }
 
 /// Renders one event into its integration's segment. False where there is none.
-fn place(
-    bytes: &[u8],
+fn place<'a>(
+    bytes: &'a [u8],
     format: &Format,
-    desks: &mut Desks<'_>,
+    desks: &mut Desks<'a>,
     full: &mut Vec<OwnedSegment>,
 ) -> Result<bool, Rejection> {
     let event = decode_event(bytes)?;
     let valid = event.validate()?;
-    let Some(desk) = desks.of(valid.organization_id()) else {
+    let Some(desk) = desks.of(event.organization_id) else {
         return Ok(false);
     };
     desk.segment.push(|out| valid.render(format, out))?;
@@ -143,9 +144,9 @@ fn place(
 struct Desks<'a> {
     store: &'a Store,
     all: Vec<OwnedSegment>,
-    by_organization: HashMap<String, Option<usize>>,
+    by_organization: Map<&'a str, Option<usize>>,
     /// Events of one organization mostly come together.
-    last: Option<(String, Option<usize>)>,
+    last: Option<(&'a str, Option<usize>)>,
 }
 
 impl<'a> Desks<'a> {
@@ -153,30 +154,29 @@ impl<'a> Desks<'a> {
         Self {
             store,
             all: Vec::new(),
-            by_organization: HashMap::new(),
+            by_organization: Map::default(),
             last: None,
         }
     }
 
-    fn of(&mut self, organization_id: &str) -> Option<&mut OwnedSegment> {
-        let desk = match &self.last {
-            Some((last, desk)) if last == organization_id => *desk,
+    fn of(&mut self, organization_id: &'a str) -> Option<&mut OwnedSegment> {
+        let desk = match self.last {
+            Some((last, desk)) if last == organization_id => desk,
             _ => self.look_up(organization_id),
         };
         self.all.get_mut(desk?)
     }
 
-    fn look_up(&mut self, organization_id: &str) -> Option<usize> {
+    fn look_up(&mut self, organization_id: &'a str) -> Option<usize> {
         let desk = match self.by_organization.get(organization_id) {
             Some(desk) => *desk,
             None => {
                 let desk = self.open(organization_id);
-                self.by_organization
-                    .insert(organization_id.to_owned(), desk);
+                self.by_organization.insert(organization_id, desk);
                 desk
             }
         };
-        self.last = Some((organization_id.to_owned(), desk));
+        self.last = Some((organization_id, desk));
         desk
     }
 

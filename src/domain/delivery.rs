@@ -16,10 +16,7 @@ mod batch;
 mod chunk;
 mod refusal;
 
-use std::{
-    cell::Cell,
-    collections::{HashMap, HashSet, VecDeque},
-};
+use std::{cell::Cell, collections::VecDeque};
 
 pub use self::{
     batch::{Batch, BatchLimits, Item, Outcome, Settlement},
@@ -29,7 +26,10 @@ use self::{
     chunk::{Chunk, State},
     refusal::{Record, Refusals},
 };
-use super::gap::{ChunkState, Marked};
+use super::{
+    gap::{ChunkState, Marked},
+    map::{Map, Set},
+};
 
 /// The part of an integration's log that is at hand, and what is in flight of it.
 #[derive(Debug, Default)]
@@ -37,10 +37,10 @@ pub struct Delivery {
     /// In log order.
     chunks: VecDeque<Chunk>,
     /// Keys of which a request is in flight.
-    busy: HashSet<Key>,
+    busy: Set<Key>,
     /// Of keys of which an event failed, the last event that was sent. Nothing after it
     /// goes while one up to it waits.
-    failed: HashMap<Key, u64>,
+    failed: Map<Key, u64>,
     refusals: Refusals,
     bytes: usize,
     waiting: usize,
@@ -170,8 +170,8 @@ impl Delivery {
         admit: &mut impl FnMut(Key, usize) -> bool,
     ) -> Vec<Item> {
         let mut picked = Vec::new();
-        let mut passed_over = HashSet::new();
-        let mut retried = HashSet::new();
+        let mut passed_over = Set::default();
+        let mut retried = Set::default();
         let mut bytes = 0;
         'chunks: for chunk in self.chunks.iter_mut().filter(|chunk| chunk.waiting > 0) {
             for index in 0..chunk.states.len() {
@@ -277,7 +277,7 @@ impl Delivery {
     /// refused alone.
     fn has_untried(&self) -> bool {
         let refusals = &self.refusals;
-        let mut keys = HashSet::new();
+        let mut keys = Set::default();
         self.chunks.iter().any(|chunk| {
             let mut states = chunk.states.iter().enumerate();
             states.any(|(index, state)| {

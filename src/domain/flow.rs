@@ -13,16 +13,13 @@
 
 mod shard;
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use md5::{Digest as _, Md5};
 use uuid::Uuid;
 
 use self::shard::Shard;
-use super::delivery::Key;
+use super::{delivery::Key, map::Map};
 
 /// Keys whose hash is remembered at the most.
 const MOST_HASHES: usize = 8192;
@@ -45,7 +42,7 @@ pub enum Fate<'a> {
 pub struct Flow {
     /// By their ranges of hashes, which do not overlap.
     shards: Vec<Shard>,
-    hashes: HashMap<Key, u128>,
+    hashes: Map<Key, u128>,
 }
 
 impl Flow {

@@ -11,6 +11,8 @@ pub const SEGMENT_EVENTS: u32 = 500;
 pub const SEGMENT_BYTES: usize = 1 << 20;
 
 const LENGTH_BYTES: usize = 4;
+/// What a segment begins with: most events fit, and many segments hold one.
+const FIRST_BYTES: usize = 1024;
 
 /// Rendered events of one integration.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -28,6 +30,9 @@ impl Segment {
         render: impl FnOnce(&mut Vec<u8>) -> Result<T, E>,
     ) -> Result<T, E> {
         let start = self.bytes.len();
+        if start == 0 {
+            self.bytes.reserve(FIRST_BYTES);
+        }
         self.bytes.extend([0; LENGTH_BYTES]);
         match render(&mut self.bytes) {
             Ok(value) => {

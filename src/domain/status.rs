@@ -198,6 +198,23 @@ impl StatusDetail {
     pub fn is_change(&self, other: &Self) -> bool {
         (self.status, self.reason) != (other.status, other.reason)
     }
+
+    /// Whether `other` differs at the most in when the last attempt and delivery were.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        let Self {
+            status,
+            reason,
+            since,
+            last_attempt: _,
+            last_delivery: _,
+            next_retry,
+            aws_error_code,
+            aws_request_id,
+        } = other;
+        (self.status, self.reason, self.since, self.next_retry)
+            == (*status, *reason, *since, *next_retry)
+            && (&self.aws_error_code, &self.aws_request_id) == (aws_error_code, aws_request_id)
+    }
 }
 
 /// What one attempt showed.

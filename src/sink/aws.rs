@@ -198,7 +198,9 @@ impl Sink for AwsSink {
         );
         async {
             let answer = self.put(integration, &records).await;
-            Span::current().record("outcome", outcome(&answer));
+            if let Some(fault) = first_fault(&answer) {
+                Span::current().record("outcome", fault.code());
+            }
             answer
         }
         .instrument(span)
@@ -268,17 +270,14 @@ fn any_accepted(outcomes: &[RecordOutcome]) -> bool {
     outcomes.iter().any(accepted)
 }
 
-/// What a span tells: `Accepted`, or the code of the first fault.
-fn outcome(answer: &Result<Vec<RecordOutcome>, Fault>) -> &str {
+/// What a span tells of an answer that is not all good.
+fn first_fault(answer: &Result<Vec<RecordOutcome>, Fault>) -> Option<&Fault> {
     match answer {
-        Err(fault) => fault.code(),
-        Ok(outcomes) => outcomes
-            .iter()
-            .find_map(|outcome| match outcome {
-                RecordOutcome::Failed(fault) => Some(fault.code()),
-                RecordOutcome::Accepted { .. } => None,
-            })
-            .unwrap_or("Accepted"),
+        Err(fault) => Some(fault),
+        Ok(outcomes) => outcomes.iter().find_map(|outcome| match outcome {
+            RecordOutcome::Failed(fault) => Some(fault),
+            RecordOutcome::Accepted { .. } => None,
+        }),
     }
 }
 

@@ -1,7 +1,6 @@
 //! Who may call AWS for an integration: nobody after it was deleted.
 
 use std::{
-    collections::HashMap,
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -11,7 +10,7 @@ use tokio_util::{
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
 
-use crate::domain::integration::IntegrationKey;
+use crate::domain::{integration::IntegrationKey, map::Map};
 
 #[derive(Debug)]
 struct Guard {
@@ -28,7 +27,7 @@ pub struct Gate {
 
 #[derive(Debug, Default)]
 struct State {
-    guards: Mutex<HashMap<IntegrationKey, Guard>>,
+    guards: Mutex<Map<IntegrationKey, Guard>>,
     /// Cancels every call.
     all: CancellationToken,
 }
@@ -48,7 +47,7 @@ impl Pass {
 }
 
 impl Gate {
-    fn lock(&self) -> MutexGuard<'_, HashMap<IntegrationKey, Guard>> {
+    fn lock(&self) -> MutexGuard<'_, Map<IntegrationKey, Guard>> {
         self.state
             .guards
             .lock()

@@ -2,7 +2,7 @@
 //! after each commit, read by everyone.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     ops::{Bound, RangeInclusive},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::domain::{
     integration::{Integration, IntegrationKey, Snapshot},
+    map::Map,
     organization::OrganizationId,
     status::{Stall, Status},
 };
@@ -61,7 +62,7 @@ pub(super) struct Slot {
 
 #[derive(Debug, Default)]
 struct State {
-    by_key: HashMap<IntegrationKey, Slot>,
+    by_key: Map<IntegrationKey, Slot>,
     by_organization: BTreeMap<OrganizationId, IntegrationKey>,
     by_revision: BTreeMap<u64, Entry>,
     /// Revisions of the tombstones, oldest first.
@@ -88,7 +89,7 @@ pub(super) struct Catalog {
 #[derive(Debug, Default)]
 pub(super) struct CatalogDiff {
     /// None where the integration was deleted.
-    pub(super) slots: HashMap<IntegrationKey, Option<Slot>>,
+    pub(super) slots: Map<IntegrationKey, Option<Slot>>,
     pub(super) tombstones: Vec<Tombstone>,
 }
 
@@ -111,6 +112,11 @@ impl Catalog {
 
     pub(super) fn slot(&self, key: IntegrationKey) -> Option<Slot> {
         self.read().by_key.get(&key).cloned()
+    }
+
+    /// Looks at an integration without taking a copy.
+    pub(super) fn look<T>(&self, key: IntegrationKey, look: impl FnOnce(&Slot) -> T) -> Option<T> {
+        self.read().by_key.get(&key).map(look)
     }
 
     pub(super) fn contains(&self, key: IntegrationKey) -> bool {
@@ -256,6 +262,13 @@ impl Catalog {
 
 impl State {
     fn replace(&mut self, key: IntegrationKey, slot: Option<Slot>) {
+        let slot = match (self.by_key.get_mut(&key), slot) {
+            (Some(known), Some(slot)) if known.snapshot.revision == slot.snapshot.revision => {
+                *known = slot;
+                return;
+            }
+            (_, slot) => slot,
+        };
         let before = self.by_key.remove(&key);
         let revision_before = before.as_ref().map(|slot| slot.snapshot.revision);
         match slot {

@@ -6,8 +6,17 @@ use crate::domain::{
     segment::{self, Damaged},
 };
 
-/// LZ4 block with its length before it.
+/// As it is.
+const PLAIN: u8 = 0;
+/// One LZ4 block with its length before it. Read, but no longer written.
 const LZ4: u8 = 1;
+/// LZ4 blocks, each with its length before it, and before that the length of both.
+const LZ4_PIECES: u8 = 2;
+/// Below it compression takes more than it saves.
+const LEAST_PACKED: usize = 2 << 10;
+/// LZ4 is quickest on what it can address with 16 bits.
+const PIECE_BYTES: usize = 64 << 10;
+const LENGTH_BYTES: usize = 4;
 /// A payload that claims to unpack to more is damaged.
 const MOST_BYTES: usize = 16 << 20;
 
@@ -19,22 +28,47 @@ pub(super) fn body_bytes(chunk: &TailChunk) -> u64 {
     (chunk.bytes.len() - chunk.count as usize * 4) as u64
 }
 
+/// The payload of a segment, which is not empty.
 pub(super) fn compress(bytes: &[u8]) -> Vec<u8> {
-    let mut payload = vec![LZ4];
-    payload.append(&mut lz4_flex::compress_prepend_size(bytes));
+    if bytes.len() < LEAST_PACKED {
+        return [&[PLAIN], bytes].concat();
+    }
+    let mut payload = Vec::with_capacity(bytes.len() / 2);
+    payload.push(LZ4_PIECES);
+    for piece in bytes.chunks(PIECE_BYTES) {
+        let packed = lz4_flex::compress_prepend_size(piece);
+        payload.extend_from_slice(&(packed.len() as u32).to_le_bytes());
+        payload.extend_from_slice(&packed);
+    }
     payload
 }
 
 /// The segment of a payload; nothing where its events were given up.
 pub(super) fn decompress(payload: &[u8]) -> Result<Vec<u8>, Damaged> {
-    if payload.is_empty() {
-        return Ok(Vec::new());
+    match payload.split_first() {
+        None => Ok(Vec::new()),
+        Some((&PLAIN, bytes)) => Ok(bytes.to_vec()),
+        Some((&LZ4, packed)) => unpack(packed, MOST_BYTES),
+        Some((&LZ4_PIECES, pieces)) => unpack_pieces(pieces),
+        Some(_) => Err(Damaged),
     }
-    let Some((&LZ4, packed)) = payload.split_first() else {
-        return Err(Damaged);
-    };
+}
+
+fn unpack_pieces(mut pieces: &[u8]) -> Result<Vec<u8>, Damaged> {
+    let mut bytes = Vec::new();
+    while !pieces.is_empty() {
+        let (length, rest) = pieces.split_first_chunk::<LENGTH_BYTES>().ok_or(Damaged)?;
+        let length = u32::from_le_bytes(*length) as usize;
+        let (packed, rest) = rest.split_at_checked(length).ok_or(Damaged)?;
+        bytes.append(&mut unpack(packed, MOST_BYTES - bytes.len())?);
+        pieces = rest;
+    }
+    Ok(bytes)
+}
+
+fn unpack(packed: &[u8], most: usize) -> Result<Vec<u8>, Damaged> {
     let (size, _) = lz4_flex::block::uncompressed_size(packed).map_err(|_| Damaged)?;
-    if size > MOST_BYTES {
+    if size > most {
         return Err(Damaged);
     }
     lz4_flex::decompress_size_prepended(packed).map_err(|_| Damaged)
@@ -73,12 +107,23 @@ mod tests {
 
     proptest! {
         #[test]
-        fn unpacks_what_it_packed(bytes: Vec<u8>) {
+        fn unpacks_what_it_packed(
+            some in prop::collection::vec(any::<u8>(), 1..100),
+            length in 1..3 * PIECE_BYTES,
+        ) {
+            let bytes: Vec<u8> = some.iter().copied().cycle().take(length).collect();
             prop_assert_eq!(decompress(&compress(&bytes)).unwrap(), bytes);
         }
 
         #[test]
-        fn garbage_is_damage(payload: Vec<u8>, count in 0..1000u32) {
+        fn reads_a_single_block(bytes: Vec<u8>) {
+            let payload = [&[LZ4][..], &lz4_flex::compress_prepend_size(&bytes)].concat();
+            prop_assert_eq!(decompress(&payload).unwrap(), bytes);
+        }
+
+        #[test]
+        fn garbage_is_damage(coding in 0..4u8, rest: Vec<u8>, count in 0..1000u32) {
+            let payload = [&[coding], &rest[..]].concat();
             let Ok(bytes) = decompress(&payload) else {
                 return Ok(());
             };

@@ -1,7 +1,5 @@
 //! What the writer is asked to do.
 
-use std::collections::HashMap;
-
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use uuid::Uuid;
 
@@ -16,6 +14,7 @@ use crate::domain::{
     delivery::Settlement,
     external_id::ExternalId,
     integration::{IntegrationKey, Progress, Snapshot},
+    map::Map,
     organization::OrganizationId,
     segment::OwnedSegment,
 };
@@ -56,6 +55,13 @@ pub(super) enum Command {
     Close {
         reply: oneshot::Sender<()>,
     },
+}
+
+impl Command {
+    /// Whether it is for an integration as it is by then, not for the log alone.
+    pub(super) fn is_change(&self) -> bool {
+        !matches!(self, Self::Append { .. } | Self::Settle(_))
+    }
 }
 
 /// What an attempt achieved.
@@ -126,7 +132,7 @@ pub struct Deleted {
 /// Settlements that are not durable yet, merged an integration.
 #[derive(Default)]
 pub(super) struct Unsettled {
-    pub(super) by_key: HashMap<IntegrationKey, UnsettledOne>,
+    pub(super) by_key: Map<IntegrationKey, UnsettledOne>,
     pub(super) count: usize,
     /// Integrations with observations that nobody has looked at.
     pub(super) unseen: Vec<IntegrationKey>,
@@ -135,7 +141,7 @@ pub(super) struct Unsettled {
 #[derive(Default)]
 pub(super) struct UnsettledOne {
     pub(super) finished: Vec<i64>,
-    pub(super) partial: HashMap<i64, (Vec<u8>, u64)>,
+    pub(super) partial: Map<i64, (Vec<u8>, u64)>,
     pub(super) delivered: u64,
     pub(super) delivered_bytes: u64,
     pub(super) observed: Vec<Observed>,
@@ -164,7 +170,9 @@ impl Unsettled {
         if settle.observed.is_some() {
             self.unseen.push(settle.key);
         }
-        one.observed.extend(settle.observed);
+        if let Some(observed) = settle.observed {
+            observed.put_behind(&mut one.observed);
+        }
         one.done.extend(settle.done);
     }
 

@@ -1,11 +1,7 @@
 //! One transaction in the making: what it will change, applied to the catalog only
 //! once it is committed.
 
-use std::{
-    collections::{HashMap, hash_map},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::hash_map, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
@@ -15,9 +11,10 @@ use super::{
 };
 use crate::domain::{
     integration::IntegrationKey,
+    map::Map,
     organization::OrganizationId,
     segment::{OwnedSegment, Segment},
-    status::{Observation, observe},
+    status::{Observation, Status, observe},
 };
 
 /// What one attempt showed, and when.
@@ -31,6 +28,43 @@ pub struct Observed {
     pub observation: Observation,
     /// What it says of the next attempt.
     pub next_retry: NextRetry,
+}
+
+impl Observed {
+    /// Whether both tell no more than that all is well.
+    fn is_well_as(&self, other: &Self) -> bool {
+        let well = |one: &Self| {
+            one.observation == Observation::Accepted && one.next_retry == NextRetry::Never
+        };
+        self.version == other.version && well(self) && well(other)
+    }
+
+    /// Puts it behind others. What lies between two that tell the same tells nothing.
+    pub(super) fn put_behind(self, others: &mut Vec<Self>) {
+        match &mut others[..] {
+            [.., before, last] if before.is_well_as(last) && last.is_well_as(&self) => *last = self,
+            _ => others.push(self),
+        }
+    }
+}
+
+impl Slot {
+    /// Whether what an attempt showed is another status, or another reason for it.
+    pub(super) fn would_change(&self, failing_after: Duration, observed: &Observed) -> bool {
+        let status = &self.snapshot.status;
+        if observed.observation == Observation::Accepted && status.status == Status::Active {
+            return false;
+        }
+        let mut stall = self.stall;
+        let observation = &observed.observation;
+        status.is_change(&observe(
+            status,
+            &mut stall,
+            failing_after,
+            observed.at,
+            observation,
+        ))
+    }
 }
 
 /// When the next attempt is due.
@@ -47,9 +81,9 @@ pub enum NextRetry {
 pub(super) struct Draft<'a> {
     catalog: &'a Catalog,
     pub(super) diff: CatalogDiff,
-    organizations: HashMap<OrganizationId, Option<IntegrationKey>>,
+    organizations: Map<OrganizationId, Option<IntegrationKey>>,
     pub(super) segments: Vec<(IntegrationKey, Vec<Segment>)>,
-    segment_index: HashMap<IntegrationKey, usize>,
+    segment_index: Map<IntegrationKey, usize>,
     pub(super) configured: Vec<IntegrationKey>,
     pub(super) revision: u64,
     failing_after: Duration,
@@ -60,9 +94,9 @@ impl<'a> Draft<'a> {
         Self {
             catalog,
             diff: CatalogDiff::default(),
-            organizations: HashMap::new(),
+            organizations: Map::default(),
             segments: Vec::new(),
-            segment_index: HashMap::new(),
+            segment_index: Map::default(),
             configured: Vec::new(),
             revision,
             failing_after,

@@ -7,6 +7,7 @@ use serde_json::json;
 use super::{
     catalog::Slot,
     chunk,
+    many::run_many,
     rows::{micros, mutable_columns, save_meta, statement},
     tail::TailChunk,
 };
@@ -14,6 +15,8 @@ use crate::domain::integration::IntegrationKey;
 
 /// Chunks of deleted integrations that one transaction removes.
 const GARBAGE_CHUNKS: u64 = 64;
+/// Bytes of a chunk that may share its statement with others.
+const SMALL_CHUNK: usize = 64 << 10;
 
 /// The name of the meta row that holds up to which revision deletions are forgotten.
 pub(super) const TOMBSTONE_FLOOR: &str = "tombstone_floor";
@@ -27,26 +30,47 @@ pub(super) async fn run(
     Ok(result.rows_affected())
 }
 
-pub(super) async fn insert_chunk(
+/// A chunk to be inserted.
+pub(super) struct NewChunk {
+    pub(super) key: IntegrationKey,
+    pub(super) chunk: TailChunk,
+}
+
+/// Appends chunks to the log.
+pub(super) async fn insert_chunks(
     tx: &DatabaseTransaction,
-    key: IntegrationKey,
-    chunk: &TailChunk,
+    chunks: &[NewChunk],
     now: Timestamp,
-) -> Result<u64, DbErr> {
-    let pending_bytes = chunk::body_bytes(chunk);
-    let sql = "INSERT INTO chunk (chunk_id, integration_key, first_sequence, event_count, \
-        pending_bytes, accepted_at, payload) VALUES ($1, $2, $3, $4, $5, $6, $7)";
-    let values: [Value; 7] = [
-        chunk.id.into(),
-        key.0.into(),
-        (chunk.first_sequence as i64).into(),
-        (chunk.count as i32).into(),
-        (pending_bytes as i64).into(),
-        micros(now).into(),
-        chunk::compress(&chunk.bytes).into(),
-    ];
-    run(tx, sql, values).await?;
-    Ok(pending_bytes)
+) -> Result<(), DbErr> {
+    let sql = |rows: &str| {
+        format!(
+            "INSERT INTO chunk (chunk_id, integration_key, first_sequence, event_count, \
+            pending_bytes, accepted_at, payload) VALUES {rows}"
+        )
+    };
+    let accepted_at = micros(now);
+    let values = |NewChunk { key, chunk }: &NewChunk, values: &mut Vec<Value>| {
+        values.extend([
+            chunk.id.into(),
+            key.0.into(),
+            (chunk.first_sequence as i64).into(),
+            (chunk.count as i32).into(),
+            (chunk::body_bytes(chunk) as i64).into(),
+            accepted_at.into(),
+            chunk::compress(&chunk.bytes).into(),
+        ] as [Value; 7]);
+    };
+    // Payloads of one statement are in memory together.
+    for some in chunks.chunk_by(|one, next| one.is_small() && next.is_small()) {
+        run_many(tx, some, 7, sql, values).await?;
+    }
+    Ok(())
+}
+
+impl NewChunk {
+    fn is_small(&self) -> bool {
+        self.chunk.bytes.len() <= SMALL_CHUNK
+    }
 }
 
 pub(super) async fn accept_part(
@@ -87,6 +111,39 @@ pub(super) async fn update_integration(
     let mut values = mutable_columns(slot);
     values.push(key.0.into());
     run(tx, sql, values).await.map(drop)
+}
+
+/// How far an integration's log has come, and when.
+pub(super) struct Advance {
+    pub(super) key: IntegrationKey,
+    pub(super) last_attempt: Option<Timestamp>,
+    pub(super) last_delivery: Option<Timestamp>,
+    pub(super) next_sequence: u64,
+    pub(super) delivered: u64,
+}
+
+/// Updates integrations of which nothing else has changed.
+pub(super) async fn advance(tx: &DatabaseTransaction, advances: &[Advance]) -> Result<(), DbErr> {
+    let sql = |rows: &str| {
+        format!(
+            "WITH advance (integration_key, last_attempt_at, last_delivery_at, next_sequence, \
+            delivered) AS (VALUES {rows}) UPDATE integration SET \
+            last_attempt_at = advance.last_attempt_at, \
+            last_delivery_at = advance.last_delivery_at, \
+            next_sequence = advance.next_sequence, delivered = advance.delivered \
+            FROM advance WHERE integration.integration_key = advance.integration_key"
+        )
+    };
+    let values = |advance: &Advance, values: &mut Vec<Value>| {
+        values.extend([
+            advance.key.0.into(),
+            advance.last_attempt.map(micros).into(),
+            advance.last_delivery.map(micros).into(),
+            (advance.next_sequence as i64).into(),
+            (advance.delivered as i64).into(),
+        ] as [Value; 5]);
+    };
+    run_many(tx, advances, 5, sql, values).await
 }
 
 /// Removes a slice of the chunks of deleted integrations; what is left stays listed.

@@ -2,7 +2,7 @@
 //! reads nothing back.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -12,6 +12,7 @@ use crate::domain::{
     bitmap,
     gap::{ChunkState, PlacedGap},
     integration::IntegrationKey,
+    map::Map,
 };
 
 /// A chunk as it was appended.
@@ -31,7 +32,7 @@ pub(super) struct TailChunk {
 #[derive(Debug, Default)]
 struct State {
     /// Of each integration the newest chunks without a hole, in log order.
-    chunks: HashMap<IntegrationKey, VecDeque<TailChunk>>,
+    chunks: Map<IntegrationKey, VecDeque<TailChunk>>,
     /// All chunks in the order they came; some may be gone already.
     order: VecDeque<(IntegrationKey, u64)>,
     count: usize,

@@ -1,14 +1,11 @@
 //! Tells the worker which integrations want its attention. It holds at most one
 //! entry an integration, however much happens.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-};
+use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::Notify;
 
-use crate::domain::integration::IntegrationKey;
+use crate::domain::{integration::IntegrationKey, map::Map};
 
 /// What happened to one integration since the worker last looked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,31 +19,32 @@ pub struct Attention {
 /// Where the store says and the worker hears that there is work.
 #[derive(Debug, Default)]
 pub(super) struct WorkFeed {
-    waiting: Mutex<HashMap<IntegrationKey, Attention>>,
+    waiting: Mutex<Map<IntegrationKey, Attention>>,
     notify: Notify,
 }
 
 impl WorkFeed {
-    pub(super) fn appended(&self, key: IntegrationKey, first_sequence: u64) {
-        self.tell(key, |attention| {
+    /// Tells of appended chunks, each with its first sequence, and of integrations that
+    /// were configured.
+    pub(super) fn tell(&self, appended: &[(IntegrationKey, u64)], configured: &[IntegrationKey]) {
+        if appended.is_empty() && configured.is_empty() {
+            return;
+        }
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        for &(key, first_sequence) in appended {
+            let attention = waiting.entry(key).or_default();
             let from = attention.appended_from.get_or_insert(first_sequence);
             *from = first_sequence.min(*from);
-        });
-    }
-
-    pub(super) fn configured(&self, key: IntegrationKey) {
-        self.tell(key, |attention| attention.configured = true);
-    }
-
-    fn tell(&self, key: IntegrationKey, what: impl FnOnce(&mut Attention)) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        what(waiting.entry(key).or_default());
+        }
+        for &key in configured {
+            waiting.entry(key).or_default().configured = true;
+        }
         drop(waiting);
         self.notify.notify_one();
     }
 
     /// Waits until there is something, and takes it all. Cancelling loses nothing.
-    pub(super) async fn take(&self) -> HashMap<IntegrationKey, Attention> {
+    pub(super) async fn take(&self) -> Map<IntegrationKey, Attention> {
         loop {
             let notified = self.notify.notified();
             if let Some(waiting) = self.take_now() {
@@ -56,7 +54,7 @@ impl WorkFeed {
         }
     }
 
-    fn take_now(&self) -> Option<HashMap<IntegrationKey, Attention>> {
+    fn take_now(&self) -> Option<Map<IntegrationKey, Attention>> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         (!waiting.is_empty()).then(|| std::mem::take(&mut *waiting))
     }

@@ -16,19 +16,20 @@ use tokio::{
 use super::{
     answers::{Answers, AppendAnswer},
     batch::Batch,
-    catalog::Catalog,
-    changes,
+    catalog::{Catalog, Slot},
+    changes, chunk,
     command::{Command, Unsettled},
     draft::Draft,
     failure::{self, Failure},
-    integrations, open, rows,
+    open, rows,
     secret::Sealer,
+    settling::settle,
     space::Space,
-    statements,
+    statements::{self, NewChunk},
     tail::{Tail, TailChunk},
     work::WorkFeed,
 };
-use crate::domain::{integration::IntegrationKey, status::observe};
+use crate::domain::integration::IntegrationKey;
 
 /// Unsettled attempts beyond which no further command is taken until they are written.
 const MOST_UNSETTLED: usize = 4096;
@@ -58,7 +59,7 @@ pub(super) struct Writer {
 
 /// What else a durable transaction leads to.
 struct Committed {
-    chunks: Vec<(IntegrationKey, TailChunk)>,
+    chunks: Vec<NewChunk>,
     garbage: Vec<IntegrationKey>,
     next_chunk_id: i64,
 }
@@ -72,12 +73,22 @@ impl Writer {
             self.fill(&mut batch, &mut unsettled, due).await;
             self.space.look_if_due(&self.db).await;
             self.space.admit(&self.db, &mut batch.commands).await;
-            let settle_now = due.is_some_and(|due| due <= Instant::now()) || batch.close.is_some();
-            if !batch.commands.is_empty() || settle_now || self.is_news(&mut unsettled) {
-                due = match self
-                    .write(std::mem::take(&mut batch.commands), &mut unsettled)
-                    .await
-                {
+            let settles = due.is_some_and(|due| due <= Instant::now())
+                || batch.close.is_some()
+                || unsettled.count >= MOST_UNSETTLED
+                // What was attempted before a change was attempted under what was before it.
+                || batch.commands.iter().any(Command::is_change)
+                || self.is_news(&mut unsettled);
+            if !batch.commands.is_empty() || settles {
+                let mut nothing = Unsettled::default();
+                let settled = if settles {
+                    &mut unsettled
+                } else {
+                    &mut nothing
+                };
+                let commands = std::mem::take(&mut batch.commands);
+                due = match self.write(commands, settled).await {
+                    Ok(()) if !settles => due,
                     Ok(()) if self.garbage.is_empty() => None,
                     Ok(()) => Some(Instant::now() + self.settle_linger),
                     Err(error) => match self.failed(&error).await {
@@ -88,7 +99,8 @@ impl Writer {
                         None => Some(Instant::now() + RETRY),
                     },
                 };
-            } else if !unsettled.is_empty() && due.is_none() {
+            }
+            if !unsettled.is_empty() && due.is_none() {
                 due = Some(Instant::now() + self.settle_linger);
             }
             if let Some(close) = batch.close {
@@ -157,23 +169,12 @@ impl Writer {
     fn is_news(&self, unsettled: &mut Unsettled) -> bool {
         let unseen = std::mem::take(&mut unsettled.unseen);
         unseen.into_iter().any(|key| {
-            let observed = unsettled
-                .by_key
-                .get(&key)
-                .and_then(|one| one.observed.last());
-            let (Some(last), Some(mut slot)) = (observed, self.catalog.slot(key)) else {
-                return false;
-            };
-            let status = &slot.snapshot.status;
-            let patience = self.failing_after;
-            let next = observe(
-                status,
-                &mut slot.stall,
-                patience,
-                last.at,
-                &last.observation,
-            );
-            status.is_change(&next)
+            let of_key = unsettled.by_key.get(&key);
+            let last = of_key.and_then(|one| one.observed.last());
+            last.is_some_and(|last| {
+                let changes = |slot: &Slot| slot.would_change(self.failing_after, last);
+                self.catalog.look(key, changes) == Some(true)
+            })
         })
     }
 
@@ -240,8 +241,7 @@ impl Writer {
                 return Err(error);
             }
         };
-        // What was attempted before a change was attempted under what was before it.
-        if let Err(error) = self.settle(&tx, draft, unsettled).await {
+        if let Err(error) = settle(&tx, draft, unsettled).await {
             answers.refuse(cold, &error);
             return Err(error);
         }
@@ -258,41 +258,6 @@ impl Writer {
         statements::collect_garbage(&tx, &mut committed.garbage).await?;
         tx.commit().await?;
         Ok(committed)
-    }
-
-    async fn settle(
-        &self,
-        tx: &DatabaseTransaction,
-        draft: &mut Draft<'_>,
-        unsettled: &Unsettled,
-    ) -> Result<(), DbErr> {
-        let mut finished = Vec::new();
-        for (key, one) in &unsettled.by_key {
-            let Some(slot) = draft.slot_mut(*key) else {
-                continue;
-            };
-            let progress = &mut slot.snapshot.progress;
-            if one.delivered > progress.pending() || one.delivered_bytes > progress.pending_bytes {
-                tracing::error!(
-                    integration_key = key.0,
-                    "more was delivered than was pending: this is a defect"
-                );
-            }
-            progress.delivered += one.delivered.min(progress.pending());
-            progress.pending_bytes = progress.pending_bytes.saturating_sub(one.delivered_bytes);
-            let changed = draft.observe(*key, &one.observed);
-            finished.extend_from_slice(&one.finished);
-            for (id, (bitmap, pending_bytes)) in &one.partial {
-                statements::accept_part(tx, *id, bitmap, *pending_bytes).await?;
-            }
-            if let Some(slot) = draft.slot_mut(*key) {
-                if changed {
-                    integrations::audit_status(tx, &slot.snapshot).await?;
-                }
-                statements::update_integration(tx, *key, slot).await?;
-            }
-        }
-        statements::delete_chunks(tx, &finished).await
     }
 
     async fn insert_chunks(
@@ -316,14 +281,13 @@ impl Writer {
                     gaps: Vec::new(),
                     bytes: segment.bytes.into(),
                 };
-                let pending_bytes = statements::insert_chunk(tx, key, &chunk, now).await?;
-                progress.pending_bytes += pending_bytes;
+                progress.pending_bytes += chunk::body_bytes(&chunk);
                 progress.next_sequence += u64::from(chunk.count);
                 committed.next_chunk_id += 1;
-                committed.chunks.push((key, chunk));
+                committed.chunks.push(NewChunk { key, chunk });
             }
         }
-        Ok(())
+        statements::insert_chunks(tx, &committed.chunks, now).await
     }
 
     /// Tells the world what has become durable.
@@ -339,17 +303,12 @@ impl Writer {
         let mut appended = Vec::with_capacity(committed.chunks.len());
         // The tail comes first: who has seen in the catalog how far the log goes must
         // find it there, or would take a tail that lacks the end for one without work.
-        for (key, chunk) in committed.chunks {
+        for NewChunk { key, chunk } in committed.chunks {
             appended.push((key, chunk.first_sequence));
             self.tail.push(key, chunk);
         }
         let forgotten = self.catalog.apply(draft.diff, draft.revision);
-        for (key, first_sequence) in appended {
-            self.work.appended(key, first_sequence);
-        }
-        for key in draft.configured {
-            self.work.configured(key);
-        }
+        self.work.tell(&appended, &draft.configured);
         answers.give(&self.catalog, &self.tail);
         match forgotten {
             Some(revision) => statements::forget_tombstones(&self.db, revision).await,

@@ -2,10 +2,10 @@
 
 use tokio::time::{Duration, Instant};
 
-use super::Shared;
+use super::{Shared, lane::Lanes};
 use crate::{
     domain::integration::IntegrationKey,
-    store::{GiveUp, GivenUp, StoreError},
+    store::{GiveUp, GivenUp, StoreError, What},
 };
 
 /// How long to wait after the log could not be written.
@@ -33,7 +33,7 @@ fn ask<S>(shared: &Shared<S>, key: IntegrationKey) -> Option<GiveUp> {
     }
     Some(GiveUp {
         key,
-        events,
+        what: What::Refused(events),
         in_flight: lane.delivery.events_in_flight(),
     })
 }
@@ -42,13 +42,7 @@ fn take_in<S>(shared: &Shared<S>, key: IntegrationKey, given_up: Result<GivenUp,
     let mut lanes = shared.lanes();
     let Some(lane) = lanes.get(key) else { return };
     match given_up {
-        Ok(given_up) => {
-            let before = lane.delivery.bytes();
-            let gap_key = lane.integration_id.as_u128();
-            lane.delivery.apply(&given_up.chunks, gap_key);
-            let freed = before - lane.delivery.bytes();
-            lanes.loaded_bytes -= freed;
-        }
+        Ok(given_up) => apply(&mut lanes, key, &given_up),
         Err(error) => {
             tracing::error!(%error, "cannot give up what was refused");
             lane.delivery.keep_refused();
@@ -56,4 +50,14 @@ fn take_in<S>(shared: &Shared<S>, key: IntegrationKey, given_up: Result<GivenUp,
         }
     }
     lanes.queue(key);
+}
+
+/// Takes in what the store has given up. The integration stands still.
+pub(super) fn apply(lanes: &mut Lanes, key: IntegrationKey, given_up: &GivenUp) {
+    let Some(lane) = lanes.get(key) else { return };
+    let before = lane.delivery.bytes();
+    let gap_key = lane.integration_id.as_u128();
+    lane.delivery.apply(&given_up.chunks, gap_key);
+    let freed = before - lane.delivery.bytes();
+    lanes.loaded_bytes -= freed;
 }

@@ -43,7 +43,7 @@ pub(super) fn take_in<S>(
     let cancelled = matches!(answer, Answer::Cancelled);
     let of_records = matches!(answer, Answer::Outcomes(_));
     pace(shared, lanes, key, &batch, &answer);
-    let current = shared.store.get(key).map(|one| one.integration.version);
+    let current = shared.store.version(key);
     // What was met before something was mended says nothing of what comes.
     let outdated = current != Some(integration.version) || lanes.get(key)?.is_outdated(turn);
     let (settlement, failure) = settle(lanes, key, batch, answer, outdated)?;

@@ -31,7 +31,7 @@ impl<S: Sink> Worker<S> {
             .find(organization_id)
             .ok_or(TestError::NoIntegration)?;
         let key = before.integration.key;
-        let exists = || shared.store.get(key).is_some();
+        let exists = || shared.store.exists(key);
         let Some(pass) = shared.gate.enter(key, exists) else {
             return Err(match exists() {
                 true => TestError::ShuttingDown,
@@ -96,7 +96,7 @@ impl<S: Sink> Worker<S> {
     ) -> Result<RehearsalReport, TestError> {
         let shared = &self.shared;
         let key = integration.key;
-        let exists = || key == IntegrationKey::UNSTORED || shared.store.get(key).is_some();
+        let exists = || key == IntegrationKey::UNSTORED || shared.store.exists(key);
         let gone = || match exists() {
             true => TestError::ShuttingDown,
             false => TestError::NoIntegration,

@@ -222,6 +222,10 @@ fn options_of_worker() -> WorkerOptions {
         },
         window_bytes: 1 << 20,
         windows_bytes: 64 << 20,
+        retention: Retention {
+            age: 24 * HOUR,
+            bytes: 1 << 30,
+        },
         format: Format::new("https://example.com", "com.example").unwrap(),
     }
 }

@@ -30,7 +30,7 @@ const LONG: Duration = Duration::from_secs(1);
 
 /// Takes a turn, settles it, and queues the integration again where it has more.
 pub(super) async fn take<S: Sink>(shared: Arc<Shared<S>>, key: IntegrationKey, mut turn: Turn) {
-    let exists = || shared.store.get(key).is_some();
+    let exists = || shared.store.exists(key);
     let settled = match shared.gate.enter(key, exists) {
         Some(pass) => send(&shared, key, pass, &mut turn).await,
         None => None,
@@ -87,6 +87,9 @@ async fn request<S: Sink>(
     still: &RwLock<()>,
 ) -> Option<(Batch, Vec<Record>)> {
     let _shared = still.read().await;
+    if shared.lanes().get(key)?.expiry.holds() {
+        return None;
+    }
     load(shared, key, integration).await;
     match next_request(shared, key) {
         None => {
@@ -140,10 +143,10 @@ fn next_request<S>(shared: &Shared<S>, key: IntegrationKey) -> Option<(Batch, Ve
     let log_end = shared.log_end(key);
     let lane = lanes.get(key)?;
     let batch = look(lane, limits, now);
+    let found = batch.as_ref().map_or(0, |batch| batch.items.len());
+    lane.linger.looked(now, found, shared.options.send_linger);
     let waiting = lane.delivery.waiting() > 0;
-    let is_full = batch
-        .as_ref()
-        .is_some_and(|batch| batch.items.len() >= limits.records);
+    let is_full = found >= limits.records;
     let next_admission = lane.flow.as_ref().and_then(|flow| flow.next_admission());
     lane.limited = next_admission.is_some() && !is_full;
     // Where only one shard is known, more of the log would wait for it as well.
@@ -169,7 +172,6 @@ fn next_request<S>(shared: &Shared<S>, key: IntegrationKey) -> Option<(Batch, Ve
 
 /// Looks for events that may go now.
 fn look(lane: &mut Lane, limits: BatchLimits, now: Instant) -> Option<Batch> {
-    lane.looked_at = Some(now);
     match &mut lane.flow {
         None => lane.delivery.next_batch(limits),
         Some(flow) => {
@@ -231,7 +233,7 @@ fn rest<S>(shared: &Shared<S>, lanes: &mut Lanes, key: IntegrationKey, log_end: 
     let crowded = lanes.loaded_bytes > shared.options.windows_bytes;
     let Some(lane) = lanes.get(key) else { return };
     let idle = lane.turns == 0 && lane.unsettled == 0;
-    if idle && shared.store.get(key).is_none() {
+    if idle && !shared.store.exists(key) {
         lanes.remove(key);
         return;
     }

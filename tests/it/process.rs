@@ -3,6 +3,7 @@
 mod crash;
 mod damage;
 mod disk;
+mod expiry;
 mod identity;
 mod kills;
 

@@ -2,7 +2,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{state::FIRST_WINDOW, *};
 use crate::domain::delivery::{Entry, LoadedChunk};
 
 const MOST: usize = 16;
@@ -237,7 +237,11 @@ fn a_request_waits_for_company_unless_it_is_full_or_the_first() {
     lanes.open(one, Uuid::nil(), 1, true);
     lanes.queue_what_waits(one, 2, true, start);
     let (_, turn) = lanes.next_turn().unwrap();
-    lanes.get(one).unwrap().looked_at = Some(start);
+    lanes
+        .get(one)
+        .unwrap()
+        .linger
+        .looked(start, 1, LIMITS.linger);
     load(lanes.get(one).unwrap(), 1);
     end_without_queue(&mut lanes, one, turn);
     let soon = start + Duration::from_millis(5);
