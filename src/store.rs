@@ -31,6 +31,7 @@ mod writer;
 
 use std::{
     collections::HashMap,
+    ops::RangeInclusive,
     sync::{Arc, OnceLock},
 };
 
@@ -175,6 +176,17 @@ impl Store {
         keep: impl Fn(&OrganizationId) -> bool,
     ) -> Changes {
         self.catalog.changes_after(revision, limit, keep)
+    }
+
+    /// Of the named organizations, at most `limit` integrations whose last change came in
+    /// `revisions`, in commit order.
+    pub fn current_of<'a>(
+        &self,
+        organizations: impl IntoIterator<Item = &'a OrganizationId>,
+        revisions: RangeInclusive<u64>,
+        limit: usize,
+    ) -> Vec<Snapshot> {
+        self.catalog.current_of(organizations, revisions, limit)
     }
 
     /// Names this database, so that revisions of another one are told apart.

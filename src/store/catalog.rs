@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    ops::Bound,
+    ops::{Bound, RangeInclusive},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
@@ -210,6 +210,26 @@ impl Catalog {
             }
         }
         seen
+    }
+
+    /// Of the named organizations, at most `limit` integrations whose last change came in
+    /// `revisions`, in commit order.
+    pub(super) fn current_of<'a>(
+        &self,
+        organizations: impl IntoIterator<Item = &'a OrganizationId>,
+        revisions: RangeInclusive<u64>,
+        limit: usize,
+    ) -> Vec<Snapshot> {
+        let state = self.read();
+        let mut found: Vec<&Snapshot> = organizations
+            .into_iter()
+            .filter_map(|organization| state.by_organization.get(organization))
+            .filter_map(|key| state.by_key.get(key))
+            .map(|slot| &slot.snapshot)
+            .filter(|snapshot| revisions.contains(&snapshot.revision))
+            .collect();
+        found.sort_unstable_by_key(|snapshot| snapshot.revision);
+        found.into_iter().take(limit).cloned().collect()
     }
 
     /// Takes in a commit, and then tells that there is a new revision. Returns the
