@@ -48,7 +48,7 @@ use self::{
 };
 pub use self::{
     catalog::{Change, Changes, Tombstone},
-    command::{Configure, ConfigureError, Deleted, Settle},
+    command::{Configure, ConfigureError, Deleted, Settle, SettlePermit},
     draft::{NextRetry, Observed},
     failure::{Failure, StoreError},
     gaps::{GiveUp, GivenUp, Keep, What},
@@ -79,26 +79,6 @@ pub struct Store {
     database_id: Arc<str>,
     has_room: watch::Receiver<bool>,
     failure: Arc<OnceLock<Failure>>,
-}
-
-/// Room for one settlement: with it, settling waits for nothing, so that settlements
-/// can be queued in order under a lock.
-pub struct SettlePermit {
-    room: mpsc::OwnedPermit<Command>,
-    tail: Arc<Tail>,
-}
-
-impl SettlePermit {
-    /// As [`Store::settle`].
-    pub fn settle(self, settle: Settle) {
-        for (chunk_id, settled, _) in &settle.settlement.partial {
-            self.tail.settle(settle.key, *chunk_id, settled);
-        }
-        for chunk_id in &settle.settlement.finished {
-            self.tail.finish(settle.key, *chunk_id);
-        }
-        self.room.send(Command::Settle(settle));
-    }
 }
 
 impl Store {
