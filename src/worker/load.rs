@@ -20,16 +20,28 @@ const READ_RETRY: Duration = Duration::from_secs(10);
 /// What an event has in the log beside its body, and some more.
 const ENTRY_BYTES: usize = 32;
 
+/// A chunk that cannot be read back is in the way.
+#[derive(Debug)]
+pub(super) struct DamagedChunk(pub(super) i64);
+
 /// Reads on where too little is at hand for a full request, within the memory that
 /// lanes may take.
-pub(super) async fn load<S>(shared: &Shared<S>, key: IntegrationKey, integration: &Integration) {
+pub(super) async fn load<S>(
+    shared: &Shared<S>,
+    key: IntegrationKey,
+    integration: &Integration,
+) -> Result<(), DamagedChunk> {
     let Some((from, log_end, room)) = begin(shared, key) else {
-        return;
+        return Ok(());
     };
     let chunks = shared.store.read_log(key, from, room).await;
     match take(shared, key, log_end, room, chunks) {
-        Ok(()) => {}
-        Err(error) => tell(shared, key, integration, &error).await,
+        Ok(()) => Ok(()),
+        Err(StoreError::Damaged { chunk_id }) => Err(DamagedChunk(chunk_id)),
+        Err(error) => {
+            tell(shared, key, integration, &error).await;
+            Ok(())
+        }
     }
 }
 
