@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     )?;
     tonic_prost_build::configure()
         .bytes(".siem.v1")
+        .codec_path("crate::proto::codec::LeanCodec")
         .extern_path(".google.rpc.Status", "::tonic_types::Status")
         // Sorted keys: equal events have equal bytes.
         .btree_map(".siem.v1.IdsDetection.metadata")

@@ -2,9 +2,10 @@
 
 use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use tokio::{
     net::TcpListener,
-    task::JoinHandle,
+    task::{JoinError, JoinHandle},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -18,6 +19,8 @@ use crate::{
         event::{Format, FormatError, MAX_BODY_LENGTH, MAX_RECORD_LENGTH},
         external_id::ExternalId,
         integration::Integration,
+        retention::Retention,
+        standing,
         verdict::{RehearsalReport, TestError, TestVerdict},
     },
     sink::{AwsOptions, AwsSink, ExternalIds, PutRecordsClient, Sink, StandInAccess, Unreadable},
@@ -26,9 +29,6 @@ use crate::{
     worker::{Worker, WorkerOptions},
 };
 
-/// Bytes of the log at hand for one integration, and for all.
-const WINDOW_BYTES: usize = 8 << 20;
-const WINDOWS_BYTES: usize = 64 << 20;
 /// How long the store may take to write what is left, beyond the shutdown's deadline.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -98,6 +98,7 @@ impl App {
         let store = Store::open(store_options(config), master_key(config)?).await?;
         let external_ids = Arc::new(StoredExternalIds(store.clone()));
         let sink = AwsSink::new(sink_options(config, stand_in), external_ids).await;
+        sink.recall(delivered_before(&store));
         let worker = Worker::new(store.clone(), sink, worker_options(config, &format));
         tracing::info!(%address, "listening");
         Ok(Self {
@@ -145,7 +146,10 @@ impl App {
         let ended = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
             ended = &mut api => Err(early(ended)),
-            _ended = &mut worker => Err(AppError::Defect("delivery worker")),
+            ended = &mut worker => {
+                log_panic(ended.err());
+                Err(AppError::Defect("delivery worker"))
+            }
             failure = self.store.ended() => {
                 Err(failure.map_or(AppError::Defect("store"), AppError::from))
             }
@@ -176,10 +180,32 @@ impl App {
     }
 }
 
-fn early(ended: Result<Result<(), ServeError>, tokio::task::JoinError>) -> AppError {
+/// To whom was delivered before this process began, and how long ago.
+fn delivered_before(store: &Store) -> Vec<(Arc<Integration>, Duration)> {
+    let now = Timestamp::now();
+    let delivered = store.delivered_last(standing::MOST_ROLES).into_iter();
+    delivered
+        .filter_map(|(integration, at)| {
+            let ago = Duration::try_from(now.duration_since(at)).ok()?;
+            Some((integration, ago))
+        })
+        .collect()
+}
+
+fn early(ended: Result<Result<(), ServeError>, JoinError>) -> AppError {
     match ended {
         Ok(Err(error)) => error.into(),
-        Ok(Ok(())) | Err(_) => AppError::Defect("API"),
+        Ok(Ok(())) => AppError::Defect("API"),
+        Err(error) => {
+            log_panic(Some(error));
+            AppError::Defect("API")
+        }
+    }
+}
+
+fn log_panic(error: Option<JoinError>) {
+    if let Some(error) = error {
+        tracing::error!(%error, "a part of the service panicked");
     }
 }
 
@@ -262,8 +288,12 @@ fn worker_options(config: &Config, format: &Format) -> WorkerOptions {
             refused_first: config.retry_first,
             refused_most: config.retry_most,
         },
-        window_bytes: WINDOW_BYTES,
-        windows_bytes: WINDOWS_BYTES,
+        window_bytes_per_integration: config.window_bytes_per_integration,
+        window_bytes: config.window_bytes,
+        retention: Retention {
+            age: config.retention,
+            bytes: config.retention_bytes as u64,
+        },
         format: format.clone(),
     }
 }

@@ -29,7 +29,8 @@ use rule::{
 };
 use source::Given;
 
-const MIB: usize = 1024 * 1024;
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
 const GIB: usize = 1024 * MIB;
 
 /// What the process exits with when its configuration is wrong: `EX_USAGE` of
@@ -127,12 +128,20 @@ settings! {
         "How long a publish waits for others to share its commit and its sync to disk.";
     settle_linger: Duration = "settle-linger-ms", "50", Millis(1..=50),
         "How long a delivered batch waits for others before they are recorded together.";
+    retention: Duration = "retention-seconds", "86400", Seconds(1..=31_536_000),
+        "How long events of an integration wait for delivery; what is older expires, and a gap event in the stream says so.";
+    retention_bytes: usize = "retention-bytes", "1073741824", Bytes(MIB..=1024 * GIB),
+        "How many bytes of events may wait for one integration, before compression; beyond it the oldest expire, until 63/64 of it are left.";
     disk_reserve_bytes: usize = "disk-reserve-bytes", "67108864", Bytes(MIB..=1024 * GIB),
         "How much of the disk is kept free of events, so that deliveries can still be recorded when it nears full; of a small disk an eighth at the most.";
     log_tail_bytes: usize = "log-tail-bytes", "67108864", Bytes(0..=16 * GIB),
         "How much of the newest part of the log stays in memory, so that integrations that keep up read nothing back.";
     publish_bytes_in_flight: usize = "publish-bytes-in-flight", "67108864", Bytes(16 * MIB..=16 * GIB),
         "How many bytes of publishes may be in memory before they are durable; more must wait.";
+    window_bytes: usize = "window-bytes", "67108864", Bytes(MIB..=16 * GIB),
+        "How much of the log may be in memory to be delivered, in all; beyond it each request under way has one chunk, of at most 1 MiB.";
+    window_bytes_per_integration: usize = "window-bytes-per-integration", "8388608", Bytes(64 * KIB..=GIB),
+        "How much of the log may be in memory to be delivered for one integration, and one chunk.";
     put_records_client: PutRecordsClient = "put-records-client", "direct", CLIENTS,
         "Who makes PutRecords requests: the service itself (`direct`), or the AWS SDK (`sdk`); both do the same.";
     aws_attempt_timeout: Duration = "aws-attempt-timeout-ms", "10000", Millis(100..=60_000),
@@ -277,16 +286,30 @@ fn check_together(draft: &Draft, given: &Given, problems: &mut Vec<Problem>) {
             "is set beside external-id-key-file; set only one of the two".to_owned(),
         );
     }
-    if let (Some(each), Some(all)) = (
-        draft.requests_in_flight_per_integration,
-        draft.requests_in_flight,
-    ) && each > all
-        && given.get("requests-in-flight-per-integration").is_some()
-    {
-        refuse(
+    let shares = [
+        (
             "requests-in-flight-per-integration",
-            format!("{each} is more than requests-in-flight, {all}; lower it or raise the other"),
-        );
+            draft.requests_in_flight_per_integration,
+            "requests-in-flight",
+            draft.requests_in_flight,
+        ),
+        (
+            "window-bytes-per-integration",
+            draft.window_bytes_per_integration,
+            "window-bytes",
+            draft.window_bytes,
+        ),
+    ];
+    for (name, each, name_of_all, all) in shares {
+        if let (Some(each), Some(all)) = (each, all)
+            && each > all
+            && given.get(name).is_some()
+        {
+            refuse(
+                name,
+                format!("{each} is more than {name_of_all}, {all}; lower it or raise the other"),
+            );
+        }
     }
     if let (Some(first), Some(most)) = (draft.retry_first, draft.retry_most)
         && first > most

@@ -11,6 +11,7 @@ pub mod gap;
 pub mod integration;
 pub mod map;
 pub mod organization;
+pub mod retention;
 pub mod segment;
 pub mod standing;
 pub mod status;

@@ -3,6 +3,8 @@
 //! `events` of the two publish requests are [`bytes::Bytes`], each an encoded
 //! [`v1::Event`]: the same on the wire as the documented message.
 
+mod codec;
+
 use std::fmt;
 
 /// The package `siem.v1`.

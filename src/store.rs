@@ -31,6 +31,7 @@ mod writer;
 
 use std::{
     collections::HashMap,
+    ops::RangeInclusive,
     sync::{Arc, OnceLock},
 };
 
@@ -47,10 +48,10 @@ use self::{
 };
 pub use self::{
     catalog::{Change, Changes, Tombstone},
-    command::{Configure, ConfigureError, Deleted, Settle},
+    command::{Configure, ConfigureError, Deleted, Settle, SettlePermit},
     draft::{NextRetry, Observed},
     failure::{Failure, StoreError},
-    gaps::{GiveUp, GivenUp},
+    gaps::{GiveUp, GivenUp, Keep, What},
     open::{OpenError, StoreOptions},
     secret::{KeyError, MasterKey},
     work::Attention,
@@ -78,26 +79,6 @@ pub struct Store {
     database_id: Arc<str>,
     has_room: watch::Receiver<bool>,
     failure: Arc<OnceLock<Failure>>,
-}
-
-/// Room for one settlement: with it, settling waits for nothing, so that settlements
-/// can be queued in order under a lock.
-pub struct SettlePermit {
-    room: mpsc::OwnedPermit<Command>,
-    tail: Arc<Tail>,
-}
-
-impl SettlePermit {
-    /// As [`Store::settle`].
-    pub fn settle(self, settle: Settle) {
-        for (chunk_id, settled, _) in &settle.settlement.partial {
-            self.tail.settle(settle.key, *chunk_id, settled);
-        }
-        for chunk_id in &settle.settlement.finished {
-            self.tail.finish(settle.key, *chunk_id);
-        }
-        self.room.send(Command::Settle(settle));
-    }
 }
 
 impl Store {
@@ -144,6 +125,12 @@ impl Store {
         self.catalog.page(after, limit, keep)
     }
 
+    /// The last `most` integrations that are Active and were delivered to, and when; the
+    /// newest last.
+    pub fn delivered_last(&self, most: usize) -> Vec<(Arc<Integration>, Timestamp)> {
+        self.catalog.delivered_last(most)
+    }
+
     /// Integrations of which something was in the log when the store was opened, and
     /// since when.
     pub fn backlog(&self) -> &[(IntegrationKey, Timestamp)] {
@@ -169,6 +156,17 @@ impl Store {
         keep: impl Fn(&OrganizationId) -> bool,
     ) -> Changes {
         self.catalog.changes_after(revision, limit, keep)
+    }
+
+    /// Of the named organizations, at most `limit` integrations whose last change came in
+    /// `revisions`, in commit order.
+    pub fn current_of<'a>(
+        &self,
+        organizations: impl IntoIterator<Item = &'a OrganizationId>,
+        revisions: RangeInclusive<u64>,
+        limit: usize,
+    ) -> Vec<Snapshot> {
+        self.catalog.current_of(organizations, revisions, limit)
     }
 
     /// Names this database, so that revisions of another one are told apart.

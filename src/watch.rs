@@ -202,6 +202,10 @@ impl Subscriber {
 
     /// Takes in what the store has after the cursor. False where there is nothing.
     fn look(&mut self) -> bool {
+        if self.fresh && self.cursor < self.target && !self.organizations.is_empty() {
+            self.look_up();
+            return true;
+        }
         let organizations = &self.organizations;
         let keep = |organization: &OrganizationId| {
             organizations.is_empty() || organizations.contains(organization)
@@ -235,6 +239,20 @@ impl Subscriber {
             self.tell(self.cursor, Update::Synced);
         }
         more || !self.waiting.is_empty()
+    }
+
+    /// Takes in what the named integrations were at the start, without a look at all others.
+    fn look_up(&mut self) {
+        let wanted = self.cursor + 1..=self.target;
+        let store = &self.watch.store;
+        let current = store.current_of(&self.organizations, wanted, LOOK);
+        self.cursor = match current.last() {
+            Some(last) if current.len() == LOOK => last.revision,
+            _ => self.target,
+        };
+        for snapshot in current {
+            self.tell(snapshot.revision, Update::Current(snapshot));
+        }
     }
 }
 

@@ -6,6 +6,7 @@ mod linger;
 mod load;
 mod outcome;
 mod places;
+mod retention;
 mod test_event;
 #[cfg(test)]
 mod tests;
@@ -17,8 +18,9 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, watch},
     time::{Instant, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -27,11 +29,14 @@ use self::lane::{LaneLimits, Lanes};
 use crate::{
     domain::{
         backoff::BackoffPolicy, delivery::BatchLimits, event::Format, integration::IntegrationKey,
-        standing::Standing, status::Status,
+        retention::Retention, standing::Standing, status::Status,
     },
     sink::{Gate, Sink},
     store::{Attention, Deleted, Store},
 };
+
+/// Integrations of which events expire at a time.
+const EXPIRING: usize = 4;
 
 /// How the worker works.
 #[derive(Clone, Debug)]
@@ -47,9 +52,11 @@ pub struct WorkerOptions {
     /// The waits after failures.
     pub backoff: BackoffPolicy,
     /// Bytes of the log at hand for one integration, before compression.
-    pub window_bytes: usize,
+    pub window_bytes_per_integration: usize,
     /// Bytes of the log at hand in all; beyond it an integration lets go after its turn.
-    pub windows_bytes: usize,
+    pub window_bytes: usize,
+    /// How long events wait at the most, and how many.
+    pub retention: Retention,
     /// How test events are written.
     pub format: Format,
 }
@@ -75,6 +82,8 @@ struct Shared<S> {
     gate: Gate,
     wake: Notify,
     turns: TaskTracker,
+    /// Steps of retention side by side, so that they share transactions and others get on.
+    expiring: Semaphore,
     /// Cancelled where a turn panicked: its integration would stand still unseen.
     defect: CancellationToken,
 }
@@ -110,6 +119,7 @@ impl<S: Sink> Worker<S> {
             gate,
             wake: Notify::new(),
             turns: TaskTracker::new(),
+            expiring: Semaphore::new(EXPIRING),
             defect: CancellationToken::new(),
         };
         Self {
@@ -122,11 +132,12 @@ impl<S: Sink> Worker<S> {
     /// a defect.
     pub async fn run(&self, stop: CancellationToken, kill: CancellationToken) {
         let shared = &self.shared;
-        for (key, _since) in shared.store.backlog() {
-            self.adopt(*key, 1);
+        for (key, since) in shared.store.backlog() {
+            self.adopt(*key, 1, *since);
         }
         let mut standing = pin!(shared.sink.watch_standing());
         while !stop.is_cancelled() && !shared.defect.is_cancelled() {
+            retention::start(shared, &stop);
             self.start_turns();
             let next_wake = shared.lanes().next_wake();
             let far = Instant::now() + Duration::from_secs(3600);
@@ -166,12 +177,15 @@ impl<S: Sink> Worker<S> {
         self.shared.sink.standing()
     }
 
-    fn adopt(&self, key: IntegrationKey, from: u64) {
+    /// Something waits from a sequence on, and from a time.
+    fn adopt(&self, key: IntegrationKey, from: u64, since: Timestamp) {
         // Under the lanes' lock, so that a deletion in between finds the lane.
         let mut lanes = self.shared.lanes();
         if let Some(snapshot) = self.shared.store.get(key) {
             let proven = snapshot.status.status == Status::Active;
             lanes.open(key, snapshot.integration.integration_id, from, proven);
+            let pending_bytes = snapshot.progress.pending_bytes;
+            retention::begin(&self.shared, &mut lanes, key, since, pending_bytes);
             let log_end = snapshot.progress.next_sequence;
             lanes.queue_what_waits(key, log_end, true, Instant::now());
         }
@@ -179,7 +193,7 @@ impl<S: Sink> Worker<S> {
 
     fn attend(&self, key: IntegrationKey, attention: Attention) {
         if let Some(from) = attention.appended_from {
-            self.adopt(key, from);
+            self.adopt(key, from, Timestamp::now());
         }
         if attention.configured {
             let mut lanes = self.shared.lanes();

@@ -190,6 +190,13 @@ fn settings_that_contradict_each_other_are_refused() {
             ],
             "flag --requests-in-flight-per-integration: 5 is more than requests-in-flight, 4",
         ),
+        (
+            [
+                ("window-bytes", "1048576"),
+                ("window-bytes-per-integration", "1048577"),
+            ],
+            "flag --window-bytes-per-integration: 1048577 is more than window-bytes, 1048576",
+        ),
     ] {
         let problems = flags(&pairs).problems();
         assert_eq!(problems.len(), 1, "{problems:?}");

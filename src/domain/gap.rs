@@ -42,6 +42,13 @@ pub struct Marked {
     pub bytes: u64,
 }
 
+impl Marked {
+    /// Whether it has the event.
+    pub fn has(&self, index: u32) -> bool {
+        bitmap::get(&self.events, index as usize)
+    }
+}
+
 impl ChunkState {
     /// Whether nothing is left to send.
     pub fn is_finished(&self) -> bool {
@@ -54,6 +61,11 @@ impl ChunkState {
             .filter(|index| !bitmap::get(&self.settled, *index as usize))
             .count();
         pending > self.gaps.len()
+    }
+
+    /// Whether a gap waits in the place of an event.
+    pub fn is_gap(&self, index: u32) -> bool {
+        self.gaps.iter().any(|gap| gap.index == index)
     }
 
     fn take_gap(&mut self, index: u32) -> Option<Gap> {
@@ -74,14 +86,13 @@ struct Run {
     index: u32,
 }
 
-/// Gives up the events that `goes` names, and returns how many they are. The chunks
-/// follow one another in the log. Gaps side by side become one: those that wait too, if
-/// `goes` names them. Delivered events between them do not keep them apart, but where
-/// single records are refused.
+/// Gives up the events for which `goes` has a reason, and returns how many they are. The
+/// chunks follow one another in the log. Gaps side by side become one: those that wait
+/// too, if `goes` has any reason for them. Delivered events between them do not keep them
+/// apart, but where single records are refused.
 pub fn give_up(
     chunks: &mut [ChunkState],
-    reason: GapReason,
-    goes: impl Fn(&ChunkState, u32) -> bool,
+    goes: impl Fn(&ChunkState, u32) -> Option<GapReason>,
 ) -> u64 {
     let mut given_up = 0;
     let mut run: Option<Run> = None;
@@ -90,10 +101,10 @@ pub fn give_up(
             if bitmap::get(&chunks[chunk].settled, index as usize) {
                 continue;
             }
-            if !goes(&chunks[chunk], index) {
+            let Some(reason) = goes(&chunks[chunk], index) else {
                 end(chunks, run.take());
                 continue;
-            }
+            };
             let here = chunks[chunk].take_gap(index).unwrap_or_else(|| {
                 given_up += 1;
                 one(&chunks[chunk], index, reason)
@@ -204,8 +215,9 @@ mod tests {
             for round in rounds {
                 let (before, _) = waiting(&chunks);
                 let goes = |sequence: u64| round[sequence as usize % 60];
-                let count = give_up(&mut chunks, GapReason::RetentionAge, |chunk, index| {
-                    goes(chunk.first_sequence + u64::from(index))
+                let count = give_up(&mut chunks, |chunk, index| {
+                    let goes = goes(chunk.first_sequence + u64::from(index));
+                    goes.then_some(GapReason::RetentionAge)
                 });
                 let gone: BTreeSet<u64> = before.into_iter().filter(|one| goes(*one)).collect();
                 prop_assert_eq!(count, gone.len() as u64);
@@ -234,13 +246,16 @@ mod tests {
     #[test]
     fn gaps_side_by_side_become_one_over_chunks_and_reasons() {
         let mut chunks = log(&[3, 3, 3]);
-        give_up(&mut chunks[1..2], GapReason::RecordRefused, |_, index| {
-            index == 1
+        give_up(&mut chunks[1..2], |_, index| {
+            (index == 1).then_some(GapReason::RecordRefused)
         });
         assert_eq!(waiting(&chunks).1[0].1.count, 1);
         // All but the last two; the gap that waits is among them.
-        let goes = |chunk: &ChunkState, index: u32| chunk.first_sequence + u64::from(index) < 8;
-        assert_eq!(give_up(&mut chunks, GapReason::RetentionSize, goes), 6);
+        let goes = |chunk: &ChunkState, index: u32| {
+            let goes = chunk.first_sequence + u64::from(index) < 8;
+            goes.then_some(GapReason::RetentionSize)
+        };
+        assert_eq!(give_up(&mut chunks, goes), 6);
         assert!(chunks[0].is_finished() && chunks[1].is_finished());
         let expected = Gap {
             first_sequence: 1,
@@ -252,8 +267,11 @@ mod tests {
         };
         assert_eq!(waiting(&chunks).1, [(7, expected)]);
         // One that is in flight stays as it is.
-        let goes = |chunk: &ChunkState, index: u32| chunk.first_sequence + u64::from(index) > 7;
-        assert_eq!(give_up(&mut chunks, GapReason::RetentionAge, goes), 2);
+        let goes = |chunk: &ChunkState, index: u32| {
+            let goes = chunk.first_sequence + u64::from(index) > 7;
+            goes.then_some(GapReason::RetentionAge)
+        };
+        assert_eq!(give_up(&mut chunks, goes), 2);
         let places: Vec<u64> = waiting(&chunks).1.iter().map(|(place, _)| *place).collect();
         assert_eq!(places, [7, 9]);
     }

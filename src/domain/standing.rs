@@ -27,7 +27,7 @@ pub enum Standing {
 /// How long a role counts as having worked.
 const LATELY: Duration = Duration::from_secs(3600);
 /// Roles that are remembered at the most.
-const MOST_ROLES: usize = 64;
+pub const MOST_ROLES: usize = 64;
 /// Fewer witnesses prove nothing.
 pub const LEAST_WITNESSES: usize = 3;
 /// Witnesses that are asked at the most.

@@ -1,6 +1,6 @@
 //! The Sink over AWS: the role's session, then the write.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 use tracing::{Instrument, Span, field::Empty, info_span};
@@ -65,6 +65,13 @@ impl AwsSink {
                 }
             },
         }
+    }
+
+    /// Takes in whose roles worked before this process began, and how long ago, the newest
+    /// last. Where all are refused now, that speaks against this service, not against its
+    /// customers.
+    pub fn recall(&self, worked: Vec<(Arc<Integration>, Duration)>) {
+        self.identity.recall(worked);
     }
 
     async fn write(

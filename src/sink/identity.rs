@@ -78,6 +78,19 @@ impl Identity {
         }
     }
 
+    /// Takes in roles that worked before this process began, the newest last.
+    pub(super) fn recall(&self, worked: Vec<(Arc<Integration>, Duration)>) {
+        let now = Instant::now().into_std();
+        let mut state = self.state();
+        for (integration, ago) in worked {
+            // Which of two external IDs worked is not known.
+            if let (None, Some(at)) = (&integration.previous, now.checked_sub(ago)) {
+                let role = (Arc::clone(&integration), AssumedWith::Current);
+                state.witnesses.worked(integration.key, at, role);
+            }
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

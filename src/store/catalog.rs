@@ -3,8 +3,8 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    ops::Bound,
-    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    ops::{Bound, RangeInclusive},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use jiff::Timestamp;
@@ -12,10 +12,10 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::domain::{
-    integration::{IntegrationKey, Snapshot},
+    integration::{Integration, IntegrationKey, Snapshot},
     map::Map,
     organization::OrganizationId,
-    status::Stall,
+    status::{Stall, Status},
 };
 
 /// A change of an integration or its status. Only the newest of each integration
@@ -152,6 +152,24 @@ impl Catalog {
             .collect()
     }
 
+    /// The last `most` that are Active and were delivered to, the newest last.
+    pub(super) fn delivered_last(&self, most: usize) -> Vec<(Arc<Integration>, Timestamp)> {
+        let state = self.read();
+        let delivered = |slot: &Slot| {
+            let status = &slot.snapshot.status;
+            let active = status.status == Status::Active;
+            let at = status.last_delivery.filter(|_| active)?;
+            Some((at, slot.snapshot.integration.key))
+        };
+        let mut all: Vec<_> = state.by_key.values().filter_map(delivered).collect();
+        all.sort_unstable_by(|one, other| other.cmp(one));
+        let newest = all.into_iter().take(most).rev();
+        newest
+            .filter_map(|(at, key)| Some((state.by_key.get(&key)?, at)))
+            .map(|(slot, at)| (Arc::clone(&slot.snapshot.integration), at))
+            .collect()
+    }
+
     pub(super) fn revision(&self) -> watch::Receiver<u64> {
         self.revision.subscribe()
     }
@@ -192,6 +210,26 @@ impl Catalog {
             }
         }
         seen
+    }
+
+    /// Of the named organizations, at most `limit` integrations whose last change came in
+    /// `revisions`, in commit order.
+    pub(super) fn current_of<'a>(
+        &self,
+        organizations: impl IntoIterator<Item = &'a OrganizationId>,
+        revisions: RangeInclusive<u64>,
+        limit: usize,
+    ) -> Vec<Snapshot> {
+        let state = self.read();
+        let mut found: Vec<&Snapshot> = organizations
+            .into_iter()
+            .filter_map(|organization| state.by_organization.get(organization))
+            .filter_map(|key| state.by_key.get(key))
+            .map(|slot| &slot.snapshot)
+            .filter(|snapshot| revisions.contains(&snapshot.revision))
+            .collect();
+        found.sort_unstable_by_key(|snapshot| snapshot.revision);
+        found.into_iter().take(limit).cloned().collect()
     }
 
     /// Takes in a commit, and then tells that there is a new revision. Returns the

@@ -1,12 +1,15 @@
 //! What the writer is asked to do.
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use uuid::Uuid;
 
 use super::{
     StoreError,
     draft::Observed,
     gaps::{GiveUp, GivenUp},
+    tail::Tail,
 };
 use crate::domain::{
     arn::{RoleArn, StreamArn},
@@ -75,6 +78,26 @@ pub struct Settle {
     pub observed: Option<Observed>,
     /// Told once it is durable.
     pub done: Option<oneshot::Sender<()>>,
+}
+
+/// Room for one settlement: with it, settling waits for nothing, so that settlements
+/// can be queued in order under a lock.
+pub struct SettlePermit {
+    pub(super) room: mpsc::OwnedPermit<Command>,
+    pub(super) tail: Arc<Tail>,
+}
+
+impl SettlePermit {
+    /// As [`Store::settle`](super::Store::settle).
+    pub fn settle(self, settle: Settle) {
+        for (chunk_id, settled, _) in &settle.settlement.partial {
+            self.tail.settle(settle.key, *chunk_id, settled);
+        }
+        for chunk_id in &settle.settlement.finished {
+            self.tail.finish(settle.key, *chunk_id);
+        }
+        self.room.send(Command::Settle(settle));
+    }
 }
 
 /// What to configure.

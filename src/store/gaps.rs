@@ -1,5 +1,10 @@
 //! Giving events up, within the writer's transaction, and how gaps stand in a chunk's row.
 
+mod damaged;
+mod expire;
+
+pub use self::expire::Keep;
+
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, QueryResult, Value};
 use serde::{Deserialize, Serialize};
 
@@ -20,10 +25,21 @@ use crate::domain::{
 pub struct GiveUp {
     /// The integration.
     pub key: IntegrationKey,
-    /// These events.
-    pub events: Vec<Marked>,
+    /// Which of its events.
+    pub what: What,
     /// Events and gaps that are in flight, and stay as they are.
     pub in_flight: Vec<Marked>,
+}
+
+/// Events to give up.
+#[derive(Clone, Debug)]
+pub enum What {
+    /// These, which AWS refuses.
+    Refused(Vec<Marked>),
+    /// The oldest, as far as they are not kept.
+    Expired(Keep),
+    /// Those of a chunk that cannot be read back, if that is so.
+    Damaged(i64),
 }
 
 /// What was given up.
@@ -31,6 +47,12 @@ pub struct GiveUp {
 pub struct GivenUp {
     /// The chunks that are not as they were.
     pub chunks: Vec<ChunkState>,
+    /// How many events.
+    pub expired: u64,
+    /// Why, where it was not that they were refused.
+    pub reason: Option<GapReason>,
+    /// There may be more to expire, from this sequence on.
+    pub next: Option<u64>,
 }
 
 /// A gap as it stands in the database. Times are microseconds since the Unix epoch.
@@ -129,9 +151,35 @@ pub(super) async fn apply(
     draft: &mut Draft<'_>,
     ask: &GiveUp,
 ) -> Result<GivenUp, DbErr> {
+    let Some(slot) = draft.slot_mut(ask.key) else {
+        return Ok(GivenUp::default());
+    };
+    let pending_bytes = slot.snapshot.progress.pending_bytes;
+    let (given_up, freed) = match &ask.what {
+        What::Refused(events) => give_up_refused(tx, ask, events).await?,
+        What::Expired(keep) => expire::expire(tx, ask, keep, pending_bytes).await?,
+        What::Damaged(chunk_id) => {
+            damaged::set_aside(tx, ask, *chunk_id, &slot.snapshot.integration).await?
+        }
+    };
+    if given_up.expired > 0 {
+        let progress = &mut slot.snapshot.progress;
+        progress.expired += given_up.expired;
+        progress.pending_bytes = progress.pending_bytes.saturating_sub(freed);
+        update_integration(tx, ask.key, slot).await?;
+    }
+    Ok(given_up)
+}
+
+/// Also tells how many bytes they had.
+async fn give_up_refused(
+    tx: &DatabaseTransaction,
+    ask: &GiveUp,
+    refused: &[Marked],
+) -> Result<(GivenUp, u64), DbErr> {
     let mut given_up = GivenUp::default();
-    let (mut expired, mut freed) = (0, 0);
-    for events in &ask.events {
+    let mut freed = 0;
+    for events in refused {
         let sql =
             format!("SELECT {COLUMNS} FROM chunk WHERE chunk_id = $1 AND integration_key = $2");
         let values: [Value; 2] = [events.chunk_id.into(), ask.key.0.into()];
@@ -139,29 +187,20 @@ pub(super) async fn apply(
             continue;
         };
         let mut row = row(&found)?;
-        let in_flight = ask
-            .in_flight
-            .iter()
-            .find(|one| one.chunk_id == row.state.id);
+        let mut in_flight = ask.in_flight.iter();
+        let in_flight = in_flight.find(|one| one.chunk_id == events.chunk_id);
         let chunks = std::slice::from_mut(&mut row.state);
-        expired += give_up(chunks, GapReason::RecordRefused, |chunk, index| {
-            let index = index as usize;
-            let is_gap = chunk.gaps.iter().any(|gap| gap.index as usize == index);
-            let flies = in_flight.is_some_and(|one| bitmap::get(&one.events, index));
-            !flies && (is_gap || bitmap::get(&events.events, index))
+        given_up.expired += give_up(chunks, |chunk, index| {
+            let flies = in_flight.is_some_and(|one| one.has(index));
+            let goes = !flies && (chunk.is_gap(index) || events.has(index));
+            goes.then_some(GapReason::RecordRefused)
         });
         row.pending_bytes -= events.bytes.min(row.pending_bytes);
         freed += events.bytes;
         save(tx, &row).await?;
         given_up.chunks.push(row.state);
     }
-    if let Some(slot) = draft.slot_mut(ask.key) {
-        let progress = &mut slot.snapshot.progress;
-        progress.expired += expired;
-        progress.pending_bytes = progress.pending_bytes.saturating_sub(freed);
-        update_integration(tx, ask.key, slot).await?;
-    }
-    Ok(given_up)
+    Ok((given_up, freed))
 }
 
 async fn save(tx: &DatabaseTransaction, row: &Row) -> Result<(), DbErr> {

@@ -38,6 +38,8 @@ const DATABASE_FILE: &str = "siem-relay.sqlite";
 const LOCK_FILE: &str = "lock";
 /// Connections that read beside the one that writes.
 const READERS: u32 = 2;
+/// A busy disk may take long over the first sync of a new database.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Commands that wait for the writer at the most.
 const COMMANDS: usize = 1024;
 
@@ -183,6 +185,7 @@ async fn connect(
         .min_connections(1)
         .sqlx_logging(false)
         .test_before_acquire(false)
+        .acquire_timeout(CONNECT_TIMEOUT)
         .map_sqlx_sqlite_opts(move |sqlite| {
             sqlite
                 .filename(&file)
@@ -334,10 +337,16 @@ async fn next_chunk_id(db: &DatabaseConnection) -> Result<i64, DbErr> {
     row.map_or(Ok(1), |row| row.try_get("", "next"))
 }
 
-/// Deleted integrations whose chunks a stop left behind.
+/// Deleted integrations whose chunks a stop left behind. It steps from integration to
+/// integration, and not over all of their chunks.
 async fn garbage(db: &DatabaseConnection) -> Result<Vec<IntegrationKey>, DbErr> {
-    let sql = "SELECT DISTINCT integration_key FROM chunk WHERE integration_key NOT IN \
-        (SELECT integration_key FROM integration)";
+    let sql = "WITH RECURSIVE logged (integration_key) AS ( \
+        SELECT MIN(integration_key) FROM chunk UNION ALL \
+        SELECT (SELECT MIN(c.integration_key) FROM chunk c \
+            WHERE c.integration_key > l.integration_key) \
+        FROM logged l WHERE l.integration_key IS NOT NULL) \
+        SELECT integration_key FROM logged WHERE integration_key IS NOT NULL \
+        AND integration_key NOT IN (SELECT integration_key FROM integration)";
     let rows = db.query_all_raw(statement(db, sql, [])).await?;
     rows.iter()
         .map(|row| Ok(IntegrationKey(row.try_get("", "integration_key")?)))

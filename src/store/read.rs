@@ -13,8 +13,9 @@ use super::{
 };
 use crate::domain::integration::IntegrationKey;
 
-/// Chunks that one query reads at the most.
-const MOST_CHUNKS: i64 = 16;
+/// Chunks that one query reads at the most: enough for a request of events that came one
+/// by one.
+const MOST_CHUNKS: i64 = 512;
 
 pub(super) async fn oldest_pending(
     db: &DatabaseConnection,

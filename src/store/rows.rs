@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use futures_util::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DbErr, QueryResult, Statement, TryGetable, Value,
+    ConnectionTrait, DatabaseConnection, DbErr, QueryResult, Statement, StreamTrait, TryGetable,
+    Value,
 };
 use uuid::Uuid;
 
@@ -111,17 +113,19 @@ fn get_organization(row: &QueryResult) -> Result<OrganizationId, DbErr> {
 /// Since when something of an integration is in the log.
 pub(super) type Backlog = Option<Timestamp>;
 
-/// Every integration, with what its chunks add to its row.
+/// Every integration, with what its chunks add to its row. Of the chunks it asks only what
+/// their index holds.
 pub(super) async fn load_slots(db: &DatabaseConnection) -> Result<Vec<(Slot, Backlog)>, DbErr> {
     let sql = "SELECT i.*, c.log_end, c.log_bytes, c.log_since FROM integration i LEFT JOIN \
         (SELECT integration_key, MAX(first_sequence + event_count) AS log_end, \
         CAST(SUM(pending_bytes) AS BIGINT) AS log_bytes, MIN(accepted_at) AS log_since \
         FROM chunk GROUP BY integration_key) c \
         ON c.integration_key = i.integration_key";
-    let rows = db.query_all_raw(statement(db, sql, [])).await?;
-    rows.iter()
-        .map(|row| Ok((slot(row)?, get_time(row, "log_since")?)))
-        .collect()
+    // One by one: all rows at once would take much more memory than what is made of them.
+    let rows = db.stream_raw(statement(db, sql, [])).await?;
+    rows.map(|row| row.and_then(|row| Ok((slot(&row)?, get_time(&row, "log_since")?))))
+        .try_collect()
+        .await
 }
 
 fn slot(row: &QueryResult) -> Result<Slot, DbErr> {

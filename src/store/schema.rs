@@ -9,7 +9,7 @@ pub(super) struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(Initial), Box::new(Gaps)]
+        vec![Box::new(Initial), Box::new(Gaps), Box::new(LogOutline)]
     }
 }
 
@@ -65,6 +65,38 @@ impl MigrationTrait for Gaps {
             .to_owned();
         manager.alter_table(gaps).await?;
         manager.create_table(damaged_chunk()).await
+    }
+
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+}
+
+/// All that a start asks of every chunk is in the index: what is pending is counted
+/// without a look at the log itself.
+struct LogOutline;
+
+impl MigrationName for LogOutline {
+    fn name(&self) -> &str {
+        "m0003_log_outline"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for LogOutline {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let before = Index::drop().name("chunk_order").table("chunk").to_owned();
+        manager.drop_index(before).await?;
+        let outline = Index::create()
+            .name("chunk_outline")
+            .table("chunk")
+            .col("integration_key")
+            .col("first_sequence")
+            .col("event_count")
+            .col("pending_bytes")
+            .col("accepted_at")
+            .to_owned();
+        manager.create_index(outline).await
     }
 
     fn use_transaction(&self) -> Option<bool> {

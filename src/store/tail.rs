@@ -106,6 +106,10 @@ impl Tail {
         let mut state = self.lock();
         if let Some(chunk) = state.find(key, chunk_id) {
             chunk.settled = bitmap::union(&chunk.settled, settled);
+            let settled = &chunk.settled;
+            chunk
+                .gaps
+                .retain(|gap| !bitmap::get(settled, gap.index as usize));
         }
     }
 

@@ -1,6 +1,8 @@
 //! The store against a model: random appends, settlements, configurations and
 //! deletions, with restarts between them.
 
+mod retention;
+
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use proptest::prelude::*;

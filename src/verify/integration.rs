@@ -48,6 +48,13 @@ pub(super) struct Announced {
     pub(super) reason: Box<str>,
 }
 
+impl Announced {
+    /// Whether it holds all of another gap with the same last sequence, and more.
+    fn contains(&self, other: &Self) -> bool {
+        self.first < other.first && self.count > other.count
+    }
+}
+
 /// An event that came after a later one of its device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Late {
@@ -161,10 +168,14 @@ impl Integration {
                 self.gaps.insert(gap.last, announced);
             }
             Some(before) if *before == announced => self.gap_duplicates += 1,
-            // The same sequence twice and not the same gap: the wider one holds both.
+            // The same sequence twice and not the same gap: the wider one holds both. It
+            // may have taken in the other, of which the answer was lost.
             Some(before) => {
                 let last = gap.last;
-                self.conflicts.add(|| last);
+                match announced.contains(before) || before.contains(&announced) {
+                    true => self.gap_duplicates += 1,
+                    false => self.conflicts.add(|| last),
+                }
                 if announced.first < before.first {
                     *before = announced;
                 }

@@ -1,23 +1,17 @@
 //! Whose turn it is. A lane exists for an integration that has work; no lane, no cost.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+mod expiry;
+mod state;
 
-use tokio::{
-    sync::{RwLock, oneshot},
-    time::Instant,
-};
+use std::{collections::BTreeSet, time::Duration};
+
+use tokio::{sync::oneshot, time::Instant};
 use uuid::Uuid;
 
-use super::{
-    linger::Linger,
-    places::{Class, Places, Ticket, Turn},
-};
-use crate::domain::{
-    backoff::Backoff, delivery::Delivery, flow::Flow, integration::IntegrationKey, map::Map,
-};
+pub(super) use self::state::Lane;
+use super::places::{Class, Places, Turn};
+use crate::domain::{integration::IntegrationKey, map::Map};
 
-/// Requests of one integration side by side before success says that more may be.
-const FIRST_WINDOW: usize = 2;
 /// Between two looks for what came for shards that take more, while others do not.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -34,83 +28,6 @@ pub(super) struct LaneLimits {
     pub(super) linger: Duration,
 }
 
-/// One integration with work.
-#[derive(Debug)]
-pub(super) struct Lane {
-    pub(super) integration_id: Uuid,
-    pub(super) delivery: Delivery,
-    /// Whoever gives events up has it alone; reading, requests and answers share it.
-    pub(super) still: Arc<RwLock<()>>,
-    /// The sequence from which the log is read next.
-    pub(super) cursor: u64,
-    /// A turn is reading the log.
-    pub(super) loading: bool,
-    /// The last request could have held more, had other keys been at hand.
-    pub(super) starved: bool,
-    /// What is expected of its next call.
-    pub(super) class: Class,
-    /// Turns under way.
-    pub(super) turns: usize,
-    /// Attempts whose settlement is not durable yet.
-    pub(super) unsettled: usize,
-    /// Failures in a row.
-    pub(super) backoff: Backoff,
-    pub(super) retry_at: Option<Instant>,
-    /// When it is looked at again, though it does not back off.
-    nap_until: Option<Instant>,
-    /// What its stream takes, once that has refused something.
-    pub(super) flow: Option<Box<Flow>>,
-    /// Its stream has to take more before more can go.
-    pub(super) limited: bool,
-    /// When it last looked for something to send, and how long it waits then.
-    pub(super) linger: Linger,
-    /// How many requests may be under way, as far as its success says.
-    pub(super) window: usize,
-    /// Turns up to this one began before something was mended.
-    mended: u64,
-    queued: Option<Ticket>,
-}
-
-impl Lane {
-    fn new(integration_id: Uuid, from: u64, class: Class) -> Self {
-        Self {
-            integration_id,
-            delivery: Delivery::default(),
-            still: Arc::default(),
-            cursor: from,
-            loading: false,
-            starved: false,
-            class,
-            turns: 0,
-            unsettled: 0,
-            backoff: Backoff::default(),
-            retry_at: None,
-            nap_until: None,
-            flow: None,
-            limited: false,
-            linger: Linger::default(),
-            window: FIRST_WINDOW,
-            mended: 0,
-            queued: None,
-        }
-    }
-
-    /// Whether what a turn met is of the time before something was mended.
-    pub(super) fn is_outdated(&self, turn: &Turn) -> bool {
-        turn.id <= self.mended
-    }
-
-    /// Whether it has all the turns that it may have. It queues again as they end.
-    fn is_busy(&self) -> bool {
-        let most = match self.class {
-            Class::Quick => self.window,
-            Class::Slow => self.window.div_ceil(2),
-            Class::Probe | Class::Hanging => 1,
-        };
-        self.turns >= most
-    }
-}
-
 /// All lanes, and the order of their turns.
 #[derive(Debug)]
 pub(super) struct Lanes {
@@ -121,6 +38,8 @@ pub(super) struct Lanes {
     overdue: Map<u64, oneshot::Sender<()>>,
     /// When each lane that rests is looked at again.
     wakes: BTreeSet<(Instant, IntegrationKey)>,
+    /// When it is looked whether each lane's oldest events are too old.
+    expiries: BTreeSet<(Instant, IntegrationKey)>,
     /// Bytes of all chunks at hand, and of those that are being read.
     pub(super) loaded_bytes: usize,
 }
@@ -133,6 +52,7 @@ impl Lanes {
             limits,
             overdue: Map::default(),
             wakes: BTreeSet::new(),
+            expiries: BTreeSet::new(),
             loaded_bytes: 0,
         }
     }
@@ -334,7 +254,9 @@ impl Lanes {
 
     /// When the next that rests is looked at.
     pub(super) fn next_wake(&self) -> Option<Instant> {
-        self.wakes.first().map(|(at, _)| *at)
+        let (wake, expiry) = (self.wakes.first(), self.expiries.first());
+        let times = wake.into_iter().chain(expiry);
+        times.map(|(at, _)| *at).min()
     }
 
     /// Queues the lanes that have rested.
@@ -356,6 +278,9 @@ impl Lanes {
             self.loaded_bytes -= lane.delivery.bytes();
             for at in [lane.retry_at, lane.nap_until].into_iter().flatten() {
                 self.wakes.remove(&(at, key));
+            }
+            if let Some(at) = lane.expiry.at {
+                self.expiries.remove(&(at, key));
             }
             lane.queued.map(|ticket| self.places.leave_queue(ticket));
         }
@@ -384,6 +309,7 @@ impl Lanes {
                 && lane.unsettled == 0
                 && lane.delivery.is_empty()
                 && lane.cursor >= log_end
+                && !lane.expiry.running
         });
         if done {
             self.remove(key);

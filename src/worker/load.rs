@@ -5,11 +5,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::Shared;
+use super::{Shared, WorkerOptions, lane::Lanes};
 use crate::{
     domain::{
         delivery::{LoadedChunk, Settlement},
-        integration::{Integration, IntegrationKey},
+        integration::{Integration, IntegrationKey, Progress},
         status::{Cause, Fault, Observation, Stage},
     },
     store::{NextRetry, Observed, Settle, StoreError},
@@ -17,43 +17,79 @@ use crate::{
 
 /// How long to wait after the log could not be read.
 const READ_RETRY: Duration = Duration::from_secs(10);
+/// What an event has in the log beside its body, and some more.
+const ENTRY_BYTES: usize = 32;
+
+/// A chunk that cannot be read back is in the way.
+#[derive(Debug)]
+pub(super) struct DamagedChunk(pub(super) i64);
 
 /// Reads on where too little is at hand for a full request, within the memory that
 /// lanes may take.
-pub(super) async fn load<S>(shared: &Shared<S>, key: IntegrationKey, integration: &Integration) {
-    let log_end = shared.log_end(key);
-    let Some((from, room)) = begin(shared, key, log_end) else {
-        return;
+pub(super) async fn load<S>(
+    shared: &Shared<S>,
+    key: IntegrationKey,
+    integration: &Integration,
+) -> Result<(), DamagedChunk> {
+    let Some((from, log_end, room)) = begin(shared, key) else {
+        return Ok(());
     };
     let chunks = shared.store.read_log(key, from, room).await;
     match take(shared, key, log_end, room, chunks) {
-        Ok(()) => {}
-        Err(error) => tell(shared, key, integration, &error).await,
+        Ok(()) => Ok(()),
+        Err(StoreError::Damaged { chunk_id }) => Err(DamagedChunk(chunk_id)),
+        Err(error) => {
+            tell(shared, key, integration, &error).await;
+            Ok(())
+        }
     }
 }
 
 /// Where to read from and how much; None where there is enough, or no room.
-fn begin<S>(shared: &Shared<S>, key: IntegrationKey, log_end: u64) -> Option<(u64, usize)> {
+fn begin<S>(shared: &Shared<S>, key: IntegrationKey) -> Option<(u64, u64, usize)> {
     let options = &shared.options;
     let mut lanes = shared.lanes();
-    let left = options.windows_bytes.saturating_sub(lanes.loaded_bytes);
+    let progress = shared.store.get(key)?.progress;
+    let crowded = is_crowded(shared, &lanes);
+    let left = options.window_bytes.saturating_sub(lanes.loaded_bytes);
     let lane = lanes.get(key)?;
-    let own = options.window_bytes.saturating_sub(lane.delivery.bytes());
-    let enough = lane.delivery.waiting() >= options.limits.records
-        && !lane.starved
-        && !lane.delivery.is_narrowing();
-    if lane.loading || enough || lane.cursor >= log_end || own == 0 {
+    let own = options
+        .window_bytes_per_integration
+        .saturating_sub(lane.delivery.bytes());
+    let narrows = lane.starved || lane.delivery.is_narrowing();
+    let enough = lane.delivery.waiting() >= options.limits.records && !narrows;
+    if lane.loading || enough || lane.cursor >= progress.next_sequence || own == 0 {
         return None;
     }
     // However crowded it is, each may have the chunk that it works on.
     if left == 0 && !lane.delivery.is_empty() {
         return None;
     }
-    let room = own.min(left).max(1);
+    let wanted = match (narrows, crowded) {
+        (true, _) => own,
+        (false, true) => bytes_of(1, options, &progress),
+        (false, false) => bytes_of(lane.window, options, &progress),
+    };
+    let room = wanted.min(own).min(left).max(1);
     lane.loading = true;
     let from = lane.cursor;
     lanes.loaded_bytes += room;
-    Some((from, room))
+    Some((from, progress.next_sequence, room))
+}
+
+/// What so many full requests take, as far as there is something for them, by the usual
+/// size of what waits.
+fn bytes_of(requests: usize, options: &WorkerOptions, progress: &Progress) -> usize {
+    let pending = progress.pending() as usize;
+    let each = progress.pending_bytes as usize / pending.max(1) + ENTRY_BYTES;
+    let events = pending.min(requests * options.limits.records);
+    (events * each).min(requests * options.limits.bytes)
+}
+
+/// Whether lanes may keep nothing between their turns, so that those whose turn it is
+/// find room for full requests.
+pub(super) fn is_crowded<S>(shared: &Shared<S>, lanes: &Lanes) -> bool {
+    lanes.loaded_bytes > shared.options.window_bytes / 2
 }
 
 fn take<S>(

@@ -220,8 +220,12 @@ fn options_of_worker() -> WorkerOptions {
             refused_first: Duration::from_secs(5),
             refused_most: Duration::from_secs(300),
         },
-        window_bytes: 1 << 20,
-        windows_bytes: 64 << 20,
+        window_bytes_per_integration: 1 << 20,
+        window_bytes: 64 << 20,
+        retention: Retention {
+            age: 24 * HOUR,
+            bytes: 1 << 30,
+        },
         format: Format::new("https://example.com", "com.example").unwrap(),
     }
 }

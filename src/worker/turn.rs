@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{
     Shared, give_up,
     lane::{Lane, Lanes},
-    load::load,
+    load::{DamagedChunk, is_crowded, load},
     outcome::{Answer, take_in},
     places::Turn,
 };
@@ -52,7 +52,14 @@ async fn send<S: Sink>(
 ) -> Option<oneshot::Receiver<()>> {
     let integration = shared.store.get(key)?.integration;
     let still = shared.lanes().get(key)?.still.clone();
-    let (batch, records) = request(shared, key, &integration, &still).await?;
+    let (batch, records) = match request(shared, key, &integration, &still).await {
+        Ok(request) => request?,
+        Err(DamagedChunk(chunk_id)) => {
+            drop(pass);
+            give_up::damaged(shared, key, chunk_id).await;
+            return None;
+        }
+    };
     let answer = tokio::select! {
         biased;
         () = pass.cancelled() => Answer::Cancelled,
@@ -85,16 +92,23 @@ async fn request<S: Sink>(
     key: IntegrationKey,
     integration: &Integration,
     still: &RwLock<()>,
-) -> Option<(Batch, Vec<Record>)> {
+) -> Result<Option<(Batch, Vec<Record>)>, DamagedChunk> {
     let _shared = still.read().await;
-    load(shared, key, integration).await;
+    if shared
+        .lanes()
+        .get(key)
+        .is_none_or(|lane| lane.expiry.holds())
+    {
+        return Ok(None);
+    }
+    load(shared, key, integration).await?;
     match next_request(shared, key) {
         None => {
             // What is at hand waits for requests under way; further on may be more.
-            load(shared, key, integration).await;
-            next_request(shared, key)
+            load(shared, key, integration).await?;
+            Ok(next_request(shared, key))
         }
-        request => request,
+        request => Ok(request),
     }
 }
 
@@ -227,7 +241,7 @@ fn end_settlement<S>(shared: &Shared<S>, key: IntegrationKey) {
 /// Frees what a lane does not need: all of it where it is done or its integration is
 /// gone, its chunks where it backs off for long or memory is short.
 fn rest<S>(shared: &Shared<S>, lanes: &mut Lanes, key: IntegrationKey, log_end: u64) {
-    let crowded = lanes.loaded_bytes > shared.options.windows_bytes;
+    let crowded = is_crowded(shared, lanes);
     let Some(lane) = lanes.get(key) else { return };
     let idle = lane.turns == 0 && lane.unsettled == 0;
     if idle && !shared.store.exists(key) {

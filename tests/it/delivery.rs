@@ -2,6 +2,7 @@
 
 mod isolation;
 mod refused;
+mod retention;
 mod trouble;
 
 use siem_relay::sandbox::aws::{Effect, Fault, HazardCounts, Operation, When};

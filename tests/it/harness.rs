@@ -1,5 +1,6 @@
 //! The service as it is, on a free port, with the stand-in for AWS behind it.
 
+mod age;
 mod api;
 mod arrived;
 mod audit;
@@ -11,6 +12,7 @@ mod load;
 mod process;
 mod relay;
 mod status;
+mod syncs;
 mod tool;
 
 use std::{future::Future, time::Duration};
@@ -24,6 +26,7 @@ use siem_relay::{
 };
 use tempfile::TempDir;
 
+pub use age::age_log;
 pub use api::{Api, reason, violated};
 pub use arrived::{Arrived, GapTold, arrive, check_in_order, check_whole, check_with_gaps};
 pub use audit::{Audited, audit};
@@ -34,6 +37,7 @@ pub use load::{Load, Published, detection, encode, event};
 pub use process::Process;
 pub use relay::Relay;
 pub use status::{StatusFeed, Told};
+pub use syncs::Syncs;
 pub use tool::{Ended, run, run_with_input, tool, with_aws};
 
 /// How long anything that is waited for may take. It only fails a test: nothing waits
@@ -107,6 +111,18 @@ impl World {
     /// Stops in order and starts on the same data.
     pub async fn restart(self) -> Self {
         self.relay.stop().await;
+        let relay = Relay::start(self.dir.path(), &self.settings, access(&self.stand_in)).await;
+        Self {
+            api: relay.api(),
+            relay,
+            ..self
+        }
+    }
+
+    /// As [`World::restart`], so much later.
+    pub async fn restart_after(self, time: Duration) -> Self {
+        self.relay.stop().await;
+        age_log(self.dir.path(), time).await;
         let relay = Relay::start(self.dir.path(), &self.settings, access(&self.stand_in)).await;
         Self {
             api: relay.api(),

@@ -1,9 +1,14 @@
 //! The built binary, as the operating system sees it.
 
+mod backlog;
 mod crash;
 mod damage;
 mod disk;
+mod expiry;
+mod identity;
 mod kills;
+mod lag;
+mod memory;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -12,10 +17,7 @@ use std::{
 };
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use siem_relay::{
-    proto::v1::StatusReason,
-    sandbox::aws::{Control, StandIn},
-};
+use siem_relay::sandbox::aws::{Control, StandIn};
 use tempfile::TempDir;
 use tokio::process::Command;
 use tonic::Code;
@@ -179,33 +181,4 @@ async fn another_key_is_refused_and_the_right_one_opens_again() {
     fs::write(&key_file, key).unwrap();
     let process = ground.start().await;
     assert!(process.api.send_test("acme").await.delivered);
-}
-
-/// The environment's credentials are the service's own: without them no customer is
-/// blamed, and events wait.
-#[tokio::test(flavor = "multi_thread")]
-async fn without_own_credentials_events_wait_and_nobody_is_blamed() {
-    let ground = Ground::new().await;
-    ground
-        .aws
-        .put_credentials({
-            let mut own = siem_relay::sandbox::aws::vendor_credentials();
-            own.secret_access_key = "another-secret".to_owned();
-            own
-        })
-        .unwrap();
-    let process = ground.start().await;
-    process.api.configure(&ground.customer).await;
-    let mut load = Load::new("acme", 1, 3);
-    process.api.publish(&load.events(3)).await;
-    let status = process
-        .api
-        .until_status("acme", |status| !status.aws_error_code.is_empty())
-        .await;
-    assert_eq!(status.reason(), StatusReason::Unspecified);
-    assert_eq!(status.status(), siem_relay::proto::v1::Status::Unknown);
-    let own = siem_relay::sandbox::aws::vendor_credentials();
-    ground.aws.put_credentials(own).unwrap();
-    let counts = process.api.until_delivered("acme").await;
-    assert_eq!(counts.delivered, 3);
 }

@@ -125,7 +125,9 @@ impl Oracle {
     fn give_up(&mut self, goes: impl Fn(&ChunkState, u32) -> bool) -> Vec<ChunkState> {
         let mut states: Vec<ChunkState> = self.states.values().cloned().collect();
         let before = self.waiting();
-        let count = give_up(&mut states, GapReason::RetentionAge, goes);
+        let count = give_up(&mut states, |chunk, index| {
+            goes(chunk, index).then_some(GapReason::RetentionAge)
+        });
         self.states = states
             .iter()
             .filter(|state| !state.is_finished())

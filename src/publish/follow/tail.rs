@@ -103,9 +103,11 @@ impl Current {
 
     fn read(&mut self) -> io::Result<Read> {
         let mut chunk = vec![0; CHUNK_BYTES];
-        let read = match self.file.read_at(&mut chunk, self.offset) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-            read => read?,
+        let read = loop {
+            match self.file.read_at(&mut chunk, self.offset) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read?,
+            }
         };
         let metadata = self.file.metadata()?;
         // After the read: what was truncated before it shows.

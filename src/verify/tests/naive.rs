@@ -48,7 +48,12 @@ pub(super) fn naive(records: &[Record]) -> Found {
                 }
                 Some(before) if *before == (first, count) => found.gap_duplicates += 1,
                 Some(before) => {
-                    found.conflicts.push(last);
+                    let wider = (first < before.0 && count > before.1)
+                        || (before.0 < first && before.1 > count);
+                    match wider {
+                        true => found.gap_duplicates += 1,
+                        false => found.conflicts.push(last),
+                    }
                     if first < before.0 {
                         gaps.insert(last, (first, count));
                     }

@@ -2,7 +2,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{state::FIRST_WINDOW, *};
 use crate::domain::delivery::{Entry, LoadedChunk};
 
 const MOST: usize = 16;

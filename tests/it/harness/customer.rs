@@ -47,6 +47,29 @@ impl Customer {
         }
     }
 
+    /// One of many customers with the same role and stream; its external ID is its own.
+    pub fn sharing(role_and_stream: &str, organization_id: &str) -> Self {
+        Self {
+            organization_id: organization_id.to_owned(),
+            external_id: format!("external:id/of={organization_id}"),
+            ..Self::new(role_and_stream)
+        }
+    }
+
+    /// Makes the role for whichever external ID; it may write everywhere.
+    pub fn make_shared_role(&self, aws: &Control) {
+        let trust = policy(&json!({
+            "Effect": "Allow",
+            "Principal": { "AWS": "111111111111" },
+            "Action": "sts:AssumeRole",
+        }));
+        let permissions = policy(&json!({
+            "Effect": "Allow", "Action": "kinesis:*", "Resource": "*",
+        }));
+        aws.put_role(RoleSpec::new(&self.role_arn, trust, permissions))
+            .unwrap();
+    }
+
     /// Makes the role, which trusts us with the external ID and may write everywhere.
     pub fn make_role(&self, aws: &Control) {
         self.make_role_that_may(aws, "kinesis:*");

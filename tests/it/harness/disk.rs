@@ -1,4 +1,4 @@
-//! File systems of a test's own, as disks that fill or fail.
+//! File systems of a test's own, as disks that fill.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,43 +13,30 @@ use tokio::{
 
 use super::{say, within};
 
+/// Of a user of its own, who may mount.
+const NAMESPACES: [&str; 2] = ["--user", "--mount"];
+
 /// A file system that only processes see which enter it. It ends with this handle.
 pub struct Disk {
     keeper: Child,
     folder: TempDir,
     data: PathBuf,
-    namespaces: &'static [&'static str],
 }
 
 impl Disk {
     /// A small one, in memory. None, said aloud, where we may not mount anything.
     pub async fn of(mebibytes: u32) -> Option<Self> {
         let script = format!("mount -t tmpfs -o size={mebibytes}m,mode=0700 tmpfs data");
-        Self::mount(&["--user", "--mount"], &["--map-root-user"], &script).await
+        Self::mount(&script).await
     }
 
-    /// One whose writes fail when they are synced, once `backing` is full. None, said
-    /// aloud, where we are not root or there are no loop devices.
-    pub async fn that_can_fail() -> Option<Self> {
-        let script = "mkdir backing && mount -t tmpfs -o size=40m tmpfs backing \
-            && truncate -s 64m backing/image \
-            && mkfs.ext4 -q -m 0 -O ^has_journal backing/image \
-            && mount -o loop backing/image data";
-        Self::mount(&["--mount"], &[], script).await
-    }
-
-    async fn mount(
-        namespaces: &'static [&'static str],
-        more: &[&str],
-        script: &str,
-    ) -> Option<Self> {
+    async fn mount(script: &str) -> Option<Self> {
         let folder = TempDir::new().unwrap();
         let script = format!("mkdir data && {script} && echo ready && exec cat");
         let mut keeper = Command::new("unshare");
         keeper
-            .args(namespaces)
-            .args(more)
-            .args(["sh", "-c", &script])
+            .args(NAMESPACES)
+            .args(["--map-root-user", "sh", "-c", &script])
             .current_dir(folder.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -62,7 +49,6 @@ impl Disk {
                     data: folder.path().join("data"),
                     keeper,
                     folder,
-                    namespaces,
                 })
             }
             Err(_absent) => None,
@@ -82,7 +68,7 @@ impl Disk {
         &self.data
     }
 
-    /// Where a file of `data` or `backing` is, for those outside.
+    /// Where a file of `data` is, for those outside.
     pub fn outside(&self, file: &str) -> PathBuf {
         let root = PathBuf::from(format!("/proc/{}/root", self.keeper()));
         root.join(self.folder.path().strip_prefix("/").unwrap())
@@ -93,7 +79,7 @@ impl Disk {
     pub fn entrance(&self) -> Vec<String> {
         let keeper = self.keeper();
         let mut entrance = vec!["nsenter", "--preserve-credentials", "--target", &keeper];
-        entrance.extend(self.namespaces);
+        entrance.extend(NAMESPACES);
         entrance.into_iter().map(str::to_owned).collect()
     }
 }

@@ -112,19 +112,33 @@ impl Process {
             .unwrap();
     }
 
+    /// Its number among all processes.
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
     /// Bytes of its memory that are in use now.
     pub fn resident_bytes(&self) -> u64 {
-        let id = self.child.id().expect("it runs");
+        self.memory("VmRSS:")
+    }
+
+    /// The most bytes of its memory that were ever in use.
+    pub fn peak_bytes(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, name: &str) -> u64 {
+        let id = self.id();
         let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
         let mut lines = status.lines();
-        let line = lines.find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = lines.find_map(|line| line.strip_prefix(name));
         let kib = line.unwrap().trim().trim_end_matches(" kB");
         kib.parse::<u64>().unwrap() * 1024
     }
 
     /// SIGTERM.
     pub async fn terminate(&self) {
-        let id = self.child.id().expect("it runs").to_string();
+        let id = self.id().to_string();
         let mut kill = Command::new("kill");
         let sent = within("kill", kill.args(["-TERM", &id]).status()).await;
         assert!(sent.unwrap().success());

@@ -44,6 +44,27 @@ async fn tells_what_is_and_then_what_changes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn many_that_are_named_are_each_told_once_in_the_order_of_their_changes() {
+    let world = World::start().await;
+    let names: Vec<String> = (0..130).map(|number| format!("org-{number}")).collect();
+    for name in &names {
+        world.api.configure(&Customer::new(name)).await;
+        world
+            .api
+            .configure(&Customer::new(&format!("not-{name}")))
+            .await;
+    }
+    let mut named: Vec<&str> = names.iter().map(String::as_str).collect();
+    let told: Vec<Told> = named.iter().map(|name| current(name)).collect();
+    named.reverse();
+    let mut statuses = world.api.watch(&named, "").await;
+    assert_eq!(statuses.until_synced().await, told);
+    world.api.delete("not-org-7", false).await.unwrap();
+    world.api.delete("org-7", false).await.unwrap();
+    assert_eq!(statuses.next().await, deleted("org-7"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_empty_service_is_synced_at_once() {
     let world = World::start().await;
     let mut statuses = world.api.watch(&[], "").await;

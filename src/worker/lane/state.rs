@@ -1,0 +1,98 @@
+//! One integration with work.
+
+use std::sync::Arc;
+
+use tokio::{sync::RwLock, time::Instant};
+use uuid::Uuid;
+
+use super::expiry::Expiry;
+use crate::{
+    domain::{backoff::Backoff, delivery::Delivery, flow::Flow},
+    worker::{
+        linger::Linger,
+        places::{Class, Ticket, Turn},
+    },
+};
+
+/// Requests of one integration side by side before success says that more may be.
+pub(super) const FIRST_WINDOW: usize = 2;
+
+/// One integration with work.
+#[derive(Debug)]
+pub(in crate::worker) struct Lane {
+    pub(in crate::worker) integration_id: Uuid,
+    pub(in crate::worker) delivery: Delivery,
+    /// Whoever gives events up has it alone; reading, requests and answers share it.
+    pub(in crate::worker) still: Arc<RwLock<()>>,
+    /// The sequence from which the log is read next.
+    pub(in crate::worker) cursor: u64,
+    /// A turn is reading the log.
+    pub(in crate::worker) loading: bool,
+    /// The last request could have held more, had other keys been at hand.
+    pub(in crate::worker) starved: bool,
+    /// What is expected of its next call.
+    pub(in crate::worker) class: Class,
+    /// Turns under way.
+    pub(in crate::worker) turns: usize,
+    /// Attempts whose settlement is not durable yet.
+    pub(in crate::worker) unsettled: usize,
+    /// Failures in a row.
+    pub(in crate::worker) backoff: Backoff,
+    pub(in crate::worker) retry_at: Option<Instant>,
+    /// When it is looked at again, though it does not back off.
+    pub(super) nap_until: Option<Instant>,
+    /// What its stream takes, once that has refused something.
+    pub(in crate::worker) flow: Option<Box<Flow>>,
+    /// Its stream has to take more before more can go.
+    pub(in crate::worker) limited: bool,
+    /// When it last looked for something to send, and how long it waits then.
+    pub(in crate::worker) linger: Linger,
+    /// How many requests may be under way, as far as its success says.
+    pub(in crate::worker) window: usize,
+    /// How it stands with retention.
+    pub(in crate::worker) expiry: Expiry,
+    /// Turns up to this one began before something was mended.
+    pub(super) mended: u64,
+    pub(super) queued: Option<Ticket>,
+}
+
+impl Lane {
+    pub(super) fn new(integration_id: Uuid, from: u64, class: Class) -> Self {
+        Self {
+            integration_id,
+            delivery: Delivery::default(),
+            still: Arc::default(),
+            cursor: from,
+            loading: false,
+            starved: false,
+            class,
+            turns: 0,
+            unsettled: 0,
+            backoff: Backoff::default(),
+            retry_at: None,
+            nap_until: None,
+            flow: None,
+            limited: false,
+            linger: Linger::default(),
+            window: FIRST_WINDOW,
+            expiry: Expiry::default(),
+            mended: 0,
+            queued: None,
+        }
+    }
+
+    /// Whether what a turn met is of the time before something was mended.
+    pub(in crate::worker) fn is_outdated(&self, turn: &Turn) -> bool {
+        turn.id <= self.mended
+    }
+
+    /// Whether it has all the turns that it may have. It queues again as they end.
+    pub(super) fn is_busy(&self) -> bool {
+        let most = match self.class {
+            Class::Quick => self.window,
+            Class::Slow => self.window.div_ceil(2),
+            Class::Probe | Class::Hanging => 1,
+        };
+        self.turns >= most || self.expiry.holds
+    }
+}

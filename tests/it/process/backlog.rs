@@ -1,0 +1,175 @@
+//! A start with a backlog. Small here; at full size it is a measurement, made by hand:
+//!
+//! ```sh
+//! SIEM_RELAY_TEST_INTEGRATIONS=10000 SIEM_RELAY_TEST_EVENTS=500 \
+//!     cargo test --release --test it backlog -- --nocapture
+//! ```
+//!
+//! `…_EVENTS` is of each; `…_PER_PUBLISH` of them come together, and so share a chunk.
+//! `…_FOLDER` keeps the data directory: one that is there is taken as it was left.
+//! `…_DRAIN_PERCENT` of all events are waited for at the end.
+
+use std::{
+    collections::HashSet,
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use siem_relay::sandbox::aws::{Operation, RecordStream, StandIn};
+use tempfile::TempDir;
+use tonic_health::pb::health_check_response::ServingStatus;
+
+use crate::harness::{Api, Customer, Load, Process, encode, knob, say, stand_in, within};
+
+/// Events of a request.
+const EACH_REQUEST: u64 = 1000;
+const AT_ONCE: usize = 64;
+
+struct Shape {
+    integrations: u64,
+    events: u64,
+    per_publish: u64,
+}
+
+fn customer(number: u64) -> Customer {
+    Customer::sharing("all", &format!("org-{number}"))
+}
+
+async fn configure(api: &Api, shape: &Shape) {
+    let configured = stream::iter(0..shape.integrations)
+        .map(|number| async move { api.try_configure(customer(number).request()).await })
+        .buffer_unordered(AT_ONCE)
+        .try_collect::<Vec<_>>();
+    configured.await.unwrap();
+}
+
+/// Requests that hold events of several integrations, the same again and again.
+async fn publish(api: &Api, shape: &Shape) {
+    let per_integration: Vec<Vec<Bytes>> = (0..shape.integrations)
+        .map(|number| {
+            let mut load = Load::new(&format!("org-{number}"), 2, number);
+            encode(&load.events(shape.per_publish as usize))
+        })
+        .collect();
+    let together = (EACH_REQUEST / shape.per_publish) as usize;
+    let requests: Vec<Vec<Bytes>> = per_integration
+        .chunks(together)
+        .map(|several| several.concat())
+        .collect();
+    for _ in 0..shape.events / shape.per_publish {
+        let published = stream::iter(requests.clone())
+            .map(|events| async move { api.try_publish(events).await })
+            .buffer_unordered(AT_ONCE)
+            .try_collect::<Vec<_>>();
+        published.await.unwrap();
+    }
+}
+
+fn database_mebibytes(folder: &Path) -> u64 {
+    let file = fs::metadata(folder.join("siem-relay.sqlite")).unwrap();
+    file.len() >> 20
+}
+
+/// Publishes while the role refuses, and ends by a kill.
+async fn pile_up(folder: &Path, stand_in: &StandIn, shape: &Shape) {
+    let patient = ["--retry-first-ms", "3600000", "--retry-most-ms", "3600000"];
+    let process = Process::start(folder, &stand_in.url(), &patient).await;
+    let begun = Instant::now();
+    configure(&process.api, shape).await;
+    say(&format!("configured in {:?}", begun.elapsed()));
+    publish(&process.api, shape).await;
+    let (took, peak) = (begun.elapsed(), process.peak_bytes() >> 20);
+    let events = shape.integrations * shape.events;
+    say(&format!(
+        "published {events} events by {took:?}; peak {peak} MiB"
+    ));
+    process.kill().await;
+}
+
+/// Waits until something of each integration has come.
+async fn until_all_have_some(records: &mut RecordStream, shape: &Shape) {
+    let mut seen = HashSet::new();
+    while (seen.len() as u64) < shape.integrations {
+        let record = within("a record", records.next()).await.unwrap();
+        let event: serde_json::Value = serde_json::from_slice(&record.data).unwrap();
+        seen.insert(event["integrationid"].as_str().unwrap().to_owned());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_with_a_backlog_serves_and_delivers() {
+    let shape = Shape {
+        integrations: knob("INTEGRATIONS", 200),
+        events: knob("EVENTS", 20),
+        per_publish: knob("PER_PUBLISH", 5),
+    };
+    let temporary = TempDir::new().unwrap();
+    let kept = std::env::var_os("SIEM_RELAY_TEST_FOLDER").map(PathBuf::from);
+    let folder = kept.as_deref().unwrap_or(temporary.path());
+    let stand_in = stand_in().await;
+    let aws = stand_in.control();
+    let stream_arn = customer(0).stream_arn;
+    customer(0).make_stream(&aws, 16);
+    if !folder.join("siem-relay.sqlite").exists() {
+        pile_up(folder, &stand_in, &shape).await;
+    }
+    say(&format!("database {} MiB", database_mebibytes(folder)));
+
+    customer(0).make_shared_role(&aws);
+    let mut records = aws.subscribe(&stream_arn).unwrap();
+    let begun = Instant::now();
+    let tell = |what: &str, process: &Process| {
+        let (took, peak) = (begun.elapsed(), process.peak_bytes() >> 20);
+        say(&format!("{what} after {took:?}; peak {peak} MiB"));
+    };
+    let process = Process::start(folder, &stand_in.url(), &[]).await;
+    tell("listens", &process);
+    let mut health = process.api.health("").await;
+    health.until(ServingStatus::Serving).await;
+    tell("serves", &process);
+    let counts = process.api.get("org-7").await.counts.unwrap();
+    assert_eq!(counts.accepted, shape.events);
+    tell("answers", &process);
+    within("a record", records.next()).await.unwrap();
+    tell("delivers", &process);
+    until_all_have_some(&mut records, &shape).await;
+    tell("has delivered of each", &process);
+    let wanted = shape.integrations * shape.events * knob("DRAIN_PERCENT", 100) / 100;
+    while aws.stream(&stream_arn).unwrap().accepted < wanted {
+        within("a record", records.next()).await.unwrap();
+    }
+    tell("has delivered all", &process);
+}
+
+/// With memory for a part of the backlog, requests are as full as with memory for all.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_beyond_the_window_goes_in_full_requests() {
+    let shape = Shape {
+        integrations: 60,
+        events: 200,
+        per_publish: 5,
+    };
+    let folder = TempDir::new().unwrap();
+    let stand_in = stand_in().await;
+    let aws = stand_in.control();
+    customer(0).make_stream(&aws, 16);
+    pile_up(folder.path(), &stand_in, &shape).await;
+    customer(0).make_shared_role(&aws);
+    let settings = [
+        "--window-bytes=1048576",
+        "--window-bytes-per-integration=1048576",
+        "--requests-in-flight=16",
+        "--max-records-per-request=50",
+    ];
+    let process = Process::start(folder.path(), &stand_in.url(), &settings).await;
+    for number in 0..shape.integrations {
+        let organization_id = customer(number).organization_id;
+        process.api.until_delivered(&organization_id).await;
+    }
+    let requests = aws.call_count(Operation::PutRecords, None);
+    let least = shape.integrations * shape.events / 50;
+    assert!(requests <= 2 * least, "{requests} requests, not {least}");
+}
