@@ -8,7 +8,7 @@ use super::{
     answers::Answers,
     command::{Command, ConfigureError},
     draft::Draft,
-    external_ids, gaps, integrations,
+    external_ids, failure, gaps, integrations,
     secret::Sealer,
 };
 
@@ -51,6 +51,10 @@ pub(super) async fn make(
         }
         Command::GiveUp { ask, reply } => match gaps::apply(tx, draft, &ask).await {
             Ok(given_up) => answers.given_up.push((reply, ask.key, given_up)),
+            // Nothing was written yet, and others have no part in it.
+            Err(error) if failure::is_unreadable(&error) => {
+                let _gone = reply.send(Err(StoreError::Database(error)));
+            }
             Err(error) => {
                 let _gone = reply.send(Err(StoreError::Database(error.clone())));
                 return Err(error);

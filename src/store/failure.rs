@@ -81,6 +81,11 @@ pub(super) fn is_damage(error: &DbErr) -> bool {
     code(error).is_some_and(|code| matches!(code & 0xff, CORRUPT | NOT_A_DATABASE))
 }
 
+/// Whether a row holds what this version cannot read.
+pub(super) fn is_unreadable(error: &DbErr) -> bool {
+    matches!(error, DbErr::Custom(_) | DbErr::Type(_))
+}
+
 /// Why the store cannot go on after an error, where it cannot.
 pub(super) fn of(error: &DbErr) -> Option<Failure> {
     match code(error) {

@@ -177,16 +177,19 @@ async fn give_up_refused(
     ask: &GiveUp,
     refused: &[Marked],
 ) -> Result<(GivenUp, u64), DbErr> {
-    let mut given_up = GivenUp::default();
-    let mut freed = 0;
+    // All is read before anything is written.
+    let mut rows = Vec::with_capacity(refused.len());
     for events in refused {
         let sql =
             format!("SELECT {COLUMNS} FROM chunk WHERE chunk_id = $1 AND integration_key = $2");
         let values: [Value; 2] = [events.chunk_id.into(), ask.key.0.into()];
-        let Some(found) = tx.query_one_raw(statement(tx, &sql, values)).await? else {
-            continue;
-        };
-        let mut row = row(&found)?;
+        if let Some(found) = tx.query_one_raw(statement(tx, &sql, values)).await? {
+            rows.push((events, row(&found)?));
+        }
+    }
+    let mut given_up = GivenUp::default();
+    let mut freed = 0;
+    for (events, mut row) in rows {
         let mut in_flight = ask.in_flight.iter();
         let in_flight = in_flight.find(|one| one.chunk_id == events.chunk_id);
         let chunks = std::slice::from_mut(&mut row.state);

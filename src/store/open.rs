@@ -332,7 +332,9 @@ async fn database_id(db: &DatabaseConnection) -> Result<String, DbErr> {
 }
 
 async fn next_chunk_id(db: &DatabaseConnection) -> Result<i64, DbErr> {
-    let sql = "SELECT COALESCE(MAX(chunk_id), 0) + 1 AS next FROM chunk";
+    let sql = "SELECT COALESCE(MAX(last), 0) + 1 AS next FROM (\
+        SELECT MAX(chunk_id) AS last FROM chunk UNION ALL \
+        SELECT MAX(chunk_id) AS last FROM damaged_chunk) ids";
     let row = db.query_one_raw(statement(db, sql, [])).await?;
     row.map_or(Ok(1), |row| row.try_get("", "next"))
 }

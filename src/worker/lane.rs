@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, time::Duration};
 use tokio::{sync::oneshot, time::Instant};
 use uuid::Uuid;
 
-pub(super) use self::state::Lane;
+pub(super) use self::{expiry::NextLook, state::Lane};
 use super::places::{Class, Places, Turn};
 use crate::domain::{integration::IntegrationKey, map::Map};
 
@@ -313,6 +313,7 @@ impl Lanes {
                 && lane.delivery.is_empty()
                 && lane.cursor >= log_end
                 && !lane.expiry.running
+                && lane.expiry.untold.is_none()
         });
         if done {
             self.remove(key);

@@ -6,7 +6,10 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Shared, give_up, lane::Lanes};
+use super::{
+    Shared, give_up,
+    lane::{Lanes, NextLook},
+};
 use crate::{
     domain::{event::GapReason, integration::IntegrationKey},
     store::{GiveUp, Keep, StoreError, What},
@@ -18,6 +21,8 @@ const STEP_CHUNKS: usize = 128;
 const RETRY: Duration = Duration::from_secs(1);
 /// How long to wait where too much waits, and all of it is in flight.
 const ALL_IN_FLIGHT: Duration = Duration::from_secs(1);
+/// How long to wait where more comes than may wait: meanwhile requests may begin.
+const OVERFLOWING: Duration = Duration::from_millis(20);
 /// Between two lines of the log on one integration's events that expire.
 const TELL: Duration = Duration::from_secs(60);
 
@@ -72,13 +77,22 @@ async fn look<S>(shared: &Shared<S>, key: IntegrationKey, stop: &CancellationTok
         Ok(expired) => next_look(shared, key, expired).await,
         Err(error) => Err(error),
     };
-    let (wait, rests) = next.unwrap_or_else(|error| {
+    let failed = next.is_err();
+    let (wait, mut rests) = next.unwrap_or_else(|error| {
         tracing::error!(%error, "cannot let expire what waits too long");
         (RETRY, true)
     });
+    let untold = tell(shared, key);
+    let mut wait = untold.map_or(wait, |untold| wait.min(untold));
     let mut lanes = shared.lanes();
+    // What came meanwhile found it being looked at.
+    let retention = &shared.options.retention;
+    if !rests && retention.is_exceeded(pending_bytes(shared, key)) {
+        (wait, rests) = (OVERFLOWING, true);
+    }
     let log_end = shared.log_end(key);
-    lanes.end_expiry(key, Instant::now() + wait, rests);
+    let at = Instant::now() + wait;
+    lanes.end_expiry(key, NextLook { at, rests, failed });
     lanes.close_if_done(key, log_end);
     drop(lanes);
     shared.wake.notify_one();
@@ -89,9 +103,11 @@ async fn is_due<S>(shared: &Shared<S>, key: IntegrationKey) -> Result<bool, Stor
     if retention.is_exceeded(pending_bytes(shared, key)) {
         return Ok(true);
     }
-    let too_old = retention.accepted_before(Timestamp::now());
+    let now = Timestamp::now();
+    let too_old = retention.accepted_before(now);
     let oldest = oldest(shared, key).await?;
-    Ok(oldest.is_some_and(|oldest| oldest <= too_old))
+    // The clock was ahead: what is behind it may be too old.
+    Ok(oldest.is_some_and(|oldest| oldest <= too_old || oldest > now))
 }
 
 fn pending_bytes<S>(shared: &Shared<S>, key: IntegrationKey) -> u64 {
@@ -115,7 +131,6 @@ async fn expire<S>(
     key: IntegrationKey,
     stop: &CancellationToken,
 ) -> Result<u64, StoreError> {
-    shared.lanes().hold(key);
     let retention = &shared.options.retention;
     let mut keep = Keep {
         from: 1,
@@ -130,12 +145,17 @@ async fn expire<S>(
             break;
         };
         let _turn = shared.expiring.acquire().await;
+        shared.lanes().hold(key);
         let _still = still.write_owned().await;
         let Some(ask) = ask(shared, key, keep) else {
             break;
         };
         let given_up = shared.store.give_up(ask).await?;
         expired += given_up.expired;
+        if given_up.reason != Some(GapReason::RetentionAge) {
+            // The next step goes on with it.
+            keep.most_bytes = keep.bytes;
+        }
         note(shared, key, given_up.expired, given_up.reason);
         give_up::apply(&mut shared.lanes(), key, &given_up);
         match given_up.next {
@@ -143,7 +163,6 @@ async fn expire<S>(
             None => break,
         }
     }
-    tell(shared, key);
     Ok(expired)
 }
 
@@ -167,11 +186,13 @@ async fn next_look<S>(
     if retention.is_exceeded(pending_bytes(shared, key)) {
         return Ok(match expired {
             0 => (ALL_IN_FLIGHT, true),
-            _ => (Duration::ZERO, false),
+            _ => (OVERFLOWING, true),
         });
     }
+    let now = Timestamp::now();
     let wait = match oldest(shared, key).await? {
-        Some(oldest) => retention.until_too_old(oldest, Timestamp::now()),
+        Some(oldest) if oldest > now => retention.pause(),
+        Some(oldest) => retention.until_too_old(oldest, now),
         None => retention.age,
     };
     Ok((wait.max(retention.pause()), false))
@@ -189,20 +210,19 @@ fn note<S>(shared: &Shared<S>, key: IntegrationKey, count: u64, reason: Option<G
     }
 }
 
-/// Tells of what expired, now and then.
-fn tell<S>(shared: &Shared<S>, key: IntegrationKey) {
+/// Tells of what expired, now and then. Returns how long to wait with what is not told.
+fn tell<S>(shared: &Shared<S>, key: IntegrationKey) -> Option<Duration> {
     let mut lanes = shared.lanes();
-    let (Some(lane), Some(snapshot)) = (lanes.get(key), shared.store.get(key)) else {
-        return;
-    };
+    let (lane, snapshot) = (lanes.get(key)?, shared.store.get(key)?);
     let now = Instant::now();
     let expiry = &mut lane.expiry;
-    if expiry.told_at.is_some_and(|told_at| now < told_at + TELL) {
-        return;
+    let (expired, reason) = expiry.untold?;
+    if let Some(told_at) = expiry.told_at
+        && now < told_at + TELL
+    {
+        return Some(told_at + TELL - now);
     }
-    let Some((expired, reason)) = expiry.untold.take() else {
-        return;
-    };
+    expiry.untold = None;
     expiry.told_at = Some(now);
     drop(lanes);
     tracing::warn!(
@@ -213,4 +233,5 @@ fn tell<S>(shared: &Shared<S>, key: IntegrationKey) {
         reason = reason.as_str(),
         "events expired before they could be delivered: a gap event takes their place"
     );
+    None
 }

@@ -17,6 +17,10 @@ use crate::{
     },
 };
 
+/// Bytes of events beyond which a step takes no further chunk: others wait for the
+/// transaction, which has to read all that it deletes.
+const STEP_BYTES: u64 = 16 << 20;
+
 /// What is kept of a log.
 #[derive(Clone, Copy, Debug)]
 pub struct Keep {
@@ -43,6 +47,8 @@ pub(super) async fn expire(
     let most = keep.chunks.max(2);
     // One more, for a gap that waits right after what goes.
     let mut rows = select(tx, ask, keep, most + 1).await?;
+    let most = most.min(within_a_step(&rows).max(2));
+    rows.truncate(most + 1);
     let in_flight: HashMap<i64, &Marked> = ask
         .in_flight
         .iter()
@@ -53,10 +59,11 @@ pub(super) async fn expire(
         None => 0,
     };
     let old = Time::from_micros(micros(keep.accepted_before));
-    let aged = rows.iter().take_while(|row| row.state.accepted_at <= old);
-    let aged = aged.count().min(most);
-    // A later step goes on with what the first has begun.
-    let is_too_much = pending_bytes > keep.most_bytes || keep.from > 1;
+    // What is before an old one is older, whatever the clock said then.
+    let mut aged = rows.iter().take(most);
+    let aged = aged.rposition(|row| row.state.accepted_at <= old);
+    let aged = aged.map_or(0, |last| last + 1);
+    let is_too_much = pending_bytes > keep.most_bytes;
     let mut going = 0;
     let mut freed = 0;
     while going < rows.len().min(most)
@@ -101,6 +108,17 @@ pub(super) async fn expire(
         next,
     };
     Ok((given_up, freed))
+}
+
+/// Of how many chunks the events are not too many bytes for one transaction.
+fn within_a_step(rows: &[Row]) -> usize {
+    let mut bytes = 0;
+    let fits = rows.iter().take_while(|row| {
+        let fits = bytes < STEP_BYTES;
+        bytes += row.pending_bytes;
+        fits
+    });
+    fits.count()
 }
 
 async fn select(

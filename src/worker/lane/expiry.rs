@@ -22,6 +22,16 @@ pub(in crate::worker) struct Expiry {
     pub(in crate::worker) told_at: Option<Instant>,
 }
 
+/// When to look at a lane again.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::worker) struct NextLook {
+    pub(in crate::worker) at: Instant,
+    /// Not before, whatever comes.
+    pub(in crate::worker) rests: bool,
+    /// The look before failed.
+    pub(in crate::worker) failed: bool,
+}
+
 impl Expiry {
     /// Whether no request may begin.
     pub(in crate::worker) fn holds(&self) -> bool {
@@ -74,83 +84,16 @@ impl Lanes {
         }
     }
 
-    /// A lane was looked at, and is again `at` a moment; where `rests`, not before it.
-    pub(in crate::worker) fn end_expiry(&mut self, key: IntegrationKey, at: Instant, rests: bool) {
+    /// A lane was looked at, and is again at a moment; where that failed, no request begins
+    /// until it has not.
+    pub(in crate::worker) fn end_expiry(&mut self, key: IntegrationKey, next: NextLook) {
         let Some(lane) = self.by_key.get_mut(&key) else {
             return;
         };
         lane.expiry.running = false;
-        lane.expiry.holds = false;
-        lane.expiry.rests_until = rests.then_some(at);
-        self.expire_at(key, at);
+        lane.expiry.holds &= next.failed;
+        lane.expiry.rests_until = next.rests.then_some(next.at);
+        self.expire_at(key, next.at);
         self.queue(key);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use uuid::Uuid;
-
-    use super::*;
-    use crate::worker::lane::LaneLimits;
-
-    const ONE: IntegrationKey = IntegrationKey(1);
-    const SECOND: Duration = Duration::from_secs(1);
-
-    fn lanes() -> Lanes {
-        let mut lanes = Lanes::new(LaneLimits {
-            turns: 16,
-            turns_each: 4,
-            records: 10,
-            linger: Duration::ZERO,
-        });
-        lanes.open(ONE, Uuid::nil(), 1, true);
-        lanes
-    }
-
-    #[test]
-    fn looks_at_the_earliest_time_and_at_one_thing_at_a_time() {
-        let (mut lanes, now) = (lanes(), Instant::now());
-        assert!(!lanes.knows_expiry(ONE));
-        lanes.expire_at(ONE, now + 9 * SECOND);
-        lanes.expire_at(ONE, now + 5 * SECOND);
-        lanes.expire_at(ONE, now + 7 * SECOND);
-        assert_eq!(lanes.next_wake(), Some(now + 5 * SECOND));
-        assert_eq!(lanes.begin_expiry(now + 4 * SECOND), None);
-        assert_eq!(lanes.begin_expiry(now + 5 * SECOND), Some(ONE));
-        lanes.expire_at(ONE, now);
-        assert_eq!(
-            lanes.begin_expiry(now + 9 * SECOND),
-            None,
-            "it is under way"
-        );
-        assert!(lanes.knows_expiry(ONE));
-        lanes.end_expiry(ONE, now + 20 * SECOND, true);
-        lanes.expire_at(ONE, now + 6 * SECOND);
-        assert_eq!(lanes.next_wake(), Some(now + 20 * SECOND), "it rests");
-        lanes.remove(ONE);
-        assert_eq!(lanes.next_wake(), None);
-    }
-
-    #[test]
-    fn no_turn_begins_while_it_is_held() {
-        let (mut lanes, now) = (lanes(), Instant::now());
-        lanes.queue(ONE);
-        lanes.expire_at(ONE, now);
-        lanes.hold(ONE);
-        assert!(lanes.next_turn().is_none());
-        lanes.queue(ONE);
-        assert!(lanes.next_turn().is_none());
-        assert_eq!(lanes.begin_expiry(now), Some(ONE));
-        lanes.close_if_done(ONE, 1);
-        assert!(lanes.get(ONE).is_some(), "what looks at it finds it");
-        lanes.end_expiry(ONE, now + SECOND, false);
-        let (key, turn) = lanes.next_turn().expect("it was queued");
-        assert_eq!(key, ONE);
-        lanes.end_turn(ONE, turn);
-        lanes.close_if_done(ONE, 1);
-        assert!(lanes.get(ONE).is_none());
     }
 }
