@@ -139,7 +139,7 @@ settings! {
     publish_bytes_in_flight: usize = "publish-bytes-in-flight", "67108864", Bytes(16 * MIB..=16 * GIB),
         "How many bytes of publishes may be in memory before they are durable; more must wait.";
     window_bytes: usize = "window-bytes", "67108864", Bytes(MIB..=16 * GIB),
-        "How much of the log may be in memory to be delivered, in all; beyond it each request under way has one chunk, of at most 1 MiB.";
+        "How much of the log may be in memory to be delivered, in all; beyond it each request under way has about 1 MiB.";
     window_bytes_per_integration: usize = "window-bytes-per-integration", "8388608", Bytes(64 * KIB..=GIB),
         "How much of the log may be in memory to be delivered for one integration, and one chunk.";
     put_records_client: PutRecordsClient = "put-records-client", "direct", CLIENTS,

@@ -210,7 +210,8 @@ impl<S: Sink> Worker<S> {
         lanes.make_room();
         while let Some((key, turn)) = lanes.next_turn() {
             let defect = self.shared.defect.clone().drop_guard();
-            let turn = turn::take(Arc::clone(&self.shared), key, turn);
+            // It is large, and a task moves what it is made of.
+            let turn = Box::pin(turn::take(Arc::clone(&self.shared), key, turn));
             self.shared.turns.spawn(async move {
                 turn.await;
                 // A panic drops it armed.

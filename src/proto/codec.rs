@@ -56,6 +56,7 @@ impl<T: Message> Encoder for LeanEncoder<T> {
     }
 
     fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(0, YIELD_BYTES)
+        // tonic divides by it where it compresses.
+        BufferSettings::new(1, YIELD_BYTES)
     }
 }

@@ -78,13 +78,16 @@ impl Identity {
         }
     }
 
-    /// Takes in roles that worked before this process began, the newest last.
+    /// Takes in roles that worked before this process began, the newest last. Time since
+    /// the newest does not count: nothing worked then, whoever was to blame.
     pub(super) fn recall(&self, worked: Vec<(Arc<Integration>, Duration)>) {
         let now = Instant::now().into_std();
+        let idle = worked.last().map_or(Duration::ZERO, |(_, ago)| *ago);
         let mut state = self.state();
         for (integration, ago) in worked {
+            let at = now.checked_sub(ago.saturating_sub(idle));
             // Which of two external IDs worked is not known.
-            if let (None, Some(at)) = (&integration.previous, now.checked_sub(ago)) {
+            if let (None, Some(at)) = (&integration.previous, at) {
                 let role = (Arc::clone(&integration), AssumedWith::Current);
                 state.witnesses.worked(integration.key, at, role);
             }

@@ -36,7 +36,7 @@ pub(super) struct Signable<'a> {
 }
 
 /// The headers that a signature adds.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub(super) struct Signed<'a> {
     pub(super) authorization: String,
     pub(super) date: String,

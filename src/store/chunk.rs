@@ -1,4 +1,5 @@
-//! A chunk's payload: one byte that names the coding, then the segment.
+//! A chunk's payload: one byte that names the coding, the CRC-32 of all else, then the
+//! segment.
 
 use super::tail::TailChunk;
 use crate::domain::{
@@ -6,17 +7,20 @@ use crate::domain::{
     segment::{self, Damaged},
 };
 
-/// As it is.
-const PLAIN: u8 = 0;
-/// One LZ4 block with its length before it. Read, but no longer written.
+/// One LZ4 block with its length before it, without a CRC-32. Read, but no longer written.
+/// From one coding to another it takes more than a bit.
 const LZ4: u8 = 1;
+/// As it is.
+const PLAIN: u8 = 2;
 /// LZ4 blocks, each with its length before it, and before that the length of both.
-const LZ4_PIECES: u8 = 2;
+const LZ4_PIECES: u8 = 4;
 /// Below it compression takes more than it saves.
 const LEAST_PACKED: usize = 2 << 10;
 /// LZ4 is quickest on what it can address with 16 bits.
 const PIECE_BYTES: usize = 64 << 10;
 const LENGTH_BYTES: usize = 4;
+const CHECKSUM_BYTES: usize = 4;
+const HEAD_BYTES: usize = 1 + CHECKSUM_BYTES;
 /// A payload that claims to unpack to more is damaged.
 const MOST_BYTES: usize = 16 << 20;
 
@@ -30,28 +34,58 @@ pub(super) fn body_bytes(chunk: &TailChunk) -> u64 {
 
 /// The payload of a segment, which is not empty.
 pub(super) fn compress(bytes: &[u8]) -> Vec<u8> {
+    let mut payload = Vec::with_capacity(HEAD_BYTES + bytes.len() / 2);
+    payload.resize(HEAD_BYTES, 0);
     if bytes.len() < LEAST_PACKED {
-        return [&[PLAIN], bytes].concat();
+        payload[0] = PLAIN;
+        payload.extend_from_slice(bytes);
+    } else {
+        payload[0] = LZ4_PIECES;
+        pack_pieces(bytes, &mut payload);
     }
-    let mut payload = Vec::with_capacity(bytes.len() / 2);
-    payload.push(LZ4_PIECES);
+    let sum = checksum(payload[0], &payload[HEAD_BYTES..]);
+    payload[1..HEAD_BYTES].copy_from_slice(&sum);
+    payload
+}
+
+fn pack_pieces(bytes: &[u8], payload: &mut Vec<u8>) {
     for piece in bytes.chunks(PIECE_BYTES) {
         let packed = lz4_flex::compress_prepend_size(piece);
         payload.extend_from_slice(&(packed.len() as u32).to_le_bytes());
         payload.extend_from_slice(&packed);
     }
-    payload
+}
+
+fn checksum(coding: u8, coded: &[u8]) -> [u8; CHECKSUM_BYTES] {
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(&[coding]);
+    sum.update(coded);
+    sum.finalize().to_le_bytes()
 }
 
 /// The segment of a payload; nothing where its events were given up.
 pub(super) fn decompress(payload: &[u8]) -> Result<Vec<u8>, Damaged> {
     match payload.split_first() {
         None => Ok(Vec::new()),
-        Some((&PLAIN, bytes)) => Ok(bytes.to_vec()),
         Some((&LZ4, packed)) => unpack(packed, MOST_BYTES),
-        Some((&LZ4_PIECES, pieces)) => unpack_pieces(pieces),
+        Some((&PLAIN, rest)) => checked(PLAIN, rest).map(<[u8]>::to_vec),
+        Some((&LZ4_PIECES, rest)) => unpack_pieces(checked(LZ4_PIECES, rest)?),
         Some(_) => Err(Damaged),
     }
+}
+
+fn checked(coding: u8, rest: &[u8]) -> Result<&[u8], Damaged> {
+    let (sum, coded) = rest.split_first_chunk().ok_or(Damaged)?;
+    match checksum(coding, coded) == *sum {
+        true => Ok(coded),
+        false => Err(Damaged),
+    }
+}
+
+/// Whether a payload cannot be what was written, of so many events.
+pub(super) fn is_damaged(payload: &[u8], count: u32) -> bool {
+    let entries = decompress(payload).and_then(|bytes| segment::entries(&bytes.into()));
+    !payload.is_empty() && entries.map(|entries| entries.len()) != Ok(count as usize)
 }
 
 fn unpack_pieces(mut pieces: &[u8]) -> Result<Vec<u8>, Damaged> {
@@ -122,7 +156,21 @@ mod tests {
         }
 
         #[test]
-        fn garbage_is_damage(coding in 0..4u8, rest: Vec<u8>, count in 0..1000u32) {
+        fn a_bit_that_flips_is_damage(
+            some in prop::collection::vec(any::<u8>(), 1..100),
+            length in 1..2 * LEAST_PACKED,
+            at: prop::sample::Index,
+            bit in 0..8u8,
+        ) {
+            let bytes: Vec<u8> = some.iter().copied().cycle().take(length).collect();
+            let mut payload = compress(&bytes);
+            let at = at.index(payload.len());
+            payload[at] ^= 1 << bit;
+            prop_assert!(decompress(&payload).is_err());
+        }
+
+        #[test]
+        fn garbage_is_damage(coding in 0..6u8, rest: Vec<u8>, count in 0..1000u32) {
             let payload = [&[coding], &rest[..]].concat();
             let Ok(bytes) = decompress(&payload) else {
                 return Ok(());

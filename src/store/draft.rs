@@ -204,6 +204,12 @@ impl<'a> Draft<'a> {
             slot.snapshot.status = Arc::new(status);
         }
         let changed = before.is_change(&slot.snapshot.status);
+        if !changed && before.since != slot.snapshot.status.since {
+            // It went and came back within this transaction, which nobody is told.
+            let mut status = (*slot.snapshot.status).clone();
+            status.since = before.since;
+            slot.snapshot.status = Arc::new(status);
+        }
         if changed {
             let revision = self.next_revision();
             if let Some(slot) = self.slot_mut(key) {

@@ -1,5 +1,6 @@
 //! Giving events up, within the writer's transaction, and how gaps stand in a chunk's row.
 
+mod damaged;
 mod expire;
 
 pub use self::expire::Keep;
@@ -37,6 +38,8 @@ pub enum What {
     Refused(Vec<Marked>),
     /// The oldest, as far as they are not kept.
     Expired(Keep),
+    /// Those of a chunk that cannot be read back, if that is so.
+    Damaged(i64),
 }
 
 /// What was given up.
@@ -155,6 +158,9 @@ pub(super) async fn apply(
     let (given_up, freed) = match &ask.what {
         What::Refused(events) => give_up_refused(tx, ask, events).await?,
         What::Expired(keep) => expire::expire(tx, ask, keep, pending_bytes).await?,
+        What::Damaged(chunk_id) => {
+            damaged::set_aside(tx, ask, *chunk_id, &slot.snapshot.integration).await?
+        }
     };
     if given_up.expired > 0 {
         let progress = &mut slot.snapshot.progress;

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
+use futures_util::TryStreamExt;
 use jiff::Timestamp;
-use sea_orm::{ConnectionTrait, DatabaseConnection, QueryResult, Value};
+use sea_orm::{ConnectionTrait, DatabaseConnection, QueryResult, StreamTrait, Value};
 use serde_json::json;
 
 use super::{
@@ -56,8 +57,18 @@ pub(super) async fn log(
         FROM chunk WHERE integration_key = $1 AND first_sequence >= $2 \
         ORDER BY first_sequence LIMIT $3";
     let values: [Value; 3] = [key.0.into(), (from as i64).into(), limit.into()];
-    let rows = db.query_all_raw(statement(db, sql, values)).await?;
-    rows.iter().map(chunk).collect()
+    // Of a chunk that is settled in part all is read: what it takes shows only then.
+    let mut rows = db.stream_raw(statement(db, sql, values)).await?;
+    let (mut chunks, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = rows.try_next().await? {
+        let chunk = chunk(&row)?;
+        bytes += chunk.bytes.len();
+        if !chunks.is_empty() && bytes > most_bytes {
+            break;
+        }
+        chunks.push(chunk);
+    }
+    Ok(chunks)
 }
 
 fn chunk(row: &QueryResult) -> Result<TailChunk, StoreError> {

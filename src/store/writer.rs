@@ -272,7 +272,9 @@ impl Writer {
                 continue;
             };
             let progress = &mut slot.snapshot.progress;
-            for segment in segments {
+            for mut segment in segments {
+                // It stays in the tail, which counts what it holds.
+                segment.bytes.shrink_to_fit();
                 let chunk = TailChunk {
                     id: committed.next_chunk_id,
                     first_sequence: progress.next_sequence,

@@ -98,6 +98,8 @@ impl Lanes {
         let rest = match lane.linger.looked_at() {
             Some(looked_at) if lane.limited && is_new => Some(looked_at + LOOK_AGAIN),
             _ if lane.limited => lane.nap_until,
+            // The sooner it is found out what is refused, the better.
+            _ if lane.delivery.is_narrowing() => None,
             _ if waiting < limits.records => lane.linger.until(limits.linger),
             _ => None,
         };
@@ -238,17 +240,18 @@ impl Lanes {
             self.cut(cut);
             self.expect(key, class);
             self.end_back_off(key);
+            self.queue(key);
         }
     }
 
-    /// Ends a back-off at once, and forgets the failures.
+    /// Ends a back-off at once, where there is one, and forgets the failures.
     pub(super) fn end_back_off(&mut self, key: IntegrationKey) {
         if let Some(lane) = self.by_key.get_mut(&key) {
             lane.backoff.reset();
             if let Some(at) = lane.retry_at.take() {
                 self.wakes.remove(&(at, key));
+                self.queue(key);
             }
-            self.queue(key);
         }
     }
 

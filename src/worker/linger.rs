@@ -16,6 +16,7 @@ const WORTH: f64 = 8.0;
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Linger {
     looked_at: Option<Instant>,
+    found_at: Option<Instant>,
     is_longer: bool,
 }
 
@@ -23,13 +24,17 @@ impl Linger {
     /// Events were looked for, and so many were found that may go. `least` is the shorter
     /// wait.
     pub(super) fn looked(&mut self, now: Instant, found: usize, least: Duration) {
+        self.looked_at = Some(now);
+        if found == 0 {
+            return;
+        }
         let longest = least * LONGER;
-        self.is_longer = self.looked_at.is_some_and(|before| {
+        self.is_longer = self.found_at.is_some_and(|before| {
             let span = now.saturating_duration_since(before).max(least);
             // At the rate at which these came.
             found as f64 * longest.as_secs_f64() >= WORTH * span.as_secs_f64() && !least.is_zero()
         });
-        self.looked_at = Some(now);
+        self.found_at = Some(now);
     }
 
     /// When events were looked for last.
@@ -75,6 +80,9 @@ mod tests {
         assert_eq!(after(&[(0, 1), (20, 2)], LEAST), Some(LEAST * 5));
         assert_eq!(after(&[(0, 1), (100, 8)], LEAST), Some(LEAST * 5));
         assert_eq!(after(&[(0, 1), (100, 7)], LEAST), Some(LEAST));
+        // To look in vain says nothing of how many come.
+        assert_eq!(after(&[(0, 1), (20, 2), (25, 0)], LEAST), Some(LEAST * 5));
+        assert_eq!(after(&[(0, 1), (99, 0), (100, 7)], LEAST), Some(LEAST));
         // After a pause a burst says little of what comes.
         assert_eq!(after(&[(0, 1), (10_000, 100)], LEAST), Some(LEAST));
     }

@@ -17,19 +17,33 @@ use crate::{
 
 /// How long to wait after the log could not be read.
 const READ_RETRY: Duration = Duration::from_secs(10);
+/// What a lane that has nothing may read, however crowded it is.
+const LEAST_BYTES: usize = 1 << 20;
 /// What an event has in the log beside its body, and some more.
 const ENTRY_BYTES: usize = 32;
 
+/// A chunk that cannot be read back is in the way.
+#[derive(Debug)]
+pub(super) struct DamagedChunk(pub(super) i64);
+
 /// Reads on where too little is at hand for a full request, within the memory that
 /// lanes may take.
-pub(super) async fn load<S>(shared: &Shared<S>, key: IntegrationKey, integration: &Integration) {
+pub(super) async fn load<S>(
+    shared: &Shared<S>,
+    key: IntegrationKey,
+    integration: &Integration,
+) -> Result<(), DamagedChunk> {
     let Some((from, log_end, room)) = begin(shared, key) else {
-        return;
+        return Ok(());
     };
     let chunks = shared.store.read_log(key, from, room).await;
     match take(shared, key, log_end, room, chunks) {
-        Ok(()) => {}
-        Err(error) => tell(shared, key, integration, &error).await,
+        Ok(()) => Ok(()),
+        Err(StoreError::Damaged { chunk_id }) => Err(DamagedChunk(chunk_id)),
+        Err(error) => {
+            tell(shared, key, integration, &error).await;
+            Ok(())
+        }
     }
 }
 
@@ -44,19 +58,25 @@ fn begin<S>(shared: &Shared<S>, key: IntegrationKey) -> Option<(u64, u64, usize)
     let own = options
         .window_bytes_per_integration
         .saturating_sub(lane.delivery.bytes());
-    let narrows = lane.starved || lane.delivery.is_narrowing();
-    let enough = lane.delivery.waiting() >= options.limits.records && !narrows;
+    let narrows = lane.delivery.is_narrowing();
+    // Where it is crowded, what lacks other keys waits for the requests under way.
+    let starved = lane.starved && !(crowded && lane.delivery.in_flight() > 0);
+    let enough = lane.delivery.waiting() >= options.limits.records && !narrows && !starved;
     if lane.loading || enough || lane.cursor >= progress.next_sequence || own == 0 {
         return None;
     }
-    // However crowded it is, each may have the chunk that it works on.
-    if left == 0 && !lane.delivery.is_empty() {
+    // However crowded it is, each may have something to work on.
+    let left = match lane.delivery.is_empty() {
+        true => left.max(LEAST_BYTES),
+        false => left,
+    };
+    if left == 0 {
         return None;
     }
-    let wanted = match (narrows, crowded) {
-        (true, _) => own,
-        (false, true) => bytes_of(1, options, &progress),
+    let wanted = match (narrows || starved, crowded) {
+        (true, false) => own,
         (false, false) => bytes_of(lane.window, options, &progress),
+        (_, true) => bytes_of(1, options, &progress),
     };
     let room = wanted.min(own).min(left).max(1);
     lane.loading = true;

@@ -120,6 +120,7 @@ async fn expire<S>(
     let mut keep = Keep {
         from: 1,
         accepted_before: retention.accepted_before(Timestamp::now()),
+        most_bytes: retention.bytes,
         bytes: retention.keep_bytes(pending_bytes(shared, key)),
         chunks: STEP_CHUNKS,
     };

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{
     Shared, give_up,
     lane::{Lane, Lanes},
-    load::{is_crowded, load},
+    load::{DamagedChunk, is_crowded, load},
     outcome::{Answer, take_in},
     places::Turn,
 };
@@ -52,7 +52,14 @@ async fn send<S: Sink>(
 ) -> Option<oneshot::Receiver<()>> {
     let integration = shared.store.get(key)?.integration;
     let still = shared.lanes().get(key)?.still.clone();
-    let (batch, records) = request(shared, key, &integration, &still).await?;
+    let (batch, records) = match request(shared, key, &integration, &still).await {
+        Ok(request) => request?,
+        Err(DamagedChunk(chunk_id)) => {
+            drop(pass);
+            give_up::damaged(shared, key, chunk_id).await;
+            return None;
+        }
+    };
     let answer = tokio::select! {
         biased;
         () = pass.cancelled() => Answer::Cancelled,
@@ -85,19 +92,23 @@ async fn request<S: Sink>(
     key: IntegrationKey,
     integration: &Integration,
     still: &RwLock<()>,
-) -> Option<(Batch, Vec<Record>)> {
+) -> Result<Option<(Batch, Vec<Record>)>, DamagedChunk> {
     let _shared = still.read().await;
-    if shared.lanes().get(key)?.expiry.holds() {
-        return None;
+    if shared
+        .lanes()
+        .get(key)
+        .is_none_or(|lane| lane.expiry.holds())
+    {
+        return Ok(None);
     }
-    load(shared, key, integration).await;
+    load(shared, key, integration).await?;
     match next_request(shared, key) {
         None => {
             // What is at hand waits for requests under way; further on may be more.
-            load(shared, key, integration).await;
-            next_request(shared, key)
+            load(shared, key, integration).await?;
+            Ok(next_request(shared, key))
         }
-        request => request,
+        request => Ok(request),
     }
 }
 

@@ -52,16 +52,19 @@ pub enum GapReason {
     RetentionSize,
     /// Kinesis refused the record, while it took others.
     RecordRefused,
+    /// The disk does not give back what was written to the log.
+    LogDamaged,
     /// The gap stands for gaps of different reasons.
     Several,
 }
 
 impl GapReason {
     /// Every reason.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::RetentionAge,
         Self::RetentionSize,
         Self::RecordRefused,
+        Self::LogDamaged,
         Self::Several,
     ];
 
@@ -71,6 +74,7 @@ impl GapReason {
             Self::RetentionAge => "RETENTION_AGE",
             Self::RetentionSize => "RETENTION_SIZE",
             Self::RecordRefused => "RECORD_REFUSED",
+            Self::LogDamaged => "LOG_DAMAGED",
             Self::Several => "SEVERAL",
         }
     }

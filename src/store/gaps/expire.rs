@@ -24,7 +24,9 @@ pub struct Keep {
     pub from: u64,
     /// Chunks that were accepted up to this moment are not kept.
     pub accepted_before: Timestamp,
-    /// The newest chunks of so many bytes are kept at the most.
+    /// Nothing goes by size where the log has no more than this.
+    pub most_bytes: u64,
+    /// Otherwise the newest chunks of so many bytes are kept.
     pub bytes: u64,
     /// Chunks to look at, at the most; at least 2.
     pub chunks: usize,
@@ -53,10 +55,12 @@ pub(super) async fn expire(
     let old = Time::from_micros(micros(keep.accepted_before));
     let aged = rows.iter().take_while(|row| row.state.accepted_at <= old);
     let aged = aged.count().min(most);
+    // A later step goes on with what the first has begun.
+    let is_too_much = pending_bytes > keep.most_bytes || keep.from > 1;
     let mut going = 0;
     let mut freed = 0;
     while going < rows.len().min(most)
-        && (going < aged || pending_bytes.saturating_sub(freed) > keep.bytes)
+        && (going < aged || (is_too_much && pending_bytes.saturating_sub(freed) > keep.bytes))
     {
         let row = &mut rows[going];
         let kept = kept_of(row);

@@ -151,6 +151,7 @@ impl Run {
         let mut keep = Keep {
             from: 1,
             accepted_before: oldest.unwrap_or(Timestamp::UNIX_EPOCH),
+            most_bytes: kept * BODY_BYTES,
             bytes: kept * BODY_BYTES,
             chunks,
         };

@@ -164,7 +164,13 @@ async fn events_expire_while_the_service_runs_but_not_in_flight() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_expires_the_oldest_and_keeps_the_newest() {
     const LIMIT: u64 = 2 << 20;
-    let world = World::with(&[("retention-bytes", &LIMIT.to_string())]).await;
+    let settings = [
+        ("retention-bytes", &*LIMIT.to_string()),
+        // What is in flight does not expire: nothing is while events do.
+        ("retry-first-ms", "3600000"),
+        ("retry-most-ms", "3600000"),
+    ];
+    let world = World::with(&settings).await;
     let (customer, integration) = refused_customer(&world).await;
     let mut load = Load::new("acme", 5, 35);
     for _ in 0..80 {
@@ -178,6 +184,7 @@ async fn a_flood_expires_the_oldest_and_keeps_the_newest() {
     let world = world.restart().await;
     assert_eq!(world.api.get("acme").await.counts.unwrap(), counts);
     customer.make_role(&world.aws);
+    world.api.configure(&customer).await;
     let arrived = arrive(&world.aws, &customer.stream_arn, 8000).await;
     let gaps = check_with_gaps(&arrived, &integration.integration_id, &load.made);
     let expired = counts.expired;

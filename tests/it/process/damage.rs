@@ -1,9 +1,11 @@
 //! A database that is not what was written.
 
-use std::fs;
+use std::{fs, path::Path};
+
+use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbBackend, QueryResult, Statement};
 
 use super::Ground;
-use crate::harness::{Load, Process};
+use crate::harness::{GapTold, Load, Process, arrive, check_with_gaps};
 
 /// Starts on a database whose bytes were changed; it must be refused, in words that
 /// help, and left as it is.
@@ -48,4 +50,77 @@ async fn a_damaged_database_is_refused_and_named() {
     let process = ground.start().await;
     let counts = process.api.until_delivered("acme").await;
     assert_eq!(counts.delivered, 500);
+}
+
+/// A bit of the log flips while nobody looks. Only what it was in is lost, and that is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_chunk_is_set_aside_and_told_of_in_the_stream() {
+    let ground = Ground::new().await;
+    ground
+        .customer
+        .make_role_that_may(&ground.aws, "s3:GetObject");
+    let process = ground.start().await;
+    let integration_id = process.api.configure(&ground.customer).await.integration_id;
+    let mut load = Load::new("acme", 3, 81);
+    for _ in 0..5 {
+        process.api.publish(&load.events(100)).await;
+    }
+    process.terminate().await;
+    process.ended().await;
+
+    flip_a_bit(ground.dir.path(), 201).await;
+    ground.customer.make_role(&ground.aws);
+    let process = ground.start().await;
+    let counts = process.api.until_delivered("acme").await;
+    assert_eq!((counts.delivered, counts.expired), (400, 100));
+    assert_eq!(counts.accepted, 500);
+    assert!(process.log().contains("a chunk of the log is damaged"));
+    let stream_arn = &ground.customer.stream_arn;
+    let arrived = arrive(&ground.aws, stream_arn, 500).await;
+    let gaps = check_with_gaps(&arrived, &integration_id, &load.made);
+    let gap = GapTold {
+        first: 201,
+        last: 300,
+        count: 100,
+        reason: "LOG_DAMAGED".to_owned(),
+    };
+    assert_eq!(gaps, [gap]);
+    process.terminate().await;
+    process.ended().await;
+    assert_eq!(set_aside(ground.dir.path()).await, [(201, 100)]);
+}
+
+async fn database(data_dir: &Path) -> DatabaseConnection {
+    let file = data_dir.join("siem-relay.sqlite");
+    let url = format!("sqlite://{}?mode=rw", file.display());
+    Database::connect(url).await.unwrap()
+}
+
+async fn flip_a_bit(data_dir: &Path, first_sequence: i64) {
+    let db = database(data_dir).await;
+    let sql = "SELECT payload FROM chunk WHERE first_sequence = $1";
+    let values = [first_sequence.into()];
+    let query = Statement::from_sql_and_values(DbBackend::Sqlite, sql, values);
+    let row = db.query_one_raw(query).await.unwrap().unwrap();
+    let mut payload: Vec<u8> = row.try_get("", "payload").unwrap();
+    let middle = payload.len() / 2;
+    payload[middle] ^= 1;
+    let sql = "UPDATE chunk SET payload = $1 WHERE first_sequence = $2";
+    let values = [payload.into(), first_sequence.into()];
+    let update = Statement::from_sql_and_values(DbBackend::Sqlite, sql, values);
+    db.execute_raw(update).await.unwrap();
+    db.close().await.unwrap();
+}
+
+/// First sequence and count of the chunks that were set aside.
+async fn set_aside(data_dir: &Path) -> Vec<(i64, i32)> {
+    let db = database(data_dir).await;
+    let sql = "SELECT first_sequence, event_count FROM damaged_chunk";
+    let query = Statement::from_string(DbBackend::Sqlite, sql);
+    let rows = db.query_all_raw(query).await.unwrap();
+    let chunk = |row: &QueryResult| {
+        let first_sequence = row.try_get("", "first_sequence").unwrap();
+        (first_sequence, row.try_get("", "event_count").unwrap())
+    };
+    rows.iter().map(chunk).collect()
 }
