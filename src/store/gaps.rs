@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     draft::Draft,
     rows::{damaged, statement},
-    statements::{run, update_integration},
+    statements::{ProgressRow, run, save_progress},
 };
 use crate::domain::{
     bitmap,
@@ -166,7 +166,7 @@ pub(super) async fn apply(
         let progress = &mut slot.snapshot.progress;
         progress.expired += given_up.expired;
         progress.pending_bytes = progress.pending_bytes.saturating_sub(freed);
-        update_integration(tx, ask.key, slot).await?;
+        save_progress(tx, &[ProgressRow::of(ask.key, slot)]).await?;
     }
     Ok(given_up)
 }

@@ -12,9 +12,9 @@ use super::{
     command::{Configure, ConfigureError, Deleted},
     draft::Draft,
     plan::{Plan, plan},
-    rows::{micros, mutable_columns, statement},
+    rows::{micros, statement, status_columns},
     secret::Sealer,
-    statements::{run, update_integration},
+    statements::{ProgressRow, run, save_progress, save_status},
 };
 use crate::domain::{
     integration::{Integration, IntegrationKey, Progress, Snapshot},
@@ -77,13 +77,12 @@ async fn insert(
 ) -> Result<IntegrationKey, DbErr> {
     let integration = &slot.snapshot.integration;
     let sql = "INSERT INTO integration (revision, status, reason, status_since, \
-        last_attempt_at, last_delivery_at, next_retry_at, aws_error_code, aws_request_id, \
-        next_sequence, delivered, expired, discarded, organization_id, integration_id, \
+        next_retry_at, aws_error_code, aws_request_id, organization_id, integration_id, \
         partition, stream_arn, role_arn, external_id_sealed, external_id_key_id, \
         external_id_hmac, external_id_hint, external_id_set_at, version, created_at, \
         updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, \
-        $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26) RETURNING integration_key";
-    let mut values = mutable_columns(slot);
+        $16, $17, $18, $19, $20) RETURNING integration_key";
+    let mut values = status_columns(slot);
     values.push(integration.organization_id.as_str().into());
     values.push(integration.integration_id.to_string().into());
     values.push(((integration.integration_id.as_u128() % PARTITIONS) as i32).into());
@@ -92,7 +91,9 @@ async fn insert(
     values.push(micros(integration.updated_at).into());
     let row = tx.query_one_raw(statement(tx, sql, values)).await?;
     let row = row.ok_or(DbErr::RecordNotInserted)?;
-    Ok(IntegrationKey(row.try_get("", "integration_key")?))
+    let key = IntegrationKey(row.try_get("", "integration_key")?);
+    save_progress(tx, &[ProgressRow::of(key, slot)]).await?;
+    Ok(key)
 }
 
 fn configured_columns(integration: &Integration, fingerprint: Vec<u8>) -> [Value; 8] {
@@ -143,7 +144,8 @@ async fn replace(
     values.push(previous.map(|one| micros(one.until)).into());
     values.push(key.0.into());
     run(tx, sql, values).await?;
-    update_integration(tx, key, &slot).await?;
+    save_status(tx, key, &slot).await?;
+    save_progress(tx, &[ProgressRow::of(key, &slot)]).await?;
     let detail = json!({ "changed": changed });
     audit(tx, &integration, now, &plan.caller, "replace", detail).await?;
     slot.snapshot.integration = Arc::new(integration);
@@ -169,8 +171,10 @@ pub(super) async fn delete(
         integration_id: integration.integration_id,
         deleted_at: now,
     };
-    let sql = "DELETE FROM integration WHERE integration_key = $1";
-    run(tx, sql, [integration.key.0.into()]).await?;
+    for table in ["integration", "progress"] {
+        let sql = format!("DELETE FROM {table} WHERE integration_key = $1");
+        run(tx, &sql, [integration.key.0.into()]).await?;
+    }
     let sql = "INSERT INTO tombstone (revision, organization_id, integration_id, deleted_at) \
         VALUES ($1, $2, $3, $4)";
     let values: [Value; 4] = [

@@ -57,13 +57,11 @@ fn named<T: Copy>(all: &[T], name: fn(T) -> &'static str, text: &str) -> Result<
     found.ok_or_else(|| damaged(text))
 }
 
-/// The columns of `status` to `discarded`, in this order.
-pub(super) fn mutable_columns(slot: &Slot) -> Vec<Value> {
+/// The columns of `integration` from `revision` to `aws_request_id`, without the times of
+/// attempts.
+pub(super) fn status_columns(slot: &Slot) -> Vec<Value> {
     let Snapshot {
-        status,
-        progress,
-        revision,
-        ..
+        status, revision, ..
     } = &slot.snapshot;
     vec![
         (*revision as i64).into(),
@@ -73,15 +71,9 @@ pub(super) fn mutable_columns(slot: &Slot) -> Vec<Value> {
             .map(|reason| reason.as_str().to_owned())
             .into(),
         micros(status.since).into(),
-        status.last_attempt.map(micros).into(),
-        status.last_delivery.map(micros).into(),
         status.next_retry.map(micros).into(),
         status.aws_error_code.as_deref().map(str::to_owned).into(),
         status.aws_request_id.as_deref().map(str::to_owned).into(),
-        (progress.next_sequence as i64).into(),
-        (progress.delivered as i64).into(),
-        (progress.expired as i64).into(),
-        (progress.discarded as i64).into(),
     ]
 }
 
@@ -113,10 +105,13 @@ fn get_organization(row: &QueryResult) -> Result<OrganizationId, DbErr> {
 /// Since when something of an integration is in the log.
 pub(super) type Backlog = Option<Timestamp>;
 
-/// Every integration, with what its chunks add to its row. Of the chunks it asks only what
+/// Every integration, with what its chunks add to its rows. Of the chunks it asks only what
 /// their index holds.
 pub(super) async fn load_slots(db: &DatabaseConnection) -> Result<Vec<(Slot, Backlog)>, DbErr> {
-    let sql = "SELECT i.*, c.log_end, c.log_bytes, c.log_since FROM integration i LEFT JOIN \
+    let sql = "SELECT i.*, p.next_sequence, p.delivered, p.expired, p.discarded, \
+        p.last_attempt_at, p.last_delivery_at, c.log_end, c.log_bytes, c.log_since \
+        FROM integration i \
+        LEFT JOIN progress p ON p.integration_key = i.integration_key LEFT JOIN \
         (SELECT integration_key, MAX(first_sequence + event_count) AS log_end, \
         CAST(SUM(pending_bytes) AS BIGINT) AS log_bytes, MIN(accepted_at) AS log_since \
         FROM chunk GROUP BY integration_key) c \
@@ -130,6 +125,10 @@ pub(super) async fn load_slots(db: &DatabaseConnection) -> Result<Vec<(Slot, Bac
 
 fn slot(row: &QueryResult) -> Result<Slot, DbErr> {
     let log_end = get::<Option<i64>>(row, "log_end")?.unwrap_or(0) as u64;
+    // Where the table has lost a row, numbers would be given twice.
+    if get::<Option<i64>>(row, "next_sequence")?.is_none() {
+        return Err(damaged("an integration without its progress"));
+    }
     let progress = Progress {
         next_sequence: get_u64(row, "next_sequence")?.max(log_end),
         delivered: get_u64(row, "delivered")?,

@@ -9,7 +9,12 @@ pub(super) struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(Initial), Box::new(Gaps), Box::new(LogOutline)]
+        vec![
+            Box::new(Initial),
+            Box::new(Gaps),
+            Box::new(LogOutline),
+            Box::new(Progress),
+        ]
     }
 }
 
@@ -102,6 +107,65 @@ impl MigrationTrait for LogOutline {
     fn use_transaction(&self) -> Option<bool> {
         Some(true)
     }
+}
+
+/// What every settlement changes is in rows of its own, of which hundreds share a page:
+/// those of `integration` fill a page by the dozen.
+struct Progress;
+
+/// What was in `integration` before.
+const PROGRESS: [&str; 6] = [
+    "next_sequence",
+    "delivered",
+    "expired",
+    "discarded",
+    "last_attempt_at",
+    "last_delivery_at",
+];
+
+impl MigrationName for Progress {
+    fn name(&self) -> &str {
+        "m0004_progress"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Progress {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        manager.create_table(progress()).await?;
+        let columns = PROGRESS.join(", ");
+        let copy = format!(
+            "INSERT INTO progress (integration_key, {columns}) \
+            SELECT integration_key, {columns} FROM integration ORDER BY integration_key"
+        );
+        manager.get_connection().execute_unprepared(&copy).await?;
+        for column in PROGRESS {
+            let moved = Table::alter()
+                .table("integration")
+                .drop_column(column)
+                .to_owned();
+            manager.alter_table(moved).await?;
+        }
+        Ok(())
+    }
+
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+}
+
+/// How far an integration's log has come: one row for each of `integration`.
+fn progress() -> TableCreateStatement {
+    Table::create()
+        .table("progress")
+        .col(big_integer("integration_key").primary_key())
+        .col(big_integer("next_sequence"))
+        .col(big_integer("delivered"))
+        .col(big_integer("expired"))
+        .col(big_integer("discarded"))
+        .col(big_integer_null("last_attempt_at"))
+        .col(big_integer_null("last_delivery_at"))
+        .to_owned()
 }
 
 /// What was in the log and cannot be read back, set aside.

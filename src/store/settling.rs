@@ -8,7 +8,7 @@ use super::{
     command::{Unsettled, UnsettledOne},
     draft::Draft,
     integrations,
-    statements::{self, Advance},
+    statements::{self, ProgressRow},
 };
 use crate::domain::integration::{IntegrationKey, Progress};
 
@@ -18,7 +18,7 @@ pub(super) async fn settle(
     draft: &mut Draft<'_>,
     unsettled: &Unsettled,
 ) -> Result<(), DbErr> {
-    let (mut finished, mut advances) = (Vec::new(), Vec::new());
+    let (mut finished, mut advanced) = (Vec::new(), Vec::new());
     for (key, one) in &unsettled.by_key {
         let Some(slot) = draft.slot_mut(*key) else {
             continue;
@@ -37,20 +37,12 @@ pub(super) async fn settle(
         if changed {
             integrations::audit_status(tx, &slot.snapshot).await?;
         }
-        if before.says_the_same(status) {
-            let progress = &slot.snapshot.progress;
-            advances.push(Advance {
-                key: *key,
-                last_attempt: status.last_attempt,
-                last_delivery: status.last_delivery,
-                next_sequence: progress.next_sequence,
-                delivered: progress.delivered,
-            });
-        } else {
-            statements::update_integration(tx, *key, slot).await?;
+        if !before.says_the_same(status) {
+            statements::save_status(tx, *key, slot).await?;
         }
+        advanced.push(ProgressRow::of(*key, slot));
     }
-    statements::advance(tx, &advances).await?;
+    statements::save_progress(tx, &advanced).await?;
     statements::delete_chunks(tx, &finished).await
 }
 

@@ -8,10 +8,10 @@ use super::{
     catalog::Slot,
     chunk,
     many::run_many,
-    rows::{micros, mutable_columns, save_meta, statement},
+    rows::{micros, save_meta, statement, status_columns},
     tail::TailChunk,
 };
-use crate::domain::integration::IntegrationKey;
+use crate::domain::integration::{IntegrationKey, Progress, Snapshot};
 
 /// Chunks of deleted integrations that one transaction removes.
 const GARBAGE_CHUNKS: u64 = 64;
@@ -99,51 +99,71 @@ pub(super) async fn delete_chunks(tx: &DatabaseTransaction, ids: &[i64]) -> Resu
         .map(drop)
 }
 
-pub(super) async fn update_integration(
+/// Saves an integration's status.
+pub(super) async fn save_status(
     tx: &DatabaseTransaction,
     key: IntegrationKey,
     slot: &Slot,
 ) -> Result<(), DbErr> {
     let sql = "UPDATE integration SET revision = $1, status = $2, reason = $3, \
-        status_since = $4, last_attempt_at = $5, last_delivery_at = $6, next_retry_at = $7, \
-        aws_error_code = $8, aws_request_id = $9, next_sequence = $10, delivered = $11, \
-        expired = $12, discarded = $13 WHERE integration_key = $14";
-    let mut values = mutable_columns(slot);
+        status_since = $4, next_retry_at = $5, aws_error_code = $6, aws_request_id = $7 \
+        WHERE integration_key = $8";
+    let mut values = status_columns(slot);
     values.push(key.0.into());
     run(tx, sql, values).await.map(drop)
 }
 
-/// How far an integration's log has come, and when.
-pub(super) struct Advance {
-    pub(super) key: IntegrationKey,
-    pub(super) last_attempt: Option<Timestamp>,
-    pub(super) last_delivery: Option<Timestamp>,
-    pub(super) next_sequence: u64,
-    pub(super) delivered: u64,
+/// How far an integration's log has come, and when it was last attempted: a row of
+/// `progress`.
+pub(super) struct ProgressRow {
+    key: IntegrationKey,
+    progress: Progress,
+    last_attempt: Option<Timestamp>,
+    last_delivery: Option<Timestamp>,
 }
 
-/// Updates integrations of which nothing else has changed.
-pub(super) async fn advance(tx: &DatabaseTransaction, advances: &[Advance]) -> Result<(), DbErr> {
+impl ProgressRow {
+    pub(super) fn of(key: IntegrationKey, slot: &Slot) -> Self {
+        let Snapshot {
+            progress, status, ..
+        } = &slot.snapshot;
+        Self {
+            key,
+            progress: *progress,
+            last_attempt: status.last_attempt,
+            last_delivery: status.last_delivery,
+        }
+    }
+}
+
+/// Saves rows of `progress`, of integrations old and new.
+pub(super) async fn save_progress(
+    tx: &DatabaseTransaction,
+    rows: &[ProgressRow],
+) -> Result<(), DbErr> {
     let sql = |rows: &str| {
         format!(
-            "WITH advance (integration_key, last_attempt_at, last_delivery_at, next_sequence, \
-            delivered) AS (VALUES {rows}) UPDATE integration SET \
-            last_attempt_at = advance.last_attempt_at, \
-            last_delivery_at = advance.last_delivery_at, \
-            next_sequence = advance.next_sequence, delivered = advance.delivered \
-            FROM advance WHERE integration.integration_key = advance.integration_key"
+            "INSERT INTO progress (integration_key, next_sequence, delivered, expired, \
+            discarded, last_attempt_at, last_delivery_at) VALUES {rows} \
+            ON CONFLICT (integration_key) DO UPDATE SET \
+            next_sequence = excluded.next_sequence, delivered = excluded.delivered, \
+            expired = excluded.expired, discarded = excluded.discarded, \
+            last_attempt_at = excluded.last_attempt_at, \
+            last_delivery_at = excluded.last_delivery_at"
         )
     };
-    let values = |advance: &Advance, values: &mut Vec<Value>| {
+    let values = |row: &ProgressRow, values: &mut Vec<Value>| {
         values.extend([
-            advance.key.0.into(),
-            advance.last_attempt.map(micros).into(),
-            advance.last_delivery.map(micros).into(),
-            (advance.next_sequence as i64).into(),
-            (advance.delivered as i64).into(),
-        ] as [Value; 5]);
+            row.key.0.into(),
+            (row.progress.next_sequence as i64).into(),
+            (row.progress.delivered as i64).into(),
+            (row.progress.expired as i64).into(),
+            (row.progress.discarded as i64).into(),
+            row.last_attempt.map(micros).into(),
+            row.last_delivery.map(micros).into(),
+        ] as [Value; 7]);
     };
-    run_many(tx, advances, 5, sql, values).await
+    run_many(tx, rows, 7, sql, values).await
 }
 
 /// Removes a slice of the chunks of deleted integrations; what is left stays listed.

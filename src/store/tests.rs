@@ -1,6 +1,7 @@
 //! The store against a model: random appends, settlements, configurations and
 //! deletions, with restarts between them.
 
+mod progress;
 mod retention;
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
@@ -25,8 +26,8 @@ const LIMITS: BatchLimits = BatchLimits {
     overhead_bytes: 0,
 };
 
-async fn open(folder: &Path, log_tail_bytes: usize) -> Store {
-    let options = StoreOptions {
+fn options(folder: &Path, log_tail_bytes: usize) -> StoreOptions {
+    StoreOptions {
         data_dir: folder.to_owned(),
         disk_reserve_bytes: 64 << 20,
         log_tail_bytes,
@@ -34,9 +35,13 @@ async fn open(folder: &Path, log_tail_bytes: usize) -> Store {
         settle_linger: Duration::from_millis(1),
         failing_after: Duration::from_secs(60),
         tombstones: 2,
-    };
+    }
+}
+
+async fn open(folder: &Path, log_tail_bytes: usize) -> Store {
     let key = MasterKey::from_hex(KEY).unwrap();
-    Store::open(options, key).await.unwrap()
+    let store = Store::open(options(folder, log_tail_bytes), key).await;
+    store.unwrap()
 }
 
 fn configuration(organization: &str) -> Configure {
@@ -353,16 +358,7 @@ async fn forgets_old_deletions_and_says_so() {
 async fn a_directory_is_used_by_one() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path(), 0).await;
-    let options = StoreOptions {
-        data_dir: folder.path().to_owned(),
-        disk_reserve_bytes: 64 << 20,
-        log_tail_bytes: 0,
-        commit_linger: Duration::ZERO,
-        settle_linger: Duration::ZERO,
-        failing_after: Duration::from_secs(60),
-        tombstones: 0,
-    };
-    let second = Store::open(options, MasterKey::from_hex(KEY).unwrap()).await;
+    let second = Store::open(options(folder.path(), 0), MasterKey::from_hex(KEY).unwrap()).await;
     assert!(matches!(second.err(), Some(OpenError::InUse(_))));
     store.close().await;
 }
