@@ -143,6 +143,7 @@ impl Audit {
         self.has_horizon = true;
         for integration in &mut self.integrations {
             integration.horizon = Some(integration.last().unwrap_or(0));
+            integration.beginning = integration.lowest();
         }
     }
 
@@ -151,6 +152,7 @@ impl Audit {
         self.integrations.iter().all(|integration| {
             let (first, last) = self.judged(integration);
             integration.accounted().holes(first, last).is_empty()
+                && integration.understated(first, last).is_empty()
         })
     }
 
@@ -159,7 +161,10 @@ impl Audit {
     pub(super) fn judged(&self, integration: &Integration) -> (u64, u64) {
         let first = match self.expectation.first {
             First::Sequence(first) => first,
-            First::Read => integration.first().unwrap_or(1),
+            First::Read => {
+                let lowest = integration.beginning.or_else(|| integration.lowest());
+                lowest.unwrap_or(1)
+            }
         };
         let read = integration.horizon.or(integration.last()).unwrap_or(0);
         (first, self.expectation.last.unwrap_or(read))

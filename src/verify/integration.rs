@@ -94,6 +94,8 @@ pub(super) struct Integration {
     pub(super) unwatched: u64,
     /// What comes beyond it is not judged: its time has not come yet.
     pub(super) horizon: Option<u64>,
+    /// The lowest sequence of a record that was read before the horizon was set.
+    pub(super) beginning: Option<u64>,
 }
 
 impl Integration {
@@ -115,6 +117,7 @@ impl Integration {
             late_devices: 0,
             unwatched: 0,
             horizon: None,
+            beginning: None,
         }
     }
 
@@ -205,45 +208,61 @@ impl Integration {
         accounted
     }
 
-    /// Ranges of gaps of which more is missing than their events have counted: what is
-    /// missing beyond is lost in silence. Gaps that overlap count together.
-    pub(super) fn understated(&self) -> Vec<Understated> {
-        let mut gaps: Vec<(u64, u64, u64)> = self
+    /// The lowest sequence that a record has; a gap has the last of its range.
+    pub(super) fn lowest(&self) -> Option<u64> {
+        let gap = self.gaps.keys().next().copied();
+        self.events.first().into_iter().chain(gap).min()
+    }
+
+    /// What gaps stand for of a range, in order, those that overlap as one.
+    pub(super) fn told(&self, first: u64, last: u64) -> Vec<Told> {
+        let mut gaps: Vec<Told> = self
             .gaps
             .iter()
-            .map(|(last, gap)| (gap.first, *last, gap.count))
+            .map(|(to, gap)| Told {
+                first: gap.first.max(first),
+                last: (*to).min(last),
+                announced: gap.count,
+                gaps: 1,
+            })
+            .filter(|told| told.first <= told.last)
             .collect();
-        gaps.sort_unstable();
-        let mut together: Vec<(u64, u64, u64)> = Vec::new();
-        for (first, last, count) in gaps {
+        gaps.sort_unstable_by_key(|told| (told.first, told.last));
+        let mut together: Vec<Told> = Vec::new();
+        for told in gaps {
             match together.last_mut() {
-                Some(before) if first <= before.1 => {
-                    before.1 = before.1.max(last);
-                    before.2 = before.2.saturating_add(count);
+                Some(before) if told.first <= before.last => {
+                    before.last = before.last.max(told.last);
+                    before.announced = before.announced.saturating_add(told.announced);
+                    before.gaps += 1;
                 }
-                _ => together.push((first, last, count)),
+                _ => together.push(told),
             }
         }
         together
-            .into_iter()
-            .filter_map(|(first, last, announced)| {
-                let missing = (last - first).saturating_add(1) - self.events.count(first, last);
-                (missing > announced).then_some(Understated {
-                    first,
-                    last,
-                    announced,
-                    missing,
-                })
-            })
-            .collect()
+    }
+
+    /// How many events are missing of a range.
+    pub(super) fn missing(&self, first: u64, last: u64) -> u64 {
+        (last - first).saturating_add(1) - self.events.count(first, last)
+    }
+
+    /// What gaps stand for of a range and of which more is missing than their events have
+    /// counted: what is missing beyond is lost in silence. How many of a gap's events lie
+    /// outside of the range is not known.
+    pub(super) fn understated(&self, first: u64, last: u64) -> Vec<Told> {
+        let mut told = self.told(first, last);
+        told.retain(|told| self.missing(told.first, told.last) > told.announced);
+        told
     }
 }
 
-/// A range of which more is missing than was announced.
+/// What gaps that overlap stand for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Understated {
+pub(super) struct Told {
     pub(super) first: u64,
     pub(super) last: u64,
     pub(super) announced: u64,
-    pub(super) missing: u64,
+    /// How many they are.
+    pub(super) gaps: u64,
 }

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::{
     Audit,
-    integration::{Integration, Samples},
+    integration::{Integration, Samples, Told},
 };
 
 /// What is proven.
@@ -117,6 +117,9 @@ pub struct Gaps {
     pub events: u64,
     /// How many came again.
     pub duplicates: u64,
+    /// How many overlap another. Their counts add up, though one may have taken in the
+    /// other, so that as much may be missing of what they share.
+    pub overlapping: u64,
     /// Sequences that they stand for and that were not read.
     pub sequences: u64,
     /// Sequences that they stand for and that were read all the same: the answer to
@@ -281,17 +284,19 @@ fn holes(audit: &Audit, integration: &Integration) -> Holes {
 
 fn gaps(audit: &Audit, integration: &Integration) -> Gaps {
     let listed = audit.expectation.listed;
-    let understated = integration.understated();
-    let mut announced = super::sequences::SequenceSet::default();
-    for (last, gap) in &integration.gaps {
-        announced.insert_range(gap.first, *last);
-    }
-    let sequences = integration.accounted().len() - integration.events.len();
+    let (first, last) = audit.judged(integration);
+    let told = integration.told(first, last);
+    let missing = |told: &Told| integration.missing(told.first, told.last);
+    let sequences: u64 = told.iter().map(missing).sum();
+    let announced: u64 = told.iter().map(|told| told.last - told.first + 1).sum();
+    let overlapping = told.iter().map(|told| told.gaps).filter(|gaps| *gaps > 1);
+    let understated = integration.understated(first, last);
     Gaps {
         events: integration.gaps.len() as u64,
         duplicates: integration.gap_duplicates,
+        overlapping: overlapping.sum(),
         sequences,
-        arrived: announced.len() - sequences,
+        arrived: announced - sequences,
         first: integration
             .gaps
             .iter()
@@ -312,7 +317,7 @@ fn gaps(audit: &Audit, integration: &Integration) -> Gaps {
                     first: range.first,
                     last: range.last,
                     announced: range.announced,
-                    missing: range.missing,
+                    missing: missing(range),
                 })
                 .collect(),
         },

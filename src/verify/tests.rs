@@ -1,6 +1,7 @@
 //! The audit against a naive one, and against planted faults.
 
 mod naive;
+mod window;
 
 use std::collections::BTreeSet;
 
@@ -91,8 +92,10 @@ fn anything() -> impl Strategy<Value = Vec<Record>> {
 
 proptest! {
     #[test]
-    fn it_finds_what_the_naive_one_finds(records in anything()) {
-        let (report, naive) = (of(&records), naive(&records));
+    fn it_finds_what_the_naive_one_finds(records in anything(), window in window::anywhere()) {
+        let expectation = Expectation { integrations: vec![INTEGRATION], ..window.expectation() };
+        let report = audited(&records, expectation).integrations.swap_remove(0);
+        let naive = naive(&records, &window);
         let late = report.out_of_order.first.iter().map(|late| (late.sequence, late.after));
         let understated = report.gaps.understated.first.iter().map(|one| (one.first, one.last));
         let found = Found {
@@ -103,6 +106,7 @@ proptest! {
             missing_in_gaps: naive.missing_in_gaps.clone(),
             gap_events: report.gaps.events,
             gap_duplicates: report.gaps.duplicates,
+            overlapping: report.gaps.overlapping,
             late: late.collect(),
             understated: understated.collect(),
         };
@@ -114,30 +118,45 @@ proptest! {
     }
 }
 
+/// What a run of sequences became.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Delivered,
+    Expired,
+    /// Its first event was accepted, and the answer lost before it expired.
+    Arrived,
+    /// Those of some devices were delivered, and the others expired.
+    Sparse,
+}
+
+fn fate() -> impl Strategy<Value = Fate> {
+    prop_oneof![
+        10 => Just(Fate::Delivered),
+        1 => Just(Fate::Expired),
+        1 => Just(Fate::Arrived),
+        2 => Just(Fate::Sparse),
+    ]
+}
+
 /// What a service that keeps its promises writes: runs of events and gaps in order, some
 /// of which are sent again after a crash or because an answer was lost.
 fn promised() -> impl Strategy<Value = Vec<Record>> {
-    let run = (
-        1..12u64,
-        prop::bool::weighted(0.2),
-        prop::bool::weighted(0.3),
-        any::<bool>(),
-    );
+    let run = (1..12u64, fate(), any::<u16>(), prop::bool::weighted(0.3));
     prop::collection::vec(run, 1..12).prop_map(|runs| {
         let (mut records, mut next) = (Vec::new(), 1);
-        for (length, is_gap, is_repeated, arrived) in runs {
+        for (length, fate, chosen, is_repeated) in runs {
             let (first, last) = (next, next + length - 1);
             next += length;
-            let announced = Record::Gap {
+            let whole = Record::Gap {
                 first,
                 last,
                 count: length,
             };
-            let run: Vec<Record> = match (is_gap, arrived) {
-                (false, _) => (first..=last).map(Record::event).collect(),
-                (true, false) => vec![announced],
-                // Its first event was accepted, and the answer lost before it expired.
-                (true, true) => vec![Record::event(first), announced],
+            let run = match fate {
+                Fate::Delivered => (first..=last).map(Record::event).collect(),
+                Fate::Expired => vec![whole],
+                Fate::Arrived => vec![Record::event(first), whole],
+                Fate::Sparse => sparse(first, last, chosen),
             };
             records.extend(run.clone());
             if is_repeated {
@@ -146,6 +165,22 @@ fn promised() -> impl Strategy<Value = Vec<Record>> {
         }
         records
     })
+}
+
+/// The chosen are delivered; the last and what else there is expires after them.
+fn sparse(first: u64, last: u64, chosen: u16) -> Vec<Record> {
+    let (delivered, expired): (Vec<u64>, Vec<u64>) =
+        (first..=last).partition(|one| *one < last && chosen >> (one - first) & 1 == 1);
+    let gap = Record::Gap {
+        first: expired[0],
+        last,
+        count: expired.len() as u64,
+    };
+    delivered
+        .into_iter()
+        .map(Record::event)
+        .chain([gap])
+        .collect()
 }
 
 fn sequences(records: &[Record]) -> BTreeSet<u64> {

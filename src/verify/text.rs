@@ -111,6 +111,13 @@ impl IntegrationReport {
                 gaps.arrived
             )?;
         }
+        if gaps.overlapping > 0 {
+            writeln!(
+                f,
+                "              {} of them overlap: what they share may be counted twice",
+                gaps.overlapping
+            )?;
+        }
         if gaps.understated.count > 0 {
             writeln!(f, "UNDERSTATED   {} ranges", gaps.understated.count)?;
             list(f, &gaps.understated, |one| {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::Record;
+use super::{Record, window::Window};
 
 /// What a reader with all the memory in the world finds.
 #[derive(Debug, Default, PartialEq)]
@@ -14,11 +14,12 @@ pub(super) struct Found {
     pub(super) missing_in_gaps: Vec<u64>,
     pub(super) gap_events: u64,
     pub(super) gap_duplicates: u64,
+    pub(super) overlapping: u64,
     pub(super) late: Vec<(u64, u64)>,
     pub(super) understated: Vec<(u64, u64)>,
 }
 
-pub(super) fn naive(records: &[Record]) -> Found {
+pub(super) fn naive(records: &[Record], window: &Window) -> Found {
     let mut found = Found::default();
     let (mut ids, mut gaps) = (HashMap::new(), BTreeMap::<u64, (u64, u64)>::new());
     let mut by_device: HashMap<u128, Vec<u64>> = HashMap::new();
@@ -63,26 +64,34 @@ pub(super) fn naive(records: &[Record]) -> Found {
     }
     found.events = ids.len() as u64;
     found.gap_events = gaps.len() as u64;
-    let announced: BTreeSet<u64> = gaps.iter().flat_map(|(last, gap)| gap.0..=*last).collect();
-    let last = announced
-        .iter()
-        .chain(ids.keys())
-        .max()
-        .copied()
-        .unwrap_or(0);
+    let highest = ids.keys().chain(gaps.keys()).max();
+    let lowest = ids.keys().chain(gaps.keys()).min();
+    let first = window.first.or(lowest.copied()).unwrap_or(1);
+    let last = window.last.or(highest.copied()).unwrap_or(0);
     let is_there = |sequence: &u64| ids.contains_key(sequence);
+    // What a gap says of sequences that are not judged proves nothing, either way.
+    let ranges: Vec<(BTreeSet<u64>, u64)> = gaps
+        .into_iter()
+        .map(|(to, (from, count))| ((from.max(first)..=to.min(last)).collect(), count))
+        .filter(|(range, _): &(BTreeSet<u64>, u64)| !range.is_empty())
+        .collect();
+    let announced: BTreeSet<u64> = ranges.iter().flat_map(|(range, _)| range.clone()).collect();
     found.missing_in_gaps = announced
         .iter()
         .copied()
         .filter(|one| !is_there(one))
         .collect();
-    found.holes = (1..=last)
+    found.holes = (first..=last)
         .filter(|one| !is_there(one) && !announced.contains(one))
         .collect();
+    let meets = |one: &BTreeSet<u64>| {
+        let others = ranges.iter().filter(|(other, _)| !one.is_disjoint(other));
+        others.count() > 1
+    };
+    found.overlapping = ranges.iter().filter(|(range, _)| meets(range)).count() as u64;
     // Gaps belong together where they share a sequence, over others if need be.
     let mut groups: Vec<(BTreeSet<u64>, u64)> = Vec::new();
-    for (last, (first, count)) in gaps {
-        let (mut range, mut count) = ((first..=last).collect::<BTreeSet<u64>>(), count);
+    for (mut range, mut count) in ranges {
         groups.retain(|(other, more)| {
             let apart = other.is_disjoint(&range);
             if !apart {
