@@ -134,11 +134,11 @@ settings! {
         "How many bytes of events may wait for one integration, before compression; beyond it the oldest expire, until 63/64 of it are left.";
     disk_reserve_bytes: usize = "disk-reserve-bytes", "67108864", Bytes(MIB..=1024 * GIB),
         "How much of the disk is kept free of events, so that deliveries can still be recorded when it nears full; of a small disk an eighth at the most.";
-    log_tail_bytes: usize = "log-tail-bytes", "67108864", Bytes(0..=16 * GIB),
+    log_tail_bytes: usize = "log-tail-bytes", "33554432", Bytes(0..=16 * GIB),
         "How much of the newest part of the log stays in memory, so that integrations that keep up read nothing back.";
-    publish_bytes_in_flight: usize = "publish-bytes-in-flight", "67108864", Bytes(16 * MIB..=16 * GIB),
+    publish_bytes_in_flight: usize = "publish-bytes-in-flight", "33554432", Bytes(16 * MIB..=16 * GIB),
         "How many bytes of publishes may be in memory before they are durable; more must wait.";
-    window_bytes: usize = "window-bytes", "67108864", Bytes(MIB..=16 * GIB),
+    window_bytes: usize = "window-bytes", "33554432", Bytes(MIB..=16 * GIB),
         "How much of the log may be in memory to be delivered, in all; beyond it each request under way has about 1 MiB.";
     window_bytes_per_integration: usize = "window-bytes-per-integration", "8388608", Bytes(64 * KIB..=GIB),
         "How much of the log may be in memory to be delivered for one integration, and one chunk.";
