@@ -77,7 +77,8 @@ async fn look<S>(shared: &Shared<S>, key: IntegrationKey, stop: &CancellationTok
         Ok(expired) => next_look(shared, key, expired).await,
         Err(error) => Err(error),
     };
-    let failed = next.is_err();
+    // What cannot be read has to show where it is read to be sent.
+    let holds = next.as_ref().is_err_and(StoreError::is_full);
     let (wait, mut rests) = next.unwrap_or_else(|error| {
         tracing::error!(%error, "cannot let expire what waits too long");
         (RETRY, true)
@@ -92,7 +93,7 @@ async fn look<S>(shared: &Shared<S>, key: IntegrationKey, stop: &CancellationTok
     }
     let log_end = shared.log_end(key);
     let at = Instant::now() + wait;
-    lanes.end_expiry(key, NextLook { at, rests, failed });
+    lanes.end_expiry(key, NextLook { at, rests, holds });
     lanes.close_if_done(key, log_end);
     drop(lanes);
     shared.wake.notify_one();

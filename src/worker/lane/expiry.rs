@@ -28,8 +28,8 @@ pub(in crate::worker) struct NextLook {
     pub(in crate::worker) at: Instant,
     /// Not before, whatever comes.
     pub(in crate::worker) rests: bool,
-    /// The look before failed.
-    pub(in crate::worker) failed: bool,
+    /// No request begins before, where none may now: what is too old could not be recorded.
+    pub(in crate::worker) holds: bool,
 }
 
 impl Expiry {
@@ -84,14 +84,13 @@ impl Lanes {
         }
     }
 
-    /// A lane was looked at, and is again at a moment; where that failed, no request begins
-    /// until it has not.
+    /// A lane was looked at, and is again at a moment.
     pub(in crate::worker) fn end_expiry(&mut self, key: IntegrationKey, next: NextLook) {
         let Some(lane) = self.by_key.get_mut(&key) else {
             return;
         };
         lane.expiry.running = false;
-        lane.expiry.holds &= next.failed;
+        lane.expiry.holds &= next.holds;
         lane.expiry.rests_until = next.rests.then_some(next.at);
         self.expire_at(key, next.at);
         self.queue(key);

@@ -1,11 +1,12 @@
 //! A database that is not what was written.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbBackend, QueryResult, Statement};
+use siem_relay::proto::v1;
 
 use super::Ground;
-use crate::harness::{GapTold, Load, Process, arrive, check_with_gaps};
+use crate::harness::{Customer, GapTold, Load, Process, age_log, arrive, check_with_gaps};
 
 /// Starts on a database whose bytes were changed; it must be refused, in words that
 /// help, and left as it is.
@@ -88,6 +89,47 @@ async fn a_damaged_chunk_is_set_aside_and_told_of_in_the_stream() {
     process.terminate().await;
     process.ended().await;
     assert_eq!(set_aside(ground.dir.path()).await, [(201, 100)]);
+}
+
+/// A row of one customer cannot be read, and what is in it would be due to expire. That
+/// customer's status says so; another one notices nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreadable_row_shows_in_its_own_status_and_harms_nobody_else() {
+    let ground = Ground::new().await;
+    ground
+        .customer
+        .make_role_that_may(&ground.aws, "s3:GetObject");
+    let process = ground.start().await;
+    process.api.configure(&ground.customer).await;
+    process
+        .api
+        .publish(&Load::new("acme", 3, 82).events(100))
+        .await;
+    process.terminate().await;
+    process.ended().await;
+
+    let db = database(ground.dir.path()).await;
+    let spoil = "UPDATE chunk SET gaps = 'not JSON'";
+    db.execute_unprepared(spoil).await.unwrap();
+    db.close().await.unwrap();
+    age_log(ground.dir.path(), Duration::from_secs(25 * 3600)).await;
+    ground.customer.make_role(&ground.aws);
+    let process = ground.start().await;
+    let unreadable = |status: &v1::IntegrationStatus| status.status() == v1::Status::Failing;
+    let status = process.api.until_status("acme", unreadable).await;
+    assert_eq!(status.reason(), v1::StatusReason::LogUnreadable);
+    let other = Customer::new("other");
+    other.make_role(&ground.aws);
+    other.make_stream(&ground.aws, 1);
+    process.api.configure(&other).await;
+    let mut load = Load::new("other", 3, 83);
+    for _ in 0..20 {
+        process.api.publish(&load.events(10)).await;
+    }
+    let counts = process.api.until_delivered("other").await;
+    assert_eq!(counts.delivered, 200);
+    let counts = process.api.get("acme").await.counts.unwrap();
+    assert_eq!((counts.pending, counts.expired), (100, 0));
 }
 
 async fn database(data_dir: &Path) -> DatabaseConnection {
