@@ -12,7 +12,6 @@ mod kinesis;
 mod quiet;
 mod read;
 mod sessions;
-mod signature;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! PutRecords without the AWS SDK's machinery: the body is written in one pass, signed
-//! with a key that is at hand, and the answer read without copies. What it answers is
+//! with the SDK's own signer, and the answer read without copies. What it answers is
 //! what [`super::kinesis`] answers; the tests hold the two side by side.
 
 mod answer;
@@ -10,24 +10,23 @@ use std::time::{Duration, SystemTime};
 
 use aws_config::SdkConfig;
 use aws_lc_rs::digest::{SHA256, digest};
+use aws_sigv4::{
+    http_request::{SignableBody, SignableRequest, SigningError, SigningSettings, sign},
+    sign::v4,
+};
 use aws_smithy_http_client::Connector;
 use aws_smithy_runtime_api::{
     client::{http::HttpConnector, orchestrator::HttpRequest, result::ConnectorError},
     http::Headers,
 };
 use aws_smithy_types::{body::SdkBody, byte_stream::ByteStream};
-use http::HeaderValue;
 use tokio::time::timeout;
 
 use self::{
     answer::Answer,
     endpoint::{Endpoint, Endpoints},
 };
-use super::{
-    Record, RecordOutcome,
-    sessions::Session,
-    signature::{Signable, hex},
-};
+use super::{Record, RecordOutcome, sessions::Session};
 use crate::domain::{
     arn::StreamArn,
     event::Head,
@@ -55,9 +54,13 @@ struct Received {
     body: Vec<u8>,
 }
 
-/// A request could not be made; nothing was sent.
+/// A request could not be made or signed; nothing was sent.
 #[derive(Debug, thiserror::Error)]
 enum NotSent {
+    #[error("cannot sign: {0}")]
+    Sign(#[from] SigningError),
+    #[error("cannot sign: {0}")]
+    Params(#[from] v4::signing_params::BuildError),
     #[error("cannot build the request: {0}")]
     Request(#[from] http::Error),
     #[error("cannot build the request: {0}")]
@@ -162,33 +165,41 @@ fn request(
     body: Vec<u8>,
     now: SystemTime,
 ) -> Result<HttpRequest, NotSent> {
-    let signable = Signable {
-        region,
-        host: &endpoint.host,
-        path: &endpoint.canonical_path,
-        content_type: CONTENT_TYPE,
-        target: TARGET,
-        body_hash: &hex(digest(&SHA256, &body).as_ref()),
-    };
-    let signed = session.signer().sign(&signable, now);
+    let settings = SigningSettings::default();
+    let params = v4::SigningParams::builder()
+        .identity(session.identity())
+        .region(region)
+        .name("kinesis")
+        .time(now)
+        .settings(settings)
+        .build()?
+        .into();
+    let signed = [("content-type", CONTENT_TYPE), ("x-amz-target", TARGET)];
+    let hash = hex(digest(&SHA256, &body).as_ref());
+    let signable = SignableRequest::new(
+        "POST",
+        endpoint.url.as_str(),
+        signed.into_iter(),
+        SignableBody::Precomputed(hash),
+    )?;
+    let (instructions, _signature) = sign(signable, &params)?.into_parts();
     let mut request = http::Request::builder()
         .method("POST")
-        .uri(endpoint.url.clone())
+        .uri(&endpoint.url)
         .header("content-type", CONTENT_TYPE)
         .header("x-amz-target", TARGET)
         .header("user-agent", USER_AGENT)
         .header("content-length", body.len())
-        .header("x-amz-date", signed.date)
-        .header("authorization", secret(&signed.authorization)?);
-    if let Some(token) = signed.security_token {
-        request = request.header("x-amz-security-token", secret(token)?);
-    }
-    Ok(HttpRequest::try_from(request.body(SdkBody::from(body))?)?)
+        .body(SdkBody::from(body))?;
+    instructions.apply_to_request_http1x(&mut request);
+    Ok(HttpRequest::try_from(request)?)
 }
 
-/// A value that does not print.
-fn secret(text: &str) -> Result<HeaderValue, http::Error> {
-    let mut value = HeaderValue::from_str(text)?;
-    value.set_sensitive(true);
-    Ok(value)
+fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble & 15)]);
+    bytes
+        .iter()
+        .flat_map(|byte| [digit(byte >> 4), digit(*byte)])
+        .collect()
 }

@@ -10,15 +10,13 @@ use std::{
 };
 
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
+use aws_smithy_runtime_api::client::identity::Identity as SigningIdentity;
 use moka::{future::Cache, ops::compute::Op, policy::EvictionPolicy};
 use tokio::time::Instant;
 use tracing::info;
 use uuid::Uuid;
 
-use super::{
-    AssumedWith, AwsOptions, assume_role::Tries, denials::Denial, identity::Identity,
-    signature::Signer,
-};
+use super::{AssumedWith, AwsOptions, assume_role::Tries, denials::Denial, identity::Identity};
 use crate::domain::{
     integration::Integration,
     status::{Fault, Meaning},
@@ -32,7 +30,7 @@ type Key = (Uuid, u64);
 /// Credentials of an assumed role, and how long they are good.
 pub(super) struct Session {
     credentials: SharedCredentialsProvider,
-    signer: Signer,
+    identity: SigningIdentity,
     lifetime: Lifetime,
     with: AssumedWith,
 }
@@ -40,7 +38,7 @@ pub(super) struct Session {
 impl Session {
     pub(super) fn new(credentials: Credentials, lifetime: Lifetime, with: AssumedWith) -> Self {
         Self {
-            signer: Signer::new(credentials.clone()),
+            identity: credentials.clone().into(),
             credentials: SharedCredentialsProvider::new(credentials),
             lifetime,
             with,
@@ -52,9 +50,9 @@ impl Session {
         self.with
     }
 
-    /// Signs with the credentials.
-    pub(super) fn signer(&self) -> &Signer {
-        &self.signer
+    /// The credentials, for a signer.
+    pub(super) fn identity(&self) -> &SigningIdentity {
+        &self.identity
     }
 
     /// The credentials, for a client of the SDK.

@@ -9,9 +9,8 @@ use std::{
 use aws_config::SdkConfig;
 use aws_sdk_kinesis::config::endpoint::{DefaultResolver, Params, ResolveEndpoint};
 use aws_types::service_config::ServiceConfigKey;
-use http::Uri;
 
-use crate::{domain::arn::StreamArn, sink::signature::canonical_path};
+use crate::domain::arn::StreamArn;
 
 /// Regions and accounts whose endpoints are kept.
 const MOST_KEPT: usize = 4096;
@@ -19,32 +18,10 @@ const MOST_KEPT: usize = 4096;
 /// A region and an account.
 type Place = (Box<str>, Box<str>);
 
-/// A URL, and what a signature says of it.
+/// A URL.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Endpoint {
-    pub(super) url: Uri,
-    /// As the `host` header has it: without the scheme's own port.
-    pub(super) host: String,
-    pub(super) canonical_path: String,
-}
-
-impl Endpoint {
-    fn at(url: &str) -> Option<Self> {
-        let url: Uri = url.parse().ok()?;
-        let is_usual = matches!(
-            (url.scheme_str(), url.port_u16()),
-            (_, None) | (Some("http"), Some(80)) | (Some("https"), Some(443))
-        );
-        let host = match is_usual {
-            true => url.host()?,
-            false => url.authority()?.as_str(),
-        };
-        Some(Self {
-            host: host.to_owned(),
-            canonical_path: canonical_path(url.path()),
-            url,
-        })
-    }
+    pub(super) url: String,
 }
 
 /// The endpoints. An override of the environment, the profile or the configuration wins.
@@ -107,7 +84,9 @@ impl Endpoints {
             .ok()?;
         let resolved = ResolveEndpoint::resolve_endpoint(&self.resolver, &params);
         let base = resolved.await.ok()?.url().trim_end_matches('/').to_owned();
-        Endpoint::at(&format!("{base}/"))
+        Some(Endpoint {
+            url: format!("{base}/"),
+        })
     }
 }
 
