@@ -122,8 +122,8 @@ pub struct Gaps {
     pub overlapping: u64,
     /// Sequences that they stand for and that were not read.
     pub sequences: u64,
-    /// Sequences that they stand for and that were read all the same: the answer to
-    /// their delivery was lost, and they expired before it was tried again.
+    /// Sequences within their ranges that were read: of events that were delivered before
+    /// others beside them expired, or of which the answer was lost before they did.
     pub arrived: u64,
     /// The first of them.
     pub first: Vec<GapReport>,

@@ -107,7 +107,7 @@ impl IntegrationReport {
         if gaps.arrived > 0 {
             writeln!(
                 f,
-                "              {} of a gap arrived all the same",
+                "              {} events within their ranges are there",
                 gaps.arrived
             )?;
         }
