@@ -4,6 +4,7 @@ mod age;
 mod api;
 mod arrived;
 mod audit;
+mod auditor;
 mod customer;
 mod disk;
 mod gateway;
@@ -26,10 +27,11 @@ use siem_relay::{
 };
 use tempfile::TempDir;
 
-pub use age::age_log;
+pub use age::{age_deliveries, age_log};
 pub use api::{Api, reason, violated};
 pub use arrived::{Arrived, GapTold, arrive, check_in_order, check_whole, check_with_gaps};
 pub use audit::{Audited, audit};
+pub use auditor::{auditor, verified};
 pub use customer::Customer;
 pub use disk::Disk;
 pub use gateway::Gateway;

@@ -9,7 +9,7 @@ use siem_relay::sandbox::aws::{
 };
 use tempfile::TempDir;
 
-use crate::harness::{Customer, Ended, Load, World, run, run_with_input, tool, with_aws};
+use crate::harness::{Customer, Ended, Load, World, auditor, run, run_with_input, tool, with_aws};
 
 const EVENTS: u64 = 400;
 
@@ -56,18 +56,6 @@ impl Stream {
             .into_iter()
             .filter(|line| !lost(line))
             .collect()
-    }
-
-    /// A user of the customer's account, who may read.
-    fn auditor(&self) -> LongTermCredentials {
-        let auditor = LongTermCredentials {
-            access_key_id: "AKIAAUDITOR".to_owned(),
-            secret_access_key: "auditor-secret".to_owned(),
-            principal_arn: "arn:aws:iam::222222222222:user/auditor".to_owned(),
-            policy: None,
-        };
-        self.world.aws.put_credentials(auditor.clone()).unwrap();
-        auditor
     }
 
     async fn read_by(&self, who: &LongTermCredentials, arguments: &[&str]) -> Ended {
@@ -122,7 +110,7 @@ fn integration(ended: &Ended) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_was_delivered_is_complete() {
     let stream = Stream::new().await;
-    let ended = stream.read_by(&stream.auditor(), &[]).await;
+    let ended = stream.read_by(&auditor(&stream.world.aws), &[]).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let found = integration(&ended);
     assert_eq!(found["integration_id"], stream.integration_id.as_str());
@@ -137,7 +125,7 @@ async fn a_stream_that_was_delivered_is_complete() {
     // One that delivery goes on to write to is judged as well as it stands.
     let more = stream
         .read_by(
-            &stream.auditor(),
+            &auditor(&stream.world.aws),
             &["--last-sequence", "401", "--wait", "0"],
         )
         .await;
@@ -278,7 +266,7 @@ async fn answers_of_the_aws_command_line_are_read() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_read_proves_nothing() {
     let stream = Stream::new().await;
-    let mut stranger = stream.auditor();
+    let mut stranger = auditor(&stream.world.aws);
     stranger.secret_access_key = "another".to_owned();
     let refused = stream.read_by(&stranger, &[]).await;
     assert_eq!(refused.code, Some(2));

@@ -2,14 +2,9 @@
 
 use std::time::Duration;
 
-use siem_relay::{
-    proto::v1,
-    sandbox::aws::{LongTermCredentials, Operation},
-};
+use siem_relay::{proto::v1, sandbox::aws::Operation};
 
-use crate::harness::{
-    Arrived, Customer, GapTold, Load, World, arrive, check_with_gaps, run, tool, with_aws,
-};
+use crate::harness::{Arrived, Customer, GapTold, Load, World, arrive, check_with_gaps, verified};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -36,27 +31,8 @@ fn gap(first: u64, last: u64, count: u64, reason: &str) -> GapTold {
 
 /// An auditor finds every sequence in the stream, or told of by so many gaps.
 async fn check_verified(world: &World, customer: &Customer, accepted: u64, gaps: u64) {
-    let auditor = LongTermCredentials {
-        access_key_id: "AKIAAUDITOR".to_owned(),
-        secret_access_key: "auditor-secret".to_owned(),
-        principal_arn: "arn:aws:iam::222222222222:user/auditor".to_owned(),
-        policy: None,
-    };
-    world.aws.put_credentials(auditor.clone()).unwrap();
-    let last = accepted.to_string();
-    let arguments = [
-        "verify",
-        "--output",
-        "json",
-        "--stream",
-        &customer.stream_arn,
-        "--last-sequence",
-        &last,
-    ];
-    let ended = run(with_aws(tool(&arguments), &world.aws_url(), &auditor)).await;
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    let report = &ended.json()["integrations"][0];
-    assert_eq!(report["last_sequence"], accepted);
+    let url = world.aws_url();
+    let report = verified(&world.aws, &url, &customer.stream_arn, accepted).await;
     assert_eq!(report["gaps"]["events"], gaps, "{report}");
 }
 

@@ -6,10 +6,20 @@ use sea_orm::{ConnectionTrait, Database, DbBackend, Statement};
 
 /// Lets all that waits in the log of a service that has ended be older.
 pub async fn age_log(data_dir: &Path, by: Duration) {
+    let sql = "UPDATE chunk SET accepted_at = accepted_at - $1";
+    age(data_dir, sql, by).await;
+}
+
+/// Lets the last deliveries of a service that has ended be longer ago.
+pub async fn age_deliveries(data_dir: &Path, by: Duration) {
+    let sql = "UPDATE progress SET last_delivery_at = last_delivery_at - $1";
+    age(data_dir, sql, by).await;
+}
+
+async fn age(data_dir: &Path, sql: &str, by: Duration) {
     let file = data_dir.join("siem-relay.sqlite");
     let url = format!("sqlite://{}?mode=rw", file.display());
     let db = Database::connect(url).await.unwrap();
-    let sql = "UPDATE chunk SET accepted_at = accepted_at - $1";
     let values = [i64::try_from(by.as_micros()).unwrap().into()];
     let update = Statement::from_sql_and_values(DbBackend::Sqlite, sql, values);
     db.execute_raw(update).await.unwrap();

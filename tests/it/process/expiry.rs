@@ -7,7 +7,7 @@ use siem_relay::proto::v1;
 use uuid::Uuid;
 
 use super::Ground;
-use crate::harness::{Api, Load, Published, age_log, arrive, encode, knob, within};
+use crate::harness::{Api, Load, Published, age_log, arrive, encode, knob, verified, within};
 
 /// Publishes without pause until the server is gone; tells what was acked.
 async fn pour(api: &Api, load: &mut Load, most: usize) -> Vec<Published> {
@@ -67,6 +67,13 @@ async fn kills_while_events_expire_keep_the_counts_and_lose_no_gap() {
     let counts = process.api.until_delivered("acme").await;
     assert!(counts.expired > 0);
     check(&ground, &counts, &acked).await;
+    // No more is missing than the gaps count.
+    let url = ground.stand_in.url();
+    let report = verified(&ground.aws, &url, &streams[0].stream_arn, counts.accepted).await;
+    assert!(
+        report["gaps"]["sequences"].as_u64().unwrap() <= counts.expired,
+        "{report}"
+    );
 }
 
 /// Each sequence is there or told of, and all that was acked is there but what expired.

@@ -1,5 +1,7 @@
 //! The service's own identity, apart from the customers'.
 
+use std::time::Duration;
+
 use siem_relay::{
     proto::v1::{self, StatusReason},
     sandbox::aws::vendor_credentials,
@@ -7,7 +9,7 @@ use siem_relay::{
 use tonic_health::pb::health_check_response::ServingStatus;
 
 use super::Ground;
-use crate::harness::{Customer, Load};
+use crate::harness::{Customer, Load, age_deliveries};
 
 /// The environment's credentials are the service's own: without them no customer is
 /// blamed, and events wait.
@@ -62,6 +64,8 @@ async fn roles_that_worked_before_a_restart_are_witnesses_after_it() {
     process.terminate().await;
     process.ended().await;
 
+    // It was broken for hours before somebody tried a restart.
+    age_deliveries(ground.dir.path(), Duration::from_secs(3 * 3600)).await;
     let mut own = vendor_credentials();
     let policy = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Deny","Action":"sts:AssumeRole","Resource":"*"}]}"#;
     own.policy = Some(policy.to_owned());
