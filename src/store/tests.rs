@@ -3,6 +3,7 @@
 
 mod progress;
 mod retention;
+mod status;
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
@@ -245,6 +246,14 @@ async fn run(steps: Vec<Step>, log_tail_bytes: usize) {
     store.close().await;
 }
 
+fn block_on(run: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build();
+    runtime.unwrap().block_on(run);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
@@ -252,12 +261,7 @@ proptest! {
         steps in prop::collection::vec(step(), 1..40),
         log_tail_bytes in prop_oneof![Just(0usize), Just(600), Just(1 << 20)],
     ) {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(run(steps, log_tail_bytes));
+        block_on(run(steps, log_tail_bytes));
     }
 }
 

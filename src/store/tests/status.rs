@@ -1,0 +1,59 @@
+//! Statuses, as settlements change them.
+
+use super::{
+    super::draft::{Draft, NextRetry, Observed},
+    *,
+};
+
+fn observed(observation: Observation) -> Observed {
+    Observed {
+        version: 1,
+        at: rows::now(),
+        observation,
+        next_retry: NextRetry::Never,
+    }
+}
+
+fn denied() -> Observation {
+    Observation::Failed(Fault {
+        stage: Stage::AssumeRole,
+        cause: Cause::Service {
+            code: "AccessDenied".into(),
+            http_status: 403,
+        },
+        request_id: None,
+    })
+}
+
+/// What went and came back within one transaction is told to nobody, and so is as it was.
+#[tokio::test]
+async fn what_nobody_is_told_moves_no_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), 0).await;
+    store.configure(configuration("acme")).await.unwrap();
+    let key = store.key_of("acme").unwrap();
+    let (done, settled) = oneshot::channel();
+    let settle = Settle {
+        key,
+        settlement: Settlement::default(),
+        observed: Some(observed(Observation::Accepted)),
+        done: Some(done),
+    };
+    store.settle(settle).await;
+    settled.await.unwrap();
+    let before = store.get(key).unwrap().status;
+    assert_eq!(before.status, Status::Active);
+
+    let mut draft = Draft::new(&store.catalog, 10, Duration::from_secs(60));
+    let both = [observed(denied()), observed(Observation::Accepted)];
+    assert!(!draft.observe(key, &both));
+    let after = Arc::clone(&draft.slot_mut(key).unwrap().snapshot.status);
+    assert_eq!((after.status, after.since), (Status::Active, before.since));
+    assert!(after.last_attempt > before.last_attempt);
+
+    let mut draft = Draft::new(&store.catalog, 10, Duration::from_secs(60));
+    assert!(draft.observe(key, &[observed(denied())]));
+    let after = Arc::clone(&draft.slot_mut(key).unwrap().snapshot.status);
+    assert!(after.since > before.since);
+    store.close().await;
+}
