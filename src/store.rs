@@ -15,6 +15,7 @@ mod external_ids;
 mod failure;
 mod gaps;
 mod integrations;
+mod joined;
 mod many;
 mod open;
 mod plan;

@@ -104,8 +104,20 @@ fn check_size(events: &[Bytes]) -> Result<(), ApiError> {
 fn sort(store: &Store, format: &Format, events: &[Bytes]) -> Sorted {
     let mut sorted = Sorted::default();
     let mut desks = Desks::new(store);
+    let mut scratch = Vec::new();
     for (index, bytes) in events.iter().enumerate() {
-        match place(bytes, format, &mut desks, &mut sorted.segments) {
+        let share = Share {
+            seen: index,
+            left: events.len() - index,
+        };
+        match place(
+            bytes,
+            share,
+            format,
+            &mut scratch,
+            &mut desks,
+            &mut sorted.segments,
+        ) {
             Ok(true) => {}
             Ok(false) => sorted.unconfigured += 1,
             Err(rejection) => sorted.rejections.push(convert::rejection(index, rejection)),
@@ -121,7 +133,9 @@ fn sort(store: &Store, format: &Format, events: &[Bytes]) -> Sorted {
 /// Renders one event into its integration's segment. False where there is none.
 fn place<'a>(
     bytes: &'a [u8],
+    share: Share,
     format: &Format,
+    scratch: &mut Vec<u8>,
     desks: &mut Desks<'a>,
     full: &mut Vec<OwnedSegment>,
 ) -> Result<bool, Rejection> {
@@ -130,7 +144,15 @@ fn place<'a>(
     let Some(desk) = desks.of(event.organization_id) else {
         return Ok(false);
     };
-    desk.segment.push(|out| valid.render(format, out))?;
+    if desk.segment.is_representative() {
+        desk.segment.expect(share.of(&desk.segment));
+        desk.segment.push(|out| valid.render(format, out))?;
+    } else {
+        // Most of these stay small, where memory of the right size is worth a copy.
+        scratch.clear();
+        valid.render(format, scratch)?;
+        desk.segment.push_rendered(scratch);
+    }
     if desk.segment.is_full() {
         full.push(OwnedSegment {
             key: desk.key,
@@ -138,6 +160,20 @@ fn place<'a>(
         });
     }
     Ok(true)
+}
+
+/// How far a request has been read.
+#[derive(Clone, Copy)]
+struct Share {
+    seen: usize,
+    left: usize,
+}
+
+impl Share {
+    /// How many of the events that are left a segment gets, if it goes on as it did.
+    fn of(self, segment: &Segment) -> usize {
+        (self.left * segment.count as usize).div_ceil(self.seen.max(1))
+    }
 }
 
 /// The segments that a request's events are put into, one an integration.

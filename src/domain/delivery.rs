@@ -14,6 +14,8 @@
 
 mod batch;
 mod chunk;
+mod full;
+mod give_up;
 mod refusal;
 
 use std::{cell::Cell, collections::VecDeque};
@@ -26,10 +28,7 @@ use self::{
     chunk::{Chunk, State},
     refusal::{Record, Refusals},
 };
-use super::{
-    gap::{ChunkState, Marked},
-    map::{Map, Set},
-};
+use super::map::{Map, Set};
 
 /// The part of an integration's log that is at hand, and what is in flight of it.
 #[derive(Debug, Default)]
@@ -169,7 +168,7 @@ impl Delivery {
         pick: Pick,
         admit: &mut impl FnMut(Key, usize) -> bool,
     ) -> Vec<Item> {
-        let mut picked = Vec::new();
+        let mut picked = Vec::with_capacity(limits.records.min(self.waiting));
         let mut passed_over = Set::default();
         let mut retried = Set::default();
         let mut bytes = 0;
@@ -324,58 +323,6 @@ impl Delivery {
         // Before it nothing waits.
         let from = front.map_or(end, |front| front.first_sequence);
         self.failed.retain(|_, last| *last >= from);
-    }
-
-    /// Events that are refused while others pass, to be given up. Their keys wait until
-    /// [`Delivery::apply`] or [`Delivery::keep_refused`].
-    pub fn refused(&self) -> Vec<Marked> {
-        self.marked(State::Refused)
-    }
-
-    /// Events in flight.
-    pub fn events_in_flight(&self) -> Vec<Marked> {
-        self.marked(State::InFlight)
-    }
-
-    fn marked(&self, state: State) -> Vec<Marked> {
-        let chunks = self.chunks.iter();
-        chunks.filter_map(|chunk| chunk.marked(state)).collect()
-    }
-
-    /// Takes in what was given up. What is in flight was not.
-    pub fn apply(&mut self, given_up: &[ChunkState], gap_key: Key) {
-        for state in given_up {
-            if let Some(chunk) = find(&mut self.chunks, state.id) {
-                let before = chunk.waiting;
-                let busy = &mut self.busy;
-                chunk.apply(state, gap_key, |key| {
-                    busy.remove(&key);
-                });
-                self.waiting = self.waiting + chunk.waiting - before;
-            }
-        }
-        self.exhausted = false;
-        self.drop_finished();
-    }
-
-    /// Lets refused events wait again, since they could not be given up.
-    pub fn keep_refused(&mut self) {
-        for chunk in &mut self.chunks {
-            for (state, entry) in chunk.states.iter_mut().zip(&chunk.entries) {
-                if *state == State::Refused {
-                    *state = State::Waiting;
-                    chunk.waiting += 1;
-                    self.waiting += 1;
-                    self.busy.remove(&entry.key);
-                }
-            }
-        }
-        self.exhausted = false;
-    }
-
-    /// Forgets what was refused: the configuration is another one.
-    pub fn forget_refusals(&mut self) {
-        self.refusals.forget();
     }
 }
 

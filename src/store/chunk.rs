@@ -34,9 +34,15 @@ pub(super) fn body_bytes(chunk: &TailChunk) -> u64 {
 
 /// The payload of a segment, which is not empty.
 pub(super) fn compress(bytes: &[u8]) -> Vec<u8> {
-    let mut payload = Vec::with_capacity(HEAD_BYTES + bytes.len() / 2);
+    let is_small = bytes.len() < LEAST_PACKED;
+    let room = if is_small {
+        bytes.len()
+    } else {
+        bytes.len() / 2
+    };
+    let mut payload = Vec::with_capacity(HEAD_BYTES + room);
     payload.resize(HEAD_BYTES, 0);
-    if bytes.len() < LEAST_PACKED {
+    if is_small {
         payload[0] = PLAIN;
         payload.extend_from_slice(bytes);
     } else {
@@ -84,7 +90,7 @@ fn checked(coding: u8, rest: &[u8]) -> Result<&[u8], Damaged> {
 
 /// Whether a payload cannot be what was written, of so many events.
 pub(super) fn is_damaged(payload: &[u8], count: u32) -> bool {
-    let entries = decompress(payload).and_then(|bytes| segment::entries(&bytes.into()));
+    let entries = decompress(payload).and_then(|bytes| segment::entries(&bytes.into(), count));
     !payload.is_empty() && entries.map(|entries| entries.len()) != Ok(count as usize)
 }
 
@@ -112,7 +118,7 @@ fn unpack(packed: &[u8], most: usize) -> Result<Vec<u8>, Damaged> {
 pub(super) fn load(chunk: TailChunk, gap_key: Key) -> Result<LoadedChunk, Damaged> {
     let mut entries = match chunk.bytes.is_empty() {
         true => vec![GIVEN_UP; chunk.count as usize],
-        false => segment::entries(&chunk.bytes)?,
+        false => segment::entries(&chunk.bytes, chunk.count)?,
     };
     if entries.len() != chunk.count as usize {
         return Err(Damaged);

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::{
     catalog::{Catalog, CatalogDiff, Slot, Tombstone},
+    joined::Joined,
     rows::whole_micros,
 };
 use crate::domain::{
@@ -82,7 +83,7 @@ pub(super) struct Draft<'a> {
     catalog: &'a Catalog,
     pub(super) diff: CatalogDiff,
     organizations: Map<OrganizationId, Option<IntegrationKey>>,
-    pub(super) segments: Vec<(IntegrationKey, Vec<Segment>)>,
+    pub(super) segments: Vec<(IntegrationKey, Vec<Joined>)>,
     segment_index: Map<IntegrationKey, usize>,
     pub(super) configured: Vec<IntegrationKey>,
     pub(super) revision: u64,
@@ -148,7 +149,7 @@ impl<'a> Draft<'a> {
         match self.segment_index.remove(&key) {
             Some(at) => std::mem::take(&mut self.segments[at].1)
                 .iter()
-                .map(|segment| u64::from(segment.count))
+                .map(|joined| u64::from(joined.count()))
                 .sum(),
             None => 0,
         }
@@ -174,10 +175,11 @@ impl<'a> Draft<'a> {
             self.segments.len() - 1
         });
         let waiting = &mut self.segments[at].1;
-        match waiting.last_mut() {
-            Some(last) if last.takes(&segment) => last.append(&segment),
-            _ => waiting.push(segment),
-        }
+        let rest = match waiting.last_mut() {
+            Some(last) => last.push(segment),
+            None => Some(segment),
+        };
+        waiting.extend(rest.map(Joined::from));
     }
 
     /// Applies what attempts showed to the status. Returns whether it changed.

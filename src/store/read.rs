@@ -17,6 +17,8 @@ use crate::domain::integration::IntegrationKey;
 /// Chunks that one query reads at the most: enough for a request of events that came one
 /// by one.
 const MOST_CHUNKS: i64 = 512;
+/// Chunks that are added up one by one: enough for any request of full chunks.
+const SOME_CHUNKS: i64 = 64;
 
 pub(super) async fn oldest_pending(
     db: &DatabaseConnection,
@@ -50,9 +52,6 @@ pub(super) async fn log(
     most_bytes: usize,
 ) -> Result<Vec<TailChunk>, StoreError> {
     let limit = chunks_within(db, key, from, most_bytes).await?;
-    if limit == 0 {
-        return Ok(Vec::new());
-    }
     let sql = "SELECT chunk_id, first_sequence, event_count, accepted, gaps, payload \
         FROM chunk WHERE integration_key = $1 AND first_sequence >= $2 \
         ORDER BY first_sequence LIMIT $3";
@@ -89,25 +88,39 @@ fn chunk(row: &QueryResult) -> Result<TailChunk, StoreError> {
     })
 }
 
-/// How many chunks to read, so that they unpack to about `most_bytes`; at least one
-/// where there is one.
+/// How many chunks to read, so that they unpack to about `most_bytes`; at least one.
 async fn chunks_within(
     db: &DatabaseConnection,
     key: IntegrationKey,
     from: u64,
     most_bytes: usize,
 ) -> Result<i64, StoreError> {
-    let sql = "SELECT pending_bytes FROM chunk WHERE integration_key = $1 \
-        AND first_sequence >= $2 ORDER BY first_sequence LIMIT $3";
-    let values: [Value; 3] = [key.0.into(), (from as i64).into(), MOST_CHUNKS.into()];
-    let rows = db.query_all_raw(statement(db, sql, values)).await?;
-    let (mut bytes, mut count) = (0, 0);
-    for row in &rows {
-        bytes += row.try_get::<i64>("", "pending_bytes")? as usize;
-        if count > 0 && bytes > most_bytes {
-            break;
-        }
-        count += 1;
+    let count = async |sql: &str, chunks: i64| {
+        let values: [Value; 4] = [
+            key.0.into(),
+            (from as i64).into(),
+            chunks.into(),
+            (most_bytes as i64).into(),
+        ];
+        let row = db.query_one_raw(statement(db, sql, values)).await?;
+        row.map_or(Ok(0), |row| row.try_get::<i64>("", "fitting"))
+    };
+    // Counted there: each row that is handed over costs more than the look at its chunk.
+    let some = count(FITTING, SOME_CHUNKS).await?;
+    if some < SOME_CHUNKS {
+        return Ok(some.max(1));
     }
-    Ok(count)
+    let all = count(ALL_FITTING, MOST_CHUNKS).await?;
+    Ok(all.max(some))
 }
+
+/// How many of the next chunks are within the bytes, added up one by one.
+const FITTING: &str = "SELECT COUNT(*) AS fitting FROM \
+    (SELECT SUM(pending_bytes) OVER (ORDER BY first_sequence ROWS UNBOUNDED PRECEDING) AS total \
+    FROM (SELECT first_sequence, pending_bytes FROM chunk WHERE integration_key = $1 \
+    AND first_sequence >= $2 ORDER BY first_sequence LIMIT $3) next_ones) totals WHERE total <= $4";
+
+/// How many the next chunks are, where all of them are within the bytes; else none.
+const ALL_FITTING: &str = "SELECT CASE WHEN SUM(pending_bytes) <= $4 THEN COUNT(*) ELSE 0 END \
+    AS fitting FROM (SELECT pending_bytes FROM chunk WHERE integration_key = $1 \
+    AND first_sequence >= $2 ORDER BY first_sequence LIMIT $3) next_ones";

@@ -108,7 +108,13 @@ pub(super) type Backlog = Option<Timestamp>;
 /// Every integration, with what its chunks add to its rows. Of the chunks it asks only what
 /// their index holds.
 pub(super) async fn load_slots(db: &DatabaseConnection) -> Result<Vec<(Slot, Backlog)>, DbErr> {
-    let sql = "SELECT i.*, p.next_sequence, p.delivered, p.expired, p.discarded, \
+    // What nobody asks for costs as well: each value of each row is copied.
+    let sql = "SELECT i.integration_key, i.organization_id, i.integration_id, i.stream_arn, \
+        i.role_arn, i.external_id_sealed, i.external_id_key_id, i.external_id_hint, \
+        i.external_id_set_at, i.previous_external_id_sealed, i.previous_external_id_hint, \
+        i.previous_external_id_until, i.version, i.created_at, i.updated_at, i.revision, \
+        i.status, i.reason, i.status_since, i.next_retry_at, i.aws_error_code, \
+        i.aws_request_id, p.next_sequence, p.delivered, p.expired, p.discarded, \
         p.last_attempt_at, p.last_delivery_at, c.log_end, c.log_bytes, c.log_since \
         FROM integration i \
         LEFT JOIN progress p ON p.integration_key = i.integration_key LEFT JOIN \

@@ -2,6 +2,7 @@
 //! deletions, with restarts between them.
 
 mod progress;
+mod read;
 mod retention;
 mod status;
 

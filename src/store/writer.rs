@@ -21,6 +21,7 @@ use super::{
     command::{Command, Unsettled},
     draft::Draft,
     failure::{self, Failure},
+    joined::Joined,
     open, rows,
     secret::Sealer,
     settling::settle,
@@ -272,9 +273,7 @@ impl Writer {
                 continue;
             };
             let progress = &mut slot.snapshot.progress;
-            for mut segment in segments {
-                // It stays in the tail, which counts what it holds.
-                segment.bytes.shrink_to_fit();
+            for segment in segments.into_iter().map(Joined::join) {
                 let chunk = TailChunk {
                     id: committed.next_chunk_id,
                     first_sequence: progress.next_sequence,

@@ -101,6 +101,7 @@ impl Lanes {
             // The sooner it is found out what is refused, the better.
             _ if lane.delivery.is_narrowing() => None,
             _ if waiting < limits.records => lane.linger.until(limits.linger),
+            _ if lane.delivery.in_flight() > 0 => lane.held_until,
             _ => None,
         };
         match rest {

@@ -153,7 +153,22 @@ fn next_request<S>(shared: &Shared<S>, key: IntegrationKey) -> Option<(Batch, Ve
     let mut lanes = shared.lanes();
     let log_end = shared.log_end(key);
     let lane = lanes.get(key)?;
-    let batch = look(lane, limits, now);
+    let held_until = lane.may_hold_until(shared.options.send_linger, now);
+    let batch = match held_until {
+        Some(until) => match lane.delivery.next_full_batch(limits) {
+            // Those under way free its keys: then there is more for one request.
+            None => {
+                lane.starved = lane.delivery.waiting() > 0;
+                lane.held_until = Some(until);
+                lanes.nap(key, until);
+                shared.wake.notify_one();
+                return None;
+            }
+            batch => batch,
+        },
+        None => look(lane, limits, now),
+    };
+    lane.held_until = None;
     let found = batch.as_ref().map_or(0, |batch| batch.items.len());
     lane.linger.looked(now, found, shared.options.send_linger);
     let waiting = lane.delivery.waiting() > 0;
@@ -215,6 +230,9 @@ fn end_turn<S>(shared: &Shared<S>, key: IntegrationKey, turn: Turn, settling: bo
     if lanes.end_turn(key, turn)
         && let Some(lane) = lanes.get(key)
     {
+        if settling {
+            lane.held_until = None;
+        }
         let exists = log_end > 0;
         let more = exists && (lane.delivery.waiting() > 0 || lane.cursor < log_end);
         // A turn that found nothing to send waits for those that are under way.

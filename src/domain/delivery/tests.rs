@@ -13,7 +13,7 @@ use super::*;
 use crate::domain::{
     bitmap,
     event::{GapReason, Time},
-    gap::give_up,
+    gap::{ChunkState, give_up},
 };
 
 /// The key of gaps.
@@ -23,6 +23,8 @@ const GAP_KEY: Key = 1000;
 enum Step {
     Load,
     Send,
+    /// Sends only what makes a full request.
+    SendFull,
     /// Settles one of the batches in flight; the bits say what was accepted.
     Answer(usize, u64),
     /// Gives up so many of the oldest events.
@@ -34,6 +36,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         2 => Just(Step::Load),
         4 => Just(Step::Send),
+        2 => Just(Step::SendFull),
         4 => (any::<usize>(), any::<u64>()).prop_map(|(which, bits)| Step::Answer(which, bits)),
         1 => (1u64..40).prop_map(Step::Expire),
         1 => Just(Step::Reload),
@@ -262,6 +265,26 @@ impl Run {
         true
     }
 
+    /// What is not full is not sent, and as if it had never been looked at.
+    fn send_full(&mut self) {
+        if self.delivery.is_narrowing() {
+            return;
+        }
+        let before = (self.delivery.waiting(), self.delivery.in_flight());
+        match self.delivery.next_full_batch(self.limits) {
+            None => {
+                let after = (self.delivery.waiting(), self.delivery.in_flight());
+                assert_eq!(after, before);
+            }
+            Some(batch) => {
+                let bytes = batch.items.len() * 4;
+                assert!(batch.items.len() == self.limits.records || bytes * 2 > self.limits.bytes);
+                self.oracle.check_batch(&batch, &self.in_flight);
+                self.in_flight.push(batch);
+            }
+        }
+    }
+
     fn answer(&mut self, which: usize, outcome: impl Fn(usize) -> Outcome) {
         if self.in_flight.is_empty() {
             return;
@@ -311,6 +334,7 @@ impl Run {
         match step {
             Step::Load => self.load(),
             Step::Send => drop(self.send()),
+            Step::SendFull => self.send_full(),
             Step::Answer(which, bits) => self.answer(which, |at| outcome(bits, at)),
             Step::Expire(count) => {
                 let oldest: Vec<u64> = self.oracle.waiting().into_iter().collect();

@@ -1,6 +1,6 @@
 //! One integration with work.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::RwLock, time::Instant};
 use uuid::Uuid;
@@ -45,6 +45,9 @@ pub(in crate::worker) struct Lane {
     pub(in crate::worker) flow: Option<Box<Flow>>,
     /// Its stream has to take more before more can go.
     pub(in crate::worker) limited: bool,
+    /// While others of its requests are under way, it sends none that has room for more
+    /// before this.
+    pub(in crate::worker) held_until: Option<Instant>,
     /// When it last looked for something to send, and how long it waits then.
     pub(in crate::worker) linger: Linger,
     /// How many requests may be under way, as far as its success says.
@@ -73,12 +76,27 @@ impl Lane {
             nap_until: None,
             flow: None,
             limited: false,
+            held_until: None,
             linger: Linger::default(),
             window: FIRST_WINDOW,
             expiry: Expiry::default(),
             mended: 0,
             queued: None,
         }
+    }
+
+    /// Until when a request that has room for more waits for those under way, which free
+    /// their keys. None where nothing is to be waited for.
+    pub(in crate::worker) fn may_hold_until(
+        &self,
+        least: Duration,
+        now: Instant,
+    ) -> Option<Instant> {
+        if self.flow.is_some() || self.delivery.is_narrowing() || self.delivery.in_flight() == 0 {
+            return None;
+        }
+        let until = self.linger.looked_at()? + least;
+        (until > now).then_some(until)
     }
 
     /// Whether what a turn met is of the time before something was mended.

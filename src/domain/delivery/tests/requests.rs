@@ -39,3 +39,26 @@ fn an_item_without_an_outcome_is_sent_again() {
     assert_eq!(batch.items[0].sequence, 2);
     let _settled = delivery.settle(batch, &[Outcome::Accepted]);
 }
+
+#[test]
+fn a_request_with_room_can_wait_for_keys_of_others() {
+    let limits = BatchLimits {
+        records: 3,
+        bytes: 1000,
+        overhead_bytes: 0,
+    };
+    let mut delivery = Delivery::default();
+    for chunk in log(&[1, 2, 1, 1, 3, 2], 6) {
+        delivery.load(chunk);
+    }
+    let first = delivery.next_full_batch(limits).unwrap();
+    assert_eq!(first.items.len(), 3);
+    // Only the one of the third key may go now.
+    assert!(delivery.next_full_batch(limits).is_none());
+    assert_eq!((delivery.waiting(), delivery.in_flight()), (3, 1));
+    let _settled = delivery.settle(first, &[Outcome::Accepted; 3]);
+    let second = delivery.next_full_batch(limits).unwrap();
+    let sequences: Vec<u64> = second.items.iter().map(|item| item.sequence).collect();
+    assert_eq!(sequences, [4, 5, 6]);
+    let _settled = delivery.settle(second, &[Outcome::Accepted; 3]);
+}
