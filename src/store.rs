@@ -43,6 +43,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use self::{
     catalog::{Catalog, Slot},
     command::{Command, Reply},
+    read::Span,
     secret::Sealer,
     tail::Tail,
     work::WorkFeed,
@@ -198,13 +199,22 @@ impl Store {
         from: u64,
         most_bytes: usize,
     ) -> Result<Vec<LoadedChunk>, StoreError> {
-        let gap_key = |slot: &Slot| slot.snapshot.integration.integration_id.as_u128();
-        let Some(gap_key) = self.catalog.look(key, gap_key) else {
+        let known = |Slot { snapshot, .. }: &Slot| {
+            let gap_key = snapshot.integration.integration_id.as_u128();
+            (gap_key, snapshot.progress)
+        };
+        let Some((gap_key, progress)) = self.catalog.look(key, known) else {
             return Ok(Vec::new());
+        };
+        let span = Span {
+            from,
+            most_bytes,
+            end: progress.next_sequence,
+            pending_bytes: progress.pending_bytes,
         };
         let chunks = match self.tail.read(key, from, most_bytes) {
             Some(chunks) => chunks,
-            None => read::log(&self.reader, key, from, most_bytes).await?,
+            None => read::log(&self.reader, key, span).await?,
         };
         chunks
             .into_iter()

@@ -45,24 +45,44 @@ pub(super) async fn oldest_pending(
     Ok(oldest)
 }
 
+/// What one read of the log takes.
+#[derive(Clone, Copy)]
+pub(super) struct Span {
+    /// The sequence from which on.
+    pub(super) from: u64,
+    /// About so many bytes, but at least one chunk where there is one.
+    pub(super) most_bytes: usize,
+    /// The sequence up to which all that waits is known to have so many bytes: where that
+    /// is little, nothing needs to be added up.
+    pub(super) end: u64,
+    pub(super) pending_bytes: u64,
+}
+
 pub(super) async fn log(
     db: &DatabaseConnection,
     key: IntegrationKey,
-    from: u64,
-    most_bytes: usize,
+    span: Span,
 ) -> Result<Vec<TailChunk>, StoreError> {
-    let limit = chunks_within(db, key, from, most_bytes).await?;
-    let sql = "SELECT chunk_id, first_sequence, event_count, accepted, gaps, payload \
+    let last = match span.pending_bytes <= span.most_bytes as u64 {
+        true => Some(span.end as i64),
+        false => last_within(db, key, span).await?,
+    };
+    // SQLite compiles a statement anew for each value of a limit that is bound to it.
+    let limit = if last.is_some() { MOST_CHUNKS } else { 1 };
+    let sql = format!(
+        "SELECT chunk_id, first_sequence, event_count, accepted, gaps, payload \
         FROM chunk WHERE integration_key = $1 AND first_sequence >= $2 \
-        ORDER BY first_sequence LIMIT $3";
-    let values: [Value; 3] = [key.0.into(), (from as i64).into(), limit.into()];
+        AND first_sequence <= $3 ORDER BY first_sequence LIMIT {limit}"
+    );
+    let last = last.unwrap_or(i64::MAX);
+    let values: [Value; 3] = [key.0.into(), (span.from as i64).into(), last.into()];
     // Of a chunk that is settled in part all is read: what it takes shows only then.
-    let mut rows = db.stream_raw(statement(db, sql, values)).await?;
+    let mut rows = db.stream_raw(statement(db, &sql, values)).await?;
     let (mut chunks, mut bytes) = (Vec::new(), 0);
     while let Some(row) = rows.try_next().await? {
         let chunk = chunk(&row)?;
         bytes += chunk.bytes.len();
-        if !chunks.is_empty() && bytes > most_bytes {
+        if !chunks.is_empty() && bytes > span.most_bytes {
             break;
         }
         chunks.push(chunk);
@@ -88,39 +108,45 @@ fn chunk(row: &QueryResult) -> Result<TailChunk, StoreError> {
     })
 }
 
-/// How many chunks to read, so that they unpack to about `most_bytes`; at least one.
-async fn chunks_within(
+/// The first sequence of the last chunk that is within the bytes; None where not even the
+/// first is.
+async fn last_within(
     db: &DatabaseConnection,
     key: IntegrationKey,
-    from: u64,
-    most_bytes: usize,
-) -> Result<i64, StoreError> {
-    let count = async |sql: &str, chunks: i64| {
-        let values: [Value; 4] = [
+    span: Span,
+) -> Result<Option<i64>, StoreError> {
+    let ask = async |sql: String| {
+        let values: [Value; 3] = [
             key.0.into(),
-            (from as i64).into(),
-            chunks.into(),
-            (most_bytes as i64).into(),
+            (span.from as i64).into(),
+            (span.most_bytes as i64).into(),
         ];
-        let row = db.query_one_raw(statement(db, sql, values)).await?;
-        row.map_or(Ok(0), |row| row.try_get::<i64>("", "fitting"))
+        db.query_one_raw(statement(db, &sql, values)).await
     };
-    // Counted there: each row that is handed over costs more than the look at its chunk.
-    let some = count(FITTING, SOME_CHUNKS).await?;
-    if some < SOME_CHUNKS {
-        return Ok(some.max(1));
+    // Added up there: each row that is handed over costs more than the look at its chunk.
+    let sql = format!(
+        "SELECT COUNT(*) AS fitting, MAX(first_sequence) AS last FROM \
+        (SELECT first_sequence, SUM(pending_bytes) OVER \
+        (ORDER BY first_sequence ROWS UNBOUNDED PRECEDING) AS total \
+        FROM (SELECT first_sequence, pending_bytes FROM chunk WHERE integration_key = $1 \
+        AND first_sequence >= $2 ORDER BY first_sequence LIMIT {SOME_CHUNKS}) next_ones) totals \
+        WHERE total <= $3"
+    );
+    let Some(row) = ask(sql).await? else {
+        return Ok(None);
+    };
+    let last: Option<i64> = row.try_get("", "last")?;
+    if row.try_get::<i64>("", "fitting")? < SOME_CHUNKS {
+        return Ok(last);
     }
-    let all = count(ALL_FITTING, MOST_CHUNKS).await?;
-    Ok(all.max(some))
+    let sql = format!(
+        "SELECT CASE WHEN SUM(pending_bytes) <= $3 THEN MAX(first_sequence) END AS last FROM \
+        (SELECT first_sequence, pending_bytes FROM chunk WHERE integration_key = $1 \
+        AND first_sequence >= $2 ORDER BY first_sequence LIMIT {MOST_CHUNKS}) next_ones"
+    );
+    let all = match ask(sql).await? {
+        Some(row) => row.try_get::<Option<i64>>("", "last")?,
+        None => None,
+    };
+    Ok(all.or(last))
 }
-
-/// How many of the next chunks are within the bytes, added up one by one.
-const FITTING: &str = "SELECT COUNT(*) AS fitting FROM \
-    (SELECT SUM(pending_bytes) OVER (ORDER BY first_sequence ROWS UNBOUNDED PRECEDING) AS total \
-    FROM (SELECT first_sequence, pending_bytes FROM chunk WHERE integration_key = $1 \
-    AND first_sequence >= $2 ORDER BY first_sequence LIMIT $3) next_ones) totals WHERE total <= $4";
-
-/// How many the next chunks are, where all of them are within the bytes; else none.
-const ALL_FITTING: &str = "SELECT CASE WHEN SUM(pending_bytes) <= $4 THEN COUNT(*) ELSE 0 END \
-    AS fitting FROM (SELECT pending_bytes FROM chunk WHERE integration_key = $1 \
-    AND first_sequence >= $2 ORDER BY first_sequence LIMIT $3) next_ones";
