@@ -198,6 +198,8 @@ async fn connect(
                 .pragma("wal_autocheckpoint", checkpoint_pages.clone())
                 .pragma("journal_size_limit", wal_file_bytes.clone())
                 .pragma("cache_size", "-8192")
+                // What a statement of many rows would undo is kept, and soon forgotten.
+                .pragma("temp_store", "MEMORY")
         });
     Database::connect(options).await
 }
@@ -297,6 +299,7 @@ impl Known {
             work: Arc::clone(&work),
             sealer: Arc::clone(&sealer),
             commit_linger: options.commit_linger,
+            has_company: false,
             settle_linger: options.settle_linger,
             failing_after: options.failing_after,
             revision,

@@ -45,6 +45,8 @@ pub(super) struct Writer {
     pub(super) work: Arc<WorkFeed>,
     pub(super) sealer: Arc<Sealer>,
     pub(super) commit_linger: Duration,
+    /// The last commit was shared: it is worth waiting for others.
+    pub(super) has_company: bool,
     pub(super) settle_linger: Duration,
     pub(super) failing_after: Duration,
     pub(super) revision: u64,
@@ -72,6 +74,9 @@ impl Writer {
         loop {
             let mut batch = Batch::new(self.space.batch_bytes());
             self.fill(&mut batch, &mut unsettled, due).await;
+            if !batch.commands.is_empty() {
+                self.has_company = batch.commands.len() > 1;
+            }
             self.space.look_if_due(&self.db).await;
             self.space.admit(&self.db, &mut batch.commands).await;
             let settles = due.is_some_and(|due| due <= Instant::now())
@@ -154,7 +159,11 @@ impl Writer {
                 Ok(command) => Some(command),
                 Err(mpsc::error::TryRecvError::Disconnected) => None,
                 // A settlement alone waits for company elsewhere.
-                Err(mpsc::error::TryRecvError::Empty) if batch.commands.is_empty() => return,
+                Err(mpsc::error::TryRecvError::Empty)
+                    if batch.commands.is_empty() || !self.has_company =>
+                {
+                    return;
+                }
                 Err(mpsc::error::TryRecvError::Empty) => {
                     match timeout_at(until, self.commands.recv()).await {
                         Ok(command) => command,
