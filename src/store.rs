@@ -11,6 +11,7 @@ mod check;
 mod chunk;
 mod command;
 mod draft;
+mod express;
 mod external_ids;
 mod failure;
 mod gaps;

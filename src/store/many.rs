@@ -35,7 +35,7 @@ fn size(rows: usize) -> usize {
 }
 
 /// `(?, ?), (?, ?)`: SQLite looks numbered parameters up by name, one after the other.
-fn tuples(backend: DbBackend, rows: usize, columns: usize) -> String {
+pub(super) fn tuples(backend: DbBackend, rows: usize, columns: usize) -> String {
     let numbered = backend == DbBackend::Postgres;
     let mut text = String::with_capacity(rows * (columns * 2 + 2));
     for value in 0..rows * columns {

@@ -22,6 +22,7 @@ use super::{
     KeyError, MasterKey, Store, StoreError,
     catalog::{Catalog, CatalogDiff, Slot},
     check::damage,
+    express::Express,
     failure,
     rows::{load_meta, load_slots, load_tombstones, save_meta, statement},
     schema::Migrator,
@@ -38,6 +39,8 @@ const DATABASE_FILE: &str = "siem-relay.sqlite";
 const LOCK_FILE: &str = "lock";
 /// Connections that read beside the one that writes.
 const READERS: u32 = 2;
+/// One for transactions, one for appends that need none around them. Never both at a time.
+const WRITERS: u32 = 2;
 /// A busy disk may take long over the first sync of a new database.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Commands that wait for the writer at the most.
@@ -122,7 +125,9 @@ impl Store {
         })?;
         let allotment = Allotment::of(disk, options.disk_reserve_bytes);
         let sealer = Sealer::new(&key).map_err(|_| KeyError::Malformed)?;
-        let db = connect(&path, 1, true, &allotment).await.map_err(failed)?;
+        let db = connect(&path, WRITERS, true, &allotment)
+            .await
+            .map_err(failed)?;
         if let Some(what) = damage(&db, &path).await.map_err(failed)? {
             return Err(OpenError::Damaged { path, what });
         }
@@ -213,7 +218,7 @@ async fn write_back(db: &DatabaseConnection) {
     }
 }
 
-/// Closes the one connection of the writer; the next statement opens another. A commit
+/// Closes the writer's connection for transactions; the next one opens another. A commit
 /// that fails has ended the transaction in the database, but not for the driver, whose
 /// next one would be nested in one that is not there.
 pub(super) async fn renew(db: &DatabaseConnection) {
@@ -293,6 +298,7 @@ impl Known {
         let failure = Arc::new(OnceLock::new());
         let writer = Writer {
             db,
+            express: Express::default(),
             commands: received,
             catalog: Arc::clone(&catalog),
             tail: Arc::clone(&tail),

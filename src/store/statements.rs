@@ -1,13 +1,18 @@
 //! The writer's statements on the log. Plain SQL that both databases know.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
-use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, Value};
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, RuntimeErr, Value,
+    sqlx::{self, AssertSqlSafe, SqliteConnection},
+};
 use serde_json::json;
 
 use super::{
     catalog::Slot,
     chunk,
-    many::run_many,
+    many::{run_many, tuples},
     rows::{micros, save_meta, statement, status_columns},
     tail::TailChunk,
 };
@@ -36,40 +41,78 @@ pub(super) struct NewChunk {
     pub(super) chunk: TailChunk,
 }
 
+/// Columns of a row of `chunk`, as it is inserted.
+const CHUNK_COLUMNS: usize = 7;
+
+fn insert_chunks_sql(rows: &str) -> String {
+    format!(
+        "INSERT INTO chunk (chunk_id, integration_key, first_sequence, event_count, \
+        pending_bytes, accepted_at, payload) VALUES {rows}"
+    )
+}
+
 /// Appends chunks to the log.
 pub(super) async fn insert_chunks(
     tx: &DatabaseTransaction,
     chunks: &[NewChunk],
     now: Timestamp,
 ) -> Result<(), DbErr> {
-    let sql = |rows: &str| {
-        format!(
-            "INSERT INTO chunk (chunk_id, integration_key, first_sequence, event_count, \
-            pending_bytes, accepted_at, payload) VALUES {rows}"
-        )
-    };
-    let accepted_at = micros(now);
-    let values = |NewChunk { key, chunk }: &NewChunk, values: &mut Vec<Value>| {
+    let values = |new: &NewChunk, values: &mut Vec<Value>| {
+        let (id, key, first, count, bytes, at, payload) = new.row(now);
         values.extend([
-            chunk.id.into(),
-            key.0.into(),
-            (chunk.first_sequence as i64).into(),
-            (chunk.count as i32).into(),
-            (chunk::body_bytes(chunk) as i64).into(),
-            accepted_at.into(),
-            chunk::compress(&chunk.bytes).into(),
-        ] as [Value; 7]);
+            id.into(),
+            key.into(),
+            first.into(),
+            count.into(),
+            bytes.into(),
+            at.into(),
+            payload.into(),
+        ] as [Value; CHUNK_COLUMNS]);
     };
     // Payloads of one statement are in memory together.
     for some in chunks.chunk_by(|one, next| one.is_small() && next.is_small()) {
-        run_many(tx, some, 7, sql, values).await?;
+        run_many(tx, some, CHUNK_COLUMNS, insert_chunks_sql, values).await?;
     }
     Ok(())
 }
 
+/// Appends chunks by one statement, which is a transaction of its own.
+pub(super) async fn insert_at_once(
+    connection: &mut SqliteConnection,
+    chunks: &[NewChunk],
+    now: Timestamp,
+) -> Result<(), DbErr> {
+    let sql = insert_chunks_sql(&tuples(DbBackend::Sqlite, chunks.len(), CHUNK_COLUMNS));
+    // The text is made of nothing but names and placeholders.
+    let mut query = sqlx::query(AssertSqlSafe(sql));
+    for new in chunks {
+        let (id, key, first, count, bytes, at, payload) = new.row(now);
+        let query_of = query.bind(id).bind(key).bind(first).bind(count);
+        query = query_of.bind(bytes).bind(at).bind(payload);
+    }
+    match query.execute(connection).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(DbErr::Exec(RuntimeErr::SqlxError(Arc::new(error)))),
+    }
+}
+
 impl NewChunk {
-    fn is_small(&self) -> bool {
+    pub(super) fn is_small(&self) -> bool {
         self.chunk.bytes.len() <= SMALL_CHUNK
+    }
+
+    /// In the order of the columns.
+    fn row(&self, now: Timestamp) -> (i64, i64, i64, i32, i64, i64, Vec<u8>) {
+        let chunk = &self.chunk;
+        (
+            chunk.id,
+            self.key.0,
+            chunk.first_sequence as i64,
+            chunk.count as i32,
+            chunk::body_bytes(chunk) as i64,
+            micros(now),
+            chunk::compress(&chunk.bytes),
+        )
     }
 }
 

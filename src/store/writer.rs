@@ -6,8 +6,7 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
-use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
+use sea_orm::{DatabaseConnection, DbErr, TransactionTrait};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep_until, timeout_at},
@@ -20,6 +19,7 @@ use super::{
     changes, chunk,
     command::{Command, Unsettled},
     draft::Draft,
+    express::Express,
     failure::{self, Failure},
     joined::Joined,
     open, rows,
@@ -39,6 +39,7 @@ const RETRY: Duration = Duration::from_millis(500);
 
 pub(super) struct Writer {
     pub(super) db: DatabaseConnection,
+    pub(super) express: Express,
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) catalog: Arc<Catalog>,
     pub(super) tail: Arc<Tail>,
@@ -60,11 +61,37 @@ pub(super) struct Writer {
     pub(super) lock: File,
 }
 
-/// What else a durable transaction leads to.
+/// What else a transaction leads to once it is durable.
 struct Committed {
     chunks: Vec<NewChunk>,
     garbage: Vec<IntegrationKey>,
     next_chunk_id: i64,
+}
+
+impl Committed {
+    /// Numbers the segments that wait: they become chunks.
+    fn number(&mut self, draft: &mut Draft<'_>) {
+        for (key, segments) in std::mem::take(&mut draft.segments) {
+            let Some(slot) = draft.slot_mut(key) else {
+                continue;
+            };
+            let progress = &mut slot.snapshot.progress;
+            for segment in segments.into_iter().map(Joined::join) {
+                let chunk = TailChunk {
+                    id: self.next_chunk_id,
+                    first_sequence: progress.next_sequence,
+                    count: segment.count,
+                    settled: Vec::new(),
+                    gaps: Vec::new(),
+                    bytes: segment.bytes.into(),
+                };
+                progress.pending_bytes += chunk::body_bytes(&chunk);
+                progress.next_sequence += u64::from(chunk.count);
+                self.next_chunk_id += 1;
+                self.chunks.push(NewChunk { key, chunk });
+            }
+        }
+    }
 }
 
 impl Writer {
@@ -126,13 +153,21 @@ impl Writer {
     async fn failed(&mut self, error: &DbErr) -> Option<Failure> {
         tracing::error!(%error, "cannot write to the log");
         open::renew(&self.db).await;
+        self.close_express().await;
         if failure::is_full(error) {
             self.space.ran_out();
         }
         failure::of(error)
     }
 
-    async fn close(self, reply: oneshot::Sender<()>) {
+    async fn close_express(&mut self) {
+        if let Err(error) = self.express.close().await {
+            tracing::warn!(%error, "the connection to the database did not close cleanly");
+        }
+    }
+
+    async fn close(mut self, reply: oneshot::Sender<()>) {
+        self.close_express().await;
         if let Err(error) = self.db.close().await {
             tracing::warn!(%error, "the database did not close cleanly");
         }
@@ -214,7 +249,7 @@ impl Writer {
     }
 
     async fn transact(
-        &self,
+        &mut self,
         draft: &mut Draft<'_>,
         answers: &mut Answers,
         commands: Vec<Command>,
@@ -244,6 +279,14 @@ impl Writer {
                 });
             }
         }
+        if cold.is_empty() && unsettled.is_empty() && committed.garbage.is_empty() {
+            committed.number(draft);
+            if Express::takes(&committed.chunks) {
+                let chunks = &committed.chunks;
+                self.express.append(&self.db, chunks, now).await?;
+                return Ok(committed);
+            }
+        }
         let tx = match self.db.begin().await {
             Ok(tx) => tx,
             Err(error) => {
@@ -264,40 +307,11 @@ impl Writer {
             }
         }
         committed.garbage.extend(answers.deleted());
-        self.insert_chunks(&tx, draft, &mut committed, now).await?;
+        committed.number(draft);
+        statements::insert_chunks(&tx, &committed.chunks, now).await?;
         statements::collect_garbage(&tx, &mut committed.garbage).await?;
         tx.commit().await?;
         Ok(committed)
-    }
-
-    async fn insert_chunks(
-        &self,
-        tx: &DatabaseTransaction,
-        draft: &mut Draft<'_>,
-        committed: &mut Committed,
-        now: Timestamp,
-    ) -> Result<(), DbErr> {
-        for (key, segments) in std::mem::take(&mut draft.segments) {
-            let Some(slot) = draft.slot_mut(key) else {
-                continue;
-            };
-            let progress = &mut slot.snapshot.progress;
-            for segment in segments.into_iter().map(Joined::join) {
-                let chunk = TailChunk {
-                    id: committed.next_chunk_id,
-                    first_sequence: progress.next_sequence,
-                    count: segment.count,
-                    settled: Vec::new(),
-                    gaps: Vec::new(),
-                    bytes: segment.bytes.into(),
-                };
-                progress.pending_bytes += chunk::body_bytes(&chunk);
-                progress.next_sequence += u64::from(chunk.count);
-                committed.next_chunk_id += 1;
-                committed.chunks.push(NewChunk { key, chunk });
-            }
-        }
-        statements::insert_chunks(tx, &committed.chunks, now).await
     }
 
     /// Tells the world what has become durable.
