@@ -160,8 +160,6 @@ fn next_request<S>(shared: &Shared<S>, key: IntegrationKey) -> Option<(Batch, Ve
             None => {
                 lane.starved = lane.delivery.waiting() > 0;
                 lane.held_until = Some(until);
-                lanes.nap(key, until);
-                shared.wake.notify_one();
                 return None;
             }
             batch => batch,
@@ -233,11 +231,15 @@ fn end_turn<S>(shared: &Shared<S>, key: IntegrationKey, turn: Turn, settling: bo
         if settling {
             lane.held_until = None;
         }
+        let held_until = lane.held_until;
         let exists = log_end > 0;
         let more = exists && (lane.delivery.waiting() > 0 || lane.cursor < log_end);
         // A turn that found nothing to send waits for those that are under way.
         if more && (settling || (lane.delivery.in_flight() == 0 && !lane.loading)) {
             lanes.queue_what_waits(key, log_end, false, Instant::now());
+        } else if let Some(until) = held_until {
+            // Its turn is over: from now on it can be queued then.
+            lanes.nap(key, until);
         }
         if !settling {
             rest(shared, &mut lanes, key, log_end);
