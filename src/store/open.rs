@@ -41,6 +41,8 @@ const LOCK_FILE: &str = "lock";
 const READERS: u32 = 2;
 /// One for transactions, one for appends that need none around them. Never both at a time.
 const WRITERS: u32 = 2;
+/// Where what a statement of many rows would undo is kept: it is soon forgotten.
+const IN_MEMORY: &str = "MEMORY";
 /// A busy disk may take long over the first sync of a new database.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Commands that wait for the writer at the most.
@@ -125,15 +127,13 @@ impl Store {
         })?;
         let allotment = Allotment::of(disk, options.disk_reserve_bytes);
         let sealer = Sealer::new(&key).map_err(|_| KeyError::Malformed)?;
-        let db = connect(&path, WRITERS, true, &allotment)
-            .await
-            .map_err(failed)?;
-        if let Some(what) = damage(&db, &path).await.map_err(failed)? {
+        if let Some(what) = prepare(&path, &allotment).await.map_err(failed)? {
             return Err(OpenError::Damaged { path, what });
         }
-        write_back(&db).await;
-        Migrator::up(&db, None).await.map_err(failed)?;
-        let reader = connect(&path, READERS, false, &allotment)
+        let db = connect(&path, WRITERS, IN_MEMORY, &allotment)
+            .await
+            .map_err(failed)?;
+        let reader = connect(&path, READERS, IN_MEMORY, &allotment)
             .await
             .map_err(failed)?;
         let known = Known::load(&db).await.map_err(failed)?;
@@ -175,10 +175,24 @@ impl OpenError {
     }
 }
 
+/// Makes the database, or checks it and brings it to the newest schema. Returns what is
+/// damaged.
+async fn prepare(path: &Path, allotment: &Allotment) -> Result<Option<String>, DbErr> {
+    // To sort the whole log for a new index takes more than there may be of memory.
+    let db = connect(path, 1, "FILE", allotment).await?;
+    let damage = damage(&db, path).await?;
+    if damage.is_none() {
+        write_back(&db).await;
+        Migrator::up(&db, None).await?;
+    }
+    db.close().await?;
+    Ok(damage)
+}
+
 async fn connect(
     path: &Path,
     connections: u32,
-    create: bool,
+    temp_store: &'static str,
     allotment: &Allotment,
 ) -> Result<DatabaseConnection, DbErr> {
     let checkpoint_pages = allotment.checkpoint_pages().to_string();
@@ -194,7 +208,7 @@ async fn connect(
         .map_sqlx_sqlite_opts(move |sqlite| {
             sqlite
                 .filename(&file)
-                .create_if_missing(create)
+                .create_if_missing(true)
                 .page_size(PAGE_BYTES as u32)
                 .journal_mode(SqliteJournalMode::Wal)
                 // NORMAL does not sync commits in WAL mode.
@@ -203,8 +217,7 @@ async fn connect(
                 .pragma("wal_autocheckpoint", checkpoint_pages.clone())
                 .pragma("journal_size_limit", wal_file_bytes.clone())
                 .pragma("cache_size", "-8192")
-                // What a statement of many rows would undo is kept, and soon forgotten.
-                .pragma("temp_store", "MEMORY")
+                .pragma("temp_store", temp_store)
         });
     Database::connect(options).await
 }

@@ -63,10 +63,25 @@ pub(super) async fn log(
     key: IntegrationKey,
     span: Span,
 ) -> Result<Vec<TailChunk>, StoreError> {
-    let last = match span.pending_bytes <= span.most_bytes as u64 {
-        true => Some(span.end as i64),
-        false => last_within(db, key, span).await?,
-    };
+    if span.pending_bytes <= span.most_bytes as u64 {
+        return within(db, key, span, Some(span.end as i64)).await;
+    }
+    let last = last_within(db, key, span).await?;
+    match within(db, key, span, last).await {
+        // What was added up may be gone by now; only without a bound does nothing mean that
+        // the log ends.
+        Ok(chunks) if chunks.is_empty() && last.is_some() => within(db, key, span, None).await,
+        chunks => chunks,
+    }
+}
+
+/// The chunks up to one that begins at `last`, or only the next one.
+async fn within(
+    db: &DatabaseConnection,
+    key: IntegrationKey,
+    span: Span,
+    last: Option<i64>,
+) -> Result<Vec<TailChunk>, StoreError> {
     // SQLite compiles a statement anew for each value of a limit that is bound to it.
     let limit = if last.is_some() { MOST_CHUNKS } else { 1 };
     let sql = format!(
