@@ -77,7 +77,7 @@ pub enum RecordOutcome {
     /// The stream has it.
     Accepted {
         /// The shard that took it.
-        shard_id: Box<str>,
+        shard_id: Arc<str>,
         /// The number that Kinesis gave it.
         sequence_number: Box<str>,
     },

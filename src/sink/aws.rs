@@ -288,7 +288,7 @@ fn receipt(outcomes: Vec<RecordOutcome>) -> Result<Receipt, Fault> {
             shard_id,
             sequence_number,
         }) => Ok(Receipt {
-            shard_id,
+            shard_id: (*shard_id).into(),
             sequence_number,
         }),
         Some(RecordOutcome::Failed(fault)) => Err(fault),

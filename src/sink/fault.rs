@@ -1,7 +1,7 @@
 //! From the SDK's errors to a [`Fault`], by types and codes. Messages are not taken:
 //! they may repeat what was sent, the external ID included.
 
-use std::error::Error;
+use std::{error::Error, sync::Arc};
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_kinesis::{
@@ -54,9 +54,30 @@ pub(super) fn unlike_aws(stage: Stage, http_status: u16, request_id: Option<Box<
     }
 }
 
+/// The IDs of the shards of one answer, each kept once: its records are of few shards.
+#[derive(Default)]
+pub(super) struct ShardIds(Vec<Arc<str>>);
+
+impl ShardIds {
+    /// Of how many shards an ID is looked for.
+    const MOST: usize = 16;
+
+    fn keep(&mut self, shard_id: &str) -> Arc<str> {
+        if let Some(known) = self.0.iter().find(|known| ***known == *shard_id) {
+            return Arc::clone(known);
+        }
+        let kept: Arc<str> = shard_id.into();
+        if self.0.len() < Self::MOST {
+            self.0.push(Arc::clone(&kept));
+        }
+        kept
+    }
+}
+
 /// What an answer says of one record. Accepted is what has shard and number and no
 /// error.
 pub(super) fn record_outcome(
+    shards: &mut ShardIds,
     error_code: Option<&str>,
     shard_id: Option<&str>,
     sequence_number: Option<&str>,
@@ -67,7 +88,7 @@ pub(super) fn record_outcome(
             if !shard_id.is_empty() && !sequence_number.is_empty() =>
         {
             RecordOutcome::Accepted {
-                shard_id: shard_id.into(),
+                shard_id: shards.keep(shard_id),
                 sequence_number: sequence_number.into(),
             }
         }

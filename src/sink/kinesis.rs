@@ -13,7 +13,11 @@ use aws_sdk_kinesis::{
     types::PutRecordsRequestEntry,
 };
 
-use super::{Record, RecordOutcome, Rehearsed, config, fault, sessions::Session};
+use super::{
+    Record, RecordOutcome, Rehearsed, config,
+    fault::{self, ShardIds},
+    sessions::Session,
+};
 use crate::domain::{
     arn::StreamArn,
     event::Head,
@@ -141,10 +145,12 @@ fn outcomes(output: &PutRecordsOutput, sent: usize) -> Result<Vec<RecordOutcome>
     if results.len() != sent {
         return Err(fault::unlike_aws(Stage::Write, 200, request_id));
     }
+    let mut shards = ShardIds::default();
     Ok(results
         .iter()
         .map(|result| {
             fault::record_outcome(
+                &mut shards,
                 result.error_code(),
                 result.shard_id(),
                 result.sequence_number(),

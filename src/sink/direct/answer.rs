@@ -3,13 +3,16 @@
 //!
 //! [header or body]: https://smithy.io/2.0/aws/protocols/aws-json-1_1-protocol.html#operation-error-serialization
 
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Deref};
 
 use serde::Deserialize;
 
 use crate::{
     domain::status::{Cause, Fault, Stage},
-    sink::{RecordOutcome, fault},
+    sink::{
+        RecordOutcome,
+        fault::{self, ShardIds},
+    },
 };
 
 #[derive(Deserialize)]
@@ -23,19 +26,33 @@ struct Output<'a> {
 #[serde(rename_all = "PascalCase")]
 struct ResultEntry<'a> {
     #[serde(borrow)]
-    shard_id: Option<Cow<'a, str>>,
+    shard_id: Option<Text<'a>>,
     #[serde(borrow)]
-    sequence_number: Option<Cow<'a, str>>,
+    sequence_number: Option<Text<'a>>,
     #[serde(borrow)]
-    error_code: Option<Cow<'a, str>>,
+    error_code: Option<Text<'a>>,
 }
 
 #[derive(Default, Deserialize)]
 struct ErrorBody<'a> {
     #[serde(borrow)]
-    code: Option<Cow<'a, str>>,
+    code: Option<Text<'a>>,
     #[serde(borrow, rename = "__type")]
-    kind: Option<Cow<'a, str>>,
+    kind: Option<Text<'a>>,
+}
+
+/// Borrowed where nothing in it is escaped. An `Option<Cow<str>>` would never be: serde
+/// looks for a `Cow` in the type of a field, and not within an `Option`.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl Deref for Text<'_> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
 }
 
 /// An answer as it arrived.
@@ -62,8 +79,10 @@ impl Answer<'_> {
         if output.records.len() != sent {
             return Err(fault::unlike_aws(Stage::Write, 200, request_id));
         }
+        let mut shards = ShardIds::default();
         let outcome = |entry: &ResultEntry<'_>| {
             fault::record_outcome(
+                &mut shards,
                 entry.error_code.as_deref(),
                 entry.shard_id.as_deref(),
                 entry.sequence_number.as_deref(),
@@ -148,6 +167,15 @@ mod tests {
             sequence_number: "9".into(),
         };
         assert_eq!(answer(200, None, body), Ok(vec![accepted]));
+    }
+
+    #[test]
+    fn what_is_not_escaped_is_borrowed() {
+        let body = r#"{"Records":[{"ShardId":"s1","SequenceNumber":"\u0039"}]}"#;
+        let output: Output<'_> = serde_json::from_str(body).unwrap();
+        let entry = &output.records[0];
+        assert!(matches!(entry.shard_id, Some(Text(Cow::Borrowed("s1")))));
+        assert_eq!(entry.sequence_number.as_deref(), Some("9"));
     }
 
     #[test]
