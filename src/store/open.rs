@@ -180,13 +180,13 @@ impl OpenError {
 async fn prepare(path: &Path, allotment: &Allotment) -> Result<Option<String>, DbErr> {
     // To sort the whole log for a new index takes more than there may be of memory.
     let db = connect(path, 1, "FILE", allotment).await?;
-    let damage = damage(&db, path).await?;
-    if damage.is_none() {
-        write_back(&db).await;
-        Migrator::up(&db, None).await?;
+    if let Some(what) = damage(&db, path).await? {
+        return Ok(Some(what));
     }
+    write_back(&db).await;
+    Migrator::up(&db, None).await?;
     db.close().await?;
-    Ok(damage)
+    Ok(None)
 }
 
 async fn connect(
