@@ -19,8 +19,11 @@ mod integrations;
 mod joined;
 mod many;
 mod open;
+mod packs;
 mod plan;
+mod precedence;
 mod read;
+mod reader;
 mod rows;
 mod schema;
 mod secret;
@@ -32,7 +35,6 @@ mod work;
 mod writer;
 
 use std::{
-    collections::HashMap,
     ops::RangeInclusive,
     sync::{Arc, OnceLock},
 };
@@ -43,10 +45,10 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use self::{
     catalog::{Catalog, Slot},
-    command::{Command, Reply},
-    read::Span,
+    command::{Command, Held, Reply},
+    precedence::Precedence,
     secret::Sealer,
-    tail::Tail,
+    tail::{Coming, Tail},
     work::WorkFeed,
 };
 pub use self::{
@@ -60,7 +62,6 @@ pub use self::{
     work::Attention,
 };
 use crate::domain::{
-    delivery::LoadedChunk,
     external_id::ExternalId,
     integration::{Integration, IntegrationKey, Progress, Snapshot},
     map::Map,
@@ -76,6 +77,7 @@ pub struct Store {
     catalog: Arc<Catalog>,
     tail: Arc<Tail>,
     work: Arc<WorkFeed>,
+    precedence: Arc<Precedence>,
     backlog: Arc<[(IntegrationKey, Timestamp)]>,
     sealer: Arc<Sealer>,
     reader: DatabaseConnection,
@@ -184,48 +186,6 @@ impl Store {
             .map_err(|_| StoreError::Sealing)
     }
 
-    /// When the oldest pending event of each integration was accepted, where it has one.
-    pub async fn oldest_pending(
-        &self,
-        keys: &[IntegrationKey],
-    ) -> Result<HashMap<IntegrationKey, Timestamp>, StoreError> {
-        read::oldest_pending(&self.reader, keys).await
-    }
-
-    /// The log from a sequence on, in order: chunks of about `most_bytes`, at least
-    /// one where there is one.
-    pub async fn read_log(
-        &self,
-        key: IntegrationKey,
-        from: u64,
-        most_bytes: usize,
-    ) -> Result<Vec<LoadedChunk>, StoreError> {
-        let known = |Slot { snapshot, .. }: &Slot| {
-            let gap_key = snapshot.integration.integration_id.as_u128();
-            (gap_key, snapshot.progress)
-        };
-        let Some((gap_key, progress)) = self.catalog.look(key, known) else {
-            return Ok(Vec::new());
-        };
-        let span = Span {
-            from,
-            most_bytes,
-            end: progress.next_sequence,
-            pending_bytes: progress.pending_bytes,
-        };
-        let chunks = match self.tail.read(key, from, most_bytes) {
-            Some(chunks) => chunks,
-            None => read::log(&self.reader, key, span).await?,
-        };
-        chunks
-            .into_iter()
-            .map(|chunk| {
-                let chunk_id = chunk.id;
-                chunk::load(chunk, gap_key).map_err(|_| StoreError::Damaged { chunk_id })
-            })
-            .collect()
-    }
-
     /// Whether the disk has room for events, as it changes.
     pub fn has_room(&self) -> watch::Receiver<bool> {
         self.has_room.clone()
@@ -239,6 +199,17 @@ impl Store {
         }
     }
 
+    /// Says whether deliveries that could be made wait for others to end.
+    pub fn deliveries_wait(&self, wait: bool) {
+        self.precedence.set(wait);
+    }
+
+    /// Waits, at most a second, while deliveries wait and what comes would have to be read
+    /// back for them. Whoever has events waits here first.
+    pub async fn give_way(&self) {
+        self.precedence.give_way(&self.tail).await;
+    }
+
     /// Appends events, in the order of the calls. The answer comes once they are
     /// synced to disk: for each segment, whether its integration exists. On an error
     /// nothing was kept. `memory` is held until then, whoever still waits for it.
@@ -249,10 +220,15 @@ impl Store {
     ) -> Result<impl Future<Output = Result<Vec<bool>, StoreError>> + Send + use<>, StoreError>
     {
         let (reply, answer) = oneshot::channel();
+        let bytes = segments.iter().map(|owned| owned.segment.bytes.len());
+        let held = Held {
+            _memory: memory,
+            _coming: Coming::new(&self.tail, bytes.sum()),
+        };
         self.commands
             .send(Command::Append {
                 segments,
-                memory,
+                held,
                 reply,
             })
             .await

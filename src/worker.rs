@@ -218,5 +218,6 @@ impl<S: Sink> Worker<S> {
                 let _sound = defect.disarm();
             });
         }
+        self.shared.store.deliveries_wait(lanes.some_wait());
     }
 }

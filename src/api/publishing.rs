@@ -50,6 +50,7 @@ impl Publishing {
     {
         check_size(&events)?;
         self.store.check_room()?;
+        self.store.give_way().await;
         let sorted = sort(&self.store, &self.format, &events);
         drop(events);
         let counts: Vec<u32> = sorted

@@ -1,12 +1,11 @@
 //! Answers that a transaction owes, given once it is durable or has failed.
 
 use sea_orm::DbErr;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     StoreError,
     catalog::Catalog,
-    command::{Command, ConfigureError, Deleted, Reply},
+    command::{Command, ConfigureError, Deleted, Held, Reply},
     gaps::GivenUp,
     tail::Tail,
 };
@@ -16,7 +15,7 @@ use crate::domain::integration::{IntegrationKey, Snapshot};
 pub(super) struct AppendAnswer {
     pub(super) reply: Reply<Vec<bool>>,
     pub(super) accepted: Vec<bool>,
-    pub(super) _memory: Option<OwnedSemaphorePermit>,
+    pub(super) _held: Held,
 }
 
 /// Answers that are given once the transaction is durable.

@@ -8,8 +8,12 @@ use super::{
     answers::Answers,
     command::{Command, ConfigureError},
     draft::Draft,
-    external_ids, failure, gaps, integrations,
+    external_ids, failure,
+    gaps::{self, GiveUp, GivenUp},
+    integrations,
+    packs::unpack_for,
     secret::Sealer,
+    tail::Tail,
 };
 
 /// Makes one: anything but an append or a settlement. Errors here are the database's; a refusal is an answer.
@@ -17,7 +21,7 @@ pub(super) async fn make(
     tx: &DatabaseTransaction,
     draft: &mut Draft<'_>,
     answers: &mut Answers,
-    sealer: &Sealer,
+    (sealer, tail): (&Sealer, &Tail),
     command: Command,
     now: Timestamp,
 ) -> Result<(), DbErr> {
@@ -49,9 +53,9 @@ pub(super) async fn make(
         Command::RetirePrevious { key, version } => {
             external_ids::retire_previous(tx, draft, key, version, now).await?;
         }
-        Command::GiveUp { ask, reply } => match gaps::apply(tx, draft, &ask).await {
+        Command::GiveUp { ask, reply } => match give_up(tx, draft, tail, &ask).await {
             Ok(given_up) => answers.given_up.push((reply, ask.key, given_up)),
-            // Nothing was written yet, and others have no part in it.
+            // Nothing was given up yet, and others have no part in it.
             Err(error) if failure::is_unreadable(&error) => {
                 let _gone = reply.send(Err(StoreError::Database(error)));
             }
@@ -75,4 +79,15 @@ pub(super) async fn make(
         Command::Append { .. } | Command::Settle(_) | Command::Close { .. } => {}
     }
     Ok(())
+}
+
+/// What is given up has rows first.
+async fn give_up(
+    tx: &DatabaseTransaction,
+    draft: &mut Draft<'_>,
+    tail: &Tail,
+    ask: &GiveUp,
+) -> Result<GivenUp, DbErr> {
+    unpack_for(tx, &mut draft.packs, tail, ask).await?;
+    gaps::apply(tx, draft, ask).await
 }

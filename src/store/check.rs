@@ -2,14 +2,14 @@
 
 use std::{fs, path::Path};
 
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, Value};
 
 use super::{failure, rows::statement};
 
 /// A database up to this size is looked through whole, which takes about a second; of a
 /// larger one everything but the log, whose chunks are checked as they are read.
 const WHOLE_BYTES: u64 = 256 << 20;
-const LOG_TABLE: &str = "chunk";
+const LOG_TABLES: [&str; 2] = ["chunk", "pack"];
 
 /// What is wrong with the database, where something is.
 pub(super) async fn damage(db: &DatabaseConnection, file: &Path) -> Result<Option<String>, DbErr> {
@@ -24,9 +24,9 @@ pub(super) async fn damage(db: &DatabaseConnection, file: &Path) -> Result<Optio
 }
 
 async fn beside_the_log(db: &DatabaseConnection) -> Result<Option<String>, DbErr> {
-    let sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name <> $1";
+    let sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT IN ($1, $2)";
     let tables = db
-        .query_all_raw(statement(db, sql, [LOG_TABLE.into()]))
+        .query_all_raw(statement(db, sql, LOG_TABLES.map(Value::from)))
         .await?;
     for table in tables {
         let name: String = table.try_get("", "name")?;

@@ -32,6 +32,26 @@ pub(super) fn body_bytes(chunk: &TailChunk) -> u64 {
     (chunk.bytes.len() - chunk.count as usize * 4) as u64
 }
 
+/// The payload of segments put end to end.
+pub(super) fn compress_all<'a>(segments: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+    let mut payload = vec![0; HEAD_BYTES];
+    payload[0] = LZ4_PIECES;
+    let mut piece = Vec::with_capacity(PIECE_BYTES);
+    for segment in segments {
+        let mut rest = segment;
+        while piece.len() + rest.len() >= PIECE_BYTES {
+            let (now, later) = rest.split_at(PIECE_BYTES - piece.len());
+            piece.extend_from_slice(now);
+            pack_pieces(&piece, &mut payload);
+            piece.clear();
+            rest = later;
+        }
+        piece.extend_from_slice(rest);
+    }
+    pack_pieces(&piece, &mut payload);
+    seal(payload)
+}
+
 /// The payload of a segment, which is not empty.
 pub(super) fn compress(bytes: &[u8]) -> Vec<u8> {
     let is_small = bytes.len() < LEAST_PACKED;
@@ -49,6 +69,11 @@ pub(super) fn compress(bytes: &[u8]) -> Vec<u8> {
         payload[0] = LZ4_PIECES;
         pack_pieces(bytes, &mut payload);
     }
+    seal(payload)
+}
+
+/// Puts the checksum in its place.
+fn seal(mut payload: Vec<u8>) -> Vec<u8> {
     let sum = checksum(payload[0], &payload[HEAD_BYTES..]);
     payload[1..HEAD_BYTES].copy_from_slice(&sum);
     payload
@@ -143,6 +168,7 @@ pub(super) fn load(chunk: TailChunk, gap_key: Key) -> Result<LoadedChunk, Damage
 #[cfg(test)]
 mod tests {
     use super::*;
+    use jiff::Timestamp;
     use proptest::prelude::*;
 
     proptest! {
@@ -153,6 +179,18 @@ mod tests {
         ) {
             let bytes: Vec<u8> = some.iter().copied().cycle().take(length).collect();
             prop_assert_eq!(decompress(&compress(&bytes)).unwrap(), bytes);
+        }
+
+        #[test]
+        fn unpacks_segments_behind_one_another(
+            lengths in prop::collection::vec(0..PIECE_BYTES, 1..6),
+        ) {
+            let segments: Vec<Vec<u8>> = lengths
+                .iter()
+                .map(|length| (0..*length).map(|at| (at * length % 251) as u8).collect())
+                .collect();
+            let payload = compress_all(segments.iter().map(|one| &one[..]));
+            prop_assert_eq!(decompress(&payload).unwrap(), segments.concat());
         }
 
         #[test]
@@ -185,6 +223,7 @@ mod tests {
                 id: 1,
                 first_sequence: 1,
                 count,
+                accepted_at: Timestamp::UNIX_EPOCH,
                 bytes: bytes.into(),
                 settled: Vec::new(),
                 gaps: Vec::new(),

@@ -9,7 +9,7 @@ use super::{
     StoreError,
     draft::Observed,
     gaps::{GiveUp, GivenUp},
-    tail::Tail,
+    tail::{Coming, Tail},
 };
 use crate::domain::{
     arn::{RoleArn, StreamArn},
@@ -28,7 +28,7 @@ pub(super) enum Command {
     Append {
         segments: Vec<OwnedSegment>,
         /// Held until the answer is given.
-        memory: Option<OwnedSemaphorePermit>,
+        held: Held,
         reply: Reply<Vec<bool>>,
     },
     Settle(Settle),
@@ -65,6 +65,12 @@ impl Command {
     pub(super) fn is_change(&self) -> bool {
         !matches!(self, Self::Append { .. } | Self::Settle(_))
     }
+}
+
+/// What events take before they are durable.
+pub(super) struct Held {
+    pub(super) _memory: Option<OwnedSemaphorePermit>,
+    pub(super) _coming: Coming,
 }
 
 /// What an attempt achieved.

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use super::{
     catalog::{Catalog, CatalogDiff, Slot, Tombstone},
     joined::Joined,
+    packs::{PackChanges, PackDraft, Packs},
     rows::whole_micros,
 };
 use crate::domain::{
@@ -79,21 +80,36 @@ pub enum NextRetry {
     At(Timestamp),
 }
 
+/// What a committed transaction has changed.
+pub(super) struct Finished {
+    pub(super) diff: CatalogDiff,
+    pub(super) packs: PackChanges,
+    pub(super) configured: Vec<IntegrationKey>,
+    pub(super) revision: u64,
+}
+
 pub(super) struct Draft<'a> {
     catalog: &'a Catalog,
-    pub(super) diff: CatalogDiff,
+    pub(super) packs: PackDraft<'a>,
+    diff: CatalogDiff,
     organizations: Map<OrganizationId, Option<IntegrationKey>>,
     pub(super) segments: Vec<(IntegrationKey, Vec<Joined>)>,
     segment_index: Map<IntegrationKey, usize>,
-    pub(super) configured: Vec<IntegrationKey>,
-    pub(super) revision: u64,
+    configured: Vec<IntegrationKey>,
+    revision: u64,
     failing_after: Duration,
 }
 
 impl<'a> Draft<'a> {
-    pub(super) fn new(catalog: &'a Catalog, revision: u64, failing_after: Duration) -> Self {
+    pub(super) fn new(
+        catalog: &'a Catalog,
+        packs: &'a Packs,
+        revision: u64,
+        failing_after: Duration,
+    ) -> Self {
         Self {
             catalog,
+            packs: PackDraft::new(packs),
             diff: CatalogDiff::default(),
             organizations: Map::default(),
             segments: Vec::new(),
@@ -101,6 +117,16 @@ impl<'a> Draft<'a> {
             configured: Vec::new(),
             revision,
             failing_after,
+        }
+    }
+
+    /// What it changes, to be taken in once it is committed.
+    pub(super) fn finish(self) -> Finished {
+        Finished {
+            diff: self.diff,
+            packs: self.packs.into_changes(),
+            configured: self.configured,
+            revision: self.revision,
         }
     }
 

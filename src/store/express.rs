@@ -2,13 +2,18 @@
 //! stays with the writer. To begin a transaction, to end it, and to hand a connection back
 //! to its pool each take a turn of the thread behind the connection.
 
+use std::ops::Range;
+
 use jiff::Timestamp;
 use sea_orm::{
     DatabaseConnection, DbErr, RuntimeErr,
     sqlx::{Sqlite, pool::PoolConnection},
 };
 
-use super::statements::{NewChunk, insert_at_once};
+use super::{
+    packs::NewPack,
+    statements::{NewChunk, insert_at_once},
+};
 
 /// Chunks of one statement: each number of them is a statement that is kept prepared.
 const MOST_CHUNKS: usize = 16;
@@ -21,11 +26,13 @@ pub(super) struct Express {
 
 impl Express {
     /// Whether one statement appends these, with little in memory at once.
-    pub(super) fn takes(chunks: &[NewChunk]) -> bool {
-        match chunks {
-            [] => false,
-            [_] => true,
-            chunks => chunks.len() <= MOST_CHUNKS && chunks.iter().all(NewChunk::is_small),
+    pub(super) fn takes(chunks: &[NewChunk], packs: &[Range<usize>]) -> bool {
+        match (packs, chunks) {
+            (_, []) => false,
+            ([pack], chunks) => pack.len() == chunks.len(),
+            ([], [_]) => true,
+            ([], chunks) => chunks.len() <= MOST_CHUNKS && chunks.iter().all(NewChunk::is_small),
+            _ => false,
         }
     }
 
@@ -34,6 +41,7 @@ impl Express {
         &mut self,
         db: &DatabaseConnection,
         chunks: &[NewChunk],
+        packs: &[Range<usize>],
         now: Timestamp,
     ) -> Result<(), DbErr> {
         let connection = match &mut self.connection {
@@ -43,7 +51,10 @@ impl Express {
                 none.insert(connection.map_err(failed)?)
             }
         };
-        insert_at_once(connection, chunks, now).await
+        match packs {
+            [] => insert_at_once(connection, chunks).await,
+            _ => NewPack::of(chunks).insert_at_once(connection, now).await,
+        }
     }
 
     /// Closes the connection; the next append opens another.

@@ -1,6 +1,8 @@
 //! What can go wrong, and what the database's errors mean.
 
-use sea_orm::{DbErr, RuntimeErr};
+use std::sync::Arc;
+
+use sea_orm::{DbErr, RuntimeErr, sqlx};
 
 /// Why the store ended by itself. What was not acked before may or may not be on disk.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -84,6 +86,11 @@ pub(super) fn is_damage(error: &DbErr) -> bool {
 /// Whether a row holds what this version cannot read.
 pub(super) fn is_unreadable(error: &DbErr) -> bool {
     matches!(error, DbErr::Custom(_) | DbErr::Type(_))
+}
+
+/// A statement's error, as SeaORM tells of it.
+pub(super) fn of_statement(error: sqlx::Error) -> DbErr {
+    DbErr::Exec(RuntimeErr::SqlxError(Arc::new(error)))
 }
 
 /// Why the store cannot go on after an error, where it cannot.

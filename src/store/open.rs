@@ -24,6 +24,7 @@ use super::{
     check::damage,
     express::Express,
     failure,
+    packs::{self, Packs},
     rows::{load_meta, load_slots, load_tombstones, save_meta, statement},
     schema::Migrator,
     secret::Sealer,
@@ -45,6 +46,9 @@ const WRITERS: u32 = 2;
 const IN_MEMORY: &str = "MEMORY";
 /// A busy disk may take long over the first sync of a new database.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(120);
+/// What packs may have held at the most, as they were appended, for each byte of the tail:
+/// what few events are left of does not stay for long.
+const MOST_PACKED: u64 = 4;
 /// Commands that wait for the writer at the most.
 const COMMANDS: usize = 1024;
 
@@ -185,8 +189,9 @@ async fn prepare(path: &Path, allotment: &Allotment) -> Result<Option<String>, D
     }
     write_back(&db).await;
     Migrator::up(&db, None).await?;
+    let damaged = packs::recover(&db).await?;
     db.close().await?;
-    Ok(None)
+    Ok(damaged)
 }
 
 async fn connect(
@@ -323,6 +328,8 @@ impl Known {
             failing_after: options.failing_after,
             revision,
             next_chunk_id: self.next_chunk_id,
+            packs: Packs::default(),
+            most_packed: MOST_PACKED * options.log_tail_bytes as u64,
             garbage: self.garbage,
             space,
             failure: Arc::clone(&failure),
@@ -334,6 +341,7 @@ impl Known {
             catalog,
             tail,
             work,
+            precedence: Arc::default(),
             sealer,
             backlog: self.backlog.into(),
             reader,
@@ -356,7 +364,8 @@ async fn database_id(db: &DatabaseConnection) -> Result<String, DbErr> {
 async fn next_chunk_id(db: &DatabaseConnection) -> Result<i64, DbErr> {
     let sql = "SELECT COALESCE(MAX(last), 0) + 1 AS next FROM (\
         SELECT MAX(chunk_id) AS last FROM chunk UNION ALL \
-        SELECT MAX(chunk_id) AS last FROM damaged_chunk) ids";
+        SELECT MAX(chunk_id) AS last FROM damaged_chunk UNION ALL \
+        SELECT MAX(pack_id) AS last FROM damaged_pack) ids";
     let row = db.query_one_raw(statement(db, sql, [])).await?;
     row.map_or(Ok(1), |row| row.try_get("", "next"))
 }

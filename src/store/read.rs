@@ -52,9 +52,10 @@ pub(super) struct Span {
     pub(super) from: u64,
     /// About so many bytes, but at least one chunk where there is one.
     pub(super) most_bytes: usize,
-    /// The sequence up to which all that waits is known to have so many bytes: where that
-    /// is little, nothing needs to be added up.
+    /// The sequence before which everything that waits has a row. What begins there or later
+    /// may lack one, and so is not read.
     pub(super) end: u64,
+    /// All that waits has so many bytes: where that is little, nothing needs to be added up.
     pub(super) pending_bytes: u64,
 }
 
@@ -64,7 +65,7 @@ pub(super) async fn log(
     span: Span,
 ) -> Result<Vec<TailChunk>, StoreError> {
     if span.pending_bytes <= span.most_bytes as u64 {
-        return within(db, key, span, Some(span.end as i64)).await;
+        return within(db, key, span, Some(i64::MAX)).await;
     }
     let last = last_within(db, key, span).await?;
     match within(db, key, span, last).await {
@@ -85,11 +86,12 @@ async fn within(
     // SQLite compiles a statement anew for each value of a limit that is bound to it.
     let limit = if last.is_some() { MOST_CHUNKS } else { 1 };
     let sql = format!(
-        "SELECT chunk_id, first_sequence, event_count, accepted, gaps, payload \
+        "SELECT chunk_id, first_sequence, event_count, accepted_at, accepted, gaps, \
+        payload \
         FROM chunk WHERE integration_key = $1 AND first_sequence >= $2 \
         AND first_sequence <= $3 ORDER BY first_sequence LIMIT {limit}"
     );
-    let last = last.unwrap_or(i64::MAX);
+    let last = last.unwrap_or(i64::MAX).min(span.end as i64 - 1);
     let values: [Value; 3] = [key.0.into(), (span.from as i64).into(), last.into()];
     // Of a chunk that is settled in part all is read: what it takes shows only then.
     let mut rows = db.stream_raw(statement(db, &sql, values)).await?;
@@ -117,6 +119,7 @@ fn chunk(row: &QueryResult) -> Result<TailChunk, StoreError> {
         id: chunk_id,
         first_sequence,
         count: row.try_get::<i32>("", "event_count")? as u32,
+        accepted_at: time(row.try_get("", "accepted_at")?)?,
         bytes: bytes.into(),
         gaps: gaps::decode(gaps.as_deref(), first_sequence, &settled)?,
         settled,

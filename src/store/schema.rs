@@ -14,6 +14,7 @@ impl MigratorTrait for Migrator {
             Box::new(Gaps),
             Box::new(LogOutline),
             Box::new(Progress),
+            Box::new(Packs),
         ]
     }
 }
@@ -152,6 +153,62 @@ impl MigrationTrait for Progress {
     fn use_transaction(&self) -> Option<bool> {
         Some(true)
     }
+}
+
+/// Small chunks that came together, in one row.
+struct Packs;
+
+impl MigrationName for Packs {
+    fn name(&self) -> &str {
+        "m0005_packs"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Packs {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        for table in [pack(), pack_done(), damaged_pack()] {
+            manager.create_table(table).await?;
+        }
+        Ok(())
+    }
+
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+}
+
+/// Chunks of several integrations. `outline` says whose they are.
+fn pack() -> TableCreateStatement {
+    Table::create()
+        .table("pack")
+        .col(big_integer("pack_id").primary_key())
+        .col(big_integer("accepted_at"))
+        .col(binary("outline"))
+        .col(binary("payload"))
+        .to_owned()
+}
+
+/// Which events of a pack are done with: a narrow row, since a pack's own would be written
+/// anew with all that is in it.
+fn pack_done() -> TableCreateStatement {
+    Table::create()
+        .table("pack_done")
+        .col(big_integer("pack_id").primary_key())
+        .col(binary("done"))
+        .to_owned()
+}
+
+/// A pack that cannot be read back, set aside.
+fn damaged_pack() -> TableCreateStatement {
+    Table::create()
+        .table("damaged_pack")
+        .col(big_integer("pack_id").primary_key())
+        .col(big_integer("accepted_at"))
+        .col(big_integer("set_aside_at"))
+        .col(binary("outline"))
+        .col(binary("payload"))
+        .to_owned()
 }
 
 /// How far an integration's log has come: one row for each of `integration`.

@@ -26,9 +26,13 @@ pub(super) async fn settle(
         count(*key, &mut slot.snapshot.progress, one);
         let before = Arc::clone(&slot.snapshot.status);
         let changed = draft.observe(*key, &one.observed);
-        finished.extend_from_slice(&one.finished);
+        let packs = &mut draft.packs;
+        let in_rows = one.finished.iter().filter(|id| !packs.settle(**id, None));
+        finished.extend(in_rows);
         for (id, (bitmap, pending_bytes)) in &one.partial {
-            statements::accept_part(tx, *id, bitmap, *pending_bytes).await?;
+            if !packs.settle(*id, Some(bitmap)) {
+                statements::accept_part(tx, *id, bitmap, *pending_bytes).await?;
+            }
         }
         let Some(slot) = draft.slot_mut(*key) else {
             continue;
@@ -42,6 +46,8 @@ pub(super) async fn settle(
         }
         advanced.push(ProgressRow::of(*key, slot));
     }
+    // In the order in which they lie, so that each statement writes few pages.
+    advanced.sort_unstable_by_key(ProgressRow::key);
     statements::save_progress(tx, &advanced).await?;
     statements::delete_chunks(tx, &finished).await
 }

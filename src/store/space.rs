@@ -115,6 +115,8 @@ pub(super) struct Space {
     allotment: Allotment,
     /// What may still be taken before the next look.
     room: u64,
+    /// What is in the log will take so much more.
+    owed: u64,
     next_look: Instant,
     has_room: watch::Sender<bool>,
 }
@@ -129,6 +131,7 @@ impl Space {
             wal_file: wal_file.into(),
             allotment,
             room: 0,
+            owed: 0,
             next_look: Instant::now(),
             has_room: watch::Sender::new(true),
         }
@@ -140,6 +143,11 @@ impl Space {
 
     pub(super) fn batch_bytes(&self) -> usize {
         self.allotment.batch_bytes()
+    }
+
+    /// Notes how many bytes of events lie compressed, and may not stay so.
+    pub(super) fn owe(&mut self, bytes: usize) {
+        self.owed = bytes as u64;
     }
 
     /// When to look at the disk, whatever happens.
@@ -205,7 +213,7 @@ impl Space {
 
     async fn look(&mut self, db: &DatabaseConnection) {
         self.room = match self.disk(db).await {
-            Ok(disk) => self.allotment.room(&disk),
+            Ok(disk) => self.allotment.room(&disk).saturating_sub(self.owed),
             Err(error) => {
                 tracing::warn!(%error, "cannot tell how much room the disk has");
                 // The database itself will say when it is full.

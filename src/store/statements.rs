@@ -1,17 +1,15 @@
 //! The writer's statements on the log. Plain SQL that both databases know.
 
-use std::sync::Arc;
-
 use jiff::Timestamp;
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, RuntimeErr, Value,
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, Value,
     sqlx::{self, AssertSqlSafe, SqliteConnection},
 };
 use serde_json::json;
 
 use super::{
     catalog::Slot,
-    chunk,
+    chunk, failure,
     many::{run_many, tuples},
     rows::{micros, save_meta, statement, status_columns},
     tail::TailChunk,
@@ -44,9 +42,9 @@ pub(super) struct NewChunk {
 /// Columns of a row of `chunk`, as it is inserted.
 const CHUNK_COLUMNS: usize = 7;
 
-fn insert_chunks_sql(rows: &str) -> String {
+fn insert_chunks_sql(insert: &str, rows: &str) -> String {
     format!(
-        "INSERT INTO chunk (chunk_id, integration_key, first_sequence, event_count, \
+        "{insert} INTO chunk (chunk_id, integration_key, first_sequence, event_count, \
         pending_bytes, accepted_at, payload) VALUES {rows}"
     )
 }
@@ -54,11 +52,10 @@ fn insert_chunks_sql(rows: &str) -> String {
 /// Appends chunks to the log.
 pub(super) async fn insert_chunks(
     tx: &DatabaseTransaction,
-    chunks: &[NewChunk],
-    now: Timestamp,
+    chunks: &[&NewChunk],
 ) -> Result<(), DbErr> {
-    let values = |new: &NewChunk, values: &mut Vec<Value>| {
-        let (id, key, first, count, bytes, at, payload) = new.row(now);
+    let values = |new: &&NewChunk, values: &mut Vec<Value>| {
+        let (id, key, first, count, bytes, at, payload) = new.row();
         values.extend([
             id.into(),
             key.into(),
@@ -69,9 +66,16 @@ pub(super) async fn insert_chunks(
             payload.into(),
         ] as [Value; CHUNK_COLUMNS]);
     };
+    // What a row that fails leaves behind goes with the transaction: SQLite need not be able
+    // to undo the statement alone, for which it would keep a copy of each page.
+    let insert = match tx.get_database_backend() {
+        DbBackend::Sqlite => "INSERT OR FAIL",
+        _ => "INSERT",
+    };
+    let sql = |rows: &str| insert_chunks_sql(insert, rows);
     // Payloads of one statement are in memory together.
     for some in chunks.chunk_by(|one, next| one.is_small() && next.is_small()) {
-        run_many(tx, some, CHUNK_COLUMNS, insert_chunks_sql, values).await?;
+        run_many(tx, some, CHUNK_COLUMNS, sql, values).await?;
     }
     Ok(())
 }
@@ -80,20 +84,18 @@ pub(super) async fn insert_chunks(
 pub(super) async fn insert_at_once(
     connection: &mut SqliteConnection,
     chunks: &[NewChunk],
-    now: Timestamp,
 ) -> Result<(), DbErr> {
-    let sql = insert_chunks_sql(&tuples(DbBackend::Sqlite, chunks.len(), CHUNK_COLUMNS));
+    let rows = tuples(DbBackend::Sqlite, chunks.len(), CHUNK_COLUMNS);
+    let sql = insert_chunks_sql("INSERT", &rows);
     // The text is made of nothing but names and placeholders.
     let mut query = sqlx::query(AssertSqlSafe(sql));
     for new in chunks {
-        let (id, key, first, count, bytes, at, payload) = new.row(now);
+        let (id, key, first, count, bytes, at, payload) = new.row();
         let query_of = query.bind(id).bind(key).bind(first).bind(count);
         query = query_of.bind(bytes).bind(at).bind(payload);
     }
-    match query.execute(connection).await {
-        Ok(_) => Ok(()),
-        Err(error) => Err(DbErr::Exec(RuntimeErr::SqlxError(Arc::new(error)))),
-    }
+    let done = query.execute(connection).await;
+    done.map(drop).map_err(failure::of_statement)
 }
 
 impl NewChunk {
@@ -102,7 +104,7 @@ impl NewChunk {
     }
 
     /// In the order of the columns.
-    fn row(&self, now: Timestamp) -> (i64, i64, i64, i32, i64, i64, Vec<u8>) {
+    fn row(&self) -> (i64, i64, i64, i32, i64, i64, Vec<u8>) {
         let chunk = &self.chunk;
         (
             chunk.id,
@@ -110,7 +112,7 @@ impl NewChunk {
             chunk.first_sequence as i64,
             chunk.count as i32,
             chunk::body_bytes(chunk) as i64,
-            micros(now),
+            micros(chunk.accepted_at),
             chunk::compress(&chunk.bytes),
         )
     }
@@ -166,6 +168,11 @@ pub(super) struct ProgressRow {
 }
 
 impl ProgressRow {
+    /// Whose it is.
+    pub(super) fn key(&self) -> IntegrationKey {
+        self.key
+    }
+
     pub(super) fn of(key: IntegrationKey, slot: &Slot) -> Self {
         let Snapshot {
             progress, status, ..

@@ -1,13 +1,19 @@
 //! The newest part of the log, in bounded memory: an integration that keeps up
-//! reads nothing back.
+//! reads nothing back. Chunks that lie in a pack are read from here alone, so they stay
+//! until they are finished or have rows of their own.
 
-use std::{
-    collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
+mod state;
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use bytes::Bytes;
+use jiff::Timestamp;
+use tokio::sync::{Notify, futures::Notified};
 
+use self::state::{Kept, State, find_mut, position};
 use crate::domain::{
     bitmap,
     gap::{ChunkState, PlacedGap},
@@ -21,6 +27,7 @@ pub(super) struct TailChunk {
     pub(super) id: i64,
     pub(super) first_sequence: u64,
     pub(super) count: u32,
+    pub(super) accepted_at: Timestamp,
     /// Lengths and bodies, not compressed; empty where only gaps are left.
     pub(super) bytes: Bytes,
     /// A bit an event that is settled; empty where none is.
@@ -29,13 +36,30 @@ pub(super) struct TailChunk {
     pub(super) gaps: Vec<PlacedGap>,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    /// Of each integration the newest chunks without a hole, in log order.
-    chunks: Map<IntegrationKey, VecDeque<TailChunk>>,
-    /// All chunks in the order they came; some may be gone already.
-    order: VecDeque<(IntegrationKey, u64)>,
-    count: usize,
+/// What the tail has of an integration's log.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// The chunks from the sequence on.
+    Chunks(Vec<TailChunk>),
+    /// Only what begins at this sequence.
+    From(u64),
+    /// Nothing.
+    Nothing,
+    /// It is getting rows; ask again once [`Tail::moved`] says so.
+    Moving,
+}
+
+/// A chunk that leaves the tail for a row.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    pub(super) chunk: TailChunk,
+    /// Whoever read it knows it by its number.
+    pub(super) is_read: bool,
+}
+
+/// Events that are on their way into the tail, or come to nothing.
+pub(super) struct Coming {
+    tail: Arc<Tail>,
     bytes: usize,
 }
 
@@ -43,6 +67,10 @@ struct State {
 #[derive(Debug)]
 pub(super) struct Tail {
     state: Mutex<State>,
+    moved: Notify,
+    drained: Notify,
+    /// Bytes that are on their way into it.
+    coming: AtomicUsize,
     most_bytes: usize,
 }
 
@@ -50,6 +78,9 @@ impl Tail {
     pub(super) fn new(most_bytes: usize) -> Self {
         Self {
             state: Mutex::default(),
+            moved: Notify::new(),
+            drained: Notify::new(),
+            coming: AtomicUsize::new(0),
             most_bytes,
         }
     }
@@ -58,53 +89,193 @@ impl Tail {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds an integration's newest chunk; the oldest of all make room for it.
-    pub(super) fn push(&self, key: IntegrationKey, chunk: TailChunk) {
+    /// Adds an integration's newest chunk.
+    pub(super) fn push(&self, key: IntegrationKey, chunk: TailChunk, packed: bool) {
         let mut state = self.lock();
-        state.bytes += chunk.bytes.len();
+        let bytes = chunk.bytes.len();
+        state.bytes += bytes;
+        state.packed_bytes += if packed { bytes } else { 0 };
         state.count += 1;
-        state.order.push_back((key, chunk.first_sequence));
-        state.chunks.entry(key).or_default().push_back(chunk);
-        while state.bytes > self.most_bytes {
-            let Some((key, first_sequence)) = state.order.pop_front() else {
-                return;
-            };
-            state.evict(key, first_sequence);
-        }
-        state.compact();
+        state.order.push_back((chunk.id, key));
+        let chunks = state.chunks.entry(key).or_default();
+        chunks.push_back(Kept {
+            chunk,
+            packed,
+            is_read: false,
+            is_moving: false,
+        });
     }
 
-    /// The chunks from a sequence on, up to `most_bytes` but at least one. None
-    /// where the sequence is older than what is kept.
-    pub(super) fn read(
-        &self,
-        key: IntegrationKey,
-        from: u64,
-        most_bytes: usize,
-    ) -> Option<Vec<TailChunk>> {
-        let state = self.lock();
-        let chunks = state.chunks.get(&key)?;
-        if chunks.front()?.first_sequence > from {
-            return None;
+    /// Bytes of the chunks that have no rows.
+    pub(super) fn packed_bytes(&self) -> usize {
+        self.lock().packed_bytes
+    }
+
+    /// Whether deliveries are so far behind that it will soon be too small.
+    pub(super) fn is_behind(&self) -> bool {
+        self.lock().bytes + self.coming.load(Ordering::Relaxed) > self.mark()
+    }
+
+    fn mark(&self) -> usize {
+        self.most_bytes / 4 * 3
+    }
+
+    /// Waits until they are not. It counts from this call on.
+    pub(super) fn drained(&self) -> Notified<'_> {
+        self.drained.notified()
+    }
+
+    /// Tells whoever waits for it.
+    fn tell_if_drained(&self, bytes_before: usize, bytes: usize) {
+        if bytes_before > self.mark() && bytes <= self.mark() {
+            self.drained.notify_waiters();
         }
-        let mut bytes = 0;
-        let found = chunks
-            .iter()
-            .skip_while(|chunk| chunk.first_sequence < from)
-            .take_while(|chunk| {
-                let fits = bytes == 0 || bytes + chunk.bytes.len() <= most_bytes;
-                bytes += chunk.bytes.len();
-                fits
-            })
-            .cloned()
-            .collect();
-        Some(found)
+    }
+
+    /// The number of the chunk up to which the oldest would have to go for the rest to be
+    /// `keep` of 8 parts of what the tail may take. None where it has no more than that.
+    pub(super) fn overflow(&self, keep: usize) -> Option<i64> {
+        let state = self.lock();
+        let mut excess = state.bytes.checked_sub(self.most_bytes / 8 * keep)?;
+        let mut last = None;
+        let mut order = state.order.iter();
+        while excess > 0 {
+            let (id, key) = order.next()?;
+            let bytes = state
+                .find(*key, *id)
+                .map_or(0, |kept| kept.chunk.bytes.len());
+            excess = excess.saturating_sub(bytes);
+            last = Some(*id);
+        }
+        last
+    }
+
+    /// Lets the oldest chunks up to a number go. They have rows.
+    pub(super) fn evict(&self, up_to: i64) {
+        let mut state = self.lock();
+        let before = state.bytes;
+        while let Some((id, key)) = state.order.front().copied()
+            && id <= up_to
+        {
+            state.order.pop_front();
+            state.evict(key, id);
+        }
+        state.compact();
+        let after = state.bytes;
+        drop(state);
+        self.tell_if_drained(before, after);
+        self.moved.notify_waiters();
+    }
+
+    /// The chunks up to a number that have no rows, by integration, in log order. Nobody
+    /// reads those that nobody has read, until [`Tail::evict`] or [`Tail::keep`].
+    pub(super) fn leave(&self, up_to: i64) -> Vec<(IntegrationKey, Vec<Leaving>)> {
+        let mut state = self.lock();
+        let State { chunks, order, .. } = &mut *state;
+        let mut at: Map<IntegrationKey, usize> = Map::default();
+        let mut leaving: Vec<(IntegrationKey, Vec<Leaving>)> = Vec::new();
+        for (id, key) in order.iter().take_while(|(id, _)| *id <= up_to) {
+            let Some(kept) = chunks.get_mut(key).and_then(|chunks| find_mut(chunks, *id)) else {
+                continue;
+            };
+            if !kept.packed {
+                continue;
+            }
+            kept.is_moving = !kept.is_read;
+            let at = *at.entry(*key).or_insert_with(|| {
+                leaving.push((*key, Vec::new()));
+                leaving.len() - 1
+            });
+            leaving[at].1.push(kept.leaving());
+        }
+        leaving
+    }
+
+    /// The chunks stay after all.
+    pub(super) fn keep(&self) {
+        let mut state = self.lock();
+        for kept in state.chunks.values_mut().flatten() {
+            kept.is_moving = false;
+        }
+        drop(state);
+        self.moved.notify_waiters();
+    }
+
+    /// Of an integration, the first `most` chunks from a sequence on that have no rows.
+    pub(super) fn packed_from(&self, key: IntegrationKey, from: u64, most: usize) -> Vec<Leaving> {
+        let state = self.lock();
+        let chunks = state.chunks.get(&key).into_iter().flatten();
+        chunks
+            .filter(|kept| kept.packed && kept.chunk.first_sequence >= from)
+            .take(most)
+            .map(Kept::leaving)
+            .collect()
+    }
+
+    /// A chunk that has no row.
+    pub(super) fn packed(&self, key: IntegrationKey, chunk_id: i64) -> Option<Leaving> {
+        let state = self.lock();
+        let kept = state.find(key, chunk_id)?;
+        kept.packed.then(|| kept.leaving())
+    }
+
+    /// A chunk has a row now, and stays all the same.
+    pub(super) fn unpacked(&self, key: IntegrationKey, chunk_id: i64) {
+        let mut state = self.lock();
+        if let Some(kept) = state.find_mut(key, chunk_id)
+            && std::mem::replace(&mut kept.packed, false)
+        {
+            let bytes = kept.chunk.bytes.len();
+            state.packed_bytes -= bytes;
+        }
+    }
+
+    /// The chunks from a sequence on, up to `most_bytes` but at least one.
+    pub(super) fn read(&self, key: IntegrationKey, from: u64, most_bytes: usize) -> Found {
+        let mut state = self.lock();
+        let Some(chunks) = state.chunks.get_mut(&key) else {
+            return Found::Nothing;
+        };
+        let begins = chunks.front().map(|kept| kept.chunk.first_sequence);
+        if let Some(begins) = begins.filter(|begins| *begins > from) {
+            return Found::From(begins);
+        }
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        let ahead = chunks
+            .iter_mut()
+            .skip_while(|kept| kept.chunk.first_sequence < from);
+        for kept in ahead {
+            bytes += kept.chunk.bytes.len();
+            if !found.is_empty() && (bytes > most_bytes || kept.is_moving) {
+                break;
+            }
+            if kept.is_moving {
+                return Found::Moving;
+            }
+            kept.is_read = true;
+            found.push(kept.chunk.clone());
+        }
+        Found::Chunks(found)
+    }
+
+    /// Waits until chunks that got rows have them. It counts from this call on.
+    pub(super) fn moved(&self) -> Notified<'_> {
+        self.moved.notified()
+    }
+
+    /// When the oldest event that waits here was accepted.
+    pub(super) fn oldest_pending(&self, key: IntegrationKey) -> Option<Timestamp> {
+        let state = self.lock();
+        let mut chunks = state.chunks.get(&key)?.iter();
+        let pending = chunks.find(|kept| kept.chunk.has_events())?;
+        Some(pending.chunk.accepted_at)
     }
 
     /// Notes what is settled of a chunk.
     pub(super) fn settle(&self, key: IntegrationKey, chunk_id: i64, settled: &[u8]) {
         let mut state = self.lock();
-        if let Some(chunk) = state.find(key, chunk_id) {
+        if let Some(kept) = state.find_mut(key, chunk_id) {
+            let chunk = &mut kept.chunk;
             chunk.settled = bitmap::union(&chunk.settled, settled);
             let settled = &chunk.settled;
             chunk
@@ -120,9 +291,10 @@ impl Tail {
             return;
         }
         let mut state = self.lock();
-        let Some(chunk) = state.find(key, given_up.id) else {
+        let Some(kept) = state.find_mut(key, given_up.id) else {
             return;
         };
+        let chunk = &mut kept.chunk;
         chunk.settled = bitmap::union(&chunk.settled, &given_up.settled);
         chunk.gaps.clone_from(&given_up.gaps);
         if !given_up.has_events() {
@@ -137,63 +309,50 @@ impl Tail {
         let Some(chunks) = state.chunks.get_mut(&key) else {
             return;
         };
-        let Some(at) = chunks.iter().position(|chunk| chunk.id == chunk_id) else {
+        let Ok(at) = position(chunks, chunk_id) else {
             return;
         };
         let freed = chunks.remove(at);
         if chunks.is_empty() {
             state.chunks.remove(&key);
         }
+        let before = state.bytes;
         state.free(freed);
+        let after = state.bytes;
+        drop(state);
+        self.tell_if_drained(before, after);
     }
 
     /// Drops all of an integration.
     pub(super) fn forget(&self, key: IntegrationKey) {
         let mut state = self.lock();
         let freed = state.chunks.remove(&key).unwrap_or_default();
+        let before = state.bytes;
         state.free(freed);
+        let after = state.bytes;
+        drop(state);
+        self.tell_if_drained(before, after);
     }
 }
 
-impl State {
-    fn find(&mut self, key: IntegrationKey, chunk_id: i64) -> Option<&mut TailChunk> {
-        let chunks = self.chunks.get_mut(&key)?;
-        chunks.iter_mut().find(|chunk| chunk.id == chunk_id)
-    }
-
-    fn evict(&mut self, key: IntegrationKey, first_sequence: u64) {
-        let Some(chunks) = self.chunks.get_mut(&key) else {
-            return;
-        };
-        // Finished chunks may have left holes only before chunks that remain, so
-        // all up to this one go.
-        let up_to = chunks.partition_point(|chunk| chunk.first_sequence <= first_sequence);
-        let freed: Vec<TailChunk> = chunks.drain(..up_to).collect();
-        if chunks.is_empty() {
-            self.chunks.remove(&key);
-        }
-        self.free(freed);
-    }
-
-    fn free(&mut self, chunks: impl IntoIterator<Item = TailChunk>) {
-        for chunk in chunks {
-            self.bytes -= chunk.bytes.len();
-            self.count -= 1;
+impl Coming {
+    pub(super) fn new(tail: &Arc<Tail>, bytes: usize) -> Self {
+        tail.coming.fetch_add(bytes, Ordering::Relaxed);
+        Self {
+            tail: Arc::clone(tail),
+            bytes,
         }
     }
+}
 
-    /// Keeps the order from outgrowing what it orders.
-    fn compact(&mut self) {
-        if self.order.len() < 1024 + 4 * self.count {
-            return;
-        }
-        let chunks = &self.chunks;
-        self.order.retain(|(key, first_sequence)| {
-            chunks.get(key).is_some_and(|chunks| {
-                chunks
-                    .binary_search_by_key(first_sequence, |chunk| chunk.first_sequence)
-                    .is_ok()
-            })
-        });
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.tail.coming.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl TailChunk {
+    fn has_events(&self) -> bool {
+        !self.bytes.is_empty() && !bitmap::is_full(&self.settled, self.count)
     }
 }

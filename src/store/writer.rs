@@ -1,12 +1,16 @@
 //! The one task that writes. What arrives together shares a transaction and a sync.
 
+mod room;
+
 use std::{
     fs::File,
+    ops::Range,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
-use sea_orm::{DatabaseConnection, DbErr, TransactionTrait};
+use jiff::Timestamp;
+use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep_until, timeout_at},
@@ -18,11 +22,13 @@ use super::{
     catalog::{Catalog, Slot},
     changes, chunk,
     command::{Command, Unsettled},
-    draft::Draft,
+    draft::{Draft, Finished},
     express::Express,
     failure::{self, Failure},
     joined::Joined,
-    open, rows,
+    open,
+    packs::{NewPack, PackChanges, PackDraft, Packs, unpack_up_to},
+    rows,
     secret::Sealer,
     settling::settle,
     space::Space,
@@ -52,6 +58,9 @@ pub(super) struct Writer {
     pub(super) failing_after: Duration,
     pub(super) revision: u64,
     pub(super) next_chunk_id: i64,
+    pub(super) packs: Packs,
+    /// What packs may have held at the most, as they were appended, in bytes.
+    pub(super) most_packed: u64,
     /// Deleted integrations whose chunks are still there.
     pub(super) garbage: Vec<IntegrationKey>,
     pub(super) space: Space,
@@ -64,13 +73,15 @@ pub(super) struct Writer {
 /// What else a transaction leads to once it is durable.
 struct Committed {
     chunks: Vec<NewChunk>,
+    /// Which of them lie in packs.
+    packs: Vec<Range<usize>>,
     garbage: Vec<IntegrationKey>,
     next_chunk_id: i64,
 }
 
 impl Committed {
     /// Numbers the segments that wait: they become chunks.
-    fn number(&mut self, draft: &mut Draft<'_>) {
+    fn number(&mut self, draft: &mut Draft<'_>, now: Timestamp) {
         for (key, segments) in std::mem::take(&mut draft.segments) {
             let Some(slot) = draft.slot_mut(key) else {
                 continue;
@@ -81,6 +92,7 @@ impl Committed {
                     id: self.next_chunk_id,
                     first_sequence: progress.next_sequence,
                     count: segment.count,
+                    accepted_at: now,
                     settled: Vec::new(),
                     gaps: Vec::new(),
                     bytes: segment.bytes.into(),
@@ -91,6 +103,21 @@ impl Committed {
                 self.chunks.push(NewChunk { key, chunk });
             }
         }
+        self.packs = NewPack::among(&self.chunks);
+    }
+
+    async fn insert(&self, tx: &DatabaseTransaction, now: Timestamp) -> Result<(), DbErr> {
+        let mut alone: Vec<&NewChunk> = Vec::new();
+        let mut at = 0;
+        for pack in &self.packs {
+            alone.extend(&self.chunks[at..pack.start]);
+            NewPack::of(&self.chunks[pack.clone()])
+                .insert(tx, now)
+                .await?;
+            at = pack.end;
+        }
+        alone.extend(&self.chunks[at..]);
+        statements::insert_chunks(tx, &alone).await
     }
 }
 
@@ -104,6 +131,7 @@ impl Writer {
             if !batch.commands.is_empty() {
                 self.has_company = batch.commands.len() > 1;
             }
+            self.space.owe(self.tail.packed_bytes());
             self.space.look_if_due(&self.db).await;
             self.space.admit(&self.db, &mut batch.commands).await;
             let settles = due.is_some_and(|due| due <= Instant::now())
@@ -120,7 +148,11 @@ impl Writer {
                     &mut nothing
                 };
                 let commands = std::mem::take(&mut batch.commands);
-                due = match self.write(commands, settled).await {
+                let written = match self.write(commands, settled).await {
+                    Ok(()) => self.unpack_what_must().await,
+                    failed => failed,
+                };
+                due = match written {
                     Ok(()) if !settles => due,
                     Ok(()) if self.garbage.is_empty() => None,
                     Ok(()) => Some(Instant::now() + self.settle_linger),
@@ -167,6 +199,10 @@ impl Writer {
     }
 
     async fn close(mut self, reply: oneshot::Sender<()>) {
+        // Where that fails the next start does it.
+        if let Err(error) = self.unpack(i64::MAX).await {
+            tracing::warn!(%error, "what is left of the log stays in packs");
+        }
         self.close_express().await;
         if let Err(error) = self.db.close().await {
             tracing::warn!(%error, "the database did not close cleanly");
@@ -229,14 +265,17 @@ impl Writer {
         unsettled: &mut Unsettled,
     ) -> Result<(), DbErr> {
         let catalog = Arc::clone(&self.catalog);
-        let mut draft = Draft::new(&catalog, self.revision, self.failing_after);
+        let packs = std::mem::take(&mut self.packs);
+        let mut draft = Draft::new(&catalog, &packs, self.revision, self.failing_after);
         let mut answers = Answers::default();
-        match self
+        let committed = self
             .transact(&mut draft, &mut answers, commands, unsettled)
-            .await
-        {
+            .await;
+        let finished = draft.finish();
+        self.packs = packs;
+        match committed {
             Ok(committed) => {
-                let published = self.publish(draft, committed, answers).await;
+                let published = self.publish(finished, committed, answers).await;
                 // Whoever waited for it finds it in the catalog.
                 unsettled.settled();
                 published
@@ -258,6 +297,7 @@ impl Writer {
         let now = rows::now();
         let mut committed = Committed {
             chunks: Vec::new(),
+            packs: Vec::new(),
             garbage: self.garbage.clone(),
             next_chunk_id: self.next_chunk_id,
         };
@@ -268,22 +308,22 @@ impl Writer {
         for command in hot {
             if let Command::Append {
                 segments,
-                memory,
+                held,
                 reply,
             } = command
             {
                 answers.appends.push(AppendAnswer {
                     accepted: draft.append(segments),
                     reply,
-                    _memory: memory,
+                    _held: held,
                 });
             }
         }
         if cold.is_empty() && unsettled.is_empty() && committed.garbage.is_empty() {
-            committed.number(draft);
-            if Express::takes(&committed.chunks) {
-                let chunks = &committed.chunks;
-                self.express.append(&self.db, chunks, now).await?;
+            committed.number(draft, now);
+            let Committed { chunks, packs, .. } = &committed;
+            if Express::takes(chunks, packs) {
+                self.express.append(&self.db, chunks, packs, now).await?;
                 return Ok(committed);
             }
         }
@@ -300,15 +340,16 @@ impl Writer {
         }
         let mut cold = cold.into_iter();
         while let Some(command) = cold.next() {
-            if let Err(error) = changes::make(&tx, draft, answers, &self.sealer, command, now).await
-            {
+            let with = (&*self.sealer, &*self.tail);
+            if let Err(error) = changes::make(&tx, draft, answers, with, command, now).await {
                 answers.refuse(cold.collect(), &error);
                 return Err(error);
             }
         }
         committed.garbage.extend(answers.deleted());
-        committed.number(draft);
-        statements::insert_chunks(&tx, &committed.chunks, now).await?;
+        committed.number(draft, now);
+        committed.insert(&tx, now).await?;
+        draft.packs.save(&tx).await?;
         statements::collect_garbage(&tx, &mut committed.garbage).await?;
         tx.commit().await?;
         Ok(committed)
@@ -317,22 +358,32 @@ impl Writer {
     /// Tells the world what has become durable.
     async fn publish(
         &mut self,
-        draft: Draft<'_>,
+        finished: Finished,
         committed: Committed,
         answers: Answers,
     ) -> Result<(), DbErr> {
-        self.revision = draft.revision;
+        self.revision = finished.revision;
         self.next_chunk_id = committed.next_chunk_id;
         self.garbage = committed.garbage;
         let mut appended = Vec::with_capacity(committed.chunks.len());
         // The tail comes first: who has seen in the catalog how far the log goes must
         // find it there, or would take a tail that lacks the end for one without work.
-        for NewChunk { key, chunk } in committed.chunks {
-            appended.push((key, chunk.first_sequence));
-            self.tail.push(key, chunk);
+        for pack in &committed.packs {
+            let pack = NewPack::of(&committed.chunks[pack.clone()]);
+            self.packs.add(pack.id(), pack.members());
         }
-        let forgotten = self.catalog.apply(draft.diff, draft.revision);
-        self.work.tell(&appended, &draft.configured);
+        let mut packs = committed.packs.iter().peekable();
+        for (at, NewChunk { key, chunk }) in committed.chunks.into_iter().enumerate() {
+            appended.push((key, chunk.first_sequence));
+            packs.next_if(|pack| pack.end <= at);
+            let packed = packs.peek().is_some_and(|pack| pack.contains(&at));
+            self.tail.push(key, chunk, packed);
+        }
+        finished.packs.tell(&self.tail);
+        self.packs.apply(finished.packs);
+        self.make_room_in_the_tail();
+        let forgotten = self.catalog.apply(finished.diff, finished.revision);
+        self.work.tell(&appended, &finished.configured);
         answers.give(&self.catalog, &self.tail);
         match forgotten {
             Some(revision) => statements::forget_tombstones(&self.db, revision).await,

@@ -14,12 +14,19 @@ use tracing_subscriber::{
 
 const OWN_CRATE: &str = "siem_relay";
 
+/// Spans of which there is one for each request to AWS. What is logged within them names
+/// what it is about itself, and to write down a span's fields costs more than the rest of it.
+const FOR_TRACES_ALONE: [&str; 1] = ["put_records"];
+
 /// For log lines: what the directives let through, within the cap.
 pub(super) fn logs<S>(directives: &str) -> Result<impl Filter<S> + use<S>, ParseError>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
-    Ok(EnvFilter::builder().parse(directives)?.and(cap()))
+    let wanted = EnvFilter::builder().parse(directives)?;
+    let is_for_logs: fn(&Metadata<'_>) -> bool = is_for_logs;
+    let for_logs = FilterFn::new(is_for_logs).with_max_level_hint(LevelFilter::TRACE);
+    Ok(wanted.and(cap()).and(for_logs))
 }
 
 /// For traces: `INFO`, and what the directives let through beyond, within the cap. A
@@ -30,6 +37,10 @@ where
 {
     let wanted = EnvFilter::builder().parse(directives)?;
     Ok(wanted.or(LevelFilter::INFO).and(cap()))
+}
+
+fn is_for_logs(metadata: &Metadata<'_>) -> bool {
+    !metadata.is_span() || !FOR_TRACES_ALONE.contains(&metadata.name())
 }
 
 fn cap() -> FilterFn {

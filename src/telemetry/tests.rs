@@ -183,3 +183,16 @@ fn a_callers_trace_goes_on() {
     );
     assert_eq!(spans[0].parent_span_id.to_string(), "b7ad6b7169203331");
 }
+
+#[test]
+fn what_there_is_for_each_request_is_traced_and_not_logged() {
+    let (lines, spans) = told(LogFormat::Json, "info", || {
+        let _request = info_span!("put_records", organization_id = "acme").entered();
+        info!("within");
+    });
+    assert!(
+        lines.contains("within") && !lines.contains("acme"),
+        "{lines}"
+    );
+    assert!(spans.iter().any(|span| span.name == "put_records"));
+}

@@ -160,6 +160,11 @@ impl Lanes {
         None
     }
 
+    /// Whether some that are expected to succeed quickly wait for a place.
+    pub(super) fn some_wait(&self) -> bool {
+        self.places.some_wait(Class::Quick)
+    }
+
     /// Ends calls that take long where others need their places.
     pub(super) fn make_room(&mut self) {
         let cut = self.places.make_room();

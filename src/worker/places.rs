@@ -147,6 +147,12 @@ impl Places {
         })
     }
 
+    /// Whether some of a class wait for a place.
+    pub(super) fn some_wait(&self, class: Class) -> bool {
+        let room = &self.rooms[class as usize];
+        room.taken >= room.most && !room.queue.is_empty()
+    }
+
     /// Takes the place to which [`Places::call_next`] has called.
     pub(super) fn take(&mut self, class: Class) -> Turn {
         self.room(class).taken += 1;

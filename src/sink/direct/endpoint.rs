@@ -15,8 +15,8 @@ use crate::domain::arn::StreamArn;
 /// Regions and accounts whose endpoints are kept.
 const MOST_KEPT: usize = 4096;
 
-/// A region and an account.
-type Place = (Box<str>, Box<str>);
+/// By region, then by account.
+type Known = HashMap<Box<str>, HashMap<Box<str>, Arc<Endpoint>>>;
 
 /// A URL.
 #[derive(Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub(super) struct Endpoints {
     use_fips: Option<bool>,
     use_dual_stack: Option<bool>,
     account_id_endpoint_mode: String,
-    known: RwLock<HashMap<Place, Arc<Endpoint>>>,
+    known: RwLock<Known>,
 }
 
 impl Endpoints {
@@ -53,22 +53,23 @@ impl Endpoints {
 
     /// The endpoint for a stream; None where the rules give none.
     pub(super) async fn of(&self, stream: &StreamArn) -> Option<Arc<Endpoint>> {
-        let place = (stream.region().into(), stream.account().into());
-        if let Some(known) = self
-            .known
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&place)
-        {
-            return Some(Arc::clone(known));
+        let (region, account) = (stream.region(), stream.account());
+        if let Some(endpoint) = self.known(region, account) {
+            return Some(endpoint);
         }
         let endpoint = Arc::new(self.resolve(stream).await?);
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= MOST_KEPT {
+        if known.values().map(HashMap::len).sum::<usize>() >= MOST_KEPT {
             known.clear();
         }
-        known.insert(place, Arc::clone(&endpoint));
+        let of_region = known.entry(region.into()).or_default();
+        of_region.insert(account.into(), Arc::clone(&endpoint));
         Some(endpoint)
+    }
+
+    fn known(&self, region: &str, account: &str) -> Option<Arc<Endpoint>> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(region)?.get(account).cloned()
     }
 
     async fn resolve(&self, stream: &StreamArn) -> Option<Endpoint> {

@@ -36,6 +36,14 @@ pub struct Keep {
     pub chunks: usize,
 }
 
+impl Keep {
+    /// Chunks that a step reads at the most: one more, for a gap that waits right after what
+    /// goes.
+    pub(in crate::store) fn most_looked_at(&self) -> usize {
+        self.chunks.max(2) + 1
+    }
+}
+
 /// One step of it. Also tells how many bytes the events had. The next step begins with
 /// the last chunk of this one, so that it finds the gap which this one leaves there.
 pub(super) async fn expire(
@@ -44,9 +52,8 @@ pub(super) async fn expire(
     keep: &Keep,
     pending_bytes: u64,
 ) -> Result<(GivenUp, u64), DbErr> {
-    let most = keep.chunks.max(2);
-    // One more, for a gap that waits right after what goes.
-    let mut rows = select(tx, ask, keep, most + 1).await?;
+    let mut rows = select(tx, ask, keep, keep.most_looked_at()).await?;
+    let most = keep.most_looked_at() - 1;
     let most = most.min(within_a_step(&rows).max(2));
     rows.truncate(most + 1);
     let in_flight: HashMap<i64, &Marked> = ask

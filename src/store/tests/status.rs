@@ -44,14 +44,15 @@ async fn what_nobody_is_told_moves_no_time() {
     let before = store.get(key).unwrap().status;
     assert_eq!(before.status, Status::Active);
 
-    let mut draft = Draft::new(&store.catalog, 10, Duration::from_secs(60));
+    let packs = super::super::packs::Packs::default();
+    let mut draft = Draft::new(&store.catalog, &packs, 10, Duration::from_secs(60));
     let both = [observed(denied()), observed(Observation::Accepted)];
     assert!(!draft.observe(key, &both));
     let after = Arc::clone(&draft.slot_mut(key).unwrap().snapshot.status);
     assert_eq!((after.status, after.since), (Status::Active, before.since));
     assert!(after.last_attempt > before.last_attempt);
 
-    let mut draft = Draft::new(&store.catalog, 10, Duration::from_secs(60));
+    let mut draft = Draft::new(&store.catalog, &packs, 10, Duration::from_secs(60));
     assert!(draft.observe(key, &[observed(denied())]));
     let after = Arc::clone(&draft.slot_mut(key).unwrap().snapshot.status);
     assert!(after.since > before.since);

@@ -1,0 +1,238 @@
+//! Packs: small chunks that came together lie in one row, so that a commit of many
+//! integrations writes no more rows than one of a single integration. While it lies in a
+//! pack, a chunk is read from the tail alone; what has to leave the tail gets a row of its
+//! own first, and so does everything at a start and at the end.
+//!
+//! A pack's chunks have numbers one after the other, of which the first is the pack's.
+//! What is done with is a bitmap over the events of all of them.
+
+mod outline;
+mod recover;
+mod unpack;
+
+use std::collections::BTreeMap;
+
+use sea_orm::{DatabaseTransaction, DbErr, Value};
+use serde_json::json;
+
+pub(super) use self::{
+    outline::{Member, NewPack},
+    recover::recover,
+    unpack::{unpack_for, unpack_up_to},
+};
+use super::{many::run_many, statements::run, tail::Tail};
+use crate::domain::{bitmap, integration::IntegrationKey, map::Map};
+
+/// A pack as the writer knows it.
+#[derive(Debug)]
+struct Pack {
+    members: Vec<Member>,
+    /// Bytes of the segments of all its chunks, done with or not; 0 once those that are left
+    /// have rows.
+    bytes: u64,
+    /// Events that are done with: accepted, or moved to a row. Empty where none is.
+    done: Vec<u8>,
+}
+
+impl Pack {
+    fn count(&self) -> u32 {
+        self.members.last().map_or(0, Member::end)
+    }
+}
+
+/// The packs that are not done with.
+#[derive(Debug, Default)]
+pub(super) struct Packs {
+    by_id: BTreeMap<i64, Pack>,
+    bytes: u64,
+}
+
+impl Packs {
+    /// Adds a pack that has become durable.
+    pub(super) fn add(&mut self, id: i64, members: Vec<Member>) {
+        let bytes = members.iter().map(|member| u64::from(member.bytes)).sum();
+        self.bytes += bytes;
+        let pack = Pack {
+            members,
+            bytes,
+            done: Vec::new(),
+        };
+        self.by_id.insert(id, pack);
+    }
+
+    /// Whether there is a pack of a number up to this whose chunks may lack rows.
+    pub(super) fn has_up_to(&self, id: i64) -> bool {
+        self.by_id.range(..=id).any(|(_, pack)| pack.bytes > 0)
+    }
+
+    /// Notes that what is left of the packs up to a number waits for its settlement alone.
+    pub(super) fn emptied(&mut self, up_to: i64) {
+        for (_, pack) in self.by_id.range_mut(..=up_to) {
+            self.bytes -= std::mem::take(&mut pack.bytes);
+        }
+    }
+
+    /// The number of the last chunk of the last pack that begins up to a number.
+    pub(super) fn end_of(&self, id: i64) -> i64 {
+        let last = self.by_id.range(..=id).next_back();
+        last.map_or(id, |(first, pack)| {
+            (first + pack.members.len() as i64 - 1).max(id)
+        })
+    }
+
+    /// The number up to which the oldest packs would have to go for the others to be no more
+    /// than so many bytes. None where they are not.
+    pub(super) fn beyond(&self, most_bytes: u64) -> Option<i64> {
+        let mut excess = self
+            .bytes
+            .checked_sub(most_bytes)
+            .filter(|excess| *excess > 0)?;
+        for (id, pack) in &self.by_id {
+            excess = excess.saturating_sub(pack.bytes);
+            if excess == 0 {
+                return Some(*id);
+            }
+        }
+        None
+    }
+
+    /// The pack of a chunk, and which of its chunks that is.
+    fn locate(&self, chunk_id: i64) -> Option<(i64, &Pack, &Member)> {
+        let (id, pack) = self.by_id.range(..=chunk_id).next_back()?;
+        let member = pack.members.get(usize::try_from(chunk_id - id).ok()?)?;
+        Some((*id, pack, member))
+    }
+
+    /// Takes in what a transaction changed, now that it is durable.
+    pub(super) fn apply(&mut self, changes: PackChanges) {
+        for (id, done) in changes.done {
+            let Some(pack) = self.by_id.get_mut(&id) else {
+                continue;
+            };
+            if bitmap::is_full(&done, pack.count()) {
+                self.bytes -= pack.bytes;
+                self.by_id.remove(&id);
+            } else {
+                pack.done = done;
+            }
+        }
+    }
+}
+
+/// What a transaction does to packs.
+#[derive(Debug, Default)]
+pub(super) struct PackChanges {
+    /// What is done with of each, from now on.
+    done: Map<i64, Vec<u8>>,
+    /// Chunks that have rows, and stay in the tail.
+    unpacked: Vec<(IntegrationKey, i64)>,
+}
+
+impl PackChanges {
+    /// Lets the tail know what has rows now.
+    pub(super) fn tell(&self, tail: &Tail) {
+        for (key, chunk_id) in &self.unpacked {
+            tail.unpacked(*key, *chunk_id);
+        }
+    }
+}
+
+/// The packs as a transaction sees them.
+pub(super) struct PackDraft<'a> {
+    packs: &'a Packs,
+    changes: PackChanges,
+}
+
+impl<'a> PackDraft<'a> {
+    pub(super) fn new(packs: &'a Packs) -> Self {
+        Self {
+            packs,
+            changes: PackChanges::default(),
+        }
+    }
+
+    pub(super) fn into_changes(self) -> PackChanges {
+        self.changes
+    }
+
+    /// Which events of a chunk are done with; None where it does not lie in a pack.
+    fn accepted(&self, chunk_id: i64) -> Option<Vec<u8>> {
+        let (id, pack, member) = self.packs.locate(chunk_id)?;
+        let done = self.changes.done.get(&id).unwrap_or(&pack.done);
+        let accepted = member.accepted(done);
+        (!bitmap::is_full(&accepted, member.count)).then_some(accepted)
+    }
+
+    /// Notes that events of a chunk are done with; all of them without a bitmap. False where
+    /// it does not lie in a pack.
+    pub(super) fn settle(&mut self, chunk_id: i64, settled: Option<&[u8]>) -> bool {
+        if self.accepted(chunk_id).is_none() {
+            return false;
+        }
+        let Some((id, pack, member)) = self.packs.locate(chunk_id) else {
+            return false;
+        };
+        let done = self.changes.done.entry(id);
+        let done = done.or_insert_with(|| pack.done.clone());
+        for index in 0..member.count {
+            if settled.is_none_or(|settled| bitmap::get(settled, index as usize)) {
+                bitmap::set(done, (member.start + index) as usize);
+            }
+        }
+        true
+    }
+
+    /// Notes that a chunk has a row from now on, and stays in the tail.
+    fn unpack(&mut self, key: IntegrationKey, chunk_id: i64) {
+        self.settle(chunk_id, None);
+        self.changes.unpacked.push((key, chunk_id));
+    }
+
+    /// Notes of every pack that begins up to a number that what is of integrations which
+    /// are gone is done with.
+    fn drop_deleted(&mut self, up_to: i64, exists: impl Fn(IntegrationKey) -> bool) {
+        let packs = self.packs;
+        for (id, pack) in packs.by_id.range(..=up_to) {
+            for (member, chunk_id) in pack.members.iter().zip(*id..) {
+                if !exists(member.key) {
+                    self.settle(chunk_id, None);
+                }
+            }
+        }
+    }
+
+    /// Writes what has changed.
+    pub(super) async fn save(&self, tx: &DatabaseTransaction) -> Result<(), DbErr> {
+        let (mut finished, mut partial) = (Vec::new(), Vec::new());
+        for (id, done) in &self.changes.done {
+            match self.packs.by_id.get(id) {
+                Some(pack) if bitmap::is_full(done, pack.count()) => finished.push(*id),
+                _ => partial.push((*id, done)),
+            }
+        }
+        let sql = |rows: &str| {
+            format!(
+                "INSERT INTO pack_done (pack_id, done) VALUES {rows} \
+                ON CONFLICT (pack_id) DO UPDATE SET done = excluded.done"
+            )
+        };
+        let values = |(id, done): &(i64, &Vec<u8>), values: &mut Vec<Value>| {
+            values.extend([(*id).into(), done.to_vec().into()] as [Value; 2]);
+        };
+        run_many(tx, &partial, 2, sql, values).await?;
+        delete(tx, &finished).await
+    }
+}
+
+/// Deletes packs that are done with.
+async fn delete(tx: &DatabaseTransaction, ids: &[i64]) -> Result<(), DbErr> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let ids = json!(ids).to_string();
+    for table in ["pack", "pack_done"] {
+        let sql = format!("DELETE FROM {table} WHERE pack_id IN (SELECT value FROM json_each($1))");
+        run(tx, &sql, [ids.clone().into()]).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,162 @@
+//! Chunks get rows of their own, within the writer's transaction.
+
+use jiff::Timestamp;
+use sea_orm::{DatabaseTransaction, DbErr};
+
+use super::PackDraft;
+use crate::{
+    domain::{
+        bitmap,
+        segment::{self, Segment},
+    },
+    store::{
+        catalog::Catalog,
+        gaps::{GiveUp, What},
+        rows::damaged,
+        statements::{self, NewChunk, accept_part},
+        tail::{Leaving, Tail, TailChunk},
+    },
+};
+
+/// Microseconds within which chunks were accepted that become one.
+const APART: i64 = 1_000_000;
+
+/// Gives rows to the chunks of every pack that begins up to a number. Those of one
+/// integration that nobody has read become one where they follow each other.
+pub(in crate::store) async fn unpack_up_to(
+    tx: &DatabaseTransaction,
+    packs: &mut PackDraft<'_>,
+    (tail, catalog): (&Tail, &Catalog),
+    up_to: i64,
+) -> Result<(), DbErr> {
+    let mut rows = Vec::new();
+    let mut ids = Vec::new();
+    for (key, leaving) in tail.leave(up_to) {
+        ids.extend(leaving.iter().map(|one| one.chunk.id));
+        let own = leaving.into_iter().filter_map(|one| {
+            let accepted = packs.accepted(one.chunk.id)?;
+            Some(Row {
+                may_join: !one.is_read && accepted.is_empty(),
+                accepted,
+                new: NewChunk {
+                    key,
+                    chunk: one.chunk,
+                },
+            })
+        });
+        join(own, &mut rows);
+    }
+    insert(tx, &rows).await?;
+    for id in ids {
+        packs.settle(id, None);
+    }
+    packs.drop_deleted(up_to, |key| catalog.contains(key));
+    Ok(())
+}
+
+/// Gives rows to the chunks that may be given up.
+pub(in crate::store) async fn unpack_for(
+    tx: &DatabaseTransaction,
+    packs: &mut PackDraft<'_>,
+    tail: &Tail,
+    ask: &GiveUp,
+) -> Result<(), DbErr> {
+    let key = ask.key;
+    let leaving: Vec<Leaving> = match &ask.what {
+        What::Refused(events) => {
+            let chunks = events.iter();
+            chunks
+                .filter_map(|events| tail.packed(key, events.chunk_id))
+                .collect()
+        }
+        What::Expired(keep) => tail.packed_from(key, keep.from, keep.most_looked_at()),
+        What::Damaged(_) => Vec::new(),
+    };
+    let rows: Vec<Row> = leaving
+        .into_iter()
+        .filter_map(|one| {
+            Some(Row {
+                may_join: false,
+                accepted: packs.accepted(one.chunk.id)?,
+                new: NewChunk {
+                    key,
+                    chunk: one.chunk,
+                },
+            })
+        })
+        .collect();
+    insert(tx, &rows).await?;
+    for row in &rows {
+        packs.unpack(key, row.new.chunk.id);
+    }
+    Ok(())
+}
+
+/// A row to be written.
+pub(super) struct Row {
+    pub(super) new: NewChunk,
+    /// What of it is done with; empty where nothing is.
+    pub(super) accepted: Vec<u8>,
+    pub(super) may_join: bool,
+}
+
+/// Joins rows of one integration, in log order, where they may be one chunk.
+fn join(own: impl Iterator<Item = Row>, rows: &mut Vec<Row>) {
+    let mut run: Vec<Row> = Vec::new();
+    let (mut count, mut bytes) = (0, 0);
+    for row in own {
+        let chunk = &row.new.chunk;
+        let follows = run
+            .last()
+            .is_some_and(|last| last.may_join && row.may_join && follows(&last.new.chunk, chunk));
+        if !follows || !Segment::fits(count + chunk.count, bytes + chunk.bytes.len()) {
+            rows.extend(joined(std::mem::take(&mut run)));
+            (count, bytes) = (0, 0);
+        }
+        count += chunk.count;
+        bytes += chunk.bytes.len();
+        run.push(row);
+    }
+    rows.extend(joined(run));
+}
+
+fn follows(before: &TailChunk, chunk: &TailChunk) -> bool {
+    let micros = Timestamp::as_microsecond;
+    before.first_sequence + u64::from(before.count) == chunk.first_sequence
+        && (micros(chunk.accepted_at) - micros(before.accepted_at)).abs() < APART
+}
+
+/// One row of all, with the number of the first.
+fn joined(run: Vec<Row>) -> Option<Row> {
+    let mut rest = run.into_iter();
+    let mut first = rest.next()?;
+    if rest.len() == 0 {
+        return Some(first);
+    }
+    let mut bytes = first.new.chunk.bytes.to_vec();
+    for row in rest {
+        bytes.extend_from_slice(&row.new.chunk.bytes);
+        first.new.chunk.count += row.new.chunk.count;
+    }
+    first.new.chunk.bytes = bytes.into();
+    Some(first)
+}
+
+/// Writes rows.
+pub(super) async fn insert(tx: &DatabaseTransaction, rows: &[Row]) -> Result<(), DbErr> {
+    let new: Vec<&NewChunk> = rows.iter().map(|row| &row.new).collect();
+    statements::insert_chunks(tx, &new).await?;
+    for row in rows.iter().filter(|row| !row.accepted.is_empty()) {
+        let pending_bytes = pending_bytes(&row.new.chunk, &row.accepted)?;
+        accept_part(tx, row.new.chunk.id, &row.accepted, pending_bytes).await?;
+    }
+    Ok(())
+}
+
+/// Bytes of the events that are not done with.
+fn pending_bytes(chunk: &TailChunk, accepted: &[u8]) -> Result<u64, DbErr> {
+    let entries = segment::entries(&chunk.bytes, chunk.count).map_err(|_| damaged("a segment"))?;
+    let pending = entries.iter().enumerate();
+    let pending = pending.filter(|(index, _)| !bitmap::get(accepted, *index));
+    Ok(pending.map(|(_, entry)| entry.body.len() as u64).sum())
+}

@@ -1,0 +1,96 @@
+//! The chunks of the tail, and the order in which they came.
+
+use std::collections::VecDeque;
+
+use super::{Leaving, TailChunk};
+use crate::domain::{integration::IntegrationKey, map::Map};
+
+/// A chunk of the tail.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) chunk: TailChunk,
+    /// It has no row of its own.
+    pub(super) packed: bool,
+    /// It was handed out, and is known by its number.
+    pub(super) is_read: bool,
+    /// It is getting a row, perhaps together with others.
+    pub(super) is_moving: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// Of each integration the newest chunks, in log order. Before the first of them
+    /// everything that is not finished has a row.
+    pub(super) chunks: Map<IntegrationKey, VecDeque<Kept>>,
+    /// All chunks in the order they came; some may be gone already.
+    pub(super) order: VecDeque<(i64, IntegrationKey)>,
+    pub(super) count: usize,
+    pub(super) bytes: usize,
+    /// Of those, what lies in packs.
+    pub(super) packed_bytes: usize,
+}
+
+impl Kept {
+    pub(super) fn leaving(&self) -> Leaving {
+        Leaving {
+            chunk: self.chunk.clone(),
+            is_read: self.is_read,
+        }
+    }
+}
+
+/// Numbers rise in log order.
+pub(super) fn position(chunks: &VecDeque<Kept>, chunk_id: i64) -> Result<usize, usize> {
+    chunks.binary_search_by_key(&chunk_id, |kept| kept.chunk.id)
+}
+
+pub(super) fn find_mut(chunks: &mut VecDeque<Kept>, chunk_id: i64) -> Option<&mut Kept> {
+    let at = position(chunks, chunk_id).ok()?;
+    chunks.get_mut(at)
+}
+
+impl State {
+    pub(super) fn find(&self, key: IntegrationKey, chunk_id: i64) -> Option<&Kept> {
+        let chunks = self.chunks.get(&key)?;
+        chunks.get(position(chunks, chunk_id).ok()?)
+    }
+
+    pub(super) fn find_mut(&mut self, key: IntegrationKey, chunk_id: i64) -> Option<&mut Kept> {
+        find_mut(self.chunks.get_mut(&key)?, chunk_id)
+    }
+
+    pub(super) fn evict(&mut self, key: IntegrationKey, chunk_id: i64) {
+        let Some(chunks) = self.chunks.get_mut(&key) else {
+            return;
+        };
+        // Finished chunks may have left holes only before chunks that remain, so
+        // all up to this one go.
+        let up_to = chunks.partition_point(|kept| kept.chunk.id <= chunk_id);
+        let freed: Vec<Kept> = chunks.drain(..up_to).collect();
+        if chunks.is_empty() {
+            self.chunks.remove(&key);
+        }
+        self.free(freed);
+    }
+
+    pub(super) fn free(&mut self, chunks: impl IntoIterator<Item = Kept>) {
+        for kept in chunks {
+            let bytes = kept.chunk.bytes.len();
+            self.bytes -= bytes;
+            self.packed_bytes -= if kept.packed { bytes } else { 0 };
+            self.count -= 1;
+        }
+    }
+
+    /// Keeps the order from outgrowing what it orders.
+    pub(super) fn compact(&mut self) {
+        if self.order.len() < 1024 + 4 * self.count {
+            return;
+        }
+        let chunks = &self.chunks;
+        self.order.retain(|(id, key)| {
+            let of_key = chunks.get(key);
+            of_key.is_some_and(|chunks| position(chunks, *id).is_ok())
+        });
+    }
+}
