@@ -71,7 +71,7 @@ impl Default for AwsOptions {
             attempt_timeout: Duration::from_secs(10),
             assume_role_duration: Duration::from_secs(3600),
             role_session_prefix: "siem-relay-".to_owned(),
-            max_sessions: 20_000,
+            max_sessions: 250_000,
             put_records_client: PutRecordsClient::Direct,
             stand_in: None,
         }

@@ -44,7 +44,12 @@ pub(super) async fn make(
             caller,
             reply,
         } => match integrations::delete(tx, draft, &organization_id, &caller, now).await {
-            Ok(deleted) => answers.deletes.push((reply, deleted)),
+            Ok(deleted) => {
+                if let Some(deleted) = &deleted {
+                    draft.packs.drop_all_of(deleted.key);
+                }
+                answers.deletes.push((reply, deleted));
+            }
             Err(error) => {
                 let _gone = reply.send(Err(StoreError::Database(error.clone())));
                 return Err(error);

@@ -72,12 +72,18 @@ impl Packs {
         }
     }
 
-    /// The number of the last chunk of the last pack that begins up to a number.
-    pub(super) fn end_of(&self, id: i64) -> i64 {
-        let last = self.by_id.range(..=id).next_back();
-        last.map_or(id, |(first, pack)| {
-            (first + pack.members.len() as i64 - 1).max(id)
-        })
+    /// The number of the last chunk of so many packs that begin up to a number, from the
+    /// oldest on, as have about `most_bytes` together.
+    pub(super) fn step(&self, up_to: i64, most_bytes: u64) -> i64 {
+        let mut bytes = 0;
+        for (id, pack) in self.by_id.range(..=up_to) {
+            bytes += pack.bytes;
+            let end = id + pack.members.len() as i64 - 1;
+            if bytes >= most_bytes || end >= up_to {
+                return end;
+            }
+        }
+        up_to
     }
 
     /// The number up to which the oldest packs would have to go for the others to be no more
@@ -188,13 +194,12 @@ impl<'a> PackDraft<'a> {
         self.changes.unpacked.push((key, chunk_id));
     }
 
-    /// Notes of every pack that begins up to a number that what is of integrations which
-    /// are gone is done with.
-    fn drop_deleted(&mut self, up_to: i64, exists: impl Fn(IntegrationKey) -> bool) {
+    /// Notes that what is of an integration which is deleted is done with.
+    pub(super) fn drop_all_of(&mut self, key: IntegrationKey) {
         let packs = self.packs;
-        for (id, pack) in packs.by_id.range(..=up_to) {
+        for (id, pack) in &packs.by_id {
             for (member, chunk_id) in pack.members.iter().zip(*id..) {
-                if !exists(member.key) {
+                if member.key == key {
                     self.settle(chunk_id, None);
                 }
             }

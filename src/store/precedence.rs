@@ -32,7 +32,13 @@ impl Precedence {
         loop {
             let drained = tail.drained();
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || !tail.is_behind() || !self.wait.load(Ordering::Relaxed) {
+            let waits = self.wait.load(Ordering::Relaxed) && tail.is_behind();
+            if !waits || tail.is_pressed() {
+                return;
+            }
+            if left.is_zero() {
+                // What fills it is of integrations that take nothing.
+                tail.press(true);
                 return;
             }
             // Whichever comes first, it is looked again.
@@ -94,12 +100,20 @@ mod tests {
         assert_eq!(waits(true, &filled(), never()).await, LONGEST);
         let coming = Coming::new(&empty, MOST);
         assert_eq!(waits(true, &empty, never()).await, LONGEST);
+        // Nobody waits again before the oldest have left it.
+        assert!(empty.is_pressed());
+        assert_eq!(waits(true, &empty, never()).await, Duration::ZERO);
+        empty.press(false);
         drop(coming);
         assert_eq!(waits(true, &empty, never()).await, Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]
     async fn goes_on_as_soon_as_enough_is_delivered() {
+        let nothing = Arc::new(Tail::new(0));
+        let _coming = Coming::new(&nothing, 1);
+        let never = std::future::pending();
+        assert_eq!(waits(true, &nothing, never).await, Duration::ZERO);
         let tail = filled();
         let delivered = async {
             sleep(Duration::from_millis(333)).await;

@@ -19,12 +19,15 @@ impl Store {
         &self,
         keys: &[IntegrationKey],
     ) -> Result<HashMap<IntegrationKey, Timestamp>, StoreError> {
+        // In this order: what leaves the tail meanwhile has a row before.
+        let in_tail: Vec<_> = keys
+            .iter()
+            .filter_map(|key| Some((*key, self.tail.oldest_pending(*key)?)))
+            .collect();
         let mut oldest = read::oldest_pending(&self.reader, keys).await?;
-        for &key in keys {
-            if let Some(in_tail) = self.tail.oldest_pending(key) {
-                let known = oldest.entry(key).or_insert(in_tail);
-                *known = in_tail.min(*known);
-            }
+        for (key, at) in in_tail {
+            let known = oldest.entry(key).or_insert(at);
+            *known = at.min(*known);
         }
         Ok(oldest)
     }
@@ -61,9 +64,9 @@ impl Store {
                     continue;
                 }
             };
-            // What was known to have come is in the tail, or has a row.
-            let known = progress.next_sequence;
-            span.end = begins.map_or(known, |begins| begins.min(known));
+            // Before the tail everything has a row. Where it has nothing, what was known to
+            // have come before it was asked has.
+            span.end = begins.unwrap_or(progress.next_sequence);
             let chunks = read::log(&self.reader, key, span).await?;
             match begins {
                 // All of that is done with by now.

@@ -148,6 +148,7 @@ impl Space {
     /// Notes how many bytes of events lie compressed, and may not stay so.
     pub(super) fn owe(&mut self, bytes: usize) {
         self.owed = bytes as u64;
+        self.room = self.room.min(u64::MAX - self.owed);
     }
 
     /// When to look at the disk, whatever happens.

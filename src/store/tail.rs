@@ -6,7 +6,7 @@ mod state;
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use bytes::Bytes;
@@ -71,6 +71,7 @@ pub(super) struct Tail {
     drained: Notify,
     /// Bytes that are on their way into it.
     coming: AtomicUsize,
+    pressed: AtomicBool,
     most_bytes: usize,
 }
 
@@ -81,6 +82,7 @@ impl Tail {
             moved: Notify::new(),
             drained: Notify::new(),
             coming: AtomicUsize::new(0),
+            pressed: AtomicBool::new(false),
             most_bytes,
         }
     }
@@ -104,6 +106,12 @@ impl Tail {
             is_read: false,
             is_moving: false,
         });
+        state.compact();
+    }
+
+    /// What it may take, in bytes.
+    pub(super) fn most_bytes(&self) -> usize {
+        self.most_bytes
     }
 
     /// Bytes of the chunks that have no rows.
@@ -113,7 +121,19 @@ impl Tail {
 
     /// Whether deliveries are so far behind that it will soon be too small.
     pub(super) fn is_behind(&self) -> bool {
-        self.lock().bytes + self.coming.load(Ordering::Relaxed) > self.mark()
+        let coming = self.coming.load(Ordering::Relaxed);
+        self.most_bytes > 0 && self.lock().bytes + coming > self.mark()
+    }
+
+    /// Whether the oldest are to leave it before it is full: to wait for their delivery was
+    /// in vain.
+    pub(super) fn is_pressed(&self) -> bool {
+        self.pressed.load(Ordering::Relaxed)
+    }
+
+    /// Sets [`Tail::is_pressed`].
+    pub(super) fn press(&self, pressed: bool) {
+        self.pressed.store(pressed, Ordering::Relaxed);
     }
 
     fn mark(&self) -> usize {
@@ -353,6 +373,8 @@ impl Drop for Coming {
 
 impl TailChunk {
     fn has_events(&self) -> bool {
-        !self.bytes.is_empty() && !bitmap::is_full(&self.settled, self.count)
+        let events = 0..self.count as usize;
+        let pending = events.filter(|index| !bitmap::get(&self.settled, *index));
+        !self.bytes.is_empty() && pending.count() > self.gaps.len()
     }
 }

@@ -131,7 +131,7 @@ impl Writer {
             if !batch.commands.is_empty() {
                 self.has_company = batch.commands.len() > 1;
             }
-            self.space.owe(self.tail.packed_bytes());
+            self.space.owe(self.owed_bytes());
             self.space.look_if_due(&self.db).await;
             self.space.admit(&self.db, &mut batch.commands).await;
             let settles = due.is_some_and(|due| due <= Instant::now())

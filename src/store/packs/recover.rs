@@ -95,10 +95,7 @@ async fn unpack(
     let length: usize = members.iter().map(|member| member.bytes as usize).sum();
     let segments = chunk::decompress(&payload).ok().map(Bytes::from);
     let segments = segments.filter(|segments| segments.len() == length);
-    if segments.is_none() {
-        keep_damaged(tx, id).await?;
-    }
-    let (mut rows, mut begin) = (Vec::new(), 0);
+    let (mut rows, mut begin, mut is_damaged) = (Vec::new(), 0, false);
     for (member, chunk_id) in members.iter().zip(id..) {
         let end = begin + member.bytes as usize;
         let accepted = member.accepted(&done);
@@ -106,7 +103,8 @@ async fn unpack(
         match &segments {
             _ if !lives || !integrations.contains(&member.key) => {}
             None => {
-                insert_unreadable(tx, (chunk_id, member), &accepted, micros(accepted_at)).await?
+                is_damaged = true;
+                insert_unreadable(tx, (chunk_id, member), &accepted, micros(accepted_at)).await?;
             }
             Some(segments) => rows.push(Row {
                 may_join: false,
@@ -126,6 +124,9 @@ async fn unpack(
             }),
         }
         begin = end;
+    }
+    if is_damaged {
+        keep_damaged(tx, id).await?;
     }
     insert(tx, &rows).await
 }

@@ -94,3 +94,33 @@ impl State {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::store::tail::Tail;
+
+    #[test]
+    fn what_is_delivered_leaves_nothing_behind() {
+        let tail = Tail::new(1 << 20);
+        let key = IntegrationKey(1);
+        for id in 1..20_000 {
+            let chunk = TailChunk {
+                id,
+                first_sequence: id as u64,
+                count: 1,
+                accepted_at: Timestamp::UNIX_EPOCH,
+                bytes: vec![0; 8].into(),
+                settled: Vec::new(),
+                gaps: Vec::new(),
+            };
+            tail.push(key, chunk, id % 2 == 0);
+            tail.finish(key, id);
+        }
+        let state = tail.lock();
+        assert!(state.order.len() <= 1024, "{}", state.order.len());
+        assert_eq!((state.count, state.bytes, state.packed_bytes), (0, 0, 0));
+    }
+}

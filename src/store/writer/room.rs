@@ -5,26 +5,45 @@ use sea_orm::{DbErr, TransactionTrait};
 
 use super::{PackChanges, PackDraft, Packs, Writer, unpack_up_to};
 
-/// Of the tail's memory, in eighths, what it may take, and what stays where chunks need rows
-/// to leave it: the more go at once, the more of them become one.
+/// Of the tail's memory, in eighths, what it may take, what it may where it is pressed, and
+/// what stays where chunks need rows to leave it: the more go at once, the more of them
+/// become one.
 const FULL: usize = 8;
+const PRESSED: usize = 6;
 const HALF: usize = 4;
+/// Bytes of packs that get rows in one transaction.
+const STEP_BYTES: u64 = 16 << 20;
 
 impl Writer {
+    /// What of its memory the tail may take, in eighths, before the oldest have to go.
+    fn tail_limit(&self) -> usize {
+        match self.tail.is_pressed() {
+            true => PRESSED,
+            false => FULL,
+        }
+    }
+
     /// Lets the oldest chunks leave the tail, where they have rows.
     pub(super) fn make_room_in_the_tail(&self) {
-        if let Some(up_to) = self.tail.overflow(FULL)
-            && !self.packs.has_up_to(up_to)
-        {
+        let too_much = self.tail.overflow(self.tail_limit());
+        let goes = match self.tail.is_pressed() {
+            true => too_much.and_then(|_| self.tail.overflow(HALF)),
+            false => too_much,
+        };
+        if let Some(up_to) = goes {
+            if self.packs.has_up_to(up_to) {
+                return;
+            }
             self.tail.evict(up_to);
         }
+        self.tail.press(false);
     }
 
     /// Gives rows to what has to leave the tail, and to what is left of packs that have come
     /// to too much.
     pub(super) async fn unpack_what_must(&mut self) -> Result<(), DbErr> {
-        let full = self.tail.overflow(FULL);
-        let by_memory = full.and_then(|_| self.tail.overflow(HALF));
+        let too_much = self.tail.overflow(self.tail_limit());
+        let by_memory = too_much.and_then(|_| self.tail.overflow(HALF));
         let too_much = self.packs.beyond(self.most_packed);
         let by_disk = too_much.and_then(|_| self.packs.beyond(self.most_packed / 4 * 3));
         match by_memory.max(by_disk) {
@@ -36,7 +55,17 @@ impl Writer {
     /// Gives rows to the chunks of every pack that begins up to a number, and lets them
     /// leave the tail.
     pub(super) async fn unpack(&mut self, up_to: i64) -> Result<(), DbErr> {
-        let up_to = self.packs.end_of(up_to);
+        loop {
+            let end = self.packs.step(up_to, STEP_BYTES);
+            self.unpack_step(end).await?;
+            if end >= up_to {
+                self.tail.press(false);
+                return Ok(());
+            }
+        }
+    }
+
+    async fn unpack_step(&mut self, up_to: i64) -> Result<(), DbErr> {
         let packs = std::mem::take(&mut self.packs);
         let changes = self.write_rows(&packs, up_to).await;
         self.packs = packs;
@@ -57,10 +86,20 @@ impl Writer {
     async fn write_rows(&self, packs: &Packs, up_to: i64) -> Result<PackChanges, DbErr> {
         let tx = self.db.begin().await?;
         let mut draft = PackDraft::new(packs);
-        let known = (&*self.tail, &*self.catalog);
-        unpack_up_to(&tx, &mut draft, known, up_to).await?;
+        unpack_up_to(&tx, &mut draft, &self.tail, up_to).await?;
         draft.save(&tx).await?;
         tx.commit().await?;
         Ok(draft.into_changes())
+    }
+
+    /// What the disk will need beyond what it has, as far as is known: everything, where so
+    /// much lies in packs that giving rows to it must have failed.
+    pub(super) fn owed_bytes(&self) -> usize {
+        let packed = self.tail.packed_bytes();
+        let usual = self.tail.most_bytes().saturating_mul(2);
+        match packed > usual.saturating_add(2 * self.space.batch_bytes()) {
+            true => usize::MAX,
+            false => packed,
+        }
     }
 }

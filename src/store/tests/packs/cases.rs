@@ -100,3 +100,35 @@ async fn what_is_refused_of_a_pack_is_told() {
     run.drain().await;
     run.store.close().await;
 }
+
+/// What waits for customers that take nothing goes to disk once it was waited for in vain.
+#[tokio::test]
+async fn what_presses_the_tail_leaves_it() {
+    let most = 64 * 58;
+    let mut run = Run::new(most).await;
+    let tail = Arc::clone(&run.store.tail);
+    for _ in 0..6 {
+        run.append((0..4).map(|which| (which, 2)).collect()).await;
+    }
+    assert!(!tail.is_behind() && tail.packed_bytes() == 48 * 58);
+    run.append(vec![(0, 2), (1, 2)]).await;
+    assert!(tail.is_behind() && tail.packed_bytes() == 52 * 58);
+    tail.press(true);
+    run.append(vec![(0, 2), (1, 2)]).await;
+    run.settled(0).await;
+    assert!(!tail.is_pressed() && tail.packed_bytes() <= most / 2);
+    run.drain().await;
+    run.store.close().await;
+}
+
+#[tokio::test]
+async fn nothing_of_a_deleted_integration_stays_in_a_pack() {
+    let run = &mut Run::new(1 << 20).await;
+    run.append((0..4).map(|which| (which, 3)).collect()).await;
+    for which in 0..4 {
+        assert_eq!(rows_of(&run.store, "pack").await, 1);
+        run.delete_and_create(which).await;
+    }
+    assert_eq!(rows_of(&run.store, "pack").await, 0);
+    run.store.close().await;
+}
