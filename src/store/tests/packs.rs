@@ -33,9 +33,13 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let which = 0..ORGANIZATIONS.len();
-    let some = prop::collection::vec((which.clone(), 1..6u32), 1..8);
+    let one = (which.clone(), 1..6u32);
+    // What comes alone has a row at once.
+    let alone = prop::collection::vec(one.clone(), 1);
+    let some = prop::collection::vec(one, 2..8);
     prop_oneof![
-        6 => some.prop_map(Step::Append),
+        4 => alone.prop_map(Step::Append),
+        4 => some.prop_map(Step::Append),
         6 => which.clone().prop_map(Step::Send),
         6 => (which.clone(), 0..4usize, any::<u64>(), any::<bool>())
             .prop_map(|(which, batch, bits, waits)| Step::Answer(which, batch, bits, waits)),
