@@ -199,7 +199,8 @@ impl Store {
         }
     }
 
-    /// Says whether deliveries that could be made wait for others to end.
+    /// Says whether deliveries that could be made wait for others, and this process has no
+    /// time for more.
     pub fn deliveries_wait(&self, wait: bool) {
         self.precedence.set(wait);
     }

@@ -1,5 +1,6 @@
 //! The delivery worker: who has work, whose turn it is, send, settle.
 
+mod busy;
 mod give_up;
 mod lane;
 mod linger;
@@ -25,7 +26,10 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::lane::{LaneLimits, Lanes};
+use self::{
+    busy::Busy,
+    lane::{LaneLimits, Lanes},
+};
 use crate::{
     domain::{
         backoff::BackoffPolicy, delivery::BatchLimits, event::Format, integration::IntegrationKey,
@@ -135,10 +139,11 @@ impl<S: Sink> Worker<S> {
         for (key, since) in shared.store.backlog() {
             self.adopt(*key, 1, *since);
         }
+        let mut busy = Busy::new();
         let mut standing = pin!(shared.sink.watch_standing());
         while !stop.is_cancelled() && !shared.defect.is_cancelled() {
             retention::start(shared, &stop);
-            self.start_turns();
+            self.start_turns(&mut busy);
             let next_wake = shared.lanes().next_wake();
             let far = Instant::now() + Duration::from_secs(3600);
             tokio::select! {
@@ -204,7 +209,7 @@ impl<S: Sink> Worker<S> {
         }
     }
 
-    fn start_turns(&self) {
+    fn start_turns(&self, busy: &mut Busy) {
         let mut lanes = self.shared.lanes();
         lanes.wake(Instant::now());
         lanes.make_room();
@@ -218,6 +223,7 @@ impl<S: Sink> Worker<S> {
                 let _sound = defect.disarm();
             });
         }
-        self.shared.store.deliveries_wait(lanes.some_wait());
+        let wait = busy.is_busy() && lanes.some_wait();
+        self.shared.store.deliveries_wait(wait);
     }
 }

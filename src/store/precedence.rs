@@ -1,5 +1,5 @@
-//! Deliveries before new events, where there are more than can be made: what is delivered
-//! from memory costs much less than what has to be read back.
+//! Deliveries before new events, where there is no time for both: what is delivered from
+//! memory costs much less than what has to be read back.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},

@@ -1,0 +1,77 @@
+//! Whether this process has time left: how much of it the runtime's threads worked lately.
+
+use std::time::Duration;
+
+use tokio::{runtime::Handle, time::Instant};
+
+/// Of how much time that is told.
+const SPAN: Duration = Duration::from_millis(100);
+/// Parts of a hundred that leave no time for more.
+const BUSY: u128 = 85;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Busy {
+    since: Instant,
+    /// What all threads had worked by then.
+    worked: Duration,
+    is_busy: bool,
+}
+
+impl Busy {
+    pub(super) fn new() -> Self {
+        Self {
+            since: Instant::now(),
+            worked: worked(),
+            is_busy: false,
+        }
+    }
+
+    /// Whether the threads of the current runtime had hardly any time left lately.
+    pub(super) fn is_busy(&mut self) -> bool {
+        let now = Instant::now();
+        if now - self.since >= SPAN {
+            let threads = Handle::current().metrics().num_workers();
+            self.look(now, worked(), threads);
+        }
+        self.is_busy
+    }
+
+    fn look(&mut self, now: Instant, worked: Duration, threads: usize) {
+        let had = (now - self.since).as_nanos() * threads as u128;
+        let did = worked.saturating_sub(self.worked).as_nanos();
+        self.is_busy = did * 100 > had * BUSY;
+        (self.since, self.worked) = (now, worked);
+    }
+}
+
+/// How long the threads of the current runtime have worked, added up.
+fn worked() -> Duration {
+    let metrics = Handle::current().metrics();
+    let workers = 0..metrics.num_workers();
+    workers
+        .map(|worker| metrics.worker_total_busy_duration(worker))
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn tells_by_the_share_of_all_threads() {
+        let mut busy = Busy::new();
+        let (mut now, mut worked) = (busy.since, busy.worked);
+        for (threads, did, is_busy) in [
+            (2, 180, true),
+            (2, 160, false),
+            (4, 180, false),
+            (1, 100, true),
+        ] {
+            now += SPAN;
+            worked += Duration::from_millis(did);
+            busy.look(now, worked, threads);
+            assert_eq!(busy.is_busy, is_busy, "{did} ms of {threads} threads");
+        }
+    }
+}
