@@ -8,6 +8,7 @@ mod expiry;
 mod identity;
 mod kills;
 mod lag;
+mod many;
 mod memory;
 
 use std::{
