@@ -165,19 +165,18 @@ impl<'a> PackDraft<'a> {
     fn accepted(&self, chunk_id: i64) -> Option<Vec<u8>> {
         let (id, pack, member) = self.packs.locate(chunk_id)?;
         let done = self.changes.done.get(&id).unwrap_or(&pack.done);
-        let accepted = member.accepted(done);
-        (!bitmap::is_full(&accepted, member.count)).then_some(accepted)
+        (!member.is_done(done)).then(|| member.accepted(done))
     }
 
     /// Notes that events of a chunk are done with; all of them without a bitmap. False where
     /// it does not lie in a pack.
     pub(super) fn settle(&mut self, chunk_id: i64, settled: Option<&[u8]>) -> bool {
-        if self.accepted(chunk_id).is_none() {
-            return false;
-        }
         let Some((id, pack, member)) = self.packs.locate(chunk_id) else {
             return false;
         };
+        if member.is_done(self.changes.done.get(&id).unwrap_or(&pack.done)) {
+            return false;
+        }
         let done = self.changes.done.entry(id);
         let done = done.or_insert_with(|| pack.done.clone());
         for index in 0..member.count {

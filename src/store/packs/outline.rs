@@ -45,6 +45,11 @@ impl Member {
         self.start + self.count
     }
 
+    /// Whether all of its events are done with, by what is done with of the pack.
+    pub(super) fn is_done(&self, done: &[u8]) -> bool {
+        (self.start..self.end()).all(|event| bitmap::get(done, event as usize))
+    }
+
     /// Which of its events are done with, by what is done with of the pack.
     pub(super) fn accepted(&self, done: &[u8]) -> Vec<u8> {
         let mut accepted = Vec::new();
