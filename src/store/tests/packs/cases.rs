@@ -132,3 +132,27 @@ async fn nothing_of_a_deleted_integration_stays_in_a_pack() {
     assert_eq!(rows_of(&run.store, "pack").await, 0);
     run.store.close().await;
 }
+
+/// As on a disk that has no room for rows.
+#[tokio::test]
+async fn what_can_get_no_row_stays_where_it_is() {
+    let mut run = Run::new(8 * 4 * 58).await;
+    let forbid = "CREATE TRIGGER no_row BEFORE INSERT ON chunk \
+        BEGIN SELECT RAISE(ABORT, 'no room'); END";
+    run.store.reader.execute_unprepared(forbid).await.unwrap();
+    for _ in 0..6 {
+        run.append((0..4).map(|which| (which, 2)).collect()).await;
+    }
+    assert_eq!(rows_of(&run.store, "chunk").await, 0);
+    assert!(rows_of(&run.store, "pack").await > 0);
+    for which in 0..2 {
+        assert!(run.send(which).await);
+        run.answer(which, 0, u64::MAX, true).await;
+    }
+    run.check().await;
+    let allow = "DROP TRIGGER no_row";
+    run.store.reader.execute_unprepared(allow).await.unwrap();
+    run.append(vec![(2, 1), (3, 1)]).await;
+    run.drain().await;
+    run.store.close().await;
+}
