@@ -12,6 +12,7 @@ mod kinesis;
 mod quiet;
 mod read;
 mod sessions;
+mod signer;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

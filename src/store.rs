@@ -15,8 +15,8 @@ mod express;
 mod external_ids;
 mod failure;
 mod gaps;
+mod gathered;
 mod integrations;
-mod joined;
 mod many;
 mod open;
 mod packs;
@@ -66,7 +66,7 @@ use crate::domain::{
     integration::{Integration, IntegrationKey, Progress, Snapshot},
     map::Map,
     organization::OrganizationId,
-    segment::OwnedSegment,
+    segment::Segments,
     status::StatusDetail,
 };
 
@@ -212,19 +212,17 @@ impl Store {
     }
 
     /// Appends events, in the order of the calls. The answer comes once they are
-    /// synced to disk: for each segment, whether its integration exists. On an error
-    /// nothing was kept. `memory` is held until then, whoever still waits for it.
+    /// synced to disk: of how many the integration exists. On an error nothing was kept.
+    /// `memory` is held until then, whoever still waits for it.
     pub async fn append(
         &self,
-        segments: Vec<OwnedSegment>,
+        segments: Segments,
         memory: Option<OwnedSemaphorePermit>,
-    ) -> Result<impl Future<Output = Result<Vec<bool>, StoreError>> + Send + use<>, StoreError>
-    {
+    ) -> Result<impl Future<Output = Result<u32, StoreError>> + Send + use<>, StoreError> {
         let (reply, answer) = oneshot::channel();
-        let bytes = segments.iter().map(|owned| owned.segment.bytes.len());
         let held = Held {
             _memory: memory,
-            _coming: Coming::new(&self.tail, bytes.sum()),
+            _coming: Coming::new(&self.tail, segments.bytes()),
         };
         self.commands
             .send(Command::Append {

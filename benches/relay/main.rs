@@ -34,6 +34,12 @@ mod workload;
 
 use std::process::ExitCode;
 
+use mimalloc::MiMalloc;
+
+/// As the service has it, so that the floor is not dearer for its allocator.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
 /// Any problem ends the run; its text is all that is needed.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 

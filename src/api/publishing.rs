@@ -8,11 +8,12 @@ use super::{convert, errors::ApiError, intake::Room, wire::decode_event};
 use crate::{
     domain::{
         event::{Format, Rejection},
+        integration::IntegrationKey,
         map::Map,
-        segment::{OwnedSegment, Segment},
+        segment::Segments,
     },
     proto::v1,
-    store::{Store, StoreError},
+    store::Store,
 };
 
 /// Events that one request may hold.
@@ -30,7 +31,7 @@ pub(super) struct Publishing {
 /// What was found out about a request's events before they are durable.
 #[derive(Default)]
 struct Sorted {
-    segments: Vec<OwnedSegment>,
+    segments: Segments,
     unconfigured: u32,
     rejections: Vec<v1::Rejection>,
 }
@@ -51,36 +52,30 @@ impl Publishing {
         check_size(&events)?;
         self.store.check_room()?;
         self.store.give_way().await;
-        let sorted = sort(&self.store, &self.format, &events);
+        let Sorted {
+            segments,
+            unconfigured,
+            rejections,
+        } = sort(&self.store, &self.format, &events);
         drop(events);
-        let counts: Vec<u32> = sorted
-            .segments
-            .iter()
-            .map(|owned| owned.segment.count)
-            .collect();
-        let durable = match sorted.segments.is_empty() {
+        let found = segments.events();
+        let durable = match segments.is_empty() {
             true => None,
             // Whether or not the caller reads the answer, the memory is free once it is
             // durable.
-            false => Some(self.store.append(sorted.segments, room).await?),
+            false => Some(self.store.append(segments, room).await?),
         };
         Ok(async move {
-            let existed: Result<Vec<bool>, StoreError> = match durable {
-                Some(durable) => durable.await,
-                None => Ok(Vec::new()),
+            let accepted = match durable {
+                Some(durable) => durable.await?,
+                None => 0,
             };
-            let mut response = v1::PublishResponse {
-                accepted: 0,
-                unconfigured: sorted.unconfigured,
-                rejections: sorted.rejections,
-            };
-            for (existed, count) in existed?.into_iter().zip(counts) {
-                match existed {
-                    true => response.accepted += count,
-                    false => response.unconfigured += count,
-                }
-            }
-            Ok(response)
+            Ok(v1::PublishResponse {
+                accepted,
+                // Others were deleted meanwhile.
+                unconfigured: unconfigured + (found - accepted),
+                rejections,
+            })
         })
     }
 }
@@ -104,125 +99,63 @@ fn check_size(events: &[Bytes]) -> Result<(), ApiError> {
 
 fn sort(store: &Store, format: &Format, events: &[Bytes]) -> Sorted {
     let mut sorted = Sorted::default();
-    let mut desks = Desks::new(store);
-    let mut scratch = Vec::new();
+    let mut keys = Keys::new(store);
+    let (mut read, mut left) = (0, events.iter().map(Bytes::len).sum());
     for (index, bytes) in events.iter().enumerate() {
-        let share = Share {
-            seen: index,
-            left: events.len() - index,
-        };
-        match place(
-            bytes,
-            share,
-            format,
-            &mut scratch,
-            &mut desks,
-            &mut sorted.segments,
-        ) {
+        sorted.segments.expect(read, left);
+        match place(bytes, format, &mut keys, &mut sorted.segments) {
             Ok(true) => {}
             Ok(false) => sorted.unconfigured += 1,
             Err(rejection) => sorted.rejections.push(convert::rejection(index, rejection)),
         }
+        read += bytes.len();
+        left -= bytes.len();
     }
-    let rest = desks.all.into_iter();
-    sorted
-        .segments
-        .extend(rest.filter(|owned| owned.segment.count > 0));
     sorted
 }
 
-/// Renders one event into its integration's segment. False where there is none.
+/// Renders one event for its integration. False where there is none.
 fn place<'a>(
     bytes: &'a [u8],
-    share: Share,
     format: &Format,
-    scratch: &mut Vec<u8>,
-    desks: &mut Desks<'a>,
-    full: &mut Vec<OwnedSegment>,
+    keys: &mut Keys<'a>,
+    segments: &mut Segments,
 ) -> Result<bool, Rejection> {
     let event = decode_event(bytes)?;
     let valid = event.validate()?;
-    let Some(desk) = desks.of(event.organization_id) else {
+    let Some(key) = keys.of(event.organization_id) else {
         return Ok(false);
     };
-    if desk.segment.is_representative() {
-        desk.segment.expect(share.of(&desk.segment));
-        desk.segment.push(|out| valid.render(format, out))?;
-    } else {
-        // Most of these stay small, where memory of the right size is worth a copy.
-        scratch.clear();
-        valid.render(format, scratch)?;
-        desk.segment.push_rendered(scratch);
-    }
-    if desk.segment.is_full() {
-        full.push(OwnedSegment {
-            key: desk.key,
-            segment: std::mem::take(&mut desk.segment),
-        });
-    }
+    segments.push(key, |out| valid.render(format, out))?;
     Ok(true)
 }
 
-/// How far a request has been read.
-#[derive(Clone, Copy)]
-struct Share {
-    seen: usize,
-    left: usize,
-}
-
-impl Share {
-    /// How many of the events that are left a segment gets, if it goes on as it did.
-    fn of(self, segment: &Segment) -> usize {
-        (self.left * segment.count as usize).div_ceil(self.seen.max(1))
-    }
-}
-
-/// The segments that a request's events are put into, one an integration.
-struct Desks<'a> {
+/// The integrations of a request's organizations.
+struct Keys<'a> {
     store: &'a Store,
-    all: Vec<OwnedSegment>,
-    by_organization: Map<&'a str, Option<usize>>,
+    by_organization: Map<&'a str, Option<IntegrationKey>>,
     /// Events of one organization mostly come together.
-    last: Option<(&'a str, Option<usize>)>,
+    last: Option<(&'a str, Option<IntegrationKey>)>,
 }
 
-impl<'a> Desks<'a> {
+impl<'a> Keys<'a> {
     fn new(store: &'a Store) -> Self {
         Self {
             store,
-            all: Vec::new(),
             by_organization: Map::default(),
             last: None,
         }
     }
 
-    fn of(&mut self, organization_id: &'a str) -> Option<&mut OwnedSegment> {
-        let desk = match self.last {
-            Some((last, desk)) if last == organization_id => desk,
-            _ => self.look_up(organization_id),
+    fn of(&mut self, organization_id: &'a str) -> Option<IntegrationKey> {
+        let key = match self.last {
+            Some((last, key)) if last == organization_id => key,
+            _ => *self
+                .by_organization
+                .entry(organization_id)
+                .or_insert_with(|| self.store.key_of(organization_id)),
         };
-        self.all.get_mut(desk?)
-    }
-
-    fn look_up(&mut self, organization_id: &'a str) -> Option<usize> {
-        let desk = match self.by_organization.get(organization_id) {
-            Some(desk) => *desk,
-            None => {
-                let desk = self.open(organization_id);
-                self.by_organization.insert(organization_id, desk);
-                desk
-            }
-        };
-        self.last = Some((organization_id, desk));
-        desk
-    }
-
-    fn open(&mut self, organization_id: &str) -> Option<usize> {
-        let key = self.store.key_of(organization_id)?;
-        self.all.push(OwnedSegment {
-            key,
-            segment: Segment::default(),
-        });
-        Some(self.all.len() - 1)
+        self.last = Some((organization_id, key));
+        key
     }
 }

@@ -13,29 +13,49 @@ pub const SEGMENT_BYTES: usize = 1 << 20;
 const LENGTH_BYTES: usize = 4;
 /// Events that tell how long others are.
 const REPRESENTATIVE: u32 = 4;
+/// Room that is made at once for what is expected, at the most.
+const MOST_ROOM: usize = 4 << 20;
 
-/// Rendered events of one integration.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Segment {
-    /// Lengths and bodies.
-    pub bytes: Vec<u8>,
-    /// How many events.
-    pub count: u32,
+/// Whether one segment may have so many events of so many bytes in all.
+pub fn fits(count: u32, bytes: usize) -> bool {
+    count <= SEGMENT_EVENTS && bytes <= SEGMENT_BYTES
 }
 
-impl Segment {
+/// Rendered events of any integrations in the order in which they came, in one memory.
+#[derive(Debug, Default)]
+pub struct Segments {
+    bytes: Vec<u8>,
+    parts: Vec<Part>,
+    events: u32,
+}
+
+/// Events of one integration behind one another: a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The integration.
+    pub key: IntegrationKey,
+    /// How many events.
+    pub count: u32,
+    /// Bytes of lengths and bodies.
+    pub bytes: u32,
+}
+
+impl Segments {
     /// Appends what `render` writes as one event; nothing where it fails.
     pub fn push<T, E>(
         &mut self,
+        key: IntegrationKey,
         render: impl FnOnce(&mut Vec<u8>) -> Result<T, E>,
     ) -> Result<T, E> {
         let start = self.bytes.len();
         self.bytes.extend([0; LENGTH_BYTES]);
         match render(&mut self.bytes) {
             Ok(value) => {
-                let length = (self.bytes.len() - start - LENGTH_BYTES) as u32;
-                self.bytes[start..start + LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
-                self.count += 1;
+                let bytes = self.bytes.len() - start;
+                let length = ((bytes - LENGTH_BYTES) as u32).to_le_bytes();
+                self.bytes[start..start + LENGTH_BYTES].copy_from_slice(&length);
+                self.events += 1;
+                self.extend(key, bytes as u32);
                 Ok(value)
             }
             Err(error) => {
@@ -45,61 +65,65 @@ impl Segment {
         }
     }
 
-    /// Appends an event that was rendered elsewhere. The first gets memory of its own size:
-    /// many segments hold one event.
-    pub fn push_rendered(&mut self, body: &[u8]) {
-        if self.bytes.is_empty() {
-            self.bytes.reserve_exact(LENGTH_BYTES + body.len());
+    fn extend(&mut self, key: IntegrationKey, bytes: u32) {
+        match self.parts.last_mut() {
+            Some(last) if last.key == key && !last.is_full() => {
+                last.count += 1;
+                last.bytes += bytes;
+            }
+            _ => self.parts.push(Part {
+                key,
+                count: 1,
+                bytes,
+            }),
         }
-        self.bytes
-            .extend_from_slice(&(body.len() as u32).to_le_bytes());
-        self.bytes.extend_from_slice(body);
-        self.count += 1;
     }
 
-    /// Whether its events tell how long others are.
-    pub fn is_representative(&self) -> bool {
-        self.count >= REPRESENTATIVE
-    }
-
-    /// Makes room for about so many more events like those that are there, which a growth
-    /// by doubling would copy again and again.
-    pub fn expect(&mut self, more: usize) {
-        if !self.is_representative() {
+    /// Makes room for what is still to come, which a growth by doubling would copy again
+    /// and again: `read` bytes became what is there, and `left` are not read yet.
+    pub fn expect(&mut self, read: usize, left: usize) {
+        if self.events < REPRESENTATIVE || read == 0 {
             return;
         }
-        let each = self.bytes.len() / self.count as usize;
+        let each = self.bytes.len() / self.events as usize;
         if self.bytes.capacity() - self.bytes.len() < each {
-            let more = more.min(SEGMENT_EVENTS.saturating_sub(self.count) as usize);
-            // They are not all of one length.
-            let room = (more * each * 9 / 8).min(SEGMENT_BYTES);
-            self.bytes.reserve_exact(room);
+            // They are not all alike.
+            let room = (left as u128 * self.bytes.len() as u128 * 9 / 8) / read as u128;
+            let room = usize::try_from(room).map_or(MOST_ROOM, |room| room.min(MOST_ROOM));
+            self.bytes.reserve_exact(room.max(each));
         }
     }
 
-    /// Whether the next event belongs into another segment.
-    pub fn is_full(&self) -> bool {
-        self.count >= SEGMENT_EVENTS || self.bytes.len() >= SEGMENT_BYTES
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty()
     }
 
-    /// Whether one segment may have so many events of so many bytes in all.
-    pub fn fits(count: u32, bytes: usize) -> bool {
-        count <= SEGMENT_EVENTS && bytes <= SEGMENT_BYTES
+    /// Events of all parts.
+    pub fn events(&self) -> u32 {
+        self.events
     }
 
-    /// Bytes of the bodies alone.
-    pub fn body_bytes(&self) -> u64 {
-        (self.bytes.len() - self.count as usize * LENGTH_BYTES) as u64
+    /// Bytes of all parts.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The parts, in the order in which they lie behind one another.
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// All bytes, and what they are.
+    pub fn into_parts(self) -> (Vec<u8>, Vec<Part>) {
+        (self.bytes, self.parts)
     }
 }
 
-/// A segment and whose it is.
-#[derive(Debug)]
-pub struct OwnedSegment {
-    /// The integration.
-    pub key: IntegrationKey,
-    /// Its events.
-    pub segment: Segment,
+impl Part {
+    fn is_full(self) -> bool {
+        self.count >= SEGMENT_EVENTS || self.bytes as usize >= SEGMENT_BYTES
+    }
 }
 
 /// The bytes are not a segment: the log is damaged.
@@ -130,43 +154,95 @@ pub fn entries(bytes: &Bytes, count: u32) -> Result<Vec<Entry>, Damaged> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    fn push(segment: &mut Segment, length: usize) {
-        let rendered: Result<(), ()> = segment.push(|out| {
+    fn push(segments: &mut Segments, key: i64, length: usize) {
+        let rendered: Result<(), ()> = segments.push(IntegrationKey(key), |out| {
             out.resize(out.len() + length, b'x');
             Ok(())
         });
         rendered.unwrap();
     }
 
-    #[test]
-    fn room_for_what_is_expected_is_made_once() {
-        let mut segment = Segment::default();
-        for _ in 0..REPRESENTATIVE {
-            segment.expect(usize::MAX);
-            push(&mut segment, 900);
+    proptest! {
+        #[test]
+        fn parts_tell_what_lies_where(
+            events in prop::collection::vec((0..3_i64, 0..2000_usize, 1..9_usize, any::<bool>()), 0..30),
+        ) {
+            let mut segments = Segments::default();
+            let mut wanted = Vec::new();
+            for (key, length, times, fails) in events {
+                for _ in 0..times * times {
+                    if fails {
+                        let failed = segments.push(IntegrationKey(key), |out| {
+                            out.resize(out.len() + length, b'x');
+                            Err::<(), ()>(())
+                        });
+                        prop_assert_eq!(failed, Err(()));
+                    } else {
+                        push(&mut segments, key, length);
+                        wanted.push((IntegrationKey(key), length));
+                    }
+                }
+            }
+            prop_assert_eq!(segments.events() as usize, wanted.len());
+            let (bytes, parts) = segments.into_parts();
+            let (mut at, mut found) = (0, Vec::new());
+            for part in parts {
+                let end = at + part.bytes as usize;
+                prop_assert!(fits(part.count, part.bytes as usize));
+                let before = found.len();
+                while at < end {
+                    let length = u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+                    found.push((part.key, length as usize));
+                    at += 4 + length as usize;
+                }
+                prop_assert_eq!(found.len() - before, part.count as usize);
+            }
+            prop_assert_eq!(at, bytes.len());
+            prop_assert_eq!(found, wanted);
         }
-        segment.bytes.shrink_to_fit();
-        let mut growths = 0;
-        for index in segment.count..SEGMENT_EVENTS {
-            let before = segment.bytes.capacity();
-            segment.expect((SEGMENT_EVENTS - index) as usize);
-            push(&mut segment, 900);
-            growths += usize::from(segment.bytes.capacity() != before);
-        }
-        assert_eq!(growths, 1);
-        assert!(segment.bytes.capacity() < segment.bytes.len() * 5 / 4);
     }
 
     #[test]
-    fn no_more_room_is_made_than_a_segment_may_take() {
-        let mut segment = Segment::default();
-        for _ in 0..REPRESENTATIVE {
-            push(&mut segment, 100_000);
+    fn a_part_takes_no_more_than_a_segment_may_hold() {
+        let mut segments = Segments::default();
+        for _ in 0..SEGMENT_EVENTS + 1 {
+            push(&mut segments, 1, 10);
         }
-        segment.bytes.shrink_to_fit();
-        segment.expect(usize::MAX);
-        assert!(segment.bytes.capacity() <= segment.bytes.len() + SEGMENT_BYTES);
+        for _ in 0..3 {
+            push(&mut segments, 2, SEGMENT_BYTES / 2);
+        }
+        let counts: Vec<u32> = segments.parts().iter().map(|part| part.count).collect();
+        assert_eq!(counts, [SEGMENT_EVENTS, 1, 2, 1]);
+    }
+
+    #[test]
+    fn room_for_what_is_expected_is_made_once() {
+        let mut segments = Segments::default();
+        let (events, size) = (500, 400);
+        let mut growths = 0;
+        for index in 0..events {
+            let before = segments.bytes.capacity();
+            segments.expect(index * size, (events - index) * size);
+            push(&mut segments, index as i64 % 7, 900);
+            growths += usize::from(segments.bytes.capacity() != before);
+        }
+        // A few until it is known how long they are.
+        assert!(growths <= 4, "{growths}");
+        assert!(segments.bytes.capacity() < segments.bytes.len() * 5 / 4);
+    }
+
+    #[test]
+    fn no_more_room_is_made_than_is_reasonable() {
+        let mut segments = Segments::default();
+        for _ in 0..REPRESENTATIVE {
+            push(&mut segments, 1, 100_000);
+        }
+        segments.bytes.shrink_to_fit();
+        segments.expect(1, usize::MAX);
+        assert!(segments.bytes.capacity() <= segments.bytes.len() + MOST_ROOM);
     }
 }

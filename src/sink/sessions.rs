@@ -10,13 +10,15 @@ use std::{
 };
 
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
-use aws_smithy_runtime_api::client::identity::Identity as SigningIdentity;
 use moka::{future::Cache, ops::compute::Op, policy::EvictionPolicy};
 use tokio::time::Instant;
 use tracing::info;
 use uuid::Uuid;
 
-use super::{AssumedWith, AwsOptions, assume_role::Tries, denials::Denial, identity::Identity};
+use super::{
+    AssumedWith, AwsOptions, assume_role::Tries, denials::Denial, identity::Identity,
+    signer::Signer,
+};
 use crate::domain::{
     integration::Integration,
     status::{Fault, Meaning},
@@ -29,8 +31,7 @@ type Key = (Uuid, u64);
 
 /// Credentials of an assumed role, and how long they are good.
 pub(super) struct Session {
-    credentials: SharedCredentialsProvider,
-    identity: SigningIdentity,
+    signer: Signer,
     lifetime: Lifetime,
     with: AssumedWith,
 }
@@ -38,8 +39,7 @@ pub(super) struct Session {
 impl Session {
     pub(super) fn new(credentials: Credentials, lifetime: Lifetime, with: AssumedWith) -> Self {
         Self {
-            identity: credentials.clone().into(),
-            credentials: SharedCredentialsProvider::new(credentials),
+            signer: Signer::new(credentials),
             lifetime,
             with,
         }
@@ -50,14 +50,14 @@ impl Session {
         self.with
     }
 
-    /// The credentials, for a signer.
-    pub(super) fn identity(&self) -> &SigningIdentity {
-        &self.identity
+    /// What signs with the credentials.
+    pub(super) fn signer(&self) -> &Signer {
+        &self.signer
     }
 
     /// The credentials, for a client of the SDK.
     pub(super) fn credentials(&self) -> SharedCredentialsProvider {
-        self.credentials.clone()
+        SharedCredentialsProvider::new(self.signer.credentials().clone())
     }
 }
 

@@ -13,8 +13,8 @@ use crate::domain::integration::{IntegrationKey, Snapshot};
 
 /// An append that is answered once it is durable.
 pub(super) struct AppendAnswer {
-    pub(super) reply: Reply<Vec<bool>>,
-    pub(super) accepted: Vec<bool>,
+    pub(super) reply: Reply<u32>,
+    pub(super) accepted: u32,
     pub(super) _held: Held,
 }
 

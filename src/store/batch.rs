@@ -31,8 +31,7 @@ impl Batch {
             Some(Command::Close { reply }) => self.close = Some(reply),
             Some(command) => {
                 if let Command::Append { segments, .. } = &command {
-                    let bytes = segments.iter().map(|owned| owned.segment.bytes.len());
-                    self.bytes += bytes.sum::<usize>();
+                    self.bytes += segments.bytes();
                 }
                 self.commands.push(command);
             }

@@ -19,17 +19,17 @@ use crate::domain::{
     integration::{IntegrationKey, Progress, Snapshot},
     map::Map,
     organization::OrganizationId,
-    segment::OwnedSegment,
+    segment::Segments,
 };
 
 pub(super) type Reply<T, E = StoreError> = oneshot::Sender<Result<T, E>>;
 
 pub(super) enum Command {
     Append {
-        segments: Vec<OwnedSegment>,
+        segments: Segments,
         /// Held until the answer is given.
         held: Held,
-        reply: Reply<Vec<bool>>,
+        reply: Reply<u32>,
     },
     Settle(Settle),
     Configure {

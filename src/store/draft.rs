@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::{
     catalog::{Catalog, CatalogDiff, Slot, Tombstone},
-    joined::Joined,
+    gathered::Gathered,
     packs::{PackChanges, PackDraft, Packs},
     rows::whole_micros,
 };
@@ -15,7 +15,7 @@ use crate::domain::{
     integration::IntegrationKey,
     map::Map,
     organization::OrganizationId,
-    segment::{OwnedSegment, Segment},
+    segment::Segments,
     status::{Observation, Status, observe},
 };
 
@@ -93,8 +93,8 @@ pub(super) struct Draft<'a> {
     pub(super) packs: PackDraft<'a>,
     diff: CatalogDiff,
     organizations: Map<OrganizationId, Option<IntegrationKey>>,
-    pub(super) segments: Vec<(IntegrationKey, Vec<Joined>)>,
-    segment_index: Map<IntegrationKey, usize>,
+    /// Events that wait to become chunks.
+    pub(super) gathered: Gathered,
     configured: Vec<IntegrationKey>,
     revision: u64,
     failing_after: Duration,
@@ -112,8 +112,7 @@ impl<'a> Draft<'a> {
             packs: PackDraft::new(packs),
             diff: CatalogDiff::default(),
             organizations: Map::default(),
-            segments: Vec::new(),
-            segment_index: Map::default(),
+            gathered: Gathered::default(),
             configured: Vec::new(),
             revision,
             failing_after,
@@ -133,13 +132,6 @@ impl<'a> Draft<'a> {
     pub(super) fn next_revision(&mut self) -> u64 {
         self.revision += 1;
         self.revision
-    }
-
-    fn exists(&self, key: IntegrationKey) -> bool {
-        match self.diff.slots.get(&key) {
-            Some(slot) => slot.is_some(),
-            None => self.catalog.contains(key),
-        }
     }
 
     /// The integration as the transaction sees it, to be changed.
@@ -172,40 +164,16 @@ impl<'a> Draft<'a> {
             .insert(tombstone.organization_id.clone(), None);
         self.diff.slots.insert(key, None);
         self.diff.tombstones.push(tombstone);
-        match self.segment_index.remove(&key) {
-            Some(at) => std::mem::take(&mut self.segments[at].1)
-                .iter()
-                .map(|joined| u64::from(joined.count()))
-                .sum(),
-            None => 0,
-        }
+        self.gathered.forget(key)
     }
 
-    /// Takes segments of integrations that exist; tells for each whether it did.
-    pub(super) fn append(&mut self, segments: Vec<OwnedSegment>) -> Vec<bool> {
-        segments
-            .into_iter()
-            .map(|OwnedSegment { key, segment }| {
-                let exists = self.exists(key);
-                if exists {
-                    self.append_one(key, segment);
-                }
-                exists
-            })
-            .collect()
-    }
-
-    fn append_one(&mut self, key: IntegrationKey, segment: Segment) {
-        let at = *self.segment_index.entry(key).or_insert_with(|| {
-            self.segments.push((key, Vec::new()));
-            self.segments.len() - 1
-        });
-        let waiting = &mut self.segments[at].1;
-        let rest = match waiting.last_mut() {
-            Some(last) => last.push(segment),
-            None => Some(segment),
-        };
-        waiting.extend(rest.map(Joined::from));
+    /// Takes events of integrations that exist. Returns how many those are.
+    pub(super) fn append(&mut self, segments: Segments) -> u32 {
+        let (slots, catalog) = (&self.diff.slots, self.catalog);
+        self.gathered.take(segments, |key| match slots.get(&key) {
+            Some(slot) => slot.is_some(),
+            None => catalog.contains(key),
+        })
     }
 
     /// Applies what attempts showed to the status. Returns whether it changed.

@@ -12,7 +12,7 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
 use tokio::{sync::watch, time::Instant};
 
 use super::{StoreError, command::Command, rows::statement};
-use crate::domain::segment::OwnedSegment;
+use crate::domain::segment::Part;
 
 /// Bytes of a page of the database.
 pub(super) const PAGE_BYTES: u64 = 16384;
@@ -266,11 +266,11 @@ fn bytes_of(command: &Command) -> u64 {
     let Command::Append { segments, .. } = command else {
         return 0;
     };
-    segments.iter().map(segment_bytes).sum()
+    segments.parts().iter().map(part_bytes).sum()
 }
 
-fn segment_bytes(owned: &OwnedSegment) -> u64 {
-    let bytes = owned.segment.bytes.len() as u64;
+fn part_bytes(part: &Part) -> u64 {
+    let bytes = u64::from(part.bytes);
     // A payload of its own pages leaves the last of them partly empty.
     let rounding = if bytes > PAGE_BYTES / 2 {
         PAGE_BYTES

@@ -18,7 +18,7 @@ use super::*;
 use crate::domain::{
     arn::{RoleArn, StreamArn},
     delivery::{BatchLimits, Delivery, Outcome, Settlement},
-    segment::Segment,
+    segment::Segments,
     status::{Cause, Fault, Observation, Reason, Stage, Status},
 };
 
@@ -61,25 +61,28 @@ fn configuration(organization: &str) -> Configure {
     }
 }
 
-fn segment(key: IntegrationKey, count: u32) -> OwnedSegment {
-    let mut segment = Segment::default();
-    for index in 0..count {
-        let device = Uuid::from_u128(u128::from(index % 3));
-        let pushed: Result<(), ()> = segment.push(|out| {
-            out.extend_from_slice(format!("\"partitionkey\":\"{device}\",").as_bytes());
-            Ok(())
-        });
-        pushed.unwrap();
+/// Events of integrations, so many of each.
+fn segments(of: impl IntoIterator<Item = (IntegrationKey, u32)>) -> Segments {
+    let mut segments = Segments::default();
+    for (key, count) in of {
+        for index in 0..count {
+            let device = Uuid::from_u128(u128::from(index % 3));
+            let pushed: Result<(), ()> = segments.push(key, |out| {
+                out.extend_from_slice(format!("\"partitionkey\":\"{device}\",").as_bytes());
+                Ok(())
+            });
+            pushed.unwrap();
+        }
     }
-    OwnedSegment { key, segment }
+    segments
 }
 
 async fn append(store: &Store, organization: &str, count: u32) -> bool {
     let Some(key) = store.key_of(organization) else {
         return false;
     };
-    let durable = store.append(vec![segment(key, count)], None).await.unwrap();
-    durable.await.unwrap() == [true]
+    let durable = store.append(segments([(key, count)]), None).await;
+    durable.unwrap().await.unwrap() == count
 }
 
 async fn settle(store: &Store, key: IntegrationKey, settlement: Settlement) {

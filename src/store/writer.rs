@@ -25,7 +25,7 @@ use super::{
     draft::{Draft, Finished},
     express::Express,
     failure::{self, Failure},
-    joined::Joined,
+    gathered::Joined,
     open,
     packs::{NewPack, PackChanges, PackDraft, Packs, unpack_up_to},
     rows,
@@ -80,28 +80,26 @@ struct Committed {
 }
 
 impl Committed {
-    /// Numbers the segments that wait: they become chunks.
+    /// Numbers the events that wait: they become chunks.
     fn number(&mut self, draft: &mut Draft<'_>, now: Timestamp) {
-        for (key, segments) in std::mem::take(&mut draft.segments) {
+        for Joined { key, count, bytes } in std::mem::take(&mut draft.gathered).join() {
             let Some(slot) = draft.slot_mut(key) else {
                 continue;
             };
             let progress = &mut slot.snapshot.progress;
-            for segment in segments.into_iter().map(Joined::join) {
-                let chunk = TailChunk {
-                    id: self.next_chunk_id,
-                    first_sequence: progress.next_sequence,
-                    count: segment.count,
-                    accepted_at: now,
-                    settled: Vec::new(),
-                    gaps: Vec::new(),
-                    bytes: segment.bytes.into(),
-                };
-                progress.pending_bytes += chunk::body_bytes(&chunk);
-                progress.next_sequence += u64::from(chunk.count);
-                self.next_chunk_id += 1;
-                self.chunks.push(NewChunk { key, chunk });
-            }
+            let chunk = TailChunk {
+                id: self.next_chunk_id,
+                first_sequence: progress.next_sequence,
+                count,
+                accepted_at: now,
+                settled: Vec::new(),
+                gaps: Vec::new(),
+                bytes: bytes.into(),
+            };
+            progress.pending_bytes += chunk::body_bytes(&chunk);
+            progress.next_sequence += u64::from(count);
+            self.next_chunk_id += 1;
+            self.chunks.push(NewChunk { key, chunk });
         }
         self.packs = NewPack::among(&self.chunks);
     }

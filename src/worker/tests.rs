@@ -16,7 +16,7 @@ use crate::{
         external_id::ExternalId,
         integration::Integration,
         organization::OrganizationId,
-        segment::{OwnedSegment, Segment},
+        segment::Segments,
     },
     sink::{
         AwsSink, ExternalIds, Unreadable,
@@ -102,12 +102,14 @@ impl Simulation {
     }
 
     async fn append(&self, integrations: usize, events: u32) {
-        let segments = (0..integrations).map(|which| {
-            let key = self.store.key_of(&organization(which));
-            segment(key.unwrap(), events)
-        });
+        let mut segments = Segments::default();
+        for which in 0..integrations {
+            let key = self.store.key_of(&organization(which)).unwrap();
+            push(&mut segments, key, events);
+        }
+        let all = segments.events();
         let append = async {
-            let durable = self.store.append(segments.collect(), None).await;
+            let durable = self.store.append(segments, None).await;
             durable.unwrap().await.unwrap()
         };
         // Not idle meanwhile, or a paused clock would jump ahead.
@@ -117,7 +119,7 @@ impl Simulation {
             }
         };
         tokio::select! {
-            exist = append => assert!(exist.iter().all(|exists| *exists)),
+            accepted = append => assert_eq!(accepted, all),
             () = busy => {}
         }
     }
@@ -193,17 +195,15 @@ async fn configure(store: &Store, which: usize, change: u32) {
     store.configure(configure).await.unwrap();
 }
 
-fn segment(key: IntegrationKey, events: u32) -> OwnedSegment {
-    let mut segment = Segment::default();
+fn push(segments: &mut Segments, key: IntegrationKey, events: u32) {
     for index in 0..events {
         let device = Uuid::from_u128(u128::from(index));
-        let pushed: Result<(), ()> = segment.push(|out| {
+        let pushed: Result<(), ()> = segments.push(key, |out| {
             out.extend_from_slice(format!("\"partitionkey\":\"{device}\",").as_bytes());
             Ok(())
         });
         pushed.unwrap();
     }
-    OwnedSegment { key, segment }
 }
 
 fn options_of_worker() -> WorkerOptions {

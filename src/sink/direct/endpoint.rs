@@ -9,6 +9,7 @@ use std::{
 use aws_config::SdkConfig;
 use aws_sdk_kinesis::config::endpoint::{DefaultResolver, Params, ResolveEndpoint};
 use aws_types::service_config::ServiceConfigKey;
+use http::Uri;
 
 use crate::domain::arn::StreamArn;
 
@@ -18,10 +19,38 @@ const MOST_KEPT: usize = 4096;
 /// By region, then by account.
 type Known = HashMap<Box<str>, HashMap<Box<str>, Arc<Endpoint>>>;
 
-/// A URL.
+/// Where requests go.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Endpoint {
-    pub(super) url: String,
+    pub(super) uri: Uri,
+    /// As the header `host` has it: with the port, unless that is the scheme's own.
+    pub(super) host: Box<str>,
+}
+
+impl Endpoint {
+    /// None where that is no URL of a server.
+    pub(super) fn new(base: &str) -> Option<Self> {
+        let base = base.trim_end_matches('/');
+        let uri: Uri = format!("{base}/").parse().ok()?;
+        let host = uri.host()?;
+        let own_port = match uri.scheme_str()? {
+            "https" => 443,
+            _ => 80,
+        };
+        let host = match uri.port_u16() {
+            Some(port) if port != own_port => format!("{host}:{port}"),
+            _ => host.to_owned(),
+        };
+        Some(Self {
+            host: host.into(),
+            uri,
+        })
+    }
+
+    /// Whether it is a server's root, as all of AWS' are.
+    pub(super) fn is_root(&self) -> bool {
+        self.uri.path() == "/" && self.uri.query().is_none()
+    }
 }
 
 /// The endpoints. An override of the environment, the profile or the configuration wins.
@@ -84,10 +113,7 @@ impl Endpoints {
             .build()
             .ok()?;
         let resolved = ResolveEndpoint::resolve_endpoint(&self.resolver, &params);
-        let base = resolved.await.ok()?.url().trim_end_matches('/').to_owned();
-        Some(Endpoint {
-            url: format!("{base}/"),
-        })
+        Endpoint::new(resolved.await.ok()?.url())
     }
 }
 
@@ -106,4 +132,37 @@ fn overridden(sdk: &SdkConfig) -> Option<String> {
     sdk.service_config()
         .and_then(|config| config.load_config(key))
         .or_else(general)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_has_the_port_that_is_not_the_schemes_own() {
+        for (url, host, is_root) in [
+            (
+                "https://kinesis.eu-west-1.amazonaws.com",
+                "kinesis.eu-west-1.amazonaws.com",
+                true,
+            ),
+            ("https://example.com:443/", "example.com", true),
+            ("https://example.com:80", "example.com:80", true),
+            ("http://127.0.0.1:80", "127.0.0.1", true),
+            ("http://127.0.0.1:4566//", "127.0.0.1:4566", true),
+            ("http://[::1]:4566", "[::1]:4566", true),
+            ("http://example.com/kinesis/", "example.com", false),
+        ] {
+            let endpoint = Endpoint::new(url).unwrap();
+            assert_eq!(
+                (&*endpoint.host, endpoint.is_root()),
+                (host, is_root),
+                "{url}"
+            );
+            assert!(endpoint.uri.path().ends_with('/'), "{url}");
+        }
+        for url in ["", "/kinesis", "example.com", "http://"] {
+            assert_eq!(Endpoint::new(url), None, "{url}");
+        }
+    }
 }

@@ -4,10 +4,7 @@ use sea_orm::{DatabaseTransaction, DbErr};
 
 use super::PackDraft;
 use crate::{
-    domain::{
-        bitmap,
-        segment::{self, Segment},
-    },
+    domain::{bitmap, segment},
     store::{
         gaps::{GiveUp, What},
         rows::damaged,
@@ -119,7 +116,7 @@ fn join(own: impl Iterator<Item = Row>, rows: &mut Vec<Row>) {
             let may_join = last.may_join && row.may_join;
             may_join && follows(&last.new.chunk, chunk) && is_near(&first.new.chunk, chunk)
         });
-        if !follows || !Segment::fits(count + chunk.count, bytes + chunk.bytes.len()) {
+        if !follows || !segment::fits(count + chunk.count, bytes + chunk.bytes.len()) {
             rows.extend(joined(std::mem::take(&mut run)));
             (count, bytes) = (0, 0);
         }

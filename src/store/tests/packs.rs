@@ -92,10 +92,12 @@ impl Run {
     }
 
     async fn append(&mut self, events: Vec<(usize, u32)>) {
-        let segments = events.iter();
-        let segments = segments.map(|(which, count)| segment(self.key(*which), *count));
-        let durable = self.store.append(segments.collect(), None).await.unwrap();
-        assert!(durable.await.unwrap().iter().all(|existed| *existed));
+        let of = events
+            .iter()
+            .map(|(which, count)| (self.key(*which), *count));
+        let durable = self.store.append(segments(of), None).await.unwrap();
+        let all: u32 = events.iter().map(|(_, count)| count).sum();
+        assert_eq!(durable.await.unwrap(), all);
         for (which, count) in events {
             let one = &mut self.all[which];
             let first = one.accepted + 1;

@@ -1,0 +1,259 @@
+//! Signs PutRecords requests by [Signature Version 4]. Only their time, host and body
+//! differ, so that a request is signed without building it, with a key that is kept for
+//! the day. The signature is what `aws-sigv4` gives; the tests hold the two side by side.
+//!
+//! [Signature Version 4]: https://docs.aws.amazon.com/IAM/latest/UserGuide/create-signed-request.html
+
+use std::{
+    fmt,
+    sync::{Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use aws_credential_types::Credentials;
+use aws_lc_rs::{
+    digest::{SHA256, digest},
+    hmac::{self, HMAC_SHA256},
+};
+use aws_sigv4::sign::v4::generate_signing_key;
+use jiff::{Timestamp, tz::Offset};
+use zeroize::Zeroizing;
+
+/// The service's name in a signature.
+pub(super) const SERVICE: &str = "kinesis";
+/// Bytes of a SHA-256, and of a signing key.
+const HASH_LENGTH: usize = 32;
+
+/// What a request is signed with, beside the credentials.
+pub(super) struct Target<'a> {
+    /// As the header `host` has it.
+    pub(super) host: &'a str,
+    pub(super) region: &'a str,
+    pub(super) content_type: &'a str,
+    pub(super) target: &'a str,
+}
+
+/// What a signed request has in its headers, beside the session's token.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Signed {
+    /// The value of `x-amz-date`.
+    pub(super) date: String,
+    /// The value of `authorization`.
+    pub(super) authorization: String,
+}
+
+/// The time of a request is none that can be signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the clock shows no time that can be signed")]
+pub(super) struct NoSuchTime;
+
+/// Signs with a session's credentials.
+pub(super) struct Signer {
+    credentials: Credentials,
+    key: Mutex<Option<DayKey>>,
+}
+
+/// A signing key; it is good for a day in a region.
+struct DayKey {
+    day: Box<str>,
+    region: Box<str>,
+    key: Zeroizing<[u8; HASH_LENGTH]>,
+}
+
+impl Signer {
+    pub(super) fn new(credentials: Credentials) -> Self {
+        Self {
+            credentials,
+            key: Mutex::new(None),
+        }
+    }
+
+    /// The credentials that it signs with.
+    pub(super) fn credentials(&self) -> &Credentials {
+        &self.credentials
+    }
+
+    /// The token that goes along with what is signed.
+    pub(super) fn token(&self) -> &str {
+        self.credentials.session_token().unwrap_or_default()
+    }
+
+    /// Signs a POST to `/` that has the headers `content-type`, `host`, `x-amz-date`,
+    /// `x-amz-security-token` and `x-amz-target`, and no query.
+    pub(super) fn sign(
+        &self,
+        to: &Target<'_>,
+        body: &[u8],
+        at: SystemTime,
+    ) -> Result<Signed, NoSuchTime> {
+        const HEADERS: &str = "content-type;host;x-amz-date;x-amz-security-token;x-amz-target";
+        let date = date(at).ok_or(NoSuchTime)?;
+        let (day, region) = (&date[..8], to.region);
+        let Target {
+            host,
+            content_type,
+            target,
+            ..
+        } = to;
+        let token = self.token();
+        let body = Hex(digest(&SHA256, body));
+        let request = format!(
+            "POST\n/\n\ncontent-type:{content_type}\nhost:{host}\nx-amz-date:{date}\n\
+             x-amz-security-token:{token}\nx-amz-target:{target}\n\n{HEADERS}\n{body}"
+        );
+        let request = Hex(digest(&SHA256, request.as_bytes()));
+        let scope = format!("{day}/{region}/{SERVICE}/aws4_request");
+        let signable = format!("AWS4-HMAC-SHA256\n{date}\n{scope}\n{request}");
+        let key = hmac::Key::new(HMAC_SHA256, &*self.key(day, region, at));
+        let signature = Hex(hmac::sign(&key, signable.as_bytes()));
+        let access_key_id = self.credentials.access_key_id();
+        let authorization = format!(
+            "AWS4-HMAC-SHA256 Credential={access_key_id}/{scope}, SignedHeaders={HEADERS}, \
+             Signature={signature}"
+        );
+        Ok(Signed {
+            date,
+            authorization,
+        })
+    }
+
+    fn key(&self, day: &str, region: &str, at: SystemTime) -> Zeroizing<[u8; HASH_LENGTH]> {
+        let mut kept = self.key.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*kept {
+            Some(kept) if *kept.day == *day && *kept.region == *region => kept.key.clone(),
+            _ => {
+                let secret = self.credentials.secret_access_key();
+                let derived = generate_signing_key(secret, at, region, SERVICE);
+                let mut key = Zeroizing::new([0; HASH_LENGTH]);
+                key.copy_from_slice(derived.as_ref());
+                *kept = Some(DayKey {
+                    day: day.into(),
+                    region: region.into(),
+                    key: key.clone(),
+                });
+                key
+            }
+        }
+    }
+}
+
+/// ISO 8601's basic format, to the second.
+fn date(at: SystemTime) -> Option<String> {
+    let at = Offset::UTC.to_datetime(Timestamp::try_from(at).ok()?);
+    let year = u16::try_from(at.year()).ok()?;
+    let mut date = String::with_capacity("20150830T123600Z".len());
+    let [century, year] = [year / 100, year % 100].map(|part| part as i8);
+    for part in [century, year, at.month(), at.day()] {
+        push_two_digits(&mut date, part);
+    }
+    date.push('T');
+    for part in [at.hour(), at.minute(), at.second()] {
+        push_two_digits(&mut date, part);
+    }
+    date.push('Z');
+    Some(date)
+}
+
+fn push_two_digits(out: &mut String, number: i8) {
+    for digit in [number / 10, number % 10] {
+        out.push(char::from(b'0' + digit as u8));
+    }
+}
+
+/// A SHA-256 in lower case hexadecimal digits.
+pub(super) struct Hex<T>(pub(super) T);
+
+impl<T: AsRef<[u8]>> fmt::Display for Hex<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut text = [b'0'; 2 * HASH_LENGTH];
+        for (pair, byte) in text.chunks_exact_mut(2).zip(self.0.as_ref()) {
+            pair[0] = DIGITS[usize::from(byte >> 4)];
+            pair[1] = DIGITS[usize::from(byte & 15)];
+        }
+        f.write_str(str::from_utf8(&text).map_err(|_| fmt::Error)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use aws_sigv4::{
+        http_request::{SignableBody, SignableRequest, SigningSettings, sign},
+        sign::v4,
+    };
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TARGET: &str = "Kinesis_20131202.PutRecords";
+    const CONTENT_TYPE: &str = "application/x-amz-json-1.1";
+
+    /// What `aws-sigv4` gives: date and authorization.
+    fn reference(
+        credentials: &Credentials,
+        to: &Target<'_>,
+        body: &[u8],
+        at: SystemTime,
+    ) -> Signed {
+        let identity = credentials.clone().into();
+        let params = v4::SigningParams::builder()
+            .identity(&identity)
+            .region(to.region)
+            .name(SERVICE)
+            .time(at)
+            .settings(SigningSettings::default())
+            .build()
+            .unwrap()
+            .into();
+        let request = SignableRequest::new(
+            "POST",
+            format!("https://{}/", to.host),
+            [
+                ("content-type", to.content_type),
+                ("x-amz-target", to.target),
+            ]
+            .into_iter(),
+            SignableBody::Bytes(body),
+        );
+        let (instructions, _signature) = sign(request.unwrap(), &params).unwrap().into_parts();
+        let header = |wanted: &str| {
+            let mut headers = instructions.headers();
+            let (_, value) = headers.find(|(name, _)| *name == wanted).unwrap();
+            value.to_owned()
+        };
+        Signed {
+            date: header("x-amz-date"),
+            authorization: header("authorization"),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn signs_as_the_sdk_does(
+            access_key_id in "[A-Z0-9]{16,128}",
+            secret in "[A-Za-z0-9+/]{1,80}",
+            token in "[A-Za-z0-9+/=]{1,200}",
+            host in "[a-z0-9.-]{0,30}[a-z](:[1-9][0-9]{3})?",
+            region in "[a-z]{2}-[a-z]{4,9}-[1-9]",
+            body: Vec<u8>,
+            // To the last day but one of the year 9999.
+            times in prop::collection::vec((0..253_402_214_400_u64, 0..1_000_000_000_u32), 1..4),
+        ) {
+            let credentials = Credentials::new(access_key_id, secret, Some(token), None, "test");
+            let signer = Signer::new(credentials.clone());
+            let other = "eu-other-1".to_owned();
+            for (seconds, nanos) in times {
+                let at = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos);
+                // Another region, another day and the key that is kept.
+                for (region, later) in [(&region, 0), (&other, 0), (&region, 0), (&region, 86_400)] {
+                    let at = at + Duration::from_secs(later);
+                    let to = Target { host: &host, region, content_type: CONTENT_TYPE, target: TARGET };
+                    let signed = signer.sign(&to, &body, at);
+                    prop_assert_eq!(signed.unwrap(), reference(&credentials, &to, &body, at));
+                }
+            }
+        }
+    }
+}
