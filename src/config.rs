@@ -136,7 +136,7 @@ settings! {
         "How much of the disk is kept free of events, so that deliveries can still be recorded when it nears full; of a small disk an eighth at the most.";
     log_tail_bytes: usize = "log-tail-bytes", "33554432", Bytes(0..=16 * GIB),
         "How much of the newest part of the log stays in memory, so that integrations that keep up read nothing back.";
-    publish_bytes_in_flight: usize = "publish-bytes-in-flight", "33554432", Bytes(16 * MIB..=16 * GIB),
+    publish_bytes_in_flight: usize = "publish-bytes-in-flight", "16777216", Bytes(16 * MIB..=16 * GIB),
         "How many bytes of publishes may be in memory before they are durable; more must wait.";
     window_bytes: usize = "window-bytes", "33554432", Bytes(MIB..=16 * GIB),
         "How much of the log may be in memory to be delivered, in all; beyond it each request under way has about 1 MiB.";

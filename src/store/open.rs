@@ -221,7 +221,7 @@ async fn connect(
                 .busy_timeout(Duration::from_secs(10))
                 .pragma("wal_autocheckpoint", checkpoint_pages.clone())
                 .pragma("journal_size_limit", wal_file_bytes.clone())
-                .pragma("cache_size", "-8192")
+                .pragma("cache_size", "-4096")
                 .pragma("temp_store", temp_store)
         });
     Database::connect(options).await

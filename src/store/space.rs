@@ -45,7 +45,7 @@ impl Allotment {
         Self {
             reserve: reserve.min(share),
             wal: share.clamp(MIB, 32 * MIB),
-            batch: share.clamp(REQUEST_BYTES + MIB, 20 * MIB),
+            batch: share.clamp(REQUEST_BYTES + MIB, 13 * MIB),
         }
     }
 

@@ -299,7 +299,7 @@ impl Lanes {
     pub(super) fn unload(&mut self, key: IntegrationKey) {
         if let Some(lane) = self.by_key.get_mut(&key)
             && lane.turns == 0
-            && lane.unsettled == 0
+            && lane.unsaved == 0
             && lane.delivery.in_flight() == 0
             && !lane.delivery.is_empty()
         {

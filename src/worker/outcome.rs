@@ -73,7 +73,9 @@ pub(super) fn take_in<S>(
             NextRetry::Never
         }
     };
-    lanes.get(key)?.unsettled += 1;
+    let lane = lanes.get(key)?;
+    lane.unsettled += 1;
+    lane.unsaved += usize::from(settlement.changes_the_log());
     let observation = match failure {
         Some(fault) if settlement.passed() == 0 => Observation::Failed(fault),
         _ => Observation::Accepted,

@@ -36,20 +36,27 @@ pub(super) async fn take<S: Sink>(shared: Arc<Shared<S>>, key: IntegrationKey, m
         None => None,
     };
     end_turn(&shared, key, turn, settled.is_some());
-    if let Some(settled) = settled {
+    if let Some(Settling { done, changes }) = settled {
         // An error means that the store closed; then nobody waits for this.
-        let _closed = settled.await;
-        end_settlement(&shared, key);
+        let _closed = done.await;
+        end_settlement(&shared, key, changes);
     }
 }
 
-/// Sends one request. Returns what tells when its settlement is durable.
+/// A settlement that is not durable yet.
+struct Settling {
+    done: oneshot::Receiver<()>,
+    /// Whether it changes what the log says of its events.
+    changes: bool,
+}
+
+/// Sends one request. Returns what is settled by it.
 async fn send<S: Sink>(
     shared: &Shared<S>,
     key: IntegrationKey,
     pass: Pass,
     turn: &mut Turn,
-) -> Option<oneshot::Receiver<()>> {
+) -> Option<Settling> {
     let integration = shared.store.get(key)?.integration;
     let still = shared.lanes().get(key)?.still.clone();
     let (batch, records) = match request(shared, key, &integration, &still).await {
@@ -77,8 +84,10 @@ async fn send<S: Sink>(
         let (done, settled) = oneshot::channel();
         settle.done = Some(done);
         let refused = settle.settlement.refused;
+        let changes = settle.settlement.changes_the_log();
         permit?.settle(settle);
-        (settled, refused)
+        let done = settled;
+        (Settling { done, changes }, refused)
     };
     if refused > 0 {
         give_up::refused(shared, key).await;
@@ -241,19 +250,18 @@ fn end_turn<S>(shared: &Shared<S>, key: IntegrationKey, turn: Turn, settling: bo
             // Its turn is over: from now on it can be queued then.
             lanes.nap(key, until);
         }
-        if !settling {
-            rest(shared, &mut lanes, key, log_end);
-        }
+        rest(shared, &mut lanes, key, log_end);
     }
     drop(lanes);
     shared.wake.notify_one();
 }
 
-fn end_settlement<S>(shared: &Shared<S>, key: IntegrationKey) {
+fn end_settlement<S>(shared: &Shared<S>, key: IntegrationKey, changes: bool) {
     let mut lanes = shared.lanes();
     let log_end = shared.log_end(key);
     if let Some(lane) = lanes.get(key) {
         lane.unsettled -= 1;
+        lane.unsaved -= usize::from(changes);
         rest(shared, &mut lanes, key, log_end);
     }
 }

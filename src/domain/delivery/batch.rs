@@ -76,4 +76,9 @@ impl Settlement {
     pub fn passed(&self) -> u64 {
         self.accepted + self.gaps
     }
+
+    /// Whether the log read anew would say something else before it is durable.
+    pub fn changes_the_log(&self) -> bool {
+        self.passed() > 0 || self.refused > 0
+    }
 }

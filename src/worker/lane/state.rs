@@ -36,6 +36,8 @@ pub(in crate::worker) struct Lane {
     pub(in crate::worker) turns: usize,
     /// Attempts whose settlement is not durable yet.
     pub(in crate::worker) unsettled: usize,
+    /// Those of them that change what the log says of its events.
+    pub(in crate::worker) unsaved: usize,
     /// Failures in a row.
     pub(in crate::worker) backoff: Backoff,
     pub(in crate::worker) retry_at: Option<Instant>,
@@ -71,6 +73,7 @@ impl Lane {
             class,
             turns: 0,
             unsettled: 0,
+            unsaved: 0,
             backoff: Backoff::default(),
             retry_at: None,
             nap_until: None,

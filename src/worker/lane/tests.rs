@@ -1,3 +1,5 @@
+mod memory;
+
 use std::{collections::VecDeque, time::Duration};
 
 use proptest::prelude::*;
