@@ -140,7 +140,7 @@ settings! {
         "How many bytes of publishes may be in memory before they are durable; more must wait.";
     window_bytes: usize = "window-bytes", "33554432", Bytes(MIB..=16 * GIB),
         "How much of the log may be in memory to be delivered, in all; beyond it each request under way has about 1 MiB.";
-    window_bytes_per_integration: usize = "window-bytes-per-integration", "8388608", Bytes(64 * KIB..=GIB),
+    window_bytes_per_integration: usize = "window-bytes-per-integration", "4194304", Bytes(64 * KIB..=GIB),
         "How much of the log may be in memory to be delivered for one integration, and one chunk.";
     put_records_client: PutRecordsClient = "put-records-client", "direct", CLIENTS,
         "Who makes PutRecords requests: the service itself (`direct`), or the AWS SDK (`sdk`); both do the same.";

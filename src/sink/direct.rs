@@ -71,6 +71,11 @@ impl Direct {
             request_id: None,
         };
         let Some(endpoint) = self.endpoints.of(stream).await else {
+            let region = stream.region();
+            tracing::error!(
+                region,
+                "Kinesis has no endpoint there, or the one that is configured is no URL"
+            );
             return Err(fault(Cause::Connection));
         };
         let body = body::write(head, records, stream.as_str());

@@ -12,7 +12,7 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
 use tokio::{sync::watch, time::Instant};
 
 use super::{StoreError, command::Command, rows::statement};
-use crate::domain::segment::Part;
+use crate::domain::{integration::IntegrationKey, map::Map, segment::Segments};
 
 /// Bytes of a page of the database.
 pub(super) const PAGE_BYTES: u64 = 16384;
@@ -165,7 +165,8 @@ impl Space {
 
     /// Refuses the appends that the disk has no room for.
     pub(super) async fn admit(&mut self, db: &DatabaseConnection, commands: &mut Vec<Command>) {
-        let wanted: u64 = commands.iter().map(bytes_of).sum();
+        let each: Vec<u64> = commands.iter().map(bytes_of).collect();
+        let wanted: u64 = each.iter().sum();
         if wanted == 0 {
             return;
         }
@@ -173,8 +174,7 @@ impl Space {
             self.look(db).await;
         }
         let (mut kept, mut refused) = (Vec::with_capacity(commands.len()), false);
-        for command in commands.drain(..) {
-            let bytes = bytes_of(&command);
+        for (command, bytes) in commands.drain(..).zip(each) {
             match command {
                 Command::Append { reply, .. } if bytes > self.room => {
                     refused = true;
@@ -263,14 +263,21 @@ fn length(file: &Path) -> io::Result<u64> {
 
 /// What a command takes of the room, at the most: events are compressed later.
 fn bytes_of(command: &Command) -> u64 {
-    let Command::Append { segments, .. } = command else {
-        return 0;
-    };
-    segments.parts().iter().map(part_bytes).sum()
+    match command {
+        Command::Append { segments, .. } => appended_bytes(segments),
+        _ => 0,
+    }
 }
 
-fn part_bytes(part: &Part) -> u64 {
-    let bytes = u64::from(part.bytes);
+fn appended_bytes(segments: &Segments) -> u64 {
+    let mut chunks: Map<IntegrationKey, u64> = Map::default();
+    for part in segments.parts() {
+        *chunks.entry(part.key).or_default() += u64::from(part.bytes);
+    }
+    chunks.into_values().map(row_bytes).sum()
+}
+
+fn row_bytes(bytes: u64) -> u64 {
     // A payload of its own pages leaves the last of them partly empty.
     let rounding = if bytes > PAGE_BYTES / 2 {
         PAGE_BYTES

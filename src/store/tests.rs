@@ -371,3 +371,21 @@ async fn a_directory_is_used_by_one() {
     assert!(matches!(second.err(), Some(OpenError::InUse(_))));
     store.close().await;
 }
+
+#[tokio::test]
+async fn events_of_what_was_deleted_meanwhile_are_not_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), 1 << 20).await;
+    let mut of = Vec::new();
+    for organization in ["gone", "here"] {
+        store.configure(configuration(organization)).await.unwrap();
+        of.push((store.key_of(organization).unwrap(), 3));
+    }
+    let gone = OrganizationId::new("gone").unwrap();
+    store.delete(gone, "test".into()).await.unwrap().unwrap();
+    let durable = store.append(segments(of), None).await.unwrap();
+    assert_eq!(durable.await.unwrap(), 3);
+    assert_eq!(store.find("here").unwrap().progress.pending(), 3);
+    assert!(store.find("gone").is_none());
+    store.close().await;
+}

@@ -63,6 +63,15 @@ struct Simulation {
 impl Simulation {
     /// So many integrations, each with events that wait from the first moment on.
     async fn start(integrations: usize, events: u32, aws: Aws) -> Self {
+        Self::start_with(Duration::from_millis(1), integrations, events, aws).await
+    }
+
+    async fn start_with(
+        settle_linger: Duration,
+        integrations: usize,
+        events: u32,
+        aws: Aws,
+    ) -> Self {
         let dir = TempDir::new().unwrap();
         let options = StoreOptions {
             data_dir: dir.path().to_owned(),
@@ -70,7 +79,7 @@ impl Simulation {
             log_tail_bytes: 64 << 20,
             commit_linger: Duration::ZERO,
             failing_after: Duration::from_secs(60),
-            settle_linger: Duration::from_millis(1),
+            settle_linger,
             tombstones: 2,
         };
         let key = MasterKey::from_bytes(&[7; 32]);
@@ -294,4 +303,24 @@ async fn roles_are_seldom_tried_while_our_identity_is_refused() {
         let status = simulation.store.find(&organization(which)).unwrap().status;
         assert_eq!(status.status, Status::Active);
     }
+}
+
+#[tokio::test]
+async fn what_is_refused_leaves_memory_before_that_is_recorded() {
+    let (integrations, aws) = (20, Aws::new(denied));
+    let simulation = Simulation::start_with(HOUR, integrations, 3, aws).await;
+    let keys = (0..integrations).map(|which| simulation.store.key_of(&organization(which)));
+    let keys: Vec<IntegrationKey> = keys.map(Option::unwrap).collect();
+    let shared = &simulation.worker.shared;
+    // The first refusal changes the status, which is recorded at once; the second does not.
+    let waits = |key: &IntegrationKey| {
+        let mut lanes = shared.lanes();
+        let lane = lanes.get(*key);
+        lane.is_some_and(|lane| lane.turns == 0 && lane.unsettled > 0 && lane.unsaved == 0)
+    };
+    while !keys.iter().all(waits) {
+        moment().await;
+        advance(Duration::from_millis(100)).await;
+    }
+    assert_eq!(shared.lanes().loaded_bytes, 0);
 }

@@ -79,3 +79,21 @@ proptest! {
 prop_assert!(allotment.room(&drained) + PAGE_BYTES >= room);
     }
 }
+
+#[test]
+fn how_events_of_integrations_are_mixed_makes_no_difference() {
+    let segments = |keys: &[i64]| {
+        let mut segments = Segments::default();
+        for key in keys {
+            let pushed: Result<(), ()> = segments.push(IntegrationKey(*key), |out| {
+                out.resize(out.len() + 9000, b'x');
+                Ok(())
+            });
+            pushed.unwrap();
+        }
+        appended_bytes(&segments)
+    };
+    let each = 2 * 9004 + ROW_BYTES + PAGE_BYTES;
+    assert_eq!(segments(&[1, 1, 2, 2]), 2 * each);
+    assert_eq!(segments(&[1, 2, 1, 2]), 2 * each);
+}
