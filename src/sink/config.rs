@@ -48,7 +48,7 @@ pub struct AwsOptions {
 pub enum PutRecordsClient {
     /// The AWS SDK.
     Sdk,
-    /// This service itself, with the SDK's signer and endpoints.
+    /// This service itself, with the SDK's endpoints.
     Direct,
 }
 

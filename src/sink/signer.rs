@@ -73,7 +73,8 @@ impl Signer {
         &self.credentials
     }
 
-    /// The token that goes along with what is signed.
+    /// The token that goes along with what is signed. A session has one; without it AWS
+    /// refuses what is signed.
     pub(super) fn token(&self) -> &str {
         self.credentials.session_token().unwrap_or_default()
     }
@@ -161,7 +162,7 @@ fn push_two_digits(out: &mut String, number: i8) {
 }
 
 /// A SHA-256 in lower case hexadecimal digits.
-pub(super) struct Hex<T>(pub(super) T);
+struct Hex<T>(T);
 
 impl<T: AsRef<[u8]>> fmt::Display for Hex<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -176,7 +177,7 @@ impl<T: AsRef<[u8]>> fmt::Display for Hex<T> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use aws_sigv4::{
@@ -190,9 +191,10 @@ mod tests {
     const TARGET: &str = "Kinesis_20131202.PutRecords";
     const CONTENT_TYPE: &str = "application/x-amz-json-1.1";
 
-    /// What `aws-sigv4` gives: date and authorization.
-    fn reference(
+    /// What `aws-sigv4` gives for a POST to a URL: date and authorization.
+    pub(in crate::sink) fn reference(
         credentials: &Credentials,
+        url: String,
         to: &Target<'_>,
         body: &[u8],
         at: SystemTime,
@@ -209,7 +211,7 @@ mod tests {
             .into();
         let request = SignableRequest::new(
             "POST",
-            format!("https://{}/", to.host),
+            url,
             [
                 ("content-type", to.content_type),
                 ("x-amz-target", to.target),
@@ -251,7 +253,7 @@ mod tests {
                     let at = at + Duration::from_secs(later);
                     let to = Target { host: &host, region, content_type: CONTENT_TYPE, target: TARGET };
                     let signed = signer.sign(&to, &body, at);
-                    prop_assert_eq!(signed.unwrap(), reference(&credentials, &to, &body, at));
+                    prop_assert_eq!(signed.unwrap(), reference(&credentials, format!("https://{host}/"), &to, &body, at));
                 }
             }
         }

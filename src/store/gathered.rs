@@ -69,16 +69,13 @@ impl Gathered {
         for part in parts {
             let end = start + part.bytes;
             if self.last_of.contains_key(&part.key) || exists(part.key) {
-                let next = NONE;
-                self.add(
-                    part,
-                    Piece {
-                        source,
-                        start,
-                        end,
-                        next,
-                    },
-                );
+                let piece = Piece {
+                    source,
+                    start,
+                    end,
+                    next: NONE,
+                };
+                self.add(part, piece);
                 events += part.count;
                 pieces += 1;
             }

@@ -2,9 +2,10 @@
 
 use std::time::SystemTime;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use aws_sigv4::{
-    http_request::{SignableBody, SignableRequest, SigningError, SigningSettings, sign},
+    http_request::{
+        SignableBody, SignableRequest, SigningError, SigningInstructions, SigningSettings, sign,
+    },
     sign::v4,
 };
 use aws_smithy_types::body::SdkBody;
@@ -16,7 +17,7 @@ use http::{
 use super::endpoint::Endpoint;
 use crate::sink::{
     sessions::Session,
-    signer::{Hex, NoSuchTime, SERVICE, Target},
+    signer::{NoSuchTime, SERVICE, Target},
 };
 
 const X_AMZ_DATE: HeaderName = HeaderName::from_static("x-amz-date");
@@ -60,29 +61,37 @@ pub(super) fn request(
         sign_root(session, region, &endpoint.host, &body, now, &mut headers)?;
         return Ok(post(endpoint, headers, body));
     }
-    let instructions = {
-        let identity = session.signer().credentials().clone().into();
-        let params = v4::SigningParams::builder()
-            .identity(&identity)
-            .region(region)
-            .name(SERVICE)
-            .time(now)
-            .settings(SigningSettings::default())
-            .build()?
-            .into();
-        let signed = [("content-type", JSON), ("x-amz-target", PUT_RECORDS)];
-        let hash = Hex(digest(&SHA256, &body)).to_string();
-        let signable = SignableRequest::new(
-            "POST",
-            endpoint.uri.to_string(),
-            signed.into_iter(),
-            SignableBody::Precomputed(hash),
-        )?;
-        sign(signable, &params)?.into_parts().0
-    };
+    let instructions = instructions(session, region, endpoint, &body, now)?;
     let mut request = post(endpoint, headers, body);
     instructions.apply_to_request_http1x(&mut request);
     Ok(request)
+}
+
+/// The signature of a request to a path, which may have to be normalized and encoded.
+fn instructions(
+    session: &Session,
+    region: &str,
+    endpoint: &Endpoint,
+    body: &[u8],
+    now: SystemTime,
+) -> Result<SigningInstructions, NotSent> {
+    let identity = session.signer().credentials().clone().into();
+    let params = v4::SigningParams::builder()
+        .identity(&identity)
+        .region(region)
+        .name(SERVICE)
+        .time(now)
+        .settings(SigningSettings::default())
+        .build()?
+        .into();
+    let signed = [("content-type", JSON), ("x-amz-target", PUT_RECORDS)];
+    let signable = SignableRequest::new(
+        "POST",
+        endpoint.uri.to_string(),
+        signed.into_iter(),
+        SignableBody::Bytes(body),
+    )?;
+    Ok(sign(signable, &params)?.into_parts().0)
 }
 
 /// Adds the headers of the signature of a request to `/`.
@@ -125,39 +134,42 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::sink::{AssumedWith, sessions::Lifetime};
-
-    fn headers(base: &str) -> (String, HeaderMap) {
-        let credentials = Credentials::new("AKIDEXAMPLE", "secret", Some("token".into()), None, "");
-        let lifetime = Lifetime::new(Instant::now(), Duration::from_secs(900), 0);
-        let session = Session::new(credentials, lifetime, AssumedWith::Current);
-        let endpoint = Endpoint::new(base).unwrap();
-        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_440_938_160);
-        let request = request(&session, "eu-west-1", &endpoint, b"{}".to_vec(), at).unwrap();
-        let (parts, _body) = request.into_parts();
-        (parts.uri.to_string(), parts.headers)
-    }
+    use crate::sink::{AssumedWith, sessions::Lifetime, signer::tests::reference};
 
     /// Such as a proxy's in front of AWS.
     #[test]
-    fn an_endpoint_with_a_path_is_signed_with_it() {
-        let (root, at_root) = headers("http://127.0.0.1:4566");
-        let (path, at_path) = headers("http://127.0.0.1:4566/kinesis");
-        assert_eq!(root, "http://127.0.0.1:4566/");
-        assert_eq!(path, "http://127.0.0.1:4566/kinesis/");
-        let names = |headers: &HeaderMap| {
-            let mut names: Vec<String> = headers.keys().map(ToString::to_string).collect();
-            names.sort();
-            names
+    fn a_request_is_signed_for_where_it_goes() {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_440_938_160);
+        let credentials = Credentials::new("AKIDEXAMPLE", "secret", Some("token".into()), None, "");
+        let lifetime = Lifetime::new(Instant::now(), Duration::from_secs(900), 0);
+        let session = Session::new(credentials.clone(), lifetime, AssumedWith::Current);
+        let to = Target {
+            host: "127.0.0.1:4566",
+            region: "eu-west-1",
+            content_type: JSON,
+            target: PUT_RECORDS,
         };
-        assert_eq!(names(&at_root), names(&at_path));
-        let signature = |headers: &HeaderMap| {
-            let value = headers[AUTHORIZATION].to_str().unwrap();
-            let (scope, signature) = value.split_once(", Signature=").unwrap();
-            (scope.to_owned(), signature.to_owned())
-        };
-        let (of_root, of_path) = (signature(&at_root), signature(&at_path));
-        assert_eq!(of_root.0, of_path.0);
-        assert_ne!(of_root.1, of_path.1);
+        for (base, url) in [
+            ("http://127.0.0.1:4566", "http://127.0.0.1:4566/"),
+            (
+                "http://127.0.0.1:4566/kinesis",
+                "http://127.0.0.1:4566/kinesis/",
+            ),
+        ] {
+            let endpoint = Endpoint::new(base).unwrap();
+            let request = request(&session, to.region, &endpoint, b"{}".to_vec(), at).unwrap();
+            assert_eq!(request.uri().to_string(), url);
+            let wanted = reference(&credentials, url.to_owned(), &to, b"{}", at);
+            for (name, value) in [
+                ("authorization", &*wanted.authorization),
+                ("x-amz-date", &wanted.date),
+                ("x-amz-security-token", "token"),
+                ("content-type", JSON),
+                ("x-amz-target", PUT_RECORDS),
+                ("content-length", "2"),
+            ] {
+                assert_eq!(request.headers()[name], value, "{name} of {url}");
+            }
+        }
     }
 }
