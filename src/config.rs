@@ -143,7 +143,7 @@ settings! {
     window_bytes_per_integration: usize = "window-bytes-per-integration", "4194304", Bytes(64 * KIB..=GIB),
         "How much of the log may be in memory to be delivered for one integration, and one chunk.";
     put_records_client: PutRecordsClient = "put-records-client", "direct", CLIENTS,
-        "Who makes PutRecords requests: the service itself (`direct`), or the AWS SDK (`sdk`); both do the same.";
+        "Who makes PutRecords requests: the service itself, in CBOR (`direct`), or the AWS SDK, in JSON (`sdk`), where an endpoint that is not AWS' takes only that; both do the same otherwise.";
     aws_attempt_timeout: Duration = "aws-attempt-timeout-ms", "10000", Millis(100..=60_000),
         "How long one call to AWS may take.";
     assume_role_duration: Duration = "assume-role-duration-seconds", "3600", Seconds(900..=43_200),

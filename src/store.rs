@@ -199,14 +199,14 @@ impl Store {
         }
     }
 
-    /// Says whether deliveries that could be made wait for others, and this process has no
-    /// time for more.
-    pub fn deliveries_wait(&self, wait: bool) {
-        self.precedence.set(wait);
+    /// Says whether this process has no time for more, and whether deliveries that could be
+    /// made wait for others.
+    pub fn tell_load(&self, is_busy: bool, deliveries_queue: bool) {
+        self.precedence.set(is_busy, deliveries_queue);
     }
 
-    /// Waits, at most a second, while deliveries wait and what comes would have to be read
-    /// back for them. Whoever has events waits here first.
+    /// Waits, at most a second, where this process has no time for deliveries and for what
+    /// comes, which would have to be read back for them. Whoever has events waits here first.
     pub async fn give_way(&self) {
         self.precedence.give_way(&self.tail).await;
     }
@@ -340,6 +340,7 @@ impl Store {
         Some(SettlePermit {
             room,
             tail: Arc::clone(&self.tail),
+            precedence: Arc::clone(&self.precedence),
         })
     }
 

@@ -223,7 +223,7 @@ impl<S: Sink> Worker<S> {
                 let _sound = defect.disarm();
             });
         }
-        let wait = busy.is_busy() && lanes.some_wait();
-        self.shared.store.deliveries_wait(wait);
+        let store = &self.shared.store;
+        store.tell_load(busy.is_busy(), lanes.some_wait());
     }
 }

@@ -90,19 +90,15 @@ impl State {
     /// Takes in the body of a PutRecords, and tells of how many records it was.
     fn take(&mut self, body: &[u8]) -> usize {
         let now = now_nanos();
-        let mut records = 0;
-        for data in stamp::records(body) {
-            records += 1;
-            match self.watch {
-                Watch::Nothing => {}
-                Watch::Times => {
-                    if let Some(sent) = self.stamps.read(data) {
-                        self.samples.add(sent, now);
-                    }
+        let records = stamp::records(body, |data| match self.watch {
+            Watch::Nothing => {}
+            Watch::Times => {
+                if let Some(sent) = self.stamps.read(data) {
+                    self.samples.add(sent, now);
                 }
-                Watch::Identities => self.ledger.add(data),
             }
-        }
+            Watch::Identities => self.ledger.add(data),
+        });
         self.tally.records += records as u64;
         self.tally.requests += 1;
         self.tally.bytes += body.len() as u64;

@@ -1,5 +1,5 @@
-//! PutRecords without the AWS SDK's machinery: the body is written in one pass, signed
-//! with a key that is kept, and the answer read without copies. What it answers is
+//! PutRecords without the AWS SDK's machinery: the body is written in one pass, in CBOR
+//! and not in JSON, signed with a key that is kept, and the answer read without copies. What it answers is
 //! what [`super::kinesis`] answers; the tests hold the two side by side.
 
 mod answer;
@@ -41,6 +41,7 @@ struct Received {
     http_status: u16,
     request_id: Option<String>,
     error_type: Option<String>,
+    is_cbor: bool,
     body: Vec<u8>,
 }
 
@@ -90,14 +91,17 @@ impl Direct {
                 http_status,
                 request_id,
                 error_type,
+                is_cbor,
                 body,
             })) => Answer {
                 http_status,
                 request_id: request_id.as_deref(),
                 error_type: error_type.as_deref(),
+                is_cbor,
                 body: &body,
             }
-            .outcomes(records.len()),
+            .outcomes(records.len())
+            .inspect_err(tell_who_takes_no_cbor),
             Ok(Err(cause)) => Err(fault(cause)),
             Err(_elapsed) => Err(fault(Cause::Timeout)),
         }
@@ -109,6 +113,7 @@ impl Direct {
         let request_id = request_id(response.headers()).map(str::to_owned);
         let error_type = response.headers().get("x-amzn-errortype");
         let error_type = error_type.map(str::to_owned);
+        let is_cbor = is_cbor(response.headers());
         let mut body = ByteStream::new(response.into_body());
         let mut whole = Vec::new();
         while let Some(piece) = body.next().await {
@@ -123,6 +128,7 @@ impl Direct {
             http_status,
             request_id,
             error_type,
+            is_cbor,
             body: whole,
         })
     }
@@ -133,6 +139,20 @@ fn cause(error: ConnectorError) -> Cause {
         true => Cause::Timeout,
         false => Cause::Connection,
     }
+}
+
+/// AWS takes it everywhere; what stands in for it may not.
+fn tell_who_takes_no_cbor(fault: &Fault) {
+    if fault.code() == "SerializationException" {
+        tracing::error!(
+            "Kinesis' endpoint could not read a request: where it takes no CBOR, set put-records-client=sdk"
+        );
+    }
+}
+
+fn is_cbor(headers: &Headers) -> bool {
+    let content_type = headers.get("content-type");
+    content_type.is_some_and(|content_type| content_type.starts_with("application/x-amz-cbor"))
 }
 
 fn request_id(headers: &Headers) -> Option<&str> {

@@ -242,6 +242,11 @@ async fn writes_the_records_with_a_narrow_session() {
         "Kinesis_20131202.PutRecords"
     );
     assert_eq!(calls[1].header("x-amz-security-token"), "token-1");
+    let content_type = match client() {
+        PutRecordsClient::Sdk => "application/x-amz-json-1.1",
+        PutRecordsClient::Direct => "application/x-amz-cbor-1.1",
+    };
+    assert_eq!(calls[1].header("content-type"), content_type);
     assert_eq!(calls[1].credential(), ("ASIA1", "eu-west-1", "kinesis"));
     let expected: Vec<_> = records(3)
         .iter()

@@ -9,6 +9,7 @@ use super::{
     StoreError,
     draft::Observed,
     gaps::{GiveUp, GivenUp},
+    precedence::Precedence,
     tail::{Coming, Tail},
 };
 use crate::domain::{
@@ -91,11 +92,13 @@ pub struct Settle {
 pub struct SettlePermit {
     pub(super) room: mpsc::OwnedPermit<Command>,
     pub(super) tail: Arc<Tail>,
+    pub(super) precedence: Arc<Precedence>,
 }
 
 impl SettlePermit {
     /// As [`Store::settle`](super::Store::settle).
     pub fn settle(self, settle: Settle) {
+        self.precedence.delivered(settle.settlement.accepted_bytes);
         for (chunk_id, settled, _) in &settle.settlement.partial {
             self.tail.settle(settle.key, *chunk_id, settled);
         }

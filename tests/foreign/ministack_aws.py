@@ -14,12 +14,14 @@ What ministack 1.5 does under AUTH=true, as tried by hand:
   them is AccessDeniedException, also where that stream does not exist. A stream that they allow and
   that does not exist is ResourceNotFoundException. A stream exists in its region only.
 - A policy that is changed counts for sessions that were assumed before.
+- Its authorization fails on a body in CBOR, which is how this service writes: `ministack_with_cbor.py` mends that.
 - Enforcement is off unless AUTH=true; so this test first sees ministack itself refuse.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +35,7 @@ from harness import Failure, Process, clean_environment, free_port
 REGION = "us-west-2"
 CUSTOMER = "111122223333"
 VENDOR = "444455556666"
+MINISTACK = Path(__file__).with_name("ministack_with_cbor.py")
 
 Json = dict[str, Any]
 
@@ -49,7 +52,7 @@ class Aws:
             "GATEWAY_PORT": str(port),
             "SERVICES": "iam,sts,kinesis",
         }
-        self.process = Process(["ministack"], directory / "ministack.log", clean_environment(**settings), self._ready)
+        self.process = Process([sys.executable, MINISTACK], directory / "ministack.log", clean_environment(**settings), self._ready)
         self.iam = self.client("iam", CUSTOMER, "test")
         self.kinesis = self.client("kinesis", CUSTOMER, "test")
         vendor = self.client("iam", VENDOR, "test")

@@ -8,7 +8,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{Shared, answers};
+use super::{Shared, answers, stamp::is_cbor};
 
 const HEAD_END: &[u8] = b"\r\n\r\n";
 const LENGTH: &[u8] = b"content-length:";
@@ -83,7 +83,7 @@ async fn write(stream: &mut TcpStream, shared: &Shared, body: &[u8]) -> io::Resu
     let answer = {
         let mut state = state.borrow_mut();
         let records = state.take(body);
-        state.answers.accepted(records)
+        state.answers.accepted(records, is_cbor(body))
     };
     came.notify_one();
     stream.write_all(&answer).await

@@ -2,12 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 
-use base64::{Engine, engine::general_purpose::STANDARD};
+use super::stamp::Data;
 
 /// `{"specversion":"1.0","integrationid":"` and so on: all of one length.
 const INTEGRATION: std::ops::Range<usize> = 38..74;
 const SEQUENCE: std::ops::Range<usize> = 88..108;
-const HEAD_BASE64: usize = 144;
+const HEAD: usize = 108;
 
 #[derive(Default)]
 pub struct Ledger {
@@ -15,8 +15,8 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    pub fn add(&mut self, base64: &[u8]) {
-        if let Some((integration, sequence)) = read(base64) {
+    pub fn add(&mut self, data: Data<'_>) {
+        if let Some((integration, sequence)) = read(data) {
             self.seen.entry(integration).or_default().insert(sequence);
         }
     }
@@ -26,8 +26,9 @@ impl Ledger {
     }
 }
 
-fn read(base64: &[u8]) -> Option<([u8; 36], u64)> {
-    let head = STANDARD.decode(base64.get(..HEAD_BASE64)?).ok()?;
+fn read(data: Data<'_>) -> Option<([u8; 36], u64)> {
+    let mut decoded = Vec::new();
+    let head = data.head(HEAD, &mut decoded)?;
     let integration = head.get(INTEGRATION)?.try_into().ok()?;
     let sequence = str::from_utf8(head.get(SEQUENCE)?).ok()?.parse().ok()?;
     Some((integration, sequence))

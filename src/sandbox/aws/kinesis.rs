@@ -1,4 +1,5 @@
-//! Kinesis Data Streams: JSON 1.1 requests, authorization, and the operations.
+//! Kinesis Data Streams: requests in JSON 1.1, or of writes in CBOR, authorization, and the
+//! operations.
 //!
 //! Constraints and words are those of the Kinesis API reference and its service model;
 //! where AWS does not publish its words, the sense is kept.
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 
+use super::cbor;
 use super::control::Operation;
 use super::error::{AwsError, Service};
 use super::identity::{Caller, Refusal};
@@ -79,6 +81,17 @@ pub(super) fn parse(operation: Operation, body: &[u8]) -> Result<Request, AwsErr
         }
         _ => admin::Request::parse(operation, body).map(Request::Admin),
     }
+}
+
+/// As [`parse`], of a body in CBOR.
+pub(super) fn parse_cbor(operation: Operation, body: &[u8]) -> Result<Request, AwsError> {
+    let refuse = |message: String| AwsError::new("SerializationException", message);
+    if !matches!(operation, Operation::PutRecord | Operation::PutRecords) {
+        let message = "only PutRecord and PutRecords are taken in CBOR here: ask in JSON";
+        return Err(refuse(message.to_owned()));
+    }
+    let json = cbor::to_json(body).map_err(|error| refuse(error.to_string()))?;
+    parse(operation, json.as_bytes())
 }
 
 impl Request {

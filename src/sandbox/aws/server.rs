@@ -18,7 +18,7 @@ use super::identity::Caller;
 use super::sigv4::{AuthFailure, Authorization, Signed};
 use super::state::{Shared, now_ms};
 use super::stream::NewRecord;
-use super::{control_http, form, kinesis, sts, token};
+use super::{cbor, control_http, form, kinesis, sts, token};
 use connection::{Connection, LoopbackListener};
 
 /// Bytes of a request: 10 MiB of records in base64, with room for names and keys.
@@ -48,8 +48,13 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     }
     let request_id = token::request_id();
     if let Some(operation) = kinesis::operation(&parts.headers) {
-        let call = operation.map(|operation| Call::kinesis(operation, &body));
-        return finish(&shared, &parts, &body, call, Service::Kinesis, &request_id).await;
+        let is_cbor = cbor::is_asked(&parts.headers);
+        let call = operation.map(|operation| Call::kinesis(operation, &body, is_cbor));
+        let response = finish(&shared, &parts, &body, call, Service::Kinesis, &request_id).await;
+        return match is_cbor {
+            true => cbor::recode(response).await,
+            false => response,
+        };
     }
     let pairs = form::decode(&body);
     let call = match sts::operation(&pairs) {
@@ -80,8 +85,11 @@ enum Work {
 }
 
 impl Call {
-    fn kinesis(operation: Operation, body: &[u8]) -> Self {
-        let request = kinesis::parse(operation, body);
+    fn kinesis(operation: Operation, body: &[u8], is_cbor: bool) -> Self {
+        let request = match is_cbor {
+            true => kinesis::parse_cbor(operation, body),
+            false => kinesis::parse(operation, body),
+        };
         let target = request
             .as_ref()
             .map(|request| request.target().into_owned());

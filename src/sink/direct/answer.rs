@@ -1,7 +1,9 @@
-//! What a PutRecords answer says, as the AWS SDK reads it: awsJson1.1, errors by
-//! [header or body].
+//! What a PutRecords answer says: CBOR, as it was asked, or JSON, which whoever stands
+//! between may answer all the same; errors by [header or body], as the AWS SDK reads them.
 //!
 //! [header or body]: https://smithy.io/2.0/aws/protocols/aws-json-1_1-protocol.html#operation-error-serialization
+
+mod cbor;
 
 use std::{borrow::Cow, ops::Deref};
 
@@ -22,7 +24,7 @@ struct Output<'a> {
     records: Vec<ResultEntry<'a>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct ResultEntry<'a> {
     #[serde(borrow)]
@@ -61,6 +63,8 @@ pub(super) struct Answer<'a> {
     pub(super) request_id: Option<&'a str>,
     /// The header `x-amzn-errortype`.
     pub(super) error_type: Option<&'a str>,
+    /// In CBOR, or else in JSON.
+    pub(super) is_cbor: bool,
     pub(super) body: &'a [u8],
 }
 
@@ -72,9 +76,8 @@ impl Answer<'_> {
         if !(200..300).contains(&self.http_status) {
             return Err(self.error(request_id));
         }
-        let output: Output<'_> = match serde_json::from_slice(self.body) {
-            Ok(output) => output,
-            Err(_) => return Err(self.unlike_aws(request_id)),
+        let Some(output) = self.output() else {
+            return Err(self.unlike_aws(request_id));
         };
         if output.records.len() != sent {
             return Err(fault::unlike_aws(Stage::Write, 200, request_id));
@@ -92,9 +95,23 @@ impl Answer<'_> {
         Ok(output.records.iter().map(outcome).collect())
     }
 
+    fn output(&self) -> Option<Output<'_>> {
+        match self.is_cbor {
+            true => cbor::output(self.body).ok(),
+            false => serde_json::from_slice(self.body).ok(),
+        }
+    }
+
+    fn error_body(&self) -> Option<ErrorBody<'_>> {
+        match self.is_cbor {
+            true => cbor::error(self.body).ok(),
+            false => serde_json::from_slice(self.body).ok(),
+        }
+    }
+
     fn error(&self, request_id: Option<Box<str>>) -> Fault {
-        // A proxy's page is no JSON; then only the header may tell.
-        let body: ErrorBody<'_> = serde_json::from_slice(self.body).unwrap_or_default();
+        // A proxy's page is neither; then only the header may tell.
+        let body = self.error_body().unwrap_or_default();
         let code = self
             .error_type
             .or(body.code.as_deref())
@@ -137,6 +154,7 @@ mod tests {
             http_status,
             request_id: Some("request-1"),
             error_type,
+            is_cbor: false,
             body: body.as_bytes(),
         };
         answer.outcomes(1)

@@ -23,7 +23,7 @@ use crate::sink::{
 const X_AMZ_DATE: HeaderName = HeaderName::from_static("x-amz-date");
 const X_AMZ_SECURITY_TOKEN: HeaderName = HeaderName::from_static("x-amz-security-token");
 const X_AMZ_TARGET: HeaderName = HeaderName::from_static("x-amz-target");
-const JSON: &str = "application/x-amz-json-1.1";
+const CBOR: &str = "application/x-amz-cbor-1.1";
 const PUT_RECORDS: &str = "Kinesis_20131202.PutRecords";
 const THIS: &str = concat!("siem-relay/", env!("CARGO_PKG_VERSION"));
 /// Those above, and what the HTTP client adds.
@@ -53,7 +53,7 @@ pub(super) fn request(
     now: SystemTime,
 ) -> Result<Request<SdkBody>, NotSent> {
     let mut headers = HeaderMap::with_capacity(MOST_HEADERS);
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(CBOR));
     headers.insert(X_AMZ_TARGET, HeaderValue::from_static(PUT_RECORDS));
     headers.insert(USER_AGENT, HeaderValue::from_static(THIS));
     headers.insert(CONTENT_LENGTH, body.len().into());
@@ -84,7 +84,7 @@ fn instructions(
         .settings(SigningSettings::default())
         .build()?
         .into();
-    let signed = [("content-type", JSON), ("x-amz-target", PUT_RECORDS)];
+    let signed = [("content-type", CBOR), ("x-amz-target", PUT_RECORDS)];
     let signable = SignableRequest::new(
         "POST",
         endpoint.uri.to_string(),
@@ -106,7 +106,7 @@ fn sign_root(
     let to = Target {
         host,
         region,
-        content_type: JSON,
+        content_type: CBOR,
         target: PUT_RECORDS,
     };
     let signed = session.signer().sign(&to, body, now)?;
@@ -146,7 +146,7 @@ mod tests {
         let to = Target {
             host: "127.0.0.1:4566",
             region: "eu-west-1",
-            content_type: JSON,
+            content_type: CBOR,
             target: PUT_RECORDS,
         };
         for (base, url) in [
@@ -164,7 +164,7 @@ mod tests {
                 ("authorization", &*wanted.authorization),
                 ("x-amz-date", &wanted.date),
                 ("x-amz-security-token", "token"),
-                ("content-type", JSON),
+                ("content-type", CBOR),
                 ("x-amz-target", PUT_RECORDS),
                 ("content-length", "2"),
             ] {

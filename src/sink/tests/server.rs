@@ -14,6 +14,10 @@ use tokio::{
     task::JoinSet,
 };
 
+use crate::sandbox::aws::cbor;
+
+const CBOR: &str = "application/x-amz-cbor-1.1";
+
 /// A request that arrived.
 #[derive(Clone, Debug, Default)]
 pub struct Call {
@@ -32,8 +36,16 @@ impl Call {
         &self.headers[name]
     }
 
+    /// Of a write, in whichever way it is written.
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap()
+        match self.is_cbor() {
+            true => serde_json::from_str(&cbor::to_json(&self.body).unwrap()).unwrap(),
+            false => serde_json::from_slice(&self.body).unwrap(),
+        }
+    }
+
+    fn is_cbor(&self) -> bool {
+        self.header("content-type") == CBOR
     }
 
     pub fn form(&self) -> HashMap<String, String> {
@@ -276,8 +288,15 @@ async fn serve(socket: TcpStream, log: Arc<Mutex<Vec<Call>>>, script: Arc<Script
                 content_type,
                 body,
             } => {
+                // Kinesis answers in the way in which it is asked.
+                let cbor = cbor::from_json(body.as_bytes()).filter(|_| call.is_cbor());
+                let (content_type, body) = match cbor {
+                    Some(cbor) => (CBOR, cbor),
+                    None => (content_type, body.into_bytes()),
+                };
                 let head = head(status, content_type, body.len(), call.number);
-                if socket.write_all((head + &body).as_bytes()).await.is_err() {
+                let whole = [head.as_bytes(), &body].concat();
+                if socket.write_all(&whole).await.is_err() {
                     return;
                 }
             }

@@ -1,0 +1,181 @@
+//! Kinesis in CBOR, as AWS' SDK for Java speaks it: the same members as in JSON, with bytes
+//! for what is base64 there.
+
+use axum::body::{Body, to_bytes};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::{HeaderMap, HeaderValue, Response, header};
+use minicbor::data::Type;
+use minicbor::{Decoder, Encoder, decode, encode};
+use serde_json::Value;
+
+const CONTENT_TYPE: &str = "application/x-amz-cbor-1.1";
+/// How deep maps and arrays lie in each other at the most; Kinesis has less.
+const MOST_DEPTH: usize = 16;
+
+/// Whether a request is in it.
+pub(super) fn is_asked(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|content_type| content_type == CONTENT_TYPE)
+}
+
+/// The answer in CBOR, where it is one in JSON.
+pub(super) async fn recode(response: Response<Body>) -> Response<Body> {
+    let (mut parts, body) = response.into_parts();
+    // It is in memory already, and cannot fail.
+    let body = to_bytes(body, usize::MAX).await.unwrap_or_default();
+    let Some(cbor) = from_json(&body) else {
+        return Response::from_parts(parts, Body::from(body));
+    };
+    let content_type = HeaderValue::from_static(CONTENT_TYPE);
+    parts.headers.insert(header::CONTENT_TYPE, content_type);
+    parts.headers.remove(header::CONTENT_LENGTH);
+    Response::from_parts(parts, Body::from(cbor))
+}
+
+/// The same in JSON, bytes in base64.
+pub(crate) fn to_json(body: &[u8]) -> Result<String, decode::Error> {
+    let mut decoder = Decoder::new(body);
+    let value = value(&mut decoder, MOST_DEPTH)?;
+    match decoder.position() == body.len() {
+        true => Ok(value.to_string()),
+        false => Err(decode::Error::message("something is behind it")),
+    }
+}
+
+fn value(from: &mut Decoder<'_>, depth: usize) -> Result<Value, decode::Error> {
+    let deeper = || {
+        let too_deep = decode::Error::message("it is too deep");
+        depth.checked_sub(1).ok_or(too_deep)
+    };
+    Ok(match from.datatype()? {
+        Type::Bool => from.bool()?.into(),
+        Type::Null => {
+            from.null()?;
+            Value::Null
+        }
+        Type::F32 | Type::F64 => from.f64()?.into(),
+        Type::Bytes | Type::BytesIndef => {
+            let pieces: Result<Vec<_>, _> = from.bytes_iter()?.collect();
+            STANDARD.encode(pieces?.concat()).into()
+        }
+        Type::String | Type::StringIndef => text(from)?.into(),
+        Type::Array | Type::ArrayIndef => {
+            let (depth, mut items) = (deeper()?, Vec::new());
+            let length = from.array()?;
+            while goes_on(from, length, items.len())? {
+                items.push(value(from, depth)?);
+            }
+            items.into()
+        }
+        Type::Map | Type::MapIndef => {
+            let (depth, mut members) = (deeper()?, Vec::new());
+            let length = from.map()?;
+            while goes_on(from, length, members.len())? {
+                members.push((text(from)?, value(from, depth)?));
+            }
+            Value::Object(members.into_iter().collect())
+        }
+        _ => from.i64()?.into(),
+    })
+}
+
+fn text(from: &mut Decoder<'_>) -> Result<String, decode::Error> {
+    from.str_iter()?.collect()
+}
+
+/// Whether there is one more item behind so many.
+fn goes_on(
+    from: &mut Decoder<'_>,
+    length: Option<u64>,
+    read: usize,
+) -> Result<bool, decode::Error> {
+    match length {
+        Some(length) => Ok((read as u64) < length),
+        None if from.datatype()? == Type::Break => from.skip().map(|()| false),
+        None => Ok(true),
+    }
+}
+
+/// The same in CBOR; None where it is no JSON. Texts stay texts.
+pub(crate) fn from_json(body: &[u8]) -> Option<Vec<u8>> {
+    let value: Value = serde_json::from_slice(body).ok()?;
+    let mut encoder = Encoder::new(Vec::new());
+    write(&mut encoder, &value).ok()?;
+    Some(encoder.into_writer())
+}
+
+type Written = Result<(), encode::Error<std::convert::Infallible>>;
+
+fn write(to: &mut Encoder<Vec<u8>>, value: &Value) -> Written {
+    match value {
+        Value::Null => to.null()?,
+        Value::Bool(value) => to.bool(*value)?,
+        Value::Number(number) => match (number.as_i64(), number.as_f64()) {
+            (Some(number), _) => to.i64(number)?,
+            (None, Some(number)) => to.f64(number)?,
+            (None, None) => to.null()?,
+        },
+        Value::String(text) => to.str(text)?,
+        Value::Array(items) => {
+            to.begin_array()?;
+            for item in items {
+                write(to, item)?;
+            }
+            to.end()?
+        }
+        Value::Object(members) => {
+            to.begin_map()?;
+            for (name, member) in members {
+                to.str(name)?;
+                write(to, member)?;
+            }
+            to.end()?
+        }
+    };
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_it_writes_it_reads() {
+        let value = json!({"a": [1, -2, 0.5, "é", null, true], "b": {"c": {}}});
+        let cbor = from_json(value.to_string().as_bytes()).unwrap();
+        let read: Value = serde_json::from_str(&to_json(&cbor).unwrap()).unwrap();
+        assert_eq!(read, value);
+        assert_eq!(from_json(b"<html>"), None);
+    }
+
+    #[test]
+    fn bytes_are_base64_and_garbage_is_told() {
+        let mut encoder = Encoder::new(Vec::new());
+        encoder
+            .map(2)
+            .unwrap()
+            .str("Data")
+            .unwrap()
+            .bytes(b"abc")
+            .unwrap();
+        encoder.str("More").unwrap().begin_bytes().unwrap();
+        encoder
+            .bytes(b"a")
+            .unwrap()
+            .bytes(b"bc")
+            .unwrap()
+            .end()
+            .unwrap();
+        let body = encoder.into_writer();
+        assert_eq!(to_json(&body).unwrap(), r#"{"Data":"YWJj","More":"YWJj"}"#);
+        for length in 0..body.len() {
+            assert!(to_json(&body[..length]).is_err(), "{length}");
+        }
+        assert!(to_json(&[&*body, b"\0"].concat()).is_err());
+        assert!(to_json(&[0x81; 10_000]).is_err());
+    }
+}

@@ -1,0 +1,245 @@
+//! Reads answers in CBOR. What is not known is passed over, and nothing is copied that is
+//! whole.
+
+use std::borrow::Cow;
+
+use minicbor::{Decoder, data::Type, decode::Error};
+
+use super::{ErrorBody, Output, ResultEntry, Text};
+
+/// The answer to a request that got through.
+pub(super) fn output(body: &[u8]) -> Result<Output<'_>, Error> {
+    let mut records = None;
+    whole(body, |read, name| match name {
+        "Records" => {
+            records = Some(entries(read)?);
+            Ok(())
+        }
+        _ => read.skip(),
+    })?;
+    match records {
+        Some(records) => Ok(Output { records }),
+        None => Err(Error::message("it has no member Records")),
+    }
+}
+
+/// The answer to one that did not.
+pub(super) fn error(body: &[u8]) -> Result<ErrorBody<'_>, Error> {
+    let mut error = ErrorBody::default();
+    whole(body, |read, name| {
+        match name {
+            "__type" => error.kind = text(read)?,
+            "code" => error.code = text(read)?,
+            _ => read.skip()?,
+        }
+        Ok(())
+    })?;
+    Ok(error)
+}
+
+fn entries<'b>(read: &mut Decoder<'b>) -> Result<Vec<ResultEntry<'b>>, Error> {
+    let mut entries = Vec::new();
+    let length = read.array()?;
+    each(read, length, |read| {
+        entries.push(entry(read)?);
+        Ok(())
+    })?;
+    Ok(entries)
+}
+
+fn entry<'b>(read: &mut Decoder<'b>) -> Result<ResultEntry<'b>, Error> {
+    let mut entry = ResultEntry::default();
+    members(read, |read, name| {
+        match name {
+            "ShardId" => entry.shard_id = text(read)?,
+            "SequenceNumber" => entry.sequence_number = text(read)?,
+            "ErrorCode" => entry.error_code = text(read)?,
+            _ => read.skip()?,
+        }
+        Ok(())
+    })?;
+    Ok(entry)
+}
+
+/// One map, and nothing behind it.
+fn whole<'b>(
+    body: &'b [u8],
+    member: impl FnMut(&mut Decoder<'b>, &str) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut read = Decoder::new(body);
+    members(&mut read, member)?;
+    match read.position() == body.len() {
+        true => Ok(()),
+        false => Err(Error::message("something is behind it")),
+    }
+}
+
+fn members<'b>(
+    read: &mut Decoder<'b>,
+    mut member: impl FnMut(&mut Decoder<'b>, &str) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let length = read.map()?;
+    each(read, length, |read| match text(read)? {
+        Some(name) => member(read, &name),
+        None => Err(Error::message("a member has no name")),
+    })
+}
+
+/// So many items, or those up to the end.
+fn each<'b>(
+    read: &mut Decoder<'b>,
+    length: Option<u64>,
+    mut item: impl FnMut(&mut Decoder<'b>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let Some(length) = length else {
+        while read.datatype()? != Type::Break {
+            item(read)?;
+        }
+        return read.skip();
+    };
+    for _ in 0..length {
+        item(read)?;
+    }
+    Ok(())
+}
+
+/// A text, whole or in pieces; None where it is null.
+fn text<'b>(read: &mut Decoder<'b>) -> Result<Option<Text<'b>>, Error> {
+    let text = match read.datatype()? {
+        Type::Null => return read.null().map(|()| None),
+        Type::StringIndef => Cow::Owned(read.str_iter()?.collect::<Result<_, _>>()?),
+        _ => Cow::Borrowed(read.str()?),
+    };
+    Ok(Some(Text(text)))
+}
+
+#[cfg(test)]
+mod tests {
+    use minicbor::Encoder;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Written = Encoder<Vec<u8>>;
+
+    fn written(write: impl FnOnce(&mut Written)) -> Vec<u8> {
+        let mut encoder = Encoder::new(Vec::new());
+        write(&mut encoder);
+        encoder.into_writer()
+    }
+
+    fn field(to: &mut Written, name: &str, value: &str) {
+        to.str(name).unwrap().str(value).unwrap();
+    }
+
+    fn fields<'a>(entry: &'a ResultEntry<'_>) -> [Option<&'a str>; 3] {
+        [&entry.shard_id, &entry.sequence_number, &entry.error_code].map(|text| text.as_deref())
+    }
+
+    /// Members that are not known, of every kind.
+    fn unknown(to: &mut Written) {
+        to.str("New").unwrap().begin_array().unwrap();
+        to.map(1).unwrap().u8(1).unwrap().begin_bytes().unwrap();
+        to.bytes(b"x").unwrap().end().unwrap().f64(0.5).unwrap();
+        to.tag(minicbor::data::IanaTag::Timestamp)
+            .unwrap()
+            .u64(1)
+            .unwrap();
+        to.end().unwrap();
+    }
+
+    #[test]
+    fn reads_both_ways_to_say_how_long_something_is() {
+        let with_lengths = written(|to| {
+            to.map(3).unwrap();
+            to.str("FailedRecordCount").unwrap().u8(1).unwrap();
+            unknown(to);
+            to.str("Records").unwrap().array(2).unwrap();
+            to.map(3).unwrap();
+            field(to, "ShardId", "s1");
+            unknown(to);
+            field(to, "SequenceNumber", "9");
+            to.map(2).unwrap();
+            field(to, "ErrorCode", "InternalFailure");
+            to.str("ShardId").unwrap().null().unwrap();
+        });
+        let with_ends = written(|to| {
+            to.begin_map().unwrap();
+            to.str("Records").unwrap().begin_array().unwrap();
+            to.begin_map().unwrap();
+            field(to, "SequenceNumber", "9");
+            to.begin_str()
+                .unwrap()
+                .str("Shard")
+                .unwrap()
+                .str("Id")
+                .unwrap()
+                .end()
+                .unwrap();
+            to.begin_str()
+                .unwrap()
+                .str("s")
+                .unwrap()
+                .str("1")
+                .unwrap()
+                .end()
+                .unwrap();
+            to.end().unwrap().begin_map().unwrap();
+            field(to, "ErrorCode", "InternalFailure");
+            to.end().unwrap().end().unwrap();
+            unknown(to);
+            to.end().unwrap();
+        });
+        for body in [with_lengths, with_ends] {
+            let output = output(&body).unwrap();
+            let entries: Vec<_> = output.records.iter().map(fields).collect();
+            let wanted = [
+                [Some("s1"), Some("9"), None],
+                [None, None, Some("InternalFailure")],
+            ];
+            assert_eq!(entries, wanted);
+        }
+    }
+
+    #[test]
+    fn what_is_whole_is_borrowed() {
+        let body = written(|to| {
+            to.map(1).unwrap().str("__type").unwrap().str("A").unwrap();
+        });
+        assert!(matches!(
+            error(&body).unwrap().kind,
+            Some(Text(Cow::Borrowed("A")))
+        ));
+    }
+
+    #[test]
+    fn what_is_cut_short_or_goes_on_is_no_answer() {
+        let body = written(|to| {
+            to.begin_map().unwrap();
+            to.str("Records").unwrap().array(1).unwrap().map(1).unwrap();
+            field(to, "ErrorCode", "InternalFailure");
+            to.end().unwrap();
+        });
+        assert!(output(&body).is_ok());
+        for length in 0..body.len() {
+            assert!(output(&body[..length]).is_err(), "{length}");
+        }
+        assert!(output(&[&*body, b"\0"].concat()).is_err());
+        let without = written(|to| {
+            to.map(0).unwrap();
+        });
+        assert!(output(&without).is_err());
+        assert!(error(&without).is_ok());
+    }
+
+    proptest! {
+        /// It ends, and takes no more memory than what it reads.
+        #[test]
+        fn garbage_is_told(body in prop::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(output) = output(&body) {
+                prop_assert!(output.records.len() <= body.len());
+            }
+            let _either = error(&body);
+        }
+    }
+}
