@@ -206,9 +206,11 @@ impl Store {
     }
 
     /// Waits, at most a second, where this process has no time for deliveries and for what
-    /// comes, which would have to be read back for them. Whoever has events waits here first.
-    pub async fn give_way(&self) {
-        self.precedence.give_way(&self.tail).await;
+    /// comes, which would have to be read back for them, and much of what waits is of the same
+    /// integrations. Whoever has events waits here first.
+    pub async fn give_way(&self, segments: &Segments) {
+        let keys = segments.parts().iter().map(|part| part.key);
+        self.precedence.give_way(&self.tail, keys).await;
     }
 
     /// Appends events, in the order of the calls. The answer comes once they are

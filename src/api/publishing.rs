@@ -51,13 +51,13 @@ impl Publishing {
     {
         check_size(&events)?;
         self.store.check_room()?;
-        self.store.give_way().await;
         let Sorted {
             segments,
             unconfigured,
             rejections,
         } = sort(&self.store, &self.format, &events);
         drop(events);
+        self.store.give_way(&segments).await;
         let found = segments.events();
         let durable = match segments.is_empty() {
             true => None,

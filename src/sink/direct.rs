@@ -1,13 +1,16 @@
 //! PutRecords without the AWS SDK's machinery: the body is written in one pass, in CBOR
-//! and not in JSON, signed with a key that is kept, and the answer read without copies. What it answers is
-//! what [`super::kinesis`] answers; the tests hold the two side by side.
+//! and not in JSON, signed with a key that is kept, and the answer read without copies.
+//! What it answers is what [`super::kinesis`] answers; the tests hold the two side by side.
 
 mod answer;
 mod body;
 mod endpoint;
 mod request;
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, SystemTime},
+};
 
 use aws_config::SdkConfig;
 use aws_smithy_http_client::Connector;
@@ -27,13 +30,14 @@ use crate::domain::{
 };
 
 /// An answer for 500 records has below 100 KB.
-const MOST_ANSWER_BYTES: usize = 4 << 20;
+const MOST_ANSWER_BYTES: usize = 1 << 20;
 
 /// Writes with one connection pool for every region and session.
 pub(super) struct Direct {
     connector: Connector,
     endpoints: Endpoints,
     attempt_timeout: Duration,
+    told_of_cbor: AtomicBool,
 }
 
 /// An answer as it arrived.
@@ -41,7 +45,6 @@ struct Received {
     http_status: u16,
     request_id: Option<String>,
     error_type: Option<String>,
-    is_cbor: bool,
     body: Vec<u8>,
 }
 
@@ -51,6 +54,7 @@ impl Direct {
             connector,
             endpoints: Endpoints::new(sdk),
             attempt_timeout,
+            told_of_cbor: AtomicBool::new(false),
         }
     }
 
@@ -91,19 +95,27 @@ impl Direct {
                 http_status,
                 request_id,
                 error_type,
-                is_cbor,
                 body,
             })) => Answer {
                 http_status,
                 request_id: request_id.as_deref(),
                 error_type: error_type.as_deref(),
-                is_cbor,
                 body: &body,
             }
             .outcomes(records.len())
-            .inspect_err(tell_who_takes_no_cbor),
+            .inspect_err(|fault| self.tell_of_cbor(fault)),
             Ok(Err(cause)) => Err(fault(cause)),
             Err(_elapsed) => Err(fault(Cause::Timeout)),
+        }
+    }
+
+    /// AWS' own SDK for Java writes in it; what stands in for AWS may not take it.
+    fn tell_of_cbor(&self, fault: &Fault) {
+        let unread = fault.code() == "SerializationException";
+        if unread && !self.told_of_cbor.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                "Kinesis' endpoint could not read a request: where it takes no CBOR, set put-records-client=sdk"
+            );
         }
     }
 
@@ -113,7 +125,6 @@ impl Direct {
         let request_id = request_id(response.headers()).map(str::to_owned);
         let error_type = response.headers().get("x-amzn-errortype");
         let error_type = error_type.map(str::to_owned);
-        let is_cbor = is_cbor(response.headers());
         let mut body = ByteStream::new(response.into_body());
         let mut whole = Vec::new();
         while let Some(piece) = body.next().await {
@@ -128,7 +139,6 @@ impl Direct {
             http_status,
             request_id,
             error_type,
-            is_cbor,
             body: whole,
         })
     }
@@ -139,20 +149,6 @@ fn cause(error: ConnectorError) -> Cause {
         true => Cause::Timeout,
         false => Cause::Connection,
     }
-}
-
-/// AWS takes it everywhere; what stands in for it may not.
-fn tell_who_takes_no_cbor(fault: &Fault) {
-    if fault.code() == "SerializationException" {
-        tracing::error!(
-            "Kinesis' endpoint could not read a request: where it takes no CBOR, set put-records-client=sdk"
-        );
-    }
-}
-
-fn is_cbor(headers: &Headers) -> bool {
-    let content_type = headers.get("content-type");
-    content_type.is_some_and(|content_type| content_type.starts_with("application/x-amz-cbor"))
 }
 
 fn request_id(headers: &Headers) -> Option<&str> {

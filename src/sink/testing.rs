@@ -25,7 +25,6 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{AwsOptions, AwsSink, ExternalIds, PutRecordsClient, tests::server};
-use crate::sandbox::aws::cbor;
 
 /// What AWS is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,10 +168,7 @@ impl Drop for Hanging {
 fn read(request: &HttpRequest) -> Asked {
     let body = request.body().bytes().unwrap();
     if request.headers().get("x-amz-target").is_some() {
-        let json: Value = match request.headers().get("content-type") {
-            Some("application/x-amz-json-1.1") => serde_json::from_slice(body).unwrap(),
-            _ => serde_json::from_str(&cbor::to_json(body).unwrap()).unwrap(),
-        };
+        let json: Value = serde_json::from_slice(body).unwrap();
         return Asked::PutRecords(json["Records"].as_array().unwrap().len());
     }
     let mut form = server::form(std::str::from_utf8(body).unwrap());

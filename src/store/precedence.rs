@@ -12,18 +12,35 @@ use std::{
 use tokio::time::{Instant, timeout};
 
 use super::tail::Tail;
+use crate::domain::integration::IntegrationKey;
 
-/// How long new events give way at the most where deliveries wait for each other.
-const LONGEST: Duration = Duration::from_secs(1);
-/// How long where deliveries are quick enough for what is too much to be gone by then.
-const SHORT: Duration = Duration::from_millis(250);
 /// How often to look at what nobody tells of.
 const LOOK: Duration = Duration::from_millis(20);
 /// Over how long it is told how quick deliveries are: a few requests of every kind.
 const SPAN: Duration = Duration::from_millis(100);
 const SECOND_IN_SPANS: u64 = 10;
-/// After a wait in vain nobody waits for so many times as long.
+/// After a wait in vain, or for deliveries that then were quick no longer, nobody waits for
+/// so many times as long.
 const REST: u32 = 10;
+
+/// Why new events give way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reason {
+    /// Deliveries that could be made wait for others.
+    Queue,
+    /// Deliveries are so quick that what is too much is soon gone.
+    Pace,
+}
+
+impl Reason {
+    /// How long that is worth a wait.
+    const fn longest(self) -> Duration {
+        match self {
+            Self::Queue => Duration::from_secs(1),
+            Self::Pace => Duration::from_millis(250),
+        }
+    }
+}
 
 /// Who is to go first.
 #[derive(Debug, Default)]
@@ -39,7 +56,8 @@ struct State {
     rests_until: Option<Instant>,
 }
 
-/// What was delivered lately.
+/// What was delivered lately. A large answer after a slow request may pass for a quick one,
+/// for a span or two.
 #[derive(Debug, Default)]
 struct Pace {
     since: Option<Instant>,
@@ -90,50 +108,66 @@ impl Precedence {
         self.state().pace.add(bytes, Instant::now());
     }
 
-    /// Waits while the tail fills up and deliveries have no time for it, but not for ever.
-    pub(super) async fn give_way(&self, tail: &Tail) {
+    /// Waits while deliveries have no time for what waits in the tail, but not for ever.
+    /// Whose events are few there waits for nobody: of `keys`, all that have some to append,
+    /// one has to have its share of the tail.
+    pub(super) async fn give_way(
+        &self,
+        tail: &Tail,
+        keys: impl Iterator<Item = IntegrationKey> + Clone,
+    ) {
         let began = Instant::now();
+        let mut before = None;
         loop {
             let drained = tail.drained();
             let now = Instant::now();
-            if !self.is_busy.load(Ordering::Relaxed) || !tail.is_behind() || self.rests(tail, now) {
-                return;
-            }
+            let waits = self.is_busy.load(Ordering::Relaxed)
+                && !tail.is_pressed()
+                && !self.rests(now)
+                && tail.is_behind(keys.clone());
+            let reason = waits.then(|| self.reason(tail, now)).flatten();
             let waited = now - began;
-            let left = self.longest(tail, now).saturating_sub(waited);
-            if left.is_zero() {
-                if !waited.is_zero() {
-                    self.in_vain(tail, now, waited);
+            match reason {
+                Some(reason) if waited >= reason.longest() => {
+                    // What fills the tail is of integrations that take it too slowly.
+                    tail.press(true);
+                    self.rest(now, reason.longest());
+                    return;
                 }
-                return;
+                Some(reason) => {
+                    before = Some(reason);
+                    let left = reason.longest() - waited;
+                    // Whichever comes first, it is looked again.
+                    let _elapsed = timeout(left.min(LOOK), drained).await;
+                }
+                None => {
+                    if waits && before == Some(Reason::Pace) {
+                        self.rest(now, waited.min(Reason::Pace.longest()));
+                    }
+                    return;
+                }
             }
-            // Whichever comes first, it is looked again.
-            let _elapsed = timeout(left.min(LOOK), drained).await;
         }
     }
 
-    /// How long a wait is worth it.
-    fn longest(&self, tail: &Tail, now: Instant) -> Duration {
+    fn reason(&self, tail: &Tail, now: Instant) -> Option<Reason> {
         if self.deliveries_queue.load(Ordering::Relaxed) {
-            return LONGEST;
+            return Some(Reason::Queue);
         }
         // All that the tail may take in a second: what is over its mark in a quarter of one.
         let enough = tail.most_bytes() as u64 / SECOND_IN_SPANS;
-        match self.state().pace.bytes(now) >= enough {
-            true => SHORT,
-            false => Duration::ZERO,
-        }
+        (self.state().pace.bytes(now) >= enough).then_some(Reason::Pace)
     }
 
-    fn rests(&self, tail: &Tail, now: Instant) -> bool {
-        tail.is_pressed() || self.state().rests_until.is_some_and(|until| now < until)
+    fn rests(&self, now: Instant) -> bool {
+        self.state().rests_until.is_some_and(|until| now < until)
     }
 
-    /// What fills the tail is of integrations that take nothing, or more slowly than it
-    /// comes: the oldest leave it.
-    fn in_vain(&self, tail: &Tail, now: Instant, waited: Duration) {
-        self.state().rests_until = Some(now + waited * REST);
-        tail.press(true);
+    /// So long was waited in vain.
+    fn rest(&self, now: Instant, waited: Duration) {
+        let until = now + waited * REST;
+        let mut state = self.state();
+        state.rests_until = state.rests_until.max(Some(until));
     }
 }
 
@@ -151,20 +185,27 @@ mod tests {
     };
 
     const KEY: IntegrationKey = IntegrationKey(1);
-    const MOST: usize = 800;
+    const OTHER: IntegrationKey = IntegrationKey(2);
+    const MOST: usize = 8000;
+    const QUEUE: Duration = Reason::Queue.longest();
+    const PACE: Duration = Reason::Pace.longest();
 
-    fn filled() -> Arc<Tail> {
-        let tail = Tail::new(MOST);
+    fn push(tail: &Tail, key: IntegrationKey, bytes: usize) {
         let chunk = TailChunk {
-            id: 1,
+            id: key.0,
             first_sequence: 1,
             count: 1,
             accepted_at: Timestamp::UNIX_EPOCH,
-            bytes: vec![0; MOST - 100].into(),
+            bytes: vec![0; bytes].into(),
             settled: Vec::new(),
             gaps: Vec::new(),
         };
-        tail.push(KEY, chunk, true);
+        tail.push(key, chunk, true);
+    }
+
+    fn filled() -> Arc<Tail> {
+        let tail = Tail::new(MOST);
+        push(&tail, KEY, MOST - 1000);
         Arc::new(tail)
     }
 
@@ -175,7 +216,7 @@ mod tests {
         beside: impl Future<Output = ()>,
     ) -> Duration {
         let start = Instant::now();
-        let mut waited = pin!(precedence.give_way(tail));
+        let mut waited = pin!(precedence.give_way(tail, [KEY].into_iter()));
         tokio::select! {
             () = &mut waited => {}
             () = beside => waited.await,
@@ -198,23 +239,44 @@ mod tests {
         let empty = Arc::new(Tail::new(MOST));
         let queued = precedence(true, true);
         assert_eq!(waits(&queued, &empty, never()).await, Duration::ZERO);
-        assert_eq!(waits(&queued, &filled(), never()).await, LONGEST);
-        let coming = Coming::new(&empty, MOST);
+        assert_eq!(waits(&queued, &filled(), never()).await, QUEUE);
+        let little = Arc::new(Tail::new(MOST));
+        push(&little, KEY, 1);
+        let coming = Coming::new(&little, MOST);
         let queued = precedence(true, true);
-        assert_eq!(waits(&queued, &empty, never()).await, LONGEST);
+        assert_eq!(waits(&queued, &little, never()).await, QUEUE);
         // Nobody waits again before the oldest have left it.
-        assert!(empty.is_pressed());
-        assert_eq!(waits(&queued, &empty, never()).await, Duration::ZERO);
+        assert!(little.is_pressed());
+        assert_eq!(waits(&queued, &little, never()).await, Duration::ZERO);
         // Nor soon after.
-        empty.press(false);
-        advance(LONGEST * REST - LOOK).await;
-        assert_eq!(waits(&queued, &empty, never()).await, Duration::ZERO);
+        little.press(false);
+        advance(QUEUE * REST - LOOK).await;
+        assert_eq!(waits(&queued, &little, never()).await, Duration::ZERO);
         advance(LOOK).await;
-        assert_eq!(waits(&queued, &empty, never()).await, LONGEST);
-        empty.press(false);
+        assert_eq!(waits(&queued, &little, never()).await, QUEUE);
+        little.press(false);
         drop(coming);
-        advance(LONGEST * REST).await;
-        assert_eq!(waits(&queued, &empty, never()).await, Duration::ZERO);
+        advance(QUEUE * REST).await;
+        assert_eq!(waits(&queued, &little, never()).await, Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whose_events_are_few_waits_for_nobody() {
+        let tail = Tail::new(MOST);
+        push(&tail, KEY, MOST - 1000);
+        push(&tail, OTHER, 1);
+        let never = std::future::pending;
+        assert_eq!(waits(&precedence(true, true), &tail, never()).await, QUEUE);
+        tail.press(false);
+        let start = Instant::now();
+        for keys in [vec![OTHER], vec![IntegrationKey(3)], Vec::new()] {
+            let queued = precedence(true, true);
+            queued.give_way(&tail, keys.into_iter()).await;
+        }
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        let both = [OTHER, KEY].into_iter();
+        precedence(true, true).give_way(&tail, both).await;
+        assert_eq!(start.elapsed(), QUEUE);
     }
 
     #[tokio::test(start_paused = true)]
@@ -234,27 +296,21 @@ mod tests {
         assert!(!tail.is_pressed());
     }
 
-    /// Delivers so much of the tail's memory a second, for ever.
-    async fn deliver(precedence: &Precedence, parts_of_ten: u64) {
+    /// Delivers so many tenths of the tail's memory a second, for ever.
+    async fn deliver(precedence: &Precedence, tenths: u64) {
         loop {
-            precedence.delivered(MOST as u64 * parts_of_ten / 1000);
+            precedence.delivered(MOST as u64 * tenths / 1000);
             sleep(Duration::from_millis(10)).await;
         }
     }
 
     /// As long as it takes to know how quick deliveries are.
-    async fn deliver_for_long(precedence: &Precedence, parts_of_ten: u64) {
-        let long = Duration::from_secs(1);
-        let _elapsed = timeout(long, deliver(precedence, parts_of_ten)).await;
+    async fn deliver_for_long(precedence: &Precedence, tenths: u64) {
+        let _elapsed = timeout(SPAN * 3, deliver(precedence, tenths)).await;
     }
 
     #[tokio::test(start_paused = true)]
     async fn waits_shortly_for_deliveries_that_are_quick() {
-        let slow = precedence(true, false);
-        deliver_for_long(&slow, 9).await;
-        let waited = waits(&slow, &filled(), deliver(&slow, 9)).await;
-        assert_eq!(waited, Duration::ZERO);
-
         let quick = precedence(true, false);
         deliver_for_long(&quick, 11).await;
         let tail = filled();
@@ -264,15 +320,13 @@ mod tests {
                 () = sleep(Duration::from_millis(123)) => tail.finish(KEY, 1),
             }
         };
-        assert_eq!(
-            waits(&quick, &tail, delivered).await,
-            Duration::from_millis(123)
-        );
+        let waited = waits(&quick, &tail, delivered).await;
+        assert_eq!(waited, Duration::from_millis(123));
         assert!(!tail.is_pressed());
 
         // What fills the tail is of others.
         let tail = filled();
-        assert_eq!(waits(&quick, &tail, deliver(&quick, 11)).await, SHORT);
+        assert_eq!(waits(&quick, &tail, deliver(&quick, 11)).await, PACE);
         assert!(tail.is_pressed());
         tail.press(false);
         let again = waits(&quick, &tail, deliver(&quick, 11)).await;
@@ -280,12 +334,36 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn waits_no_longer_than_deliveries_go_on() {
+    async fn waits_no_longer_than_deliveries_are_quick() {
         let precedence = precedence(true, false);
         deliver_for_long(&precedence, 11).await;
         let tail = filled();
         let waited = waits(&precedence, &tail, std::future::pending()).await;
-        assert!((SPAN..SHORT).contains(&waited), "{waited:?}");
-        assert!(tail.is_pressed());
+        assert!((SPAN..PACE).contains(&waited), "{waited:?}");
+        assert!(!tail.is_pressed());
+        // Not again for the next that are quick for a moment.
+        deliver_for_long(&precedence, 11).await;
+        let again = waits(&precedence, &tail, deliver(&precedence, 11)).await;
+        assert_eq!(again, Duration::ZERO);
+    }
+
+    /// The clock goes on between two looks at it.
+    #[tokio::test]
+    async fn who_does_not_wait_presses_nothing() {
+        let slow = precedence(true, false);
+        let tail = filled();
+        slow.give_way(&tail, [KEY].into_iter()).await;
+        assert!(!tail.is_pressed());
+        assert_eq!(slow.state().rests_until, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waits_for_nothing_where_deliveries_are_slow() {
+        let slow = precedence(true, false);
+        deliver_for_long(&slow, 9).await;
+        let tail = filled();
+        let waited = waits(&slow, &tail, deliver(&slow, 9)).await;
+        assert_eq!(waited, Duration::ZERO);
+        assert!(!tail.is_pressed());
     }
 }

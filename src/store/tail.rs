@@ -95,7 +95,7 @@ impl Tail {
     pub(super) fn push(&self, key: IntegrationKey, chunk: TailChunk, packed: bool) {
         let mut state = self.lock();
         let bytes = chunk.bytes.len();
-        state.bytes += bytes;
+        state.add(key, bytes);
         state.packed_bytes += if packed { bytes } else { 0 };
         state.count += 1;
         state.order.push_back((chunk.id, key));
@@ -119,10 +119,14 @@ impl Tail {
         self.lock().packed_bytes
     }
 
-    /// Whether deliveries are so far behind that it will soon be too small.
-    pub(super) fn is_behind(&self) -> bool {
+    /// Whether deliveries are so far behind that it will soon be too small, and one of the
+    /// keys has as much of it as each has on average, or more.
+    pub(super) fn is_behind(&self, mut keys: impl Iterator<Item = IntegrationKey>) -> bool {
         let coming = self.coming.load(Ordering::Relaxed);
-        self.most_bytes > 0 && self.lock().bytes + coming > self.mark()
+        let state = self.lock();
+        self.most_bytes > 0
+            && state.bytes + coming > self.mark()
+            && keys.any(|key| state.has_its_share(key))
     }
 
     /// Whether the oldest are to leave it before it is full: to wait for their delivery was
@@ -319,7 +323,7 @@ impl Tail {
         chunk.gaps.clone_from(&given_up.gaps);
         if !given_up.has_events() {
             let freed = std::mem::take(&mut chunk.bytes);
-            state.bytes -= freed.len();
+            state.take(key, freed.len());
         }
     }
 
@@ -337,7 +341,7 @@ impl Tail {
             state.chunks.remove(&key);
         }
         let before = state.bytes;
-        state.free(freed);
+        state.free(key, freed);
         let after = state.bytes;
         drop(state);
         self.tell_if_drained(before, after);
@@ -348,7 +352,7 @@ impl Tail {
         let mut state = self.lock();
         let freed = state.chunks.remove(&key).unwrap_or_default();
         let before = state.bytes;
-        state.free(freed);
+        state.free(key, freed);
         let after = state.bytes;
         drop(state);
         self.tell_if_drained(before, after);

@@ -1,6 +1,7 @@
 //! The store against a model: random appends, settlements, configurations and
 //! deletions, with restarts between them.
 
+mod give_way;
 mod packs;
 mod progress;
 mod read;

@@ -157,6 +157,8 @@ fn write_meaning(code: &str, http_status: u16) -> Meaning {
         | "LimitExceededException" => Meaning::Throttled,
         // The stream is being created, changed or deleted.
         "ResourceInUseException" => Meaning::Unreachable,
+        // What stands there is not AWS, or not all of it: nothing that the customer could mend.
+        "SerializationException" => Meaning::Unreachable,
         code if is_credential_problem(code) => Meaning::SessionInvalid,
         code => other_meaning(code, http_status, Reason::WriteDenied),
     }

@@ -73,6 +73,7 @@ const TABLE: &[Row] = {
             ("InternalFailure", 500), ("InternalFailure", 0), ("InternalFailureException", 500), ("ServiceUnavailable", 503),
             ("ResourceInUseException", 400), ("RequestAbortedException", 400), ("RequestTimeoutException", 408),
             ("SomethingNew", 503), ("SomethingNew", 408), ("SomethingNew", 0),
+            ("SerializationException", 400),
         ]),
     ]
 };

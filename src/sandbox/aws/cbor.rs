@@ -142,6 +142,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::sandbox::aws::{control::Operation, kinesis};
 
     #[test]
     fn what_it_writes_it_reads() {
@@ -176,6 +177,19 @@ mod tests {
             assert!(to_json(&body[..length]).is_err(), "{length}");
         }
         assert!(to_json(&[&*body, b"\0"].concat()).is_err());
-        assert!(to_json(&[0x81; 10_000]).is_err());
+        // An array of one within another.
+        let deep = |depth| [vec![0x81; depth], vec![0]].concat();
+        assert!(to_json(&deep(MOST_DEPTH)).is_ok());
+        assert!(to_json(&deep(MOST_DEPTH + 1)).is_err());
+    }
+
+    #[test]
+    fn only_writes_are_taken() {
+        let code = |operation| {
+            let asked = kinesis::parse_cbor(operation, &[0xa0]);
+            asked.err().unwrap().code
+        };
+        assert_eq!(code(Operation::ListShards), "SerializationException");
+        assert_eq!(code(Operation::PutRecords), "ValidationException");
     }
 }

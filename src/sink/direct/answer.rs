@@ -63,8 +63,6 @@ pub(super) struct Answer<'a> {
     pub(super) request_id: Option<&'a str>,
     /// The header `x-amzn-errortype`.
     pub(super) error_type: Option<&'a str>,
-    /// In CBOR, or else in JSON.
-    pub(super) is_cbor: bool,
     pub(super) body: &'a [u8],
 }
 
@@ -76,7 +74,7 @@ impl Answer<'_> {
         if !(200..300).contains(&self.http_status) {
             return Err(self.error(request_id));
         }
-        let Some(output) = self.output() else {
+        let Some(output) = self.output(sent) else {
             return Err(self.unlike_aws(request_id));
         };
         if output.records.len() != sent {
@@ -95,15 +93,20 @@ impl Answer<'_> {
         Ok(output.records.iter().map(outcome).collect())
     }
 
-    fn output(&self) -> Option<Output<'_>> {
-        match self.is_cbor {
-            true => cbor::output(self.body).ok(),
+    /// A map in CBOR begins as nothing in JSON does.
+    fn is_cbor(&self) -> bool {
+        self.body.first().is_some_and(|byte| byte >> 5 == 5)
+    }
+
+    fn output(&self, sent: usize) -> Option<Output<'_>> {
+        match self.is_cbor() {
+            true => cbor::output(self.body, sent).ok(),
             false => serde_json::from_slice(self.body).ok(),
         }
     }
 
     fn error_body(&self) -> Option<ErrorBody<'_>> {
-        match self.is_cbor {
+        match self.is_cbor() {
             true => cbor::error(self.body).ok(),
             false => serde_json::from_slice(self.body).ok(),
         }
@@ -154,7 +157,6 @@ mod tests {
             http_status,
             request_id: Some("request-1"),
             error_type,
-            is_cbor: false,
             body: body.as_bytes(),
         };
         answer.outcomes(1)

@@ -36,7 +36,9 @@ pub(super) fn write(head: &Head, records: &[Record], stream_arn: &str) -> Vec<u8
         out.push(MAP);
         text("Data", &mut out);
         begin(BYTES, record.length(), &mut out);
+        let start = out.len();
         record.write(head, &mut out);
+        debug_assert_eq!(out.len() - start, record.length());
         text(KEY, &mut out);
         let mut key = [0; UUID_LENGTH];
         text(

@@ -26,7 +26,9 @@ pub(super) struct State {
     pub(super) order: VecDeque<(i64, IntegrationKey)>,
     pub(super) count: usize,
     pub(super) bytes: usize,
-    /// Of those, what lies in packs.
+    /// Of those, each integration's; none has 0.
+    bytes_of: Map<IntegrationKey, usize>,
+    /// Of all bytes, what lies in packs.
     pub(super) packed_bytes: usize,
 }
 
@@ -70,13 +72,36 @@ impl State {
         if chunks.is_empty() {
             self.chunks.remove(&key);
         }
-        self.free(freed);
+        self.free(key, freed);
     }
 
-    pub(super) fn free(&mut self, chunks: impl IntoIterator<Item = Kept>) {
+    pub(super) fn add(&mut self, key: IntegrationKey, bytes: usize) {
+        self.bytes += bytes;
+        if bytes > 0 {
+            *self.bytes_of.entry(key).or_default() += bytes;
+        }
+    }
+
+    pub(super) fn take(&mut self, key: IntegrationKey, bytes: usize) {
+        self.bytes -= bytes;
+        if let Some(left) = self.bytes_of.get_mut(&key) {
+            *left -= bytes;
+            if *left == 0 {
+                self.bytes_of.remove(&key);
+            }
+        }
+    }
+
+    /// Whether an integration has as much as each has on average, or more.
+    pub(super) fn has_its_share(&self, key: IntegrationKey) -> bool {
+        let of_key = self.bytes_of.get(&key);
+        of_key.is_some_and(|bytes| bytes * self.bytes_of.len() >= self.bytes)
+    }
+
+    pub(super) fn free(&mut self, key: IntegrationKey, chunks: impl IntoIterator<Item = Kept>) {
         for kept in chunks {
             let bytes = kept.chunk.bytes.len();
-            self.bytes -= bytes;
+            self.take(key, bytes);
             self.packed_bytes -= if kept.packed { bytes } else { 0 };
             self.count -= 1;
         }
@@ -122,5 +147,6 @@ mod tests {
         let state = tail.lock();
         assert!(state.order.len() <= 1024, "{}", state.order.len());
         assert_eq!((state.count, state.bytes, state.packed_bytes), (0, 0, 0));
+        assert!(state.bytes_of.is_empty());
     }
 }

@@ -15,8 +15,8 @@ const TAIL: u64 = MIB;
 const INTAKE: u64 = 16 * MIB;
 const REQUESTS: u64 = 16;
 const REQUEST: u64 = MIB;
-/// Of the window, the tail and the requests in flight, whose records are sent as base64.
-const DELIVERY: u64 = WINDOW + TAIL + REQUESTS * REQUEST * 4 / 3;
+/// Of the window, the tail and the requests in flight.
+const DELIVERY: u64 = WINDOW + TAIL + REQUESTS * REQUEST;
 
 /// Publishes at once, and what of each arrives before there is room for it.
 const AT_ONCE: u64 = 48;

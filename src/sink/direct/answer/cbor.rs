@@ -7,12 +7,12 @@ use minicbor::{Decoder, data::Type, decode::Error};
 
 use super::{ErrorBody, Output, ResultEntry, Text};
 
-/// The answer to a request that got through.
-pub(super) fn output(body: &[u8]) -> Result<Output<'_>, Error> {
+/// The answer to a request that got through, of `most` records or fewer.
+pub(super) fn output(body: &[u8], most: usize) -> Result<Output<'_>, Error> {
     let mut records = None;
     whole(body, |read, name| match name {
         "Records" => {
-            records = Some(entries(read)?);
+            records = Some(entries(read, most)?);
             Ok(())
         }
         _ => read.skip(),
@@ -37,10 +37,13 @@ pub(super) fn error(body: &[u8]) -> Result<ErrorBody<'_>, Error> {
     Ok(error)
 }
 
-fn entries<'b>(read: &mut Decoder<'b>) -> Result<Vec<ResultEntry<'b>>, Error> {
+fn entries<'b>(read: &mut Decoder<'b>, most: usize) -> Result<Vec<ResultEntry<'b>>, Error> {
     let mut entries = Vec::new();
     let length = read.array()?;
     each(read, length, |read| {
+        if entries.len() == most {
+            return Err(Error::message("it tells of more records than were sent"));
+        }
         entries.push(entry(read)?);
         Ok(())
     })?;
@@ -49,16 +52,21 @@ fn entries<'b>(read: &mut Decoder<'b>) -> Result<Vec<ResultEntry<'b>>, Error> {
 
 fn entry<'b>(read: &mut Decoder<'b>) -> Result<ResultEntry<'b>, Error> {
     let mut entry = ResultEntry::default();
-    members(read, |read, name| {
-        match name {
-            "ShardId" => entry.shard_id = text(read)?,
-            "SequenceNumber" => entry.sequence_number = text(read)?,
-            "ErrorCode" => entry.error_code = text(read)?,
-            _ => read.skip()?,
-        }
-        Ok(())
+    members(read, |read, name| match name {
+        "ShardId" => once(&mut entry.shard_id, read),
+        "SequenceNumber" => once(&mut entry.sequence_number, read),
+        "ErrorCode" => once(&mut entry.error_code, read),
+        _ => read.skip(),
     })?;
     Ok(entry)
+}
+
+/// Of what is said twice nothing is known.
+fn once<'b>(member: &mut Option<Text<'b>>, read: &mut Decoder<'b>) -> Result<(), Error> {
+    match member.is_some() {
+        true => Err(Error::message("a member is there twice")),
+        false => text(read).map(|text| *member = text),
+    }
 }
 
 /// One map, and nothing behind it.
@@ -191,7 +199,7 @@ mod tests {
             to.end().unwrap();
         });
         for body in [with_lengths, with_ends] {
-            let output = output(&body).unwrap();
+            let output = output(&body, 2).unwrap();
             let entries: Vec<_> = output.records.iter().map(fields).collect();
             let wanted = [
                 [Some("s1"), Some("9"), None],
@@ -220,24 +228,49 @@ mod tests {
             field(to, "ErrorCode", "InternalFailure");
             to.end().unwrap();
         });
-        assert!(output(&body).is_ok());
+        assert!(output(&body, 1).is_ok());
+        assert!(output(&body, 0).is_err());
         for length in 0..body.len() {
-            assert!(output(&body[..length]).is_err(), "{length}");
+            assert!(output(&body[..length], 1).is_err(), "{length}");
         }
-        assert!(output(&[&*body, b"\0"].concat()).is_err());
+        assert!(output(&[&*body, b"\0"].concat(), 1).is_err());
+        let twice = written(|to| {
+            to.map(1).unwrap().str("Records").unwrap().array(1).unwrap();
+            to.map(2).unwrap();
+            field(to, "ErrorCode", "InternalFailure");
+            to.str("ErrorCode").unwrap().null().unwrap();
+        });
+        assert!(output(&twice, 1).is_err());
         let without = written(|to| {
             to.map(0).unwrap();
         });
-        assert!(output(&without).is_err());
+        assert!(output(&without, 1).is_err());
         assert!(error(&without).is_ok());
     }
 
     proptest! {
-        /// It ends, and takes no more memory than what it reads.
+        /// It ends.
         #[test]
-        fn garbage_is_told(body in prop::collection::vec(any::<u8>(), 0..200)) {
-            if let Ok(output) = output(&body) {
-                prop_assert!(output.records.len() <= body.len());
+        fn what_is_damaged_is_told_or_read(
+            at in any::<prop::sample::Index>(),
+            bytes in prop::collection::vec(any::<u8>(), 1..4),
+        ) {
+            let mut body = written(|to| {
+                to.begin_map().unwrap();
+                unknown(to);
+                to.str("Records").unwrap().array(2).unwrap();
+                for _ in 0..2 {
+                    to.map(2).unwrap();
+                    field(to, "ShardId", "s1");
+                    field(to, "SequenceNumber", "9");
+                }
+                to.end().unwrap();
+            });
+            let at = at.index(body.len());
+            let end = body.len().min(at + bytes.len());
+            body.splice(at..end, bytes);
+            if let Ok(output) = output(&body, 2) {
+                prop_assert!(output.records.len() <= 2);
             }
             let _either = error(&body);
         }

@@ -1,0 +1,38 @@
+//! When publishes wait for deliveries: what the worker and the settlements tell of them.
+
+use futures_util::FutureExt;
+
+use super::*;
+
+const TAIL: usize = 2000;
+/// Of 58 bytes: more than three quarters of the tail.
+const EVENTS: u32 = 30;
+
+#[tokio::test]
+async fn publishes_wait_for_queues_and_for_what_is_quick() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), TAIL).await;
+    store.configure(configuration("acme")).await.unwrap();
+    let key = store.key_of("acme").unwrap();
+    assert!(append(&store, "acme", EVENTS).await);
+    let more = segments([(key, 1)]);
+    let waits = || store.give_way(&more).now_or_never().is_none();
+    for (is_busy, deliveries_queue, expected) in [
+        (false, false, false),
+        (false, true, false),
+        (true, true, true),
+        (true, false, false),
+    ] {
+        store.tell_load(is_busy, deliveries_queue);
+        assert_eq!(waits(), expected, "{is_busy} {deliveries_queue}");
+    }
+    // A tenth of the tail in a tenth of a second is quick, and each of these is nearly twice that.
+    let mut waited = false;
+    while !waited && deliver(&store, "acme", 0b111_1111).await > 0 {
+        waited = waits();
+    }
+    assert!(waited);
+    store.tell_load(false, false);
+    assert!(!waits());
+    store.close().await;
+}
