@@ -19,8 +19,8 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Over how long it is told how quick deliveries are: a few requests of every kind.
 const SPAN: Duration = Duration::from_millis(100);
 const SECOND_IN_SPANS: u64 = 10;
-/// After a wait in vain, or for deliveries that then were quick no longer, nobody waits for
-/// so many times as long.
+/// After a wait for quick deliveries that was in vain, or that outlasted them, nobody waits
+/// for so many times as long.
 const REST: u32 = 10;
 
 /// Why new events give way.
@@ -123,30 +123,27 @@ impl Precedence {
             let now = Instant::now();
             let waits = self.is_busy.load(Ordering::Relaxed)
                 && !tail.is_pressed()
-                && !self.rests(now)
                 && tail.is_behind(keys.clone());
             let reason = waits.then(|| self.reason(tail, now)).flatten();
             let waited = now - began;
-            match reason {
-                Some(reason) if waited >= reason.longest() => {
-                    // What fills the tail is of integrations that take it too slowly.
-                    tail.press(true);
+            let Some(reason) = reason else {
+                if waits && before == Some(Reason::Pace) {
+                    self.rest(now, waited.min(Reason::Pace.longest()));
+                }
+                return;
+            };
+            if waited >= reason.longest() {
+                // What fills the tail is of integrations that take it too slowly.
+                tail.press(true);
+                if reason == Reason::Pace {
                     self.rest(now, reason.longest());
-                    return;
                 }
-                Some(reason) => {
-                    before = Some(reason);
-                    let left = reason.longest() - waited;
-                    // Whichever comes first, it is looked again.
-                    let _elapsed = timeout(left.min(LOOK), drained).await;
-                }
-                None => {
-                    if waits && before == Some(Reason::Pace) {
-                        self.rest(now, waited.min(Reason::Pace.longest()));
-                    }
-                    return;
-                }
+                return;
             }
+            before = Some(reason);
+            let left = reason.longest() - waited;
+            // Whichever comes first, it is looked again.
+            let _elapsed = timeout(left.min(LOOK), drained).await;
         }
     }
 
@@ -156,14 +153,12 @@ impl Precedence {
         }
         // All that the tail may take in a second: what is over its mark in a quarter of one.
         let enough = tail.most_bytes() as u64 / SECOND_IN_SPANS;
-        (self.state().pace.bytes(now) >= enough).then_some(Reason::Pace)
+        let mut state = self.state();
+        let rests = state.rests_until.is_some_and(|until| now < until);
+        (!rests && state.pace.bytes(now) >= enough).then_some(Reason::Pace)
     }
 
-    fn rests(&self, now: Instant) -> bool {
-        self.state().rests_until.is_some_and(|until| now < until)
-    }
-
-    /// So long was waited in vain.
+    /// So long was waited for nothing.
     fn rest(&self, now: Instant, waited: Duration) {
         let until = now + waited * REST;
         let mut state = self.state();
@@ -248,15 +243,8 @@ mod tests {
         // Nobody waits again before the oldest have left it.
         assert!(little.is_pressed());
         assert_eq!(waits(&queued, &little, never()).await, Duration::ZERO);
-        // Nor soon after.
-        little.press(false);
-        advance(QUEUE * REST - LOOK).await;
-        assert_eq!(waits(&queued, &little, never()).await, Duration::ZERO);
-        advance(LOOK).await;
-        assert_eq!(waits(&queued, &little, never()).await, QUEUE);
         little.press(false);
         drop(coming);
-        advance(QUEUE * REST).await;
         assert_eq!(waits(&queued, &little, never()).await, Duration::ZERO);
     }
 
@@ -329,8 +317,12 @@ mod tests {
         assert_eq!(waits(&quick, &tail, deliver(&quick, 11)).await, PACE);
         assert!(tail.is_pressed());
         tail.press(false);
+        advance(PACE * REST - SPAN * 4).await;
+        deliver_for_long(&quick, 11).await;
         let again = waits(&quick, &tail, deliver(&quick, 11)).await;
         assert_eq!(again, Duration::ZERO);
+        deliver_for_long(&quick, 11).await;
+        assert_eq!(waits(&quick, &tail, deliver(&quick, 11)).await, PACE);
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,6 +8,9 @@ use tokio::{runtime::Handle, time::Instant};
 const SPAN: Duration = Duration::from_millis(100);
 /// Parts of a hundred that leave no time for more.
 const BUSY: u128 = 85;
+/// Parts of a hundred below which there is time again: publishes that give way make the next
+/// span a calmer one.
+const CALM: u128 = 60;
 
 /// See the module.
 #[derive(Debug)]
@@ -40,7 +43,8 @@ impl Busy {
     fn look(&mut self, now: Instant, worked: Duration, threads: usize) {
         let had = (now - self.since).as_nanos() * threads as u128;
         let did = worked.saturating_sub(self.worked).as_nanos();
-        self.is_busy = did * 100 > had * BUSY;
+        let least = if self.is_busy { CALM } else { BUSY };
+        self.is_busy = did * 100 > had * least;
         (self.since, self.worked) = (now, worked);
     }
 }
@@ -63,8 +67,11 @@ mod tests {
         let mut busy = Busy::new();
         let (mut now, mut worked) = (busy.since, busy.worked);
         for (threads, did, is_busy) in [
-            (2, 180, true),
             (2, 160, false),
+            (2, 180, true),
+            (2, 130, true),
+            (2, 110, false),
+            (2, 130, false),
             (4, 180, false),
             (1, 100, true),
         ] {
