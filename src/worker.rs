@@ -145,6 +145,7 @@ impl<S: Sink> Worker<S> {
             retention::start(shared, &stop);
             self.start_turns(&mut busy);
             let next_wake = shared.lanes().next_wake();
+            let next_wake = next_wake.into_iter().chain(busy.next_look()).min();
             let far = Instant::now() + Duration::from_secs(3600);
             tokio::select! {
                 () = stop.cancelled() => {}

@@ -29,7 +29,7 @@ use crate::domain::{
     status::{Cause, Fault, Stage},
 };
 
-/// An answer for 500 records has below 100 KB.
+/// An answer for 500 records has about 100 KB, and twice that where all of them fail.
 const MOST_ANSWER_BYTES: usize = 1 << 20;
 
 /// Writes with one connection pool for every region and session.
@@ -109,7 +109,7 @@ impl Direct {
         }
     }
 
-    /// AWS' own SDK for Java writes in it; what stands in for AWS may not take it.
+    /// AWS' own SDK for Java writes in CBOR; what stands in for AWS may not take it.
     fn tell_of_cbor(&self, fault: &Fault) {
         let unread = fault.code() == "SerializationException";
         if unread && !self.told_of_cbor.swap(true, Ordering::Relaxed) {

@@ -109,7 +109,7 @@ impl Precedence {
     }
 
     /// Waits while deliveries have no time for what waits in the tail, but not for ever.
-    /// Whose events are few there waits for nobody: of `keys`, all that have some to append,
+    /// Whose events are few there does not wait: of `keys`, all that have some to append,
     /// one has to have its share of the tail.
     pub(super) async fn give_way(
         &self,
@@ -135,7 +135,7 @@ impl Precedence {
             if waited >= reason.longest() {
                 // What fills the tail is of integrations that take it too slowly.
                 tail.press(true);
-                if reason == Reason::Pace {
+                if reason == Reason::Pace && before == Some(reason) {
                     self.rest(now, reason.longest());
                 }
                 return;
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whose_events_are_few_waits_for_nobody() {
+    async fn whose_events_are_few_does_not_wait() {
         let tail = Tail::new(MOST);
         push(&tail, KEY, MOST - 1000);
         push(&tail, OTHER, 1);

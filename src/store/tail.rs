@@ -119,6 +119,12 @@ impl Tail {
         self.lock().packed_bytes
     }
 
+    /// Whether what is counted is what is there.
+    #[cfg(test)]
+    pub(super) fn is_sound(&self) -> bool {
+        self.lock().is_sound()
+    }
+
     /// Whether deliveries are so far behind that it will soon be too small, and one of the
     /// keys has as much of it as each has on average, or more.
     pub(super) fn is_behind(&self, mut keys: impl Iterator<Item = IntegrationKey>) -> bool {

@@ -175,6 +175,7 @@ struct Expected {
 }
 
 async fn check(store: &Store, model: &BTreeMap<usize, Expected>, organizations: [&str; 2]) {
+    assert!(store.tail.is_sound());
     for (which, organization) in organizations.iter().enumerate() {
         let snapshot = store.find(organization);
         let Some(expected) = model.get(&which) else {

@@ -40,6 +40,12 @@ impl Busy {
         self.is_busy
     }
 
+    /// When it is to be looked again, so that nobody waits for what is over. None while there
+    /// is time.
+    pub(super) fn next_look(&self) -> Option<Instant> {
+        self.is_busy.then(|| self.since + SPAN)
+    }
+
     fn look(&mut self, now: Instant, worked: Duration, threads: usize) {
         let had = (now - self.since).as_nanos() * threads as u128;
         let did = worked.saturating_sub(self.worked).as_nanos();
@@ -79,6 +85,8 @@ mod tests {
             worked += Duration::from_millis(did);
             busy.look(now, worked, threads);
             assert_eq!(busy.is_busy, is_busy, "{did} ms of {threads} threads");
+            let next_look = is_busy.then(|| now + SPAN);
+            assert_eq!(busy.next_look(), next_look);
         }
     }
 }

@@ -84,6 +84,7 @@ impl State {
 
     pub(super) fn take(&mut self, key: IntegrationKey, bytes: usize) {
         self.bytes -= bytes;
+        debug_assert!(bytes == 0 || self.bytes_of.contains_key(&key));
         if let Some(left) = self.bytes_of.get_mut(&key) {
             *left -= bytes;
             if *left == 0 {
@@ -105,6 +106,23 @@ impl State {
             self.packed_bytes -= if kept.packed { bytes } else { 0 };
             self.count -= 1;
         }
+    }
+
+    /// Whether what is counted is what is there.
+    #[cfg(test)]
+    pub(in crate::store) fn is_sound(&self) -> bool {
+        let bytes =
+            |chunks: &VecDeque<Kept>| chunks.iter().map(|kept| kept.chunk.bytes.len()).sum();
+        let of_each = self
+            .chunks
+            .iter()
+            .map(|(key, chunks)| (*key, bytes(chunks)));
+        let bytes_of: Map<IntegrationKey, usize> =
+            of_each.filter(|(_, bytes)| *bytes > 0).collect();
+        let packed = self.chunks.values().flatten().filter(|kept| kept.packed);
+        self.bytes_of == bytes_of
+            && self.bytes == bytes_of.values().sum::<usize>()
+            && self.packed_bytes == packed.map(|kept| kept.chunk.bytes.len()).sum::<usize>()
     }
 
     /// Keeps the order from outgrowing what it orders.

@@ -325,6 +325,7 @@ async fn run_steps(steps: Vec<Step>, log_tail_bytes: usize) {
             Step::DeleteAndCreate(which) => run.delete_and_create(which).await,
             Step::Restart(killed, bits) => run.restart(killed, bits).await,
         }
+        assert!(run.store.tail.is_sound());
     }
     run.check().await;
     run.drain().await;

@@ -212,6 +212,7 @@ impl Run {
     }
 
     fn check(&self) {
+        assert!(self.store.tail.is_sound());
         let progress = self.store.get(self.key).unwrap().progress;
         let pending = self.pending.len() as u64;
         assert_eq!(progress.accepted(), self.pending_end() - 1);

@@ -11,6 +11,7 @@ use super::{ErrorBody, Output, ResultEntry, Text};
 pub(super) fn output(body: &[u8], most: usize) -> Result<Output<'_>, Error> {
     let mut records = None;
     whole(body, |read, name| match name {
+        "Records" if records.is_some() => Err(Error::message("a member is there twice")),
         "Records" => {
             records = Some(entries(read, most)?);
             Ok(())
@@ -26,13 +27,10 @@ pub(super) fn output(body: &[u8], most: usize) -> Result<Output<'_>, Error> {
 /// The answer to one that did not.
 pub(super) fn error(body: &[u8]) -> Result<ErrorBody<'_>, Error> {
     let mut error = ErrorBody::default();
-    whole(body, |read, name| {
-        match name {
-            "__type" => error.kind = text(read)?,
-            "code" => error.code = text(read)?,
-            _ => read.skip()?,
-        }
-        Ok(())
+    whole(body, |read, name| match name {
+        "__type" => once(&mut error.kind, read),
+        "code" => once(&mut error.code, read),
+        _ => read.skip(),
     })?;
     Ok(error)
 }
