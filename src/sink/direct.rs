@@ -21,7 +21,11 @@ use aws_smithy_runtime_api::{
 use aws_smithy_types::byte_stream::ByteStream;
 use tokio::time::timeout;
 
-use self::{answer::Answer, endpoint::Endpoints, request::request};
+use self::{
+    answer::Answer,
+    endpoint::Endpoints,
+    request::{NotSent, request},
+};
 use super::{Record, RecordOutcome, sessions::Session};
 use crate::domain::{
     arn::StreamArn,
@@ -83,8 +87,10 @@ impl Direct {
             );
             return Err(fault(Cause::Connection));
         };
-        let body = body::write(head, records, stream.as_str());
-        let request = request(session, stream.region(), &endpoint, body, SystemTime::now())
+        let now = SystemTime::now();
+        let request = body::write(head, records, stream.as_str())
+            .map_err(NotSent::from)
+            .and_then(|body| request(session, stream.region(), &endpoint, body, now))
             .and_then(|request| Ok(HttpRequest::try_from(request)?));
         let request = request.map_err(|error| {
             tracing::error!(%error, "cannot make a PutRecords request");

@@ -52,7 +52,8 @@ class Aws:
             "GATEWAY_PORT": str(port),
             "SERVICES": "iam,sts,kinesis",
         }
-        self.process = Process([sys.executable, MINISTACK], directory / "ministack.log", clean_environment(**settings), self._ready)
+        log, environment = directory / "ministack.log", clean_environment(**settings)
+        self.process = Process([sys.executable, MINISTACK], log, environment, self._ready)
         self.iam = self.client("iam", CUSTOMER, "test")
         self.kinesis = self.client("kinesis", CUSTOMER, "test")
         vendor = self.client("iam", VENDOR, "test")

@@ -9,7 +9,7 @@ use minicbor::data::Type;
 use minicbor::{Decoder, Encoder, decode, encode};
 use serde_json::Value;
 
-const CONTENT_TYPE: &str = "application/x-amz-cbor-1.1";
+pub(crate) const CONTENT_TYPE: &str = "application/x-amz-cbor-1.1";
 /// How deep maps and arrays lie in each other at the most; Kinesis has less.
 const MOST_DEPTH: usize = 16;
 

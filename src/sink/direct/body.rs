@@ -7,73 +7,44 @@
 //! [PutRecords]: https://docs.aws.amazon.com/kinesis/latest/APIReference/API_PutRecords.html
 //! [`CBOR_ENABLED`]: https://docs.aws.amazon.com/sdk-for-java/latest/developer-guide/migration-client-changes.html
 
+use std::convert::Infallible;
+
+use minicbor::{Encoder, encode::Error};
+
 use crate::{domain::event::Head, sink::Record};
 
-/// Kinds of items and their beginnings ([RFC 8949]).
-///
-/// [RFC 8949]: https://www.rfc-editor.org/rfc/rfc8949.html#section-3
-const BYTES: u8 = 2 << 5;
-const TEXT: u8 = 3 << 5;
-const MAP: u8 = 0xbf;
-const ARRAY: u8 = 0x9f;
-const END: u8 = 0xff;
-/// What begins an item of so many bytes, at the most.
-const MOST_BEGINNING: usize = 9;
 const UUID_LENGTH: usize = 36;
-const KEY: &str = "PartitionKey";
+/// What a record has beside its data and the characters of its key, and some more.
+const RECORD_BYTES: usize = 32;
+/// What a body has beside its records and the stream's ARN, and some more.
+const BODY_BYTES: usize = 64;
 
-/// The body.
-pub(super) fn write(head: &Head, records: &[Record], stream_arn: &str) -> Vec<u8> {
-    let each = |record: &Record| record.length() + MOST_BEGINNING + UUID_LENGTH + 24;
-    let mut out =
-        Vec::with_capacity(records.iter().map(each).sum::<usize>() + stream_arn.len() + 64);
-    out.push(MAP);
-    text("StreamARN", &mut out);
-    text(stream_arn, &mut out);
-    text("Records", &mut out);
-    out.push(ARRAY);
+/// The body, or why there is none: a record that is not as long as it says would move all
+/// that follows it.
+pub(super) fn write(
+    head: &Head,
+    records: &[Record],
+    stream_arn: &str,
+) -> Result<Vec<u8>, Error<Infallible>> {
+    let each = |record: &Record| record.length() + UUID_LENGTH + RECORD_BYTES;
+    let length = records.iter().map(each).sum::<usize>() + stream_arn.len() + BODY_BYTES;
+    let mut to = Encoder::new(Vec::with_capacity(length));
+    to.begin_map()?.str("StreamARN")?.str(stream_arn)?;
+    to.str("Records")?.begin_array()?;
     for record in records {
-        out.push(MAP);
-        text("Data", &mut out);
-        begin(BYTES, record.length(), &mut out);
-        let start = out.len();
-        record.write(head, &mut out);
-        debug_assert_eq!(out.len() - start, record.length());
-        text(KEY, &mut out);
+        to.begin_map()?.str("Data")?;
+        to.bytes_len(record.length() as u64)?;
+        let start = to.writer().len();
+        record.write(head, to.writer_mut());
+        if to.writer().len() - start != record.length() {
+            return Err(Error::message("a record is not as long as it says"));
+        }
         let mut key = [0; UUID_LENGTH];
-        text(
-            record.partition_key.hyphenated().encode_lower(&mut key),
-            &mut out,
-        );
-        out.push(END);
+        let key = record.partition_key.hyphenated().encode_lower(&mut key);
+        to.str("PartitionKey")?.str(key)?.end()?;
     }
-    out.extend_from_slice(&[END, END]);
-    out
-}
-
-fn text(text: &str, out: &mut Vec<u8>) {
-    begin(TEXT, text.len(), out);
-    out.extend_from_slice(text.as_bytes());
-}
-
-/// Begins an item of so many bytes, in as few bytes as that takes.
-fn begin(kind: u8, length: usize, out: &mut Vec<u8>) {
-    match length {
-        0..24 => out.push(kind | length as u8),
-        24..0x100 => out.extend_from_slice(&[kind | 24, length as u8]),
-        0x100..0x1_0000 => {
-            out.push(kind | 25);
-            out.extend_from_slice(&(length as u16).to_be_bytes());
-        }
-        0x1_0000..0x1_0000_0000 => {
-            out.push(kind | 26);
-            out.extend_from_slice(&(length as u32).to_be_bytes());
-        }
-        _ => {
-            out.push(kind | 27);
-            out.extend_from_slice(&(length as u64).to_be_bytes());
-        }
-    }
+    to.end()?.end()?;
+    Ok(to.into_writer())
 }
 
 #[cfg(test)]
@@ -111,7 +82,7 @@ mod tests {
                 })
                 .collect();
             let head = Head::new(Uuid::from_u128(7));
-            let body = write(&head, &records, ARN);
+            let body = write(&head, &records, ARN).unwrap();
             let mut read = Decoder::new(&body);
             prop_assert_eq!(read.map().unwrap(), None);
             prop_assert_eq!(read.str().unwrap(), "StreamARN");

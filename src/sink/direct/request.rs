@@ -1,6 +1,6 @@
 //! A signed PutRecords request.
 
-use std::time::SystemTime;
+use std::{convert::Infallible, time::SystemTime};
 
 use aws_sigv4::{
     http_request::{
@@ -38,6 +38,8 @@ pub(super) enum NotSent {
     Sign(#[from] SigningError),
     #[error("cannot sign: {0}")]
     Params(#[from] v4::signing_params::BuildError),
+    #[error("cannot write the body: {0}")]
+    Body(#[from] minicbor::encode::Error<Infallible>),
     #[error("cannot build the request: {0}")]
     Header(#[from] InvalidHeaderValue),
     #[error("cannot build the request: {0}")]

@@ -16,8 +16,6 @@ use tokio::{
 
 use crate::sandbox::aws::cbor;
 
-const CBOR: &str = "application/x-amz-cbor-1.1";
-
 /// A request that arrived.
 #[derive(Clone, Debug, Default)]
 pub struct Call {
@@ -45,7 +43,7 @@ impl Call {
     }
 
     fn is_cbor(&self) -> bool {
-        self.header("content-type") == CBOR
+        self.header("content-type") == cbor::CONTENT_TYPE
     }
 
     pub fn form(&self) -> HashMap<String, String> {
@@ -289,9 +287,9 @@ async fn serve(socket: TcpStream, log: Arc<Mutex<Vec<Call>>>, script: Arc<Script
                 body,
             } => {
                 // Kinesis answers in the way in which it is asked.
-                let cbor = cbor::from_json(body.as_bytes()).filter(|_| call.is_cbor());
-                let (content_type, body) = match cbor {
-                    Some(cbor) => (CBOR, cbor),
+                let recoded = cbor::from_json(body.as_bytes()).filter(|_| call.is_cbor());
+                let (content_type, body) = match recoded {
+                    Some(recoded) => (cbor::CONTENT_TYPE, recoded),
                     None => (content_type, body.into_bytes()),
                 };
                 let head = head(status, content_type, body.len(), call.number);
