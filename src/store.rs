@@ -58,6 +58,7 @@ pub use self::{
     failure::{Failure, StoreError},
     gaps::{GiveUp, GivenUp, Keep, What},
     open::{OpenError, StoreOptions},
+    precedence::Load,
     secret::{KeyError, MasterKey},
     work::Attention,
 };
@@ -199,10 +200,9 @@ impl Store {
         }
     }
 
-    /// Says whether this process has no time for more, and whether deliveries that could be
-    /// made wait for others.
-    pub fn tell_load(&self, is_busy: bool, deliveries_queue: bool) {
-        self.precedence.set(is_busy, deliveries_queue);
+    /// Says what keeps deliveries from being made.
+    pub fn tell_load(&self, load: Load) {
+        self.precedence.set(load);
     }
 
     /// Waits, at most a second, where this process has no time for deliveries and for what

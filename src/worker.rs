@@ -36,7 +36,7 @@ use crate::{
         retention::Retention, standing::Standing, status::Status,
     },
     sink::{Gate, Sink},
-    store::{Attention, Deleted, Store},
+    store::{Attention, Deleted, Load, Store},
 };
 
 /// Integrations of which events expire at a time.
@@ -224,7 +224,9 @@ impl<S: Sink> Worker<S> {
                 let _sound = defect.disarm();
             });
         }
-        let store = &self.shared.store;
-        store.tell_load(busy.is_busy(), lanes.some_wait());
+        self.shared.store.tell_load(Load {
+            is_busy: busy.is_busy(),
+            deliveries_queue: lanes.some_wait(),
+        });
     }
 }

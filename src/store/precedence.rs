@@ -42,6 +42,15 @@ impl Reason {
     }
 }
 
+/// What keeps deliveries from being made.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// This process has no time for more.
+    pub is_busy: bool,
+    /// Deliveries that could be made wait for others.
+    pub deliveries_queue: bool,
+}
+
 /// Who is to go first.
 #[derive(Debug, Default)]
 pub(super) struct Precedence {
@@ -95,12 +104,10 @@ impl Precedence {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether this process has no time for more, and whether deliveries that could be made
-    /// wait for others.
-    pub(super) fn set(&self, is_busy: bool, deliveries_queue: bool) {
-        self.is_busy.store(is_busy, Ordering::Relaxed);
+    pub(super) fn set(&self, load: Load) {
+        self.is_busy.store(load.is_busy, Ordering::Relaxed);
         self.deliveries_queue
-            .store(deliveries_queue, Ordering::Relaxed);
+            .store(load.deliveries_queue, Ordering::Relaxed);
     }
 
     /// So much was delivered, from wherever it lay.
@@ -221,7 +228,10 @@ mod tests {
 
     fn precedence(is_busy: bool, deliveries_queue: bool) -> Precedence {
         let precedence = Precedence::default();
-        precedence.set(is_busy, deliveries_queue);
+        precedence.set(Load {
+            is_busy,
+            deliveries_queue,
+        });
         precedence
     }
 

@@ -23,7 +23,10 @@ async fn publishes_wait_for_queues_and_for_what_is_quick() {
         (true, true, true),
         (true, false, false),
     ] {
-        store.tell_load(is_busy, deliveries_queue);
+        store.tell_load(Load {
+            is_busy,
+            deliveries_queue,
+        });
         assert_eq!(waits(), expected, "{is_busy} {deliveries_queue}");
     }
     // A tenth of the tail in a tenth of a second is quick. Looked at once, before it is durable.
@@ -43,7 +46,10 @@ async fn publishes_wait_for_queues_and_for_what_is_quick() {
         done: None,
     });
     assert!(waits());
-    store.tell_load(false, false);
+    store.tell_load(Load {
+        is_busy: false,
+        deliveries_queue: false,
+    });
     assert!(!waits());
     store.close().await;
 }
