@@ -72,18 +72,19 @@ pub(super) struct Tail {
     /// Bytes that are on their way into it.
     coming: AtomicUsize,
     pressed: AtomicBool,
-    most_bytes: usize,
+    least_bytes: usize,
 }
 
 impl Tail {
-    pub(super) fn new(most_bytes: usize) -> Self {
+    /// `least_bytes` are what few integrations share; see [`State::most_bytes`].
+    pub(super) fn new(least_bytes: usize) -> Self {
         Self {
             state: Mutex::default(),
             moved: Notify::new(),
             drained: Notify::new(),
             coming: AtomicUsize::new(0),
             pressed: AtomicBool::new(false),
-            most_bytes,
+            least_bytes,
         }
     }
 
@@ -91,9 +92,25 @@ impl Tail {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Changes something, and tells whoever waits until it is no longer nearly full.
+    fn change<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = self.lock();
+        let was_behind = state.bytes > self.mark(&state);
+        let changed = change(&mut state);
+        let is_behind = state.bytes > self.mark(&state);
+        drop(state);
+        if was_behind && !is_behind {
+            self.drained.notify_waiters();
+        }
+        changed
+    }
+
     /// Adds an integration's newest chunk.
     pub(super) fn push(&self, key: IntegrationKey, chunk: TailChunk, packed: bool) {
-        let mut state = self.lock();
+        self.change(|state| Self::add(state, key, chunk, packed));
+    }
+
+    fn add(state: &mut State, key: IntegrationKey, chunk: TailChunk, packed: bool) {
         let bytes = chunk.bytes.len();
         state.add(key, bytes);
         state.packed_bytes += if packed { bytes } else { 0 };
@@ -109,9 +126,9 @@ impl Tail {
         state.compact();
     }
 
-    /// What it may take, in bytes.
+    /// What it may take now, in bytes.
     pub(super) fn most_bytes(&self) -> usize {
-        self.most_bytes
+        self.lock().most_bytes(self.least_bytes)
     }
 
     /// Bytes of the chunks that have no rows.
@@ -130,8 +147,8 @@ impl Tail {
     pub(super) fn is_behind(&self, mut keys: impl Iterator<Item = IntegrationKey>) -> bool {
         let coming = self.coming.load(Ordering::Relaxed);
         let state = self.lock();
-        self.most_bytes > 0
-            && state.bytes + coming > self.mark()
+        self.least_bytes > 0
+            && state.bytes + coming > self.mark(&state)
             && keys.any(|key| state.has_its_share(key))
     }
 
@@ -146,8 +163,8 @@ impl Tail {
         self.pressed.store(pressed, Ordering::Relaxed);
     }
 
-    fn mark(&self) -> usize {
-        self.most_bytes / 4 * 3
+    fn mark(&self, state: &State) -> usize {
+        state.most_bytes(self.least_bytes) / 4 * 3
     }
 
     /// Waits until they are not. It counts from this call on.
@@ -155,18 +172,12 @@ impl Tail {
         self.drained.notified()
     }
 
-    /// Tells whoever waits for it.
-    fn tell_if_drained(&self, bytes_before: usize, bytes: usize) {
-        if bytes_before > self.mark() && bytes <= self.mark() {
-            self.drained.notify_waiters();
-        }
-    }
-
     /// The number of the chunk up to which the oldest would have to go for the rest to be
     /// `keep` of 8 parts of what the tail may take. None where it has no more than that.
     pub(super) fn overflow(&self, keep: usize) -> Option<i64> {
         let state = self.lock();
-        let mut excess = state.bytes.checked_sub(self.most_bytes / 8 * keep)?;
+        let most = state.most_bytes(self.least_bytes) / 8 * keep;
+        let mut excess = state.bytes.checked_sub(most)?;
         let mut last = None;
         let mut order = state.order.iter();
         while excess > 0 {
@@ -182,18 +193,15 @@ impl Tail {
 
     /// Lets the oldest chunks up to a number go. They have rows.
     pub(super) fn evict(&self, up_to: i64) {
-        let mut state = self.lock();
-        let before = state.bytes;
-        while let Some((id, key)) = state.order.front().copied()
-            && id <= up_to
-        {
-            state.order.pop_front();
-            state.evict(key, id);
-        }
-        state.compact();
-        let after = state.bytes;
-        drop(state);
-        self.tell_if_drained(before, after);
+        self.change(|state| {
+            while let Some((id, key)) = state.order.front().copied()
+                && id <= up_to
+            {
+                state.order.pop_front();
+                state.evict(key, id);
+            }
+            state.compact();
+        });
         self.moved.notify_waiters();
     }
 
@@ -320,48 +328,43 @@ impl Tail {
             self.finish(key, given_up.id);
             return;
         }
-        let mut state = self.lock();
-        let Some(kept) = state.find_mut(key, given_up.id) else {
-            return;
-        };
-        let chunk = &mut kept.chunk;
-        chunk.settled = bitmap::union(&chunk.settled, &given_up.settled);
-        chunk.gaps.clone_from(&given_up.gaps);
-        if !given_up.has_events() {
-            let freed = std::mem::take(&mut chunk.bytes);
-            state.take(key, freed.len());
-        }
+        self.change(|state| {
+            let Some(kept) = state.find_mut(key, given_up.id) else {
+                return;
+            };
+            let chunk = &mut kept.chunk;
+            chunk.settled = bitmap::union(&chunk.settled, &given_up.settled);
+            chunk.gaps.clone_from(&given_up.gaps);
+            if !given_up.has_events() {
+                let freed = std::mem::take(&mut chunk.bytes);
+                state.take(key, freed.len());
+            }
+        });
     }
 
     /// Drops a chunk that is finished.
     pub(super) fn finish(&self, key: IntegrationKey, chunk_id: i64) {
-        let mut state = self.lock();
-        let Some(chunks) = state.chunks.get_mut(&key) else {
-            return;
-        };
-        let Ok(at) = position(chunks, chunk_id) else {
-            return;
-        };
-        let freed = chunks.remove(at);
-        if chunks.is_empty() {
-            state.chunks.remove(&key);
-        }
-        let before = state.bytes;
-        state.free(key, freed);
-        let after = state.bytes;
-        drop(state);
-        self.tell_if_drained(before, after);
+        self.change(|state| {
+            let Some(chunks) = state.chunks.get_mut(&key) else {
+                return;
+            };
+            let Ok(at) = position(chunks, chunk_id) else {
+                return;
+            };
+            let freed = chunks.remove(at);
+            if chunks.is_empty() {
+                state.chunks.remove(&key);
+            }
+            state.free(key, freed);
+        });
     }
 
     /// Drops all of an integration.
     pub(super) fn forget(&self, key: IntegrationKey) {
-        let mut state = self.lock();
-        let freed = state.chunks.remove(&key).unwrap_or_default();
-        let before = state.bytes;
-        state.free(key, freed);
-        let after = state.bytes;
-        drop(state);
-        self.tell_if_drained(before, after);
+        self.change(|state| {
+            let freed = state.chunks.remove(&key).unwrap_or_default();
+            state.free(key, freed);
+        });
     }
 }
 

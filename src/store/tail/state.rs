@@ -5,6 +5,11 @@ use std::collections::VecDeque;
 use super::{Leaving, TailChunk};
 use crate::domain::{integration::IntegrationKey, map::Map};
 
+/// So many integrations have room for the records of fuller requests; where more share the
+/// tail it may take more, up to [`MOST_TIMES`] as much.
+const SHARERS: usize = 800;
+const MOST_TIMES: usize = 2;
+
 /// A chunk of the tail.
 #[derive(Debug)]
 pub(super) struct Kept {
@@ -93,6 +98,13 @@ impl State {
         }
     }
 
+    /// What the tail may take, where it may take `least` for a few integrations: the less
+    /// each has of it, the less a request for one holds, and each request costs the same.
+    pub(super) fn most_bytes(&self, least: usize) -> usize {
+        let shares = least / SHARERS * self.bytes_of.len();
+        shares.clamp(least, least.saturating_mul(MOST_TIMES))
+    }
+
     /// Whether an integration has as much as each has on average, or more.
     pub(super) fn has_its_share(&self, key: IntegrationKey) -> bool {
         let of_key = self.bytes_of.get(&key);
@@ -140,26 +152,73 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        pin::pin,
+        task::{Context, Waker},
+    };
+
     use jiff::Timestamp;
 
     use super::*;
     use crate::store::tail::Tail;
+
+    fn chunk(id: i64, bytes: usize) -> TailChunk {
+        TailChunk {
+            id,
+            first_sequence: id as u64,
+            count: 1,
+            accepted_at: Timestamp::UNIX_EPOCH,
+            bytes: vec![0; bytes].into(),
+            settled: Vec::new(),
+            gaps: Vec::new(),
+        }
+    }
+
+    /// Whoever waits for room is told of it, wherever it comes from.
+    #[test]
+    fn more_than_a_few_share_more() {
+        const LEAST: usize = SHARERS * 10;
+        let tail = Tail::new(LEAST);
+        let push = |number: usize, bytes| {
+            tail.push(
+                IntegrationKey(number as i64),
+                chunk(number as i64, bytes),
+                false,
+            );
+        };
+        for number in 1..=SHARERS {
+            push(number, 8);
+            assert_eq!(tail.most_bytes(), LEAST);
+        }
+        let all = || (1..).map(|number| IntegrationKey(number as i64));
+        assert!(tail.is_behind(all().take(1)));
+        let mut drained = pin!(tail.drained());
+        let mut is_told = || {
+            let mut cx = Context::from_waker(Waker::noop());
+            drained.as_mut().poll(&mut cx).is_ready()
+        };
+        assert!(!is_told());
+        let mut number = SHARERS;
+        while tail.is_behind(all().take(1)) {
+            assert!(!is_told());
+            number += 1;
+            push(number, 1);
+        }
+        assert!(is_told());
+        assert_eq!(tail.most_bytes(), number * 10);
+        for number in number + 1..3 * SHARERS {
+            push(number, 1);
+        }
+        assert_eq!(tail.most_bytes(), 2 * LEAST);
+        assert!(tail.is_sound());
+    }
 
     #[test]
     fn what_is_delivered_leaves_nothing_behind() {
         let tail = Tail::new(1 << 20);
         let key = IntegrationKey(1);
         for id in 1..20_000 {
-            let chunk = TailChunk {
-                id,
-                first_sequence: id as u64,
-                count: 1,
-                accepted_at: Timestamp::UNIX_EPOCH,
-                bytes: vec![0; 8].into(),
-                settled: Vec::new(),
-                gaps: Vec::new(),
-            };
-            tail.push(key, chunk, id % 2 == 0);
+            tail.push(key, chunk(id, 8), id % 2 == 0);
             tail.finish(key, id);
         }
         let state = tail.lock();
