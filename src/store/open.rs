@@ -38,12 +38,34 @@ use crate::domain::integration::IntegrationKey;
 
 const DATABASE_FILE: &str = "siem-relay.sqlite";
 const LOCK_FILE: &str = "lock";
-/// Connections that read beside the one that writes.
-const READERS: u32 = 2;
+/// How a database is opened.
+struct Connections {
+    most: u32,
+    /// Where SQLite keeps what is for a moment.
+    temp_store: &'static str,
+    /// As the pragma has it, for each connection: what is negative are KiB.
+    page_cache: &'static str,
+}
+
+/// To sort the whole log for a new index takes more than there may be of memory.
+const PREPARES: Connections = Connections {
+    most: 1,
+    temp_store: "FILE",
+    page_cache: "-4096",
+};
 /// One for transactions, one for appends that need none around them. Never both at a time.
-const WRITERS: u32 = 2;
-/// Where what a statement of many rows would undo is kept: it is soon forgotten.
-const IN_MEMORY: &str = "MEMORY";
+/// What a statement of many rows would undo is soon forgotten.
+const WRITES: Connections = Connections {
+    most: 2,
+    temp_store: "MEMORY",
+    page_cache: "-4096",
+};
+/// They read beside those. What is read back is mostly read once.
+const READS: Connections = Connections {
+    most: 2,
+    temp_store: "MEMORY",
+    page_cache: "-1024",
+};
 /// A busy disk may take long over the first sync of a new database.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(120);
 /// What packs may have held at the most, as they were appended, for each byte of the tail:
@@ -134,12 +156,8 @@ impl Store {
         if let Some(what) = prepare(&path, &allotment).await.map_err(failed)? {
             return Err(OpenError::Damaged { path, what });
         }
-        let db = connect(&path, WRITERS, IN_MEMORY, &allotment)
-            .await
-            .map_err(failed)?;
-        let reader = connect(&path, READERS, IN_MEMORY, &allotment)
-            .await
-            .map_err(failed)?;
+        let db = connect(&path, WRITES, &allotment).await.map_err(failed)?;
+        let reader = connect(&path, READS, &allotment).await.map_err(failed)?;
         let known = Known::load(&db).await.map_err(failed)?;
         if known.sealed_with_another_key(&sealer) {
             return Err(OpenError::WrongKey(options.data_dir));
@@ -182,8 +200,7 @@ impl OpenError {
 /// Makes the database, or checks it and brings it to the newest schema. Returns what is
 /// damaged.
 async fn prepare(path: &Path, allotment: &Allotment) -> Result<Option<String>, DbErr> {
-    // To sort the whole log for a new index takes more than there may be of memory.
-    let db = connect(path, 1, "FILE", allotment).await?;
+    let db = connect(path, PREPARES, allotment).await?;
     if let Some(what) = damage(&db, path).await? {
         return Ok(Some(what));
     }
@@ -196,8 +213,7 @@ async fn prepare(path: &Path, allotment: &Allotment) -> Result<Option<String>, D
 
 async fn connect(
     path: &Path,
-    connections: u32,
-    temp_store: &'static str,
+    connections: Connections,
     allotment: &Allotment,
 ) -> Result<DatabaseConnection, DbErr> {
     let checkpoint_pages = allotment.checkpoint_pages().to_string();
@@ -205,7 +221,7 @@ async fn connect(
     let mut options = ConnectOptions::new("sqlite:");
     let file = path.to_owned();
     options
-        .max_connections(connections)
+        .max_connections(connections.most)
         .min_connections(1)
         .sqlx_logging(false)
         .test_before_acquire(false)
@@ -221,8 +237,8 @@ async fn connect(
                 .busy_timeout(Duration::from_secs(10))
                 .pragma("wal_autocheckpoint", checkpoint_pages.clone())
                 .pragma("journal_size_limit", wal_file_bytes.clone())
-                .pragma("cache_size", "-4096")
-                .pragma("temp_store", temp_store)
+                .pragma("cache_size", connections.page_cache)
+                .pragma("temp_store", connections.temp_store)
         });
     Database::connect(options).await
 }
