@@ -1,7 +1,7 @@
 //! The least that writing to Kinesis takes with the AWS SDK: ready-made requests of
 //! 500 records, and nothing else.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use aws_sdk_kinesis::{
     Client,
@@ -13,7 +13,11 @@ use aws_sdk_kinesis::{
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
-use tokio::{sync::Mutex, task::JoinSet};
+use tokio::{
+    sync::Mutex,
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
 
 use super::{
     Failure,
@@ -39,6 +43,8 @@ pub struct Plan {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Order {
     pub records: u64,
+    /// None sends as fast as that goes.
+    pub records_per_second: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -68,7 +74,7 @@ pub fn run(plan: Plan) -> Result<(), Failure> {
         let ready = ready(&requests);
         orders.answer(&ready).await?;
         while let Some(order) = orders.next::<Order>().await? {
-            let done = send(&client, &requests, order.records).await?;
+            let done = send(&client, &requests, order).await?;
             orders.answer(&done).await?;
         }
         Ok(())
@@ -123,7 +129,8 @@ fn ready(requests: &Requests) -> Ready {
     }
 }
 
-async fn send(client: &Client, requests: &Requests, records: u64) -> Result<Done, Failure> {
+async fn send(client: &Client, requests: &Requests, order: Order) -> Result<Done, Failure> {
+    let start = Instant::now();
     let first_nanos = now_nanos();
     let state = Arc::new(Mutex::new((0, 0, Samples::default())));
     let mut senders = JoinSet::new();
@@ -133,8 +140,12 @@ async fn send(client: &Client, requests: &Requests, records: u64) -> Result<Done
             loop {
                 let entries = {
                     let mut state = state.lock().await;
-                    if state.0 >= records {
+                    if state.0 >= order.records {
                         return Ok::<(), Failure>(());
+                    }
+                    if let Some(rate) = order.records_per_second {
+                        let due = Duration::from_secs_f64(state.0 as f64 / rate);
+                        sleep_until(start + due).await;
                     }
                     let entries = &requests[state.1 % requests.len()];
                     state.0 += entries.len() as u64;

@@ -177,12 +177,12 @@ impl Bench {
     pub async fn floor_run(
         &mut self,
         floor: &mut Child,
-        records: u64,
+        order: floor::Order,
     ) -> Result<FloorRun, Failure> {
         let watch = Watch::Nothing;
         let _before: Tally = self.sink.ask(&sink::Order::Reset { watch }).await?;
         let (before, sink_before) = (floor.usage()?, self.sink.usage()?);
-        let done: floor::Done = floor.ask(&floor::Order { records }).await?;
+        let done: floor::Done = floor.ask(&order).await?;
         let (after, sink_after) = (floor.usage()?, self.sink.usage()?);
         let all = sink::Order::Until {
             records: done.records,
@@ -216,7 +216,11 @@ pub async fn workload(workload: &Workload, size: &Size) -> Result<WorkloadReport
     let (mut runs, mut floor_runs) = (Vec::new(), Vec::new());
     for number in 1..=size.runs {
         let run = bench.run(order, Watch::Nothing).await?;
-        let floor_run = bench.floor_run(&mut floor, events).await?;
+        let floor_order = floor::Order {
+            records: events,
+            records_per_second: None,
+        };
+        let floor_run = bench.floor_run(&mut floor, floor_order).await?;
         tell(&format!(
             "  run {number}: {:.0} events/s, {:.2} CPU-s per million, floor {:.2}, {:.0} records a request",
             run.events_per_second,
@@ -227,9 +231,9 @@ pub async fn workload(workload: &Workload, size: &Size) -> Result<WorkloadReport
         runs.push(run);
         floor_runs.push(floor_run);
     }
-    drop(floor);
     let most = Spread::of(runs.iter().map(|run| run.events_per_second)).median;
-    let rates = rates(&mut bench, size, most).await?;
+    let rates = rates(&mut bench, &mut floor, size, most).await?;
+    drop(floor);
     bench.check_counts().await?;
     let event_bytes = bench.event_bytes;
     bench.stop().await?;
@@ -243,7 +247,12 @@ pub async fn workload(workload: &Workload, size: &Size) -> Result<WorkloadReport
     ))
 }
 
-async fn rates(bench: &mut Bench, size: &Size, most: f64) -> Result<Vec<RateRun>, Failure> {
+async fn rates(
+    bench: &mut Bench,
+    floor: &mut Child,
+    size: &Size,
+    most: f64,
+) -> Result<Vec<RateRun>, Failure> {
     let shares = size.shares.iter().map(|share| (Some(*share), share * most));
     let fixed = size.rates.iter().map(|rate| (None, *rate));
     let fixed = fixed.filter(|(_, rate)| *rate < most);
@@ -255,15 +264,26 @@ async fn rates(bench: &mut Bench, size: &Size, most: f64) -> Result<Vec<RateRun>
                 seconds: size.rate_seconds,
             };
             let run = bench.run(order, Watch::Times).await?;
+            let floor_order = floor::Order {
+                records: run.events,
+                records_per_second: Some(rate),
+            };
+            let floor_run = bench.floor_run(floor, floor_order).await?;
             tell(&format!(
-                "  at {rate:.0} events/s: ack p50 {:.2} p99 {:.2} ms, to stream p50 {:.1} p99 {:.1} ms, {:.2} CPU-s per million",
+                "  at {rate:.0} events/s: ack p50 {:.2} p99 {:.2} ms, to stream p50 {:.1} p99 {:.1} ms, {:.2} CPU-s per million, floor {:.2}",
                 run.ack.p50_ms,
                 run.ack.p99_ms,
                 run.to_stream.p50_ms,
                 run.to_stream.p99_ms,
                 run.cpu_per_million,
+                floor_run.cpu_per_million,
             ));
-            all.push(RateRun { share, rate, run });
+            all.push(RateRun {
+                share,
+                rate,
+                run,
+                floor_run,
+            });
         }
     }
     Ok(all)

@@ -43,6 +43,8 @@ pub struct RateRun {
     pub share: Option<f64>,
     pub rate: f64,
     pub run: Run,
+    /// The same number of records at the same rate.
+    pub floor_run: FloorRun,
 }
 
 /// What several runs of one kind say.
@@ -99,6 +101,7 @@ pub struct RateFigures {
     pub share: Option<f64>,
     pub rate: f64,
     pub figures: Figures,
+    pub floor_cpu_per_million: Spread,
     pub runs: Vec<Run>,
 }
 
@@ -155,6 +158,9 @@ fn grouped(rates: Vec<RateRun>) -> Vec<RateFigures> {
             share: same[0].share,
             rate: same[0].rate,
             figures: Figures::of(same.iter().map(|rate| &rate.run)),
+            floor_cpu_per_million: Spread::of(
+                same.iter().map(|rate| rate.floor_run.cpu_per_million),
+            ),
             runs: same.iter().map(|rate| rate.run.clone()).collect(),
         })
         .collect()

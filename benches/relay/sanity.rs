@@ -1,7 +1,7 @@
 //! That the benchmark runs and everything arrives, whatever time it takes.
 
 use super::{
-    Failure, idle, loader,
+    Failure, floor, idle, loader,
     measure::{Bench, Size},
     sink::Watch,
     subscribers,
@@ -56,7 +56,11 @@ async fn everything_arrives(workload: &Workload, size: &Size) -> Result<(), Fail
         }
     }
     let (mut floor, _ready) = bench.floor().await?;
-    bench.floor_run(&mut floor, size.events).await?;
+    let order = floor::Order {
+        records: size.events,
+        records_per_second: None,
+    };
+    bench.floor_run(&mut floor, order).await?;
     drop(floor);
     bench.check_counts().await?;
     bench.stop().await
