@@ -60,7 +60,8 @@ impl AwsSink {
                 PutRecordsClient::Sdk => None,
                 PutRecordsClient::Direct => {
                     let connector = config::connector(options);
-                    let direct = Direct::new(sdk, connector, options.attempt_timeout);
+                    let proxies = config::proxies(options);
+                    let direct = Direct::new(sdk, connector, proxies, options.attempt_timeout);
                     Some(Arc::new(direct))
                 }
             },
@@ -84,7 +85,7 @@ impl AwsSink {
         let head = Head::new(integration.integration_id);
         match &self.direct {
             Some(direct) => direct.put(session, stream, &head, records).await,
-            None => self.kinesis.put(session, stream, &head, records).await,
+            None => Box::pin(self.kinesis.put(session, stream, &head, records)).await,
         }
     }
 
@@ -99,7 +100,18 @@ impl AwsSink {
             self.identity.signature_passed();
             return answer;
         }
-        self.sessions.discard(integration, &session).await;
+        Box::pin(self.put_again(integration, records, &session, answer)).await
+    }
+
+    /// Writes with another session than the one that was refused.
+    async fn put_again(
+        &self,
+        integration: &Arc<Integration>,
+        records: &[Record],
+        refused: &Arc<Session>,
+        answer: Result<Vec<RecordOutcome>, Fault>,
+    ) -> Result<Vec<RecordOutcome>, Fault> {
+        self.sessions.discard(integration, refused).await;
         // Where some records were accepted, the caller sends what remains.
         if answer.as_ref().is_ok_and(|outcomes| any_accepted(outcomes)) {
             return answer;

@@ -19,6 +19,7 @@ use aws_smithy_http_client::{
     tls::{Provider, rustls_provider::CryptoMode},
 };
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
+use hyper_util::client::proxy::matcher::Matcher;
 use secrecy::{ExposeSecret, SecretString};
 
 /// How AWS is called.
@@ -156,6 +157,14 @@ pub(super) fn connector(options: &AwsOptions) -> Connector {
         .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
         .proxy_config(proxy)
         .build()
+}
+
+/// The proxies that the connector goes through.
+pub(super) fn proxies(options: &AwsOptions) -> Matcher {
+    match options.stand_in {
+        Some(_) => Matcher::builder().build(),
+        None => Matcher::from_env(),
+    }
 }
 
 /// This service's own credentials, with a limit below the call's, so that a chain

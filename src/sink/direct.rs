@@ -4,8 +4,12 @@
 
 mod answer;
 mod body;
+mod connection;
 mod endpoint;
+mod pool;
+mod received;
 mod request;
+mod transport;
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -14,17 +18,15 @@ use std::{
 
 use aws_config::SdkConfig;
 use aws_smithy_http_client::Connector;
-use aws_smithy_runtime_api::{
-    client::{http::HttpConnector, orchestrator::HttpRequest, result::ConnectorError},
-    http::Headers,
-};
-use aws_smithy_types::byte_stream::ByteStream;
+use hyper_util::client::proxy::matcher::Matcher;
 use tokio::time::timeout;
 
 use self::{
     answer::Answer,
     endpoint::Endpoints,
+    received::Received,
     request::{NotSent, request},
+    transport::Transport,
 };
 use super::{Record, RecordOutcome, sessions::Session};
 use crate::domain::{
@@ -33,29 +35,24 @@ use crate::domain::{
     status::{Cause, Fault, Stage},
 };
 
-/// An answer for 500 records has about 100 KB, and twice that where all of them fail.
-const MOST_ANSWER_BYTES: usize = 1 << 20;
-
 /// Writes with one connection pool for every region and session.
 pub(super) struct Direct {
-    connector: Connector,
+    transport: Transport,
     endpoints: Endpoints,
     attempt_timeout: Duration,
     told_of_cbor: AtomicBool,
 }
 
-/// An answer as it arrived.
-struct Received {
-    http_status: u16,
-    request_id: Option<String>,
-    error_type: Option<String>,
-    body: Vec<u8>,
-}
-
 impl Direct {
-    pub(super) fn new(sdk: &SdkConfig, connector: Connector, attempt_timeout: Duration) -> Self {
+    /// `connector` carries what goes through one of the proxies.
+    pub(super) fn new(
+        sdk: &SdkConfig,
+        connector: Connector,
+        proxies: Matcher,
+        attempt_timeout: Duration,
+    ) -> Self {
         Self {
-            connector,
+            transport: Transport::new(connector, proxies),
             endpoints: Endpoints::new(sdk),
             attempt_timeout,
             told_of_cbor: AtomicBool::new(false),
@@ -90,13 +87,13 @@ impl Direct {
         let now = SystemTime::now();
         let request = body::write(head, records, stream.as_str())
             .map_err(NotSent::from)
-            .and_then(|body| request(session, stream.region(), &endpoint, body, now))
-            .and_then(|request| Ok(HttpRequest::try_from(request)?));
+            .and_then(|body| request(session, stream.region(), &endpoint, body, now));
         let request = request.map_err(|error| {
             tracing::error!(%error, "cannot make a PutRecords request");
             fault(Cause::Connection)
         })?;
-        match timeout(self.attempt_timeout, self.exchange(request)).await {
+        let exchange = self.transport.exchange(&endpoint, request);
+        match timeout(self.attempt_timeout, exchange).await {
             Ok(Ok(Received {
                 http_status,
                 request_id,
@@ -124,41 +121,4 @@ impl Direct {
             );
         }
     }
-
-    async fn exchange(&self, request: HttpRequest) -> Result<Received, Cause> {
-        let response = self.connector.call(request).await.map_err(cause)?;
-        let http_status = response.status().as_u16();
-        let request_id = request_id(response.headers()).map(str::to_owned);
-        let error_type = response.headers().get("x-amzn-errortype");
-        let error_type = error_type.map(str::to_owned);
-        let mut body = ByteStream::new(response.into_body());
-        let mut whole = Vec::new();
-        while let Some(piece) = body.next().await {
-            // What broke off in the middle is no answer of AWS.
-            let piece = piece.map_err(|_| Cause::NotAws { http_status })?;
-            if whole.len() + piece.len() > MOST_ANSWER_BYTES {
-                return Err(Cause::NotAws { http_status });
-            }
-            whole.extend_from_slice(&piece);
-        }
-        Ok(Received {
-            http_status,
-            request_id,
-            error_type,
-            body: whole,
-        })
-    }
-}
-
-fn cause(error: ConnectorError) -> Cause {
-    match error.is_timeout() {
-        true => Cause::Timeout,
-        false => Cause::Connection,
-    }
-}
-
-fn request_id(headers: &Headers) -> Option<&str> {
-    headers
-        .get("x-amzn-requestid")
-        .or_else(|| headers.get("x-amz-request-id"))
 }

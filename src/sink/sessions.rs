@@ -142,6 +142,16 @@ impl Sessions {
             }
             self.discard(integration, &session).await;
         }
+        // It is rare and large: whoever waits for a write is not to hold room for it.
+        Box::pin(self.get_new(integration, now)).await
+    }
+
+    async fn get_new(
+        &self,
+        integration: &Arc<Integration>,
+        now: Instant,
+    ) -> Result<Arc<Session>, Fault> {
+        let key = key(integration);
         let denial = self.denials.get(&key).await;
         if let Some(fault) = denial.as_ref().and_then(|denial| denial.standing(now)) {
             return Err(fault);

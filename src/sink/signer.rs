@@ -5,14 +5,13 @@
 //! [Signature Version 4]: https://docs.aws.amazon.com/IAM/latest/UserGuide/create-signed-request.html
 
 use std::{
-    fmt,
     sync::{Mutex, PoisonError},
     time::SystemTime,
 };
 
 use aws_credential_types::Credentials;
 use aws_lc_rs::{
-    digest::{SHA256, digest},
+    digest::{Context, Digest, SHA256, digest},
     hmac::{self, HMAC_SHA256},
 };
 use aws_sigv4::sign::v4::generate_signing_key;
@@ -90,28 +89,47 @@ impl Signer {
         const HEADERS: &str = "content-type;host;x-amz-date;x-amz-security-token;x-amz-target";
         let date = date(at).ok_or(NoSuchTime)?;
         let (day, region) = (&date[..8], to.region);
-        let Target {
-            host,
-            content_type,
-            target,
-            ..
-        } = to;
-        let token = self.token();
-        let body = Hex(digest(&SHA256, body));
-        let request = format!(
-            "POST\n/\n\ncontent-type:{content_type}\nhost:{host}\nx-amz-date:{date}\n\
-             x-amz-security-token:{token}\nx-amz-target:{target}\n\n{HEADERS}\n{body}"
-        );
-        let request = Hex(digest(&SHA256, request.as_bytes()));
-        let scope = format!("{day}/{region}/{SERVICE}/aws4_request");
-        let signable = format!("AWS4-HMAC-SHA256\n{date}\n{scope}\n{request}");
+        let body = hex(digest(&SHA256, body).as_ref());
+        let request = sha256_of(&[
+            "POST\n/\n\ncontent-type:",
+            to.content_type,
+            "\nhost:",
+            to.host,
+            "\nx-amz-date:",
+            &date,
+            "\nx-amz-security-token:",
+            self.token(),
+            "\nx-amz-target:",
+            to.target,
+            "\n\n",
+            HEADERS,
+            "\n",
+            text(&body),
+        ]);
+        let scope = [day, "/", region, "/", SERVICE, "/aws4_request"].concat();
+        let request = hex(request.as_ref());
+        let signable = [
+            "AWS4-HMAC-SHA256\n",
+            &date,
+            "\n",
+            &scope,
+            "\n",
+            text(&request),
+        ]
+        .concat();
         let key = hmac::Key::new(HMAC_SHA256, &*self.key(day, region, at));
-        let signature = Hex(hmac::sign(&key, signable.as_bytes()));
-        let access_key_id = self.credentials.access_key_id();
-        let authorization = format!(
-            "AWS4-HMAC-SHA256 Credential={access_key_id}/{scope}, SignedHeaders={HEADERS}, \
-             Signature={signature}"
-        );
+        let signature = hex(hmac::sign(&key, signable.as_bytes()).as_ref());
+        let authorization = [
+            "AWS4-HMAC-SHA256 Credential=",
+            self.credentials.access_key_id(),
+            "/",
+            &scope,
+            ", SignedHeaders=",
+            HEADERS,
+            ", Signature=",
+            text(&signature),
+        ]
+        .concat();
         Ok(Signed {
             date,
             authorization,
@@ -138,6 +156,14 @@ impl Signer {
     }
 }
 
+fn sha256_of(parts: &[&str]) -> Digest {
+    let mut context = Context::new(&SHA256);
+    for part in parts {
+        context.update(part.as_bytes());
+    }
+    context.finish()
+}
+
 /// ISO 8601's basic format, to the second.
 fn date(at: SystemTime) -> Option<String> {
     let at = Offset::UTC.to_datetime(Timestamp::try_from(at).ok()?);
@@ -162,18 +188,19 @@ fn push_two_digits(out: &mut String, number: i8) {
 }
 
 /// A SHA-256 in lower case hexadecimal digits.
-struct Hex<T>(T);
-
-impl<T: AsRef<[u8]>> fmt::Display for Hex<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut text = [b'0'; 2 * HASH_LENGTH];
-        for (pair, byte) in text.chunks_exact_mut(2).zip(self.0.as_ref()) {
-            pair[0] = DIGITS[usize::from(byte >> 4)];
-            pair[1] = DIGITS[usize::from(byte & 15)];
-        }
-        f.write_str(str::from_utf8(&text).map_err(|_| fmt::Error)?)
+fn hex(hash: &[u8]) -> [u8; 2 * HASH_LENGTH] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut digits = [b'0'; 2 * HASH_LENGTH];
+    for (pair, byte) in digits.chunks_exact_mut(2).zip(hash) {
+        pair[0] = DIGITS[usize::from(byte >> 4)];
+        pair[1] = DIGITS[usize::from(byte & 15)];
     }
+    digits
+}
+
+/// Digits are ASCII.
+fn text(digits: &[u8]) -> &str {
+    str::from_utf8(digits).unwrap_or_default()
 }
 
 #[cfg(test)]

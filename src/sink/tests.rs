@@ -2,6 +2,7 @@
 
 #[macro_use]
 mod either;
+mod connections;
 mod deletion;
 mod denials;
 mod environment;

@@ -25,6 +25,10 @@ pub(super) struct Endpoint {
     pub(super) uri: Uri,
     /// As the header `host` has it: with the port, unless that is the scheme's own.
     pub(super) host: Box<str>,
+    /// What a request to it has in its first line.
+    pub(super) path: Uri,
+    /// Scheme and host: the server that connections are kept for.
+    pub(super) origin: Box<str>,
 }
 
 impl Endpoint {
@@ -33,7 +37,8 @@ impl Endpoint {
         let base = base.trim_end_matches('/');
         let uri: Uri = format!("{base}/").parse().ok()?;
         let host = uri.host()?;
-        let own_port = match uri.scheme_str()? {
+        let scheme = uri.scheme_str()?;
+        let own_port = match scheme {
             "https" => 443,
             _ => 80,
         };
@@ -42,7 +47,9 @@ impl Endpoint {
             _ => host.to_owned(),
         };
         Some(Self {
+            origin: format!("{scheme}://{host}").into(),
             host: host.into(),
+            path: uri.path_and_query()?.as_str().parse().ok()?,
             uri,
         })
     }

@@ -8,10 +8,10 @@ use aws_sigv4::{
     },
     sign::v4,
 };
-use aws_smithy_types::body::SdkBody;
+use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request,
-    header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, InvalidHeaderValue, USER_AGENT},
+    header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, InvalidHeaderValue, USER_AGENT},
 };
 
 use super::endpoint::Endpoint;
@@ -26,8 +26,8 @@ const X_AMZ_TARGET: HeaderName = HeaderName::from_static("x-amz-target");
 const CBOR: &str = "application/x-amz-cbor-1.1";
 const PUT_RECORDS: &str = "Kinesis_20131202.PutRecords";
 const THIS: &str = concat!("siem-relay/", env!("CARGO_PKG_VERSION"));
-/// Those above, and what the HTTP client adds.
-const MOST_HEADERS: usize = 10;
+/// All that are set below.
+const MOST_HEADERS: usize = 8;
 
 /// A request could not be made or signed; nothing was sent.
 #[derive(Debug, thiserror::Error)]
@@ -42,8 +42,6 @@ pub(super) enum NotSent {
     Body(#[from] minicbor::encode::Error<Infallible>),
     #[error("cannot build the request: {0}")]
     Header(#[from] InvalidHeaderValue),
-    #[error("cannot build the request: {0}")]
-    Convert(#[from] aws_smithy_runtime_api::http::HttpError),
 }
 
 /// Signs a body for a stream of a region.
@@ -53,10 +51,11 @@ pub(super) fn request(
     endpoint: &Endpoint,
     body: Vec<u8>,
     now: SystemTime,
-) -> Result<Request<SdkBody>, NotSent> {
+) -> Result<Request<Bytes>, NotSent> {
     let mut headers = HeaderMap::with_capacity(MOST_HEADERS);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(CBOR));
     headers.insert(X_AMZ_TARGET, HeaderValue::from_static(PUT_RECORDS));
+    headers.insert(HOST, HeaderValue::from_str(&endpoint.host)?);
     headers.insert(USER_AGENT, HeaderValue::from_static(THIS));
     headers.insert(CONTENT_LENGTH, body.len().into());
     if endpoint.is_root() {
@@ -120,8 +119,8 @@ fn sign_root(
     Ok(())
 }
 
-fn post(endpoint: &Endpoint, headers: HeaderMap, body: Vec<u8>) -> Request<SdkBody> {
-    let mut request = Request::new(SdkBody::from(body));
+fn post(endpoint: &Endpoint, headers: HeaderMap, body: Vec<u8>) -> Request<Bytes> {
+    let mut request = Request::new(Bytes::from(body));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = endpoint.uri.clone();
     *request.headers_mut() = headers;

@@ -2,6 +2,9 @@
 
 use std::process::Stdio;
 
+use rustls::{ServerConfig, pki_types::PrivatePkcs8KeyDer};
+use tokio_rustls::TlsAcceptor;
+
 use super::*;
 
 const CHILD: &str = "sink::tests::environment::writes_as_the_environment_says";
@@ -67,4 +70,52 @@ async fn endpoints_and_region_come_from_the_environment() {
     );
 }
 
-with_either_client!(endpoints_and_region_come_from_the_environment);
+async fn a_server_is_trusted_where_its_root_is() {
+    let trusted = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let server = Server::start_with(Some(tls(&trusted)), Call::granted).await;
+    let url = format!("https://localhost:{}", server.address().port());
+    let folder = tempfile::tempdir().unwrap();
+    for (root, is_trusted) in [(&trusted, true), (&other, false)] {
+        let file = folder.path().join("root.pem");
+        std::fs::write(&file, root.cert.pem()).unwrap();
+        let file = file.to_str().unwrap();
+        let environment = [("AWS_ENDPOINT_URL", &*url), ("SSL_CERT_FILE", file)];
+        assert_eq!(writes_with(&environment).await, is_trusted);
+    }
+    assert_eq!(server.calls().len(), 2);
+}
+
+fn tls(certified: &rcgen::CertifiedKey<rcgen::KeyPair>) -> TlsAcceptor {
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    let key = PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
+    let config = ServerConfig::builder_with_provider(Arc::new(provider))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key.into())
+        .unwrap();
+    TlsAcceptor::from(Arc::new(config))
+}
+
+async fn it_goes_through_the_proxy_of_the_environment() {
+    let proxy = Server::start(Call::granted).await;
+    let environment = [
+        ("AWS_ENDPOINT_URL", "http://aws.invalid"),
+        ("HTTP_PROXY", &*proxy.url()),
+    ];
+    assert!(writes_with(&environment).await);
+    assert_eq!(proxy.calls().len(), 2);
+    assert!(
+        proxy
+            .calls()
+            .iter()
+            .all(|call| call.header("host") == "aws.invalid")
+    );
+}
+
+with_either_client!(
+    endpoints_and_region_come_from_the_environment,
+    a_server_is_trusted_where_its_root_is,
+    it_goes_through_the_proxy_of_the_environment,
+);

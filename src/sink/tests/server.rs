@@ -2,17 +2,21 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{TcpListener, TcpStream},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
+    net::TcpListener,
     sync::Notify,
     task::JoinSet,
 };
+use tokio_rustls::TlsAcceptor;
 
 use crate::sandbox::aws::cbor;
 
@@ -103,6 +107,8 @@ pub enum Answer {
     },
     /// The whole answer, once notified.
     Held(Arc<Notify>, Box<Answer>),
+    /// The whole answer, then the end.
+    Last(Box<Answer>),
     /// Less of the body than its length promises, then the end.
     Truncated(String),
     /// Closes without an answer.
@@ -220,33 +226,64 @@ type Script = dyn Fn(&Call) -> Answer + Send + Sync;
 pub struct Server {
     address: std::net::SocketAddr,
     calls: Arc<Mutex<Vec<Call>>>,
+    connections: Arc<AtomicUsize>,
     _tasks: JoinSet<()>,
 }
 
 impl Server {
     pub async fn start(script: impl Fn(&Call) -> Answer + Send + Sync + 'static) -> Self {
+        Self::start_with(None, script).await
+    }
+
+    /// Speaks TLS where it is told how.
+    pub async fn start_with(
+        tls: Option<TlsAcceptor>,
+        script: impl Fn(&Call) -> Answer + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let calls = Arc::new(Mutex::new(Vec::new()));
         let script: Arc<Script> = Arc::new(script);
         let mut tasks = JoinSet::new();
-        let log = calls.clone();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (log, count) = (calls.clone(), connections.clone());
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
                 let (socket, _) = listener.accept().await.unwrap();
-                connections.spawn(serve(socket, log.clone(), script.clone()));
+                count.fetch_add(1, Ordering::SeqCst);
+                let (log, script, tls) = (log.clone(), script.clone(), tls.clone());
+                connections.spawn(async move {
+                    match tls {
+                        None => serve(socket, log, script).await,
+                        Some(tls) => {
+                            if let Ok(socket) = tls.accept(socket).await {
+                                serve(socket, log, script).await;
+                            }
+                        }
+                    }
+                });
             }
         });
         Self {
             address,
             calls,
+            connections,
             _tasks: tasks,
         }
     }
 
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    pub fn address(&self) -> std::net::SocketAddr {
+        self.address
+    }
+
+    /// How many connections were made to it.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
     }
 
     /// What was asked so far.
@@ -267,7 +304,11 @@ impl Server {
     }
 }
 
-async fn serve(socket: TcpStream, log: Arc<Mutex<Vec<Call>>>, script: Arc<Script>) {
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+    socket: S,
+    log: Arc<Mutex<Vec<Call>>>,
+    script: Arc<Script>,
+) {
     let mut socket = BufReader::new(socket);
     while let Some(mut call) = read(&mut socket).await {
         {
@@ -279,6 +320,10 @@ async fn serve(socket: TcpStream, log: Arc<Mutex<Vec<Call>>>, script: Arc<Script
         if let Answer::Held(notify, held) = answer {
             notify.notified().await;
             answer = *held;
+        }
+        let is_last = matches!(answer, Answer::Last(_));
+        if let Answer::Last(last) = answer {
+            answer = *last;
         }
         match answer {
             Answer::Whole {
@@ -294,7 +339,7 @@ async fn serve(socket: TcpStream, log: Arc<Mutex<Vec<Call>>>, script: Arc<Script
                 };
                 let head = head(status, content_type, body.len(), call.number);
                 let whole = [head.as_bytes(), &body].concat();
-                if socket.write_all(&whole).await.is_err() {
+                if socket.write_all(&whole).await.is_err() || is_last {
                     return;
                 }
             }
@@ -310,7 +355,7 @@ async fn serve(socket: TcpStream, log: Arc<Mutex<Vec<Call>>>, script: Arc<Script
             }
             Answer::Closed => return,
             Answer::Hang => std::future::pending().await,
-            Answer::Held(..) => unreachable!("held once"),
+            Answer::Held(..) | Answer::Last(_) => unreachable!("held once, last once"),
         }
     }
 }
@@ -322,7 +367,7 @@ fn head(status: u16, content_type: &str, length: usize, number: usize) -> String
     )
 }
 
-async fn read(socket: &mut BufReader<TcpStream>) -> Option<Call> {
+async fn read<S: AsyncRead + Unpin>(socket: &mut BufReader<S>) -> Option<Call> {
     let mut call = Call::default();
     let mut line = String::new();
     socket.read_line(&mut line).await.ok()?;
