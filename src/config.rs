@@ -135,7 +135,7 @@ settings! {
     disk_reserve_bytes: usize = "disk-reserve-bytes", "67108864", Bytes(MIB..=1024 * GIB),
         "How much of the disk is kept free of events, so that deliveries can still be recorded when it nears full; of a small disk an eighth at the most.";
     log_tail_bytes: usize = "log-tail-bytes", "33554432", Bytes(0..=16 * GIB),
-        "How much of the newest part of the log stays in memory, so that integrations that keep up read nothing back.";
+        "How much of the newest part of the log stays in memory, so that integrations that keep up read nothing back; up to twice as much where over 800 have events in it.";
     publish_bytes_in_flight: usize = "publish-bytes-in-flight", "16777216", Bytes(16 * MIB..=16 * GIB),
         "How many bytes of publishes may be in memory before they are durable; more must wait.";
     window_bytes: usize = "window-bytes", "33554432", Bytes(MIB..=16 * GIB),

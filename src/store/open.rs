@@ -81,7 +81,8 @@ pub struct StoreOptions {
     pub data_dir: PathBuf,
     /// How much of the disk events leave free, in bytes; of a small disk an eighth.
     pub disk_reserve_bytes: u64,
-    /// How much of the newest log stays in memory, in bytes.
+    /// How much of the newest log stays in memory, in bytes; up to twice as much where many
+    /// integrations have events in it.
     pub log_tail_bytes: usize,
     /// How long an append waits for others to share its sync.
     pub commit_linger: Duration,
