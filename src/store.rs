@@ -10,6 +10,7 @@ mod changes;
 mod check;
 mod chunk;
 mod command;
+mod connect;
 mod draft;
 mod express;
 mod external_ids;

@@ -6,6 +6,7 @@ mod connections;
 mod deletion;
 mod denials;
 mod environment;
+mod external_ids;
 mod faults;
 mod identity;
 mod read;
@@ -30,8 +31,11 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use self::either::{CLIENT, client};
-use self::server::{Answer, Call, Server, assumed, kinesis_error, written};
+use self::{
+    either::{CLIENT, client},
+    external_ids::{OneExternalId, Registry},
+    server::{Answer, Call, Server, assumed, kinesis_error, written},
+};
 use super::{
     testing::{Asked, Aws, Said},
     *,
@@ -47,51 +51,6 @@ const EXTERNAL_ID: &str = "0123456789abcdef-never-to-be-seen";
 const PREVIOUS_ID: &str = "fedcba9876543210-never-to-be-seen";
 const STREAM: &str = "arn:aws:kinesis:eu-west-1:123456789012:stream/detections";
 const ROLE: &str = "arn:aws:iam::123456789012:role/siem/writer";
-
-/// Opens every external ID as [`EXTERNAL_ID`].
-struct OneExternalId;
-
-impl ExternalIds for OneExternalId {
-    fn open(&self, _: &Integration) -> Result<ExternalId, Unreadable> {
-        Ok(ExternalId::parse(EXTERNAL_ID.to_owned()).unwrap())
-    }
-
-    fn open_previous(&self, _: &Integration) -> Option<Result<ExternalId, Unreadable>> {
-        None
-    }
-
-    fn took_over(&self, _: &Integration) {}
-
-    fn is_current(&self, _: &Integration) -> bool {
-        true
-    }
-}
-
-/// Opens every external ID, and knows which integrations were deleted.
-#[derive(Default)]
-struct Registry {
-    deleted: Mutex<HashSet<IntegrationKey>>,
-    took_over: AtomicUsize,
-}
-
-impl ExternalIds for Registry {
-    fn open(&self, _: &Integration) -> Result<ExternalId, Unreadable> {
-        Ok(ExternalId::parse(EXTERNAL_ID.to_owned()).unwrap())
-    }
-
-    fn open_previous(&self, integration: &Integration) -> Option<Result<ExternalId, Unreadable>> {
-        integration.previous.as_ref()?;
-        Some(Ok(ExternalId::parse(PREVIOUS_ID.to_owned()).unwrap()))
-    }
-
-    fn took_over(&self, _: &Integration) {
-        self.took_over.fetch_add(1, Ordering::SeqCst);
-    }
-
-    fn is_current(&self, integration: &Integration) -> bool {
-        !self.deleted.lock().unwrap().contains(&integration.key)
-    }
-}
 
 fn role(which: i64) -> String {
     format!("arn:aws:iam::123456789012:role/customer-{which}")

@@ -22,11 +22,11 @@ use super::{
     catalog::{Catalog, Slot},
     changes, chunk,
     command::{Command, Unsettled},
+    connect,
     draft::{Draft, Finished},
     express::Express,
     failure::{self, Failure},
     gathered::Joined,
-    open,
     packs::{NewPack, PackChanges, PackDraft, Packs, unpack_up_to},
     rows,
     secret::Sealer,
@@ -182,7 +182,7 @@ impl Writer {
     /// What a failed transaction means; nothing of it was kept.
     async fn failed(&mut self, error: &DbErr) -> Option<Failure> {
         tracing::error!(%error, "cannot write to the log");
-        open::renew(&self.db).await;
+        connect::renew(&self.db).await;
         self.close_express().await;
         if failure::is_full(error) {
             self.space.ran_out();
