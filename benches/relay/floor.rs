@@ -158,7 +158,8 @@ async fn send(client: &Client, requests: &Requests, order: Order) -> Result<Done
                     .stream_arn("arn:aws:kinesis:us-east-1:222222222222:stream/detections")
                     .set_records(Some(entries));
                 request.send().await?;
-                state.lock().await.2.add(start, now_nanos());
+                let end = now_nanos();
+                state.lock().await.2.add(start, end);
             }
         });
     }

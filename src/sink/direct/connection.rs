@@ -25,8 +25,8 @@ type Body = Full<Bytes>;
 /// A connection that carries one request at a time.
 pub(super) struct Connection {
     sender: http1::SendRequest<Body>,
-    driver: http1::Connection<Stream, Body>,
-    is_over: bool,
+    /// None once it has ended: only that gives back a request that it has not begun.
+    driver: Option<http1::Connection<Stream, Body>>,
 }
 
 /// Why there is no answer.
@@ -44,16 +44,20 @@ impl Connection {
         let (sender, driver) = opened.map_err(|_| Cause::Connection)?;
         Ok(Box::new(Self {
             sender,
-            driver,
-            is_over: false,
+            driver: Some(driver),
         }))
     }
 
-    /// Whether a further request may be sent: nothing of the last is outstanding, and the
-    /// server has not closed. A task that sent one before is not woken by it any more.
+    /// Whether a further request may be sent: the server has not closed. A task that sent
+    /// one before is not woken by it any more.
     pub(super) fn is_at_rest(&mut self) -> bool {
-        self.drive(&mut Context::from_waker(Waker::noop()));
-        !self.is_over && self.sender.is_ready()
+        // A task whose budget is spent would see nothing.
+        let look = pin!(unconstrained(poll_fn(|cx| {
+            self.drive(cx);
+            Poll::Ready(())
+        })));
+        let _looked = look.poll(&mut Context::from_waker(Waker::noop()));
+        self.driver.is_some() && self.sender.is_ready()
     }
 
     /// Sends a request, and takes the answer. It is to be at rest, or new.
@@ -76,7 +80,7 @@ impl Connection {
                 .as_mut()
                 .poll(&mut Context::from_waker(Waker::noop()))
             {
-                Poll::Pending if self.is_over => {
+                Poll::Pending if self.driver.is_none() => {
                     Poll::Ready(Err(Unanswered::Failed(Cause::Connection)))
                 }
                 answer => answer,
@@ -87,8 +91,10 @@ impl Connection {
 
     fn drive(&mut self, cx: &mut Context<'_>) {
         // What went wrong is told to who sent the request.
-        if !self.is_over {
-            self.is_over = Pin::new(&mut self.driver).poll(cx).is_ready();
+        if let Some(driver) = &mut self.driver
+            && Pin::new(driver).poll(cx).is_ready()
+        {
+            self.driver = None;
         }
     }
 }
@@ -99,5 +105,74 @@ impl From<TrySendError<Request<Body>>> for Unanswered {
             Some(request) => Self::Unsent(Box::new(request)),
             None => Self::Failed(Cause::Connection),
         }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::{super::connection::tests, *};
+
+    /// A connection, and the server's end of it.
+    pub(in crate::sink::direct) async fn connection() -> (Box<Connection>, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (client, server) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let stream = Stream::Http(TokioIo::new(client.unwrap()));
+        let connection = Connection::open(stream).await.ok().unwrap();
+        (connection, server.unwrap().0)
+    }
+
+    fn post(bytes: usize) -> Request<Body> {
+        let mut request = Request::post("/").header("host", "one.test");
+        request = request.header("content-length", bytes);
+        request.body(Full::new(vec![7; bytes].into())).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_request_that_never_left_is_given_back() {
+        let (mut connection, server) = connection().await;
+        drop(server);
+        // Once another connection is there, so is the end of this one.
+        let _other = tests::connection().await;
+        let answer = connection.exchange(post(3)).await;
+        assert!(matches!(answer, Err(Unanswered::Unsent(_))));
+        assert!(!connection.is_at_rest());
+    }
+
+    #[tokio::test]
+    async fn large_requests_and_answers_in_pieces_pass() {
+        const SENT: usize = 5 << 20;
+        let (mut connection, mut server) = connection().await;
+        let pieces: Vec<Vec<u8>> = (0..40_u8).map(|piece| vec![piece; 20_000]).collect();
+        let whole = pieces.concat();
+        let serve = async {
+            for _ in 0..2 {
+                // Its head has no such byte.
+                let (mut read, mut piece) = (0, [0; 16 << 10]);
+                while read < SENT {
+                    let count = server.read(&mut piece).await.unwrap();
+                    read += piece[..count].iter().filter(|byte| **byte == 7).count();
+                }
+                let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", whole.len());
+                server.write_all(head.as_bytes()).await.unwrap();
+                for piece in &pieces {
+                    server.write_all(piece).await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+            }
+        };
+        let ask = async {
+            for _ in 0..2 {
+                let answer = connection.exchange(post(SENT)).await.ok().unwrap();
+                assert!(answer.http_status == 200 && answer.body == whole);
+                assert!(connection.is_at_rest());
+            }
+        };
+        tokio::join!(serve, ask);
     }
 }

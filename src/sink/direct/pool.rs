@@ -12,9 +12,9 @@ use super::{connection::Connection, endpoint::Endpoint};
 
 /// As the SDK keeps them.
 const LONGEST_REST: Duration = Duration::from_secs(90);
-/// Each customer's account can have an endpoint of its own; in all there are no more
-/// connections at rest than this.
-const MOST_AT_REST: usize = 512;
+/// Each customer's account has an endpoint of its own by the SDK's rules; in all there are
+/// no more connections at rest than this.
+const MOST_AT_REST: usize = 4096;
 
 /// The connections at rest. Those of an endpoint are taken the newest first.
 pub(super) struct Pool {
@@ -74,12 +74,13 @@ impl Pool {
         let now = Instant::now();
         let mut state = self.state();
         state.add(endpoint, connection, now);
-        if state.by_number.len() > self.most {
-            state.drop_oldest();
-        }
+        let is_full = state.by_number.len() > self.most;
+        // To close it takes a while; it is dropped last.
+        let _closed = is_full.then(|| state.take_oldest());
         if !std::mem::replace(&mut state.is_swept, true) {
             tokio::spawn(sweep(Arc::downgrade(self), now + LONGEST_REST));
         }
+        drop(state);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -92,13 +93,10 @@ async fn sweep(pool: Weak<Pool>, mut at: Instant) {
     loop {
         sleep_until(at).await;
         let Some(pool) = pool.upgrade() else { return };
-        let mut state = pool.state();
-        match state.drop_older(Instant::now()) {
+        let (_closed, oldest) = pool.state().take_older(Instant::now());
+        match oldest {
             Some(oldest) => at = oldest + LONGEST_REST,
-            None => {
-                state.is_swept = false;
-                return;
-            }
+            None => return,
         }
     }
 }
@@ -132,52 +130,41 @@ impl State {
         Some(self.by_number.remove(&number)?.connection)
     }
 
-    fn drop_oldest(&mut self) {
-        let Some((number, oldest)) = self.by_number.pop_first() else {
-            return;
-        };
+    fn take_oldest(&mut self) -> Option<AtRest> {
+        let (_number, oldest) = self.by_number.pop_first()?;
         let origin = &oldest.endpoint.origin;
         if let Some(numbers) = self.by_origin.get_mut(origin) {
-            numbers.retain(|other| *other != number);
+            // The oldest of all is the oldest of its server's.
+            numbers.pop_front();
             if numbers.is_empty() {
                 self.by_origin.remove(origin);
             }
         }
+        Some(oldest)
     }
 
-    /// Drops those that have rested too long. Since when the oldest of the others rests.
-    fn drop_older(&mut self, now: Instant) -> Option<Instant> {
-        loop {
-            let since = self.by_number.first_key_value()?.1.since;
+    /// Takes those that have rested too long. Since when the oldest of the others rests;
+    /// where there is none, nobody sweeps any more.
+    fn take_older(&mut self, now: Instant) -> (Vec<AtRest>, Option<Instant>) {
+        let mut older = Vec::new();
+        while let Some((_, oldest)) = self.by_number.first_key_value() {
+            let since = oldest.since;
             if now < since + LONGEST_REST {
-                return Some(since);
+                return (older, Some(since));
             }
-            self.drop_oldest();
+            older.extend(self.take_oldest());
         }
+        self.is_swept = false;
+        (older, None)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use hyper_util::rt::TokioIo;
-    use tokio::{
-        io::AsyncReadExt,
-        net::{TcpListener, TcpStream},
-        time::advance,
-    };
+    use tokio::{io::AsyncReadExt, net::TcpStream, time::advance};
 
     use super::*;
-    use crate::sink::direct::connection::Stream;
-
-    /// A connection, and the server's end of it.
-    async fn connection() -> (Box<Connection>, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (client, server) = tokio::join!(TcpStream::connect(address), listener.accept());
-        let stream = Stream::Http(TokioIo::new(client.unwrap()));
-        let connection = Connection::open(stream).await.ok().unwrap();
-        (connection, server.unwrap().0)
-    }
+    use crate::sink::direct::connection::tests::connection;
 
     async fn is_closed(server: &mut TcpStream) -> bool {
         matches!(server.read(&mut [0]).await, Ok(0))
@@ -207,24 +194,42 @@ mod tests {
         assert!(state.by_number.is_empty() && state.by_origin.is_empty());
     }
 
-    #[tokio::test(start_paused = true)]
+    /// Lets the sweeper run until so many are left.
+    async fn until_left(pool: &Pool, left: usize) {
+        for _ in 0..10_000 {
+            if pool.state().by_number.len() == left {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+        panic!("more than {left} are left");
+    }
+
+    #[tokio::test]
     async fn what_rests_for_long_is_closed() {
         let pool = Arc::new(Pool::default());
         let endpoint = endpoint("one.test");
         let (first, mut first_server) = connection().await;
-        pool.keep(&endpoint, first);
-        advance(LONGEST_REST / 2).await;
         let (second, mut second_server) = connection().await;
+        let (third, mut third_server) = connection().await;
+        // Timers count whole milliseconds.
+        let half = LONGEST_REST / 2 + Duration::from_millis(1);
+        tokio::time::pause();
+        pool.keep(&endpoint, first);
+        advance(half).await;
         pool.keep(&endpoint, second);
-        let began = Instant::now();
-        assert!(is_closed(&mut first_server).await);
-        assert!(began.elapsed() < LONGEST_REST);
-        assert_eq!(pool.state().by_number.len(), 1);
-        assert!(is_closed(&mut second_server).await);
+        advance(half).await;
+        until_left(&pool, 1).await;
+        advance(half).await;
+        until_left(&pool, 0).await;
         assert!(!pool.state().is_swept);
         // And again, where one comes after all were gone.
-        let (third, mut third_server) = connection().await;
         pool.keep(&endpoint, third);
-        assert!(is_closed(&mut third_server).await);
+        advance(2 * half).await;
+        until_left(&pool, 0).await;
+        tokio::time::resume();
+        for server in [&mut first_server, &mut second_server, &mut third_server] {
+            assert!(is_closed(server).await);
+        }
     }
 }

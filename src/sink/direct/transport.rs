@@ -78,7 +78,10 @@ impl Transport {
             };
             match connection.exchange(request).await {
                 Ok(received) => {
-                    self.pool.keep(endpoint, connection);
+                    // Who refuses may do so before the request has come in whole.
+                    if received.http_status == 200 {
+                        self.pool.keep(endpoint, connection);
+                    }
                     return Ok(received);
                 }
                 Err(Unanswered::Unsent(unsent)) if !is_new => request = *unsent,

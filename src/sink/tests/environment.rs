@@ -73,17 +73,29 @@ async fn endpoints_and_region_come_from_the_environment() {
 async fn a_server_is_trusted_where_its_root_is() {
     let trusted = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let server = Server::start_with(Some(tls(&trusted)), Call::granted).await;
-    let url = format!("https://localhost:{}", server.address().port());
+    let sts = Server::start(assumed).await;
+    let kinesis = Server::start_with(Some(tls(&trusted)), written).await;
+    let port = kinesis.address().port();
     let folder = tempfile::tempdir().unwrap();
-    for (root, is_trusted) in [(&trusted, true), (&other, false)] {
+    for (root, host, is_trusted) in [
+        (&trusted, "localhost", true),
+        (&other, "localhost", false),
+        (&trusted, "127.0.0.1", false),
+    ] {
         let file = folder.path().join("root.pem");
         std::fs::write(&file, root.cert.pem()).unwrap();
-        let file = file.to_str().unwrap();
-        let environment = [("AWS_ENDPOINT_URL", &*url), ("SSL_CERT_FILE", file)];
+        let environment = [
+            ("AWS_ENDPOINT_URL_STS", &*sts.url()),
+            (
+                "AWS_ENDPOINT_URL_KINESIS",
+                &format!("https://{host}:{port}"),
+            ),
+            ("AWS_REGION", "us-west-2"),
+            ("SSL_CERT_FILE", file.to_str().unwrap()),
+        ];
         assert_eq!(writes_with(&environment).await, is_trusted);
     }
-    assert_eq!(server.calls().len(), 2);
+    assert_eq!((sts.calls().len(), kinesis.calls().len()), (3, 1));
 }
 
 fn tls(certified: &rcgen::CertifiedKey<rcgen::KeyPair>) -> TlsAcceptor {
