@@ -135,7 +135,15 @@ pub(super) mod tests {
 
     #[tokio::test]
     async fn a_request_that_never_left_is_given_back() {
-        let (mut connection, server) = connection().await;
+        let (mut connection, mut server) = connection().await;
+        let serve = async {
+            let mut read = [0; 1 << 10];
+            assert!(server.read(&mut read).await.unwrap() > 0);
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+            server.write_all(answer).await.unwrap();
+        };
+        let (first, ()) = tokio::join!(connection.exchange(post(3)), serve);
+        assert!(first.is_ok() && connection.is_at_rest());
         drop(server);
         // Once another connection is there, so is the end of this one.
         let _other = tests::connection().await;
