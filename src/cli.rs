@@ -17,7 +17,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 
-use crate::config::EXIT_USAGE;
+use crate::{config::EXIT_USAGE, domain::sources::with_sources};
 
 pub use signals::shutdown_on_signals;
 
@@ -95,22 +95,6 @@ fn exit_code_of(error: &clap::Error) -> ExitCode {
 /// Tells an error on standard error, for when there is no log, or it is off.
 fn complain(what: &str, error: &dyn Error) {
     let _ = writeln!(io::stderr(), "siem-relay: {what}: {}", with_sources(error));
-}
-
-/// The error and its sources in one line; a source that the error's own message
-/// repeats is left out.
-fn with_sources(error: &dyn Error) -> String {
-    let mut told = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let message = error.to_string();
-        if !told.contains(&message) {
-            told.push_str(": ");
-            told.push_str(&message);
-        }
-        source = error.source();
-    }
-    told
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ pub mod map;
 pub mod organization;
 pub mod retention;
 pub mod segment;
+pub mod sources;
 pub mod standing;
 pub mod status;
 pub mod verdict;

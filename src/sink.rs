@@ -17,6 +17,7 @@ mod signer;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod unreachable;
 
 use std::{fmt, future::Future, sync::Arc};
 

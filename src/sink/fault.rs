@@ -9,7 +9,7 @@ use aws_sdk_kinesis::{
     operation::RequestId,
 };
 
-use super::RecordOutcome;
+use super::{RecordOutcome, unreachable};
 use crate::domain::status::{Cause, Fault, Stage};
 
 /// The longest code or request id that is kept; AWS's have below 70 characters.
@@ -35,6 +35,12 @@ where
         SdkError::TimeoutError(_) => Cause::Timeout,
         other if missing_credentials(other).is_some() => Cause::NoOwnCredentials,
         SdkError::DispatchFailure(failure) if failure.is_timeout() => Cause::Timeout,
+        SdkError::DispatchFailure(failure) => {
+            if let Some(error) = failure.as_connector_error() {
+                unreachable::tell(service(stage), error);
+            }
+            Cause::Connection
+        }
         // Also where the endpoint could not be resolved: nothing was sent.
         _ => Cause::Connection,
     };
@@ -42,6 +48,13 @@ where
         stage,
         cause,
         request_id: request_id(error.request_id()),
+    }
+}
+
+fn service(stage: Stage) -> &'static str {
+    match stage {
+        Stage::AssumeRole => "STS",
+        Stage::Write => "Kinesis",
     }
 }
 

@@ -9,6 +9,7 @@ mod environment;
 mod external_ids;
 mod faults;
 mod identity;
+mod log;
 mod read;
 mod rehearsal;
 mod secrets;

@@ -33,6 +33,8 @@ pub(super) struct Connection {
 pub(super) enum Unanswered {
     /// The server had closed before anything of the request was sent.
     Unsent(Box<Request<Body>>),
+    /// The connection broke off before there was an answer.
+    Broken(hyper::Error),
     Failed(Cause),
 }
 
@@ -103,7 +105,7 @@ impl From<TrySendError<Request<Body>>> for Unanswered {
     fn from(mut error: TrySendError<Request<Body>>) -> Self {
         match error.take_message() {
             Some(request) => Self::Unsent(Box::new(request)),
-            None => Self::Failed(Cause::Connection),
+            None => Self::Broken(error.into_error()),
         }
     }
 }
@@ -150,6 +152,20 @@ pub(super) mod tests {
         let answer = connection.exchange(post(3)).await;
         assert!(matches!(answer, Err(Unanswered::Unsent(_))));
         assert!(!connection.is_at_rest());
+    }
+
+    /// It would be taken for the answer to the next request.
+    #[tokio::test]
+    async fn one_that_says_more_than_was_asked_is_left() {
+        let (mut connection, mut server) = connection().await;
+        let serve = async {
+            let mut read = [0; 1 << 10];
+            assert!(server.read(&mut read).await.unwrap() > 0);
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+            server.write_all(&answer.repeat(2)).await.unwrap();
+        };
+        let (first, ()) = tokio::join!(connection.exchange(post(3)), serve);
+        assert!(first.is_ok() && !connection.is_at_rest());
     }
 
     #[tokio::test]

@@ -15,6 +15,7 @@ use hyper_util::client::{legacy::connect::HttpConnector, proxy::matcher::Matcher
 use tower::ServiceExt;
 
 use super::{
+    super::unreachable,
     connection::{Connection, Unanswered},
     endpoint::Endpoint,
     pool::Pool,
@@ -57,7 +58,7 @@ impl Transport {
                 self.exchange_directly(connector, endpoint, request.map(Full::new))
                     .await
             }
-            _ => Box::pin(self.exchange_by_sdk(request.map(SdkBody::from))).await,
+            _ => Box::pin(self.exchange_by_sdk(endpoint, request.map(SdkBody::from))).await,
         }
     }
 
@@ -86,14 +87,23 @@ impl Transport {
                 }
                 Err(Unanswered::Unsent(unsent)) if !is_new => request = *unsent,
                 Err(Unanswered::Unsent(_)) => return Err(Cause::Connection),
+                Err(Unanswered::Broken(error)) => {
+                    unreachable::tell(&endpoint.host, &error);
+                    return Err(Cause::Connection);
+                }
                 Err(Unanswered::Failed(cause)) => return Err(cause),
             }
         }
     }
 
-    async fn exchange_by_sdk(&self, request: Request<SdkBody>) -> Result<Received, Cause> {
+    async fn exchange_by_sdk(
+        &self,
+        endpoint: &Endpoint,
+        request: Request<SdkBody>,
+    ) -> Result<Received, Cause> {
         let request = HttpRequest::try_from(request).map_err(|_| Cause::Connection)?;
-        let response = self.sdk.call(request).await.map_err(cause)?;
+        let response = self.sdk.call(request).await;
+        let response = response.map_err(|error| cause(endpoint, &error))?;
         let response = response.try_into_http1x().map_err(|_| Cause::Connection)?;
         receive(response).await
     }
@@ -114,12 +124,17 @@ async fn connect(
     endpoint: &Endpoint,
 ) -> Result<Box<Connection>, Cause> {
     let stream = connector.clone().oneshot(endpoint.uri.clone()).await;
-    Connection::open(stream.map_err(|_| Cause::Connection)?).await
+    let stream = stream.map_err(|error| {
+        unreachable::tell(&endpoint.host, &*error);
+        Cause::Connection
+    })?;
+    Connection::open(stream).await
 }
 
-fn cause(error: ConnectorError) -> Cause {
-    match error.is_timeout() {
-        true => Cause::Timeout,
-        false => Cause::Connection,
+fn cause(endpoint: &Endpoint, error: &ConnectorError) -> Cause {
+    if error.is_timeout() {
+        return Cause::Timeout;
     }
+    unreachable::tell(&endpoint.host, error);
+    Cause::Connection
 }

@@ -1,6 +1,8 @@
 //! What goes wrong, as a fault.
 
-use super::{server::sts_error, *};
+use tokio::net::TcpStream;
+
+use super::{log::Log, server::sts_error, *};
 
 /// What a write comes to where Kinesis answers so.
 async fn write(answer: Answer) -> Result<Vec<RecordOutcome>, Fault> {
@@ -182,6 +184,30 @@ async fn tells_a_broken_connection() {
     );
 }
 
+/// A status says that AWS is not reached, the log says why.
+async fn the_log_says_why_kinesis_is_not_reached() {
+    let server = Server::start(|call| Answer::Last(Box::new(call.granted()))).await;
+    let (sink, address) = (sink(&server).await, server.address());
+    sink.put_records(&integration(), records(1)).await.unwrap();
+    drop(server);
+    while TcpStream::connect(address).await.is_ok() {}
+    let (log, _guard) = Log::listen();
+    let written = sink.put_records(&integration(), records(1)).await;
+    assert_eq!(written, Err(fault(Stage::Write, Cause::Connection, None)));
+    let log = log.text();
+    let told = log
+        .lines()
+        .find(|line| line.contains("AWS cannot be reached"));
+    let told = told.unwrap();
+    assert!(
+        told.contains("WARN") && told.contains("Connection refused"),
+        "{told}"
+    );
+    if client() == PutRecordsClient::Direct {
+        assert!(told.contains(&address.to_string()), "{told}");
+    }
+}
+
 async fn waits_no_longer_than_an_attempt() {
     for stage in [Stage::AssumeRole, Stage::Write] {
         let server =
@@ -270,11 +296,39 @@ async fn blames_the_service_for_its_own_faults() {
     assert!(server.calls().is_empty());
 }
 
+#[tokio::test]
+async fn the_log_says_once_why_sts_is_not_reached() {
+    let server = Server::start(Call::granted).await;
+    let mut options = options(&server);
+    // It knows no TLS.
+    let stand_in = options.stand_in.as_mut().unwrap();
+    stand_in.url = server.url().replace("http:", "https:");
+    let sink = AwsSink::new(options, Arc::new(OneExternalId)).await;
+    let (log, _guard) = Log::listen();
+    for _ in 0..2 {
+        let written = sink.put_records(&integration(), records(1)).await;
+        let broken = fault(Stage::AssumeRole, Cause::Connection, None);
+        assert_eq!(written, Err(broken));
+    }
+    let log = log.text();
+    let told: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("AWS cannot be reached"))
+        .collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(
+        told[0].contains("STS") && told[0].contains("tls handshake"),
+        "{told:?}"
+    );
+    assert!(!log.contains(EXTERNAL_ID));
+}
+
 with_either_client!(
     names_what_sts_refuses,
     names_what_kinesis_refuses,
     does_not_take_others_for_aws,
     tells_a_broken_connection,
+    the_log_says_why_kinesis_is_not_reached,
     waits_no_longer_than_an_attempt,
     blames_the_service_for_its_own_faults,
 );

@@ -1,51 +1,9 @@
 //! The external ID stays out of logs and faults, whatever is asked of the log.
 
-use std::{
-    io,
-    sync::{Mutex, PoisonError},
-};
-
-use tracing_subscriber::fmt::{MakeWriter, format::FmtSpan};
-
-use super::{server::sts_error, *};
-
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
-    }
-}
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        log.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Log {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        self.clone()
-    }
-}
+use super::{log::Log, server::sts_error, *};
 
 async fn the_external_id_is_not_logged_at_any_level() {
-    let log = Log::default();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_span_events(FmtSpan::CLOSE)
-        .with_writer(log.clone())
-        .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let (log, _guard) = Log::listen();
 
     let told = format!("1 validation error detected: Value '{EXTERNAL_ID}' at 'externalId'");
     let server = Server::start(move |call| match (call.is_sts(), call.number) {
