@@ -125,7 +125,7 @@ settings! {
     send_linger: Duration = "send-linger-ms", "20", Millis(0..=1000),
         "How long a PutRecords request that would not be full waits after the one before, and five times as long where many events come meanwhile; the first after a pause goes at once.";
     commit_linger: Duration = "commit-linger-ms", "1", Millis(0..=50),
-        "How long a publish waits for others to share its commit and its sync to disk, where the last one was shared.";
+        "How long a publish waits for others to share its commit and its sync to disk, where the last few were shared.";
     settle_linger: Duration = "settle-linger-ms", "50", Millis(1..=50),
         "How long a delivered batch waits for others before they are recorded together.";
     retention: Duration = "retention-seconds", "86400", Seconds(1..=31_536_000),

@@ -27,6 +27,7 @@ mod read;
 mod reader;
 mod rows;
 mod schema;
+mod script;
 mod secret;
 mod settling;
 mod space;

@@ -7,7 +7,10 @@ use sea_orm::{
     sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous},
 };
 
-use super::space::{Allotment, PAGE_BYTES};
+use super::{
+    rows::statement,
+    space::{Allotment, PAGE_BYTES},
+};
 
 /// How a database is opened.
 pub(super) struct Connections {
@@ -70,6 +73,20 @@ pub(super) async fn connect(
                 .pragma("temp_store", connections.temp_store)
         });
     Database::connect(options).await
+}
+
+/// Bytes of a page of the database.
+pub(super) async fn page_bytes(db: &DatabaseConnection) -> Result<u64, DbErr> {
+    let row = db
+        .query_one_raw(statement(db, "PRAGMA page_size", []))
+        .await?;
+    let found = row
+        .map(|row| row.try_get::<i64>("", "page_size"))
+        .transpose()?;
+    Ok(found
+        .and_then(|bytes| u64::try_from(bytes).ok())
+        .filter(|bytes| *bytes > 0)
+        .unwrap_or(PAGE_BYTES))
 }
 
 /// Writes the write-ahead log back. After a failed sync it may be there to be read, but

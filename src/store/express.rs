@@ -1,6 +1,6 @@
-//! Appends that one statement makes, as most are while little comes: on a connection that
-//! stays with the writer. To begin a transaction, to end it, and to hand a connection back
-//! to its pool each take a turn of the thread behind the connection.
+//! What few statements write, as most is while little comes: one script, on a connection
+//! that stays with the writer. To begin a transaction, to end it, and to hand a connection
+//! back to its pool would each take a turn of the thread behind the connection.
 
 use std::ops::Range;
 
@@ -11,11 +11,13 @@ use sea_orm::{
 };
 
 use super::{
-    packs::NewPack,
-    statements::{NewChunk, insert_at_once},
+    packs::{NewPack, PackDraft},
+    script::Script,
+    settling::Settlement,
+    statements::{NewChunk, add_chunks},
 };
 
-/// Chunks of one statement: each number of them is a statement that is kept prepared.
+/// Chunks of one statement: each number of them is a script that is kept prepared.
 const MOST_CHUNKS: usize = 16;
 
 /// See the module.
@@ -24,24 +26,47 @@ pub(super) struct Express {
     connection: Option<PoolConnection<Sqlite>>,
 }
 
-impl Express {
-    /// Whether one statement appends these, with little in memory at once.
-    pub(super) fn takes(chunks: &[NewChunk], packs: &[Range<usize>]) -> bool {
-        match (packs, chunks) {
-            (_, []) => false,
+/// What is written at once.
+pub(super) struct Parcel<'a> {
+    pub(super) chunks: &'a [NewChunk],
+    /// Which of them lie in packs.
+    pub(super) packs: &'a [Range<usize>],
+    pub(super) settlement: &'a Settlement,
+    pub(super) settled_packs: &'a PackDraft<'a>,
+}
+
+impl Parcel<'_> {
+    /// Whether a script writes it, with little in memory at once.
+    pub(super) fn is_little(&self) -> bool {
+        let appends_little = match (self.packs, self.chunks) {
+            ([], []) => !self.settlement.is_empty(),
             ([pack], chunks) => pack.len() == chunks.len(),
             ([], [_]) => true,
             ([], chunks) => chunks.len() <= MOST_CHUNKS && chunks.iter().all(NewChunk::is_small),
             _ => false,
-        }
+        };
+        appends_little && self.settlement.is_little() && self.settled_packs.is_little()
     }
 
-    /// Appends chunks, synced to disk, or none of them.
-    pub(super) async fn append(
+    fn script(&self, now: Timestamp) -> Script {
+        let mut script = Script::default();
+        match (self.packs, self.chunks) {
+            (_, []) => {}
+            ([], chunks) => add_chunks(&mut script, chunks),
+            (_, chunks) => NewPack::of(chunks).add_to(&mut script, now),
+        }
+        self.settlement.add_to(&mut script);
+        self.settled_packs.add_to(&mut script);
+        script
+    }
+}
+
+impl Express {
+    /// Writes it, synced to disk, or nothing of it once the connection is closed.
+    pub(super) async fn write(
         &mut self,
         db: &DatabaseConnection,
-        chunks: &[NewChunk],
-        packs: &[Range<usize>],
+        parcel: &Parcel<'_>,
         now: Timestamp,
     ) -> Result<(), DbErr> {
         let connection = match &mut self.connection {
@@ -51,13 +76,11 @@ impl Express {
                 none.insert(connection.map_err(failed)?)
             }
         };
-        match packs {
-            [] => insert_at_once(connection, chunks).await,
-            _ => NewPack::of(chunks).insert_at_once(connection, now).await,
-        }
+        parcel.script(now).run(connection).await
     }
 
-    /// Closes the connection; the next append opens another.
+    /// Closes the connection, and with it a transaction that has failed; the next write
+    /// opens another.
     pub(super) async fn close(&mut self) -> Result<(), DbErr> {
         match self.connection.take() {
             Some(connection) => connection.close().await.map_err(failed),

@@ -19,7 +19,7 @@ use super::{
     KeyError, MasterKey, Store, StoreError,
     catalog::{Catalog, CatalogDiff, Slot},
     check::damage,
-    connect::{PREPARES, READS, WRITES, connect, write_back},
+    connect::{PREPARES, READS, WRITES, connect, page_bytes, write_back},
     express::Express,
     failure,
     packs::{self, Packs},
@@ -122,9 +122,11 @@ impl Store {
         })?;
         let allotment = Allotment::of(disk, options.disk_reserve_bytes);
         let sealer = Sealer::new(&key).map_err(|_| KeyError::Malformed)?;
-        if let Some(what) = prepare(&path, &allotment).await.map_err(failed)? {
-            return Err(OpenError::Damaged { path, what });
-        }
+        let page_bytes = match prepare(&path, &allotment).await.map_err(failed)? {
+            Prepared::Damaged(what) => return Err(OpenError::Damaged { path, what }),
+            Prepared::Sound { page_bytes } => page_bytes,
+        };
+        let allotment = allotment.with_pages_of(page_bytes);
         let db = connect(&path, WRITES, &allotment).await.map_err(failed)?;
         let reader = connect(&path, READS, &allotment).await.map_err(failed)?;
         let known = Known::load(&db).await.map_err(failed)?;
@@ -166,18 +168,27 @@ impl OpenError {
     }
 }
 
-/// Makes the database, or checks it and brings it to the newest schema. Returns what is
-/// damaged.
-async fn prepare(path: &Path, allotment: &Allotment) -> Result<Option<String>, DbErr> {
+/// What became of a database at start.
+enum Prepared {
+    Damaged(String),
+    Sound { page_bytes: u64 },
+}
+
+/// Makes the database, or checks it and brings it to the newest schema.
+async fn prepare(path: &Path, allotment: &Allotment) -> Result<Prepared, DbErr> {
     let db = connect(path, PREPARES, allotment).await?;
     if let Some(what) = damage(&db, path).await? {
-        return Ok(Some(what));
+        return Ok(Prepared::Damaged(what));
     }
     write_back(&db).await;
     Migrator::up(&db, None).await?;
     let damaged = packs::recover(&db).await?;
+    let page_bytes = page_bytes(&db).await?;
     db.close().await?;
-    Ok(damaged)
+    Ok(match damaged {
+        Some(what) => Prepared::Damaged(what),
+        None => Prepared::Sound { page_bytes },
+    })
 }
 
 /// What a database holds at start.
@@ -254,7 +265,7 @@ impl Known {
             work: Arc::clone(&work),
             sealer: Arc::clone(&sealer),
             commit_linger: options.commit_linger,
-            has_company: false,
+            shared: 0,
             settle_linger: options.settle_linger,
             failing_after: options.failing_after,
             revision,

@@ -20,7 +20,13 @@ pub(super) use self::{
     recover::recover,
     unpack::{unpack_for, unpack_up_to},
 };
-use super::{many::run_many, statements::run, tail::Tail};
+use super::{
+    many::run_many,
+    script::Script,
+    settling::FEW,
+    statements::{add_deletion, run},
+    tail::Tail,
+};
 use crate::domain::{bitmap, integration::IntegrationKey, map::Map};
 
 /// A pack as the writer knows it.
@@ -205,8 +211,13 @@ impl<'a> PackDraft<'a> {
         }
     }
 
-    /// Writes what has changed.
-    pub(super) async fn save(&self, tx: &DatabaseTransaction) -> Result<(), DbErr> {
+    /// Whether a script may write it.
+    pub(super) fn is_little(&self) -> bool {
+        self.changes.done.len() <= FEW
+    }
+
+    /// The packs that are done with, and of the others what is.
+    fn finished_and_partial(&self) -> (Vec<i64>, Vec<(i64, &Vec<u8>)>) {
         let (mut finished, mut partial) = (Vec::new(), Vec::new());
         for (id, done) in &self.changes.done {
             match self.packs.by_id.get(id) {
@@ -214,18 +225,49 @@ impl<'a> PackDraft<'a> {
                 _ => partial.push((*id, done)),
             }
         }
-        let sql = |rows: &str| {
-            format!(
-                "INSERT INTO pack_done (pack_id, done) VALUES {rows} \
-                ON CONFLICT (pack_id) DO UPDATE SET done = excluded.done"
-            )
-        };
+        (finished, partial)
+    }
+
+    /// Writes what has changed.
+    pub(super) async fn save(&self, tx: &DatabaseTransaction) -> Result<(), DbErr> {
+        let (finished, partial) = self.finished_and_partial();
+        let sql = |rows: &str| save_done_sql(&format!("VALUES {rows}"));
         let values = |(id, done): &(i64, &Vec<u8>), values: &mut Vec<Value>| {
             values.extend([(*id).into(), done.to_vec().into()] as [Value; 2]);
         };
         run_many(tx, &partial, 2, sql, values).await?;
         delete(tx, &finished).await
     }
+
+    /// [`PackDraft::save`], by a script.
+    pub(super) fn add_to(&self, script: &mut Script) {
+        let (finished, partial) = self.finished_and_partial();
+        if !partial.is_empty() {
+            let hex =
+                |done: &[u8]| -> String { done.iter().map(|byte| format!("{byte:02x}")).collect() };
+            let row = |(id, done): &(i64, &Vec<u8>)| json!([id, hex(done)]);
+            let rows: Vec<_> = partial.iter().map(row).collect();
+            // An upsert's SELECT needs a WHERE: <https://www.sqlite.org/lang_upsert.html>.
+            let sql =
+                save_done_sql("SELECT value->>0, unhex(value->>1) FROM json_each(?) WHERE true");
+            script.add(&sql).bind(json!(rows).to_string());
+        }
+        if !finished.is_empty() {
+            for table in TABLES {
+                add_deletion(script, table, "pack_id", &finished);
+            }
+        }
+    }
+}
+
+/// What holds a pack, and what is done with of it.
+const TABLES: [&str; 2] = ["pack", "pack_done"];
+
+fn save_done_sql(rows: &str) -> String {
+    format!(
+        "INSERT INTO pack_done (pack_id, done) {rows} \
+        ON CONFLICT (pack_id) DO UPDATE SET done = excluded.done"
+    )
 }
 
 /// Deletes packs that are done with.
@@ -234,7 +276,7 @@ async fn delete(tx: &DatabaseTransaction, ids: &[i64]) -> Result<(), DbErr> {
         return Ok(());
     }
     let ids = json!(ids).to_string();
-    for table in ["pack", "pack_done"] {
+    for table in TABLES {
         let sql = format!("DELETE FROM {table} WHERE pack_id IN (SELECT value FROM json_each($1))");
         run(tx, &sql, [ids.clone().into()]).await?;
     }

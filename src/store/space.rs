@@ -14,8 +14,8 @@ use tokio::{sync::watch, time::Instant};
 use super::{StoreError, command::Command, rows::statement};
 use crate::domain::{integration::IntegrationKey, map::Map, segment::Segments};
 
-/// Bytes of a page of the database.
-pub(super) const PAGE_BYTES: u64 = 16384;
+/// Bytes of a page of a new database: each that a commit touches is written as a whole.
+pub(super) const PAGE_BYTES: u64 = 4096;
 /// What a chunk's row takes beyond its payload, at the most, but for a last page that
 /// is not full.
 const ROW_BYTES: u64 = 128;
@@ -36,6 +36,8 @@ pub(super) struct Allotment {
     wal: u64,
     /// Bytes of events that one transaction may take.
     batch: u64,
+    /// Bytes of a page of the database, which keeps those that it was made with.
+    page: u64,
 }
 
 impl Allotment {
@@ -46,12 +48,18 @@ impl Allotment {
             reserve: reserve.min(share),
             wal: share.clamp(MIB, 32 * MIB),
             batch: share.clamp(REQUEST_BYTES + MIB, 13 * MIB),
+            page: PAGE_BYTES,
         }
+    }
+
+    /// The same, for a database with pages of so many bytes.
+    pub(super) fn with_pages_of(self, page: u64) -> Self {
+        Self { page, ..self }
     }
 
     /// Pages after which the write-ahead log is written back.
     pub(super) fn checkpoint_pages(&self) -> u64 {
-        self.wal / PAGE_BYTES
+        self.wal / self.page
     }
 
     /// How long the write-ahead log's file becomes, and stays.
@@ -66,7 +74,7 @@ impl Allotment {
 
     /// Bytes that events may still take.
     fn room(&self, disk: &Disk) -> u64 {
-        let growing = disk.pages.saturating_mul(PAGE_BYTES);
+        let growing = disk.pages.saturating_mul(self.page);
         let growing = growing.saturating_sub(disk.database_file_bytes);
         let wal_growing = self.wal_file_bytes().saturating_sub(disk.wal_file_bytes);
         let left = disk.free_bytes.saturating_sub(growing + wal_growing);
@@ -75,7 +83,7 @@ impl Allotment {
         if left < self.reserve / 2 {
             return 0;
         }
-        let reusable = disk.free_pages.saturating_mul(PAGE_BYTES);
+        let reusable = disk.free_pages.saturating_mul(self.page);
         (left + reusable).saturating_sub(self.reserve)
     }
 }
@@ -165,7 +173,9 @@ impl Space {
 
     /// Refuses the appends that the disk has no room for.
     pub(super) async fn admit(&mut self, db: &DatabaseConnection, commands: &mut Vec<Command>) {
-        let each: Vec<u64> = commands.iter().map(bytes_of).collect();
+        let page = self.allotment.page;
+        let each = commands.iter().map(|command| bytes_of(command, page));
+        let each: Vec<u64> = each.collect();
         let wanted: u64 = each.iter().sum();
         if wanted == 0 {
             return;
@@ -262,27 +272,28 @@ fn length(file: &Path) -> io::Result<u64> {
 }
 
 /// What a command takes of the room, at the most: events are compressed later.
-fn bytes_of(command: &Command) -> u64 {
+fn bytes_of(command: &Command, page: u64) -> u64 {
     match command {
-        Command::Append { segments, .. } => appended_bytes(segments),
+        Command::Append { segments, .. } => appended_bytes(segments, page),
         _ => 0,
     }
 }
 
-fn appended_bytes(segments: &Segments) -> u64 {
+fn appended_bytes(segments: &Segments, page: u64) -> u64 {
     let mut chunks: Map<IntegrationKey, u64> = Map::default();
     for part in segments.parts() {
         *chunks.entry(part.key).or_default() += u64::from(part.bytes);
     }
-    chunks.into_values().map(row_bytes).sum()
+    let rows = chunks.into_values().map(|bytes| row_bytes(bytes, page));
+    rows.sum()
 }
 
-fn row_bytes(bytes: u64) -> u64 {
-    // A payload of its own pages leaves the last of them partly empty.
-    let rounding = if bytes > PAGE_BYTES / 2 {
-        PAGE_BYTES
-    } else {
-        0
+fn row_bytes(bytes: u64, page: u64) -> u64 {
+    // A payload of its own pages leaves the last of them partly empty; where only two or
+    // three rows have a page together, a third of it may be.
+    let rounding = match bytes > page / 2 {
+        true => page,
+        false => bytes / 2,
     };
     bytes + ROW_BYTES + rounding
 }

@@ -1,17 +1,15 @@
 //! The writer's statements on the log. Plain SQL that both databases know.
 
 use jiff::Timestamp;
-use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, Value,
-    sqlx::{self, AssertSqlSafe, SqliteConnection},
-};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, Value};
 use serde_json::json;
 
 use super::{
     catalog::Slot,
-    chunk, failure,
+    chunk,
     many::{run_many, tuples},
     rows::{micros, save_meta, statement, status_columns},
+    script::Script,
     tail::TailChunk,
 };
 use crate::domain::integration::{IntegrationKey, Progress, Snapshot};
@@ -80,22 +78,15 @@ pub(super) async fn insert_chunks(
     Ok(())
 }
 
-/// Appends chunks by one statement, which is a transaction of its own.
-pub(super) async fn insert_at_once(
-    connection: &mut SqliteConnection,
-    chunks: &[NewChunk],
-) -> Result<(), DbErr> {
+/// [`insert_chunks`], by a script and with one statement.
+pub(super) fn add_chunks(script: &mut Script, chunks: &[NewChunk]) {
     let rows = tuples(DbBackend::Sqlite, chunks.len(), CHUNK_COLUMNS);
-    let sql = insert_chunks_sql("INSERT", &rows);
-    // The text is made of nothing but names and placeholders.
-    let mut query = sqlx::query(AssertSqlSafe(sql));
+    script.add(&insert_chunks_sql("INSERT", &rows));
     for new in chunks {
         let (id, key, first, count, bytes, at, payload) = new.row();
-        let query_of = query.bind(id).bind(key).bind(first).bind(count);
-        query = query_of.bind(bytes).bind(at).bind(payload);
+        script.bind(id).bind(key).bind(first).bind(count);
+        script.bind(bytes).bind(at).bind(payload);
     }
-    let done = query.execute(connection).await;
-    done.map(drop).map_err(failure::of_statement)
 }
 
 impl NewChunk {
@@ -144,6 +135,12 @@ pub(super) async fn delete_chunks(tx: &DatabaseTransaction, ids: &[i64]) -> Resu
         .map(drop)
 }
 
+/// Deletes rows of a table by their numbers.
+pub(super) fn add_deletion(script: &mut Script, table: &str, number: &str, ids: &[i64]) {
+    let sql = format!("DELETE FROM {table} WHERE {number} IN (SELECT value FROM json_each(?))");
+    script.add(&sql).bind(json!(ids).to_string());
+}
+
 /// Saves an integration's status.
 pub(super) async fn save_status(
     tx: &DatabaseTransaction,
@@ -184,6 +181,19 @@ impl ProgressRow {
             last_delivery: status.last_delivery,
         }
     }
+
+    /// In the order of the columns.
+    fn columns(&self) -> [Option<i64>; PROGRESS_COLUMNS] {
+        [
+            Some(self.key.0),
+            Some(self.progress.next_sequence as i64),
+            Some(self.progress.delivered as i64),
+            Some(self.progress.expired as i64),
+            Some(self.progress.discarded as i64),
+            self.last_attempt.map(micros),
+            self.last_delivery.map(micros),
+        ]
+    }
 }
 
 /// Saves rows of `progress`, of integrations old and new.
@@ -191,29 +201,37 @@ pub(super) async fn save_progress(
     tx: &DatabaseTransaction,
     rows: &[ProgressRow],
 ) -> Result<(), DbErr> {
-    let sql = |rows: &str| {
-        format!(
-            "INSERT INTO progress (integration_key, next_sequence, delivered, expired, \
-            discarded, last_attempt_at, last_delivery_at) VALUES {rows} \
-            ON CONFLICT (integration_key) DO UPDATE SET \
-            next_sequence = excluded.next_sequence, delivered = excluded.delivered, \
-            expired = excluded.expired, discarded = excluded.discarded, \
-            last_attempt_at = excluded.last_attempt_at, \
-            last_delivery_at = excluded.last_delivery_at"
-        )
-    };
+    let sql = |rows: &str| save_progress_sql(&format!("VALUES {rows}"));
     let values = |row: &ProgressRow, values: &mut Vec<Value>| {
-        values.extend([
-            row.key.0.into(),
-            (row.progress.next_sequence as i64).into(),
-            (row.progress.delivered as i64).into(),
-            (row.progress.expired as i64).into(),
-            (row.progress.discarded as i64).into(),
-            row.last_attempt.map(micros).into(),
-            row.last_delivery.map(micros).into(),
-        ] as [Value; 7]);
+        values.extend(row.columns().map(Value::from));
     };
-    run_many(tx, rows, 7, sql, values).await
+    run_many(tx, rows, PROGRESS_COLUMNS, sql, values).await
+}
+
+/// [`save_progress`], by a script and with one statement text, however many there are.
+pub(super) fn add_progress(script: &mut Script, rows: &[ProgressRow]) {
+    let rows: Vec<_> = rows.iter().map(ProgressRow::columns).collect();
+    // An upsert's SELECT needs a WHERE: <https://www.sqlite.org/lang_upsert.html>.
+    let sql = save_progress_sql(
+        "SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5, value->>6 \
+        FROM json_each(?) WHERE true",
+    );
+    script.add(&sql).bind(json!(rows).to_string());
+}
+
+/// Columns of a row of `progress`.
+const PROGRESS_COLUMNS: usize = 7;
+
+fn save_progress_sql(rows: &str) -> String {
+    format!(
+        "INSERT INTO progress (integration_key, next_sequence, delivered, expired, \
+        discarded, last_attempt_at, last_delivery_at) {rows} \
+        ON CONFLICT (integration_key) DO UPDATE SET \
+        next_sequence = excluded.next_sequence, delivered = excluded.delivered, \
+        expired = excluded.expired, discarded = excluded.discarded, \
+        last_attempt_at = excluded.last_attempt_at, \
+        last_delivery_at = excluded.last_delivery_at"
+    )
 }
 
 /// Removes a slice of the chunks of deleted integrations; what is left stays listed.

@@ -7,6 +7,7 @@ mod progress;
 mod read;
 mod retention;
 mod status;
+mod together;
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 

@@ -1,45 +1,47 @@
 //! The one task that writes. What arrives together shares a transaction and a sync.
 
+mod committed;
 mod room;
 
 use std::{
     fs::File,
-    ops::Range,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
-use jiff::Timestamp;
-use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
+use sea_orm::{DatabaseConnection, DbErr, TransactionTrait};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep_until, timeout_at},
 };
 
+use self::committed::Committed;
 use super::{
     answers::{Answers, AppendAnswer},
     batch::Batch,
     catalog::{Catalog, Slot},
-    changes, chunk,
+    changes,
     command::{Command, Unsettled},
     connect,
     draft::{Draft, Finished},
-    express::Express,
+    express::{Express, Parcel},
     failure::{self, Failure},
-    gathered::Joined,
     packs::{NewPack, PackChanges, PackDraft, Packs, unpack_up_to},
     rows,
     secret::Sealer,
-    settling::settle,
+    settling::{FEW, settle},
     space::Space,
     statements::{self, NewChunk},
-    tail::{Tail, TailChunk},
+    tail::Tail,
     work::WorkFeed,
 };
 use crate::domain::integration::IntegrationKey;
 
 /// Unsettled attempts beyond which no further command is taken until they are written.
 const MOST_UNSETTLED: usize = 4096;
+/// Commits that were shared one after the other, after which it is worth waiting for who
+/// shares the next: one or two are so by chance.
+const COMPANY: usize = 3;
 /// Between attempts to write after a failure.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -52,8 +54,8 @@ pub(super) struct Writer {
     pub(super) work: Arc<WorkFeed>,
     pub(super) sealer: Arc<Sealer>,
     pub(super) commit_linger: Duration,
-    /// The last commit was shared: it is worth waiting for others.
-    pub(super) has_company: bool,
+    /// Commits up to the last that were shared, one after the other.
+    pub(super) shared: usize,
     pub(super) settle_linger: Duration,
     pub(super) failing_after: Duration,
     pub(super) revision: u64,
@@ -70,55 +72,6 @@ pub(super) struct Writer {
     pub(super) lock: File,
 }
 
-/// What else a transaction leads to once it is durable.
-struct Committed {
-    chunks: Vec<NewChunk>,
-    /// Which of them lie in packs.
-    packs: Vec<Range<usize>>,
-    garbage: Vec<IntegrationKey>,
-    next_chunk_id: i64,
-}
-
-impl Committed {
-    /// Numbers the events that wait: they become chunks.
-    fn number(&mut self, draft: &mut Draft<'_>, now: Timestamp) {
-        for Joined { key, count, bytes } in std::mem::take(&mut draft.gathered).join() {
-            let Some(slot) = draft.slot_mut(key) else {
-                continue;
-            };
-            let progress = &mut slot.snapshot.progress;
-            let chunk = TailChunk {
-                id: self.next_chunk_id,
-                first_sequence: progress.next_sequence,
-                count,
-                accepted_at: now,
-                settled: Vec::new(),
-                gaps: Vec::new(),
-                bytes: bytes.into(),
-            };
-            progress.pending_bytes += chunk::body_bytes(&chunk);
-            progress.next_sequence += u64::from(count);
-            self.next_chunk_id += 1;
-            self.chunks.push(NewChunk { key, chunk });
-        }
-        self.packs = NewPack::among(&self.chunks);
-    }
-
-    async fn insert(&self, tx: &DatabaseTransaction, now: Timestamp) -> Result<(), DbErr> {
-        let mut alone: Vec<&NewChunk> = Vec::new();
-        let mut at = 0;
-        for pack in &self.packs {
-            alone.extend(&self.chunks[at..pack.start]);
-            NewPack::of(&self.chunks[pack.clone()])
-                .insert(tx, now)
-                .await?;
-            at = pack.end;
-        }
-        alone.extend(&self.chunks[at..]);
-        statements::insert_chunks(tx, &alone).await
-    }
-}
-
 impl Writer {
     pub(super) async fn run(mut self) {
         let mut unsettled = Unsettled::default();
@@ -127,17 +80,15 @@ impl Writer {
             let mut batch = Batch::new(self.space.batch_bytes());
             self.fill(&mut batch, &mut unsettled, due).await;
             if !batch.commands.is_empty() {
-                self.has_company = batch.commands.len() > 1;
+                self.shared = match batch.commands.len() {
+                    1 => 0,
+                    _ => self.shared + 1,
+                };
             }
             self.space.owe(self.owed_bytes());
             self.space.look_if_due(&self.db).await;
             self.space.admit(&self.db, &mut batch.commands).await;
-            let settles = due.is_some_and(|due| due <= Instant::now())
-                || batch.close.is_some()
-                || unsettled.count >= MOST_UNSETTLED
-                // What was attempted before a change was attempted under what was before it.
-                || batch.commands.iter().any(Command::is_change)
-                || self.is_news(&mut unsettled);
+            let settles = self.settles(&batch, &mut unsettled, due);
             if !batch.commands.is_empty() || settles {
                 let mut nothing = Unsettled::default();
                 let settled = if settles {
@@ -229,7 +180,7 @@ impl Writer {
                 Err(mpsc::error::TryRecvError::Disconnected) => None,
                 // A settlement alone waits for company elsewhere.
                 Err(mpsc::error::TryRecvError::Empty)
-                    if batch.commands.is_empty() || !self.has_company =>
+                    if batch.commands.is_empty() || self.shared < COMPANY =>
                 {
                     return;
                 }
@@ -242,6 +193,25 @@ impl Writer {
             };
             batch.add(next, unsettled);
         }
+    }
+
+    /// Whether what is not settled is to be written with this batch.
+    fn settles(&self, batch: &Batch, unsettled: &mut Unsettled, due: Option<Instant>) -> bool {
+        let now = Instant::now();
+        // What is little rides along with appends rather than wait for a sync of its own.
+        let rides =
+            !batch.commands.is_empty() && !unsettled.is_empty() && unsettled.by_key.len() <= FEW;
+        let early = if rides {
+            self.settle_linger / 2
+        } else {
+            Duration::ZERO
+        };
+        due.is_some_and(|due| due <= now + early)
+            || batch.close.is_some()
+            || unsettled.count >= MOST_UNSETTLED
+            // What was attempted before a change was attempted under what was before it.
+            || batch.commands.iter().any(Command::is_change)
+            || self.is_news(unsettled)
     }
 
     /// Whether what attempts showed changes a status, so that it is told at once.
@@ -317,11 +287,17 @@ impl Writer {
                 });
             }
         }
-        if cold.is_empty() && unsettled.is_empty() && committed.garbage.is_empty() {
+        let settlement = settle(draft, unsettled);
+        if cold.is_empty() && committed.garbage.is_empty() {
             committed.number(draft, now);
-            let Committed { chunks, packs, .. } = &committed;
-            if Express::takes(chunks, packs) {
-                self.express.append(&self.db, chunks, packs, now).await?;
+            let parcel = Parcel {
+                chunks: &committed.chunks,
+                packs: &committed.packs,
+                settlement: &settlement,
+                settled_packs: &draft.packs,
+            };
+            if parcel.is_little() {
+                self.express.write(&self.db, &parcel, now).await?;
                 return Ok(committed);
             }
         }
@@ -332,7 +308,7 @@ impl Writer {
                 return Err(error);
             }
         };
-        if let Err(error) = settle(&tx, draft, unsettled).await {
+        if let Err(error) = settlement.save(&tx, draft).await {
             answers.refuse(cold, &error);
             return Err(error);
         }

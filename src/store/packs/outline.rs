@@ -4,17 +4,15 @@
 use std::ops::Range;
 
 use jiff::Timestamp;
-use sea_orm::{
-    ConnectionTrait, DbBackend, DbErr, Value,
-    sqlx::{self, AssertSqlSafe, SqliteConnection},
-};
+use sea_orm::{ConnectionTrait, DbBackend, DbErr, Value};
 
 use crate::{
     domain::{bitmap, integration::IntegrationKey, segment::Damaged},
     store::{
-        chunk, failure,
+        chunk,
         many::tuples,
         rows::micros,
+        script::Script,
         statements::{NewChunk, run},
     },
 };
@@ -134,20 +132,11 @@ impl<'a> NewPack<'a> {
         run(tx, &sql, values).await.map(drop)
     }
 
-    /// Writes it by one statement, which is a transaction of its own.
-    pub(in crate::store) async fn insert_at_once(
-        &self,
-        connection: &mut SqliteConnection,
-        now: Timestamp,
-    ) -> Result<(), DbErr> {
-        // The text is made of nothing but names and placeholders.
-        let query = sqlx::query(AssertSqlSafe(insert_sql(DbBackend::Sqlite)))
-            .bind(self.id())
-            .bind(micros(now))
-            .bind(encode(&self.members()))
-            .bind(self.payload());
-        let done = query.execute(connection).await;
-        done.map(drop).map_err(failure::of_statement)
+    /// [`NewPack::insert`], by a script.
+    pub(in crate::store) fn add_to(&self, script: &mut Script, now: Timestamp) {
+        script.add(&insert_sql(DbBackend::Sqlite));
+        script.bind(self.id()).bind(micros(now));
+        script.bind(encode(&self.members())).bind(self.payload());
     }
 }
 

@@ -91,7 +91,7 @@ fn how_events_of_integrations_are_mixed_makes_no_difference() {
             });
             pushed.unwrap();
         }
-        appended_bytes(&segments)
+        appended_bytes(&segments, PAGE_BYTES)
     };
     let each = 2 * 9004 + ROW_BYTES + PAGE_BYTES;
     assert_eq!(segments(&[1, 1, 2, 2]), 2 * each);

@@ -7,7 +7,7 @@ use crate::domain::{integration::IntegrationKey, map::Map};
 
 /// So many integrations have room for the records of fuller requests; where more share the
 /// tail it may take more, up to [`MOST_TIMES`] as much.
-const SHARERS: usize = 800;
+const SHARERS: usize = if cfg!(test) { 4 } else { 800 };
 /// Where the writer asks whether too much lies in packs, it leaves as much for a tail that
 /// has just shrunk.
 const MOST_TIMES: usize = 2;

@@ -9,7 +9,8 @@ use super::*;
 use crate::domain::delivery::Batch;
 
 const BODY_BYTES: u64 = 54;
-const ORGANIZATIONS: [&str; 4] = ["one", "two", "three", "four"];
+/// More than share the least tail, which so grows and shrinks.
+const ORGANIZATIONS: [&str; 7] = ["one", "two", "three", "four", "five", "six", "seven"];
 const FEW: BatchLimits = BatchLimits {
     records: 5,
     ..LIMITS

@@ -8,6 +8,9 @@ use siem_relay::proto::v1;
 use super::Ground;
 use crate::harness::{Customer, GapTold, Load, Process, age_log, arrive, check_with_gaps};
 
+/// Bytes of a page of the database.
+const PAGE: usize = 4096;
+
 /// Starts on a database whose bytes were changed; it must be refused, in words that
 /// help, and left as it is.
 async fn assert_refused(ground: &Ground, damage: impl FnOnce(&mut Vec<u8>)) {
@@ -43,9 +46,9 @@ async fn a_damaged_database_is_refused_and_named() {
     process.ended().await;
 
     assert_refused(&ground, |bytes| bytes[..100].fill(0x5a)).await;
-    assert_refused(&ground, |bytes| bytes.truncate(3 * 16384)).await;
+    assert_refused(&ground, |bytes| bytes.truncate(3 * PAGE)).await;
     for page in 1..4 {
-        assert_refused(&ground, |bytes| bytes[page * 16384..][..16].fill(0xff)).await;
+        assert_refused(&ground, |bytes| bytes[page * PAGE..][..16].fill(0xff)).await;
     }
     ground.customer.make_role(&ground.aws);
     let process = ground.start().await;

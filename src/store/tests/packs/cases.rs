@@ -36,7 +36,8 @@ async fn what_leaves_memory_unread_becomes_few_rows() {
 async fn a_damaged_pack_is_set_aside() {
     let mut run = Run::new(1 << 20).await;
     for _ in 0..2 {
-        run.append((0..4).map(|which| (which, 3)).collect()).await;
+        run.append((0..ORGANIZATIONS.len()).map(|which| (which, 3)).collect())
+            .await;
     }
     let spoil = "UPDATE pack SET payload = X'0400' WHERE pack_id = (SELECT MIN(pack_id) FROM pack)";
     run.store.reader.execute_unprepared(spoil).await.unwrap();

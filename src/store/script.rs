@@ -1,0 +1,110 @@
+//! Statements that SQLite runs one after the other at one call. A call takes a turn of the
+//! thread behind the connection, and a transaction made of calls takes one for each.
+
+use sea_orm::{
+    DbErr,
+    sqlx::{
+        self, Arguments, AssertSqlSafe, Encode, Sqlite, SqliteConnection, Type, error::BoxDynError,
+        sqlite::SqliteArguments,
+    },
+};
+
+use super::failure;
+
+/// Statements, and the values of their parameters, which are plain `?`.
+#[derive(Default)]
+pub(super) struct Script {
+    sql: String,
+    values: SqliteArguments,
+    statements: usize,
+    failed: Option<BoxDynError>,
+}
+
+impl Script {
+    /// Adds a statement, made of nothing but names and placeholders. Its values follow.
+    pub(super) fn add(&mut self, sql: &str) -> &mut Self {
+        self.sql.push_str(sql);
+        self.sql.push(';');
+        self.statements += 1;
+        self
+    }
+
+    /// Adds the value of the next parameter.
+    pub(super) fn bind<'q, T>(&mut self, value: T) -> &mut Self
+    where
+        T: Encode<'q, Sqlite> + Type<Sqlite>,
+    {
+        if let Err(error) = self.values.add(value) {
+            self.failed.get_or_insert(error);
+        }
+        self
+    }
+
+    /// Runs them as one transaction, synced to disk.
+    ///
+    /// # Errors
+    ///
+    /// Nothing is kept once the connection is closed, as it is to be then: until then the
+    /// transaction may be under way.
+    pub(super) async fn run(self, connection: &mut SqliteConnection) -> Result<(), DbErr> {
+        if let Some(error) = self.failed {
+            return Err(failure::of_statement(sqlx::Error::Encode(error)));
+        }
+        let sql = match self.statements {
+            // It is a transaction of its own.
+            1 => self.sql,
+            _ => format!("BEGIN IMMEDIATE;{}COMMIT", self.sql),
+        };
+        let query = sqlx::query_with(AssertSqlSafe(sql), self.values);
+        let done = query.execute(connection).await;
+        done.map(drop).map_err(failure::of_statement)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sea_orm::sqlx::{Connection, Row};
+
+    use super::*;
+
+    const INSERT: &str = "INSERT INTO number (value, name) VALUES (?, ?)";
+
+    async fn open(path: &str) -> SqliteConnection {
+        SqliteConnection::connect(path).await.unwrap()
+    }
+
+    async fn names(connection: &mut SqliteConnection) -> Vec<(i64, String)> {
+        let rows = sqlx::query("SELECT value, name FROM number ORDER BY value");
+        let rows = rows.fetch_all(connection).await.unwrap();
+        rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+    }
+
+    #[tokio::test]
+    async fn all_is_kept_or_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = format!("sqlite:{}?mode=rwc", folder.path().join("db").display());
+        let mut connection = open(&path).await;
+        let mut script = Script::default();
+        script.add("CREATE TABLE number (value BIGINT PRIMARY KEY, name TEXT NOT NULL)");
+        script.run(&mut connection).await.unwrap();
+
+        let mut script = Script::default();
+        script.add(INSERT).bind(1_i64).bind("one".to_owned());
+        script.add(INSERT).bind(2_i64).bind("two".to_owned());
+        script.run(&mut connection).await.unwrap();
+        let kept = [(1, "one".to_owned()), (2, "two".to_owned())];
+        assert_eq!(names(&mut connection).await, kept);
+
+        let mut script = Script::default();
+        script.add(INSERT).bind(3_i64).bind("three".to_owned());
+        script.add(INSERT).bind(1_i64).bind("one again".to_owned());
+        assert!(script.run(&mut connection).await.is_err());
+        connection.close().await.unwrap();
+        let mut connection = open(&path).await;
+        assert_eq!(names(&mut connection).await, kept);
+        let mut script = Script::default();
+        script.add(INSERT).bind(3_i64).bind("three".to_owned());
+        script.run(&mut connection).await.unwrap();
+        assert_eq!(names(&mut connection).await.len(), 3);
+    }
+}
