@@ -1,4 +1,4 @@
-//! Why AWS was not reached, for the log: a status only says that it was not.
+//! Why a connection to AWS failed, for the log: a status only says that it did.
 
 use std::{
     collections::HashMap,
@@ -18,14 +18,27 @@ const MOST_TOLD: usize = 256;
 
 static TOLD: LazyLock<Mutex<Told>> = LazyLock::new(Mutex::default);
 
-/// Logs that a server was not reached, or broke off: each failure of each once a minute.
+/// Logs why a server was not reached, or broke off: each failure of each once a minute.
 /// The error is one of the connection, and holds nothing of what was to be sent on it.
 pub(super) fn tell(server: &str, error: &dyn Error) {
-    let error = with_sources(error);
-    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
-    if told.is_due(format!("{server} {error}"), Instant::now()) {
-        tracing::warn!(server, error, "AWS cannot be reached");
+    tell_that(server, &with_sources(error));
+}
+
+/// [`tell`], in words.
+pub(super) fn tell_that(server: &str, error: &str) {
+    let is_due = {
+        let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+        told.is_due(failure(server, error), Instant::now())
+    };
+    if is_due {
+        tracing::warn!(server, error, "the connection to AWS failed");
     }
+}
+
+/// What fails again is the same failure, though it may tell times and ports.
+fn failure(server: &str, error: &str) -> String {
+    let words = error.chars().filter(|char| !char.is_ascii_digit());
+    format!("{server} {}", words.collect::<String>())
 }
 
 /// When each failure was told.
@@ -46,6 +59,14 @@ impl Told {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failure_is_the_same_at_another_time() {
+        let expired = |seconds| format!("certificate expired: {seconds} seconds ago");
+        let one = failure("kinesis.test:443", &expired(1));
+        assert_eq!(failure("kinesis.test:443", &expired(22)), one);
+        assert_ne!(failure("kinesis.test:8443", &expired(1)), one);
+    }
 
     #[test]
     fn each_is_told_once_a_minute_and_no_more_than_so_many() {

@@ -1,16 +1,13 @@
 //! Connections to the database, and how SQLite is set on them.
 
-use std::{path::Path, time::Duration};
+use std::{fs::File, io::Read, path::Path, time::Duration};
 
 use sea_orm::{
     ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbErr,
     sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous},
 };
 
-use super::{
-    rows::statement,
-    space::{Allotment, PAGE_BYTES},
-};
+use super::space::{Allotment, PAGE_BYTES};
 
 /// How a database is opened.
 pub(super) struct Connections {
@@ -75,18 +72,20 @@ pub(super) async fn connect(
     Database::connect(options).await
 }
 
-/// Bytes of a page of the database.
-pub(super) async fn page_bytes(db: &DatabaseConnection) -> Result<u64, DbErr> {
-    let row = db
-        .query_one_raw(statement(db, "PRAGMA page_size", []))
-        .await?;
-    let found = row
-        .map(|row| row.try_get::<i64>("", "page_size"))
-        .transpose()?;
-    Ok(found
-        .and_then(|bytes| u64::try_from(bytes).ok())
-        .filter(|bytes| *bytes > 0)
-        .unwrap_or(PAGE_BYTES))
+/// Bytes of a page of the database, which keeps those that it was made with. Where that is
+/// none, the start says what is wrong with it.
+pub(super) fn page_bytes(path: &Path) -> u64 {
+    let mut head = [0; 18];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut head));
+    // As <https://www.sqlite.org/fileformat2.html> has it: 1 stands for 65536.
+    let told = match u64::from(u16::from_be_bytes([head[16], head[17]])) {
+        1 => 1 << 16,
+        told => told,
+    };
+    match read.is_ok() && told >= 512 && told.is_power_of_two() {
+        true => told,
+        false => PAGE_BYTES,
+    }
 }
 
 /// Writes the write-ahead log back. After a failed sync it may be there to be read, but

@@ -13,11 +13,12 @@ use sea_orm::{
 use super::{
     packs::{NewPack, PackDraft},
     script::Script,
-    settling::Settlement,
+    settling::Settled,
     statements::{NewChunk, add_chunks},
 };
 
-/// Chunks of one statement: each number of them is a script that is kept prepared.
+/// Chunks of one statement: with each number of them a script is another, and is kept
+/// prepared.
 const MOST_CHUNKS: usize = 16;
 
 /// See the module.
@@ -31,7 +32,7 @@ pub(super) struct Parcel<'a> {
     pub(super) chunks: &'a [NewChunk],
     /// Which of them lie in packs.
     pub(super) packs: &'a [Range<usize>],
-    pub(super) settlement: &'a Settlement,
+    pub(super) settled: &'a Settled,
     pub(super) settled_packs: &'a PackDraft<'a>,
 }
 
@@ -39,13 +40,13 @@ impl Parcel<'_> {
     /// Whether a script writes it, with little in memory at once.
     pub(super) fn is_little(&self) -> bool {
         let appends_little = match (self.packs, self.chunks) {
-            ([], []) => !self.settlement.is_empty(),
+            ([], []) => !self.settled.is_empty(),
             ([pack], chunks) => pack.len() == chunks.len(),
             ([], [_]) => true,
             ([], chunks) => chunks.len() <= MOST_CHUNKS && chunks.iter().all(NewChunk::is_small),
             _ => false,
         };
-        appends_little && self.settlement.is_little() && self.settled_packs.is_little()
+        appends_little && self.settled.is_little() && self.settled_packs.is_little()
     }
 
     fn script(&self, now: Timestamp) -> Script {
@@ -55,7 +56,7 @@ impl Parcel<'_> {
             ([], chunks) => add_chunks(&mut script, chunks),
             (_, chunks) => NewPack::of(chunks).add_to(&mut script, now),
         }
-        self.settlement.add_to(&mut script);
+        self.settled.add_to(&mut script);
         self.settled_packs.add_to(&mut script);
         script
     }

@@ -120,13 +120,11 @@ impl Store {
             path: options.data_dir.clone(),
             source,
         })?;
-        let allotment = Allotment::of(disk, options.disk_reserve_bytes);
+        let allotment = Allotment::of(disk, options.disk_reserve_bytes, page_bytes(&path));
         let sealer = Sealer::new(&key).map_err(|_| KeyError::Malformed)?;
-        let page_bytes = match prepare(&path, &allotment).await.map_err(failed)? {
-            Prepared::Damaged(what) => return Err(OpenError::Damaged { path, what }),
-            Prepared::Sound { page_bytes } => page_bytes,
-        };
-        let allotment = allotment.with_pages_of(page_bytes);
+        if let Some(what) = prepare(&path, &allotment).await.map_err(failed)? {
+            return Err(OpenError::Damaged { path, what });
+        }
         let db = connect(&path, WRITES, &allotment).await.map_err(failed)?;
         let reader = connect(&path, READS, &allotment).await.map_err(failed)?;
         let known = Known::load(&db).await.map_err(failed)?;
@@ -168,27 +166,18 @@ impl OpenError {
     }
 }
 
-/// What became of a database at start.
-enum Prepared {
-    Damaged(String),
-    Sound { page_bytes: u64 },
-}
-
-/// Makes the database, or checks it and brings it to the newest schema.
-async fn prepare(path: &Path, allotment: &Allotment) -> Result<Prepared, DbErr> {
+/// Makes the database, or checks it and brings it to the newest schema. Returns what is
+/// damaged.
+async fn prepare(path: &Path, allotment: &Allotment) -> Result<Option<String>, DbErr> {
     let db = connect(path, PREPARES, allotment).await?;
     if let Some(what) = damage(&db, path).await? {
-        return Ok(Prepared::Damaged(what));
+        return Ok(Some(what));
     }
     write_back(&db).await;
     Migrator::up(&db, None).await?;
     let damaged = packs::recover(&db).await?;
-    let page_bytes = page_bytes(&db).await?;
     db.close().await?;
-    Ok(match damaged {
-        Some(what) => Prepared::Damaged(what),
-        None => Prepared::Sound { page_bytes },
-    })
+    Ok(damaged)
 }
 
 /// What a database holds at start.

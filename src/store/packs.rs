@@ -10,7 +10,7 @@ mod outline;
 mod recover;
 mod unpack;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use sea_orm::{DatabaseTransaction, DbErr, Value};
 use serde_json::json;
@@ -243,8 +243,6 @@ impl<'a> PackDraft<'a> {
     pub(super) fn add_to(&self, script: &mut Script) {
         let (finished, partial) = self.finished_and_partial();
         if !partial.is_empty() {
-            let hex =
-                |done: &[u8]| -> String { done.iter().map(|byte| format!("{byte:02x}")).collect() };
             let row = |(id, done): &(i64, &Vec<u8>)| json!([id, hex(done)]);
             let rows: Vec<_> = partial.iter().map(row).collect();
             // An upsert's SELECT needs a WHERE: <https://www.sqlite.org/lang_upsert.html>.
@@ -268,6 +266,16 @@ fn save_done_sql(rows: &str) -> String {
         "INSERT INTO pack_done (pack_id, done) {rows} \
         ON CONFLICT (pack_id) DO UPDATE SET done = excluded.done"
     )
+}
+
+/// As SQLite's `unhex` takes it.
+fn hex(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 /// Deletes packs that are done with.

@@ -1,11 +1,12 @@
 //! Statements that SQLite runs one after the other at one call. A call takes a turn of the
 //! thread behind the connection, and a transaction made of calls takes one for each.
 
+use futures_util::TryStreamExt;
 use sea_orm::{
     DbErr,
     sqlx::{
-        self, Arguments, AssertSqlSafe, Encode, Sqlite, SqliteConnection, Type, error::BoxDynError,
-        sqlite::SqliteArguments,
+        self, Arguments, AssertSqlSafe, Either, Encode, Executor, Sqlite, SqliteConnection, Type,
+        error::BoxDynError, sqlite::SqliteArguments,
     },
 };
 
@@ -50,14 +51,23 @@ impl Script {
         if let Some(error) = self.failed {
             return Err(failure::of_statement(sqlx::Error::Encode(error)));
         }
-        let sql = match self.statements {
+        debug_assert_eq!(self.sql.matches('?').count(), self.values.len());
+        let (sql, statements) = match self.statements {
             // It is a transaction of its own.
-            1 => self.sql,
-            _ => format!("BEGIN IMMEDIATE;{}COMMIT", self.sql),
+            1 => (self.sql, 1),
+            more => (format!("BEGIN IMMEDIATE;{}COMMIT", self.sql), more + 2),
         };
         let query = sqlx::query_with(AssertSqlSafe(sql), self.values);
-        let done = query.execute(connection).await;
-        done.map(drop).map_err(failure::of_statement)
+        let mut results = connection.fetch_many(query);
+        let mut done = 0;
+        while let Some(result) = results.try_next().await.map_err(failure::of_statement)? {
+            done += usize::from(matches!(result, Either::Left(_)));
+        }
+        match done == statements {
+            true => Ok(()),
+            // The thread behind the connection has ended, which looks like the end.
+            false => Err(failure::of_statement(sqlx::Error::WorkerCrashed)),
+        }
     }
 }
 

@@ -19,7 +19,7 @@ pub(super) const FEW: usize = if cfg!(test) { 3 } else { 16 };
 
 /// What a settlement writes, beside what is done with of packs.
 #[derive(Default)]
-pub(super) struct Settlement {
+pub(super) struct Settled {
     /// In the order in which they lie, so that each statement writes few pages.
     advanced: Vec<ProgressRow>,
     /// Chunks that are done with.
@@ -33,8 +33,8 @@ pub(super) struct Settlement {
 }
 
 /// Settles everything: counts, statuses, and what is left of the log.
-pub(super) fn settle(draft: &mut Draft<'_>, unsettled: &Unsettled) -> Settlement {
-    let mut settlement = Settlement::default();
+pub(super) fn settle(draft: &mut Draft<'_>, unsettled: &Unsettled) -> Settled {
+    let mut settled = Settled::default();
     for (key, one) in &unsettled.by_key {
         let Some(slot) = draft.slot_mut(*key) else {
             continue;
@@ -42,27 +42,27 @@ pub(super) fn settle(draft: &mut Draft<'_>, unsettled: &Unsettled) -> Settlement
         count(*key, &mut slot.snapshot.progress, one);
         let before = Arc::clone(&slot.snapshot.status);
         if draft.observe(*key, &one.observed) {
-            settlement.changed.push(*key);
+            settled.changed.push(*key);
         }
         let packs = &mut draft.packs;
         let in_rows = one.finished.iter().filter(|id| !packs.settle(**id, None));
-        settlement.finished.extend(in_rows);
+        settled.finished.extend(in_rows);
         for (id, (bitmap, pending_bytes)) in &one.partial {
             if !packs.settle(*id, Some(bitmap)) {
                 let part = (*id, bitmap.clone(), *pending_bytes);
-                settlement.partial.push(part);
+                settled.partial.push(part);
             }
         }
         let Some(slot) = draft.slot_mut(*key) else {
             continue;
         };
         if !before.says_the_same(&slot.snapshot.status) {
-            settlement.restated.push(*key);
+            settled.restated.push(*key);
         }
-        settlement.advanced.push(ProgressRow::of(*key, slot));
+        settled.advanced.push(ProgressRow::of(*key, slot));
     }
-    settlement.advanced.sort_unstable_by_key(ProgressRow::key);
-    settlement
+    settled.advanced.sort_unstable_by_key(ProgressRow::key);
+    settled
 }
 
 fn count(key: IntegrationKey, progress: &mut Progress, one: &UnsettledOne) {
@@ -76,7 +76,7 @@ fn count(key: IntegrationKey, progress: &mut Progress, one: &UnsettledOne) {
     progress.pending_bytes = progress.pending_bytes.saturating_sub(one.delivered_bytes);
 }
 
-impl Settlement {
+impl Settled {
     pub(super) fn is_empty(&self) -> bool {
         self.advanced.is_empty()
     }
@@ -86,7 +86,7 @@ impl Settlement {
         self.advanced.len() <= FEW && self.partial.is_empty() && self.restated.is_empty()
     }
 
-    /// Records it within a transaction, before anything else changes the integrations.
+    /// Records it within a transaction, before anything else changes a status.
     pub(super) async fn save(
         &self,
         tx: &DatabaseTransaction,

@@ -36,25 +36,21 @@ pub(super) struct Allotment {
     wal: u64,
     /// Bytes of events that one transaction may take.
     batch: u64,
-    /// Bytes of a page of the database, which keeps those that it was made with.
+    /// Bytes of a page of the database.
     page: u64,
 }
 
 impl Allotment {
-    /// Of a file system of so many bytes: a small one must have room for events, too.
-    pub(super) fn of(disk_bytes: u64, reserve: u64) -> Self {
+    /// Of a file system of so many bytes: a small one must have room for events, too. `page`
+    /// are the bytes of a page of the database.
+    pub(super) fn of(disk_bytes: u64, reserve: u64, page: u64) -> Self {
         let share = disk_bytes / 8;
         Self {
             reserve: reserve.min(share),
             wal: share.clamp(MIB, 32 * MIB),
             batch: share.clamp(REQUEST_BYTES + MIB, 13 * MIB),
-            page: PAGE_BYTES,
+            page,
         }
-    }
-
-    /// The same, for a database with pages of so many bytes.
-    pub(super) fn with_pages_of(self, page: u64) -> Self {
-        Self { page, ..self }
     }
 
     /// Pages after which the write-ahead log is written back.
@@ -291,7 +287,7 @@ fn appended_bytes(segments: &Segments, page: u64) -> u64 {
 fn row_bytes(bytes: u64, page: u64) -> u64 {
     // A payload of its own pages leaves the last of them partly empty; where only two or
     // three rows have a page together, a third of it may be.
-    let rounding = match bytes > page / 2 {
+    let rounding = match bytes + ROW_BYTES > page / 2 {
         true => page,
         false => bytes / 2,
     };

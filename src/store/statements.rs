@@ -1,4 +1,5 @@
-//! The writer's statements on the log. Plain SQL that both databases know.
+//! The writer's statements on the log. Plain SQL that both databases know, but for what is
+//! added to a script, which is SQLite's.
 
 use jiff::Timestamp;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, Value};

@@ -133,8 +133,9 @@ impl Writer {
     /// What a failed transaction means; nothing of it was kept.
     async fn failed(&mut self, error: &DbErr) -> Option<Failure> {
         tracing::error!(%error, "cannot write to the log");
-        connect::renew(&self.db).await;
+        // It may still hold the lock on the database.
         self.close_express().await;
+        connect::renew(&self.db).await;
         if failure::is_full(error) {
             self.space.ran_out();
         }
@@ -287,13 +288,13 @@ impl Writer {
                 });
             }
         }
-        let settlement = settle(draft, unsettled);
+        let settled = settle(draft, unsettled);
         if cold.is_empty() && committed.garbage.is_empty() {
             committed.number(draft, now);
             let parcel = Parcel {
                 chunks: &committed.chunks,
                 packs: &committed.packs,
-                settlement: &settlement,
+                settled: &settled,
                 settled_packs: &draft.packs,
             };
             if parcel.is_little() {
@@ -308,7 +309,7 @@ impl Writer {
                 return Err(error);
             }
         };
-        if let Err(error) = settlement.save(&tx, draft).await {
+        if let Err(error) = settled.save(&tx, draft).await {
             answers.refuse(cold, &error);
             return Err(error);
         }

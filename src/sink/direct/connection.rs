@@ -41,9 +41,8 @@ pub(super) enum Unanswered {
 impl Connection {
     /// It has a memory of its own: with its TLS and its buffers it is too large to be moved
     /// about.
-    pub(super) async fn open(stream: Stream) -> Result<Box<Self>, Cause> {
-        let opened = http1::handshake(stream).await;
-        let (sender, driver) = opened.map_err(|_| Cause::Connection)?;
+    pub(super) async fn open(stream: Stream) -> Result<Box<Self>, hyper::Error> {
+        let (sender, driver) = http1::handshake(stream).await?;
         Ok(Box::new(Self {
             sender,
             driver: Some(driver),

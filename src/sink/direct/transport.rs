@@ -86,7 +86,10 @@ impl Transport {
                     return Ok(received);
                 }
                 Err(Unanswered::Unsent(unsent)) if !is_new => request = *unsent,
-                Err(Unanswered::Unsent(_)) => return Err(Cause::Connection),
+                Err(Unanswered::Unsent(_)) => {
+                    unreachable::tell_that(&endpoint.host, "closed before a request was sent");
+                    return Err(Cause::Connection);
+                }
                 Err(Unanswered::Broken(error)) => {
                     unreachable::tell(&endpoint.host, &error);
                     return Err(Cause::Connection);
@@ -128,7 +131,10 @@ async fn connect(
         unreachable::tell(&endpoint.host, &*error);
         Cause::Connection
     })?;
-    Connection::open(stream).await
+    Connection::open(stream).await.map_err(|error| {
+        unreachable::tell(&endpoint.host, &error);
+        Cause::Connection
+    })
 }
 
 fn cause(endpoint: &Endpoint, error: &ConnectorError) -> Cause {

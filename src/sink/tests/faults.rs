@@ -197,7 +197,7 @@ async fn the_log_says_why_kinesis_is_not_reached() {
     let log = log.text();
     let told = log
         .lines()
-        .find(|line| line.contains("AWS cannot be reached"));
+        .find(|line| line.contains("the connection to AWS failed"));
     let told = told.unwrap();
     assert!(
         told.contains("WARN") && told.contains("Connection refused"),
@@ -313,7 +313,7 @@ async fn the_log_says_once_why_sts_is_not_reached() {
     let log = log.text();
     let told: Vec<_> = log
         .lines()
-        .filter(|line| line.contains("AWS cannot be reached"))
+        .filter(|line| line.contains("the connection to AWS failed"))
         .collect();
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(

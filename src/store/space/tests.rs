@@ -16,21 +16,21 @@ fn disk(free_bytes: u64, pages: u64, free_pages: u64) -> Disk {
 
 #[test]
 fn a_large_disk_is_used_but_for_the_reserve_and_the_write_ahead_log() {
-    let allotment = Allotment::of(1 << 40, 64 * MIB);
+    let allotment = Allotment::of(1 << 40, 64 * MIB, PAGE_BYTES);
     let room = allotment.room(&disk(1 << 39, 0, 0));
     assert_eq!(room, (1 << 39) - 64 * MIB - allotment.wal_file_bytes());
 }
 
 #[test]
 fn a_small_disk_holds_events_too() {
-    let allotment = Allotment::of(SMALL, 64 * MIB);
+    let allotment = Allotment::of(SMALL, 64 * MIB, PAGE_BYTES);
     assert_eq!(allotment.reserve, 3 * MIB);
     assert!(allotment.room(&disk(SMALL, 0, 0)) > REQUEST_BYTES);
 }
 
 #[test]
 fn what_the_log_has_not_written_back_yet_counts() {
-    let allotment = Allotment::of(SMALL, 64 * MIB);
+    let allotment = Allotment::of(SMALL, 64 * MIB, PAGE_BYTES);
     let mut behind = disk(SMALL / 2, 1000, 0);
     let whole = allotment.room(&behind);
     behind.database_file_bytes -= 10 * PAGE_BYTES;
@@ -42,7 +42,7 @@ fn what_the_log_has_not_written_back_yet_counts() {
 
 #[test]
 fn a_length_of_the_write_ahead_log_is_not_asked_for_twice() {
-    let allotment = Allotment::of(SMALL, 64 * MIB);
+    let allotment = Allotment::of(SMALL, 64 * MIB, PAGE_BYTES);
     let whole = allotment.room(&disk(SMALL, 0, 0));
     let written = Disk {
         wal_file_bytes: MIB,
@@ -53,7 +53,7 @@ fn a_length_of_the_write_ahead_log_is_not_asked_for_twice() {
 
 #[test]
 fn free_disk_that_others_took_is_not_made_up_for_by_free_pages() {
-    let allotment = Allotment::of(SMALL, 64 * MIB);
+    let allotment = Allotment::of(SMALL, 64 * MIB, PAGE_BYTES);
     let free = allotment.wal_file_bytes() + allotment.reserve / 2;
     assert!(allotment.room(&disk(free, 1000, 900)) > 0);
     assert_eq!(allotment.room(&disk(free - 1, 1000, 900)), 0);
@@ -68,7 +68,7 @@ proptest! {
         reserve in MIB..(1 << 33),
         beyond in 0.0..0.5,
     ) {
-        let allotment = Allotment::of(size, reserve);
+        let allotment = Allotment::of(size, reserve, PAGE_BYTES);
         let room = allotment.room(&disk(size, 0, 0));
         prop_assert!(room > MIB);
         let beyond = (allotment.reserve as f64 * beyond) as u64;
@@ -96,4 +96,18 @@ fn how_events_of_integrations_are_mixed_makes_no_difference() {
     let each = 2 * 9004 + ROW_BYTES + PAGE_BYTES;
     assert_eq!(segments(&[1, 1, 2, 2]), 2 * each);
     assert_eq!(segments(&[1, 2, 1, 2]), 2 * each);
+}
+
+/// As measured with bytes that cannot be compressed.
+#[test]
+fn a_row_takes_no_more_than_is_said() {
+    for (page, bytes, taken) in [
+        (4096, 2008, 2101),
+        (4096, 2028, 4155),
+        (4096, 2048, 4155),
+        (16384, 8172, 16441),
+        (16384, 8192, 16441),
+    ] {
+        assert!(row_bytes(bytes, page) >= taken, "{bytes} of {page}");
+    }
 }
