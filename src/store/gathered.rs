@@ -1,6 +1,8 @@
 //! The segments of one commit, by integration: copied once, when all of it is known, into
 //! chunks of their own size.
 
+use std::collections::BTreeSet;
+
 use crate::domain::{
     integration::IntegrationKey,
     map::Map,
@@ -120,16 +122,23 @@ impl Gathered {
             .sum()
     }
 
-    /// The chunks; those of one integration in the order in which their events came.
-    pub(super) fn join(self) -> impl Iterator<Item = Joined> {
+    /// The chunks; those of one integration in the order in which their events came. All
+    /// chunks of integrations that have one of more than `small` bytes come first: the others
+    /// can so have rows together.
+    pub(super) fn join(self, small: usize) -> impl Iterator<Item = Joined> {
         let Self {
             mut sources,
             pieces,
-            chunks,
+            mut chunks,
             ..
         } = self;
-        let chunks = chunks.into_iter().filter(|chunk| chunk.count > 0);
-        chunks.map(move |chunk| Joined {
+        chunks.retain(|chunk| chunk.count > 0);
+        let large = chunks.iter().filter(|chunk| chunk.bytes > small);
+        let large: BTreeSet<i64> = large.map(|chunk| chunk.key.0).collect();
+        if !large.is_empty() {
+            chunks.sort_by_key(|chunk| !large.contains(&chunk.key.0));
+        }
+        chunks.into_iter().map(move |chunk| Joined {
             key: chunk.key,
             count: chunk.count,
             bytes: match whole(&chunk, &pieces, &mut sources) {
@@ -218,6 +227,7 @@ mod tests {
             absent in prop::collection::btree_set(0..5_i64, 0..3),
             deleted in prop::option::of(0..5_i64),
             after in 0..8_usize,
+            small in 0..200_000_usize,
         ) {
             let mut gathered = Gathered::default();
             let mut wanted: BTreeMap<i64, Vec<u8>> = BTreeMap::new();
@@ -247,7 +257,9 @@ mod tests {
                 }
             }
             let mut found: BTreeMap<i64, Vec<u8>> = BTreeMap::new();
-            for Joined { key, count, bytes } in gathered.join() {
+            let mut lengths: Vec<(i64, usize)> = Vec::new();
+            for Joined { key, count, bytes } in gathered.join(small) {
+                lengths.push((key.0, bytes.len()));
                 let left = counts.get_mut(&key.0).unwrap();
                 *left -= u64::from(count);
                 // A segment may end with one event too many for its bytes.
@@ -256,6 +268,9 @@ mod tests {
                 prop_assert!(bytes.capacity() <= bytes.len() + bytes.len() / WASTE);
                 found.entry(key.0).or_default().extend(&bytes);
             }
+            let large = lengths.iter().filter(|(_, bytes)| *bytes > small);
+            let large: BTreeSet<i64> = large.map(|(key, _)| *key).collect();
+            prop_assert!(lengths.is_sorted_by_key(|(key, _)| !large.contains(key)));
             prop_assert_eq!(found, wanted);
             prop_assert!(counts.values().all(|left| *left == 0));
         }

@@ -17,8 +17,8 @@ use crate::domain::integration::{IntegrationKey, Progress, Snapshot};
 
 /// Chunks of deleted integrations that one transaction removes.
 const GARBAGE_CHUNKS: u64 = 64;
-/// Bytes of a chunk that may share its statement with others.
-const SMALL_CHUNK: usize = 64 << 10;
+/// Bytes of a chunk that may share its statement, or its row, with others.
+pub(super) const SMALL_CHUNK: usize = 32 << 10;
 
 /// The name of the meta row that holds up to which revision deletions are forgotten.
 pub(super) const TOMBSTONE_FLOOR: &str = "tombstone_floor";

@@ -131,6 +131,11 @@ impl Tail {
         self.lock().most_bytes(self.least_bytes)
     }
 
+    /// How many integrations have events in it.
+    pub(super) fn sharers(&self) -> usize {
+        self.lock().sharers()
+    }
+
     /// Bytes of the chunks that have no rows.
     pub(super) fn packed_bytes(&self) -> usize {
         self.lock().packed_bytes

@@ -77,7 +77,7 @@ impl Writer {
         let mut unsettled = Unsettled::default();
         let mut due: Option<Instant> = None;
         loop {
-            let mut batch = Batch::new(self.space.batch_bytes());
+            let mut batch = Batch::new(self.batch_bytes());
             self.fill(&mut batch, &mut unsettled, due).await;
             if !batch.commands.is_empty() {
                 self.shared = match batch.commands.len() {

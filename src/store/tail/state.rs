@@ -100,10 +100,15 @@ impl State {
         }
     }
 
+    /// How many integrations have bytes in it.
+    pub(super) fn sharers(&self) -> usize {
+        self.bytes_of.len()
+    }
+
     /// What the tail may take, where it may take `least` for a few integrations: the less
     /// each has of it, the less a request for one holds, and each request costs the same.
     pub(super) fn most_bytes(&self, least: usize) -> usize {
-        let shares = least / SHARERS * self.bytes_of.len();
+        let shares = least / SHARERS * self.sharers();
         shares.clamp(least, least.saturating_mul(MOST_TIMES))
     }
 

@@ -12,7 +12,7 @@ use crate::{
         draft::Draft,
         gathered::Joined,
         packs::NewPack,
-        statements::{self, NewChunk},
+        statements::{self, NewChunk, SMALL_CHUNK},
         tail::TailChunk,
     },
 };
@@ -29,7 +29,7 @@ pub(super) struct Committed {
 impl Committed {
     /// Numbers the events that wait: they become chunks.
     pub(super) fn number(&mut self, draft: &mut Draft<'_>, now: Timestamp) {
-        for Joined { key, count, bytes } in std::mem::take(&mut draft.gathered).join() {
+        for Joined { key, count, bytes } in std::mem::take(&mut draft.gathered).join(SMALL_CHUNK) {
             let Some(slot) = draft.slot_mut(key) else {
                 continue;
             };

@@ -4,6 +4,7 @@
 use sea_orm::{DbErr, TransactionTrait};
 
 use super::{PackChanges, PackDraft, Packs, Writer, unpack_up_to};
+use crate::store::statements::SMALL_CHUNK;
 
 /// Of the tail's memory, in eighths, what it may take, what it may where it is pressed, and
 /// what stays where chunks need rows to leave it: the more go at once, the more of them
@@ -15,6 +16,14 @@ const HALF: usize = 4;
 const STEP_BYTES: u64 = 16 << 20;
 
 impl Writer {
+    /// Bytes of events after which a commit takes no further request. What is committed is in
+    /// memory twice meanwhile; a larger commit pays where it would else make small chunks.
+    pub(super) fn batch_bytes(&self) -> usize {
+        let most = self.space.batch_bytes();
+        let enough = self.tail.sharers().saturating_mul(SMALL_CHUNK);
+        enough.clamp(most / 2, most)
+    }
+
     /// What of its memory the tail may take, in eighths, before the oldest have to go.
     fn tail_limit(&self) -> usize {
         match self.tail.is_pressed() {
