@@ -97,15 +97,24 @@ pub(super) async fn write_back(db: &DatabaseConnection) {
     }
 }
 
-/// Closes the writer's connection for transactions; the next one opens another. A commit
-/// that fails has ended the transaction in the database, but not for the driver, whose
-/// next one would be nested in one that is not there.
+/// Closes the writer's connections, of which it is to hold none; the next transaction opens
+/// another. A commit that fails has ended the transaction in the database, but not for the
+/// driver, whose next one would be nested in one that is not there.
 pub(super) async fn renew(db: &DatabaseConnection) {
-    let closed = match db.get_sqlite_connection_pool().acquire().await {
-        Ok(connection) => connection.close().await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = closed {
-        tracing::warn!(%error, "the connection to the database did not close cleanly");
+    let pool = db.get_sqlite_connection_pool();
+    let mut all = Vec::new();
+    // The one that failed takes a while to come back: only who has all of them has it.
+    for _ in 0..WRITES.most {
+        match pool.acquire().await {
+            Ok(connection) => all.push(connection),
+            Err(error) => {
+                tracing::warn!(%error, "a connection to the database does not come back");
+            }
+        }
+    }
+    for connection in all {
+        if let Err(error) = connection.close().await {
+            tracing::warn!(%error, "the connection to the database did not close cleanly");
+        }
     }
 }
