@@ -1,7 +1,6 @@
 //! `external-id`: a fresh one, from the operating system's random numbers.
 
 use std::{
-    fmt::Write as _,
     io::{self, Write as _},
     process::ExitCode,
 };
@@ -12,6 +11,7 @@ use aws_lc_rs::{
 };
 
 use super::complain;
+use crate::domain::hex::hex;
 
 /// Prints a fresh external ID.
 pub(super) fn run() -> ExitCode {
@@ -35,12 +35,7 @@ pub(super) fn run() -> ExitCode {
 pub(super) fn fresh() -> Result<String, Unspecified> {
     let mut bytes = [0; 32];
     SystemRandom::new().fill(&mut bytes)?;
-    let mut id = String::with_capacity(64);
-    for byte in bytes {
-        // Writing to a String cannot fail.
-        let _ = write!(id, "{byte:02x}");
-    }
-    Ok(id)
+    Ok(hex(&bytes))
 }
 
 #[cfg(test)]

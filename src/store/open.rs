@@ -120,13 +120,13 @@ impl Store {
             path: options.data_dir.clone(),
             source,
         })?;
-        let allotment = Allotment::of(disk, options.disk_reserve_bytes, page_bytes(&path));
+        let allotment = || Allotment::of(disk, options.disk_reserve_bytes, page_bytes(&path));
         let sealer = Sealer::new(&key).map_err(|_| KeyError::Malformed)?;
-        if let Some(what) = prepare(&path, &allotment).await.map_err(failed)? {
+        if let Some(what) = prepare(&path, &allotment()).await.map_err(failed)? {
             return Err(OpenError::Damaged { path, what });
         }
         // The first look may have been at what a journal was to undo.
-        let allotment = Allotment::of(disk, options.disk_reserve_bytes, page_bytes(&path));
+        let allotment = allotment();
         let db = connect(&path, WRITES, &allotment).await.map_err(failed)?;
         let reader = connect(&path, READS, &allotment).await.map_err(failed)?;
         let known = Known::load(&db).await.map_err(failed)?;

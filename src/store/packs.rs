@@ -10,7 +10,7 @@ mod outline;
 mod recover;
 mod unpack;
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::collections::BTreeMap;
 
 use sea_orm::{DatabaseTransaction, DbErr, Value};
 use serde_json::json;
@@ -27,7 +27,7 @@ use super::{
     statements::{add_deletion, run},
     tail::Tail,
 };
-use crate::domain::{bitmap, integration::IntegrationKey, map::Map};
+use crate::domain::{bitmap, hex::hex, integration::IntegrationKey, map::Map};
 
 /// A pack as the writer knows it.
 #[derive(Debug)]
@@ -266,16 +266,6 @@ fn save_done_sql(rows: &str) -> String {
         "INSERT INTO pack_done (pack_id, done) {rows} \
         ON CONFLICT (pack_id) DO UPDATE SET done = excluded.done"
     )
-}
-
-/// As SQLite's `unhex` takes it.
-fn hex(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(2 * bytes.len());
-    for byte in bytes {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
 }
 
 /// Deletes packs that are done with.
