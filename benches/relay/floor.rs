@@ -1,5 +1,5 @@
-//! The least that writing to Kinesis takes with the AWS SDK: ready-made requests of
-//! 500 records, and nothing else.
+//! The least that writing to Kinesis takes with the AWS SDK: ready-made requests, of 500
+//! records or as few as the service's had, and nothing else.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -27,7 +27,8 @@ use super::{
     workload::Workload,
 };
 
-const RECORDS: usize = 500;
+/// Records of a full request.
+pub const RECORDS: usize = 500;
 const REQUEST_BYTES: usize = 5 << 20;
 const IN_FLIGHT: usize = 4;
 const SEED: u64 = 7;
@@ -43,6 +44,8 @@ pub struct Plan {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Order {
     pub records: u64,
+    /// Of each request, at the most.
+    pub records_per_request: usize,
     /// None sends as fast as that goes.
     pub records_per_second: Option<f64>,
 }
@@ -148,9 +151,10 @@ async fn send(client: &Client, requests: &Requests, order: Order) -> Result<Done
                         sleep_until(start + due).await;
                     }
                     let entries = &requests[state.1 % requests.len()];
+                    let entries = &entries[..entries.len().min(order.records_per_request)];
                     state.0 += entries.len() as u64;
                     state.1 += 1;
-                    entries.clone()
+                    entries.to_vec()
                 };
                 let start = now_nanos();
                 let request = client

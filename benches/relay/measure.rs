@@ -24,6 +24,8 @@ use super::{
 const SETTLED: Duration = Duration::from_millis(300);
 /// Without progress for so long, something is broken.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// Requests of the floor where they are no fuller than the service's.
+const MOST_ALIKE: u64 = 20_000;
 
 /// How much is measured.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -195,6 +197,7 @@ impl Bench {
             cpu_per_million: (after.cpu_seconds - before.cpu_seconds) / millions,
             sink_cpu_per_million: (sink_after.cpu_seconds - sink_before.cpu_seconds) / millions,
             peak_megabytes: after.peak_bytes as f64 / 1e6,
+            records_per_request: tally.records as f64 / tally.requests as f64,
             request: done.request,
         })
     }
@@ -213,23 +216,33 @@ pub async fn workload(workload: &Workload, size: &Size) -> Result<WorkloadReport
     let (mut floor, floor_ready) = bench.floor().await?;
     let events = (size.events * workload.tenths / 10).max(1);
     let order = loader::Order::Saturate { events };
-    let (mut runs, mut floor_runs) = (Vec::new(), Vec::new());
+    let (mut runs, mut floor_runs, mut alike_runs) = (Vec::new(), Vec::new(), Vec::new());
     for number in 1..=size.runs {
         let run = bench.run(order, Watch::Nothing).await?;
-        let floor_order = floor::Order {
+        let full = floor::Order {
             records: events,
+            records_per_request: floor::RECORDS,
             records_per_second: None,
         };
-        let floor_run = bench.floor_run(&mut floor, floor_order).await?;
+        let floor_run = bench.floor_run(&mut floor, full).await?;
+        let alike = match as_full(&run) {
+            Some(order) => Some(bench.floor_run(&mut floor, order).await?),
+            None => None,
+        };
         tell(&format!(
-            "  run {number}: {:.0} events/s, {:.2} CPU-s per million, floor {:.2}, {:.0} records a request",
+            "  run {number}: {:.0} events/s, {:.2} CPU-s per million, floor {:.2}, {:.1} records a request{}",
             run.events_per_second,
             run.cpu_per_million,
             floor_run.cpu_per_million,
             run.records_per_request,
+            alike.as_ref().map_or_else(String::new, |alike| format!(
+                ", floor with as few {:.2}",
+                alike.cpu_per_million
+            )),
         ));
         runs.push(run);
         floor_runs.push(floor_run);
+        alike_runs.extend(alike);
     }
     let most = Spread::of(runs.iter().map(|run| run.events_per_second)).median;
     let rates = rates(&mut bench, &mut floor, size, most).await?;
@@ -242,9 +255,20 @@ pub async fn workload(workload: &Workload, size: &Size) -> Result<WorkloadReport
         event_bytes,
         floor_ready.record_bytes,
         runs,
-        floor_runs,
+        (floor_runs, alike_runs),
         rates,
     ))
+}
+
+/// The floor with requests that are about as full as those of a run; None where those are
+/// full.
+fn as_full(run: &Run) -> Option<floor::Order> {
+    let records_per_request = (run.records_per_request.round() as usize).max(1);
+    (records_per_request < floor::RECORDS / 2).then_some(floor::Order {
+        records: run.events.min(MOST_ALIKE * records_per_request as u64),
+        records_per_request,
+        records_per_second: None,
+    })
 }
 
 async fn rates(
@@ -266,6 +290,7 @@ async fn rates(
             let run = bench.run(order, Watch::Times).await?;
             let floor_order = floor::Order {
                 records: run.events,
+                records_per_request: floor::RECORDS,
                 records_per_second: Some(rate),
             };
             let floor_run = bench.floor_run(floor, floor_order).await?;

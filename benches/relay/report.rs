@@ -33,6 +33,7 @@ pub struct FloorRun {
     pub cpu_per_million: f64,
     pub sink_cpu_per_million: f64,
     pub peak_megabytes: f64,
+    pub records_per_request: f64,
     pub request: Latency,
 }
 
@@ -117,6 +118,12 @@ pub struct WorkloadReport {
     pub floor_peak_megabytes: Spread,
     /// CPU of the service over that of the floor, run by run.
     pub ratio: Spread,
+    /// CPU of the service for each of its requests, all included.
+    pub request_micros: Spread,
+    /// Of the floor with requests as full as those; nothing where those are full.
+    pub alike_request_micros: Spread,
+    /// CPU of the service over that, run by run.
+    pub alike_ratio: Spread,
     pub runs: Vec<Run>,
     pub floor_runs: Vec<FloorRun>,
     pub rates: Vec<RateFigures>,
@@ -128,12 +135,14 @@ impl WorkloadReport {
         event_bytes: f64,
         record_bytes: f64,
         runs: Vec<Run>,
-        floor_runs: Vec<FloorRun>,
+        (floor_runs, alike_runs): (Vec<FloorRun>, Vec<FloorRun>),
         rates: Vec<RateRun>,
     ) -> Self {
         let floor = |figure: fn(&FloorRun) -> f64| Spread::of(floor_runs.iter().map(figure));
-        let pairs = runs.iter().zip(&floor_runs);
-        let ratios = pairs.map(|(run, floor)| run.cpu_per_million / floor.cpu_per_million);
+        let ratios = |floor_runs: &[FloorRun]| {
+            let pairs = runs.iter().zip(floor_runs);
+            Spread::of(pairs.map(|(run, floor)| run.cpu_per_million / floor.cpu_per_million))
+        };
         Self {
             workload,
             event_bytes,
@@ -142,7 +151,17 @@ impl WorkloadReport {
             floor_events_per_second: floor(|run| run.events_per_second),
             floor_cpu_per_million: floor(|run| run.cpu_per_million),
             floor_peak_megabytes: floor(|run| run.peak_megabytes),
-            ratio: Spread::of(ratios),
+            ratio: ratios(&floor_runs),
+            request_micros: Spread::of(
+                runs.iter()
+                    .map(|run| run.cpu_per_million * run.records_per_request),
+            ),
+            alike_request_micros: Spread::of(
+                alike_runs
+                    .iter()
+                    .map(|run| run.cpu_per_million * run.records_per_request),
+            ),
+            alike_ratio: ratios(&alike_runs),
             rates: grouped(rates),
             runs,
             floor_runs,

@@ -42,6 +42,7 @@ pub fn report(report: &Report) {
     if !report.workloads.is_empty() {
         saturated(&report.workloads);
         processes(&report.workloads);
+        small_requests(&report.workloads);
         for workload in &report.workloads {
             latencies(workload);
         }
@@ -89,6 +90,29 @@ fn processes(workloads: &[WorkloadReport]) {
             show(report.saturated.sink_cpu_per_million, 2),
             show(report.floor_events_per_second, 0),
             show(report.floor_peak_megabytes, 0),
+        ));
+    }
+    print("");
+}
+
+/// What each request takes where it is not full, whatever is in it.
+fn small_requests(workloads: &[WorkloadReport]) {
+    let small = |report: &&WorkloadReport| report.alike_ratio.runs > 0;
+    let mut small = workloads.iter().filter(small).peekable();
+    if small.peek().is_none() {
+        return;
+    }
+    print("Requests that are not full: µs of CPU each, and the floor with as few records in each");
+    print("\n| workload | records a request | service | floor | service/floor |");
+    print("| --- | --- | --- | --- | --- |");
+    for report in small {
+        print(&format!(
+            "| {} | {} | {} | {} | {} |",
+            report.workload.name,
+            show(report.saturated.records_per_request, 1),
+            show(report.request_micros, 0),
+            show(report.alike_request_micros, 0),
+            show(report.alike_ratio, 2),
         ));
     }
     print("");
