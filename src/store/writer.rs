@@ -2,6 +2,7 @@
 
 mod committed;
 mod room;
+mod slow;
 
 use std::{
     fs::File,
@@ -15,7 +16,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout_at},
 };
 
-use self::committed::Committed;
+use self::{committed::Committed, slow::Slow};
 use super::{
     answers::{Answers, AppendAnswer},
     batch::Batch,
@@ -76,6 +77,7 @@ impl Writer {
     pub(super) async fn run(mut self) {
         let mut unsettled = Unsettled::default();
         let mut due: Option<Instant> = None;
+        let mut slow = Slow::default();
         loop {
             let mut batch = Batch::new(self.batch_bytes());
             self.fill(&mut batch, &mut unsettled, due).await;
@@ -97,10 +99,13 @@ impl Writer {
                     &mut nothing
                 };
                 let commands = std::mem::take(&mut batch.commands);
-                let written = match self.write(commands, settled).await {
-                    Ok(()) => self.unpack_what_must().await,
-                    failed => failed,
-                };
+                let written = slow.watch(async {
+                    match self.write(commands, settled).await {
+                        Ok(()) => self.unpack_what_must().await,
+                        failed => failed,
+                    }
+                });
+                let written = written.await;
                 due = match written {
                     Ok(()) if !settles => due,
                     Ok(()) if self.garbage.is_empty() => None,

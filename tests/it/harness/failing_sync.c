@@ -1,6 +1,7 @@
 /* Preloaded into a process: syncs fail while the file that SYNC_FAILS_WHILE names is
  * there, and what a file grew by since its last sync reads as zeros from then on, as
- * from a disk that could not keep it. Files of one disk, which are new at the start. */
+ * from a disk that could not keep it. Files of one disk, which are new at the start.
+ * While the file that SYNC_HANGS_WHILE names is there, they do not end. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -60,8 +61,17 @@ static int sync_or_fail(const char *name, int file)
     return result;
 }
 
+static void hang(void)
+{
+    const char *flag = getenv("SYNC_HANGS_WHILE");
+    while (flag != NULL && access(flag, F_OK) == 0) {
+        usleep(1000);
+    }
+}
+
 static int alone(const char *name, int file)
 {
+    hang();
     pthread_mutex_lock(&one_at_a_time);
     int result = sync_or_fail(name, file);
     pthread_mutex_unlock(&one_at_a_time);

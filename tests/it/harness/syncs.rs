@@ -1,4 +1,4 @@
-//! Syncs that fail on demand.
+//! Syncs that fail or hang on demand.
 
 use std::{fs, path::PathBuf};
 
@@ -7,7 +7,8 @@ use tokio::process::Command;
 
 use super::within;
 
-/// Makes the syncs of a process fail from a moment on, and what was not synced vanish.
+/// Makes the syncs of a process fail from a moment on, and what was not synced vanish; or
+/// makes them hang for a while.
 pub struct Syncs {
     folder: TempDir,
 }
@@ -32,11 +33,21 @@ impl Syncs {
 
     /// From now on they fail.
     pub fn fail(&self) {
-        fs::write(self.flag(), []).unwrap();
+        fs::write(self.flag("fail"), []).unwrap();
     }
 
-    fn flag(&self) -> PathBuf {
-        self.folder.path().join("fail")
+    /// From now on they do not end.
+    pub fn hang(&self) {
+        fs::write(self.flag("hang"), []).unwrap();
+    }
+
+    /// They end again.
+    pub fn go_on(&self) {
+        fs::remove_file(self.flag("hang")).unwrap();
+    }
+
+    fn flag(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
     }
 
     /// The program that arranges it and becomes the one that is named next.
@@ -44,7 +55,8 @@ impl Syncs {
         vec![
             "env".to_owned(),
             format!("LD_PRELOAD={}", library(&self.folder).display()),
-            format!("SYNC_FAILS_WHILE={}", self.flag().display()),
+            format!("SYNC_FAILS_WHILE={}", self.flag("fail").display()),
+            format!("SYNC_HANGS_WHILE={}", self.flag("hang").display()),
         ]
     }
 }

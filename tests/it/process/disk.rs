@@ -248,3 +248,39 @@ async fn a_failed_sync_ends_the_process_and_a_new_start_has_all_that_was_acked()
     let lost = bulk.acked.iter().filter(|one| !ids.contains(&one.event_id));
     assert_eq!(lost.count(), 0, "of {} acked events", bulk.acked.len());
 }
+
+/// A disk that hangs is told of while it does: nothing else would say why nothing is acked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_hangs_is_told_of_and_what_waited_for_it_is_acked() {
+    let ground = Ground::new().await;
+    let syncs = Syncs::new().await;
+    let mut bulk = Bulk::new(74);
+    let url = ground.stand_in.url();
+    let process = Process::try_start_within(&syncs.entrance(), ground.dir.path(), &url, &[]).await;
+    let process = process.unwrap();
+    let integration_id = process.api.configure(&ground.customer).await.integration_id;
+    bulk.publish(&process.api, 10).await.unwrap();
+    process.api.until_delivered("acme").await;
+    assert!(!process.log().contains("the disk"));
+    syncs.hang();
+    let told = async |words: &str| {
+        within(words, async {
+            while !process.log().contains(words) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    };
+    let hangs = async {
+        told("the disk is slow").await;
+        assert!(!process.log().contains("the disk was slow"));
+        assert_eq!(process.api.get("acme").await.counts.unwrap().accepted, 10);
+        syncs.go_on();
+    };
+    let (published, ()) = tokio::join!(bulk.publish(&process.api, 100), hangs);
+    published.unwrap();
+    told("the disk was slow").await;
+    process.api.until_delivered("acme").await;
+    let arrived = arrive(&ground.aws, &ground.customer.stream_arn, bulk.acked.len()).await;
+    check_whole(&arrived, &integration_id, &bulk.acked);
+}
