@@ -217,7 +217,7 @@ impl<D: Delivery> Api<D> {
             // Outermost: what is refused below is traced as well.
             .layer(
                 TraceLayer::new_for_grpc()
-                    .make_span_with(trace::span)
+                    .make_span_with(trace::Spans::new())
                     .on_failure(trace::log_failure),
             )
             .add_service(health_service)

@@ -7,6 +7,7 @@ mod propagation;
 
 use std::{
     io::{self, IsTerminal as _},
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -28,6 +29,8 @@ const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The name of the tracer, which is the scope of every span.
 const TRACER: &str = "siem-relay";
+
+static EXPORTS_TRACES: AtomicBool = AtomicBool::new(false);
 
 /// Why telemetry could not start.
 #[derive(Debug, thiserror::Error)]
@@ -99,7 +102,13 @@ pub fn init(config: &Config) -> Result<TelemetryGuard, TelemetryError> {
         )
         .with(logs(format, with_color, &config.log_level, io::stderr)?)
         .try_init()?;
+    EXPORTS_TRACES.store(provider.is_some(), Ordering::Relaxed);
     Ok(TelemetryGuard { provider })
+}
+
+/// Whether this process exports traces, once [`init`] has returned.
+pub fn exports_traces() -> bool {
+    EXPORTS_TRACES.load(Ordering::Relaxed)
 }
 
 /// The layer that writes log lines.
