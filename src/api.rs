@@ -39,6 +39,7 @@ use crate::{
         },
     },
     store::{Deleted, Store},
+    telemetry::exports_traces,
     watch::Watch,
 };
 
@@ -217,7 +218,7 @@ impl<D: Delivery> Api<D> {
             // Outermost: what is refused below is traced as well.
             .layer(
                 TraceLayer::new_for_grpc()
-                    .make_span_with(trace::Spans::new())
+                    .make_span_with(trace::Spans::new(!exports_traces()))
                     .on_failure(trace::log_failure),
             )
             .add_service(health_service)

@@ -44,10 +44,18 @@ pub struct Plan {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Order {
     pub records: u64,
-    /// Of each request, at the most.
-    pub records_per_request: usize,
+    /// On average, as far as the requests that are ready have so many.
+    pub records_per_request: f64,
     /// None sends as fast as that goes.
     pub records_per_second: Option<f64>,
+}
+
+impl Order {
+    /// Of a request by its number: the whole numbers around the average take turns.
+    fn records_of(&self, number: usize) -> usize {
+        let before = |number: usize| (number as f64 * self.records_per_request) as usize;
+        before(number + 1) - before(number)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -151,7 +159,7 @@ async fn send(client: &Client, requests: &Requests, order: Order) -> Result<Done
                         sleep_until(start + due).await;
                     }
                     let entries = &requests[state.1 % requests.len()];
-                    let entries = &entries[..entries.len().min(order.records_per_request)];
+                    let entries = &entries[..entries.len().min(order.records_of(state.1))];
                     state.0 += entries.len() as u64;
                     state.1 += 1;
                     entries.to_vec()

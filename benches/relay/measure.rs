@@ -11,7 +11,7 @@ use super::{
     child::Child,
     configure::Admin,
     floor, loader,
-    report::{FloorRun, RateRun, Run, WorkloadReport},
+    report::{FloorRun, Measured, RateRun, Run, WorkloadReport},
     service::Service,
     sink::{self, Tally, Watch},
     spread::Spread,
@@ -25,7 +25,7 @@ const SETTLED: Duration = Duration::from_millis(300);
 /// Without progress for so long, something is broken.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Requests of the floor where they are no fuller than the service's.
-const MOST_ALIKE: u64 = 20_000;
+const MOST_ALIKE: f64 = 20_000.0;
 
 /// How much is measured.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -216,16 +216,16 @@ pub async fn workload(workload: &Workload, size: &Size) -> Result<WorkloadReport
     let (mut floor, floor_ready) = bench.floor().await?;
     let events = (size.events * workload.tenths / 10).max(1);
     let order = loader::Order::Saturate { events };
-    let (mut runs, mut floor_runs, mut alike_runs) = (Vec::new(), Vec::new(), Vec::new());
+    let mut runs = Vec::new();
     for number in 1..=size.runs {
         let run = bench.run(order, Watch::Nothing).await?;
         let full = floor::Order {
             records: events,
-            records_per_request: floor::RECORDS,
+            records_per_request: floor::RECORDS as f64,
             records_per_second: None,
         };
         let floor_run = bench.floor_run(&mut floor, full).await?;
-        let alike = match as_full(&run) {
+        let alike_run = match as_full(&run) {
             Some(order) => Some(bench.floor_run(&mut floor, order).await?),
             None => None,
         };
@@ -235,16 +235,19 @@ pub async fn workload(workload: &Workload, size: &Size) -> Result<WorkloadReport
             run.cpu_per_million,
             floor_run.cpu_per_million,
             run.records_per_request,
-            alike.as_ref().map_or_else(String::new, |alike| format!(
+            alike_run.as_ref().map_or_else(String::new, |alike| format!(
                 ", floor with as few {:.2}",
                 alike.cpu_per_million
             )),
         ));
-        runs.push(run);
-        floor_runs.push(floor_run);
-        alike_runs.extend(alike);
+        runs.push(Measured {
+            run,
+            floor_run,
+            alike_run,
+        });
     }
-    let most = Spread::of(runs.iter().map(|run| run.events_per_second)).median;
+    let speeds = runs.iter().map(|measured| measured.run.events_per_second);
+    let most = Spread::of(speeds).median;
     let rates = rates(&mut bench, &mut floor, size, most).await?;
     drop(floor);
     bench.check_counts().await?;
@@ -255,17 +258,16 @@ pub async fn workload(workload: &Workload, size: &Size) -> Result<WorkloadReport
         event_bytes,
         floor_ready.record_bytes,
         runs,
-        (floor_runs, alike_runs),
         rates,
     ))
 }
 
-/// The floor with requests that are about as full as those of a run; None where those are
-/// full.
+/// The floor with requests as full as those of a run; None where those hold half of what
+/// they may, or more.
 fn as_full(run: &Run) -> Option<floor::Order> {
-    let records_per_request = (run.records_per_request.round() as usize).max(1);
-    (records_per_request < floor::RECORDS / 2).then_some(floor::Order {
-        records: run.events.min(MOST_ALIKE * records_per_request as u64),
+    let records_per_request = run.records_per_request.max(1.0);
+    (records_per_request < floor::RECORDS as f64 / 2.0).then_some(floor::Order {
+        records: run.events.min((MOST_ALIKE * records_per_request) as u64),
         records_per_request,
         records_per_second: None,
     })
@@ -290,7 +292,7 @@ async fn rates(
             let run = bench.run(order, Watch::Times).await?;
             let floor_order = floor::Order {
                 records: run.events,
-                records_per_request: floor::RECORDS,
+                records_per_request: floor::RECORDS as f64,
                 records_per_second: Some(rate),
             };
             let floor_run = bench.floor_run(floor, floor_order).await?;

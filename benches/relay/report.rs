@@ -37,6 +37,17 @@ pub struct FloorRun {
     pub request: Latency,
 }
 
+/// A run, and the floor beside it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Measured {
+    pub run: Run,
+    /// With full requests.
+    pub floor_run: FloorRun,
+    /// With requests as full as the run's; None where those hold half of what they may, or
+    /// more.
+    pub alike_run: Option<FloorRun>,
+}
+
 /// A run at a rate.
 #[derive(Clone, Debug, Serialize)]
 pub struct RateRun {
@@ -106,6 +117,34 @@ pub struct RateFigures {
     pub runs: Vec<Run>,
 }
 
+/// What a request takes where it is not full, in µs of CPU, whatever is in it.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct SmallRequests {
+    pub records: Spread,
+    /// Everything that the service does, divided by its requests.
+    pub service: Spread,
+    pub floor: Spread,
+    /// Of the two, run by run.
+    pub ratio: Spread,
+}
+
+impl SmallRequests {
+    fn of(runs: &[Measured]) -> Self {
+        let pairs = || {
+            runs.iter()
+                .filter_map(|measured| Some((&measured.run, measured.alike_run.as_ref()?)))
+        };
+        let service = |run: &Run| run.cpu_per_million * run.records_per_request;
+        let floor = |run: &FloorRun| run.cpu_per_million * run.records_per_request;
+        Self {
+            records: Spread::of(pairs().map(|(run, _)| run.records_per_request)),
+            service: Spread::of(pairs().map(|(run, _)| service(run))),
+            floor: Spread::of(pairs().map(|(_, alike)| floor(alike))),
+            ratio: Spread::of(pairs().map(|(run, alike)| service(run) / floor(alike))),
+        }
+    }
+}
+
 #[derive(Clone, Debug, Serialize)]
 pub struct WorkloadReport {
     pub workload: Workload,
@@ -118,14 +157,9 @@ pub struct WorkloadReport {
     pub floor_peak_megabytes: Spread,
     /// CPU of the service over that of the floor, run by run.
     pub ratio: Spread,
-    /// CPU of the service for each of its requests, all included.
-    pub request_micros: Spread,
-    /// Of the floor with requests as full as those; nothing where those are full.
-    pub alike_request_micros: Spread,
-    /// CPU of the service over that, run by run.
-    pub alike_ratio: Spread,
-    pub runs: Vec<Run>,
-    pub floor_runs: Vec<FloorRun>,
+    /// Of runs with requests that are not full.
+    pub small_requests: SmallRequests,
+    pub runs: Vec<Measured>,
     pub rates: Vec<RateFigures>,
 }
 
@@ -134,37 +168,27 @@ impl WorkloadReport {
         workload: Workload,
         event_bytes: f64,
         record_bytes: f64,
-        runs: Vec<Run>,
-        (floor_runs, alike_runs): (Vec<FloorRun>, Vec<FloorRun>),
+        runs: Vec<Measured>,
         rates: Vec<RateRun>,
     ) -> Self {
-        let floor = |figure: fn(&FloorRun) -> f64| Spread::of(floor_runs.iter().map(figure));
-        let ratios = |floor_runs: &[FloorRun]| {
-            let pairs = runs.iter().zip(floor_runs);
-            Spread::of(pairs.map(|(run, floor)| run.cpu_per_million / floor.cpu_per_million))
+        let floor = |figure: fn(&FloorRun) -> f64| {
+            Spread::of(runs.iter().map(|measured| figure(&measured.floor_run)))
         };
+        let ratios = runs
+            .iter()
+            .map(|Measured { run, floor_run, .. }| run.cpu_per_million / floor_run.cpu_per_million);
         Self {
             workload,
             event_bytes,
             record_bytes,
-            saturated: Figures::of(runs.iter()),
+            saturated: Figures::of(runs.iter().map(|measured| &measured.run)),
             floor_events_per_second: floor(|run| run.events_per_second),
             floor_cpu_per_million: floor(|run| run.cpu_per_million),
             floor_peak_megabytes: floor(|run| run.peak_megabytes),
-            ratio: ratios(&floor_runs),
-            request_micros: Spread::of(
-                runs.iter()
-                    .map(|run| run.cpu_per_million * run.records_per_request),
-            ),
-            alike_request_micros: Spread::of(
-                alike_runs
-                    .iter()
-                    .map(|run| run.cpu_per_million * run.records_per_request),
-            ),
-            alike_ratio: ratios(&alike_runs),
+            ratio: Spread::of(ratios),
+            small_requests: SmallRequests::of(&runs),
             rates: grouped(rates),
             runs,
-            floor_runs,
         }
     }
 }

@@ -58,7 +58,7 @@ async fn everything_arrives(workload: &Workload, size: &Size) -> Result<(), Fail
     let (mut floor, _ready) = bench.floor().await?;
     let order = floor::Order {
         records: size.events,
-        records_per_request: floor::RECORDS,
+        records_per_request: floor::RECORDS as f64,
         records_per_second: None,
     };
     bench.floor_run(&mut floor, order).await?;

@@ -97,7 +97,7 @@ fn processes(workloads: &[WorkloadReport]) {
 
 /// What each request takes where it is not full, whatever is in it.
 fn small_requests(workloads: &[WorkloadReport]) {
-    let small = |report: &&WorkloadReport| report.alike_ratio.runs > 0;
+    let small = |report: &&WorkloadReport| report.small_requests.ratio.runs > 0;
     let mut small = workloads.iter().filter(small).peekable();
     if small.peek().is_none() {
         return;
@@ -106,13 +106,14 @@ fn small_requests(workloads: &[WorkloadReport]) {
     print("\n| workload | records a request | service | floor | service/floor |");
     print("| --- | --- | --- | --- | --- |");
     for report in small {
+        let requests = report.small_requests;
         print(&format!(
             "| {} | {} | {} | {} | {} |",
             report.workload.name,
-            show(report.saturated.records_per_request, 1),
-            show(report.request_micros, 0),
-            show(report.alike_request_micros, 0),
-            show(report.alike_ratio, 2),
+            show(requests.records, 1),
+            show(requests.service, 0),
+            show(requests.floor, 0),
+            show(requests.ratio, 2),
         ));
     }
     print("");

@@ -1,5 +1,5 @@
-//! A span for each request, child of the caller's trace, and a log line where one
-//! fails.
+//! The spans of requests, children of their callers' traces, and a log line where a
+//! request fails.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ use tower_http::{
 };
 use tracing::Span;
 
-use crate::telemetry::{continue_trace, exports_traces};
+use crate::telemetry::continue_trace;
 
 /// RPCs that come so often that a span of its own for each request would show in its cost.
 const FREQUENT: [&str; 2] = [
@@ -18,16 +18,17 @@ const FREQUENT: [&str; 2] = [
     "/siem.v1.EventService/PublishStream",
 ];
 
-/// Makes the spans of requests. Where only the log sees them, all requests of a frequent RPC
-/// share one: there it says no more than which RPC it is.
+/// Makes the spans of requests.
 #[derive(Clone)]
 pub(super) struct Spans {
     shared: Arc<[(&'static str, Span)]>,
 }
 
 impl Spans {
-    pub(super) fn new() -> Self {
-        let shared = FREQUENT.into_iter().filter(|_| !exports_traces());
+    /// Where only the log sees spans, all requests of a frequent RPC may share one: there it
+    /// says no more than which RPC it is.
+    pub(super) fn new(may_share: bool) -> Self {
+        let shared = FREQUENT.into_iter().filter(|_| may_share);
         Self {
             shared: shared.map(|path| (path, named(path))).collect(),
         }
@@ -94,20 +95,22 @@ mod tests {
         spans.make_span(&request)
     }
 
+    /// How many spans there are for three requests of each.
+    fn spans_of(paths: &[&str], may_share: bool) -> usize {
+        let mut spans = Spans::new(may_share);
+        let paths = std::iter::repeat_n(paths, 3).flatten();
+        let kept: Vec<Span> = paths.map(|path| span(&mut spans, path)).collect();
+        let ids = kept.iter().map(|span| span.id().unwrap().into_u64());
+        ids.collect::<BTreeSet<u64>>().len()
+    }
+
     #[test]
-    fn frequent_rpcs_share_a_span_each_and_others_have_their_own() {
+    fn only_frequent_rpcs_share_spans_and_only_where_they_may() {
         tracing::subscriber::with_default(registry(), || {
-            let mut spans = Spans::new();
-            let mut ids = BTreeSet::new();
-            let kept: Vec<Span> = (0..3)
-                .flat_map(|_| FREQUENT.map(|path| span(&mut spans, path)))
-                .collect();
-            ids.extend(kept.iter().map(|span| span.id().unwrap().into_u64()));
-            assert_eq!(ids.len(), FREQUENT.len());
+            assert_eq!(spans_of(&FREQUENT, true), FREQUENT.len());
+            assert_eq!(spans_of(&FREQUENT, false), 3 * FREQUENT.len());
             let get = "/siem.v1.SiemIntegrationService/Get";
-            let others = [span(&mut spans, get), span(&mut spans, get)];
-            ids.extend(others.iter().map(|span| span.id().unwrap().into_u64()));
-            assert_eq!(ids.len(), FREQUENT.len() + 2);
+            assert_eq!(spans_of(&[get], true), 3);
         });
     }
 

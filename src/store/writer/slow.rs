@@ -1,14 +1,14 @@
-//! Says when the disk takes long: until then nothing else would tell why nothing is acked.
+//! Says when writing takes long. Nothing is acked meanwhile, and otherwise nothing would say
+//! why.
 
 use std::{pin::pin, time::Duration};
 
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
-/// A transaction that takes longer is told of. Disks answer within a few milliseconds, and
-/// callers wait for seconds.
+/// What takes longer is told. Disks answer within milliseconds, and callers wait for seconds.
 const LONG: Duration = Duration::from_secs(1);
-/// A disk that is slow stays so for a while.
-const TOLD_EVERY: Duration = Duration::from_secs(60);
+/// Between one time and the next: what is slow stays so for a while.
+const TOLD_EVERY: Duration = Duration::from_secs(30);
 
 /// See the module.
 #[derive(Default)]
@@ -17,29 +17,58 @@ pub(super) struct Slow {
 }
 
 impl Slow {
-    /// Awaits what is written, and says where that takes long: while it does, and then how
-    /// long it took. At most once a minute.
+    /// Awaits what is written. Where that takes long, says so while it does, and then how
+    /// long it took.
     pub(super) async fn watch<R>(&mut self, writing: impl Future<Output = R>) -> R {
         let begun = Instant::now();
         let mut writing = pin!(writing);
-        if let Ok(written) = timeout(LONG, &mut writing).await {
-            return written;
+        loop {
+            let next = self.told.map_or(begun, |told| told + TOLD_EVERY);
+            let due = next.max(begun + LONG);
+            match timeout_at(due, &mut writing).await {
+                Ok(written) => {
+                    if self.told.is_some_and(|told| told > begun) {
+                        let took_ms = begun.elapsed().as_millis() as u64;
+                        tracing::warn!(took_ms, "writing to the log took long");
+                    }
+                    return written;
+                }
+                Err(_elapsed) => {
+                    self.told = Some(Instant::now());
+                    let since_ms = begun.elapsed().as_millis() as u64;
+                    tracing::warn!(
+                        since_ms,
+                        "writing to the log takes long: nothing is acked meanwhile"
+                    );
+                }
+            }
         }
-        let now = Instant::now();
-        if self.told.is_some_and(|told| now < told + TOLD_EVERY) {
-            return writing.await;
-        }
-        self.told = Some(now);
-        tracing::warn!(
-            longer_than_ms = LONG.as_millis() as u64,
-            "the disk is slow: a transaction is not written yet, and until it is nothing is acked"
-        );
-        let written = writing.await;
-        let took_ms = begun.elapsed().as_millis() as u64;
-        tracing::warn!(
-            took_ms,
-            "the disk was slow: the transaction is written, or has failed"
-        );
-        written
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{advance, sleep};
+
+    use super::*;
+
+    /// How long ago it was told last, after something took so long.
+    async fn told_after(slow: &mut Slow, millis: u64) -> Option<u128> {
+        slow.watch(sleep(Duration::from_millis(millis))).await;
+        slow.told.map(|told| told.elapsed().as_millis())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_takes_long_is_told_while_it_does_and_again() {
+        let mut slow = Slow::default();
+        assert_eq!(told_after(&mut slow, 999).await, None);
+        assert_eq!(told_after(&mut slow, 1_500).await, Some(500));
+        // Soon after that, another stall is none to tell, but a disk that hangs is.
+        assert_eq!(told_after(&mut slow, 1_500).await, Some(2_000));
+        assert_eq!(told_after(&mut slow, 29_000).await, Some(1_000));
+        // It is told again for as long as it lasts.
+        assert_eq!(told_after(&mut slow, 95_000).await, Some(6_000));
+        advance(TOLD_EVERY).await;
+        assert_eq!(told_after(&mut slow, 1_100).await, Some(100));
     }
 }

@@ -17,10 +17,7 @@ impl Syncs {
     /// Builds what the process loads, with the C compiler.
     pub async fn new() -> Self {
         let folder = TempDir::new().unwrap();
-        let source = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/tests/it/harness/failing_sync.c"
-        );
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/harness/syncs.c");
         let mut compiler = Command::new("cc");
         compiler.args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"]);
         compiler
@@ -62,5 +59,5 @@ impl Syncs {
 }
 
 fn library(folder: &TempDir) -> PathBuf {
-    folder.path().join("failing_sync.so")
+    folder.path().join("syncs.so")
 }

@@ -1,6 +1,6 @@
 //! A disk that fills, and one that fails.
 
-use std::{collections::BTreeSet, fs, io::Write, path::Path};
+use std::{collections::BTreeSet, fs, io::Write, path::Path, time::Duration};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use siem_relay::proto::v1::{self, event::Payload};
@@ -249,7 +249,8 @@ async fn a_failed_sync_ends_the_process_and_a_new_start_has_all_that_was_acked()
     assert_eq!(lost.count(), 0, "of {} acked events", bulk.acked.len());
 }
 
-/// A disk that hangs is told of while it does: nothing else would say why nothing is acked.
+/// A disk that hangs is told of while it does: otherwise nothing would say why nothing is
+/// acked.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_hangs_is_told_of_and_what_waited_for_it_is_acked() {
     let ground = Ground::new().await;
@@ -261,25 +262,26 @@ async fn a_disk_that_hangs_is_told_of_and_what_waited_for_it_is_acked() {
     let integration_id = process.api.configure(&ground.customer).await.integration_id;
     bulk.publish(&process.api, 10).await.unwrap();
     process.api.until_delivered("acme").await;
-    assert!(!process.log().contains("the disk"));
+    let times = |words: &str| process.log().matches(words).count();
+    // A disk may be slow by itself.
+    let before = times("takes long");
     syncs.hang();
     let told = async |words: &str| {
         within(words, async {
-            while !process.log().contains(words) {
-                tokio::task::yield_now().await;
+            while times(words) <= before {
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
         })
         .await;
     };
     let hangs = async {
-        told("the disk is slow").await;
-        assert!(!process.log().contains("the disk was slow"));
+        told("takes long").await;
         assert_eq!(process.api.get("acme").await.counts.unwrap().accepted, 10);
         syncs.go_on();
     };
     let (published, ()) = tokio::join!(bulk.publish(&process.api, 100), hangs);
     published.unwrap();
-    told("the disk was slow").await;
+    told("took long").await;
     process.api.until_delivered("acme").await;
     let arrived = arrive(&ground.aws, &ground.customer.stream_arn, bulk.acked.len()).await;
     check_whole(&arrived, &integration_id, &bulk.acked);
