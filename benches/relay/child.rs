@@ -9,7 +9,10 @@ use tokio::{
     process::{Child as Process, ChildStdin, ChildStdout, Command},
 };
 
-use super::{Failure, floor, loader, sink, subscribers, usage::Usage};
+use super::{
+    Failure, floor, loader, sink, subscribers,
+    usage::{self, Usage},
+};
 
 /// The argument that stands before a role's name and plan.
 const MARK: &str = "--role";
@@ -128,7 +131,15 @@ impl Child {
         self.answer().await
     }
 
+    fn pid(&self) -> Result<u32, Failure> {
+        Ok(self.process.id().ok_or("the process has ended")?)
+    }
+
     pub fn usage(&self) -> Result<Usage, Failure> {
-        Usage::of(self.process.id().ok_or("the process has ended")?)
+        Usage::of(self.pid()?)
+    }
+
+    pub fn reset_peak(&self) -> Result<(), Failure> {
+        usage::reset_peak(self.pid()?)
     }
 }

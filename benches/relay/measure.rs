@@ -183,6 +183,7 @@ impl Bench {
     ) -> Result<FloorRun, Failure> {
         let watch = Watch::Nothing;
         let _before: Tally = self.sink.ask(&sink::Order::Reset { watch }).await?;
+        floor.reset_peak()?;
         let (before, sink_before) = (floor.usage()?, self.sink.usage()?);
         let done: floor::Done = floor.ask(&order).await?;
         let (after, sink_after) = (floor.usage()?, self.sink.usage()?);

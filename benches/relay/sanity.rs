@@ -56,12 +56,19 @@ async fn everything_arrives(workload: &Workload, size: &Size) -> Result<(), Fail
         }
     }
     let (mut floor, _ready) = bench.floor().await?;
-    let order = floor::Order {
-        records: size.events,
-        records_per_request: floor::RECORDS as f64,
-        records_per_second: None,
+    let mut floor_run = async |records_per_request| {
+        let order = floor::Order {
+            records: size.events,
+            records_per_request,
+            records_per_second: None,
+        };
+        bench.floor_run(&mut floor, order).await
     };
-    bench.floor_run(&mut floor, order).await?;
+    floor_run(floor::RECORDS as f64).await?;
+    let sent = floor_run(1.5).await?.records_per_request;
+    if (sent - 1.5).abs() > 0.1 {
+        return Err(format!("the floor sent {sent} records a request, and not 1.5").into());
+    }
     drop(floor);
     bench.check_counts().await?;
     bench.stop().await

@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout_at};
 /// What takes longer is told. Disks answer within milliseconds, and callers wait for seconds.
 const LONG: Duration = Duration::from_secs(1);
 /// Between one time and the next: what is slow stays so for a while.
-const TOLD_EVERY: Duration = Duration::from_secs(30);
+const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// See the module.
 #[derive(Default)]
@@ -16,31 +16,52 @@ pub(super) struct Slow {
     told: Option<Instant>,
 }
 
+/// What there is to say of what takes long, after so much time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    Takes(Duration),
+    Took(Duration),
+}
+
 impl Slow {
     /// Awaits what is written. Where that takes long, says so while it does, and then how
     /// long it took.
     pub(super) async fn watch<R>(&mut self, writing: impl Future<Output = R>) -> R {
+        self.watch_and(writing, Word::log).await
+    }
+
+    async fn watch_and<R>(
+        &mut self,
+        writing: impl Future<Output = R>,
+        mut tell: impl FnMut(Word),
+    ) -> R {
         let begun = Instant::now();
         let mut writing = pin!(writing);
         loop {
             let next = self.told.map_or(begun, |told| told + TOLD_EVERY);
             let due = next.max(begun + LONG);
-            match timeout_at(due, &mut writing).await {
-                Ok(written) => {
-                    if self.told.is_some_and(|told| told > begun) {
-                        let took_ms = begun.elapsed().as_millis() as u64;
-                        tracing::warn!(took_ms, "writing to the log took long");
-                    }
-                    return written;
+            if let Ok(written) = timeout_at(due, &mut writing).await {
+                if self.told.is_some_and(|told| told > begun) {
+                    tell(Word::Took(begun.elapsed()));
                 }
-                Err(_elapsed) => {
-                    self.told = Some(Instant::now());
-                    let since_ms = begun.elapsed().as_millis() as u64;
-                    tracing::warn!(
-                        since_ms,
-                        "writing to the log takes long: nothing is acked meanwhile"
-                    );
-                }
+                return written;
+            }
+            self.told = Some(Instant::now());
+            tell(Word::Takes(begun.elapsed()));
+        }
+    }
+}
+
+impl Word {
+    fn log(self) {
+        let millis = |time: Duration| time.as_millis() as u64;
+        match self {
+            Self::Takes(time) => tracing::warn!(
+                since_ms = millis(time),
+                "writing to the log takes long: nothing is acked meanwhile"
+            ),
+            Self::Took(time) => {
+                tracing::warn!(took_ms = millis(time), "writing to the log took long");
             }
         }
     }
@@ -52,23 +73,35 @@ mod tests {
 
     use super::*;
 
-    /// How long ago it was told last, after something took so long.
-    async fn told_after(slow: &mut Slow, millis: u64) -> Option<u128> {
-        slow.watch(sleep(Duration::from_millis(millis))).await;
-        slow.told.map(|told| told.elapsed().as_millis())
+    /// What is told where something takes so long, in whole seconds.
+    async fn told(slow: &mut Slow, millis: u64) -> Vec<String> {
+        let mut words = Vec::new();
+        let writing = sleep(Duration::from_millis(millis));
+        slow.watch_and(writing, |word| {
+            words.push(match word {
+                Word::Takes(time) => format!("takes {}", time.as_secs()),
+                Word::Took(time) => format!("took {}", time.as_secs()),
+            });
+        })
+        .await;
+        words
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_takes_long_is_told_while_it_does_and_again() {
+    async fn what_takes_long_is_told_while_it_does_and_once_it_is_over() {
         let mut slow = Slow::default();
-        assert_eq!(told_after(&mut slow, 999).await, None);
-        assert_eq!(told_after(&mut slow, 1_500).await, Some(500));
-        // Soon after that, another stall is none to tell, but a disk that hangs is.
-        assert_eq!(told_after(&mut slow, 1_500).await, Some(2_000));
-        assert_eq!(told_after(&mut slow, 29_000).await, Some(1_000));
-        // It is told again for as long as it lasts.
-        assert_eq!(told_after(&mut slow, 95_000).await, Some(6_000));
+        let nothing: [&str; 0] = [];
+        assert_eq!(told(&mut slow, 900).await, nothing);
+        assert_eq!(told(&mut slow, 3_000).await, ["takes 1", "took 3"]);
+        // Nothing more of what is quick, and nothing of another stall within ten seconds.
+        assert_eq!(told(&mut slow, 1).await, nothing);
+        assert_eq!(told(&mut slow, 2_000).await, nothing);
+        // A disk that hangs is told of all the same, for as long as it does.
+        assert_eq!(
+            told(&mut slow, 30_000).await,
+            ["takes 5", "takes 15", "takes 25", "took 30"]
+        );
         advance(TOLD_EVERY).await;
-        assert_eq!(told_after(&mut slow, 1_100).await, Some(100));
+        assert_eq!(told(&mut slow, 1_500).await, ["takes 1", "took 1"]);
     }
 }
