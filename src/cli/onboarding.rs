@@ -137,10 +137,14 @@ pub(super) fn run(args: OnboardingArgs) -> ExitCode {
     if done.is_err() {
         return ExitCode::FAILURE;
     }
-    if let Some(external_id) = &task.generated {
-        announce(external_id);
+    match task.generated.as_ref().map(announce) {
+        // Nobody knows it: what was made for the customer is of no use.
+        Some(Err(error)) => {
+            complain("cannot show the external ID: make another", &error);
+            ExitCode::FAILURE
+        }
+        Some(Ok(())) | None => ExitCode::SUCCESS,
     }
-    ExitCode::SUCCESS
 }
 
 fn write(task: &Task, directory: &Path, force: bool) -> Result<(), ()> {
@@ -219,12 +223,12 @@ fn print(task: &Task) -> io::Result<()> {
 }
 
 /// Tells a new external ID, the one time that it is shown, apart from the documents.
-fn announce(external_id: &ExternalId) {
-    let _ = writeln!(
+fn announce(external_id: &ExternalId) -> io::Result<()> {
+    writeln!(
         io::stderr(),
         "\nthe external ID, which is shown this once; the integration, the template and the Terraform file are to get it:\n\n  {}\n",
         external_id.expose()
-    );
+    )
 }
 
 /// An error of the file system, and where it came up.

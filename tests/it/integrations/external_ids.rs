@@ -1,8 +1,10 @@
 //! Issued external IDs, and their rotation.
 
+use std::{io, process::Stdio};
+
 use siem_relay::proto::v1;
 
-use crate::harness::{Customer, Load, World, arrive, reason, violated};
+use crate::harness::{Customer, Load, World, arrive, reason, run, tool, violated, within};
 
 async fn publish(world: &World, load: &mut Load, count: usize) {
     world.api.publish(&load.events(count)).await;
@@ -139,4 +141,27 @@ async fn only_issued_ones_where_the_policy_says_so() {
         ..issued.request()
     };
     world.api.try_configure(again).await.unwrap();
+}
+
+/// It is shown once: where that fails it is lost, which must not look like success.
+#[tokio::test]
+async fn a_new_external_id_that_cannot_be_shown_is_a_failure() {
+    let arguments = [
+        "onboarding",
+        "--stream=arn:aws:kinesis:eu-west-1:222222222222:stream/detections",
+        "--role-name=siem-delivery",
+        "--principal=111111111111",
+        "--format=terraform",
+        "--generate-external-id",
+    ];
+    let shown = run(tool(&arguments)).await;
+    assert_eq!(shown.code, Some(0), "{shown:?}");
+    assert!(shown.stderr.contains("shown this once"), "{shown:?}");
+    let mut unseen = tool(&arguments);
+    unseen.stdout(Stdio::null());
+    let (reader, writer) = io::pipe().unwrap();
+    drop(reader);
+    unseen.stderr(writer);
+    let ended = within("the end of the tool", unseen.status()).await;
+    assert_eq!(ended.unwrap().code(), Some(1));
 }
