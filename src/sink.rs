@@ -34,7 +34,7 @@ pub use crate::domain::verdict::{
     AssumedWith, ExternalIdProof, Receipt, RehearsalReport, Rehearsed, TestReport,
 };
 use crate::domain::{
-    event::{Head, RECORD_OVERHEAD, finish},
+    event::{Head, RECORD_OVERHEAD, Unreadable as UnreadableEvent, finish, length},
     external_id::ExternalId,
     integration::Integration,
     standing::Standing,
@@ -46,30 +46,36 @@ use crate::domain::{
 pub struct Record {
     /// The Kinesis partition key.
     pub partition_key: Uuid,
-    /// The event's place in the integration's log; None where `body` is the whole record.
+    /// The event's place in the integration's log; None where `stored` is the whole record.
     pub sequence: Option<u64>,
     /// The event as the log holds it.
-    pub body: Bytes,
+    pub stored: Bytes,
 }
 
 impl Record {
     /// Appends what lands in the stream. `head` is the integration's.
-    fn write(&self, head: &Head, out: &mut Vec<u8>) {
+    fn write(&self, head: &Head, out: &mut Vec<u8>) -> Result<(), UnreadableEvent> {
         match self.sequence {
-            Some(sequence) => finish(head, sequence, &self.body, out),
-            None => out.extend_from_slice(&self.body),
+            Some(sequence) => finish(head, sequence, &self.stored, out),
+            None => {
+                out.extend_from_slice(&self.stored);
+                Ok(())
+            }
         }
     }
 
     /// How much [`Record::write`] appends.
-    fn length(&self) -> usize {
-        self.body.len() + self.sequence.map_or(0, |_| RECORD_OVERHEAD)
+    fn length(&self) -> Result<usize, UnreadableEvent> {
+        match self.sequence {
+            Some(_) => Ok(RECORD_OVERHEAD + length(&self.stored)?),
+            None => Ok(self.stored.len()),
+        }
     }
 
-    fn data(&self, head: &Head) -> Vec<u8> {
-        let mut data = Vec::with_capacity(self.length());
-        self.write(head, &mut data);
-        data
+    fn data(&self, head: &Head) -> Result<Vec<u8>, UnreadableEvent> {
+        let mut data = Vec::with_capacity(self.length()?);
+        self.write(head, &mut data)?;
+        Ok(data)
     }
 }
 

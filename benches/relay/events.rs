@@ -179,11 +179,11 @@ pub fn record(event: &[u8], sequence: u64) -> Result<Vec<u8>, Failure> {
         .validate()
         .map_err(|rejection| format!("the service rejects its event: {rejection:?}"))?;
     let format = Format::new("https://meter.com", "com.meter")?;
-    let mut body = Vec::new();
+    let mut stored = Vec::new();
     valid
-        .render(&format, &mut body)
+        .store(&format, &mut stored)
         .map_err(|rejection| format!("the service rejects its event: {rejection:?}"))?;
     let mut record = Vec::new();
-    finish(&Head::new(Uuid::nil()), sequence, &body, &mut record);
+    finish(&Head::new(Uuid::nil()), sequence, &stored, &mut record)?;
     Ok(record)
 }

@@ -1,4 +1,4 @@
-//! Events in: decode, check, render, and hand over to the log.
+//! Events in: decode, check, and hand over to the log.
 
 use std::sync::Arc;
 
@@ -114,7 +114,7 @@ fn sort(store: &Store, format: &Format, events: &[Bytes]) -> Sorted {
     sorted
 }
 
-/// Renders one event for its integration. False where there is none.
+/// Stores one event for its integration. False where there is none.
 fn place<'a>(
     bytes: &'a [u8],
     format: &Format,
@@ -126,7 +126,7 @@ fn place<'a>(
     let Some(key) = keys.of(event.organization_id) else {
         return Ok(false);
     };
-    segments.push(key, |out| valid.render(format, out))?;
+    segments.push(key, |out| valid.store(format, out))?;
     Ok(true)
 }
 

@@ -16,6 +16,8 @@ mod batch;
 mod chunk;
 mod full;
 mod give_up;
+mod keys;
+mod pick;
 mod refusal;
 
 use std::{cell::Cell, collections::VecDeque};
@@ -26,6 +28,8 @@ pub use self::{
 };
 use self::{
     chunk::{Chunk, State},
+    keys::Keys,
+    pick::Pick,
     refusal::{Record, Refusals},
 };
 use super::map::{Map, Set};
@@ -35,8 +39,7 @@ use super::map::{Map, Set};
 pub struct Delivery {
     /// In log order.
     chunks: VecDeque<Chunk>,
-    /// Keys of which a request is in flight.
-    busy: Set<Key>,
+    keys: Keys,
     /// Of keys of which an event failed, the last event that was sent. Nothing after it
     /// goes while one up to it waits.
     failed: Map<Key, u64>,
@@ -46,16 +49,18 @@ pub struct Delivery {
     in_flight: usize,
     /// Nothing may go until something is settled or loaded.
     exhausted: bool,
+    /// The last answer took something.
+    passes: bool,
 }
 
 impl Delivery {
     /// Adds the next chunk of the log. A chunk that is all settled is passed over
     /// and told as finished.
     pub fn load(&mut self, loaded: LoadedChunk) -> Option<i64> {
-        let chunk = Chunk::new(loaded);
-        if chunk.unsettled == 0 {
-            return Some(chunk.id);
-        }
+        let id = loaded.id;
+        let Some(chunk) = Chunk::new(loaded, &mut self.keys) else {
+            return Some(id);
+        };
         self.exhausted = false;
         self.bytes += chunk.bytes.len();
         self.waiting += chunk.waiting;
@@ -115,7 +120,8 @@ impl Delivery {
     ) -> Option<Batch> {
         let records = self.refusals.cap(limits.records);
         // While something is refused, one answer tells what the next request holds.
-        if self.exhausted || (self.refusals.is_narrowing() && self.in_flight > 0) {
+        let narrows = self.refusals.is_narrowing() && self.in_flight > 0;
+        if self.exhausted || narrows || !self.keys.any_free() {
             return None;
         }
         let limits = BatchLimits { records, ..limits };
@@ -133,9 +139,7 @@ impl Delivery {
             self.exhausted = !refused.get();
             return None;
         }
-        self.waiting -= picked.len();
         self.in_flight += 1;
-        self.busy.extend(picked.iter().map(|item| item.key));
         Some(Batch {
             items: picked,
             sent: self.refusals.sent(),
@@ -162,56 +166,6 @@ impl Delivery {
         picked
     }
 
-    fn pick(
-        &mut self,
-        limits: BatchLimits,
-        pick: Pick,
-        admit: &mut impl FnMut(Key, usize) -> bool,
-    ) -> Vec<Item> {
-        let mut picked = Vec::with_capacity(limits.records.min(self.waiting));
-        let mut passed_over = Set::default();
-        let mut retried = Set::default();
-        let mut bytes = 0;
-        'chunks: for chunk in self.chunks.iter_mut().filter(|chunk| chunk.waiting > 0) {
-            for index in 0..chunk.states.len() {
-                if chunk.states[index] != State::Waiting {
-                    continue;
-                }
-                let (key, sequence) = (chunk.entries[index].key, chunk.sequence(index));
-                if pick == Pick::Others && self.refusals.was_refused_alone(sequence) {
-                    continue;
-                }
-                let unsent = self.failed.get(&key).map(|last| sequence > *last);
-                let held_back = self.busy.contains(&key)
-                    || passed_over.contains(&key)
-                    || (unsent == Some(true) && retried.contains(&key))
-                    || (pick == Pick::OtherKeys && self.refusals.was_refused_alone(sequence));
-                if held_back {
-                    // Its later events wait for it.
-                    passed_over.insert(key);
-                    continue;
-                }
-                let weight = chunk.weight(index) + limits.overhead_bytes;
-                let full = picked.len() == limits.records || bytes + weight > limits.bytes;
-                if full && !picked.is_empty() {
-                    break 'chunks;
-                }
-                if !admit(key, weight) {
-                    passed_over.insert(key);
-                    continue;
-                }
-                if unsent == Some(false) {
-                    retried.insert(key);
-                }
-                bytes += weight;
-                chunk.states[index] = State::InFlight;
-                chunk.waiting -= 1;
-                picked.push(chunk.item(index));
-            }
-        }
-        picked
-    }
-
     /// Takes in what became of a batch: the outcome of each item. An item without an
     /// outcome counts as failed.
     pub fn settle(&mut self, batch: Batch, outcomes: &[Outcome]) -> Settlement {
@@ -232,12 +186,15 @@ impl Delivery {
         let mut settlement = Settlement::default();
         let mut touched: Vec<i64> = Vec::new();
         for item in &batch.items {
-            self.busy.remove(&item.key);
+            if let Some(chunk) = find(&mut self.chunks, item.chunk_id) {
+                self.keys.set_busy(chunk.slots[item.index as usize], false);
+            }
         }
         for (item, record) in batch.items.iter().zip(records) {
             let Some(chunk) = find(&mut self.chunks, item.chunk_id) else {
                 continue;
             };
+            let slot = chunk.slots[item.index as usize];
             let state = &mut chunk.states[item.index as usize];
             if record.outcome == Outcome::Accepted {
                 *state = State::Settled;
@@ -246,7 +203,7 @@ impl Delivery {
                     Some(_) => settlement.gaps += 1,
                     None => settlement.accepted += 1,
                 }
-                settlement.accepted_bytes += item.body.len() as u64;
+                settlement.accepted_bytes += item.stored.len() as u64;
                 if touched.last() != Some(&item.chunk_id) {
                     touched.push(item.chunk_id);
                 }
@@ -257,13 +214,15 @@ impl Delivery {
             if findings.given_up.contains(&item.sequence) {
                 *state = State::Refused;
                 settlement.refused += 1;
-                self.busy.insert(item.key);
+                self.keys.set_busy(slot, true);
             } else {
                 *state = State::Waiting;
                 chunk.waiting += 1;
                 self.waiting += 1;
+                self.keys.wait(slot);
             }
         }
+        self.passes = settlement.passed() > 0;
         settlement.narrowing = findings.halved || (findings.probe && self.has_untried());
         if !findings.halved && !settlement.narrowing {
             self.refusals.end_round(findings.probe);
@@ -311,11 +270,12 @@ impl Delivery {
             return;
         };
         let end = back.sequence(back.states.len());
-        let bytes = &mut self.bytes;
+        let (bytes, keys) = (&mut self.bytes, &mut self.keys);
         self.chunks.retain(|chunk| {
             let keep = chunk.unsettled > 0;
             if !keep {
                 *bytes -= chunk.bytes.len();
+                chunk.slots.iter().for_each(|slot| keys.remove(*slot));
             }
             keep
         });
@@ -324,17 +284,6 @@ impl Delivery {
         let from = front.map_or(end, |front| front.first_sequence);
         self.failed.retain(|_, last| *last >= from);
     }
-}
-
-/// Which events a request takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pick {
-    /// The oldest.
-    Oldest,
-    /// Those of keys of which none was refused alone.
-    OtherKeys,
-    /// Those that were not refused alone.
-    Others,
 }
 
 /// Chunk numbers rise in log order, and few chunks are at hand.

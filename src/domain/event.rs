@@ -1,15 +1,16 @@
 //! Events: what a caller publishes, checked and rendered as CloudEvents.
 //!
 //! An [`Event`] borrows from the request it came in. [`Event::validate`] checks
-//! it, and [`ValidEvent::render`] writes its *body*: the CloudEvent without the
-//! head that only delivery knows (integration and sequence). [`finish`] puts the
-//! two together as the record that lands in the stream.
+//! it, and [`ValidEvent::store`] writes it as the log holds it. [`finish`] makes of
+//! that the record that lands in the stream: a head, which only delivery knows
+//! (integration and sequence), and the *body*, all else of the CloudEvent.
 
 mod announce;
 mod context;
 mod id;
 mod json;
 mod render;
+mod stored;
 mod time;
 mod validate;
 
@@ -18,8 +19,9 @@ pub use context::MAX_DEPTH as MAX_CONTEXT_DEPTH;
 pub use id::{DETECTION_NAMESPACE, GAP_NAMESPACE};
 pub use render::{
     Format, FormatError, Head, KEY_LENGTH, MAX_BODY_LENGTH, MAX_RECORD_LENGTH, RECORD_OVERHEAD,
-    Rendered, finish, partition_key, partition_key_uuid,
+    finish,
 };
+pub use stored::{Outline, Unreadable, length, outline};
 pub use time::{Time, Timestamp};
 pub use validate::{MAX_VLAN_ID, Rejection, RejectionReason, ValidEvent};
 

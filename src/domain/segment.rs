@@ -1,9 +1,13 @@
-//! How rendered events lie behind one another in the log: each a length (4 bytes,
-//! little endian) and a body. Segments put end to end are a segment.
+//! How events lie behind one another in the log: each a length (4 bytes, little endian)
+//! and the event as it is stored. Segments put end to end are a segment.
 
 use bytes::Bytes;
 
-use super::{delivery::Entry, event::partition_key_uuid, integration::IntegrationKey};
+use super::{
+    delivery::Entry,
+    event::{Outline, outline},
+    integration::IntegrationKey,
+};
 
 /// Events in one segment, and so in one chunk, at the most.
 pub const SEGMENT_EVENTS: u32 = 500;
@@ -21,7 +25,7 @@ pub fn fits(count: u32, bytes: usize) -> bool {
     count <= SEGMENT_EVENTS && bytes <= SEGMENT_BYTES
 }
 
-/// Rendered events of any integrations in the order in which they came, in one memory.
+/// Stored events of any integrations in the order in which they came, in one memory.
 #[derive(Debug, Default)]
 pub struct Segments {
     bytes: Vec<u8>,
@@ -36,20 +40,20 @@ pub struct Part {
     pub key: IntegrationKey,
     /// How many events.
     pub count: u32,
-    /// Bytes of lengths and bodies.
+    /// Bytes of lengths and events.
     pub bytes: u32,
 }
 
 impl Segments {
-    /// Appends what `render` writes as one event; nothing where it fails.
+    /// Appends what `store` writes as one event; nothing where it fails.
     pub fn push<T, E>(
         &mut self,
         key: IntegrationKey,
-        render: impl FnOnce(&mut Vec<u8>) -> Result<T, E>,
+        store: impl FnOnce(&mut Vec<u8>) -> Result<T, E>,
     ) -> Result<T, E> {
         let start = self.bytes.len();
         self.bytes.extend([0; LENGTH_BYTES]);
-        match render(&mut self.bytes) {
+        match store(&mut self.bytes) {
             Ok(value) => {
                 let bytes = self.bytes.len() - start;
                 let length = ((bytes - LENGTH_BYTES) as u32).to_le_bytes();
@@ -143,10 +147,15 @@ pub fn entries(bytes: &Bytes, count: u32) -> Result<Vec<Entry>, Damaged> {
             .ok_or(Damaged)?;
         let start = at + LENGTH_BYTES;
         at = start + length as usize;
-        let body = bytes.get(start..at).ok_or(Damaged)?;
+        let stored = bytes.get(start..at).ok_or(Damaged)?;
+        let Outline {
+            partition_key,
+            length,
+        } = outline(stored).map_err(|_| Damaged)?;
         entries.push(Entry {
-            key: partition_key_uuid(body).ok_or(Damaged)?.as_u128(),
-            body: start as u32..at as u32,
+            key: partition_key.as_u128(),
+            stored: start as u32..at as u32,
+            length: length as u32,
         });
     }
     Ok(entries)

@@ -6,7 +6,7 @@ use aws_config::{Region, SdkConfig};
 use aws_sdk_kinesis::{
     Client,
     config::{Builder, IdentityCache, SharedIdentityCache},
-    error::{ProvideErrorMetadata, SdkError},
+    error::{BuildError, ProvideErrorMetadata, SdkError},
     operation::RequestId,
     operation::put_records::{PutRecordsError, PutRecordsOutput},
     primitives::Blob,
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::domain::{
     arn::StreamArn,
-    event::Head,
+    event::{Head, Unreadable},
     status::{Cause, Fault, Stage},
 };
 
@@ -104,10 +104,13 @@ impl Kinesis {
             .iter()
             .map(|record| entry(head, record))
             .collect::<Result<_, _>>()
-            .map_err(|_| Fault {
-                stage: Stage::Write,
-                cause: Cause::Connection,
-                request_id: None,
+            .map_err(|error| {
+                tracing::error!(%error, "cannot make a PutRecords request");
+                Fault {
+                    stage: Stage::Write,
+                    cause: Cause::Connection,
+                    request_id: None,
+                }
             })?;
         // The SDK gives a call with credentials of its own a cache of its own unless
         // one is given; session credentials are at hand and need none.
@@ -127,14 +130,20 @@ impl Kinesis {
     }
 }
 
-fn entry(
-    head: &Head,
-    record: &Record,
-) -> Result<PutRecordsRequestEntry, aws_sdk_kinesis::error::BuildError> {
-    PutRecordsRequestEntry::builder()
+/// There is no request; nothing was sent.
+#[derive(Debug, thiserror::Error)]
+enum NoEntry {
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    #[error(transparent)]
+    Unreadable(#[from] Unreadable),
+}
+
+fn entry(head: &Head, record: &Record) -> Result<PutRecordsRequestEntry, NoEntry> {
+    Ok(PutRecordsRequestEntry::builder()
         .partition_key(record.partition_key.to_string())
-        .data(Blob::new(record.data(head)))
-        .build()
+        .data(Blob::new(record.data(head)?))
+        .build()?)
 }
 
 /// AWS answers for each record at its place. An answer of another length says nothing

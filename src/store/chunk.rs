@@ -24,11 +24,15 @@ const HEAD_BYTES: usize = 1 + CHECKSUM_BYTES;
 /// A payload that claims to unpack to more is damaged.
 const MOST_BYTES: usize = 16 << 20;
 
-/// What stands for an event whose body is gone.
-const GIVEN_UP: Entry = Entry { key: 0, body: 0..0 };
+/// What stands for an event that is gone.
+const GIVEN_UP: Entry = Entry {
+    key: 0,
+    stored: 0..0,
+    length: 0,
+};
 
-/// Bytes of the event bodies alone.
-pub(super) fn body_bytes(chunk: &TailChunk) -> u64 {
+/// Bytes of the events alone.
+pub(super) fn event_bytes(chunk: &TailChunk) -> u64 {
     (chunk.bytes.len() - chunk.count as usize * 4) as u64
 }
 

@@ -96,6 +96,16 @@ pub enum OpenError {
         /// What was found first.
         what: String,
     },
+    /// A newer version made it.
+    #[error(
+        "the database {path} was made by a newer version of siem-relay (it has {migration}): nothing in it was changed; start that version, or a newer one"
+    )]
+    Newer {
+        /// Which.
+        path: PathBuf,
+        /// What this version does not know.
+        migration: String,
+    },
     /// Not even the start finds room on the disk.
     #[error("the disk of {0} is full: make room, and start again")]
     Full(PathBuf),
@@ -122,8 +132,10 @@ impl Store {
         })?;
         let allotment = || Allotment::of(disk, options.disk_reserve_bytes, page_bytes(&path));
         let sealer = Sealer::new(&key).map_err(|_| KeyError::Malformed)?;
-        if let Some(what) = prepare(&path, &allotment()).await.map_err(failed)? {
-            return Err(OpenError::Damaged { path, what });
+        match prepare(&path, &allotment()).await.map_err(failed)? {
+            Prepared::Ready => {}
+            Prepared::Damaged(what) => return Err(OpenError::Damaged { path, what }),
+            Prepared::Newer(migration) => return Err(OpenError::Newer { path, migration }),
         }
         // The first look may have been at what a journal was to undo.
         let allotment = allotment();
@@ -168,18 +180,36 @@ impl OpenError {
     }
 }
 
-/// Makes the database, or checks it and brings it to the newest schema. Returns what is
-/// damaged.
-async fn prepare(path: &Path, allotment: &Allotment) -> Result<Option<String>, DbErr> {
+/// What was found before the database is used.
+enum Prepared {
+    Ready,
+    Damaged(String),
+    /// A migration that this version does not know.
+    Newer(String),
+}
+
+/// Makes the database, or checks it and brings it to the newest schema.
+async fn prepare(path: &Path, allotment: &Allotment) -> Result<Prepared, DbErr> {
     let db = connect(path, PREPARES, allotment).await?;
     if let Some(what) = damage(&db, path).await? {
-        return Ok(Some(what));
+        return Ok(Prepared::Damaged(what));
+    }
+    if let Some(migration) = newer_migration(&db).await? {
+        return Ok(Prepared::Newer(migration));
     }
     write_back(&db).await;
     Migrator::up(&db, None).await?;
     let damaged = packs::recover(&db).await?;
     db.close().await?;
-    Ok(damaged)
+    Ok(damaged.map_or(Prepared::Ready, Prepared::Damaged))
+}
+
+/// A migration that a newer version made, where there is one.
+async fn newer_migration(db: &DatabaseConnection) -> Result<Option<String>, DbErr> {
+    let known = Migrator::migrations();
+    let made = Migrator::get_migration_models(db).await?;
+    let mut versions = made.into_iter().map(|made| made.version);
+    Ok(versions.find(|version| known.iter().all(|known| known.name() != version)))
 }
 
 /// What a database holds at start.

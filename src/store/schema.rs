@@ -1,7 +1,11 @@
 //! The schema and its migrations, for SQLite and PostgreSQL alike. Times are
 //! microseconds since the Unix epoch.
 
+mod stored_events;
+
 use sea_orm_migration::{prelude::*, schema::*};
+
+use stored_events::StoredEvents;
 
 /// Brings a database to the newest schema.
 pub(super) struct Migrator;
@@ -15,6 +19,7 @@ impl MigratorTrait for Migrator {
             Box::new(LogOutline),
             Box::new(Progress),
             Box::new(Packs),
+            Box::new(StoredEvents),
         ]
     }
 }

@@ -103,7 +103,7 @@ impl NewChunk {
             self.key.0,
             chunk.first_sequence as i64,
             chunk.count as i32,
-            chunk::body_bytes(chunk) as i64,
+            chunk::event_bytes(chunk) as i64,
             micros(chunk.accepted_at),
             chunk::compress(&chunk.bytes),
         )

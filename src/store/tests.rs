@@ -2,6 +2,7 @@
 //! deletions, with restarts between them.
 
 mod give_way;
+mod newer;
 mod packs;
 mod progress;
 mod read;

@@ -211,13 +211,13 @@ mod tests {
                 ..Detection::default()
             })),
         };
-        let (mut body, mut record) = (Vec::new(), Vec::new());
+        let (mut stored, mut record) = (Vec::new(), Vec::new());
         event
             .validate()
             .unwrap()
-            .render(&format(), &mut body)
+            .store(&format(), &mut stored)
             .unwrap();
-        finish(&Head::new(INTEGRATION), sequence, &body, &mut record);
+        finish(&Head::new(INTEGRATION), sequence, &stored, &mut record).unwrap();
         record
     }
 

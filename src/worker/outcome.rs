@@ -173,7 +173,7 @@ fn pace<S>(
             }
             RecordOutcome::Failed(_) => Fate::Failed,
         };
-        (item.key, item.body.len() + overhead, fate)
+        (item.key, item.weight + overhead, fate)
     });
     let flow = lane.flow.get_or_insert_default();
     flow.answered(Instant::now().into_std(), records);

@@ -119,7 +119,7 @@ fn record(integration_id: Uuid, format: &Format, event_id: Uuid) -> Record {
     Record {
         partition_key: integration_id,
         sequence: None,
-        body: data.into(),
+        stored: data.into(),
     }
 }
 

@@ -216,18 +216,18 @@ fn look(lane: &mut Lane, limits: BatchLimits, now: Instant) -> Option<Batch> {
 }
 
 fn record(integration_id: Uuid, format: &Format, item: &Item) -> Record {
-    let (sequence, body) = match &item.gap {
+    let (sequence, stored) = match &item.gap {
         Some(gap) => {
             let mut data = Vec::new();
             let _id = render_gap(integration_id, format, gap, &mut data);
             (None, data.into())
         }
-        None => (Some(item.sequence), item.body.clone()),
+        None => (Some(item.sequence), item.stored.clone()),
     };
     Record {
         partition_key: Uuid::from_u128(item.key),
         sequence,
-        body,
+        stored,
     }
 }
 

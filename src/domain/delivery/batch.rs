@@ -12,7 +12,7 @@ pub struct BatchLimits {
     pub records: usize,
     /// Bytes at the most, counted as body, key and [`BatchLimits::overhead_bytes`].
     pub bytes: usize,
-    /// What each record weighs beyond its stored body.
+    /// What each record weighs beyond its body.
     pub overhead_bytes: usize,
 }
 
@@ -23,8 +23,10 @@ pub struct Item {
     pub sequence: u64,
     /// Its partition key.
     pub key: Key,
-    /// Its stored body; empty for a gap.
-    pub body: Bytes,
+    /// As the log holds it; empty for a gap.
+    pub stored: Bytes,
+    /// Bytes of its body as it is sent, as a request counts them.
+    pub weight: usize,
     /// The gap that stands in its place.
     pub gap: Option<Box<Gap>>,
     pub(super) chunk_id: i64,

@@ -4,7 +4,10 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::Item;
+use super::{
+    Item,
+    keys::{Keys, Slot},
+};
 use crate::domain::{
     bitmap,
     gap::{ChunkState, Marked, PlacedGap},
@@ -18,8 +21,10 @@ pub type Key = u128;
 pub struct Entry {
     /// Its partition key.
     pub key: Key,
-    /// Where its body is in the chunk's bytes; nowhere for a gap.
-    pub body: Range<u32>,
+    /// Where it is in the chunk's bytes; nowhere for a gap.
+    pub stored: Range<u32>,
+    /// Bytes of its body as it is sent; 0 for a gap.
+    pub length: u32,
 }
 
 /// A chunk of the log, as it was read.
@@ -57,6 +62,8 @@ pub(super) struct Chunk {
     pub(super) id: i64,
     pub(super) first_sequence: u64,
     pub(super) entries: Vec<Entry>,
+    /// Of each entry's key.
+    pub(super) slots: Vec<Slot>,
     pub(super) bytes: Bytes,
     pub(super) states: Vec<State>,
     pub(super) waiting: usize,
@@ -66,7 +73,8 @@ pub(super) struct Chunk {
 }
 
 impl Chunk {
-    pub(super) fn new(loaded: LoadedChunk) -> Self {
+    /// None where all of it is settled.
+    pub(super) fn new(loaded: LoadedChunk, keys: &mut Keys) -> Option<Self> {
         let states: Vec<State> = (0..loaded.entries.len())
             .map(|index| match bitmap::get(&loaded.settled, index) {
                 true => State::Settled,
@@ -74,16 +82,28 @@ impl Chunk {
             })
             .collect();
         let waiting = states.iter().filter(|s| **s == State::Waiting).count();
-        Self {
+        if waiting == 0 {
+            return None;
+        }
+        let add = |(entry, state): (&Entry, &State)| {
+            let slot = keys.add(entry.key);
+            if *state == State::Waiting {
+                keys.wait(slot);
+            }
+            slot
+        };
+        let slots = loaded.entries.iter().zip(&states).map(add).collect();
+        Some(Self {
             id: loaded.id,
             first_sequence: loaded.first_sequence,
             entries: loaded.entries,
+            slots,
             bytes: loaded.bytes,
             states,
             waiting,
             unsettled: waiting,
             gaps: loaded.gaps,
-        }
+        })
     }
 
     pub(super) fn sequence(&self, index: usize) -> u64 {
@@ -96,10 +116,10 @@ impl Chunk {
 
     /// Bytes of an event, as a request counts them.
     pub(super) fn weight(&self, index: usize) -> usize {
-        match self.entries[index].body.len() {
+        match self.entries[index].length {
             // A gap's body is made when it is sent.
             0 => GAP_BYTES,
-            bytes => bytes,
+            bytes => bytes as usize,
         }
     }
 
@@ -108,9 +128,10 @@ impl Chunk {
         Item {
             sequence: self.sequence(index),
             key: entry.key,
-            body: self
+            stored: self
                 .bytes
-                .slice(entry.body.start as usize..entry.body.end as usize),
+                .slice(entry.stored.start as usize..entry.stored.end as usize),
+            weight: self.weight(index),
             gap: self.gap(index).map(|placed| Box::new(placed.gap)),
             chunk_id: self.id,
             index: index as u32,
@@ -132,7 +153,7 @@ impl Chunk {
             .iter()
             .zip(&self.states)
             .filter(|(_, state)| **state != State::Settled)
-            .map(|(entry, _)| entry.body.len() as u64)
+            .map(|(entry, _)| entry.stored.len() as u64)
             .sum()
     }
 
@@ -145,15 +166,15 @@ impl Chunk {
         for (index, state) in self.states.iter().enumerate() {
             if *state == wanted {
                 bitmap::set(&mut marked.events, index);
-                marked.bytes += self.entries[index].body.len() as u64;
+                marked.bytes += self.entries[index].stored.len() as u64;
             }
         }
         (!marked.events.is_empty()).then_some(marked)
     }
 
-    /// Takes in what was given up of it, but for what is in flight. Tells the key of
-    /// each refused event that is done with.
-    pub(super) fn apply(&mut self, state: &ChunkState, gap_key: Key, mut freed: impl FnMut(Key)) {
+    /// Takes in what was given up of it, but for what is in flight. The key of each
+    /// refused event that is done with is no longer busy.
+    pub(super) fn apply(&mut self, state: &ChunkState, gap_key: Key, keys: &mut Keys) {
         for index in 0..self.states.len() {
             let before = self.states[index];
             if !matches!(before, State::Waiting | State::Refused) {
@@ -164,9 +185,11 @@ impl Chunk {
             if !gap && !settled {
                 continue;
             }
+            let slot = self.slots[index];
             if before == State::Refused {
-                freed(self.entries[index].key);
+                keys.set_busy(slot, false);
             } else {
+                keys.leave(slot);
                 self.waiting -= 1;
             }
             if settled {
@@ -175,9 +198,13 @@ impl Chunk {
             } else {
                 self.states[index] = State::Waiting;
                 self.waiting += 1;
+                self.slots[index] = keys.add(gap_key);
+                keys.wait(self.slots[index]);
+                keys.remove(slot);
                 self.entries[index] = Entry {
                     key: gap_key,
-                    body: 0..0,
+                    stored: 0..0,
+                    length: 0,
                 };
             }
         }

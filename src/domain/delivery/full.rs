@@ -7,7 +7,7 @@ impl Delivery {
     /// more. Not while it is being found out what is refused.
     pub fn next_full_batch(&mut self, limits: BatchLimits) -> Option<Batch> {
         let batch = self.next_batch(limits)?;
-        let weights = batch.items.iter().map(|item| item.body.len());
+        let weights = batch.items.iter().map(|item| item.weight);
         let bytes = weights.sum::<usize>() + batch.items.len() * limits.overhead_bytes;
         // The next event may have been too long for what was left.
         let is_full = batch.items.len() >= limits.records || bytes > limits.bytes / 2;
@@ -23,9 +23,11 @@ impl Delivery {
         self.in_flight -= 1;
         self.waiting += batch.items.len();
         for item in &batch.items {
-            self.busy.remove(&item.key);
             if let Some(chunk) = find(&mut self.chunks, item.chunk_id) {
-                chunk.states[item.index as usize] = State::Waiting;
+                let (index, slots) = (item.index as usize, &chunk.slots);
+                self.keys.set_busy(slots[index], false);
+                self.keys.wait(slots[index]);
+                chunk.states[index] = State::Waiting;
                 chunk.waiting += 1;
             }
         }

@@ -25,10 +25,7 @@ impl Delivery {
         for state in given_up {
             if let Some(chunk) = find(&mut self.chunks, state.id) {
                 let before = chunk.waiting;
-                let busy = &mut self.busy;
-                chunk.apply(state, gap_key, |key| {
-                    busy.remove(&key);
-                });
+                chunk.apply(state, gap_key, &mut self.keys);
                 self.waiting = self.waiting + chunk.waiting - before;
             }
         }
@@ -39,12 +36,13 @@ impl Delivery {
     /// Lets refused events wait again, since they could not be given up.
     pub fn keep_refused(&mut self) {
         for chunk in &mut self.chunks {
-            for (state, entry) in chunk.states.iter_mut().zip(&chunk.entries) {
+            for (state, slot) in chunk.states.iter_mut().zip(&chunk.slots) {
                 if *state == State::Refused {
                     *state = State::Waiting;
                     chunk.waiting += 1;
                     self.waiting += 1;
-                    self.busy.remove(&entry.key);
+                    self.keys.set_busy(*slot, false);
+                    self.keys.wait(*slot);
                 }
             }
         }

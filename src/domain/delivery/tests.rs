@@ -185,7 +185,8 @@ fn log(keys: &[u8], chunk_events: usize) -> Vec<LoadedChunk> {
                     .enumerate()
                     .map(|(at, key)| Entry {
                         key: Key::from(*key),
-                        body: at as u32 * 4..at as u32 * 4 + 4,
+                        stored: at as u32 * 4..at as u32 * 4 + 4,
+                        length: 4,
                     })
                     .collect(),
                 bytes: Bytes::from(vec![b'x'; keys.len() * 4]),
@@ -249,7 +250,8 @@ impl Run {
         for gap in &chunk.gaps {
             chunk.entries[gap.index as usize] = Entry {
                 key: GAP_KEY,
-                body: 0..0,
+                stored: 0..0,
+                length: 0,
             };
         }
         assert_eq!(self.delivery.load(chunk), None);

@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::{
     Format, Head, Time, id,
     json::{write_number, write_string, write_uuid},
-    render::write_attributes,
+    render::{CONTENT_TYPE, write_attributes},
 };
 
 /// A run of events that were accepted and will not be delivered.
@@ -131,5 +131,5 @@ fn start_data(out: &mut Vec<u8>, key: Uuid, attributes: &[u8], event_id: Uuid, t
         .hyphenated()
         .encode_lower(&mut out[id_at..id_at + 36]);
     time.write_rfc3339(out);
-    out.extend_from_slice(br#"","datacontenttype":"application/json","data":"#);
+    out.extend_from_slice(CONTENT_TYPE);
 }

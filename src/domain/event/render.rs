@@ -6,8 +6,9 @@
 use uuid::Uuid;
 
 use super::{
-    Detection, Rejection, RejectionReason, ValidEvent, id,
-    json::{write_escaped, write_number, write_string, write_uuid},
+    Time, id,
+    json::{write_escaped, write_uuid},
+    stored::{Parts, Stored, Unreadable},
 };
 
 /// Bytes that Kinesis takes as one record, partition key included.
@@ -24,7 +25,11 @@ const SEQUENCE_LENGTH: usize = 20;
 /// The quote and comma after the sequence, and the line break at the end.
 const TAIL_LENGTH: usize = 3;
 
-const KEY: &[u8] = br#""partitionkey":""#;
+pub(super) const KEY: &[u8] = br#""partitionkey":""#;
+const ID: &[u8] = br#"","id":""#;
+const TIME: &[u8] = br#"","time":""#;
+pub(super) const CONTENT_TYPE: &[u8] = br#"","datacontenttype":"application/json","data":"#;
+const DATA_START: &[u8] = br#"{"type":"TYPE_DETECTION""#;
 
 /// The attributes that are the same for all events of a service.
 #[derive(Debug, Clone)]
@@ -80,6 +85,10 @@ impl Format {
         })
     }
 
+    pub(super) fn detection(&self) -> &[u8] {
+        &self.detection
+    }
+
     pub(super) fn test(&self) -> &[u8] {
         &self.test
     }
@@ -131,127 +140,65 @@ impl Head {
 pub const RECORD_OVERHEAD: usize = Head::LENGTH + SEQUENCE_LENGTH + TAIL_LENGTH;
 
 /// Appends the record that lands in the stream: head, sequence, body, line break.
-pub fn finish(head: &Head, sequence: u64, body: &[u8], out: &mut Vec<u8>) {
-    out.reserve(RECORD_OVERHEAD + body.len());
-    head.write(sequence, out);
-    out.extend_from_slice(body);
+///
+/// # Errors
+///
+/// Where `stored` is no event as the log holds it; `out` may then have some of the record.
+pub fn finish(
+    head: &Head,
+    sequence: u64,
+    stored: &[u8],
+    out: &mut Vec<u8>,
+) -> Result<(), Unreadable> {
+    match Stored::read(stored)? {
+        Stored::Body(body) => {
+            out.reserve(RECORD_OVERHEAD + body.len());
+            head.write(sequence, out);
+            out.extend_from_slice(body);
+        }
+        Stored::Fields(fields) => {
+            let parts = fields.parts()?;
+            out.reserve(RECORD_OVERHEAD + parts.length);
+            head.write(sequence, out);
+            write_body(&parts, out)?;
+        }
+    }
     out.push(b'\n');
+    Ok(())
+}
+
+fn write_body(parts: &Parts<'_>, out: &mut Vec<u8>) -> Result<(), Unreadable> {
+    let id_at = write_attributes(out, parts.device, parts.attributes, parts.network);
+    parts.time.write_rfc3339(out);
+    out.extend_from_slice(CONTENT_TYPE);
+    let data_at = out.len();
+    out.extend_from_slice(DATA_START);
+    parts.write_data(out)?;
+    out.push(b'}');
+    let id = parts.id.unwrap_or_else(|| {
+        id::of_detection(parts.network, parts.device, parts.time, &out[data_at..])
+    });
+    out.push(b'}');
+    id.hyphenated().encode_lower(&mut out[id_at..id_at + 36]);
+    Ok(())
+}
+
+/// Bytes of a detection's body beside its fields.
+pub(super) fn body_length(attributes: &[u8], time: Time) -> usize {
+    const FIXED: usize = KEY.len()
+        + 3 * KEY_LENGTH
+        + ID.len()
+        + TIME.len()
+        + CONTENT_TYPE.len()
+        + DATA_START.len()
+        + b"}}".len();
+    FIXED + attributes.len() + time.rfc3339_length()
 }
 
 /// The partition key of a body; `None` where the bytes are not a body.
-pub fn partition_key(body: &[u8]) -> Option<&str> {
+pub(super) fn partition_key(body: &[u8]) -> Option<&str> {
     let key = body.strip_prefix(KEY)?.get(..KEY_LENGTH)?;
     str::from_utf8(key).ok()
-}
-
-/// The partition key of a body as a UUID; `None` where the bytes are not a body.
-pub fn partition_key_uuid(body: &[u8]) -> Option<Uuid> {
-    Uuid::try_parse(partition_key(body)?).ok()
-}
-
-/// What was rendered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rendered {
-    /// The CloudEvents id.
-    pub id: Uuid,
-    /// The partition key.
-    pub partition_key: Uuid,
-    /// Bytes of the body.
-    pub length: usize,
-}
-
-impl ValidEvent<'_> {
-    /// Appends the body of the event to `out`.
-    ///
-    /// # Errors
-    ///
-    /// Where the record would exceed [`MAX_RECORD_LENGTH`]; `out` is then as it was.
-    pub fn render(&self, format: &Format, out: &mut Vec<u8>) -> Result<Rendered, Rejection> {
-        // Escapes may make text up to six times as long: this bounds what is written
-        // before its length is known.
-        if self.text_length() > MAX_BODY_LENGTH {
-            return Err(too_large());
-        }
-        let start = out.len();
-        let id = self.write_body(format, out);
-        let length = out.len() - start;
-        if length > MAX_BODY_LENGTH {
-            out.truncate(start);
-            return Err(too_large());
-        }
-        Ok(Rendered {
-            id,
-            partition_key: self.device,
-            length,
-        })
-    }
-
-    fn write_body(&self, format: &Format, out: &mut Vec<u8>) -> Uuid {
-        let id_at = write_attributes(out, self.device, &format.detection, self.network);
-        self.time.write_rfc3339(out);
-        out.extend_from_slice(br#"","datacontenttype":"application/json","data":"#);
-        let data_at = out.len();
-        self.write_data(out);
-        let id = self.event_id.unwrap_or_else(|| {
-            id::of_detection(self.network, self.device, self.time, &out[data_at..])
-        });
-        out.push(b'}');
-        id.hyphenated().encode_lower(&mut out[id_at..id_at + 36]);
-        id
-    }
-
-    fn write_data(&self, out: &mut Vec<u8>) {
-        let detection = self.detection;
-        out.extend_from_slice(br#"{"type":"TYPE_DETECTION""#);
-        text(out, br#","src_ip":"#, detection.src_ip);
-        number(out, br#","src_port":"#, detection.src_port);
-        text(out, br#","dest_ip":"#, detection.dest_ip);
-        number(out, br#","dest_port":"#, detection.dest_port);
-        text(out, br#","proto":"#, detection.proto);
-        text(out, br#","app_proto":"#, detection.app_proto);
-        number(out, br#","flow_id":"#, detection.flow_id);
-        text(out, br#","community_id":"#, detection.community_id);
-        list(out, br#","vlan":["#, detection.vlan.ids(), |out, &id| {
-            write_number(out, id.into());
-        });
-        text(out, br#","in_iface":"#, detection.in_iface);
-        text(out, br#","direction":"#, detection.direction);
-        text(out, br#","action":"#, detection.action);
-        number(out, br#","gid":"#, detection.gid);
-        number(out, br#","signature_id":"#, detection.signature_id);
-        number(out, br#","rev":"#, detection.rev);
-        optional_text(out, br#","signature":"#, detection.signature);
-        optional_text(out, br#","category":"#, detection.category);
-        number(out, br#","severity":"#, detection.severity);
-        write_metadata(out, detection);
-        if let Some(context) = self.context {
-            out.extend_from_slice(br#","context":"#);
-            context.write(out);
-        }
-        out.push(b'}');
-    }
-
-    /// A lower bound of the body's length.
-    fn text_length(&self) -> usize {
-        let detection = self.detection;
-        let texts = [
-            detection.proto,
-            detection.app_proto,
-            detection.community_id,
-            detection.in_iface,
-            detection.direction,
-            detection.action,
-            detection.signature.unwrap_or_default(),
-            detection.category.unwrap_or_default(),
-        ];
-        let metadata = detection.metadata.iter().map(|(key, values)| {
-            let values: usize = values.iter().map(|value| value.len()).sum();
-            key.len() + values
-        });
-        texts.map(str::len).iter().sum::<usize>()
-            + metadata.sum::<usize>()
-            + self.context.map_or(0, |context| context.len())
-    }
 }
 
 /// Appends the attributes up to the time's value, and returns where the id goes.
@@ -263,77 +210,11 @@ pub(super) fn write_attributes(
 ) -> usize {
     out.extend_from_slice(KEY);
     write_uuid(out, key);
-    out.extend_from_slice(br#"","id":""#);
+    out.extend_from_slice(ID);
     let id_at = out.len();
     out.extend_from_slice(&[0; 36]);
     out.extend_from_slice(source_and_type);
     write_uuid(out, subject);
-    out.extend_from_slice(br#"","time":""#);
+    out.extend_from_slice(TIME);
     id_at
-}
-
-fn write_metadata(out: &mut Vec<u8>, detection: &Detection<'_>) {
-    let mut separator: &[u8] = br#","metadata":{"#;
-    for (key, values) in detection.metadata.iter() {
-        out.extend_from_slice(separator);
-        separator = b",";
-        write_string(out, key);
-        if values.is_empty() {
-            out.extend_from_slice(b":[]");
-        } else {
-            list(out, b":[", values, |out, value| write_string(out, value));
-        }
-    }
-    if !detection.metadata.is_empty() {
-        out.push(b'}');
-    }
-}
-
-/// `name` holds the comma, the quoted key and the colon.
-#[inline]
-fn text(out: &mut Vec<u8>, name: &[u8], value: &str) {
-    if !value.is_empty() {
-        out.extend_from_slice(name);
-        write_string(out, value);
-    }
-}
-
-#[inline]
-fn optional_text(out: &mut Vec<u8>, name: &[u8], value: Option<&str>) {
-    if let Some(value) = value {
-        out.extend_from_slice(name);
-        write_string(out, value);
-    }
-}
-
-#[inline]
-fn number(out: &mut Vec<u8>, name: &[u8], value: Option<impl Into<u64>>) {
-    if let Some(value) = value {
-        out.extend_from_slice(name);
-        write_number(out, value.into());
-    }
-}
-
-/// `open` ends with the bracket.
-#[inline]
-fn list<T>(out: &mut Vec<u8>, open: &[u8], items: &[T], write: impl Fn(&mut Vec<u8>, &T)) {
-    let mut separator = open;
-    for item in items {
-        out.extend_from_slice(separator);
-        separator = b",";
-        write(out, item);
-    }
-    if !items.is_empty() {
-        out.push(b']');
-    }
-}
-
-#[cold]
-fn too_large() -> Rejection {
-    Rejection::new(
-        RejectionReason::RecordTooLarge,
-        "",
-        "would exceed the 1 MiB that Kinesis takes as one record, partition key included; \
-         shorten ids_detection.context_json",
-    )
 }

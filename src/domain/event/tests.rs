@@ -65,27 +65,24 @@ pub(super) fn full() -> Detection<'static> {
     }
 }
 
-pub(super) fn body(event: &Event<'_>) -> Result<String, Rejection> {
+/// The record of an event, as text.
+pub(super) fn text(event: &Event<'_>) -> Result<String, Rejection> {
+    let mut stored = Vec::new();
+    let outline = event.validate()?.store(&format(), &mut stored)?;
     let mut out = Vec::new();
-    let rendered = event.validate()?.render(&format(), &mut out)?;
-    assert_eq!(rendered.length, out.len());
+    finish(&Head::new(INTEGRATION), 42, &stored, &mut out).unwrap();
+    assert_eq!(out.len(), outline.length + RECORD_OVERHEAD);
     Ok(String::from_utf8(out).unwrap())
 }
 
 fn record(event: &Event<'_>) -> Value {
-    let mut out = Vec::new();
-    let body = body(event).unwrap();
-    finish(&Head::new(INTEGRATION), 42, body.as_bytes(), &mut out);
-    serde_json::from_slice(&out).unwrap()
+    serde_json::from_str(&text(event).unwrap()).unwrap()
 }
 
 #[test]
 fn a_detection_becomes_one_line_of_json() {
     let mut event = event(full());
     event.event_id = Some("0198C0DE-7a11-7000-8000-0000000000DD");
-    let mut out = Vec::new();
-    let body = body(&event).unwrap();
-    finish(&Head::new(INTEGRATION), 42, body.as_bytes(), &mut out);
     let expected = concat!(
         r#"{"specversion":"1.0","integrationid":"0198c0de-7a11-7000-8000-0000000000cc","#,
         r#""sequence":"00000000000000000042","#,
@@ -102,24 +99,13 @@ fn a_detection_becomes_one_line_of_json() {
         r#""tag":["a \"b\""]},"context":{"http":  {"length":1.50}}}}"#,
         "\n"
     );
-    assert_eq!(String::from_utf8(out).unwrap(), expected);
+    assert_eq!(text(&event).unwrap(), expected);
 }
 
 #[test]
 fn what_is_not_set_is_left_out() {
     let data = &record(&event(Detection::default()))["data"];
     assert_eq!(data, &json!({"type": "TYPE_DETECTION"}));
-}
-
-#[test]
-fn the_key_is_read_back_from_the_body() {
-    let body = body(&event(full())).unwrap();
-    assert_eq!(partition_key(body.as_bytes()), Some(DEVICE));
-    let key = partition_key_uuid(body.as_bytes()).unwrap();
-    assert_eq!(key, Uuid::try_parse(DEVICE).unwrap());
-    assert_eq!(partition_key(b""), None);
-    assert_eq!(partition_key(b"\"partitionkey\":\"0198"), None);
-    assert_eq!(partition_key(&body.as_bytes()[1..]), None);
 }
 
 #[test]
@@ -163,27 +149,19 @@ fn the_same_detection_has_the_same_id() {
 #[test]
 fn the_longest_record_is_exactly_one_mebibyte() {
     let with_context = |padding: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(padding));
-    let base = body(&event(Detection {
+    let base = text(&event(Detection {
         context_json: &with_context(0),
         ..Detection::default()
     }))
     .unwrap()
     .len();
-    let fits = MAX_BODY_LENGTH - base;
+    let fits = MAX_RECORD_LENGTH - KEY_LENGTH - base;
     let context = with_context(fits);
     let longest = event(Detection {
         context_json: &context,
         ..Detection::default()
     });
-    let mut out = Vec::new();
-    let longest = body(&longest).unwrap();
-    finish(
-        &Head::new(INTEGRATION),
-        u64::MAX,
-        longest.as_bytes(),
-        &mut out,
-    );
-    assert_eq!(out.len() + KEY_LENGTH, 1_048_576);
+    assert_eq!(text(&longest).unwrap().len() + KEY_LENGTH, 1_048_576);
 
     let context = with_context(fits + 1);
     let mut out = b"before".to_vec();
@@ -194,13 +172,13 @@ fn the_longest_record_is_exactly_one_mebibyte() {
     let rejection = too_long
         .validate()
         .unwrap()
-        .render(&format(), &mut out)
+        .store(&format(), &mut out)
         .unwrap_err();
     assert_eq!(rejection.reason, RejectionReason::RecordTooLarge);
     assert_eq!(out, b"before");
 
     let huge = "\u{1}".repeat(MAX_RECORD_LENGTH + 1);
-    let rejection = body(&event(Detection {
+    let rejection = text(&event(Detection {
         signature: Some(&huge),
         ..Detection::default()
     }));
@@ -312,7 +290,8 @@ proptest! {
             ..Detection::default()
         };
         let event = event(detection);
-        prop_assert!(!body(&event).unwrap().contains(['\n', '\r']));
+        let text = text(&event).unwrap();
+        prop_assert_eq!(text.find(['\n', '\r']), Some(text.len() - 1));
         let data = &record(&event)["data"];
         prop_assert_eq!(data["signature"].as_str(), Some(&*signature));
         prop_assert_eq!(data["proto"].as_str().unwrap_or_default(), proto);

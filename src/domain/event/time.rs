@@ -72,6 +72,24 @@ impl Time {
         out.extend_from_slice(&text[..length]);
     }
 
+    /// Bytes that [`Time::write_rfc3339`] appends.
+    pub(super) fn rfc3339_length(self) -> usize {
+        self.fraction_end() + 1
+    }
+
+    /// Where the shortest exact fraction ends.
+    fn fraction_end(self) -> usize {
+        if self.nanos == 0 {
+            19
+        } else if self.nanos.is_multiple_of(1_000_000) {
+            23
+        } else if self.nanos.is_multiple_of(1_000) {
+            26
+        } else {
+            29
+        }
+    }
+
     fn rfc3339(self) -> ([u8; 30], usize) {
         let (year, month, day) = civil(self.seconds.div_euclid(SECONDS_A_DAY));
         // Less than 86,400.
@@ -83,18 +101,13 @@ impl Time {
         digits(&mut text[11..13], second / 3600);
         digits(&mut text[14..16], second / 60 % 60);
         digits(&mut text[17..19], second % 60);
-        let end = if self.nanos == 0 {
-            19
-        } else if self.nanos.is_multiple_of(1_000_000) {
-            digits(&mut text[20..23], self.nanos / 1_000_000);
-            23
-        } else if self.nanos.is_multiple_of(1_000) {
-            digits(&mut text[20..26], self.nanos / 1_000);
-            26
-        } else {
-            digits(&mut text[20..29], self.nanos);
-            29
-        };
+        let end = self.fraction_end();
+        match end {
+            19 => {}
+            23 => digits(&mut text[20..23], self.nanos / 1_000_000),
+            26 => digits(&mut text[20..26], self.nanos / 1_000),
+            _ => digits(&mut text[20..29], self.nanos),
+        }
         text[end] = b'Z';
         (text, end + 1)
     }

@@ -86,7 +86,7 @@ impl Customer {
         let records = (0..3).map(|index| Record {
             partition_key: Uuid::from_u128(index as u128),
             sequence: None,
-            body: bytes::Bytes::from_static(b"{}\n"),
+            stored: bytes::Bytes::from_static(b"{}\n"),
         });
         sink.put_records(&self.integration(stream), records.collect())
             .await

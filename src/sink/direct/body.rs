@@ -9,9 +9,12 @@
 
 use std::convert::Infallible;
 
-use minicbor::{Encoder, encode::Error};
+use minicbor::{Encoder, encode};
 
-use crate::{domain::event::Head, sink::Record};
+use crate::{
+    domain::event::{Head, Unreadable},
+    sink::Record,
+};
 
 const UUID_LENGTH: usize = 36;
 /// What a record has beside its data and the characters of its key, and some more.
@@ -19,25 +22,39 @@ const RECORD_BYTES: usize = 32;
 /// What a body has beside its records and the stream's ARN, and some more.
 const BODY_BYTES: usize = 64;
 
-/// The body, or why there is none: a record that is not as long as it says would move all
-/// that follows it.
+/// There is no body.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BodyError {
+    #[error(transparent)]
+    Encode(#[from] encode::Error<Infallible>),
+    #[error(transparent)]
+    Unreadable(#[from] Unreadable),
+    /// It would move all that follows it.
+    #[error("a record is not as long as it says")]
+    Length,
+}
+
+/// The body, or why there is none.
 pub(super) fn write(
     head: &Head,
     records: &[Record],
     stream_arn: &str,
-) -> Result<Vec<u8>, Error<Infallible>> {
-    let each = |record: &Record| record.length() + UUID_LENGTH + RECORD_BYTES;
-    let length = records.iter().map(each).sum::<usize>() + stream_arn.len() + BODY_BYTES;
+) -> Result<Vec<u8>, BodyError> {
+    let mut length = stream_arn.len() + BODY_BYTES;
+    for record in records {
+        length += record.length()? + UUID_LENGTH + RECORD_BYTES;
+    }
     let mut to = Encoder::new(Vec::with_capacity(length));
     to.begin_map()?.str("StreamARN")?.str(stream_arn)?;
     to.str("Records")?.begin_array()?;
     for record in records {
         to.begin_map()?.str("Data")?;
-        to.bytes_len(record.length() as u64)?;
+        let length = record.length()?;
+        to.bytes_len(length as u64)?;
         let start = to.writer().len();
-        record.write(head, to.writer_mut());
-        if to.writer().len() - start != record.length() {
-            return Err(Error::message("a record is not as long as it says"));
+        record.write(head, to.writer_mut())?;
+        if to.writer().len() - start != length {
+            return Err(BodyError::Length);
         }
         let mut key = [0; UUID_LENGTH];
         let key = record.partition_key.hyphenated().encode_lower(&mut key);
@@ -65,6 +82,15 @@ mod tests {
         prop_oneof![few, around.prop_map(|length| vec![7; length])]
     }
 
+    /// With a sequence, an event that is stored as a body.
+    fn stored(sequence: Option<u64>, bytes: &[u8]) -> Bytes {
+        let start: &[u8] = match sequence {
+            Some(_) => br#""partitionkey":""#,
+            None => b"",
+        };
+        [start, bytes].concat().into()
+    }
+
     proptest! {
         #[test]
         fn holds_every_record(
@@ -78,7 +104,7 @@ mod tests {
                 .map(|(key, sequence, body)| Record {
                     partition_key: Uuid::from_u128(key),
                     sequence,
-                    body: Bytes::from(body),
+                    stored: stored(sequence, &body),
                 })
                 .collect();
             let head = Head::new(Uuid::from_u128(7));
@@ -92,7 +118,7 @@ mod tests {
             for record in &records {
                 prop_assert_eq!(read.map().unwrap(), None);
                 prop_assert_eq!(read.str().unwrap(), "Data");
-                prop_assert_eq!(read.bytes().unwrap(), &*record.data(&head));
+                prop_assert_eq!(read.bytes().unwrap(), &*record.data(&head).unwrap());
                 prop_assert_eq!(read.str().unwrap(), "PartitionKey");
                 prop_assert_eq!(read.str().unwrap(), &*record.partition_key.to_string());
                 prop_assert_eq!(read.datatype().unwrap(), Type::Break);

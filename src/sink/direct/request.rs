@@ -1,6 +1,6 @@
 //! A signed PutRecords request.
 
-use std::{convert::Infallible, time::SystemTime};
+use std::time::SystemTime;
 
 use aws_sigv4::{
     http_request::{
@@ -14,7 +14,7 @@ use http::{
     header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, InvalidHeaderValue, USER_AGENT},
 };
 
-use super::endpoint::Endpoint;
+use super::{body::BodyError, endpoint::Endpoint};
 use crate::sink::{
     sessions::Session,
     signer::{NoSuchTime, SERVICE, Target},
@@ -39,7 +39,7 @@ pub(super) enum NotSent {
     #[error("cannot sign: {0}")]
     Params(#[from] v4::signing_params::BuildError),
     #[error("cannot write the body: {0}")]
-    Body(#[from] minicbor::encode::Error<Infallible>),
+    Body(#[from] BodyError),
     #[error("cannot build the request: {0}")]
     Header(#[from] InvalidHeaderValue),
 }

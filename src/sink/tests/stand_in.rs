@@ -99,7 +99,7 @@ async fn records_arrive_as_they_were_sent() {
     assert_eq!(arrived.len(), 500);
     for ((sent, arrived), outcome) in sent.iter().zip(arrived).zip(outcomes) {
         assert_eq!(sent.partition_key.to_string(), arrived.partition_key);
-        assert_eq!(sent.data(&head()), arrived.data);
+        assert_eq!(sent.data(&head()).unwrap(), arrived.data);
         let place = RecordOutcome::Accepted {
             shard_id: arrived.shard_id.into(),
             sequence_number: arrived.sequence_number.into(),

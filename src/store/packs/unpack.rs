@@ -171,7 +171,7 @@ fn pending_bytes(chunk: &TailChunk, accepted: &[u8]) -> Result<u64, DbErr> {
     let entries = segment::entries(&chunk.bytes, chunk.count).map_err(|_| damaged("a segment"))?;
     let pending = entries.iter().enumerate();
     let pending = pending.filter(|(index, _)| !bitmap::get(accepted, *index));
-    Ok(pending.map(|(_, entry)| entry.body.len() as u64).sum())
+    Ok(pending.map(|(_, entry)| entry.stored.len() as u64).sum())
 }
 
 #[cfg(test)]

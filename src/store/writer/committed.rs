@@ -43,7 +43,7 @@ impl Committed {
                 gaps: Vec::new(),
                 bytes: bytes.into(),
             };
-            progress.pending_bytes += chunk::body_bytes(&chunk);
+            progress.pending_bytes += chunk::event_bytes(&chunk);
             progress.next_sequence += u64::from(count);
             self.next_chunk_id += 1;
             self.chunks.push(NewChunk { key, chunk });

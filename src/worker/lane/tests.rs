@@ -219,7 +219,8 @@ fn load(lane: &mut Lane, events: u32) {
     lane.cursor += u64::from(events);
     let entries = (0..events).map(|at| Entry {
         key: u128::from(at),
-        body: at..at + 1,
+        stored: at..at + 1,
+        length: 1,
     });
     let loaded = lane.delivery.load(LoadedChunk {
         id: first_sequence as i64,

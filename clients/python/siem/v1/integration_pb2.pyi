@@ -263,7 +263,9 @@ class EventCounts(_message.Message):
     pending: _builtins.int
     """Events that wait."""
     pending_bytes: _builtins.int
-    """Bytes of the events that wait, as records, uncompressed."""
+    """Bytes of the events that wait, as the log holds them before compression:
+    about half of what they are as records.
+    """
     @_builtins.property
     def oldest_pending_time(self) -> _timestamp_pb2.Timestamp:
         """When the oldest of them was accepted."""

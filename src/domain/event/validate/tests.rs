@@ -1,7 +1,7 @@
 use super::*;
 use crate::domain::event::{
     Timestamp,
-    tests::{body, event, full},
+    tests::{event, full, text},
 };
 
 #[test]
@@ -52,7 +52,7 @@ fn each_problem_names_its_field() {
 #[test]
 fn each_problem_of_a_detection_names_its_field() {
     let refused = |detection: Detection<'_>, field: &str| {
-        let rejection = body(&event(detection)).unwrap_err();
+        let rejection = text(&event(detection)).unwrap_err();
         assert_eq!(rejection.reason, RejectionReason::InvalidField);
         assert_eq!(rejection.field, format!("ids_detection.{field}"));
     };

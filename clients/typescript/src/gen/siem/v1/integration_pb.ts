@@ -133,7 +133,8 @@ export type EventCounts = Message<"siem.v1.EventCounts"> & {
   pending: bigint;
 
   /**
-   * Bytes of the events that wait, as records, uncompressed.
+   * Bytes of the events that wait, as the log holds them before compression:
+   * about half of what they are as records.
    *
    * @generated from field: uint64 pending_bytes = 6;
    */

@@ -1,0 +1,141 @@
+use proptest::{collection::vec, prelude::*};
+
+use super::*;
+use crate::domain::event::{
+    Event, Format, Head as RecordHead, RECORD_OVERHEAD, finish,
+    tests::{event, full},
+};
+
+const INTEGRATION: Uuid = Uuid::from_u128(7);
+
+fn usual() -> Format {
+    Format::new("https://meter.com", "com.meter").unwrap()
+}
+
+fn stored(event: &Event<'_>, format: &Format) -> Vec<u8> {
+    let mut out = b"before".to_vec();
+    let told = event.validate().unwrap().store(format, &mut out).unwrap();
+    let stored = out.split_off(6);
+    assert_eq!(outline(&stored), Ok(told));
+    assert_eq!(length(&stored), Ok(told.length));
+    stored
+}
+
+fn record(stored: &[u8]) -> Result<String, Unreadable> {
+    let mut out = Vec::new();
+    finish(&RecordHead::new(INTEGRATION), 1, stored, &mut out)?;
+    Ok(String::from_utf8(out).unwrap())
+}
+
+/// What versions before this wrote: it has to be read as it was meant.
+#[test]
+fn what_is_in_logs_already_is_read() {
+    let mut old = vec![1];
+    old.extend([0x11; 16]);
+    old.extend([0x22; 16]);
+    old.extend(376_u32.to_le_bytes());
+    old.extend(1_700_000_000_i64.to_le_bytes());
+    old.extend(250_000_000_u32.to_le_bytes());
+    old.extend((1 | 1 << 3 | 1 << 15 | 1_u32 << 30).to_le_bytes());
+    old.push(16);
+    old.extend([0x33; 16]);
+    for value in [&b"192.0.2.1\""[..], b"443", b"ET \\\"SCAN\\\"\""] {
+        old.push(value.len() as u8);
+        old.extend(value);
+    }
+    let expected = concat!(
+        r#"{"specversion":"1.0","integrationid":"00000000-0000-0000-0000-000000000007","#,
+        r#""sequence":"00000000000000000001","#,
+        r#""partitionkey":"11111111-1111-1111-1111-111111111111","#,
+        r#""id":"33333333-3333-3333-3333-333333333333","source":"https://meter.com","#,
+        r#""type":"com.meter.ids.detection","subject":"22222222-2222-2222-2222-222222222222","#,
+        r#""time":"2023-11-14T22:13:20.250Z","datacontenttype":"application/json","#,
+        r#""data":{"type":"TYPE_DETECTION","src_ip":"192.0.2.1","dest_port":443,"#,
+        r#""signature":"ET \"SCAN\""}}"#,
+        "\n"
+    );
+    assert_eq!(record(&old).as_deref(), Ok(expected));
+    let key = Uuid::from_bytes([0x11; 16]);
+    assert_eq!(outline(&old).map(|outline| outline.partition_key), Ok(key));
+}
+
+/// Before events were stored by their fields, bodies were stored as they are.
+#[test]
+fn a_body_that_was_stored_as_it_is_is_read() {
+    let stored = stored(&event(full()), &usual());
+    let record_before = record(&stored).unwrap();
+    let body = record_before[RECORD_OVERHEAD - 1..].trim_end();
+    let told = outline(body.as_bytes()).unwrap();
+    assert_eq!(Ok(told), outline(&stored));
+    assert_eq!(record(body.as_bytes()).as_deref(), Ok(&*record_before));
+    for wrong in ["", "\"", "\"partitionkey\":\"0198", &body[1..]] {
+        assert_eq!(outline(wrong.as_bytes()), Err(Unreadable), "{wrong}");
+    }
+}
+
+#[test]
+fn settings_are_those_of_when_it_was_published() {
+    let format = Format::new("urn:\"other\"", "com.example").unwrap();
+    let stored = stored(&event(full()), &format);
+    let record: serde_json::Value = serde_json::from_str(&record(&stored).unwrap()).unwrap();
+    assert_eq!(record["source"], "urn:\"other\"");
+    assert_eq!(record["type"], "com.example.ids.detection");
+}
+
+#[test]
+fn less_than_half_of_a_record_is_stored() {
+    let stored = stored(&event(full()), &usual());
+    assert!(stored.len() * 2 < record(&stored).unwrap().len());
+}
+
+#[test]
+fn what_is_not_all_there_is_not_read() {
+    let stored = stored(&event(full()), &usual());
+    for end in 0..stored.len() {
+        assert_eq!(outline(&stored[..end]), Err(Unreadable), "{end}");
+        assert_eq!(record(&stored[..end]), Err(Unreadable), "{end}");
+    }
+    let longer = [&stored[..], b"x"].concat();
+    assert_eq!(outline(&longer), Err(Unreadable));
+    assert_eq!(record(&longer), Err(Unreadable));
+}
+
+proptest! {
+    #[test]
+    fn values_of_every_length_are_read(
+        signature in "[a-z\"]{0,600}",
+        category in "[a-z]{0,40}",
+        id: Option<u128>,
+        times in 1..4_usize,
+    ) {
+        let (long, id) = (signature.repeat(times), id.map(|id| Uuid::from_u128(id).to_string()));
+        let mut detection = full();
+        detection.signature = Some(&long);
+        detection.category = Some(&category);
+        let event = Event { event_id: id.as_deref(), ..event(detection) };
+        let stored = stored(&event, &usual());
+        let record: serde_json::Value = serde_json::from_str(&record(&stored).unwrap()).unwrap();
+        prop_assert_eq!(record["data"]["signature"].as_str(), Some(&*long));
+        prop_assert_eq!(record["data"]["category"].as_str(), Some(&*category));
+        if let Some(id) = &id {
+            prop_assert_eq!(record["id"].as_str(), Some(&**id));
+        }
+    }
+
+    #[test]
+    fn garbage_is_read_or_refused(at: prop::sample::Index, byte: u8, some in vec(any::<u8>(), 0..80)) {
+        let mut stored = stored(&event(full()), &usual());
+        let at = at.index(stored.len());
+        stored[at] = byte;
+        let mut out = Vec::new();
+        let finished = finish(&RecordHead::new(INTEGRATION), 1, &stored, &mut out);
+        if outline(&stored).is_ok() {
+            // What says how long it is is as long.
+            prop_assert_eq!(finished, Ok(()));
+            prop_assert_eq!(out.len(), RECORD_OVERHEAD + length(&stored).unwrap());
+        }
+        let garbage = [&[CODE][..], &some].concat();
+        let _ = outline(&garbage);
+        let _ = finish(&RecordHead::new(INTEGRATION), 1, &garbage, &mut out);
+    }
+}
