@@ -82,7 +82,7 @@ pub struct Api<D> {
     pub delivery: D,
     /// Status changes.
     pub watch: Watch,
-    /// How events are rendered.
+    /// The attributes that all events share.
     pub format: Arc<Format>,
     /// Only external IDs that were issued will do.
     pub issued_external_ids_only: bool,

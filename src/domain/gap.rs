@@ -38,7 +38,7 @@ pub struct Marked {
     pub chunk_id: i64,
     /// A bit an event.
     pub events: Vec<u8>,
-    /// The bytes of their bodies.
+    /// Their bytes in the log.
     pub bytes: u64,
 }
 

@@ -168,11 +168,11 @@ mod tests {
     use super::*;
 
     fn push(segments: &mut Segments, key: i64, length: usize) {
-        let rendered: Result<(), ()> = segments.push(IntegrationKey(key), |out| {
+        let pushed: Result<(), ()> = segments.push(IntegrationKey(key), |out| {
             out.resize(out.len() + length, b'x');
             Ok(())
         });
-        rendered.unwrap();
+        pushed.unwrap();
     }
 
     proptest! {

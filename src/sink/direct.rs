@@ -23,6 +23,7 @@ use tokio::time::timeout;
 
 use self::{
     answer::Answer,
+    body::BodyError,
     endpoint::Endpoints,
     received::Received,
     request::{NotSent, request},
@@ -90,7 +91,10 @@ impl Direct {
             .and_then(|body| request(session, stream.region(), &endpoint, body, now));
         let request = request.map_err(|error| {
             tracing::error!(%error, "cannot make a PutRecords request");
-            fault(Cause::Connection)
+            fault(match error {
+                NotSent::Body(BodyError::Unreadable(_) | BodyError::Length) => Cause::LogUnreadable,
+                _ => Cause::Connection,
+            })
         })?;
         let exchange = self.transport.exchange(&endpoint, request);
         match timeout(self.attempt_timeout, exchange).await {

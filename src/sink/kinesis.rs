@@ -108,7 +108,10 @@ impl Kinesis {
                 tracing::error!(%error, "cannot make a PutRecords request");
                 Fault {
                     stage: Stage::Write,
-                    cause: Cause::Connection,
+                    cause: match error {
+                        NoEntry::Unreadable(_) => Cause::LogUnreadable,
+                        NoEntry::Build(_) => Cause::Connection,
+                    },
                     request_id: None,
                 }
             })?;

@@ -28,7 +28,7 @@ pub(super) struct TailChunk {
     pub(super) first_sequence: u64,
     pub(super) count: u32,
     pub(super) accepted_at: Timestamp,
-    /// Lengths and bodies, not compressed; empty where only gaps are left.
+    /// A segment, not compressed; empty where only gaps are left.
     pub(super) bytes: Bytes,
     /// A bit an event that is settled; empty where none is.
     pub(super) settled: Vec<u8>,

@@ -19,7 +19,7 @@ use crate::{
 const READ_RETRY: Duration = Duration::from_secs(10);
 /// What a lane that has nothing may read, however crowded it is.
 const LEAST_BYTES: usize = 1 << 20;
-/// What an event has in the log beside its body, and some more.
+/// What an event has in memory beside what is stored of it.
 const ENTRY_BYTES: usize = 32;
 
 /// A chunk that cannot be read back is in the way.

@@ -25,7 +25,7 @@ pub struct Item {
     pub key: Key,
     /// As the log holds it; empty for a gap.
     pub stored: Bytes,
-    /// Bytes of its body as it is sent, as a request counts them.
+    /// Bytes of its body as it is sent; of a gap more than it has.
     pub weight: usize,
     /// The gap that stands in its place.
     pub gap: Option<Box<Gap>>,

@@ -17,13 +17,13 @@ pub(super) enum Pick {
     Others,
 }
 
-/// A half of the keys.
+/// A half of the keys at hand.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Side(u32);
+struct Side(Slot);
 
 impl Side {
-    fn of(key: Key) -> Self {
-        Self(key.count_ones() % 2)
+    fn of(slot: Slot) -> Self {
+        Self(slot % 2)
     }
 
     fn other(self) -> Self {
@@ -79,13 +79,10 @@ impl Delivery {
     /// That of the oldest event whose key is not busy.
     fn oldest_side(&self) -> Option<Side> {
         let waiting = self.chunks.iter().filter(|chunk| chunk.waiting > 0);
-        let mut events = waiting.flat_map(|chunk| {
-            let keys = chunk.entries.iter().map(|entry| entry.key);
-            keys.zip(&chunk.slots).zip(&chunk.states)
-        });
-        let oldest = events
-            .find(|((_, slot), state)| **state == State::Waiting && !self.keys.is_busy(**slot));
-        oldest.map(|((key, _), _)| Side::of(key))
+        let mut events = waiting.flat_map(|chunk| chunk.slots.iter().zip(&chunk.states));
+        let oldest =
+            events.find(|(slot, state)| **state == State::Waiting && !self.keys.is_busy(**slot));
+        oldest.map(|(slot, _)| Side::of(*slot))
     }
 
     fn pick_of(
@@ -104,7 +101,7 @@ impl Delivery {
                 }
                 let (key, slot) = (chunk.entries[index].key, chunk.slots[index]);
                 let sequence = chunk.sequence(index);
-                if side.is_some_and(|side| side != Side::of(key)) {
+                if side.is_some_and(|side| side != Side::of(slot)) {
                     continue;
                 }
                 if pick == Pick::Others && self.refusals.was_refused_alone(sequence) {

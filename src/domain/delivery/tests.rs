@@ -17,6 +17,8 @@ use crate::domain::{
 };
 
 /// The key of gaps.
+/// Of an event as it is sent; 4 are stored of it.
+const SENT_BYTES: usize = 9;
 const GAP_KEY: Key = 1000;
 
 #[derive(Clone, Debug)]
@@ -186,7 +188,7 @@ fn log(keys: &[u8], chunk_events: usize) -> Vec<LoadedChunk> {
                     .map(|(at, key)| Entry {
                         key: Key::from(*key),
                         stored: at as u32 * 4..at as u32 * 4 + 4,
-                        length: 4,
+                        length: SENT_BYTES as u32,
                     })
                     .collect(),
                 bytes: Bytes::from(vec![b'x'; keys.len() * 4]),
@@ -279,7 +281,7 @@ impl Run {
                 assert_eq!(after, before);
             }
             Some(batch) => {
-                let bytes = batch.items.len() * 4;
+                let bytes = batch.items.len() * SENT_BYTES;
                 assert!(batch.items.len() == self.limits.records || bytes * 2 > self.limits.bytes);
                 self.oracle.check_batch(&batch, &self.in_flight);
                 self.in_flight.push(batch);

@@ -85,10 +85,10 @@ pub fn outline(stored: &[u8]) -> Result<Outline, Unreadable> {
 ///
 /// Where it is none.
 pub fn length(stored: &[u8]) -> Result<usize, Unreadable> {
-    Ok(match Stored::read(stored)? {
-        Stored::Body(body) => body.len(),
+    match Stored::read(stored)? {
+        Stored::Body(body) => Ok(body.len()),
         Stored::Fields(fields) => fields.length(),
-    })
+    }
 }
 
 #[cfg(test)]

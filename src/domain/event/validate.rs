@@ -75,7 +75,7 @@ impl fmt::Display for Rejection {
     }
 }
 
-/// An event that may be rendered.
+/// An event that may be stored.
 #[derive(Debug, Clone)]
 pub struct ValidEvent<'a> {
     pub(super) organization_id: &'a str,

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Bytes of one event of [`segment`] in the log, and of its body.
+/// Bytes of one event of [`segments`] in the log, and of what is stored of it.
 const EVENT_BYTES: usize = BODY_BYTES + 4;
 const BODY_BYTES: usize = 54;
 

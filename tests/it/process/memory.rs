@@ -89,7 +89,7 @@ async fn memory_stays_within_its_settings_whatever_waits_and_hangs() {
 
     let process = start().await;
     pile_up(&process.api, &all).await;
-    // A request is held as it came, rendered, compressed and written.
+    // A request is held as it came, stored, compressed and written.
     let bound = base + 5 * INTAKE + AT_ONCE * UNREAD + WINDOW + TAIL;
     let peak = process.peak_bytes();
     say(&format!("base {base}, taking in {peak} of {bound}"));

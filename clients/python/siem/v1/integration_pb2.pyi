@@ -264,7 +264,7 @@ class EventCounts(_message.Message):
     """Events that wait."""
     pending_bytes: _builtins.int
     """Bytes of the events that wait, as the log holds them before compression:
-    half to two thirds of what they are as records.
+    half to two thirds of what they are as records where context_json is short.
     """
     @_builtins.property
     def oldest_pending_time(self) -> _timestamp_pb2.Timestamp:

@@ -13,7 +13,7 @@ fn a_request_holds_no_more_bytes_than_allowed_but_at_least_one_event() {
     for chunk in log(&[1, 2, 3, 4, 5], 5) {
         delivery.load(chunk);
     }
-    let batch = delivery.next_batch(limits(35)).unwrap();
+    let batch = delivery.next_batch(limits(50)).unwrap();
     assert_eq!(batch.items.len(), 3);
     let _settled = delivery.settle(batch, &[Outcome::Accepted; 3]);
     let batch = delivery.next_batch(limits(1)).unwrap();

@@ -79,14 +79,19 @@ impl<'a> Fields<'a> {
             time,
             attributes,
             id,
-            length: self.length(),
+            length: self.length()?,
             fields: present & FIELDS,
             values,
         })
     }
 
-    pub(super) fn length(&self) -> usize {
-        u32::from_le_bytes(self.part(33)) as usize
+    /// Never more than a body may have, whatever is there.
+    pub(super) fn length(&self) -> Result<usize, Unreadable> {
+        let length = u32::from_le_bytes(self.part(33)) as usize;
+        match length <= MAX_BODY_LENGTH {
+            true => Ok(length),
+            false => Err(Unreadable),
+        }
     }
 
     fn part<const N: usize>(&self, at: usize) -> [u8; N] {
@@ -99,11 +104,8 @@ impl<'a> Fields<'a> {
 impl Parts<'_> {
     /// Bytes of names and values of the fields, by the length of the body.
     fn data_length(&self) -> Result<usize, Unreadable> {
-        let rest = self
-            .length
-            .checked_sub(body_length(self.attributes, self.time));
-        rest.filter(|length| *length <= MAX_BODY_LENGTH)
-            .ok_or(Unreadable)
+        let fixed = body_length(self.attributes, self.time);
+        self.length.checked_sub(fixed).ok_or(Unreadable)
     }
 
     /// Whether the fields can be read, and the body is as long as it says.

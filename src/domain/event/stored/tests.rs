@@ -59,6 +59,52 @@ fn what_is_in_logs_already_is_read() {
     assert_eq!(outline(&old).map(|outline| outline.partition_key), Ok(key));
 }
 
+/// As above, with source, type and id as they were made then, and fields up to the last.
+#[test]
+fn what_is_in_logs_already_keeps_its_id() {
+    let signature = format!("ET {}", "x".repeat(300));
+    let expected = format!(
+        concat!(
+            r#"{{"specversion":"1.0","integrationid":"00000000-0000-0000-0000-000000000007","#,
+            r#""sequence":"00000000000000000001","#,
+            r#""partitionkey":"11111111-1111-1111-1111-111111111111","#,
+            r#""id":"048fec4c-8249-5694-a914-02a404bd577a","source":"urn:a","#,
+            r#""type":"b","subject":"22222222-2222-2222-2222-222222222222","#,
+            r#""time":"2023-11-14T22:13:20.250Z","datacontenttype":"application/json","#,
+            r#""data":{{"type":"TYPE_DETECTION","src_ip":"192.0.2.1","dest_port":443,"#,
+            r#""signature":"{}","category":"c","severity":3,"metadata":{{"k":["v"]}},"#,
+            r#""context":{{"a":1}}}}}}"#,
+            "\n"
+        ),
+        signature
+    );
+    let mut old = vec![1];
+    old.extend([0x11; 16]);
+    old.extend([0x22; 16]);
+    old.extend(((expected.len() - RECORD_OVERHEAD) as u32).to_le_bytes());
+    old.extend(1_700_000_000_i64.to_le_bytes());
+    old.extend(250_000_000_u32.to_le_bytes());
+    let fields = 1 | 1 << 3 | 1 << 15 | 1 << 16 | 1 << 17 | 1 << 18 | 1 << 19;
+    old.extend((fields | 1_u32 << 29).to_le_bytes());
+    for value in [
+        &br#"","source":"urn:a","type":"b","subject":""#[..],
+        b"192.0.2.1\"",
+        b"443",
+    ] {
+        old.push(value.len() as u8);
+        old.extend(value);
+    }
+    old.push(255);
+    old.extend((signature.len() as u32 + 1).to_le_bytes());
+    old.extend(format!("{signature}\"").as_bytes());
+    for value in [&b"c\""[..], b"3", br#""k":["v"]}"#, br#"{"a":1}"#] {
+        old.push(value.len() as u8);
+        old.extend(value);
+    }
+    assert_eq!(record(&old).as_deref(), Ok(&*expected));
+    assert!(outline(&old).is_ok());
+}
+
 /// Before events were stored by their fields, bodies were stored as they are.
 #[test]
 fn a_body_that_was_stored_as_it_is_is_read() {

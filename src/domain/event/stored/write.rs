@@ -17,7 +17,7 @@ impl ValidEvent<'_> {
     ///
     /// # Errors
     ///
-    /// Where the record would exceed [`super::MAX_RECORD_LENGTH`]; `out` is then as it was.
+    /// Where the record would exceed [`crate::domain::event::MAX_RECORD_LENGTH`]; `out` is then as it was.
     pub fn store(&self, format: &Format, out: &mut Vec<u8>) -> Result<Outline, Rejection> {
         // Escapes may make text up to six times as long: this bounds what is written
         // before its length is known.

@@ -134,7 +134,7 @@ export type EventCounts = Message<"siem.v1.EventCounts"> & {
 
   /**
    * Bytes of the events that wait, as the log holds them before compression:
-   * half to two thirds of what they are as records.
+   * half to two thirds of what they are as records where context_json is short.
    *
    * @generated from field: uint64 pending_bytes = 6;
    */
