@@ -187,7 +187,8 @@ impl Delivery {
         let mut touched: Vec<i64> = Vec::new();
         for item in &batch.items {
             if let Some(chunk) = find(&mut self.chunks, item.chunk_id) {
-                self.keys.set_busy(chunk.slots[item.index as usize], false);
+                self.keys
+                    .set_in_flight(chunk.slots[item.index as usize], false);
             }
         }
         for (item, record) in batch.items.iter().zip(records) {
@@ -214,7 +215,7 @@ impl Delivery {
             if findings.given_up.contains(&item.sequence) {
                 *state = State::Refused;
                 settlement.refused += 1;
-                self.keys.set_busy(slot, true);
+                self.keys.refuse(slot);
             } else {
                 *state = State::Waiting;
                 chunk.waiting += 1;

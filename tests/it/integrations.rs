@@ -316,13 +316,16 @@ async fn a_list_pages_in_order_and_filters() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_integration_takes_its_pending_events_along() {
-    let world = World::start().await;
+    // After the one attempt nothing is on its way to the stream any more.
+    let world = World::with(&[("retry-first-ms", "60000"), ("retry-most-ms", "60000")]).await;
     let (customer, created) = world.customer("acme").await;
     let mut load = Load::new("acme", 3, 20);
     world.api.publish(&load.events(100)).await;
     world.api.until_delivered("acme").await;
     world.aws.delete_stream(&customer.stream_arn);
     world.api.publish(&load.events(50)).await;
+    let refused = |status: &v1::IntegrationStatus| status.status() == Status::Failing;
+    world.api.until_status("acme", refused).await;
     let counts = world.api.delete("acme", false).await.unwrap().unwrap();
     assert_eq!(
         (counts.accepted, counts.delivered, counts.discarded),

@@ -187,7 +187,7 @@ impl Chunk {
             }
             let slot = self.slots[index];
             if before == State::Refused {
-                keys.set_busy(slot, false);
+                keys.end_refusal(slot);
             } else {
                 keys.leave(slot);
                 self.waiting -= 1;

@@ -25,7 +25,7 @@ impl Delivery {
         for item in &batch.items {
             if let Some(chunk) = find(&mut self.chunks, item.chunk_id) {
                 let (index, slots) = (item.index as usize, &chunk.slots);
-                self.keys.set_busy(slots[index], false);
+                self.keys.set_in_flight(slots[index], false);
                 self.keys.wait(slots[index]);
                 chunk.states[index] = State::Waiting;
                 chunk.waiting += 1;

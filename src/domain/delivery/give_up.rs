@@ -41,7 +41,7 @@ impl Delivery {
                     *state = State::Waiting;
                     chunk.waiting += 1;
                     self.waiting += 1;
-                    self.keys.set_busy(*slot, false);
+                    self.keys.end_refusal(*slot);
                     self.keys.wait(*slot);
                 }
             }

@@ -25,8 +25,10 @@ struct KeyState {
     events: u32,
     /// Of those, what waits.
     waiting: u32,
-    /// A request with it is in flight, or an event of it is to be given up.
-    busy: bool,
+    /// A request with it is in flight.
+    in_flight: bool,
+    /// Its events that are to be given up.
+    refused: u32,
     /// The round in which an event of it was passed over.
     passed_over: u64,
     /// The round in which an event of it that failed was taken.
@@ -35,7 +37,11 @@ struct KeyState {
 
 impl KeyState {
     fn is_free(&self) -> bool {
-        self.waiting > 0 && !self.busy
+        self.waiting > 0 && !self.is_busy()
+    }
+
+    fn is_busy(&self) -> bool {
+        self.in_flight || self.refused > 0
     }
 }
 
@@ -47,7 +53,8 @@ impl Keys {
                 key,
                 events: 0,
                 waiting: 0,
-                busy: false,
+                in_flight: false,
+                refused: 0,
                 passed_over: 0,
                 retried: 0,
             };
@@ -86,8 +93,19 @@ impl Keys {
         self.change(slot, |state| state.waiting -= 1);
     }
 
-    pub(super) fn set_busy(&mut self, slot: Slot, busy: bool) {
-        self.change(slot, |state| state.busy = busy);
+    /// Whether a request with the key is in flight.
+    pub(super) fn set_in_flight(&mut self, slot: Slot, in_flight: bool) {
+        self.change(slot, |state| state.in_flight = in_flight);
+    }
+
+    /// An event of the key is to be given up.
+    pub(super) fn refuse(&mut self, slot: Slot) {
+        self.change(slot, |state| state.refused += 1);
+    }
+
+    /// An event of the key that was to be given up was, or will not be.
+    pub(super) fn end_refusal(&mut self, slot: Slot) {
+        self.change(slot, |state| state.refused -= 1);
     }
 
     fn change(&mut self, slot: Slot, change: impl FnOnce(&mut KeyState)) {
@@ -98,7 +116,7 @@ impl Keys {
     }
 
     pub(super) fn is_busy(&self, slot: Slot) -> bool {
-        self.states[slot as usize].busy
+        self.states[slot as usize].is_busy()
     }
 
     /// Whether an event waits whose key is not busy.
@@ -119,7 +137,7 @@ impl Keys {
     /// Whether the key is busy, or an event of it was passed over.
     pub(super) fn is_held_back(&self, slot: Slot) -> bool {
         let state = &self.states[slot as usize];
-        state.busy || state.passed_over == self.round
+        state.is_busy() || state.passed_over == self.round
     }
 
     /// An event of the key that failed goes.
@@ -129,5 +147,41 @@ impl Keys {
 
     pub(super) fn is_retried(&self, slot: Slot) -> bool {
         self.states[slot as usize].retried == self.round
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_busy_until_all_of_its_refused_events_are_given_up() {
+        let mut keys = Keys::default();
+        let slot = keys.add(7);
+        for _ in 0..2 {
+            assert_eq!(keys.add(7), slot);
+            keys.refuse(slot);
+        }
+        keys.wait(slot);
+        keys.end_refusal(slot);
+        assert!(keys.is_busy(slot) && !keys.any_free());
+        // Nor does an answer free it meanwhile.
+        keys.set_in_flight(slot, false);
+        assert!(keys.is_busy(slot) && !keys.any_free());
+        keys.end_refusal(slot);
+        assert!(!keys.is_busy(slot) && keys.any_free());
+    }
+
+    #[test]
+    fn a_number_is_used_anew_only_once_no_event_has_it() {
+        let mut keys = Keys::default();
+        let (first, second) = (keys.add(1), keys.add(2));
+        assert_ne!(first, second);
+        assert_eq!(keys.add(1), first);
+        keys.remove(first);
+        assert_ne!(keys.add(3), first);
+        keys.remove(first);
+        assert_eq!(keys.add(4), first);
+        assert!(!keys.is_busy(first));
     }
 }

@@ -71,7 +71,7 @@ impl Delivery {
         }
         self.waiting -= picked.items.len();
         for slot in picked.slots {
-            self.keys.set_busy(slot, true);
+            self.keys.set_in_flight(slot, true);
         }
         picked.items
     }
