@@ -34,7 +34,7 @@ pub use crate::domain::verdict::{
     AssumedWith, ExternalIdProof, Receipt, RehearsalReport, Rehearsed, TestReport,
 };
 use crate::domain::{
-    event::{Head, RECORD_OVERHEAD, Unreadable as UnreadableEvent, finish, length},
+    event::{Head, RECORD_OVERHEAD, UnreadableEvent, finish, length},
     external_id::ExternalId,
     integration::Integration,
     standing::Standing,

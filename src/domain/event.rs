@@ -21,7 +21,7 @@ pub use render::{
     Format, FormatError, Head, KEY_LENGTH, MAX_BODY_LENGTH, MAX_RECORD_LENGTH, RECORD_OVERHEAD,
     finish,
 };
-pub use stored::{Outline, Unreadable, length, outline};
+pub use stored::{Outline, UnreadableEvent, length, outline};
 pub use time::{Time, Timestamp};
 pub use validate::{MAX_VLAN_ID, Rejection, RejectionReason, ValidEvent};
 

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::domain::{
     arn::StreamArn,
-    event::{Head, Unreadable},
+    event::{Head, UnreadableEvent},
     status::{Cause, Fault, Stage},
 };
 
@@ -139,7 +139,7 @@ enum NoEntry {
     #[error(transparent)]
     Build(#[from] BuildError),
     #[error(transparent)]
-    Unreadable(#[from] Unreadable),
+    Unreadable(#[from] UnreadableEvent),
 }
 
 fn entry(head: &Head, record: &Record) -> Result<PutRecordsRequestEntry, NoEntry> {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{
     Time, id,
     json::{write_escaped, write_uuid},
-    stored::{Parts, Stored, Unreadable},
+    stored::{Parts, Stored, UnreadableEvent},
 };
 
 /// Bytes that Kinesis takes as one record, partition key included.
@@ -149,7 +149,7 @@ pub fn finish(
     sequence: u64,
     stored: &[u8],
     out: &mut Vec<u8>,
-) -> Result<(), Unreadable> {
+) -> Result<(), UnreadableEvent> {
     match Stored::read(stored)? {
         Stored::Body(body) => {
             out.reserve(RECORD_OVERHEAD + body.len());
@@ -167,7 +167,7 @@ pub fn finish(
     Ok(())
 }
 
-fn write_body(parts: &Parts<'_>, out: &mut Vec<u8>) -> Result<(), Unreadable> {
+fn write_body(parts: &Parts<'_>, out: &mut Vec<u8>) -> Result<(), UnreadableEvent> {
     let id_at = write_attributes(out, parts.device, parts.attributes, parts.network);
     parts.time.write_rfc3339(out);
     out.extend_from_slice(CONTENT_TYPE);

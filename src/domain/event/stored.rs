@@ -43,7 +43,7 @@ const USUAL_ATTRIBUTES: &[u8] =
 /// The bytes are not an event as the log holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an event of the log cannot be read")]
-pub struct Unreadable;
+pub struct UnreadableEvent;
 
 /// What is known of a stored event without writing it as a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,12 +59,12 @@ pub struct Outline {
 /// # Errors
 ///
 /// Where it is none, or not all of it can be read.
-pub fn outline(stored: &[u8]) -> Result<Outline, Unreadable> {
+pub fn outline(stored: &[u8]) -> Result<Outline, UnreadableEvent> {
     match Stored::read(stored)? {
         Stored::Body(body) => {
             let key = partition_key(body).and_then(|key| Uuid::try_parse(key).ok());
             Ok(Outline {
-                partition_key: key.ok_or(Unreadable)?,
+                partition_key: key.ok_or(UnreadableEvent)?,
                 length: body.len(),
             })
         }
@@ -84,7 +84,7 @@ pub fn outline(stored: &[u8]) -> Result<Outline, Unreadable> {
 /// # Errors
 ///
 /// Where it is none.
-pub fn length(stored: &[u8]) -> Result<usize, Unreadable> {
+pub fn length(stored: &[u8]) -> Result<usize, UnreadableEvent> {
     match Stored::read(stored)? {
         Stored::Body(body) => Ok(body.len()),
         Stored::Fields(fields) => fields.length(),

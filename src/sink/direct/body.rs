@@ -12,7 +12,7 @@ use std::convert::Infallible;
 use minicbor::{Encoder, encode};
 
 use crate::{
-    domain::event::{Head, Unreadable},
+    domain::event::{Head, UnreadableEvent},
     sink::Record,
 };
 
@@ -28,7 +28,7 @@ pub(super) enum BodyError {
     #[error(transparent)]
     Encode(#[from] encode::Error<Infallible>),
     #[error(transparent)]
-    Unreadable(#[from] Unreadable),
+    Unreadable(#[from] UnreadableEvent),
     /// It would move all that follows it.
     #[error("a record is not as long as it says")]
     Length,

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::{
-    CODE, HEAD_LENGTH, LONG, OWN_ATTRIBUTES, OWN_ID, USUAL_ATTRIBUTES, Unreadable,
+    CODE, HEAD_LENGTH, LONG, OWN_ATTRIBUTES, OWN_ID, USUAL_ATTRIBUTES, UnreadableEvent,
     names::{FIELDS, NAMES, Name},
 };
 use crate::domain::event::{
@@ -29,11 +29,11 @@ pub(in crate::domain::event) struct Fields<'a> {
 
 impl<'a> Stored<'a> {
     /// Looks at no more than the code.
-    pub(in crate::domain::event) fn read(bytes: &'a [u8]) -> Result<Self, Unreadable> {
+    pub(in crate::domain::event) fn read(bytes: &'a [u8]) -> Result<Self, UnreadableEvent> {
         match bytes.split_first_chunk() {
             Some((head, values)) if head[0] == CODE => Ok(Self::Fields(Fields { head, values })),
             _ if bytes.starts_with(KEY) => Ok(Self::Body(bytes)),
-            _ => Err(Unreadable),
+            _ => Err(UnreadableEvent),
         }
     }
 }
@@ -55,10 +55,10 @@ pub(in crate::domain::event) struct Parts<'a> {
 
 impl<'a> Fields<'a> {
     /// Looks at all but the fields.
-    pub(in crate::domain::event) fn parts(&self) -> Result<Parts<'a>, Unreadable> {
+    pub(in crate::domain::event) fn parts(&self) -> Result<Parts<'a>, UnreadableEvent> {
         let present = u32::from_le_bytes(self.part(49));
         if present & !(FIELDS | OWN_ATTRIBUTES | OWN_ID) != 0 {
-            return Err(Unreadable);
+            return Err(UnreadableEvent);
         }
         let mut values = self.values;
         let mut attributes = USUAL_ATTRIBUTES;
@@ -69,10 +69,10 @@ impl<'a> Fields<'a> {
         if present & OWN_ID != 0 {
             let bytes;
             (bytes, values) = split_value(values)?;
-            id = Some(Uuid::from_slice(bytes).map_err(|_| Unreadable)?);
+            id = Some(Uuid::from_slice(bytes).map_err(|_| UnreadableEvent)?);
         }
         let seconds = i64::from_le_bytes(self.part(37));
-        let time = Time::new(seconds, i32::from_le_bytes(self.part(45))).ok_or(Unreadable)?;
+        let time = Time::new(seconds, i32::from_le_bytes(self.part(45))).ok_or(UnreadableEvent)?;
         Ok(Parts {
             device: Uuid::from_bytes(self.part(1)),
             network: Uuid::from_bytes(self.part(17)),
@@ -86,11 +86,11 @@ impl<'a> Fields<'a> {
     }
 
     /// Never more than a body may have, whatever is there.
-    pub(super) fn length(&self) -> Result<usize, Unreadable> {
+    pub(super) fn length(&self) -> Result<usize, UnreadableEvent> {
         let length = u32::from_le_bytes(self.part(33)) as usize;
         match length <= MAX_BODY_LENGTH {
             true => Ok(length),
-            false => Err(Unreadable),
+            false => Err(UnreadableEvent),
         }
     }
 
@@ -103,13 +103,13 @@ impl<'a> Fields<'a> {
 
 impl Parts<'_> {
     /// Bytes of names and values of the fields, by the length of the body.
-    fn data_length(&self) -> Result<usize, Unreadable> {
+    fn data_length(&self) -> Result<usize, UnreadableEvent> {
         let fixed = body_length(self.attributes, self.time);
-        self.length.checked_sub(fixed).ok_or(Unreadable)
+        self.length.checked_sub(fixed).ok_or(UnreadableEvent)
     }
 
     /// Whether the fields can be read, and the body is as long as it says.
-    pub(super) fn check(&self) -> Result<(), Unreadable> {
+    pub(super) fn check(&self) -> Result<(), UnreadableEvent> {
         let (mut length, mut rest) = (0, self.values);
         for name in names(self.fields) {
             let value;
@@ -118,7 +118,7 @@ impl Parts<'_> {
         }
         match rest.is_empty() && self.data_length() == Ok(length) {
             true => Ok(()),
-            false => Err(Unreadable),
+            false => Err(UnreadableEvent),
         }
     }
 
@@ -127,7 +127,10 @@ impl Parts<'_> {
     /// # Errors
     ///
     /// Where they cannot be read, or are not as long as the body says.
-    pub(in crate::domain::event) fn write_data(&self, out: &mut Vec<u8>) -> Result<(), Unreadable> {
+    pub(in crate::domain::event) fn write_data(
+        &self,
+        out: &mut Vec<u8>,
+    ) -> Result<(), UnreadableEvent> {
         let (start, length) = (out.len(), self.data_length()?);
         // Pieces of a fixed size may reach further than what is copied.
         out.resize(start + length + PIECE, 0);
@@ -147,7 +150,7 @@ impl Parts<'_> {
         out.truncate(start + length);
         match is_whole {
             true => Ok(()),
-            false => Err(Unreadable),
+            false => Err(UnreadableEvent),
         }
     }
 }
@@ -158,14 +161,14 @@ fn copy_padded<'a, const N: usize>(
     to: &'a mut [u8],
     from: &[u8; N],
     length: usize,
-) -> Result<&'a mut [u8], Unreadable> {
-    *to.first_chunk_mut().ok_or(Unreadable)? = *from;
-    to.get_mut(length..).ok_or(Unreadable)
+) -> Result<&'a mut [u8], UnreadableEvent> {
+    *to.first_chunk_mut().ok_or(UnreadableEvent)? = *from;
+    to.get_mut(length..).ok_or(UnreadableEvent)
 }
 
 #[inline]
-fn copy<'a>(to: &'a mut [u8], from: &[u8]) -> Result<&'a mut [u8], Unreadable> {
-    let (start, rest) = to.split_at_mut_checked(from.len()).ok_or(Unreadable)?;
+fn copy<'a>(to: &'a mut [u8], from: &[u8]) -> Result<&'a mut [u8], UnreadableEvent> {
+    let (start, rest) = to.split_at_mut_checked(from.len()).ok_or(UnreadableEvent)?;
     start.copy_from_slice(from);
     Ok(rest)
 }
@@ -181,14 +184,14 @@ fn names(mut fields: u32) -> impl Iterator<Item = &'static Name> {
 }
 
 #[inline]
-fn split_value(bytes: &[u8]) -> Result<(&[u8], &[u8]), Unreadable> {
-    let (&length, rest) = bytes.split_first().ok_or(Unreadable)?;
+fn split_value(bytes: &[u8]) -> Result<(&[u8], &[u8]), UnreadableEvent> {
+    let (&length, rest) = bytes.split_first().ok_or(UnreadableEvent)?;
     let (length, rest) = match usize::from(length) {
         LONG => {
-            let (length, rest) = rest.split_first_chunk().ok_or(Unreadable)?;
+            let (length, rest) = rest.split_first_chunk().ok_or(UnreadableEvent)?;
             (u32::from_le_bytes(*length) as usize, rest)
         }
         length => (length, rest),
     };
-    rest.split_at_checked(length).ok_or(Unreadable)
+    rest.split_at_checked(length).ok_or(UnreadableEvent)
 }

@@ -21,7 +21,7 @@ fn stored(event: &Event<'_>, format: &Format) -> Vec<u8> {
     stored
 }
 
-fn record(stored: &[u8]) -> Result<String, Unreadable> {
+fn record(stored: &[u8]) -> Result<String, UnreadableEvent> {
     let mut out = Vec::new();
     finish(&RecordHead::new(INTEGRATION), 1, stored, &mut out)?;
     Ok(String::from_utf8(out).unwrap())
@@ -115,7 +115,7 @@ fn a_body_that_was_stored_as_it_is_is_read() {
     assert_eq!(Ok(told), outline(&stored));
     assert_eq!(record(body.as_bytes()).as_deref(), Ok(&*record_before));
     for wrong in ["", "\"", "\"partitionkey\":\"0198", &body[1..]] {
-        assert_eq!(outline(wrong.as_bytes()), Err(Unreadable), "{wrong}");
+        assert_eq!(outline(wrong.as_bytes()), Err(UnreadableEvent), "{wrong}");
     }
 }
 
@@ -138,12 +138,12 @@ fn less_than_half_of_a_record_is_stored() {
 fn what_is_not_all_there_is_not_read() {
     let stored = stored(&event(full()), &usual());
     for end in 0..stored.len() {
-        assert_eq!(outline(&stored[..end]), Err(Unreadable), "{end}");
-        assert_eq!(record(&stored[..end]), Err(Unreadable), "{end}");
+        assert_eq!(outline(&stored[..end]), Err(UnreadableEvent), "{end}");
+        assert_eq!(record(&stored[..end]), Err(UnreadableEvent), "{end}");
     }
     let longer = [&stored[..], b"x"].concat();
-    assert_eq!(outline(&longer), Err(Unreadable));
-    assert_eq!(record(&longer), Err(Unreadable));
+    assert_eq!(outline(&longer), Err(UnreadableEvent));
+    assert_eq!(record(&longer), Err(UnreadableEvent));
 }
 
 proptest! {
