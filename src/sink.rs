@@ -34,7 +34,7 @@ pub use crate::domain::verdict::{
     AssumedWith, ExternalIdProof, Receipt, RehearsalReport, Rehearsed, TestReport,
 };
 use crate::domain::{
-    event::{Head, RECORD_OVERHEAD, UnreadableEvent, finish, length},
+    event::{Head, RECORD_OVERHEAD, UnreadableEvent, body_length, finish},
     external_id::ExternalId,
     integration::Integration,
     standing::Standing,
@@ -46,19 +46,31 @@ use crate::domain::{
 pub struct Record {
     /// The Kinesis partition key.
     pub partition_key: Uuid,
-    /// The event's place in the integration's log; None where `stored` is the whole record.
-    pub sequence: Option<u64>,
-    /// The event as the log holds it.
-    pub stored: Bytes,
+    /// What lands in the stream.
+    pub content: Content,
+}
+
+/// What a record has beside its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// A record that is made of an event when it is sent.
+    Event {
+        /// The event's place in the integration's log.
+        sequence: u64,
+        /// The event as the log holds it.
+        stored: Bytes,
+    },
+    /// A record as it is.
+    Whole(Bytes),
 }
 
 impl Record {
     /// Appends what lands in the stream. `head` is the integration's.
     fn write(&self, head: &Head, out: &mut Vec<u8>) -> Result<(), UnreadableEvent> {
-        match self.sequence {
-            Some(sequence) => finish(head, sequence, &self.stored, out),
-            None => {
-                out.extend_from_slice(&self.stored);
+        match &self.content {
+            Content::Event { sequence, stored } => finish(head, *sequence, stored, out),
+            Content::Whole(data) => {
+                out.extend_from_slice(data);
                 Ok(())
             }
         }
@@ -66,9 +78,9 @@ impl Record {
 
     /// How much [`Record::write`] appends.
     fn length(&self) -> Result<usize, UnreadableEvent> {
-        match self.sequence {
-            Some(_) => Ok(RECORD_OVERHEAD + length(&self.stored)?),
-            None => Ok(self.stored.len()),
+        match &self.content {
+            Content::Event { stored, .. } => Ok(RECORD_OVERHEAD + body_length(stored)?),
+            Content::Whole(data) => Ok(data.len()),
         }
     }
 

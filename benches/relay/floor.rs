@@ -1,5 +1,8 @@
 //! The least that writing to Kinesis takes with the AWS SDK: ready-made requests, of 500
-//! records or as few as the service's had, and nothing else.
+//! records or as few as the service's had, and nothing else. And what remains of that
+//! without the SDK.
+
+mod bare;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -32,6 +35,7 @@ pub const RECORDS: usize = 500;
 const REQUEST_BYTES: usize = 5 << 20;
 const IN_FLIGHT: usize = 4;
 const SEED: u64 = 7;
+const STREAM_ARN: &str = "arn:aws:kinesis:us-east-1:222222222222:stream/detections";
 /// Requests that differ.
 const DISTINCT: usize = 32;
 
@@ -48,6 +52,16 @@ pub struct Order {
     pub records_per_request: f64,
     /// None sends as fast as that goes.
     pub records_per_second: Option<f64>,
+    pub means: Means,
+}
+
+/// What sends.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Means {
+    Sdk,
+    /// A socket alone: nothing is made, signed or understood.
+    Bare,
 }
 
 impl Order {
@@ -55,6 +69,12 @@ impl Order {
     fn records_of(&self, number: usize) -> usize {
         let before = |number: usize| (number as f64 * self.records_per_request) as usize;
         before(number + 1) - before(number)
+    }
+
+    /// All that [`Order::records_of`] may say.
+    fn counts(&self) -> [usize; 2] {
+        let fewest = self.records_per_request as usize;
+        [fewest, fewest + 1]
     }
 }
 
@@ -85,7 +105,7 @@ pub fn run(plan: Plan) -> Result<(), Failure> {
         let ready = ready(&requests);
         orders.answer(&ready).await?;
         while let Some(order) = orders.next::<Order>().await? {
-            let done = send(&client, &requests, order).await?;
+            let done = send(&plan, &client, &requests, order).await?;
             orders.answer(&done).await?;
         }
         Ok(())
@@ -140,48 +160,117 @@ fn ready(requests: &Requests) -> Ready {
     }
 }
 
-async fn send(client: &Client, requests: &Requests, order: Order) -> Result<Done, Failure> {
+/// One of those that send at the same time.
+enum Sender {
+    Sdk(Client),
+    Bare(bare::Connection, Arc<bare::Made>),
+}
+
+impl Sender {
+    /// Sends the first entries of a request.
+    async fn put(
+        &mut self,
+        requests: &Requests,
+        number: usize,
+        count: usize,
+    ) -> Result<(), Failure> {
+        match self {
+            Self::Sdk(client) => {
+                let entries = requests[number][..count].to_vec();
+                let request = client.put_records().stream_arn(STREAM_ARN);
+                request.set_records(Some(entries)).send().await?;
+                Ok(())
+            }
+            Self::Bare(connection, made) => connection.put(made, number, count).await,
+        }
+    }
+}
+
+/// How far they are together.
+#[derive(Default)]
+struct Progress {
+    records: u64,
+    requests: usize,
+    samples: Samples,
+}
+
+async fn send(
+    plan: &Plan,
+    client: &Client,
+    requests: &Requests,
+    order: Order,
+) -> Result<Done, Failure> {
+    let progress = Arc::new(Mutex::new(Progress::default()));
+    let senders = senders(plan, client, requests, order).await?;
     let start = Instant::now();
     let first_nanos = now_nanos();
-    let state = Arc::new(Mutex::new((0, 0, Samples::default())));
-    let mut senders = JoinSet::new();
-    for _ in 0..IN_FLIGHT {
-        let (client, requests, state) = (client.clone(), Arc::clone(requests), Arc::clone(&state));
-        senders.spawn(async move {
-            loop {
-                let entries = {
-                    let mut state = state.lock().await;
-                    if state.0 >= order.records {
-                        return Ok::<(), Failure>(());
-                    }
-                    if let Some(rate) = order.records_per_second {
-                        let due = Duration::from_secs_f64(state.0 as f64 / rate);
-                        sleep_until(start + due).await;
-                    }
-                    let entries = &requests[state.1 % requests.len()];
-                    let entries = &entries[..entries.len().min(order.records_of(state.1))];
-                    state.0 += entries.len() as u64;
-                    state.1 += 1;
-                    entries.to_vec()
-                };
-                let start = now_nanos();
-                let request = client
-                    .put_records()
-                    .stream_arn("arn:aws:kinesis:us-east-1:222222222222:stream/detections")
-                    .set_records(Some(entries));
-                request.send().await?;
-                let end = now_nanos();
-                state.lock().await.2.add(start, end);
-            }
-        });
+    let mut sending = JoinSet::new();
+    for sender in senders {
+        sending.spawn(work(
+            sender,
+            Arc::clone(requests),
+            order,
+            Arc::clone(&progress),
+            start,
+        ));
     }
-    while let Some(ended) = senders.join_next().await {
+    while let Some(ended) = sending.join_next().await {
         ended??;
     }
-    let mut state = state.lock().await;
+    let mut progress = progress.lock().await;
     Ok(Done {
-        records: state.0,
+        records: progress.records,
         first_nanos,
-        request: state.2.take(),
+        request: progress.samples.take(),
     })
+}
+
+async fn senders(
+    plan: &Plan,
+    client: &Client,
+    requests: &Requests,
+    order: Order,
+) -> Result<Vec<Sender>, Failure> {
+    if let Means::Sdk = order.means {
+        let senders = std::iter::repeat_with(|| Sender::Sdk(client.clone()));
+        return Ok(senders.take(IN_FLIGHT).collect());
+    }
+    let made = Arc::new(bare::Made::new(requests, order.counts())?);
+    let mut senders = Vec::new();
+    for _ in 0..IN_FLIGHT {
+        let connection = bare::Connection::open(plan.sink).await?;
+        senders.push(Sender::Bare(connection, Arc::clone(&made)));
+    }
+    Ok(senders)
+}
+
+async fn work(
+    mut sender: Sender,
+    requests: Requests,
+    order: Order,
+    progress: Arc<Mutex<Progress>>,
+    start: Instant,
+) -> Result<(), Failure> {
+    loop {
+        let (number, count) = {
+            let mut progress = progress.lock().await;
+            if progress.records >= order.records {
+                return Ok(());
+            }
+            if let Some(rate) = order.records_per_second {
+                let due = Duration::from_secs_f64(progress.records as f64 / rate);
+                sleep_until(start + due).await;
+            }
+            let number = progress.requests % requests.len();
+            let count = order.records_of(progress.requests);
+            let count = count.min(requests[number].len());
+            progress.records += count as u64;
+            progress.requests += 1;
+            (number, count)
+        };
+        let start = now_nanos();
+        sender.put(&requests, number, count).await?;
+        let end = now_nanos();
+        progress.lock().await.samples.add(start, end);
+    }
 }

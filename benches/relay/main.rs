@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! loader ──gRPC──▶ siem-relay ──HTTP──▶ sink      the service
-//!                    floor ─────HTTP──▶ sink      the AWS SDK and nothing else
+//!                    floor ─────HTTP──▶ sink      the AWS SDK and nothing else, or a bare socket
 //! ```
 //!
 //! This binary starts itself in the roles loader, sink, floor and subscribers;
@@ -17,6 +17,7 @@ mod events;
 mod floor;
 mod frames;
 mod growth;
+mod http;
 mod idle;
 mod loader;
 mod measure;

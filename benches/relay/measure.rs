@@ -10,8 +10,9 @@ use super::{
     Failure,
     child::Child,
     configure::Admin,
-    floor, loader,
-    report::{FloorRun, Measured, RateRun, Run, WorkloadReport},
+    floor::{self, Means},
+    loader,
+    report::{AlikeRun, FloorRun, Measured, RateRun, Run, WorkloadReport},
     service::Service,
     sink::{self, Tally, Watch},
     spread::Spread,
@@ -224,10 +225,11 @@ pub async fn workload(workload: &Workload, size: &Size) -> Result<WorkloadReport
             records: events,
             records_per_request: floor::RECORDS as f64,
             records_per_second: None,
+            means: Means::Sdk,
         };
         let floor_run = bench.floor_run(&mut floor, full).await?;
         let alike_run = match as_full(&run) {
-            Some(order) => Some(bench.floor_run(&mut floor, order).await?),
+            Some(order) => Some(alike_run(&mut bench, &mut floor, order).await?),
             None => None,
         };
         tell(&format!(
@@ -237,8 +239,8 @@ pub async fn workload(workload: &Workload, size: &Size) -> Result<WorkloadReport
             floor_run.cpu_per_million,
             run.records_per_request,
             alike_run.as_ref().map_or_else(String::new, |alike| format!(
-                ", floor with as few {:.2}",
-                alike.cpu_per_million
+                ", floor with as few {:.2}, bare {:.2}",
+                alike.sdk.cpu_per_million, alike.bare.cpu_per_million
             )),
         ));
         runs.push(Measured {
@@ -271,7 +273,21 @@ fn as_full(run: &Run) -> Option<floor::Order> {
         records: run.events.min((MOST_ALIKE * records_per_request) as u64),
         records_per_request,
         records_per_second: None,
+        means: Means::Sdk,
     })
+}
+
+async fn alike_run(
+    bench: &mut Bench,
+    floor: &mut Child,
+    order: floor::Order,
+) -> Result<AlikeRun, Failure> {
+    let sdk = bench.floor_run(floor, order).await?;
+    let means = Means::Bare;
+    let bare = bench
+        .floor_run(floor, floor::Order { means, ..order })
+        .await?;
+    Ok(AlikeRun { sdk, bare })
 }
 
 async fn rates(
@@ -295,6 +311,7 @@ async fn rates(
                 records: run.events,
                 records_per_request: floor::RECORDS as f64,
                 records_per_second: Some(rate),
+                means: Means::Sdk,
             };
             let floor_run = bench.floor_run(floor, floor_order).await?;
             tell(&format!(

@@ -45,7 +45,15 @@ pub struct Measured {
     pub floor_run: FloorRun,
     /// With requests as full as the run's; None where those hold half of what they may, or
     /// more.
-    pub alike_run: Option<FloorRun>,
+    pub alike_run: Option<AlikeRun>,
+}
+
+/// Ready-made requests that are as full as those of a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct AlikeRun {
+    pub sdk: FloorRun,
+    /// By a socket alone.
+    pub bare: FloorRun,
 }
 
 /// A run at a rate.
@@ -124,8 +132,10 @@ pub struct SmallRequests {
     /// Everything that the service does, divided by its requests.
     pub service: Spread,
     pub floor: Spread,
-    /// Of the two, run by run.
+    /// Of service and floor, run by run.
     pub ratio: Spread,
+    /// A socket alone: nothing is made, signed or understood.
+    pub bare: Spread,
 }
 
 impl SmallRequests {
@@ -139,8 +149,9 @@ impl SmallRequests {
         Self {
             records: Spread::of(pairs().map(|(run, _)| run.records_per_request)),
             service: Spread::of(pairs().map(|(run, _)| service(run))),
-            floor: Spread::of(pairs().map(|(_, alike)| floor(alike))),
-            ratio: Spread::of(pairs().map(|(run, alike)| service(run) / floor(alike))),
+            floor: Spread::of(pairs().map(|(_, alike)| floor(&alike.sdk))),
+            ratio: Spread::of(pairs().map(|(run, alike)| service(run) / floor(&alike.sdk))),
+            bare: Spread::of(pairs().map(|(_, alike)| floor(&alike.bare))),
         }
     }
 }

@@ -1,7 +1,9 @@
 //! That the benchmark runs and everything arrives, whatever time it takes.
 
 use super::{
-    Failure, floor, idle, loader,
+    Failure,
+    floor::{self, Means},
+    idle, loader,
     measure::{Bench, Size},
     sink::Watch,
     subscribers,
@@ -56,18 +58,21 @@ async fn everything_arrives(workload: &Workload, size: &Size) -> Result<(), Fail
         }
     }
     let (mut floor, _ready) = bench.floor().await?;
-    let mut floor_run = async |records_per_request| {
+    let mut floor_run = async |records_per_request, means| {
         let order = floor::Order {
             records: size.events,
             records_per_request,
             records_per_second: None,
+            means,
         };
         bench.floor_run(&mut floor, order).await
     };
-    floor_run(floor::RECORDS as f64).await?;
-    let sent = floor_run(1.5).await?.records_per_request;
-    if (sent - 1.5).abs() > 0.1 {
-        return Err(format!("the floor sent {sent} records a request, and not 1.5").into());
+    floor_run(floor::RECORDS as f64, Means::Sdk).await?;
+    for means in [Means::Sdk, Means::Bare] {
+        let sent = floor_run(1.5, means).await?.records_per_request;
+        if (sent - 1.5).abs() > 0.1 {
+            return Err(format!("the floor sent {sent} records a request, and not 1.5").into());
+        }
     }
     drop(floor);
     bench.check_counts().await?;

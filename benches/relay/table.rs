@@ -102,18 +102,21 @@ fn small_requests(workloads: &[WorkloadReport]) {
     if small.peek().is_none() {
         return;
     }
-    print("Requests that are not full: µs of CPU each, and the floor with as few records in each");
-    print("\n| workload | records a request | service | floor | service/floor |");
-    print("| --- | --- | --- | --- | --- |");
+    print(
+        "Requests that are not full: µs of CPU each, the floor with as few records in each, and the same by a bare socket",
+    );
+    print("\n| workload | records a request | service | floor | service/floor | bare |");
+    print("| --- | --- | --- | --- | --- | --- |");
     for report in small {
         let requests = report.small_requests;
         print(&format!(
-            "| {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} |",
             report.workload.name,
             show(requests.records, 1),
             show(requests.service, 0),
             show(requests.floor, 0),
             show(requests.ratio, 2),
+            show(requests.bare, 0),
         ));
     }
     print("");

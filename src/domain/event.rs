@@ -21,7 +21,7 @@ pub use render::{
     Format, FormatError, Head, KEY_LENGTH, MAX_BODY_LENGTH, MAX_RECORD_LENGTH, RECORD_OVERHEAD,
     finish,
 };
-pub use stored::{Outline, UnreadableEvent, length, outline};
+pub use stored::{Outline, UnreadableEvent, body_length, outline};
 pub use time::{Time, Timestamp};
 pub use validate::{MAX_VLAN_ID, Rejection, RejectionReason, ValidEvent};
 
@@ -186,6 +186,9 @@ impl<'a> Metadata<'a> {
             .map(|entry| (entry.key, &self.values[entry.start..entry.end]))
     }
 }
+
+#[cfg(test)]
+pub mod testing;
 
 #[cfg(test)]
 mod tests;

@@ -57,10 +57,7 @@ impl ChunkState {
 
     /// Whether events are left to send, gaps aside.
     pub fn has_events(&self) -> bool {
-        let pending = (0..self.count)
-            .filter(|index| !bitmap::get(&self.settled, *index as usize))
-            .count();
-        pending > self.gaps.len()
+        has_events(self.count, &self.settled, &self.gaps)
     }
 
     /// Whether a gap waits in the place of an event.
@@ -77,6 +74,12 @@ impl ChunkState {
         let at = self.gaps.partition_point(|one| one.index < index);
         self.gaps.insert(at, PlacedGap { index, gap });
     }
+}
+
+/// Whether a chunk of so many events has some left to send, gaps aside.
+pub fn has_events(count: u32, settled: &[u8], gaps: &[PlacedGap]) -> bool {
+    let pending = (0..count as usize).filter(|index| !bitmap::get(settled, *index));
+    pending.count() > gaps.len()
 }
 
 /// A gap in the making, and the place of its last event.

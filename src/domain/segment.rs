@@ -150,12 +150,12 @@ pub fn entries(bytes: &Bytes, count: u32) -> Result<Vec<Entry>, Damaged> {
         let stored = bytes.get(start..at).ok_or(Damaged)?;
         let Outline {
             partition_key,
-            length,
+            body_length,
         } = outline(stored).map_err(|_| Damaged)?;
         entries.push(Entry {
             key: partition_key.as_u128(),
             stored: start as u32..at as u32,
-            length: length as u32,
+            body_length: body_length as u32,
         });
     }
     Ok(entries)

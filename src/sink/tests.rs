@@ -161,8 +161,10 @@ fn records(count: usize) -> Vec<Record> {
     (0..count)
         .map(|index| Record {
             partition_key: Uuid::from_u128(index as u128),
-            sequence: Some(index as u64 + 1),
-            stored: format!("\"partitionkey\":\"x\",\"event\":{index}}}").into(),
+            content: Content::Event {
+                sequence: index as u64 + 1,
+                stored: format!("\"partitionkey\":\"x\",\"event\":{index}}}").into(),
+            },
         })
         .collect()
 }

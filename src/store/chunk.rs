@@ -4,6 +4,7 @@
 use super::tail::TailChunk;
 use crate::domain::{
     delivery::{Entry, Key, LoadedChunk},
+    gap::ChunkState,
     segment::{self, Damaged},
 };
 
@@ -28,7 +29,7 @@ const MOST_BYTES: usize = 16 << 20;
 const GIVEN_UP: Entry = Entry {
     key: 0,
     stored: 0..0,
-    length: 0,
+    body_length: 0,
 };
 
 /// Bytes of the events alone.
@@ -117,10 +118,14 @@ fn checked(coding: u8, rest: &[u8]) -> Result<&[u8], Damaged> {
     }
 }
 
-/// Whether a payload cannot be what was written, of so many events.
-pub(super) fn is_damaged(payload: &[u8], count: u32) -> bool {
-    let entries = decompress(payload).and_then(|bytes| segment::entries(&bytes.into(), count));
-    !payload.is_empty() && entries.map(|entries| entries.len()) != Ok(count as usize)
+/// Whether a payload cannot be what was written of the chunk.
+pub(super) fn is_damaged(payload: &[u8], chunk: &ChunkState) -> bool {
+    if payload.is_empty() {
+        return chunk.has_events();
+    }
+    let entries =
+        decompress(payload).and_then(|bytes| segment::entries(&bytes.into(), chunk.count));
+    entries.map(|entries| entries.len()) != Ok(chunk.count as usize)
 }
 
 fn unpack_pieces(mut pieces: &[u8]) -> Result<Vec<u8>, Damaged> {
@@ -146,6 +151,7 @@ fn unpack(packed: &[u8], most: usize) -> Result<Vec<u8>, Damaged> {
 /// A chunk to be delivered. Its gaps have the key `gap_key`.
 pub(super) fn load(chunk: TailChunk, gap_key: Key) -> Result<LoadedChunk, Damaged> {
     let mut entries = match chunk.bytes.is_empty() {
+        true if chunk.has_events() => return Err(Damaged),
         true => vec![GIVEN_UP; chunk.count as usize],
         false => segment::entries(&chunk.bytes, chunk.count)?,
     };

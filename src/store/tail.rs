@@ -16,7 +16,7 @@ use tokio::sync::{Notify, futures::Notified};
 use self::state::{Kept, State, find_mut, position};
 use crate::domain::{
     bitmap,
-    gap::{ChunkState, PlacedGap},
+    gap::{ChunkState, PlacedGap, has_events},
     integration::IntegrationKey,
     map::Map,
 };
@@ -390,9 +390,8 @@ impl Drop for Coming {
 }
 
 impl TailChunk {
-    fn has_events(&self) -> bool {
-        let events = 0..self.count as usize;
-        let pending = events.filter(|index| !bitmap::get(&self.settled, *index));
-        !self.bytes.is_empty() && pending.count() > self.gaps.len()
+    /// Whether events are left to send, gaps aside.
+    pub(super) fn has_events(&self) -> bool {
+        has_events(self.count, &self.settled, &self.gaps)
     }
 }

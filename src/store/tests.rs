@@ -21,11 +21,14 @@ use super::*;
 use crate::domain::{
     arn::{RoleArn, StreamArn},
     delivery::{BatchLimits, Delivery, Outcome, Settlement},
+    event::testing::{self, STORED_LENGTH},
     segment::Segments,
     status::{Cause, Fault, Observation, Reason, Stage, Status},
 };
 
 const KEY: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+/// Of one event of [`segments`] in the log.
+const EVENT_BYTES: u64 = STORED_LENGTH as u64;
 const LIMITS: BatchLimits = BatchLimits {
     records: 7,
     bytes: 1 << 20,
@@ -71,7 +74,7 @@ fn segments(of: impl IntoIterator<Item = (IntegrationKey, u32)>) -> Segments {
         for index in 0..count {
             let device = Uuid::from_u128(u128::from(index % 3));
             let pushed: Result<(), ()> = segments.push(key, |out| {
-                out.extend_from_slice(format!("\"partitionkey\":\"{device}\",").as_bytes());
+                testing::store(device, index, out);
                 Ok(())
             });
             pushed.unwrap();

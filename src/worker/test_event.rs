@@ -15,7 +15,7 @@ use crate::{
         status::Observation,
         verdict::{RehearsalReport, TestError, TestReport, TestVerdict},
     },
-    sink::{Record, Sink},
+    sink::{Content, Record, Sink},
     store::{NextRetry, Observed, Settle},
 };
 
@@ -118,8 +118,7 @@ fn record(integration_id: Uuid, format: &Format, event_id: Uuid) -> Record {
     render_test(integration_id, format, event_id, now, MESSAGE, &mut data);
     Record {
         partition_key: integration_id,
-        sequence: None,
-        stored: data.into(),
+        content: Content::Whole(data.into()),
     }
 }
 

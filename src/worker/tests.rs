@@ -12,7 +12,7 @@ use super::*;
 use crate::{
     domain::{
         arn::{RoleArn, StreamArn},
-        event::Format,
+        event::{Format, testing},
         external_id::ExternalId,
         integration::Integration,
         organization::OrganizationId,
@@ -208,7 +208,7 @@ fn push(segments: &mut Segments, key: IntegrationKey, events: u32) {
     for index in 0..events {
         let device = Uuid::from_u128(u128::from(index));
         let pushed: Result<(), ()> = segments.push(key, |out| {
-            out.extend_from_slice(format!("\"partitionkey\":\"{device}\",").as_bytes());
+            testing::store(device, index, out);
             Ok(())
         });
         pushed.unwrap();

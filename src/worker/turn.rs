@@ -22,7 +22,7 @@ use crate::{
         integration::{Integration, IntegrationKey},
         status::{Cause, Fault, Stage},
     },
-    sink::{Pass, Record, Sink},
+    sink::{Content, Pass, Record, Sink},
 };
 
 /// A call that takes longer gives its place to another's where that is needed.
@@ -216,18 +216,20 @@ fn look(lane: &mut Lane, limits: BatchLimits, now: Instant) -> Option<Batch> {
 }
 
 fn record(integration_id: Uuid, format: &Format, item: &Item) -> Record {
-    let (sequence, stored) = match &item.gap {
+    let content = match &item.gap {
         Some(gap) => {
             let mut data = Vec::new();
             let _id = render_gap(integration_id, format, gap, &mut data);
-            (None, data.into())
+            Content::Whole(data.into())
         }
-        None => (Some(item.sequence), item.stored.clone()),
+        None => Content::Event {
+            sequence: item.sequence,
+            stored: item.stored.clone(),
+        },
     };
     Record {
         partition_key: Uuid::from_u128(item.key),
-        sequence,
-        stored,
+        content,
     }
 }
 

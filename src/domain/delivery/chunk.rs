@@ -24,7 +24,7 @@ pub struct Entry {
     /// Where it is in the chunk's bytes; nowhere for a gap.
     pub stored: Range<u32>,
     /// Bytes of its body as it is sent; 0 for a gap.
-    pub length: u32,
+    pub body_length: u32,
 }
 
 /// A chunk of the log, as it was read.
@@ -116,7 +116,7 @@ impl Chunk {
 
     /// Bytes of an event, as a request counts them.
     pub(super) fn weight(&self, index: usize) -> usize {
-        match self.entries[index].length {
+        match self.entries[index].body_length {
             // A gap's body is made when it is sent.
             0 => GAP_BYTES,
             bytes => bytes as usize,
@@ -204,7 +204,7 @@ impl Chunk {
                 self.entries[index] = Entry {
                     key: gap_key,
                     stored: 0..0,
-                    length: 0,
+                    body_length: 0,
                 };
             }
         }

@@ -16,9 +16,9 @@ use crate::domain::{
     gap::{ChunkState, give_up},
 };
 
-/// The key of gaps.
 /// Of an event as it is sent; 4 are stored of it.
 const SENT_BYTES: usize = 9;
+/// The key of gaps.
 const GAP_KEY: Key = 1000;
 
 #[derive(Clone, Debug)]
@@ -188,7 +188,7 @@ fn log(keys: &[u8], chunk_events: usize) -> Vec<LoadedChunk> {
                     .map(|(at, key)| Entry {
                         key: Key::from(*key),
                         stored: at as u32 * 4..at as u32 * 4 + 4,
-                        length: SENT_BYTES as u32,
+                        body_length: SENT_BYTES as u32,
                     })
                     .collect(),
                 bytes: Bytes::from(vec![b'x'; keys.len() * 4]),
@@ -253,7 +253,7 @@ impl Run {
             chunk.entries[gap.index as usize] = Entry {
                 key: GAP_KEY,
                 stored: 0..0,
-                length: 0,
+                body_length: 0,
             };
         }
         assert_eq!(self.delivery.load(chunk), None);

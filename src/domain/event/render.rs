@@ -158,7 +158,7 @@ pub fn finish(
         }
         Stored::Fields(fields) => {
             let parts = fields.parts()?;
-            out.reserve(RECORD_OVERHEAD + parts.length);
+            out.reserve(RECORD_OVERHEAD + parts.body_length);
             head.write(sequence, out);
             write_body(&parts, out)?;
         }
@@ -184,7 +184,7 @@ fn write_body(parts: &Parts<'_>, out: &mut Vec<u8>) -> Result<(), UnreadableEven
 }
 
 /// Bytes of a detection's body beside its fields.
-pub(super) fn body_length(attributes: &[u8], time: Time) -> usize {
+pub(super) fn fixed_length(attributes: &[u8], time: Time) -> usize {
     const FIXED: usize = KEY.len()
         + 3 * KEY_LENGTH
         + ID.len()

@@ -51,7 +51,7 @@ pub struct Outline {
     /// The partition key.
     pub partition_key: Uuid,
     /// Bytes of the body as JSON: what a record has beside its head.
-    pub length: usize,
+    pub body_length: usize,
 }
 
 /// Key and length of a stored event.
@@ -65,7 +65,7 @@ pub fn outline(stored: &[u8]) -> Result<Outline, UnreadableEvent> {
             let key = partition_key(body).and_then(|key| Uuid::try_parse(key).ok());
             Ok(Outline {
                 partition_key: key.ok_or(UnreadableEvent)?,
-                length: body.len(),
+                body_length: body.len(),
             })
         }
         Stored::Fields(fields) => {
@@ -73,7 +73,7 @@ pub fn outline(stored: &[u8]) -> Result<Outline, UnreadableEvent> {
             parts.check()?;
             Ok(Outline {
                 partition_key: parts.device,
-                length: parts.length,
+                body_length: parts.body_length,
             })
         }
     }
@@ -84,10 +84,10 @@ pub fn outline(stored: &[u8]) -> Result<Outline, UnreadableEvent> {
 /// # Errors
 ///
 /// Where it is none.
-pub fn length(stored: &[u8]) -> Result<usize, UnreadableEvent> {
+pub fn body_length(stored: &[u8]) -> Result<usize, UnreadableEvent> {
     match Stored::read(stored)? {
         Stored::Body(body) => Ok(body.len()),
-        Stored::Fields(fields) => fields.length(),
+        Stored::Fields(fields) => fields.body_length(),
     }
 }
 

@@ -71,7 +71,7 @@ pub(super) fn text(event: &Event<'_>) -> Result<String, Rejection> {
     let outline = event.validate()?.store(&format(), &mut stored)?;
     let mut out = Vec::new();
     finish(&Head::new(INTEGRATION), 42, &stored, &mut out).unwrap();
-    assert_eq!(out.len(), outline.length + RECORD_OVERHEAD);
+    assert_eq!(out.len(), outline.body_length + RECORD_OVERHEAD);
     Ok(String::from_utf8(out).unwrap())
 }
 

@@ -14,7 +14,7 @@ use crate::{
     },
     sandbox::aws::{Options, RoleSpec, StandIn, StreamSpec, vendor_credentials},
     sink::{
-        AwsOptions, AwsSink, ExternalIds, Record, RecordOutcome, Sink as _, StandInAccess,
+        AwsOptions, AwsSink, Content, ExternalIds, Record, RecordOutcome, Sink as _, StandInAccess,
         Unreadable,
     },
 };
@@ -85,8 +85,7 @@ impl Customer {
         let sink = AwsSink::new(options, Arc::new(Knows(external_id))).await;
         let records = (0..3).map(|index| Record {
             partition_key: Uuid::from_u128(index as u128),
-            sequence: None,
-            stored: bytes::Bytes::from_static(b"{}\n"),
+            content: Content::Whole(bytes::Bytes::from_static(b"{}\n")),
         });
         sink.put_records(&self.integration(stream), records.collect())
             .await

@@ -66,12 +66,12 @@ pub(super) fn write(
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use minicbor::{Decoder, data::Type};
     use proptest::prelude::*;
     use uuid::Uuid;
 
     use super::*;
+    use crate::sink::Content;
 
     const ARN: &str = "arn:aws:kinesis:eu-west-1:123456789012:stream/a";
 
@@ -83,12 +83,14 @@ mod tests {
     }
 
     /// With a sequence, an event that is stored as a body.
-    fn stored(sequence: Option<u64>, bytes: &[u8]) -> Bytes {
-        let start: &[u8] = match sequence {
-            Some(_) => br#""partitionkey":""#,
-            None => b"",
-        };
-        [start, bytes].concat().into()
+    fn content(sequence: Option<u64>, bytes: Vec<u8>) -> Content {
+        match sequence {
+            Some(sequence) => Content::Event {
+                sequence,
+                stored: [br#""partitionkey":""#, &bytes[..]].concat().into(),
+            },
+            None => Content::Whole(bytes.into()),
+        }
     }
 
     proptest! {
@@ -103,8 +105,7 @@ mod tests {
                 .into_iter()
                 .map(|(key, sequence, body)| Record {
                     partition_key: Uuid::from_u128(key),
-                    sequence,
-                    stored: stored(sequence, &body),
+                    content: content(sequence, body),
                 })
                 .collect();
             let head = Head::new(Uuid::from_u128(7));

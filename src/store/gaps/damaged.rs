@@ -29,7 +29,7 @@ pub(super) async fn set_aside(
     };
     let payload: Vec<u8> = found.try_get("", "payload")?;
     let mut row = row(&found)?;
-    if !chunk::is_damaged(&payload, row.state.count) {
+    if !chunk::is_damaged(&payload, &row.state) {
         return Ok((GivenUp::default(), 0));
     }
     copy(tx, chunk_id, integration).await?;

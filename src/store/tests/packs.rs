@@ -8,7 +8,6 @@ use std::{collections::BTreeSet, fs};
 use super::*;
 use crate::domain::delivery::Batch;
 
-const BODY_BYTES: u64 = 54;
 /// More than share the least tail, which so grows and shrinks.
 const ORGANIZATIONS: [&str; 7] = ["one", "two", "three", "four", "five", "six", "seven"];
 const FEW: BatchLimits = BatchLimits {
@@ -176,8 +175,8 @@ impl Run {
             what: What::Expired(Keep {
                 from: 1,
                 accepted_before: Timestamp::UNIX_EPOCH,
-                most_bytes: kept * BODY_BYTES,
-                bytes: kept * BODY_BYTES,
+                most_bytes: kept * EVENT_BYTES,
+                bytes: kept * EVENT_BYTES,
                 chunks: 3,
             }),
             in_flight: one.delivery.events_in_flight(),
@@ -286,7 +285,7 @@ impl Run {
             let pending = one.pending.len() as u64;
             assert_eq!(progress.accepted(), one.accepted);
             assert_eq!(progress.pending(), pending);
-            assert_eq!(progress.pending_bytes, pending * BODY_BYTES);
+            assert_eq!(progress.pending_bytes, pending * EVENT_BYTES);
             assert_eq!(progress.expired, one.expired.len() as u64);
             let key = self.key(which);
             let oldest = self.store.oldest_pending(&[key]).await.unwrap();

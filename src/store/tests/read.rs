@@ -2,9 +2,8 @@
 
 use super::*;
 
-/// Bytes of one event of [`segments`] in the log, and of what is stored of it.
-const EVENT_BYTES: usize = BODY_BYTES + 4;
-const BODY_BYTES: usize = 54;
+/// Bytes of one event of [`segments`], its length before it included.
+const SEGMENT_BYTES: usize = STORED_LENGTH + 4;
 
 async fn read(store: &Store, key: IntegrationKey, from: u64, most_bytes: usize) -> Vec<usize> {
     let chunks = store.read_log(key, from, most_bytes).await.unwrap();
@@ -21,7 +20,7 @@ async fn takes_what_is_within_the_bytes_and_at_least_one_chunk() {
     for count in [3, 1, 2] {
         assert!(append(&store, "acme", count).await);
     }
-    let bytes = |events: usize| events * EVENT_BYTES;
+    let bytes = |events: usize| events * SEGMENT_BYTES;
     assert_eq!(read(&store, key, 1, 1).await, [3]);
     assert_eq!(read(&store, key, 1, bytes(4) - 1).await, [3]);
     assert_eq!(read(&store, key, 1, bytes(4)).await, [3, 1]);
@@ -41,9 +40,9 @@ async fn takes_many_small_chunks_at_once_but_not_all_that_there_are() {
     }
     assert_eq!(read(&store, key, 1, 1 << 20).await.len(), 512);
     assert_eq!(read(&store, key, 550, 1 << 20).await.len(), 51);
-    assert_eq!(read(&store, key, 1, 10 * EVENT_BYTES).await.len(), 10);
+    assert_eq!(read(&store, key, 1, 10 * SEGMENT_BYTES).await.len(), 10);
     // Beyond 64 chunks it is all or nothing, by the bodies alone.
-    let within = 200 * EVENT_BYTES;
+    let within = 200 * SEGMENT_BYTES;
     assert_eq!(read(&store, key, 1, within).await.len(), 64);
     store.close().await;
 }

@@ -11,9 +11,6 @@ use crate::domain::{
     event::{Gap, GapReason},
 };
 
-/// Of a body that [`segment`] makes.
-const BODY_BYTES: u64 = 54;
-
 #[derive(Clone, Debug)]
 enum Step {
     Append(u32),
@@ -124,7 +121,7 @@ impl Run {
     fn due(&self, accepted_before: Timestamp, keep_bytes: u64) -> Vec<u64> {
         let items = self.in_flight.iter().flat_map(|batch| &batch.items);
         let flying: BTreeSet<u64> = items.map(|item| item.sequence).collect();
-        let mut bytes = self.pending.len() as u64 * BODY_BYTES;
+        let mut bytes = self.pending.len() as u64 * EVENT_BYTES;
         let mut due = Vec::new();
         let mut too_old = true;
         for (first, (count, at)) in &self.chunks {
@@ -136,7 +133,7 @@ impl Run {
             }
             for sequence in of_chunk.iter().filter(|one| !flying.contains(one)) {
                 due.push(*sequence);
-                bytes -= BODY_BYTES;
+                bytes -= EVENT_BYTES;
             }
         }
         due
@@ -151,8 +148,8 @@ impl Run {
         let mut keep = Keep {
             from: 1,
             accepted_before: oldest.unwrap_or(Timestamp::UNIX_EPOCH),
-            most_bytes: kept * BODY_BYTES,
-            bytes: kept * BODY_BYTES,
+            most_bytes: kept * EVENT_BYTES,
+            bytes: kept * EVENT_BYTES,
             chunks,
         };
         let due = self.due(keep.accepted_before, keep.bytes);
@@ -218,7 +215,7 @@ impl Run {
         assert_eq!(progress.accepted(), self.pending_end() - 1);
         assert_eq!(progress.expired, self.expired.len() as u64);
         assert_eq!(progress.pending(), pending);
-        assert_eq!(progress.pending_bytes, pending * BODY_BYTES);
+        assert_eq!(progress.pending_bytes, pending * EVENT_BYTES);
     }
 
     async fn drain(&mut self) {

@@ -220,7 +220,7 @@ fn load(lane: &mut Lane, events: u32) {
     let entries = (0..events).map(|at| Entry {
         key: u128::from(at),
         stored: at..at + 1,
-        length: 1,
+        body_length: 1,
     });
     let loaded = lane.delivery.load(LoadedChunk {
         id: first_sequence as i64,

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::domain::event::{
     MAX_BODY_LENGTH, Time,
-    render::{KEY, body_length},
+    render::{KEY, fixed_length},
 };
 
 /// A value that is no longer is copied in one piece of this size where there is one.
@@ -47,7 +47,7 @@ pub(in crate::domain::event) struct Parts<'a> {
     pub(in crate::domain::event) attributes: &'a [u8],
     pub(in crate::domain::event) id: Option<Uuid>,
     /// Bytes of the body as JSON.
-    pub(in crate::domain::event) length: usize,
+    pub(in crate::domain::event) body_length: usize,
     fields: u32,
     /// Of the fields.
     values: &'a [u8],
@@ -79,14 +79,14 @@ impl<'a> Fields<'a> {
             time,
             attributes,
             id,
-            length: self.length()?,
+            body_length: self.body_length()?,
             fields: present & FIELDS,
             values,
         })
     }
 
     /// Never more than a body may have, whatever is there.
-    pub(super) fn length(&self) -> Result<usize, UnreadableEvent> {
+    pub(super) fn body_length(&self) -> Result<usize, UnreadableEvent> {
         let length = u32::from_le_bytes(self.part(33)) as usize;
         match length <= MAX_BODY_LENGTH {
             true => Ok(length),
@@ -104,8 +104,8 @@ impl<'a> Fields<'a> {
 impl Parts<'_> {
     /// Bytes of names and values of the fields, by the length of the body.
     fn data_length(&self) -> Result<usize, UnreadableEvent> {
-        let fixed = body_length(self.attributes, self.time);
-        self.length.checked_sub(fixed).ok_or(UnreadableEvent)
+        let fixed = fixed_length(self.attributes, self.time);
+        self.body_length.checked_sub(fixed).ok_or(UnreadableEvent)
     }
 
     /// Whether the fields can be read, and the body is as long as it says.

@@ -17,7 +17,7 @@ fn stored(event: &Event<'_>, format: &Format) -> Vec<u8> {
     let told = event.validate().unwrap().store(format, &mut out).unwrap();
     let stored = out.split_off(6);
     assert_eq!(outline(&stored), Ok(told));
-    assert_eq!(length(&stored), Ok(told.length));
+    assert_eq!(body_length(&stored), Ok(told.body_length));
     stored
 }
 
@@ -178,7 +178,7 @@ proptest! {
         if outline(&stored).is_ok() {
             // What says how long it is is as long.
             prop_assert_eq!(finished, Ok(()));
-            prop_assert_eq!(out.len(), RECORD_OVERHEAD + length(&stored).unwrap());
+            prop_assert_eq!(out.len(), RECORD_OVERHEAD + body_length(&stored).unwrap());
         }
         let garbage = [&[CODE][..], &some].concat();
         let _ = outline(&garbage);

@@ -9,7 +9,7 @@ use super::{
 use crate::domain::event::{
     Detection, MAX_BODY_LENGTH, Rejection, RejectionReason, Time, ValidEvent,
     json::{write_escaped, write_number, write_string},
-    render::{Format, body_length},
+    render::{Format, fixed_length},
 };
 
 impl ValidEvent<'_> {
@@ -39,22 +39,22 @@ impl ValidEvent<'_> {
             values.add(Field::Context, |out| context.write(out));
         }
         let (present, data_length) = (values.present, values.length);
-        let length = body_length(attributes, self.time) + data_length;
-        if length > MAX_BODY_LENGTH {
+        let body_length = fixed_length(attributes, self.time) + data_length;
+        if body_length > MAX_BODY_LENGTH {
             out.truncate(start);
             return Err(too_large());
         }
         let head = Head {
             device: self.device,
             network: self.network,
-            length: length as u32,
+            body_length: body_length as u32,
             time: self.time,
             present,
         };
         out[start..start + HEAD_LENGTH].copy_from_slice(&head.to_bytes());
         Ok(Outline {
             partition_key: self.device,
-            length,
+            body_length,
         })
     }
 
@@ -215,7 +215,7 @@ fn make_long(out: &mut Vec<u8>, at: usize, length: usize) {
 struct Head {
     device: Uuid,
     network: Uuid,
-    length: u32,
+    body_length: u32,
     time: Time,
     present: u32,
 }
@@ -226,7 +226,7 @@ impl Head {
         bytes[0] = CODE;
         bytes[1..17].copy_from_slice(self.device.as_bytes());
         bytes[17..33].copy_from_slice(self.network.as_bytes());
-        bytes[33..37].copy_from_slice(&self.length.to_le_bytes());
+        bytes[33..37].copy_from_slice(&self.body_length.to_le_bytes());
         bytes[37..45].copy_from_slice(&self.time.seconds().to_le_bytes());
         bytes[45..49].copy_from_slice(&self.time.nanos().to_le_bytes());
         bytes[49..53].copy_from_slice(&self.present.to_le_bytes());

@@ -86,7 +86,7 @@ async fn what_is_refused_of_a_pack_is_told() {
     let refused = Marked {
         chunk_id: chunks[0].id,
         events: vec![0b010],
-        bytes: BODY_BYTES,
+        bytes: EVENT_BYTES,
     };
     let ask = GiveUp {
         key,
