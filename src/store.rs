@@ -55,7 +55,7 @@ use self::{
 };
 pub use self::{
     catalog::{Change, Changes, Tombstone},
-    command::{Configure, ConfigureError, Deleted, Settle, SettlePermit},
+    command::{Configure, ConfigureError, Deleted, Settle, SettlePermit, Tells},
     draft::{NextRetry, Observed},
     failure::{Failure, StoreError},
     gaps::{GiveUp, GivenUp, Keep, What},
@@ -103,6 +103,17 @@ impl Store {
     /// An integration by the store's number.
     pub fn get(&self, key: IntegrationKey) -> Option<Snapshot> {
         self.catalog.slot(key).map(|slot| slot.snapshot)
+    }
+
+    /// An integration's configuration.
+    pub fn integration(&self, key: IntegrationKey) -> Option<Arc<Integration>> {
+        let integration = |slot: &Slot| Arc::clone(&slot.snapshot.integration);
+        self.catalog.look(key, integration)
+    }
+
+    /// How far an integration's log has come.
+    pub fn progress(&self, key: IntegrationKey) -> Option<Progress> {
+        self.catalog.look(key, |slot| slot.snapshot.progress)
     }
 
     /// Whether an integration exists.

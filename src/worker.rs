@@ -28,12 +28,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     busy::Busy,
-    lane::{LaneLimits, Lanes},
+    lane::{Begun, LaneLimits, Lanes},
 };
 use crate::{
     domain::{
         backoff::BackoffPolicy, delivery::BatchLimits, event::Format, integration::IntegrationKey,
-        retention::Retention, standing::Standing, status::Status,
+        map::Map, retention::Retention, standing::Standing, status::Status,
     },
     sink::{Gate, Sink},
     store::{Attention, Deleted, Load, Store},
@@ -41,6 +41,8 @@ use crate::{
 
 /// Integrations of which events expire at a time.
 const EXPIRING: usize = 4;
+/// Integrations with events that came are looked at so many at a time: turns wait meanwhile.
+const AT_ONCE: usize = 64;
 
 /// How the worker works.
 #[derive(Clone, Debug)]
@@ -105,6 +107,32 @@ impl<S> Shared<S> {
     }
 }
 
+impl<S: Sink> Shared<S> {
+    /// Lets go of the lanes, begins the turns that may begin, and has the rest looked at
+    /// where something is due in it.
+    fn release(self: &Arc<Self>, mut lanes: MutexGuard<'_, Lanes>) {
+        let begun: Vec<_> = std::iter::from_fn(|| lanes.next_turn()).collect();
+        let is_due = lanes.is_due();
+        drop(lanes);
+        for begun in begun {
+            self.begin(begun);
+        }
+        if is_due {
+            self.wake.notify_one();
+        }
+    }
+
+    fn begin(self: &Arc<Self>, begun: Begun) {
+        let defect = self.defect.clone().drop_guard();
+        let turn = turn::boxed(Arc::clone(self), begun);
+        self.turns.spawn(async move {
+            turn.await;
+            // A panic drops it armed.
+            let _sound = defect.disarm();
+        });
+    }
+}
+
 impl<S: Sink> Worker<S> {
     /// A worker that does nothing until [`Worker::run`].
     pub fn new(store: Store, sink: S, options: WorkerOptions) -> Self {
@@ -131,20 +159,22 @@ impl<S: Sink> Worker<S> {
         }
     }
 
-    /// Delivers until `stop`; then finishes what is in flight and returns once it is
-    /// settled. `kill` cancels what is in flight. It returns without `stop` only after
+    /// Delivers until `stop`; then finishes what is in flight and returns once the store
+    /// knows of it, which keeps it when it is closed. `kill` cancels what is in flight. It returns without `stop` only after
     /// a defect.
     pub async fn run(&self, stop: CancellationToken, kill: CancellationToken) {
         let shared = &self.shared;
-        for (key, since) in shared.store.backlog() {
-            self.adopt(*key, 1, *since);
+        for some in shared.store.backlog().chunks(AT_ONCE) {
+            let mut lanes = shared.lanes();
+            for (key, since) in some {
+                self.adopt(&mut lanes, *key, 1, *since);
+            }
         }
         let mut busy = Busy::new();
+        let mut begun = Vec::new();
         let mut standing = pin!(shared.sink.watch_standing());
         while !stop.is_cancelled() && !shared.defect.is_cancelled() {
-            retention::start(shared, &stop);
-            self.start_turns(&mut busy);
-            let next_wake = shared.lanes().next_wake();
+            let next_wake = self.start(&mut begun, &mut busy, &stop);
             let next_wake = next_wake.into_iter().chain(busy.next_look()).min();
             let far = Instant::now() + Duration::from_secs(3600);
             tokio::select! {
@@ -153,13 +183,10 @@ impl<S: Sink> Worker<S> {
                 () = &mut standing => {}
                 () = sleep_until(next_wake.unwrap_or(far)) => {}
                 () = shared.wake.notified() => {}
-                attention = shared.store.attention() => {
-                    for (key, attention) in attention {
-                        self.attend(key, attention);
-                    }
-                }
+                attention = shared.store.attention() => self.attend(attention),
             }
         }
+        shared.lanes().stop();
         shared.turns.close();
         tokio::select! {
             () = shared.turns.wait() => {}
@@ -183,50 +210,68 @@ impl<S: Sink> Worker<S> {
         self.shared.sink.standing()
     }
 
-    /// Something waits from a sequence on, and from a time.
-    fn adopt(&self, key: IntegrationKey, from: u64, since: Timestamp) {
-        // Under the lanes' lock, so that a deletion in between finds the lane.
-        let mut lanes = self.shared.lanes();
+    /// Something waits from a sequence on, and from a time. A deletion in between finds the
+    /// lane, since the lanes are held.
+    fn adopt(&self, lanes: &mut Lanes, key: IntegrationKey, from: u64, since: Timestamp) {
         if let Some(snapshot) = self.shared.store.get(key) {
             let proven = snapshot.status.status == Status::Active;
             lanes.open(key, snapshot.integration.integration_id, from, proven);
             let pending_bytes = snapshot.progress.pending_bytes;
-            retention::begin(&self.shared, &mut lanes, key, since, pending_bytes);
+            retention::begin(&self.shared, lanes, key, since, pending_bytes);
             let log_end = snapshot.progress.next_sequence;
             lanes.queue_what_waits(key, log_end, true, Instant::now());
         }
     }
 
-    fn attend(&self, key: IntegrationKey, attention: Attention) {
-        if let Some(from) = attention.appended_from {
-            self.adopt(key, from, Timestamp::now());
-        }
-        if attention.configured {
+    fn attend(&self, attention: Map<IntegrationKey, Attention>) {
+        let now = Timestamp::now();
+        let mut attention = attention.into_iter();
+        while attention.len() > 0 {
             let mut lanes = self.shared.lanes();
-            if let Some(lane) = lanes.get(key) {
-                lane.delivery.forget_refusals();
+            for (key, attention) in attention.by_ref().take(AT_ONCE) {
+                if let Some(from) = attention.appended_from {
+                    self.adopt(&mut lanes, key, from, now);
+                }
+                if attention.configured {
+                    if let Some(lane) = lanes.get(key) {
+                        lane.delivery.forget_refusals();
+                    }
+                    lanes.configured(key);
+                }
+                if attention.settled > 0 {
+                    turn::settled(&self.shared, &mut lanes, key, attention);
+                }
             }
-            lanes.configured(key);
         }
     }
 
-    fn start_turns(&self, busy: &mut Busy) {
-        let mut lanes = self.shared.lanes();
-        lanes.wake(Instant::now());
-        lanes.make_room();
-        while let Some((key, turn)) = lanes.next_turn() {
-            let defect = self.shared.defect.clone().drop_guard();
-            // It is large, and a task moves what it is made of.
-            let turn = Box::pin(turn::take(Arc::clone(&self.shared), key, turn));
-            self.shared.turns.spawn(async move {
-                turn.await;
-                // A panic drops it armed.
-                let _sound = defect.disarm();
-            });
+    /// Starts what is due. Returns when more will be. `begun` is empty, and is so after.
+    fn start(
+        &self,
+        begun: &mut Vec<Begun>,
+        busy: &mut Busy,
+        stop: &CancellationToken,
+    ) -> Option<Instant> {
+        let shared = &self.shared;
+        let now = Instant::now();
+        let (expiring, seen) = {
+            let mut lanes = shared.lanes();
+            let expiring: Vec<_> = std::iter::from_fn(|| lanes.begin_expiry(now)).collect();
+            lanes.wake(now);
+            lanes.make_room();
+            begun.extend(std::iter::from_fn(|| lanes.next_turn()));
+            (expiring, lanes.see())
+        };
+        for key in expiring {
+            retention::start(shared, key, stop);
         }
-        self.shared.store.tell_load(Load {
+        for begun in begun.drain(..) {
+            shared.begin(begun);
+        }
+        shared.store.tell_load(Load {
             is_busy: busy.is_busy(),
-            deliveries_queue: lanes.some_wait(),
+            deliveries_queue: seen.some_wait,
         });
+        seen.next_wake
     }
 }

@@ -11,6 +11,7 @@ use super::{
     gaps::{GiveUp, GivenUp},
     precedence::Precedence,
     tail::{Coming, Tail},
+    work::Settled,
 };
 use crate::domain::{
     arn::{RoleArn, StreamArn},
@@ -83,8 +84,19 @@ pub struct Settle {
     pub settlement: Settlement,
     /// What the attempt says about its status.
     pub observed: Option<Observed>,
-    /// Told once it is durable.
-    pub done: Option<oneshot::Sender<()>>,
+    /// Who is told once it is durable.
+    pub tells: Tells,
+}
+
+/// Who is told of a settlement once it is durable.
+#[derive(Debug)]
+pub enum Tells {
+    /// Nobody.
+    Nobody,
+    /// The worker, by [`Attention::settled`](super::Attention::settled).
+    Worker,
+    /// Whoever waits for this. It fails where the store has closed before.
+    Waiting(oneshot::Sender<()>),
 }
 
 /// Room for one settlement: with it, settling waits for nothing, so that settlements
@@ -177,7 +189,10 @@ pub(super) struct UnsettledOne {
     pub(super) delivered: u64,
     pub(super) delivered_bytes: u64,
     pub(super) observed: Vec<Observed>,
-    pub(super) done: Vec<oneshot::Sender<()>>,
+    /// Settlements of which the worker is told, and those of them that change the log.
+    pub(super) told: usize,
+    pub(super) saved: usize,
+    pub(super) waiting: Vec<oneshot::Sender<()>>,
 }
 
 impl Unsettled {
@@ -188,6 +203,14 @@ impl Unsettled {
     pub(super) fn add(&mut self, settle: Settle) {
         self.count += 1;
         let one = self.by_key.entry(settle.key).or_default();
+        match settle.tells {
+            Tells::Nobody => {}
+            Tells::Worker => {
+                one.told += 1;
+                one.saved += usize::from(settle.settlement.changes_the_log());
+            }
+            Tells::Waiting(done) => one.waiting.push(done),
+        }
         one.delivered += settle.settlement.accepted;
         one.delivered_bytes += settle.settlement.accepted_bytes;
         for id in settle.settlement.finished {
@@ -205,18 +228,23 @@ impl Unsettled {
         if let Some(observed) = settle.observed {
             observed.put_behind(&mut one.observed);
         }
-        one.done.extend(settle.done);
     }
 
-    /// Forgets what has become durable, and tells who waited for it.
-    pub(super) fn settled(&mut self) {
-        for (_, one) in self.by_key.drain() {
-            for done in one.done {
+    /// Forgets what has become durable, and tells who waits for it. Returns what the worker
+    /// is to be told.
+    pub(super) fn settled(&mut self) -> impl Iterator<Item = Settled> {
+        self.count = 0;
+        self.unseen.clear();
+        self.by_key.drain().map(|(key, one)| {
+            for done in one.waiting {
                 // Who no longer waits does not need to know.
                 let _gone = done.send(());
             }
-        }
-        self.count = 0;
-        self.unseen.clear();
+            Settled {
+                key,
+                count: one.told,
+                saved: one.saved,
+            }
+        })
     }
 }

@@ -29,6 +29,8 @@ use crate::domain::{
 const KEY: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 /// Of one event of [`segments`] in the log.
 const EVENT_BYTES: u64 = STORED_LENGTH as u64;
+/// The same with the length that is before it.
+const SEGMENT_BYTES: usize = STORED_LENGTH + 4;
 const LIMITS: BatchLimits = BatchLimits {
     records: 7,
     bytes: 1 << 20,
@@ -97,7 +99,7 @@ async fn settle(store: &Store, key: IntegrationKey, settlement: Settlement) {
         key,
         settlement,
         observed: None,
-        done: Some(done),
+        tells: Tells::Waiting(done),
     };
     store.settle(settle).await;
     settled.await.unwrap();
@@ -200,7 +202,7 @@ async fn check(store: &Store, model: &BTreeMap<usize, Expected>, organizations: 
         let sequences = pending(store, snapshot.integration.key).await;
         assert_eq!(sequences.len() as u64, progress.pending());
         assert!(sequences.windows(2).all(|pair| pair[0] < pair[1]));
-        assert_eq!(progress.pending_bytes, sequences.len() as u64 * 54);
+        assert_eq!(progress.pending_bytes, sequences.len() as u64 * EVENT_BYTES);
         let key = snapshot.integration.key;
         let oldest = store.oldest_pending(&[key]).await.unwrap();
         assert_eq!(oldest.contains_key(&key), progress.pending() > 0);
@@ -299,7 +301,7 @@ async fn observe(store: &Store, organization: &str, version: u64, observation: O
             observation,
             next_retry: NextRetry::Never,
         }),
-        done: Some(done),
+        tells: Tells::Waiting(done),
     };
     store.settle(settle).await;
     settled.await.unwrap();

@@ -14,6 +14,18 @@ pub struct Attention {
     pub appended_from: Option<u64>,
     /// It was configured.
     pub configured: bool,
+    /// Settlements that became durable and were to be told of.
+    pub settled: usize,
+    /// Those of them that change what the log says of its events.
+    pub saved: usize,
+}
+
+/// Settlements of one integration that became durable.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settled {
+    pub(super) key: IntegrationKey,
+    pub(super) count: usize,
+    pub(super) saved: usize,
 }
 
 /// Where the store says and the worker hears that there is work.
@@ -41,6 +53,21 @@ impl WorkFeed {
         }
         drop(waiting);
         self.notify.notify_one();
+    }
+
+    /// Tells of settlements that became durable.
+    pub(super) fn tell_settled(&self, settled: impl Iterator<Item = Settled>) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        for one in settled.filter(|one| one.count > 0) {
+            let attention = waiting.entry(one.key).or_default();
+            attention.settled += one.count;
+            attention.saved += one.saved;
+        }
+        let is_empty = waiting.is_empty();
+        drop(waiting);
+        if !is_empty {
+            self.notify.notify_one();
+        }
     }
 
     /// Waits until there is something, and takes it all. Cancelling loses nothing.

@@ -251,7 +251,7 @@ impl Writer {
             Ok(committed) => {
                 let published = self.publish(finished, committed, answers).await;
                 // Whoever waited for it finds it in the catalog.
-                unsettled.settled();
+                self.work.tell_settled(unsettled.settled());
                 published
             }
             Err(error) => {

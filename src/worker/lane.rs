@@ -3,9 +3,12 @@
 mod expiry;
 mod state;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{
+    sync::{RwLock, oneshot},
+    time::Instant,
+};
 use uuid::Uuid;
 
 pub(super) use self::{expiry::NextLook, state::Lane};
@@ -28,6 +31,24 @@ pub(super) struct LaneLimits {
     pub(super) linger: Duration,
 }
 
+/// A turn that may begin.
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub(super) key: IntegrationKey,
+    pub(super) turn: Turn,
+    /// The lane's.
+    pub(super) still: Arc<RwLock<()>>,
+}
+
+/// What there was when it was looked what is due.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Seen {
+    /// When the next that rests is looked at.
+    pub(super) next_wake: Option<Instant>,
+    /// Whether some that are expected to succeed quickly wait for a place.
+    pub(super) some_wait: bool,
+}
+
 /// All lanes, and the order of their turns.
 #[derive(Debug)]
 pub(super) struct Lanes {
@@ -42,6 +63,9 @@ pub(super) struct Lanes {
     expiries: BTreeSet<(Instant, IntegrationKey)>,
     /// Bytes of all chunks at hand, and of those that are being read.
     pub(super) loaded_bytes: usize,
+    seen: Seen,
+    /// No turn begins any more.
+    stopped: bool,
 }
 
 impl Lanes {
@@ -54,6 +78,8 @@ impl Lanes {
             wakes: BTreeSet::new(),
             expiries: BTreeSet::new(),
             loaded_bytes: 0,
+            seen: Seen::default(),
+            stopped: false,
         }
     }
 
@@ -147,21 +173,51 @@ impl Lanes {
     }
 
     /// The next turn that may begin.
-    pub(super) fn next_turn(&mut self) -> Option<(IntegrationKey, Turn)> {
+    pub(super) fn next_turn(&mut self) -> Option<Begun> {
+        if self.stopped {
+            return None;
+        }
         while let Some((key, class)) = self.places.call_next() {
             if let Some(lane) = self.by_key.get_mut(&key) {
                 lane.queued = None;
                 if lane.retry_at.is_none() && !lane.is_busy() {
                     lane.turns += 1;
-                    return Some((key, self.places.take(class)));
+                    return Some(Begun {
+                        key,
+                        turn: self.places.take(class),
+                        still: Arc::clone(&lane.still),
+                    });
                 }
             }
         }
         None
     }
 
-    /// Whether some that are expected to succeed quickly wait for a place.
-    pub(super) fn some_wait(&self) -> bool {
+    /// Lets no further turn begin.
+    pub(super) fn stop(&mut self) {
+        self.stopped = true;
+    }
+
+    /// What there is after all that was due was begun.
+    pub(super) fn see(&mut self) -> Seen {
+        self.seen = Seen {
+            next_wake: self.next_wake(),
+            some_wait: self.some_wait(),
+        };
+        self.seen
+    }
+
+    /// Whether a turn may begin or make room, or all that was seen has changed in a way that
+    /// is not to be missed.
+    pub(super) fn is_due(&self) -> bool {
+        let seen = self.seen;
+        let earlier = |at| seen.next_wake.is_none_or(|seen| at < seen);
+        self.places.are_called_for()
+            || self.some_wait() != seen.some_wait
+            || self.next_wake().is_some_and(earlier)
+    }
+
+    fn some_wait(&self) -> bool {
         self.places.some_wait(Class::Quick)
     }
 
@@ -261,8 +317,7 @@ impl Lanes {
         }
     }
 
-    /// When the next that rests is looked at.
-    pub(super) fn next_wake(&self) -> Option<Instant> {
+    fn next_wake(&self) -> Option<Instant> {
         let (wake, expiry) = (self.wakes.first(), self.expiries.first());
         let times = wake.into_iter().chain(expiry);
         times.map(|(at, _)| *at).min()

@@ -12,7 +12,7 @@ use crate::{
         integration::{Integration, IntegrationKey, Progress},
         status::{Cause, Fault, Observation, Stage},
     },
-    store::{NextRetry, Observed, Settle, StoreError},
+    store::{NextRetry, Observed, Settle, StoreError, Tells},
 };
 
 /// How long to wait after the log could not be read.
@@ -22,37 +22,37 @@ const LEAST_BYTES: usize = 1 << 20;
 /// What an event has in memory beside what is stored of it.
 const ENTRY_BYTES: usize = 32;
 
-/// A chunk that cannot be read back is in the way.
+/// What is to be read.
 #[derive(Debug)]
-pub(super) struct DamagedChunk(pub(super) i64);
+#[must_use = "a lane that waits for it reads nothing else"]
+pub(super) struct Reading {
+    from: u64,
+    log_end: u64,
+    /// Bytes that are counted as loaded meanwhile.
+    room: usize,
+}
 
-/// Reads on where too little is at hand for a full request, within the memory that
-/// lanes may take.
-pub(super) async fn load<S>(
-    shared: &Shared<S>,
-    key: IntegrationKey,
-    integration: &Integration,
-) -> Result<(), DamagedChunk> {
-    let Some((from, log_end, room)) = begin(shared, key) else {
-        return Ok(());
-    };
-    let chunks = shared.store.read_log(key, from, room).await;
-    match take(shared, key, log_end, room, chunks) {
-        Ok(()) => Ok(()),
-        Err(StoreError::Damaged { chunk_id }) => Err(DamagedChunk(chunk_id)),
-        Err(error) => {
-            tell(shared, key, integration, &error).await;
-            Ok(())
-        }
+impl Reading {
+    pub(super) async fn read<S>(
+        &self,
+        shared: &Shared<S>,
+        key: IntegrationKey,
+    ) -> Result<Vec<LoadedChunk>, StoreError> {
+        shared.store.read_log(key, self.from, self.room).await
     }
 }
 
-/// Where to read from and how much; None where there is enough, or no room.
-fn begin<S>(shared: &Shared<S>, key: IntegrationKey) -> Option<(u64, u64, usize)> {
+/// What to read where too little is at hand for a full request, within the memory that
+/// lanes may take. None where there is enough, or no room. The lane waits for it until
+/// [`take`].
+pub(super) fn begin<S>(
+    shared: &Shared<S>,
+    lanes: &mut Lanes,
+    key: IntegrationKey,
+) -> Option<Reading> {
     let options = &shared.options;
-    let mut lanes = shared.lanes();
-    let progress = shared.store.get(key)?.progress;
-    let crowded = is_crowded(shared, &lanes);
+    let progress = shared.store.progress(key)?;
+    let crowded = is_crowded(shared, lanes);
     let left = options.window_bytes.saturating_sub(lanes.loaded_bytes);
     let lane = lanes.get(key)?;
     let own = options
@@ -82,7 +82,11 @@ fn begin<S>(shared: &Shared<S>, key: IntegrationKey) -> Option<(u64, u64, usize)
     lane.loading = true;
     let from = lane.cursor;
     lanes.loaded_bytes += room;
-    Some((from, progress.next_sequence, room))
+    Some(Reading {
+        from,
+        log_end: progress.next_sequence,
+        room,
+    })
 }
 
 /// What so many full requests take, as far as there is something for them, by the usual
@@ -100,15 +104,14 @@ pub(super) fn is_crowded<S>(shared: &Shared<S>, lanes: &Lanes) -> bool {
     lanes.loaded_bytes > shared.options.window_bytes / 2
 }
 
-fn take<S>(
-    shared: &Shared<S>,
+/// Hands what was read to the lane. Where that failed, it backs off.
+pub(super) fn take(
+    lanes: &mut Lanes,
     key: IntegrationKey,
-    log_end: u64,
-    reserved: usize,
+    reading: Reading,
     chunks: Result<Vec<LoadedChunk>, StoreError>,
 ) -> Result<(), StoreError> {
-    let mut lanes = shared.lanes();
-    lanes.loaded_bytes -= reserved;
+    lanes.loaded_bytes -= reading.room;
     let Some(lane) = lanes.get(key) else {
         return Ok(());
     };
@@ -123,7 +126,7 @@ fn take<S>(
     let before = lane.delivery.bytes();
     lane.cursor = match chunks.last() {
         Some(chunk) => chunk.first_sequence + chunk.entries.len() as u64,
-        None => log_end,
+        None => reading.log_end,
     };
     for chunk in chunks {
         // A chunk that is finished is being deleted already.
@@ -135,7 +138,7 @@ fn take<S>(
 }
 
 /// A log that cannot be read must not look like an integration that works.
-async fn tell<S>(
+pub(super) async fn tell<S>(
     shared: &Shared<S>,
     key: IntegrationKey,
     integration: &Integration,
@@ -160,7 +163,7 @@ async fn tell<S>(
             }),
             next_retry: NextRetry::At(now + READ_RETRY),
         }),
-        done: None,
+        tells: Tells::Nobody,
     };
     if let Some(permit) = shared.store.reserve_settle().await {
         permit.settle(settle);

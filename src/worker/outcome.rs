@@ -18,7 +18,7 @@ use crate::{
         status::{Fault, Meaning, Observation},
     },
     sink::RecordOutcome,
-    store::{NextRetry, Observed, Settle},
+    store::{NextRetry, Observed, Settle, Tells},
 };
 
 /// What became of a request.
@@ -91,7 +91,7 @@ pub(super) fn take_in<S>(
         // What an old configuration met, or a call from before a passed test, tells nothing.
         observed: (!settlement.narrowing && (accepted || !outdated)).then_some(observed),
         settlement,
-        done: None,
+        tells: Tells::Worker,
     })
 }
 

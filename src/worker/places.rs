@@ -153,6 +153,14 @@ impl Places {
         room.taken >= room.most && !room.queue.is_empty()
     }
 
+    /// Whether one that waits may have a place, or one that takes long is in its way.
+    pub(super) fn are_called_for(&self) -> bool {
+        self.rooms.iter().any(|room| {
+            let may = room.taken < room.most || !self.overdue.is_empty();
+            may && !room.queue.is_empty()
+        })
+    }
+
     /// Takes the place to which [`Places::call_next`] has called.
     pub(super) fn take(&mut self, class: Class) -> Turn {
         self.room(class).taken += 1;

@@ -48,23 +48,20 @@ pub(super) fn begin<S>(
     }
 }
 
-/// Lets expire what has to of the lanes where that may be due.
-pub(super) fn start<S: Send + Sync + 'static>(shared: &Arc<Shared<S>>, stop: &CancellationToken) {
-    let now = Instant::now();
-    while let Some(key) = next(shared, now) {
-        let (shared, stop) = (Arc::clone(shared), stop.clone());
-        let defect = shared.defect.clone().drop_guard();
-        let turns = shared.turns.clone();
-        turns.spawn(async move {
-            look(&shared, key, &stop).await;
-            // A panic drops it armed.
-            let _sound = defect.disarm();
-        });
-    }
-}
-
-fn next<S>(shared: &Shared<S>, now: Instant) -> Option<IntegrationKey> {
-    shared.lanes().begin_expiry(now)
+/// Lets expire what has to of a lane where that may be due.
+pub(super) fn start<S: Send + Sync + 'static>(
+    shared: &Arc<Shared<S>>,
+    key: IntegrationKey,
+    stop: &CancellationToken,
+) {
+    let (shared, stop) = (Arc::clone(shared), stop.clone());
+    let defect = shared.defect.clone().drop_guard();
+    let turns = shared.turns.clone();
+    turns.spawn(async move {
+        look(&shared, key, &stop).await;
+        // A panic drops it armed.
+        let _sound = defect.disarm();
+    });
 }
 
 async fn look<S>(shared: &Shared<S>, key: IntegrationKey, stop: &CancellationToken) {

@@ -16,7 +16,7 @@ use crate::{
         verdict::{RehearsalReport, TestError, TestReport, TestVerdict},
     },
     sink::{Content, Record, Sink},
-    store::{NextRetry, Observed, Settle},
+    store::{NextRetry, Observed, Settle, Tells},
 };
 
 const MESSAGE: &str = "This is a test event. No intrusion was detected.";
@@ -68,7 +68,7 @@ impl<S: Sink> Worker<S> {
                         false => NextRetry::Kept,
                     },
                 }),
-                done: Some(done),
+                tells: Tells::Waiting(done),
             })
             .await;
         if settled.await.is_err() {

@@ -1,17 +1,22 @@
 //! One turn of one integration: one request.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    pin::{Pin, pin},
+    sync::{Arc, MutexGuard},
+    time::Duration,
+};
 
 use tokio::{
-    sync::{RwLock, oneshot},
+    sync::RwLock,
     time::{Instant, timeout},
 };
 use uuid::Uuid;
 
 use super::{
     Shared, give_up,
-    lane::{Lane, Lanes},
-    load::{DamagedChunk, is_crowded, load},
+    lane::{Begun, Lane, Lanes},
+    load::{self, Reading, is_crowded},
     outcome::{Answer, take_in},
     places::Turn,
 };
@@ -23,50 +28,75 @@ use crate::{
         status::{Cause, Fault, Stage},
     },
     sink::{Content, Pass, Record, Sink},
+    store::{Attention, SettlePermit, StoreError},
 };
 
 /// A call that takes longer gives its place to another's where that is needed.
 const LONG: Duration = Duration::from_secs(1);
+/// How often a turn reads the log at the most.
+const MOST_READS: usize = 2;
+
+/// A chunk that cannot be read back is in the way.
+struct DamagedChunk(i64);
+
+/// A request, and what came of it.
+struct Answered {
+    integration: Arc<Integration>,
+    batch: Batch,
+    answer: Answer,
+}
+
+/// What a turn does next.
+enum Next {
+    Send(Batch),
+    Read(Reading),
+    Nothing,
+}
+
+/// A turn, which begins others as it ends. It is large, and a task moves what it is made of.
+pub(super) fn boxed<S: Sink>(
+    shared: Arc<Shared<S>>,
+    begun: Begun,
+) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(take(shared, begun))
+}
 
 /// Takes a turn, settles it, and queues the integration again where it has more.
-pub(super) async fn take<S: Sink>(shared: Arc<Shared<S>>, key: IntegrationKey, mut turn: Turn) {
+async fn take<S: Sink>(shared: Arc<Shared<S>>, begun: Begun) {
+    let Begun {
+        key,
+        mut turn,
+        still,
+    } = begun;
     let exists = || shared.store.exists(key);
-    let settled = match shared.gate.enter(key, exists) {
-        Some(pass) => send(&shared, key, pass, &mut turn).await,
+    let answered = match shared.gate.enter(key, exists) {
+        Some(pass) => send(&shared, key, pass, &mut turn, &still).await,
         None => None,
     };
-    end_turn(&shared, key, turn, settled.is_some());
-    if let Some(Settling { done, changes }) = settled {
-        // An error means that the store closed; then nobody waits for this.
-        let _closed = done.await;
-        end_settlement(&shared, key, changes);
+    match answered {
+        Some(answered) => settle(&shared, key, turn, &still, answered).await,
+        None => end_turn(&shared, shared.lanes(), key, turn, false),
     }
 }
 
-/// A settlement that is not durable yet.
-struct Settling {
-    done: oneshot::Receiver<()>,
-    /// Whether it changes what the log says of its events.
-    changes: bool,
-}
-
-/// Sends one request. Returns what is settled by it.
+/// Sends one request, where there is one.
 async fn send<S: Sink>(
-    shared: &Shared<S>,
+    shared: &Arc<Shared<S>>,
     key: IntegrationKey,
     pass: Pass,
     turn: &mut Turn,
-) -> Option<Settling> {
-    let integration = shared.store.get(key)?.integration;
-    let still = shared.lanes().get(key)?.still.clone();
-    let (batch, records) = match request(shared, key, &integration, &still).await {
-        Ok(request) => request?,
+    still: &RwLock<()>,
+) -> Option<Answered> {
+    let integration = shared.store.integration(key)?;
+    let batch = match request(shared, key, &integration, still).await {
+        Ok(batch) => batch?,
         Err(DamagedChunk(chunk_id)) => {
             drop(pass);
             give_up::damaged(shared, key, chunk_id).await;
             return None;
         }
     };
+    let records = records(&integration, &shared.options.format, &batch);
     let answer = tokio::select! {
         biased;
         () = pass.cancelled() => Answer::Cancelled,
@@ -74,50 +104,120 @@ async fn send<S: Sink>(
     };
     // The call is over; a delete need not wait for the settlement.
     drop(pass);
-    let (settled, refused) = {
-        let _shared = still.read().await;
+    Some(Answered {
+        integration,
+        batch,
+        answer,
+    })
+}
+
+/// Settles what was answered, and ends the turn.
+async fn settle<S: Sink>(
+    shared: &Arc<Shared<S>>,
+    key: IntegrationKey,
+    turn: Turn,
+    still: &RwLock<()>,
+    answered: Answered,
+) {
+    let refusing = {
+        let _shares = still.read().await;
         // Room in the queue comes first, so that settlements are queued in the order in
         // which the lane takes in the answers.
         let permit = shared.store.reserve_settle().await;
-        let mut lanes = shared.lanes();
-        let mut settle = take_in(shared, &mut lanes, key, &integration, turn, batch, answer)?;
-        let (done, settled) = oneshot::channel();
-        settle.done = Some(done);
-        let refused = settle.settlement.refused;
-        let changes = settle.settlement.changes_the_log();
-        permit?.settle(settle);
-        let done = settled;
-        (Settling { done, changes }, refused)
+        queue_settlement(shared, key, turn, permit, answered)
     };
-    if refused > 0 {
+    if let Some(turn) = refusing {
         give_up::refused(shared, key).await;
+        end_turn(shared, shared.lanes(), key, turn, true);
     }
-    Some(settled)
+}
+
+/// Ends the turn too, unless it hands it back: then something was refused, and is to be given
+/// up first.
+fn queue_settlement<S: Sink>(
+    shared: &Arc<Shared<S>>,
+    key: IntegrationKey,
+    turn: Turn,
+    permit: Option<SettlePermit>,
+    answered: Answered,
+) -> Option<Turn> {
+    let Answered {
+        integration,
+        batch,
+        answer,
+    } = answered;
+    let mut lanes = shared.lanes();
+    let settle = take_in(shared, &mut lanes, key, &integration, &turn, batch, answer);
+    // Without room the store has closed.
+    let settle = settle.zip(permit);
+    let settles = settle.is_some();
+    if let Some((settle, permit)) = settle {
+        let refused = settle.settlement.refused;
+        permit.settle(settle);
+        if refused > 0 {
+            return Some(turn);
+        }
+    }
+    end_turn(shared, lanes, key, turn, settles);
+    None
 }
 
 /// Reads what is needed of the log, and makes the next request of it.
 async fn request<S: Sink>(
-    shared: &Shared<S>,
+    shared: &Arc<Shared<S>>,
     key: IntegrationKey,
     integration: &Integration,
     still: &RwLock<()>,
-) -> Result<Option<(Batch, Vec<Record>)>, DamagedChunk> {
-    let _shared = still.read().await;
-    if shared
-        .lanes()
-        .get(key)
-        .is_none_or(|lane| lane.expiry.holds())
-    {
-        return Ok(None);
+) -> Result<Option<Batch>, DamagedChunk> {
+    let _shares = still.read().await;
+    let mut reads = 0;
+    let mut next_one = next(shared, shared.lanes(), key, reads);
+    loop {
+        let reading = match next_one {
+            Next::Send(batch) => return Ok(Some(batch)),
+            Next::Nothing => return Ok(None),
+            Next::Read(reading) => reading,
+        };
+        reads += 1;
+        let chunks = reading.read(shared, key).await;
+        let taken = load::take(&mut shared.lanes(), key, reading, chunks);
+        next_one = match taken {
+            Ok(()) => next(shared, shared.lanes(), key, reads),
+            Err(StoreError::Damaged { chunk_id }) => return Err(DamagedChunk(chunk_id)),
+            Err(error) => {
+                load::tell(shared, key, integration, &error).await;
+                next(shared, shared.lanes(), key, reads)
+            }
+        };
     }
-    load(shared, key, integration).await?;
-    match next_request(shared, key) {
-        None => {
-            // What is at hand waits for requests under way; further on may be more.
-            load(shared, key, integration).await?;
-            Ok(next_request(shared, key))
-        }
-        request => Ok(request),
+}
+
+/// The next request, or what to read for it. `reads` is how often that has been done.
+fn next<S: Sink>(
+    shared: &Arc<Shared<S>>,
+    mut lanes: MutexGuard<'_, Lanes>,
+    key: IntegrationKey,
+    reads: usize,
+) -> Next {
+    if lanes.get(key).is_none_or(|lane| lane.expiry.holds()) {
+        return Next::Nothing;
+    }
+    if reads == 0
+        && let Some(reading) = load::begin(shared, &mut lanes, key)
+    {
+        return Next::Read(reading);
+    }
+    if let Some(batch) = next_batch(shared, &mut lanes, key) {
+        shared.release(lanes);
+        return Next::Send(batch);
+    }
+    if reads == MOST_READS {
+        return Next::Nothing;
+    }
+    // What is at hand waits for requests under way; further on may be more.
+    match load::begin(shared, &mut lanes, key) {
+        Some(reading) => Next::Read(reading),
+        None => Next::Nothing,
     }
 }
 
@@ -156,10 +256,9 @@ fn no_answer() -> Fault {
     }
 }
 
-fn next_request<S>(shared: &Shared<S>, key: IntegrationKey) -> Option<(Batch, Vec<Record>)> {
+fn next_batch<S>(shared: &Shared<S>, lanes: &mut Lanes, key: IntegrationKey) -> Option<Batch> {
     let limits = shared.options.limits;
     let now = Instant::now();
-    let mut lanes = shared.lanes();
     let log_end = shared.log_end(key);
     let lane = lanes.get(key)?;
     let held_until = lane.may_hold_until(shared.options.send_linger, now);
@@ -185,22 +284,12 @@ fn next_request<S>(shared: &Shared<S>, key: IntegrationKey) -> Option<(Batch, Ve
     // Where only one shard is known, more of the log would wait for it as well.
     let reads_on = !lane.limited || lane.flow.as_ref().is_some_and(|flow| flow.is_divided());
     lane.starved = waiting && !is_full && reads_on;
-    let integration_id = lane.integration_id;
     if let Some(at) = next_admission.filter(|_| !is_full) {
         lanes.nap(key, at.into());
-        shared.wake.notify_one();
     }
     let batch = batch?;
     lanes.queue_what_waits(key, log_end, false, now);
-    shared.wake.notify_one();
-    drop(lanes);
-    let format = &shared.options.format;
-    let records = batch
-        .items
-        .iter()
-        .map(|item| record(integration_id, format, item))
-        .collect();
-    Some((batch, records))
+    Some(batch)
 }
 
 /// Looks for events that may go now.
@@ -213,6 +302,11 @@ fn look(lane: &mut Lane, limits: BatchLimits, now: Instant) -> Option<Batch> {
                 .next_batch_of(limits, |key, weight| flow.admit(key, weight))
         }
     }
+}
+
+fn records(integration: &Integration, format: &Format, batch: &Batch) -> Vec<Record> {
+    let record = |item| record(integration.integration_id, format, item);
+    batch.items.iter().map(record).collect()
 }
 
 fn record(integration_id: Uuid, format: &Format, item: &Item) -> Record {
@@ -233,8 +327,13 @@ fn record(integration_id: Uuid, format: &Format, item: &Item) -> Record {
     }
 }
 
-fn end_turn<S>(shared: &Shared<S>, key: IntegrationKey, turn: Turn, settling: bool) {
-    let mut lanes = shared.lanes();
+fn end_turn<S: Sink>(
+    shared: &Arc<Shared<S>>,
+    mut lanes: MutexGuard<'_, Lanes>,
+    key: IntegrationKey,
+    turn: Turn,
+    settling: bool,
+) {
     let log_end = shared.log_end(key);
     if lanes.end_turn(key, turn)
         && let Some(lane) = lanes.get(key)
@@ -254,17 +353,21 @@ fn end_turn<S>(shared: &Shared<S>, key: IntegrationKey, turn: Turn, settling: bo
         }
         rest(shared, &mut lanes, key, log_end);
     }
-    drop(lanes);
-    shared.wake.notify_one();
+    shared.release(lanes);
 }
 
-fn end_settlement<S>(shared: &Shared<S>, key: IntegrationKey, changes: bool) {
-    let mut lanes = shared.lanes();
-    let log_end = shared.log_end(key);
+/// Settlements of a lane became durable.
+pub(super) fn settled<S>(
+    shared: &Shared<S>,
+    lanes: &mut Lanes,
+    key: IntegrationKey,
+    attention: Attention,
+) {
     if let Some(lane) = lanes.get(key) {
-        lane.unsettled -= 1;
-        lane.unsaved -= usize::from(changes);
-        rest(shared, &mut lanes, key, log_end);
+        lane.unsettled -= attention.settled;
+        lane.unsaved -= attention.saved;
+        let log_end = shared.log_end(key);
+        rest(shared, lanes, key, log_end);
     }
 }
 

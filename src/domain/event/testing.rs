@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::{Detection, Event, Format, Payload, Timestamp};
 
 /// Bytes in the log of what [`store`] appends.
-pub const STORED_LENGTH: usize = 80;
+pub const STORED_LENGTH: usize = 81;
 
 /// Appends one event of the sensor as the log holds it: every other one by its fields, the
 /// rest as versions before held it.

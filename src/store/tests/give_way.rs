@@ -4,8 +4,8 @@ use futures_util::FutureExt;
 
 use super::*;
 
-const TAIL: usize = 2000;
-/// Of 58 bytes: more than three quarters of the tail.
+const TAIL: usize = 34 * SEGMENT_BYTES;
+/// More than three quarters of the tail.
 const EVENTS: u32 = 30;
 
 #[tokio::test]
@@ -43,7 +43,7 @@ async fn publishes_wait_for_queues_and_for_what_is_quick() {
         key,
         settlement,
         observed: None,
-        done: None,
+        tells: Tells::Nobody,
     });
     assert!(waits());
     store.tell_load(Load {

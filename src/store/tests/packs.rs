@@ -152,7 +152,7 @@ impl Run {
             key,
             settlement,
             observed: None,
-            done: None,
+            tells: Tells::Nobody,
         };
         self.store.settle(settle).await;
         if waits {

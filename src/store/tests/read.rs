@@ -2,9 +2,6 @@
 
 use super::*;
 
-/// Bytes of one event of [`segments`], its length before it included.
-const SEGMENT_BYTES: usize = STORED_LENGTH + 4;
-
 async fn read(store: &Store, key: IntegrationKey, from: u64, most_bytes: usize) -> Vec<usize> {
     let chunks = store.read_log(key, from, most_bytes).await.unwrap();
     chunks.iter().map(|chunk| chunk.entries.len()).collect()

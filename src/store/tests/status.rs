@@ -37,7 +37,7 @@ async fn what_nobody_is_told_moves_no_time() {
         key,
         settlement: Settlement::default(),
         observed: Some(observed(Observation::Accepted)),
-        done: Some(done),
+        tells: Tells::Waiting(done),
     };
     store.settle(settle).await;
     settled.await.unwrap();

@@ -37,7 +37,7 @@ async fn what_is_written_together_is_kept_together() {
         key,
         settlement,
         observed: None,
-        done: Some(done),
+        tells: Tells::Waiting(done),
     };
     store.settle(settle).await;
     // What changes an integration settles first; after a failure it is soon due again.

@@ -1,8 +1,7 @@
 mod memory;
+mod random;
 
-use std::{collections::VecDeque, time::Duration};
-
-use proptest::prelude::*;
+use std::time::Duration;
 
 use super::{state::FIRST_WINDOW, *};
 use crate::domain::delivery::{Entry, LoadedChunk};
@@ -36,6 +35,10 @@ fn lanes(count: usize, proven: bool) -> Lanes {
     lanes
 }
 
+fn next_turn(lanes: &mut Lanes) -> Option<(IntegrationKey, Turn)> {
+    lanes.next_turn().map(|begun| (begun.key, begun.turn))
+}
+
 /// Ends a turn as its answer was.
 fn end(lanes: &mut Lanes, key: IntegrationKey, turn: Turn, accepted: bool) {
     if accepted || !lanes.get(key).unwrap().is_outdated(&turn) {
@@ -50,7 +53,7 @@ fn turns_go_round() {
     let mut lanes = lanes(3, true);
     let mut order = Vec::new();
     for _ in 0..9 {
-        let (key, turn) = lanes.next_turn().unwrap();
+        let (key, turn) = next_turn(&mut lanes).unwrap();
         order.push(key.0);
         end(&mut lanes, key, turn, true);
     }
@@ -60,12 +63,12 @@ fn turns_go_round() {
 #[test]
 fn one_that_has_not_answered_yet_or_fails_has_one_turn() {
     let mut lanes = lanes(1, false);
-    let (one, turn) = lanes.next_turn().unwrap();
+    let (one, turn) = next_turn(&mut lanes).unwrap();
     lanes.queue(one);
-    assert!(lanes.next_turn().is_none());
+    assert!(next_turn(&mut lanes).is_none());
     end(&mut lanes, one, turn, true);
     let turns: Vec<_> = std::iter::from_fn(|| {
-        let next = lanes.next_turn();
+        let next = next_turn(&mut lanes);
         lanes.queue(one);
         next
     })
@@ -74,9 +77,9 @@ fn one_that_has_not_answered_yet_or_fails_has_one_turn() {
     for (key, turn) in turns {
         end(&mut lanes, key, turn, false);
     }
-    let _turn = lanes.next_turn().unwrap();
+    let _turn = next_turn(&mut lanes).unwrap();
     lanes.queue(one);
-    assert!(lanes.next_turn().is_none());
+    assert!(next_turn(&mut lanes).is_none());
 }
 
 type Hanging = (IntegrationKey, Turn, oneshot::Receiver<()>);
@@ -85,7 +88,7 @@ type Hanging = (IntegrationKey, Turn, oneshot::Receiver<()>);
 fn hang_all(lanes: &mut Lanes, hanging: &mut Vec<Hanging>) {
     loop {
         end_cut(lanes, hanging);
-        let begun: Vec<_> = std::iter::from_fn(|| lanes.next_turn()).collect();
+        let begun: Vec<_> = std::iter::from_fn(|| next_turn(lanes)).collect();
         if begun.is_empty() {
             return;
         }
@@ -115,7 +118,7 @@ fn crowd() -> (Lanes, Vec<Hanging>) {
     let in_all: usize = lanes.places.taken().iter().sum();
     assert_eq!(in_all, hanging.len());
     assert!(in_all <= MOST && !lanes.places.has_idle_place());
-    assert!(lanes.next_turn().is_none());
+    assert!(next_turn(&mut lanes).is_none());
     (lanes, hanging)
 }
 
@@ -125,7 +128,7 @@ fn what_hangs_takes_no_place_of_those_that_answer() {
     for number in 100..150 {
         open(&mut lanes, number, number % 2 == 0);
         end_cut(&mut lanes, &mut hanging);
-        let (next, mut turn) = lanes.next_turn().unwrap();
+        let (next, mut turn) = next_turn(&mut lanes).unwrap();
         assert_eq!(next, key(number));
         // Every third hangs, too.
         if number % 3 > 0 {
@@ -155,7 +158,7 @@ fn what_is_mended_does_not_wait_behind_those_that_hang() {
             _ => lanes.tested(one),
         }
         end_cut(&mut lanes, &mut hanging);
-        let (next, turn) = lanes.next_turn().unwrap();
+        let (next, turn) = next_turn(&mut lanes).unwrap();
         assert_eq!(next, one);
         end(&mut lanes, one, turn, true);
         lanes.remove(one);
@@ -167,33 +170,33 @@ fn what_is_slow_does_not_wait_behind_those_that_hang() {
     let (mut lanes, _hanging) = crowd();
     open(&mut lanes, 100, true);
     lanes.expect(key(100), Class::Slow);
-    assert!(lanes.next_turn().is_some_and(|(next, _)| next == key(100)));
+    assert!(next_turn(&mut lanes).is_some_and(|(next, _)| next == key(100)));
 }
 
 #[test]
 fn a_call_that_hangs_ends_as_its_integration_is_mended_and_says_nothing() {
     let mut lanes = lanes(1, true);
-    let (one, mut turn) = lanes.next_turn().unwrap();
+    let (one, mut turn) = next_turn(&mut lanes).unwrap();
     let mut cut = lanes.overdue(one, &mut turn);
     assert_eq!(cut.try_recv(), Err(oneshot::error::TryRecvError::Empty));
     lanes.configured(one);
     assert_eq!(cut.try_recv(), Ok(()));
     assert!(lanes.get(one).unwrap().is_outdated(&turn));
     end(&mut lanes, one, turn, false);
-    let (one, turn) = lanes.next_turn().unwrap();
+    let (one, turn) = next_turn(&mut lanes).unwrap();
     assert!(!lanes.get(one).unwrap().is_outdated(&turn));
 }
 
 #[test]
 fn a_call_that_began_before_the_mending_ends_once_it_takes_long() {
     let mut lanes = lanes(1, true);
-    let (one, mut turn) = lanes.next_turn().unwrap();
+    let (one, mut turn) = next_turn(&mut lanes).unwrap();
     lanes.configured(one);
     let mut cut = lanes.overdue(one, &mut turn);
     assert_eq!(cut.try_recv(), Ok(()));
     assert_eq!(lanes.get(one).unwrap().class, Class::Probe);
     end(&mut lanes, one, turn, false);
-    assert!(lanes.next_turn().is_some());
+    assert!(next_turn(&mut lanes).is_some());
 }
 
 #[test]
@@ -203,14 +206,14 @@ fn a_back_off_ends_in_time_or_at_once() {
     let now = Instant::now();
     lanes.back_off(one, now + Duration::from_secs(5));
     lanes.back_off(two, now + Duration::from_secs(9));
-    assert!(lanes.next_turn().is_none());
+    assert!(next_turn(&mut lanes).is_none());
     lanes.end_back_off(two);
-    assert_eq!(lanes.next_turn().map(|(key, _)| key), Some(two));
+    assert_eq!(next_turn(&mut lanes).map(|(key, _)| key), Some(two));
     lanes.wake(now + Duration::from_secs(4));
-    assert!(lanes.next_turn().is_none());
+    assert!(next_turn(&mut lanes).is_none());
     assert_eq!(lanes.next_wake(), Some(now + Duration::from_secs(5)));
     lanes.wake(now + Duration::from_secs(5));
-    assert_eq!(lanes.next_turn().map(|(key, _)| key), Some(one));
+    assert_eq!(next_turn(&mut lanes).map(|(key, _)| key), Some(one));
     assert_eq!(lanes.next_wake(), None);
 }
 
@@ -239,7 +242,7 @@ fn a_request_waits_for_company_unless_it_is_full_or_the_first() {
     let (one, start) = (key(0), Instant::now());
     lanes.open(one, Uuid::nil(), 1, true);
     lanes.queue_what_waits(one, 2, true, start);
-    let (_, turn) = lanes.next_turn().unwrap();
+    let (_, turn) = next_turn(&mut lanes).unwrap();
     lanes
         .get(one)
         .unwrap()
@@ -249,14 +252,14 @@ fn a_request_waits_for_company_unless_it_is_full_or_the_first() {
     end_without_queue(&mut lanes, one, turn);
     let soon = start + Duration::from_millis(5);
     lanes.queue_what_waits(one, 5, true, soon);
-    assert!(lanes.next_turn().is_none());
+    assert!(next_turn(&mut lanes).is_none());
     assert_eq!(lanes.next_wake(), Some(start + LIMITS.linger));
     lanes.queue_what_waits(one, 11, true, soon);
-    assert!(lanes.next_turn().is_some());
+    assert!(next_turn(&mut lanes).is_some());
     assert_eq!(lanes.next_wake(), None);
     lanes.queue_what_waits(one, 5, true, soon);
     lanes.wake(start + LIMITS.linger);
-    assert!(lanes.next_turn().is_some());
+    assert!(next_turn(&mut lanes).is_some());
 }
 
 fn end_without_queue(lanes: &mut Lanes, key: IntegrationKey, turn: Turn) {
@@ -278,119 +281,4 @@ fn more_go_side_by_side_as_they_get_through() {
         lanes.widen(one, false);
     }
     assert_eq!(lanes.get(one).unwrap().window, 1);
-}
-
-struct Run {
-    lanes: Lanes,
-    turns: Vec<Hanging>,
-    now: Instant,
-}
-
-impl Run {
-    fn step(&mut self, step: u8, which: usize) {
-        let lanes = &mut self.lanes;
-        let one = key(which % 8);
-        let at = which % self.turns.len().max(1);
-        match step {
-            0..=2 => {
-                lanes.make_room();
-                if let Some((key, turn)) = lanes.next_turn() {
-                    self.turns.push((key, turn, oneshot::channel().1));
-                }
-            }
-            3 => lanes.queue(one),
-            4 => lanes.configured(one),
-            5 => lanes.tested(one),
-            6 => lanes.back_off(one, self.now + Duration::from_secs(which as u64)),
-            7 => {
-                self.now += Duration::from_secs(1);
-                lanes.wake(self.now);
-            }
-            8 if !self.turns.is_empty() => {
-                let (key, turn, cut) = &mut self.turns[at];
-                if !turn.overdue {
-                    *cut = lanes.overdue(*key, turn);
-                }
-            }
-            9..=11 if !self.turns.is_empty() => {
-                let (key, turn, _) = self.turns.remove(at);
-                end(lanes, key, turn, which.is_multiple_of(3));
-            }
-            _ => {}
-        }
-    }
-
-    fn check(&self) {
-        let taken = self.lanes.places.taken();
-        assert!(taken.iter().zip(ROOMS).all(|(taken, most)| *taken <= most));
-        assert_eq!(taken.iter().sum::<usize>(), self.turns.len());
-        for number in 0..8 {
-            let of_lane = self.turns.iter().filter(|(one, ..)| *one == key(number));
-            assert!(of_lane.count() <= EACH);
-        }
-    }
-}
-
-proptest! {
-    #[test]
-    fn bounds_hold_and_no_place_is_left_empty(
-        steps in prop::collection::vec((0..12u8, 0..1000usize), 0..300),
-    ) {
-        let mut run = Run { lanes: lanes(8, false), turns: Vec::new(), now: Instant::now() };
-        for (step, which) in steps {
-            run.step(step, which);
-            run.check();
-        }
-        while let Some((key, turn)) = run.lanes.next_turn() {
-            run.turns.push((key, turn, oneshot::channel().1));
-        }
-        run.check();
-        prop_assert!(!run.lanes.places.has_idle_place());
-    }
-
-    /// Some answer within a tick and some never, which is known after a tick and ends
-    /// after ten. However many hang, who answers goes round as if it were alone, once
-    /// each has shown what it is.
-    #[test]
-    fn who_answers_never_starves(
-        hangs in prop::collection::vec(any::<bool>(), 1..60),
-        proven in prop::collection::vec(any::<bool>(), 60),
-    ) {
-        let mut lanes = Lanes::new(LIMITS);
-        for (number, proven) in proven.iter().take(hangs.len()).enumerate() {
-            open(&mut lanes, number, *proven);
-        }
-        let mut served = vec![0; hangs.len()];
-        let mut hanging: VecDeque<(usize, Hanging)> = VecDeque::new();
-        let warm_up = hangs.len() + 10;
-        let healthy = hangs.iter().filter(|hangs| !**hangs).count();
-        // Two more: one for a call that is to be cut, one for where the round stands.
-        let most_wait = healthy.div_ceil(ROOMS[0]) + 2;
-        for tick in 0..warm_up + 4 * most_wait {
-            lanes.make_room();
-            let begun: Vec<_> = std::iter::from_fn(|| lanes.next_turn()).collect();
-            for (one, mut turn) in begun {
-                if hangs[one.0 as usize] {
-                    let cut = lanes.overdue(one, &mut turn);
-                    hanging.push_back((tick, (one, turn, cut)));
-                } else {
-                    served[one.0 as usize] = tick;
-                    end(&mut lanes, one, turn, true);
-                }
-            }
-            lanes.make_room();
-            let (over, still): (VecDeque<_>, VecDeque<_>) = hanging
-                .into_iter()
-                .map(|(since, (one, turn, mut cut))| (cut.try_recv() == Ok(()), since, one, turn, cut))
-                .partition(|(is_cut, since, ..)| *is_cut || since + 10 <= tick);
-            for (_, _, one, turn, _) in over {
-                end(&mut lanes, one, turn, false);
-            }
-            hanging = still.into_iter().map(|(_, since, one, turn, cut)| (since, (one, turn, cut))).collect();
-            prop_assert!(lanes.places.taken().iter().sum::<usize>() <= MOST);
-            for number in (0..hangs.len()).filter(|number| !hangs[*number] && tick > warm_up) {
-                prop_assert!(served[number] + most_wait >= tick, "{number} waits since {}", served[number]);
-            }
-        }
-    }
 }

@@ -21,7 +21,7 @@ async fn a_request_of_many_integrations_is_one_row_until_it_is_delivered() {
 
 #[tokio::test]
 async fn what_leaves_memory_unread_becomes_few_rows() {
-    let mut run = Run::new(8 * 4 * 58).await;
+    let mut run = Run::new(8 * 4 * SEGMENT_BYTES).await;
     for _ in 0..8 {
         run.append((0..4).map(|which| (which, 2)).collect()).await;
     }
@@ -105,7 +105,7 @@ async fn what_is_refused_of_a_pack_is_told() {
 /// What waits for customers that take nothing goes to disk once it was waited for in vain.
 #[tokio::test]
 async fn what_presses_the_tail_leaves_it() {
-    let most = 64 * 58;
+    let most = 64 * SEGMENT_BYTES;
     let mut run = Run::new(most).await;
     let tail = Arc::clone(&run.store.tail);
     let key = run.store.key_of(ORGANIZATIONS[0]);
@@ -113,9 +113,9 @@ async fn what_presses_the_tail_leaves_it() {
     for _ in 0..6 {
         run.append((0..4).map(|which| (which, 2)).collect()).await;
     }
-    assert!(!is_behind() && tail.packed_bytes() == 48 * 58);
+    assert!(!is_behind() && tail.packed_bytes() == 48 * SEGMENT_BYTES);
     run.append(vec![(0, 2), (1, 2)]).await;
-    assert!(is_behind() && tail.packed_bytes() == 52 * 58);
+    assert!(is_behind() && tail.packed_bytes() == 52 * SEGMENT_BYTES);
     tail.press(true);
     run.append(vec![(0, 2), (1, 2)]).await;
     run.settled(0).await;
@@ -139,7 +139,7 @@ async fn nothing_of_a_deleted_integration_stays_in_a_pack() {
 /// As on a disk that has no room for rows.
 #[tokio::test]
 async fn what_can_get_no_row_stays_where_it_is() {
-    let mut run = Run::new(8 * 4 * 58).await;
+    let mut run = Run::new(8 * 4 * SEGMENT_BYTES).await;
     let forbid = "CREATE TRIGGER no_row BEFORE INSERT ON chunk \
         BEGIN SELECT RAISE(ABORT, 'no room'); END";
     run.store.reader.execute_unprepared(forbid).await.unwrap();
