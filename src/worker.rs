@@ -7,6 +7,7 @@ mod linger;
 mod load;
 mod outcome;
 mod places;
+mod request;
 mod retention;
 mod test_event;
 #[cfg(test)]
