@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{
-    Failure, floor, loader, sink, subscribers,
+    Failure, floor, intake, loader, sink, subscribers,
     usage::{self, Usage},
 };
 
@@ -22,6 +22,7 @@ pub enum Role {
     Sink(sink::Plan),
     Loader(loader::Plan),
     Floor(floor::Plan),
+    Intake(intake::Plan),
     Subscribers(subscribers::Plan),
 }
 
@@ -42,6 +43,7 @@ impl Role {
             "sink" => Self::Sink(serde_json::from_str(plan)?),
             "loader" => Self::Loader(serde_json::from_str(plan)?),
             "floor" => Self::Floor(serde_json::from_str(plan)?),
+            "intake" => Self::Intake(serde_json::from_str(plan)?),
             "subscribers" => Self::Subscribers(serde_json::from_str(plan)?),
             other => return Err(format!("there is no role {other:?}").into()),
         })
@@ -52,6 +54,7 @@ impl Role {
             Self::Sink(plan) => sink::run(plan),
             Self::Loader(plan) => loader::run(plan),
             Self::Floor(plan) => floor::run(plan),
+            Self::Intake(plan) => intake::run(plan),
             Self::Subscribers(plan) => subscribers::run(plan),
         }
     }

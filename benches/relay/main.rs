@@ -5,9 +5,10 @@
 //! ```text
 //! loader ──gRPC──▶ siem-relay ──HTTP──▶ sink      the service
 //!                    floor ─────HTTP──▶ sink      the AWS SDK and nothing else, or a bare socket
+//! loader ──gRPC──▶ intake                         tonic, a file that is synced, and nothing else
 //! ```
 //!
-//! This binary starts itself in the roles loader, sink, floor and subscribers;
+//! This binary starts itself in the roles loader, sink, floor, intake and subscribers;
 //! `cargo bench --bench relay -- --help` names the options. See docs/performance.md.
 
 mod child;
@@ -19,6 +20,7 @@ mod frames;
 mod growth;
 mod http;
 mod idle;
+mod intake;
 mod loader;
 mod measure;
 mod options;

@@ -1,11 +1,14 @@
 //! One workload: the service and the floor side by side, then latencies at shares of
 //! the service's maximum rate.
 
+mod intake;
+
 use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 
+pub use self::intake::Intake;
 use super::{
     Failure,
     child::Child,
@@ -216,6 +219,7 @@ pub async fn workload(workload: &Workload, size: &Size) -> Result<WorkloadReport
     tell(&format!("{}: {}", workload.name, workload.about));
     let mut bench = Bench::start(workload, size).await?;
     let (mut floor, floor_ready) = bench.floor().await?;
+    let mut intake = Intake::start(workload, size).await?;
     let events = (size.events * workload.tenths / 10).max(1);
     let order = loader::Order::Saturate { events };
     let mut runs = Vec::new();
@@ -232,11 +236,13 @@ pub async fn workload(workload: &Workload, size: &Size) -> Result<WorkloadReport
             Some(order) => Some(alike_run(&mut bench, &mut floor, order).await?),
             None => None,
         };
+        let intake_run = intake.run(order).await?;
         tell(&format!(
-            "  run {number}: {:.0} events/s, {:.2} CPU-s per million, floor {:.2}, {:.1} records a request{}",
+            "  run {number}: {:.0} events/s, {:.2} CPU-s per million, floor {:.2}, intake alone {:.2}, {:.1} records a request{}",
             run.events_per_second,
             run.cpu_per_million,
             floor_run.cpu_per_million,
+            intake_run.cpu_per_million,
             run.records_per_request,
             alike_run.as_ref().map_or_else(String::new, |alike| format!(
                 ", floor with as few {:.2}, bare {:.2}",
@@ -247,12 +253,13 @@ pub async fn workload(workload: &Workload, size: &Size) -> Result<WorkloadReport
             run,
             floor_run,
             alike_run,
+            intake_run,
         });
     }
     let speeds = runs.iter().map(|measured| measured.run.events_per_second);
     let most = Spread::of(speeds).median;
-    let rates = rates(&mut bench, &mut floor, size, most).await?;
-    drop(floor);
+    let rates = rates(&mut bench, &mut floor, &mut intake, size, most).await?;
+    drop((floor, intake));
     bench.check_counts().await?;
     let event_bytes = bench.event_bytes;
     bench.stop().await?;
@@ -293,6 +300,7 @@ async fn alike_run(
 async fn rates(
     bench: &mut Bench,
     floor: &mut Child,
+    intake: &mut Intake,
     size: &Size,
     most: f64,
 ) -> Result<Vec<RateRun>, Failure> {
@@ -314,20 +322,23 @@ async fn rates(
                 means: Means::Sdk,
             };
             let floor_run = bench.floor_run(floor, floor_order).await?;
+            let intake_run = intake.run(order).await?;
             tell(&format!(
-                "  at {rate:.0} events/s: ack p50 {:.2} p99 {:.2} ms, to stream p50 {:.1} p99 {:.1} ms, {:.2} CPU-s per million, floor {:.2}",
+                "  at {rate:.0} events/s: ack p50 {:.2} p99 {:.2} ms, to stream p50 {:.1} p99 {:.1} ms, {:.2} CPU-s per million, floor {:.2}, intake alone {:.2}",
                 run.ack.p50_ms,
                 run.ack.p99_ms,
                 run.to_stream.p50_ms,
                 run.to_stream.p99_ms,
                 run.cpu_per_million,
                 floor_run.cpu_per_million,
+                intake_run.cpu_per_million,
             ));
             all.push(RateRun {
                 share,
                 rate,
                 run,
                 floor_run,
+                intake_run,
             });
         }
     }

@@ -37,7 +37,15 @@ pub struct FloorRun {
     pub request: Latency,
 }
 
-/// A run, and the floor beside it.
+/// Events that were taken and synced, and nothing else.
+#[derive(Clone, Debug, Serialize)]
+pub struct IntakeRun {
+    pub events_per_second: f64,
+    pub cpu_per_million: f64,
+    pub ack: Latency,
+}
+
+/// A run, and the floors beside it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Measured {
     pub run: Run,
@@ -46,6 +54,15 @@ pub struct Measured {
     /// With requests as full as the run's; None where those hold half of what they may, or
     /// more.
     pub alike_run: Option<AlikeRun>,
+    pub intake_run: IntakeRun,
+}
+
+impl Measured {
+    /// CPU that sending requests as full as the run's and taking its events come to.
+    fn both_floors(&self) -> f64 {
+        let sending = self.alike_run.as_ref().map(|alike| &alike.sdk);
+        sending.unwrap_or(&self.floor_run).cpu_per_million + self.intake_run.cpu_per_million
+    }
 }
 
 /// Ready-made requests that are as full as those of a run.
@@ -65,6 +82,14 @@ pub struct RateRun {
     pub run: Run,
     /// The same number of records at the same rate.
     pub floor_run: FloorRun,
+    pub intake_run: IntakeRun,
+}
+
+impl RateRun {
+    fn ratio_to_both(&self) -> f64 {
+        let both = self.floor_run.cpu_per_million + self.intake_run.cpu_per_million;
+        self.run.cpu_per_million / both
+    }
 }
 
 /// What several runs of one kind say.
@@ -122,6 +147,10 @@ pub struct RateFigures {
     pub rate: f64,
     pub figures: Figures,
     pub floor_cpu_per_million: Spread,
+    pub intake_cpu_per_million: Spread,
+    pub intake_ack: LatencyFigures,
+    /// CPU of the service over that of floor and intake together, run by run.
+    pub ratio_to_both: Spread,
     pub runs: Vec<Run>,
 }
 
@@ -168,6 +197,11 @@ pub struct WorkloadReport {
     pub floor_peak_megabytes: Spread,
     /// CPU of the service over that of the floor, run by run.
     pub ratio: Spread,
+    pub intake_events_per_second: Spread,
+    pub intake_cpu_per_million: Spread,
+    /// CPU of the service over that of both floors together, run by run: of sending requests
+    /// that are as full as the run's, and of taking its events.
+    pub ratio_to_both: Spread,
     /// Of runs with requests that are not full.
     pub small_requests: SmallRequests,
     pub runs: Vec<Measured>,
@@ -188,6 +222,12 @@ impl WorkloadReport {
         let ratios = runs
             .iter()
             .map(|Measured { run, floor_run, .. }| run.cpu_per_million / floor_run.cpu_per_million);
+        let intake = |figure: fn(&IntakeRun) -> f64| {
+            Spread::of(runs.iter().map(|measured| figure(&measured.intake_run)))
+        };
+        let both = runs
+            .iter()
+            .map(|measured| measured.run.cpu_per_million / measured.both_floors());
         Self {
             workload,
             event_bytes,
@@ -197,6 +237,9 @@ impl WorkloadReport {
             floor_cpu_per_million: floor(|run| run.cpu_per_million),
             floor_peak_megabytes: floor(|run| run.peak_megabytes),
             ratio: Spread::of(ratios),
+            intake_events_per_second: intake(|run| run.events_per_second),
+            intake_cpu_per_million: intake(|run| run.cpu_per_million),
+            ratio_to_both: Spread::of(both),
             small_requests: SmallRequests::of(&runs),
             rates: grouped(rates),
             runs,
@@ -215,6 +258,11 @@ fn grouped(rates: Vec<RateRun>) -> Vec<RateFigures> {
             floor_cpu_per_million: Spread::of(
                 same.iter().map(|rate| rate.floor_run.cpu_per_million),
             ),
+            intake_cpu_per_million: Spread::of(
+                same.iter().map(|rate| rate.intake_run.cpu_per_million),
+            ),
+            intake_ack: LatencyFigures::of(same.iter().map(|rate| &rate.intake_run.ack)),
+            ratio_to_both: Spread::of(same.iter().map(RateRun::ratio_to_both)),
             runs: same.iter().map(|rate| rate.run.clone()).collect(),
         })
         .collect()

@@ -4,7 +4,7 @@ use super::{
     Failure,
     floor::{self, Means},
     idle, loader,
-    measure::{Bench, Size},
+    measure::{Bench, Intake, Size},
     sink::Watch,
     subscribers,
     table::tell,
@@ -75,6 +75,10 @@ async fn everything_arrives(workload: &Workload, size: &Size) -> Result<(), Fail
         }
     }
     drop(floor);
+    let mut intake = Intake::start(workload, size).await?;
+    for order in orders {
+        intake.run(order).await?;
+    }
     bench.check_counts().await?;
     bench.stop().await
 }

@@ -79,17 +79,22 @@ fn saturated(workloads: &[WorkloadReport]) {
 }
 
 fn processes(workloads: &[WorkloadReport]) {
-    print("The other processes: CPU-s per million events, and the floor's own speed\n");
-    print("| workload | loader | sink | floor events/s | floor peak MB |");
-    print("| --- | --- | --- | --- | --- |");
+    print("The other processes: CPU-s per million events, and the speed of floor and intake\n");
+    print(
+        "| workload | loader | sink | floor events/s | floor peak MB | intake alone | its events/s | service/(floor of such requests + intake) |",
+    );
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |");
     for report in workloads {
         print(&format!(
-            "| {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} |",
             report.workload.name,
             show(report.saturated.loader_cpu_per_million, 2),
             show(report.saturated.sink_cpu_per_million, 2),
             show(report.floor_events_per_second, 0),
             show(report.floor_peak_megabytes, 0),
+            show(report.intake_cpu_per_million, 2),
+            show(report.intake_events_per_second, 0),
+            show(report.ratio_to_both, 2),
         ));
     }
     print("");
@@ -131,9 +136,9 @@ fn latencies(report: &WorkloadReport) {
         report.workload.name, report.workload.rate_batch
     ));
     print(
-        "\n| rate | ack p50 | p99 | p99.9 | to stream p50 | p99 | p99.9 | CPU-s per million | floor | records a request |",
+        "\n| rate | ack p50 | p99 | p99.9 | to stream p50 | p99 | p99.9 | CPU-s per million | floor | intake alone | service/(floor + intake) | ack p50 of intake alone | records a request |",
     );
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |");
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |");
     for rate in &report.rates {
         rate_line(rate);
     }
@@ -153,7 +158,7 @@ fn rate_line(rate: &RateFigures) {
         None => format!("{:.0}/s", rate.rate),
     };
     print(&format!(
-        "| {share} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+        "| {share} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
         show(ack.p50_ms, 2),
         show(ack.p99_ms, 2),
         show(ack.p999_ms, 2),
@@ -162,6 +167,9 @@ fn rate_line(rate: &RateFigures) {
         show(to_stream.p999_ms, 1),
         show(*cpu_per_million, 2),
         show(rate.floor_cpu_per_million, 2),
+        show(rate.intake_cpu_per_million, 2),
+        show(rate.ratio_to_both, 2),
+        show(rate.intake_ack.p50_ms, 2),
         show(*records_per_request, 0),
     ));
 }
