@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tokio::{
     net::TcpListener,
     task::{JoinError, JoinHandle},
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -29,7 +29,8 @@ use crate::{
     worker::{Worker, WorkerOptions},
 };
 
-/// How long the store may take to write what is left, beyond the shutdown's deadline.
+/// How long the store may take to write what is left, at the least: beyond the shutdown's
+/// deadline, where others have used that up.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Why the service did not start, or ended by itself.
@@ -173,7 +174,11 @@ impl App {
                 }
             },
         );
-        if timeout(CLOSE_DEADLINE, self.store.close()).await.is_err() {
+        let close_deadline = deadline.max(Instant::now() + CLOSE_DEADLINE);
+        if timeout_at(close_deadline, self.store.close())
+            .await
+            .is_err()
+        {
             tracing::warn!("the store did not close in time; what was not settled is sent again");
         }
         ended

@@ -373,7 +373,8 @@ impl Store {
         self.failure.get().cloned()
     }
 
-    /// Writes what is left and closes the database.
+    /// Writes what is left and closes the database. While attempts cannot be settled, that is
+    /// tried again until this future is dropped.
     pub async fn close(&self) {
         let (reply, closed) = oneshot::channel();
         if self.commands.send(Command::Close { reply }).await.is_ok() {

@@ -108,6 +108,15 @@ impl<S> Shared<S> {
     }
 }
 
+/// Lets no further turn begin once it is dropped.
+struct StopOnDrop<'a, S>(&'a Shared<S>);
+
+impl<S> Drop for StopOnDrop<'_, S> {
+    fn drop(&mut self) {
+        self.0.lanes().stop();
+    }
+}
+
 impl<S: Sink> Shared<S> {
     /// Lets go of the lanes, begins the turns that may begin, and has the rest looked at
     /// where something is due in it.
@@ -160,11 +169,13 @@ impl<S: Sink> Worker<S> {
         }
     }
 
-    /// Delivers until `stop`; then finishes what is in flight and returns once the store
-    /// knows of it, which keeps it when it is closed. `kill` cancels what is in flight. It returns without `stop` only after
-    /// a defect.
+    /// Delivers until `stop`; then finishes what is in flight and returns once all that came
+    /// of it is queued for the store, which writes it before it closes. `kill` cancels what
+    /// is in flight. It returns without `stop` only after a defect.
     pub async fn run(&self, stop: CancellationToken, kill: CancellationToken) {
         let shared = &self.shared;
+        // Turns begin one another: they end with this, whatever ends it.
+        let stopped = StopOnDrop(shared);
         for some in shared.store.backlog().chunks(AT_ONCE) {
             let mut lanes = shared.lanes();
             for (key, since) in some {
@@ -187,7 +198,7 @@ impl<S: Sink> Worker<S> {
                 attention = shared.store.attention() => self.attend(attention),
             }
         }
-        shared.lanes().stop();
+        drop(stopped);
         shared.turns.close();
         tokio::select! {
             () = shared.turns.wait() => {}

@@ -1,5 +1,6 @@
 //! The one task that writes. What arrives together shares a transaction and a sync.
 
+mod closing;
 mod committed;
 mod room;
 mod slow;
@@ -12,7 +13,7 @@ use std::{
 
 use sea_orm::{DatabaseConnection, DbErr, TransactionTrait};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     time::{Instant, sleep_until, timeout_at},
 };
 
@@ -122,12 +123,10 @@ impl Writer {
             if !unsettled.is_empty() && due.is_none() {
                 due = Some(Instant::now() + self.settle_linger);
             }
-            if let Some(close) = batch.close {
-                if !unsettled.is_empty() {
-                    tracing::warn!(
-                        attempts = unsettled.count,
-                        "not settled: what they delivered will be sent again"
-                    );
+            if let Some(mut close) = batch.close {
+                if let Some(failure) = self.settle_at_last(&mut unsettled, &mut close).await {
+                    self.failure.get_or_init(|| failure);
+                    return;
                 }
                 self.close(close).await;
                 return;
@@ -151,20 +150,6 @@ impl Writer {
         if let Err(error) = self.express.close().await {
             tracing::warn!(%error, "the connection to the database did not close cleanly");
         }
-    }
-
-    async fn close(mut self, reply: oneshot::Sender<()>) {
-        // Where that fails the next start does it.
-        if let Err(error) = self.unpack(i64::MAX).await {
-            tracing::warn!(%error, "what is left of the log stays in packs");
-        }
-        self.close_express().await;
-        if let Err(error) = self.db.close().await {
-            tracing::warn!(%error, "the database did not close cleanly");
-        }
-        // Who hears that it is closed may open it at once.
-        drop(self.lock);
-        let _gone = reply.send(());
     }
 
     /// Waits for a command or the time to settle; then for what comes with it.

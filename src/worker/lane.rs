@@ -87,6 +87,11 @@ impl Lanes {
         self.by_key.get_mut(&key)
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_key.is_empty()
+    }
+
     /// Makes the lane of an integration that has work from a sequence on, where it
     /// has none. `proven` is whether its last attempt succeeded.
     pub(super) fn open(

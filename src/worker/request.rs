@@ -98,10 +98,10 @@ fn next<S: Sink>(
         return Next::Nothing;
     }
     // What is at hand waits for requests under way; further on may be more.
-    match load::begin(shared, &mut lanes, key) {
-        Some(reading) => Next::Read(reading),
-        None => Next::Nothing,
-    }
+    let reading = load::begin(shared, &mut lanes, key);
+    // It may be looked at again before the log is read.
+    shared.release(lanes);
+    reading.map_or(Next::Nothing, Next::Read)
 }
 
 fn next_batch<S>(shared: &Shared<S>, lanes: &mut Lanes, key: IntegrationKey) -> Option<Batch> {

@@ -172,6 +172,20 @@ impl Simulation {
                 .await;
         }
     }
+
+    /// Nothing is kept for any integration, once what was delivered is recorded.
+    async fn assert_no_lane_is_left(&self) {
+        let lanes = || self.worker.shared.lanes();
+        for _ in 0..100 {
+            if lanes().is_empty() {
+                assert_eq!(lanes().loaded_bytes, 0);
+                return;
+            }
+            self.pass(Duration::from_millis(10), Duration::from_millis(10))
+                .await;
+        }
+        panic!("{:?}", lanes());
+    }
 }
 
 /// A moment of both times: the simulated, and much more of the real one that the
@@ -281,6 +295,7 @@ async fn a_thousand_healthy_integrations_assume_their_role_once_each() {
     let assumed = simulation.aws.assumed();
     assert_eq!(assumed.len(), MANY);
     assert!(assumed.values().all(|calls| calls.len() == 1));
+    simulation.assert_no_lane_is_left().await;
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ mod arrived;
 mod audit;
 mod auditor;
 mod customer;
+mod database;
 mod disk;
 mod gateway;
 mod health;
@@ -33,6 +34,7 @@ pub use arrived::{Arrived, GapTold, arrive, check_in_order, check_whole, check_w
 pub use audit::{Audited, audit};
 pub use auditor::{auditor, verified};
 pub use customer::Customer;
+pub use database::database;
 pub use disk::Disk;
 pub use gateway::Gateway;
 pub use load::{Load, Published, detection, encode, event};

@@ -10,6 +10,7 @@ mod kills;
 mod lag;
 mod many;
 mod memory;
+mod shutdown;
 
 use std::{
     collections::{BTreeMap, HashSet},

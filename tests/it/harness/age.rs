@@ -2,7 +2,9 @@
 
 use std::{path::Path, time::Duration};
 
-use sea_orm::{ConnectionTrait, Database, DbBackend, Statement};
+use sea_orm::{ConnectionTrait, DbBackend, Statement};
+
+use super::database;
 
 /// Lets all that waits in the log of a service that has ended be older.
 pub async fn age_log(data_dir: &Path, by: Duration) {
@@ -17,9 +19,7 @@ pub async fn age_deliveries(data_dir: &Path, by: Duration) {
 }
 
 async fn age(data_dir: &Path, sql: &str, by: Duration) {
-    let file = data_dir.join("siem-relay.sqlite");
-    let url = format!("sqlite://{}?mode=rw", file.display());
-    let db = Database::connect(url).await.unwrap();
+    let db = database(data_dir).await;
     let values = [i64::try_from(by.as_micros()).unwrap().into()];
     let update = Statement::from_sql_and_values(DbBackend::Sqlite, sql, values);
     db.execute_raw(update).await.unwrap();

@@ -5,7 +5,6 @@ use std::{
     net::SocketAddr,
     path::Path,
     process::{ExitStatus, Stdio},
-    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -14,7 +13,7 @@ use siem_relay::sandbox::aws::vendor_credentials;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
-    sync::oneshot,
+    sync::{oneshot, watch},
     task::JoinHandle,
 };
 
@@ -25,7 +24,7 @@ pub struct Process {
     pub api: Api,
     pub address: SocketAddr,
     child: Child,
-    log: Arc<Mutex<String>>,
+    log: watch::Receiver<String>,
     reader: JoinHandle<()>,
 }
 
@@ -65,10 +64,10 @@ impl Process {
             command.args(["--listen", "127.0.0.1:0"]);
         }
         let mut child = command.args(arguments).spawn().unwrap();
-        let log = Arc::new(Mutex::new(String::new()));
+        let (logs, log) = watch::channel(String::new());
         let (listening, listens) = oneshot::channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
-        let reader = tokio::spawn(read(stderr, Arc::clone(&log), listening));
+        let reader = tokio::spawn(read(stderr, logs, listening));
         match within("the start of the process", listens).await {
             Ok(address) => Ok(Self {
                 api: Api::new(address),
@@ -80,7 +79,7 @@ impl Process {
             Err(_ended) => {
                 let status = within("the end of the process", child.wait()).await;
                 within("its last words", reader).await.unwrap();
-                let stderr = log.lock().unwrap().clone();
+                let stderr = log.borrow().clone();
                 Err(Refused {
                     code: status.unwrap().code(),
                     stderr,
@@ -102,7 +101,14 @@ impl Process {
 
     /// All that it has logged so far.
     pub fn log(&self) -> String {
-        self.log.lock().unwrap().clone()
+        self.log.borrow().clone()
+    }
+
+    /// Waits until it has logged some words more often than so many times.
+    pub async fn until_logged(&self, words: &str, before: usize) {
+        let mut log = self.log.clone();
+        let logged = log.wait_for(|log| log.matches(words).count() > before);
+        within(words, logged).await.unwrap();
     }
 
     /// SIGKILL: nothing is finished or settled.
@@ -148,7 +154,7 @@ impl Process {
     pub async fn ended(mut self) -> (ExitStatus, String) {
         let status = within("the end of the process", self.child.wait()).await;
         within("its last words", self.reader).await.unwrap();
-        let log = self.log.lock().unwrap().clone();
+        let log = self.log.borrow().clone();
         (status.unwrap(), log)
     }
 }
@@ -187,7 +193,7 @@ fn command(program: &[String], data_dir: &Path, aws_url: &str) -> Command {
 /// Keeps what the process logs, and tells once where it listens.
 async fn read(
     stderr: BufReader<tokio::process::ChildStderr>,
-    log: Arc<Mutex<String>>,
+    log: watch::Sender<String>,
     listening: oneshot::Sender<SocketAddr>,
 ) {
     let mut listening = Some(listening);
@@ -198,9 +204,10 @@ async fn read(
         {
             let _gone = listening.send(address);
         }
-        let mut log = log.lock().unwrap();
-        log.push_str(&line);
-        log.push('\n');
+        log.send_modify(|log| {
+            log.push_str(&line);
+            log.push('\n');
+        });
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbBackend, QueryResult, Statement};
+use sea_orm::{ConnectionTrait, DbBackend, QueryResult, Statement};
 use siem_relay::proto::v1;
 
 use super::Ground;
-use crate::harness::{Customer, GapTold, Load, Process, age_log, arrive, check_with_gaps};
+use crate::harness::{
+    Customer, GapTold, Load, Process, age_log, arrive, check_with_gaps, database,
+};
 
 /// Bytes of a page of the database.
 const PAGE: usize = 4096;
@@ -136,12 +138,6 @@ async fn an_unreadable_row_shows_in_its_own_status_and_harms_nobody_else() {
     assert_eq!(counts.delivered, 200);
     let counts = process.api.get("acme").await.counts.unwrap();
     assert_eq!((counts.pending, counts.expired), (100, 0));
-}
-
-async fn database(data_dir: &Path) -> DatabaseConnection {
-    let file = data_dir.join("siem-relay.sqlite");
-    let url = format!("sqlite://{}?mode=rw", file.display());
-    Database::connect(url).await.unwrap()
 }
 
 async fn flip_a_bit(data_dir: &Path, first_sequence: i64) {

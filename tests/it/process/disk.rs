@@ -1,6 +1,6 @@
 //! A disk that fills, one that fails, and one that hangs.
 
-use std::{collections::BTreeSet, fs, io::Write, path::Path, time::Duration};
+use std::{collections::BTreeSet, fs, io::Write, path::Path};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use siem_relay::proto::v1::{self, event::Payload};
@@ -266,22 +266,14 @@ async fn a_disk_that_hangs_is_told_of_and_what_waited_for_it_is_acked() {
     // A disk may be slow by itself.
     let before = ["takes long", "took long"].map(times);
     syncs.hang();
-    let told = async |words: &str, before: usize| {
-        within(words, async {
-            while times(words) <= before {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        })
-        .await;
-    };
     let hangs = async {
-        told("takes long", before[0]).await;
+        process.until_logged("takes long", before[0]).await;
         assert_eq!(process.api.get("acme").await.counts.unwrap().accepted, 10);
         syncs.go_on();
     };
     let (published, ()) = tokio::join!(bulk.publish(&process.api, 100), hangs);
     published.unwrap();
-    told("took long", before[1]).await;
+    process.until_logged("took long", before[1]).await;
     process.api.until_delivered("acme").await;
     let arrived = arrive(&ground.aws, &ground.customer.stream_arn, bulk.acked.len()).await;
     check_whole(&arrived, &integration_id, &bulk.acked);

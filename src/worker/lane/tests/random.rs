@@ -49,16 +49,21 @@ impl Run {
         }
     }
 
-    /// Whoever starts turns has to be told of all that it could start, or wake for.
-    fn check_told(&self) {
+    /// Whoever starts turns has to be told of all that it could start, make room for, or
+    /// wake for.
+    fn check_told(&mut self) {
         let Some(seen) = self.seen else { return };
-        let told = self.lanes.is_due();
-        assert!(told || !self.lanes.places.has_idle_place());
-        assert!(told || self.lanes.some_wait() == seen.some_wait);
+        if self.lanes.is_due() {
+            return;
+        }
+        assert!(!self.lanes.places.has_idle_place());
+        assert_eq!(self.lanes.some_wait(), seen.some_wait);
         let next_wake = self.lanes.next_wake();
-        assert!(
-            told || next_wake.is_none() || seen.next_wake <= next_wake && seen.next_wake.is_some()
-        );
+        let earliest = [seen.next_wake, next_wake].into_iter().flatten().min();
+        assert!(next_wake.is_none() || seen.next_wake == earliest);
+        let taken = self.lanes.places.taken();
+        assert!(self.lanes.places.make_room().is_empty());
+        assert_eq!(self.lanes.places.taken(), taken);
     }
 
     fn check(&self) {
