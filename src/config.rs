@@ -122,8 +122,8 @@ settings! {
         "How many PutRecords requests may be under way in all.";
     requests_in_flight_per_integration: usize = "requests-in-flight-per-integration", "16", Count(1..=64),
         "How many PutRecords requests may be under way for one integration; how many are follows its backlog and success.";
-    send_linger: Duration = "send-linger-ms", "20", Millis(0..=1000),
-        "How long a PutRecords request that would not be full waits after the one before, and five times as long where many events come meanwhile; the first after a pause goes at once.";
+    send_linger: Duration = "send-linger-ms", "80", Millis(0..=1000),
+        "How long a PutRecords request that would not be full waits after the one before, so that more events share what a request costs; the first after a pause goes at once.";
     commit_linger: Duration = "commit-linger-ms", "1", Millis(0..=50),
         "How long a publish waits for others to share its commit and its sync to disk, where the last few were shared.";
     settle_linger: Duration = "settle-linger-ms", "50", Millis(1..=50),

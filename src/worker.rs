@@ -3,7 +3,6 @@
 mod busy;
 mod give_up;
 mod lane;
-mod linger;
 mod load;
 mod outcome;
 mod places;
@@ -52,7 +51,8 @@ pub struct WorkerOptions {
     pub requests_in_flight: usize,
     /// Requests under way for one integration at the most.
     pub requests_in_flight_per_integration: usize,
-    /// How long a request that would not be full waits after the one before.
+    /// How long a request that would not be full waits after the one before, so that more
+    /// events share what a request costs. The first after a pause goes at once.
     pub send_linger: Duration,
     /// What one request may hold.
     pub limits: BatchLimits,

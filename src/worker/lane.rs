@@ -126,12 +126,14 @@ impl Lanes {
         if waiting == 0 {
             return;
         }
-        let rest = match lane.linger.looked_at() {
+        let rest = match lane.looked_at {
             Some(looked_at) if lane.limited && is_new => Some(looked_at + LOOK_AGAIN),
             _ if lane.limited => lane.nap_until,
             // The sooner it is found out what is refused, the better.
             _ if lane.delivery.is_narrowing() => None,
-            _ if waiting < limits.records => lane.linger.until(limits.linger),
+            _ if waiting < limits.records => {
+                lane.looked_at.map(|looked_at| looked_at + limits.linger)
+            }
             _ if lane.delivery.in_flight() > 0 => lane.held_until,
             _ => None,
         };

@@ -124,7 +124,7 @@ fn next_batch<S>(shared: &Shared<S>, lanes: &mut Lanes, key: IntegrationKey) -> 
     };
     lane.held_until = None;
     let found = batch.as_ref().map_or(0, |batch| batch.items.len());
-    lane.linger.looked(now, found, shared.options.send_linger);
+    lane.looked_at = Some(now);
     let waiting = lane.delivery.waiting() > 0;
     let is_full = found >= limits.records;
     let next_admission = lane.flow.as_ref().and_then(|flow| flow.next_admission());

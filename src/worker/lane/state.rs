@@ -8,10 +8,7 @@ use uuid::Uuid;
 use super::expiry::Expiry;
 use crate::{
     domain::{backoff::Backoff, delivery::Delivery, flow::Flow},
-    worker::{
-        linger::Linger,
-        places::{Class, Ticket, Turn},
-    },
+    worker::places::{Class, Ticket, Turn},
 };
 
 /// Requests of one integration side by side before success says that more may be.
@@ -50,8 +47,8 @@ pub(in crate::worker) struct Lane {
     /// While others of its requests are under way, it sends none that has room for more
     /// before this.
     pub(in crate::worker) held_until: Option<Instant>,
-    /// When it last looked for something to send, and how long it waits then.
-    pub(in crate::worker) linger: Linger,
+    /// When it last looked for something to send.
+    pub(in crate::worker) looked_at: Option<Instant>,
     /// How many requests may be under way, as far as its success says.
     pub(in crate::worker) window: usize,
     /// How it stands with retention.
@@ -80,7 +77,7 @@ impl Lane {
             flow: None,
             limited: false,
             held_until: None,
-            linger: Linger::default(),
+            looked_at: None,
             window: FIRST_WINDOW,
             expiry: Expiry::default(),
             mended: 0,
@@ -92,13 +89,13 @@ impl Lane {
     /// their keys. None where nothing is to be waited for.
     pub(in crate::worker) fn may_hold_until(
         &self,
-        least: Duration,
+        linger: Duration,
         now: Instant,
     ) -> Option<Instant> {
         if self.flow.is_some() || self.delivery.is_narrowing() || self.delivery.in_flight() == 0 {
             return None;
         }
-        let until = self.linger.looked_at()? + least;
+        let until = self.looked_at? + linger;
         (until > now).then_some(until)
     }
 

@@ -243,11 +243,7 @@ fn a_request_waits_for_company_unless_it_is_full_or_the_first() {
     lanes.open(one, Uuid::nil(), 1, true);
     lanes.queue_what_waits(one, 2, true, start);
     let (_, turn) = next_turn(&mut lanes).unwrap();
-    lanes
-        .get(one)
-        .unwrap()
-        .linger
-        .looked(start, 1, LIMITS.linger);
+    lanes.get(one).unwrap().looked_at = Some(start);
     load(lanes.get(one).unwrap(), 1);
     end_without_queue(&mut lanes, one, turn);
     let soon = start + Duration::from_millis(5);
