@@ -322,15 +322,21 @@ async fn rates(
                 means: Means::Sdk,
             };
             let floor_run = bench.floor_run(floor, floor_order).await?;
+            let bare_order = floor::Order {
+                means: Means::Bare,
+                ..floor_order
+            };
+            let bare_run = bench.floor_run(floor, bare_order).await?;
             let intake_run = intake.run(order).await?;
             tell(&format!(
-                "  at {rate:.0} events/s: ack p50 {:.2} p99 {:.2} ms, to stream p50 {:.1} p99 {:.1} ms, {:.2} CPU-s per million, floor {:.2}, intake alone {:.2}",
+                "  at {rate:.0} events/s: ack p50 {:.2} p99 {:.2} ms, to stream p50 {:.1} p99 {:.1} ms, {:.2} CPU-s per million, floor {:.2}, bare {:.2}, intake alone {:.2}",
                 run.ack.p50_ms,
                 run.ack.p99_ms,
                 run.to_stream.p50_ms,
                 run.to_stream.p99_ms,
                 run.cpu_per_million,
                 floor_run.cpu_per_million,
+                bare_run.cpu_per_million,
                 intake_run.cpu_per_million,
             ));
             all.push(RateRun {
@@ -338,6 +344,7 @@ async fn rates(
                 rate,
                 run,
                 floor_run,
+                bare_run,
                 intake_run,
             });
         }

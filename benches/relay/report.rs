@@ -82,6 +82,8 @@ pub struct RateRun {
     pub run: Run,
     /// The same number of records at the same rate.
     pub floor_run: FloorRun,
+    /// By a socket alone.
+    pub bare_run: FloorRun,
     pub intake_run: IntakeRun,
 }
 
@@ -147,6 +149,7 @@ pub struct RateFigures {
     pub rate: f64,
     pub figures: Figures,
     pub floor_cpu_per_million: Spread,
+    pub bare_cpu_per_million: Spread,
     pub intake_cpu_per_million: Spread,
     pub intake_ack: LatencyFigures,
     /// CPU of the service over that of floor and intake together, run by run.
@@ -258,6 +261,7 @@ fn grouped(rates: Vec<RateRun>) -> Vec<RateFigures> {
             floor_cpu_per_million: Spread::of(
                 same.iter().map(|rate| rate.floor_run.cpu_per_million),
             ),
+            bare_cpu_per_million: Spread::of(same.iter().map(|rate| rate.bare_run.cpu_per_million)),
             intake_cpu_per_million: Spread::of(
                 same.iter().map(|rate| rate.intake_run.cpu_per_million),
             ),

@@ -136,9 +136,9 @@ fn latencies(report: &WorkloadReport) {
         report.workload.name, report.workload.rate_batch
     ));
     print(
-        "\n| rate | ack p50 | p99 | p99.9 | to stream p50 | p99 | p99.9 | CPU-s per million | floor | intake alone | service/(floor + intake) | ack p50 of intake alone | records a request |",
+        "\n| rate | ack p50 | p99 | p99.9 | to stream p50 | p99 | p99.9 | CPU-s per million | floor | bare | intake alone | service/(floor + intake) | ack p50 of intake alone | records a request |",
     );
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |");
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |");
     for rate in &report.rates {
         rate_line(rate);
     }
@@ -158,7 +158,7 @@ fn rate_line(rate: &RateFigures) {
         None => format!("{:.0}/s", rate.rate),
     };
     print(&format!(
-        "| {share} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+        "| {share} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
         show(ack.p50_ms, 2),
         show(ack.p99_ms, 2),
         show(ack.p999_ms, 2),
@@ -167,6 +167,7 @@ fn rate_line(rate: &RateFigures) {
         show(to_stream.p999_ms, 1),
         show(*cpu_per_million, 2),
         show(rate.floor_cpu_per_million, 2),
+        show(rate.bare_cpu_per_million, 2),
         show(rate.intake_cpu_per_million, 2),
         show(rate.ratio_to_both, 2),
         show(rate.intake_ack.p50_ms, 2),
