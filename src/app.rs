@@ -175,13 +175,20 @@ impl App {
             },
         );
         let close_deadline = deadline.max(Instant::now() + CLOSE_DEADLINE);
-        if timeout_at(close_deadline, self.store.close())
-            .await
-            .is_err()
-        {
-            tracing::warn!("the store did not close in time; what was not settled is sent again");
+        let closing = async {
+            self.store.close().await;
+            self.store.ended().await
+        };
+        match timeout_at(close_deadline, closing).await {
+            Ok(Some(failure)) => ended.and(Err(failure.into())),
+            Ok(None) => ended,
+            Err(_elapsed) => {
+                tracing::warn!(
+                    "the store did not close in time; what was not settled is sent again"
+                );
+                ended
+            }
         }
-        ended
     }
 }
 

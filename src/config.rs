@@ -157,7 +157,7 @@ settings! {
     status_tombstones: usize = "status-tombstones", "100000", Count(0..=10_000_000),
         "How many deletions are remembered for StreamStatus clients that resume.";
     shutdown_deadline: Duration = "shutdown-deadline-seconds", "30", Seconds(1..=600),
-        "How long a shutdown may take to finish what is under way.";
+        "How long a shutdown may take to finish what is under way, and to record what was delivered where that cannot be written at once.";
     retry_first: Duration = "retry-first-ms", "5000", Millis(10..=3_600_000),
         "How long a refused integration waits before its first retry.";
     retry_most: Duration = "retry-most-ms", "300000", Millis(10..=3_600_000),

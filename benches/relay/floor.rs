@@ -104,8 +104,12 @@ pub fn run(plan: Plan) -> Result<(), Failure> {
         let mut orders = Orders::new();
         let ready = ready(&requests);
         orders.answer(&ready).await?;
+        let mut made = Arc::new(bare::Made::default());
         while let Some(order) = orders.next::<Order>().await? {
-            let done = send(&plan, &client, &requests, order).await?;
+            if let (Means::Bare, Some(made)) = (order.means, Arc::get_mut(&mut made)) {
+                made.make(&requests, order.counts())?;
+            }
+            let done = send(&plan, &client, &requests, &made, order).await?;
             orders.answer(&done).await?;
         }
         Ok(())
@@ -198,10 +202,11 @@ async fn send(
     plan: &Plan,
     client: &Client,
     requests: &Requests,
+    made: &Arc<bare::Made>,
     order: Order,
 ) -> Result<Done, Failure> {
     let progress = Arc::new(Mutex::new(Progress::default()));
-    let senders = senders(plan, client, requests, order).await?;
+    let senders = senders(plan, client, made, order).await?;
     let start = Instant::now();
     let first_nanos = now_nanos();
     let mut sending = JoinSet::new();
@@ -228,18 +233,17 @@ async fn send(
 async fn senders(
     plan: &Plan,
     client: &Client,
-    requests: &Requests,
+    made: &Arc<bare::Made>,
     order: Order,
 ) -> Result<Vec<Sender>, Failure> {
     if let Means::Sdk = order.means {
         let senders = std::iter::repeat_with(|| Sender::Sdk(client.clone()));
         return Ok(senders.take(IN_FLIGHT).collect());
     }
-    let made = Arc::new(bare::Made::new(requests, order.counts())?);
     let mut senders = Vec::new();
     for _ in 0..IN_FLIGHT {
         let connection = bare::Connection::open(plan.sink).await?;
-        senders.push(Sender::Bare(connection, Arc::clone(&made)));
+        senders.push(Sender::Bare(connection, Arc::clone(made)));
     }
     Ok(senders)
 }

@@ -187,6 +187,12 @@ impl Bench {
     ) -> Result<FloorRun, Failure> {
         let watch = Watch::Nothing;
         let _before: Tally = self.sink.ask(&sink::Order::Reset { watch }).await?;
+        // What is to be ready is made before anything is measured.
+        let nothing = floor::Order {
+            records: 0,
+            ..order
+        };
+        let _ready: floor::Done = floor.ask(&nothing).await?;
         floor.reset_peak()?;
         let (before, sink_before) = (floor.usage()?, self.sink.usage()?);
         let done: floor::Done = floor.ask(&order).await?;

@@ -124,7 +124,10 @@ impl Writer {
                 due = Some(Instant::now() + self.settle_linger);
             }
             if let Some(mut close) = batch.close {
-                if let Some(failure) = self.settle_at_last(&mut unsettled, &mut close).await {
+                if let Some(failure) = self
+                    .settle_at_last(&mut unsettled, &mut close, &mut slow)
+                    .await
+                {
                     self.failure.get_or_init(|| failure);
                     return;
                 }

@@ -44,9 +44,9 @@ pub use status::{StatusFeed, Told};
 pub use syncs::Syncs;
 pub use tool::{Ended, run, run_with_input, tool, with_aws};
 
-/// How long anything that is waited for may take. It only fails a test: nothing waits
-/// for it to pass.
-const PATIENCE: Duration = Duration::from_secs(45);
+/// How long anything that is waited for may take, on a disk of which a sync may take most of
+/// it. It only fails a test: nothing waits for it to pass.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Waits for what must come.
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {

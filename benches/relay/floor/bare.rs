@@ -1,6 +1,9 @@
 //! A request as bytes on a connection that is kept, and the bytes of its answer.
 
-use std::{collections::HashMap, net::SocketAddr};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    net::SocketAddr,
+};
 
 use aws_sdk_kinesis::types::PutRecordsRequestEntry;
 use minicbor::{Encoder, encode};
@@ -15,21 +18,32 @@ const HEAD: &str = "POST / HTTP/1.1\r\nhost: kinesis.us-east-1.amazonaws.com\r\n
 const SIGNATURE_BYTES: usize = 360 + 64 + 200;
 
 /// Requests, ready to be written.
-pub struct Made(HashMap<(usize, usize), Vec<u8>>);
+#[derive(Default)]
+pub struct Made {
+    counts: [usize; 2],
+    requests: HashMap<(usize, usize), Vec<u8>>,
+}
 
 impl Made {
-    /// All requests, each with so many of its entries.
-    pub fn new(
+    /// Makes all requests, each with so many of its entries, where they are not made yet.
+    pub fn make(
+        &mut self,
         requests: &[Vec<PutRecordsRequestEntry>],
         counts: [usize; 2],
-    ) -> Result<Self, Failure> {
-        let mut made = HashMap::new();
+    ) -> Result<(), Failure> {
+        if self.counts == counts {
+            return Ok(());
+        }
+        self.counts = counts;
+        self.requests.clear();
         for (number, entries) in requests.iter().enumerate() {
             for count in counts.map(|count| count.min(entries.len())) {
-                made.insert((number, count), request(&entries[..count])?);
+                if let Entry::Vacant(vacant) = self.requests.entry((number, count)) {
+                    vacant.insert(request(&entries[..count])?);
+                }
             }
         }
-        Ok(Self(made))
+        Ok(())
     }
 }
 
@@ -50,7 +64,10 @@ impl Connection {
 
     /// Sends the first entries of a request.
     pub async fn put(&mut self, made: &Made, number: usize, count: usize) -> Result<(), Failure> {
-        let request = made.0.get(&(number, count)).ok_or("no such request")?;
+        let request = made
+            .requests
+            .get(&(number, count))
+            .ok_or("no such request")?;
         self.stream.write_all(request).await?;
         self.answer.clear();
         let answer = http::read(&mut self.stream, &mut self.answer).await?;

@@ -37,6 +37,9 @@ impl Intake {
         let before = self.process.usage()?;
         let sent: loader::Sent = self.loader.ask(&order).await?;
         let after = self.process.usage()?;
+        if sent.accepted == 0 || sent.rejected + sent.unconfigured > 0 {
+            return Err(format!("the intake did not take all events: {sent:?}").into());
+        }
         let events = sent.accepted as f64;
         let seconds = sent.last_nanos.saturating_sub(sent.first_nanos) as f64 / 1e9;
         Ok(IntakeRun {

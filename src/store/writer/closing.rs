@@ -2,7 +2,7 @@
 
 use tokio::{sync::oneshot, time::timeout};
 
-use super::{Failure, RETRY, Unsettled, Writer};
+use super::{Failure, RETRY, Unsettled, Writer, slow::Slow};
 
 impl Writer {
     /// What could not be written is tried again for as long as somebody waits: without it,
@@ -11,6 +11,7 @@ impl Writer {
         &mut self,
         unsettled: &mut Unsettled,
         close: &mut oneshot::Sender<()>,
+        slow: &mut Slow,
     ) -> Option<Failure> {
         while !unsettled.is_empty() {
             if timeout(RETRY, close.closed()).await.is_ok() {
@@ -20,7 +21,8 @@ impl Writer {
                 );
                 return None;
             }
-            if let Err(error) = self.write(Vec::new(), unsettled).await {
+            let written = slow.watch(self.write(Vec::new(), unsettled)).await;
+            if let Err(error) = written {
                 let failure = self.failed(&error).await;
                 if failure.is_some() {
                     return failure;
