@@ -1,5 +1,7 @@
 //! The composition root: builds the rooms, runs them, and shuts them down in order.
 
+mod threads;
+
 use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
@@ -10,6 +12,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::threads::{Threads, half_of_the_processors};
 use crate::{
     api::{Api, Delivery, ServeError},
     config::{self, Config, ExternalIdPolicy, KeySource},
@@ -44,6 +47,9 @@ pub enum AppError {
         /// Why.
         source: io::Error,
     },
+    /// There is no thread for one kind of work.
+    #[error("cannot start a thread: {0}")]
+    Threads(io::Error),
     /// The external ID key.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -75,6 +81,10 @@ pub struct App {
     heartbeat: Duration,
     publish_bytes_in_flight: usize,
     shutdown_deadline: Duration,
+    /// Take requests and write the log.
+    intake: Threads,
+    /// Deliver.
+    delivery: Threads,
 }
 
 /// Runs the service until `shutdown`.
@@ -86,6 +96,28 @@ impl App {
     /// Opens the store, and takes the address. With a stand-in, AWS is there and the
     /// environment's credentials and endpoints do not count.
     pub async fn start(config: &Config, stand_in: Option<StandInAccess>) -> Result<Self, AppError> {
+        let start = |name, count: Option<usize>| {
+            Threads::start(name, count.unwrap_or_else(half_of_the_processors))
+                .map_err(AppError::Threads)
+        };
+        let intake = start("intake", config.intake_threads)?;
+        let delivery = start("delivery", config.delivery_threads)?;
+        let (config, on) = (config.clone(), intake.handle());
+        let opening =
+            on.spawn(async move { Self::open(&config, stand_in, intake, delivery).await });
+        opening.await.unwrap_or_else(|error| {
+            log_panic(Some(error));
+            Err(AppError::Defect("start"))
+        })
+    }
+
+    /// What is opened here works on the threads that take requests.
+    async fn open(
+        config: &Config,
+        stand_in: Option<StandInAccess>,
+        intake: Threads,
+        delivery: Threads,
+    ) -> Result<Self, AppError> {
         let format = Arc::new(Format::new(
             &config.event_source,
             &config.event_type_prefix,
@@ -112,6 +144,8 @@ impl App {
             heartbeat: config.heartbeat,
             publish_bytes_in_flight: config.publish_bytes_in_flight,
             shutdown_deadline: config.shutdown_deadline,
+            intake,
+            delivery,
         })
     }
 
@@ -128,7 +162,7 @@ impl App {
         let worker_stop = CancellationToken::new();
         let kill = CancellationToken::new();
         let watch = Watch::new(self.store.clone(), self.heartbeat, api_stop.clone());
-        tokio::spawn(watch::log_changes(watch.clone()));
+        self.intake.spawn(watch::log_changes(watch.clone()));
         let api = Api {
             store: self.store.clone(),
             delivery: Deliveries(self.worker.clone()),
@@ -139,10 +173,11 @@ impl App {
             publish_bytes_in_flight: self.publish_bytes_in_flight,
             stop: api_stop.clone(),
         };
-        let mut api = tokio::spawn(api.serve(self.listener));
+        let mut api = self.intake.spawn(api.serve(self.listener));
         let worker = self.worker;
         let (stop_token, kill_token) = (worker_stop.clone(), kill.clone());
-        let mut worker = tokio::spawn(async move { worker.run(stop_token, kill_token).await });
+        let delivering = async move { worker.run(stop_token, kill_token).await };
+        let mut worker = self.delivery.spawn(delivering);
 
         let ended = tokio::select! {
             () = shutdown.cancelled() => Ok(()),

@@ -171,7 +171,8 @@ impl<S: Sink> Worker<S> {
 
     /// Delivers until `stop`; then finishes what is in flight and returns once all that came
     /// of it is queued for the store, which writes it before it closes. `kill` cancels what
-    /// is in flight. It returns without `stop` only after a defect.
+    /// is in flight. It returns without `stop` only after a defect. All turns are tasks of the
+    /// runtime on which this runs.
     pub async fn run(&self, stop: CancellationToken, kill: CancellationToken) {
         let shared = &self.shared;
         // Turns begin one another: they end with this, whatever ends it.

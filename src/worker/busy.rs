@@ -1,4 +1,4 @@
-//! Whether this process has time left: how much of it the runtime's threads worked lately.
+//! Whether there is time left to deliver: how much of it the runtime's threads worked lately.
 
 use std::time::Duration;
 

@@ -187,6 +187,12 @@ fn fail_records(seed: u64) -> Fault {
 /// Records that a process may have under way for one integration, by its settings.
 const IN_FLIGHT: u64 = 4 * 100;
 
+/// From one thread of each kind to three, whatever processors there are.
+fn threads(round: u64) -> [String; 2] {
+    let count = 1 + round % 3;
+    ["intake", "delivery"].map(|kind| format!("--{kind}-threads={count}"))
+}
+
 /// How things stood when a process was killed.
 struct Killed {
     /// Records that the stream had.
@@ -221,8 +227,11 @@ async fn kills_under_load_lose_nothing_that_was_acked() {
     let mut publishers = Publishers::new();
     let mut kills: Vec<Killed> = Vec::new();
     for round in 0..rounds {
+        let threads = threads(round);
         let limit = ["--max-records-per-request", "100"];
-        let process = ground.start_with(&limit).await;
+        let process = ground
+            .start_with(&[&limit, &threads.each_ref().map(String::as_str)[..]].concat())
+            .await;
         let api = process.api.clone();
         if round == 0 {
             api.configure(&ground.customer).await;
@@ -267,7 +276,10 @@ async fn terminations_under_load_answer_settle_and_send_nothing_twice() {
     ground.aws.add_fault(fail_records(60)).unwrap();
     let mut publishers = Publishers::new();
     for round in 0..3 {
-        let process = ground.start().await;
+        let threads = threads(round);
+        let process = ground
+            .start_with(&threads.each_ref().map(String::as_str))
+            .await;
         if round == 0 {
             process.api.configure(&ground.customer).await;
         }
