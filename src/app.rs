@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::threads::{Threads, half_of_the_processors};
+use self::threads::{Threads, usual_count};
 use crate::{
     api::{Api, Delivery, ServeError},
     config::{self, Config, ExternalIdPolicy, KeySource},
@@ -47,9 +47,14 @@ pub enum AppError {
         /// Why.
         source: io::Error,
     },
-    /// There is no thread for one kind of work.
-    #[error("cannot start a thread: {0}")]
-    Threads(io::Error),
+    /// The system gives no threads.
+    #[error("cannot start the {kind} threads: {source}")]
+    Threads {
+        /// Those of which setting.
+        kind: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// The external ID key.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -96,9 +101,9 @@ impl App {
     /// Opens the store, and takes the address. With a stand-in, AWS is there and the
     /// environment's credentials and endpoints do not count.
     pub async fn start(config: &Config, stand_in: Option<StandInAccess>) -> Result<Self, AppError> {
-        let start = |name, count: Option<usize>| {
-            Threads::start(name, count.unwrap_or_else(half_of_the_processors))
-                .map_err(AppError::Threads)
+        let start = |kind, count: Option<usize>| {
+            let threads = Threads::start(kind, count.unwrap_or_else(usual_count));
+            threads.map_err(|source| AppError::Threads { kind, source })
         };
         let intake = start("intake", config.intake_threads)?;
         let delivery = start("delivery", config.delivery_threads)?;

@@ -62,11 +62,12 @@ pub fn run() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return explain(&error),
     };
-    let mut builder = match cli.command {
-        // It has threads of its own.
-        Command::Serve(_) => runtime::Builder::new_current_thread(),
-        _ => runtime::Builder::new_multi_thread(),
-    };
+    let mut builder = runtime::Builder::new_multi_thread();
+    if let Command::Serve(_) = cli.command {
+        // The service has threads of its own. What is left are signals and the export of
+        // traces, which goes on while the last ones are waited for.
+        builder.worker_threads(1);
+    }
     let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

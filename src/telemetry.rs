@@ -59,7 +59,7 @@ pub enum TelemetryError {
 }
 
 /// Exports the last spans when it is dropped, for at most five seconds. Keep it until
-/// the end of the process, and drop it while the runtime still runs.
+/// the end of the process, and drop it while another thread still drives the runtime.
 #[derive(Debug)]
 #[must_use = "spans are lost when it is dropped early"]
 pub struct TelemetryGuard {

@@ -5,15 +5,15 @@
 //! for one another's locks: with one event a message that was a third of all CPU
 //! (`docs/performance.md`).
 
-use std::{convert::Infallible, io, thread};
+use std::{convert::Infallible, io, sync::mpsc, thread};
 
 use tokio::{
-    runtime::{Builder, Handle},
+    runtime::{Builder, Handle, Runtime},
     sync::oneshot,
     task::JoinHandle,
 };
 
-/// Threads with a runtime of their own, which end once this is dropped.
+/// Threads with a runtime of their own, which end soon after this is dropped.
 pub(super) struct Threads {
     handle: Handle,
     _ends: oneshot::Sender<Infallible>,
@@ -26,25 +26,30 @@ impl Threads {
     ///
     /// Where the system gives no thread or no file descriptor.
     pub(super) fn start(name: &'static str, count: usize) -> io::Result<Self> {
-        let mut builder = match count {
-            // One alone needs no locks to share its tasks.
-            0 | 1 => Builder::new_current_thread(),
-            count => {
-                let mut builder = Builder::new_multi_thread();
-                builder.worker_threads(count);
-                builder
-            }
-        };
-        let runtime = builder.thread_name(name).enable_all().build()?;
-        let handle = runtime.handle().clone();
         let (ends, ended) = oneshot::channel();
-        thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || {
-                let _dropped: Result<Infallible, _> = runtime.block_on(ended);
-                // What blocks a thread is not waited for.
-                runtime.shutdown_background();
-            })?;
+        let (started, starts) = mpsc::channel();
+        // Where there are several, this one only waits.
+        let own = match count {
+            0 | 1 => name.to_owned(),
+            _ => format!("{name}-wait"),
+        };
+        thread::Builder::new().name(own).spawn(move || {
+            let runtime = match runtime(name, count) {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    // Nobody waits for it any more only after a panic there.
+                    let _told = started.send(Err(error));
+                    return;
+                }
+            };
+            let _told = started.send(Ok(runtime.handle().clone()));
+            let _dropped: Result<Infallible, _> = runtime.block_on(ended);
+            // What blocks a thread is not waited for.
+            runtime.shutdown_background();
+        })?;
+        // A runtime whose threads do not start panics.
+        let panicked = || io::Error::other("the system gave no thread");
+        let handle = starts.recv().map_err(|_| panicked())??;
         Ok(Self {
             handle,
             _ends: ends,
@@ -65,9 +70,26 @@ impl Threads {
     }
 }
 
-/// Half of the processors that this process may use, and at least one.
-pub(super) fn half_of_the_processors() -> usize {
-    let processors = thread::available_parallelism().map_or(1, usize::from);
+fn runtime(name: &str, count: usize) -> io::Result<Runtime> {
+    let mut builder = match count {
+        // One alone needs no locks to share its tasks.
+        0 | 1 => Builder::new_current_thread(),
+        count => {
+            let mut builder = Builder::new_multi_thread();
+            builder.worker_threads(count);
+            builder
+        }
+    };
+    builder.thread_name(name).enable_all().build()
+}
+
+/// How many threads each kind of work has, unless that is set: half of the processors that
+/// this process may use, and at least one.
+pub(super) fn usual_count() -> usize {
+    half(thread::available_parallelism().map_or(1, usize::from))
+}
+
+fn half(processors: usize) -> usize {
     (processors / 2).max(1)
 }
 
@@ -96,6 +118,12 @@ mod tests {
             names.insert(task.await.unwrap());
         }
         names
+    }
+
+    #[test]
+    fn each_kind_has_half_of_the_processors() {
+        let counts = [1, 2, 3, 4, 8].map(half);
+        assert_eq!(counts, [1, 1, 1, 2, 4]);
     }
 
     #[tokio::test]

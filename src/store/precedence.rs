@@ -45,7 +45,7 @@ impl Reason {
 /// What keeps deliveries from being made.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
-    /// This process has no time for more.
+    /// Those who deliver have no time for more.
     pub is_busy: bool,
     /// Deliveries that could be made wait for others.
     pub deliveries_queue: bool,

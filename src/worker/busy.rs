@@ -1,6 +1,6 @@
 //! Whether there is time left to deliver: how much of it the runtime's threads worked lately.
 
-use std::time::Duration;
+use std::{thread::available_parallelism, time::Duration};
 
 use tokio::{runtime::Handle, time::Instant};
 
@@ -19,6 +19,8 @@ pub(super) struct Busy {
     /// What all threads had worked by then.
     worked: Duration,
     is_busy: bool,
+    /// More threads than these cannot all work.
+    processors: usize,
 }
 
 impl Busy {
@@ -27,6 +29,7 @@ impl Busy {
             since: Instant::now(),
             worked: worked(),
             is_busy: false,
+            processors: available_parallelism().map_or(usize::MAX, usize::from),
         }
     }
 
@@ -35,7 +38,7 @@ impl Busy {
         let now = Instant::now();
         if now - self.since >= SPAN {
             let threads = Handle::current().metrics().num_workers();
-            self.look(now, worked(), threads);
+            self.look(now, worked(), threads.min(self.processors));
         }
         self.is_busy
     }

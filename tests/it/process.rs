@@ -11,6 +11,8 @@ mod lag;
 mod many;
 mod memory;
 mod shutdown;
+mod threads;
+mod traces;
 
 use std::{
     collections::{BTreeMap, HashSet},
