@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::threads::{Threads, usual_count};
+use self::threads::Threads;
 use crate::{
     api::{Api, Delivery, ServeError},
     config::{self, Config, ExternalIdPolicy, KeySource},
@@ -101,9 +101,9 @@ impl App {
     /// Opens the store, and takes the address. With a stand-in, AWS is there and the
     /// environment's credentials and endpoints do not count.
     pub async fn start(config: &Config, stand_in: Option<StandInAccess>) -> Result<Self, AppError> {
-        let start = |kind, count: Option<usize>| {
-            let threads = Threads::start(kind, count.unwrap_or_else(usual_count));
-            threads.map_err(|source| AppError::Threads { kind, source })
+        let start = |kind, count| {
+            let started = Threads::start(kind, count);
+            started.map_err(|source| AppError::Threads { kind, source })
         };
         let intake = start("intake", config.intake_threads)?;
         let delivery = start("delivery", config.delivery_threads)?;

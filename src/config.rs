@@ -156,10 +156,10 @@ settings! {
         "How often StreamStatus sends a heartbeat.";
     status_tombstones: usize = "status-tombstones", "100000", Count(0..=10_000_000),
         "How many deletions are remembered for StreamStatus clients that resume.";
-    intake_threads: Option<usize> = "intake-threads", "(half of the processors)", Optional(Count(1..=256)),
-        "How many threads take requests and write the log.";
-    delivery_threads: Option<usize> = "delivery-threads", "(half of the processors)", Optional(Count(1..=256)),
-        "How many threads deliver.";
+    intake_threads: usize = "intake-threads", "1", Count(1..=256),
+        "How many threads take requests and write the log; several move more, and take more for each event.";
+    delivery_threads: usize = "delivery-threads", "1", Count(1..=256),
+        "How many threads deliver; several move more, and take more for each event.";
     shutdown_deadline: Duration = "shutdown-deadline-seconds", "30", Seconds(1..=600),
         "How long a shutdown may take to finish what is under way, and to record what was delivered where that cannot be written at once.";
     retry_first: Duration = "retry-first-ms", "5000", Millis(10..=3_600_000),

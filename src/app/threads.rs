@@ -83,16 +83,6 @@ fn runtime(name: &str, count: usize) -> io::Result<Runtime> {
     builder.thread_name(name).enable_all().build()
 }
 
-/// How many threads each kind of work has, unless that is set: half of the processors that
-/// this process may use, and at least one.
-pub(super) fn usual_count() -> usize {
-    half(thread::available_parallelism().map_or(1, usize::from))
-}
-
-fn half(processors: usize) -> usize {
-    (processors / 2).max(1)
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -118,12 +108,6 @@ mod tests {
             names.insert(task.await.unwrap());
         }
         names
-    }
-
-    #[test]
-    fn each_kind_has_half_of_the_processors() {
-        let counts = [1, 2, 3, 4, 8].map(half);
-        assert_eq!(counts, [1, 1, 1, 2, 4]);
     }
 
     #[tokio::test]
