@@ -166,6 +166,21 @@ impl World {
         .await;
     }
 
+    /// Waits until AWS has seen that who made the calls that hang has hung up: those that
+    /// are still there would go on where the fault is cleared.
+    pub async fn until_hung_up(&self, hanging: &Hanging, operation: Operation) {
+        let faults = self.aws.faults();
+        let mut of_id = faults.iter().filter(|(id, _)| *id == hanging.id);
+        let left = of_id.find_map(|(_, fault)| fault.calls).unwrap();
+        let hung = hanging.calls - left;
+        within("the end of calls that hang", async {
+            while self.aws.call_count(operation, Some("Cancelled")) < hung {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+
     /// Where the AWS is.
     pub fn aws_url(&self) -> String {
         self.stand_in.url()

@@ -197,6 +197,7 @@ async fn a_delete_ends_the_call_under_way_and_no_write_begins_after_it() {
         let counts = world.api.delete("acme", false).await.unwrap().unwrap();
         assert!(start.elapsed().as_secs() < 5, "it waited for the call");
         assert_eq!((counts.accepted, counts.discarded), (4000, 4000));
+        world.until_hung_up(&hanging, operation).await;
         world.aws.reset_counts();
         world.aws.clear_fault(hanging.id);
         assert_eq!(statuses.next().await, Told::Deleted("acme".to_owned()));
@@ -211,7 +212,7 @@ async fn a_delete_ends_the_call_under_way_and_no_write_begins_after_it() {
             world.aws.calls().into_iter().filter(|call| {
                 call.outcome == "OK" && call.target.contains(&customer.organization_id)
             });
-        assert_eq!(late.count(), 0);
+        assert_eq!(late.collect::<Vec<_>>(), [], "{operation:?}");
         let status = world.api.try_get("acme").await.unwrap_err();
         assert_eq!(status.code(), Code::NotFound);
     }
