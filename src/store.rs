@@ -218,7 +218,7 @@ impl Store {
         self.precedence.set(load);
     }
 
-    /// Waits, at most a second, where this process has no time for deliveries and for what
+    /// Waits, at most a second, where those who deliver have no time for that and for what
     /// comes, which would have to be read back for them, and much of what waits is of the same
     /// integrations. Whoever has events waits here first.
     pub async fn give_way(&self, segments: &Segments) {

@@ -151,15 +151,18 @@ impl World {
         }
     }
 
+    /// How many calls have come to hang.
+    fn hung(&self, hanging: &Hanging) -> u64 {
+        let faults = self.aws.faults();
+        let mut of_id = faults.iter().filter(|(id, _)| *id == hanging.id);
+        let left = of_id.find_map(|(_, fault)| fault.calls);
+        hanging.calls - left.expect("the fault is there")
+    }
+
     /// Waits until so many calls have come to hang.
     pub async fn until_hanging(&self, hanging: &Hanging, calls: u64) {
-        let met = || {
-            let faults = self.aws.faults();
-            let mut of_id = faults.iter().filter(|(id, _)| *id == hanging.id);
-            of_id.any(|(_, fault)| fault.calls <= Some(hanging.calls - calls))
-        };
         within("calls that hang", async {
-            while !met() {
+            while self.hung(hanging) < calls {
                 tokio::task::yield_now().await;
             }
         })
@@ -169,10 +172,7 @@ impl World {
     /// Waits until AWS has seen that who made the calls that hang has hung up: those that
     /// are still there would go on where the fault is cleared.
     pub async fn until_hung_up(&self, hanging: &Hanging, operation: Operation) {
-        let faults = self.aws.faults();
-        let mut of_id = faults.iter().filter(|(id, _)| *id == hanging.id);
-        let left = of_id.find_map(|(_, fault)| fault.calls).unwrap();
-        let hung = hanging.calls - left;
+        let hung = self.hung(hanging);
         within("the end of calls that hang", async {
             while self.aws.call_count(operation, Some("Cancelled")) < hung {
                 tokio::task::yield_now().await;
