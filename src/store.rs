@@ -29,6 +29,7 @@ mod rows;
 mod schema;
 mod script;
 mod secret;
+mod settlements;
 mod settling;
 mod space;
 mod statements;
@@ -50,18 +51,20 @@ use self::{
     command::{Command, Held, Reply},
     precedence::Precedence,
     secret::Sealer,
+    settlements::Settlements,
     tail::{Coming, Tail},
     work::WorkFeed,
 };
 pub use self::{
     catalog::{Change, Changes, Tombstone},
-    command::{Configure, ConfigureError, Deleted, Settle, SettlePermit, Tells},
+    command::{Configure, ConfigureError, Deleted, Settle, Tells},
     draft::{NextRetry, Observed},
     failure::{Failure, StoreError},
     gaps::{GiveUp, GivenUp, Keep, What},
     open::{OpenError, StoreOptions},
     precedence::Load,
     secret::{KeyError, MasterKey},
+    settlements::SettlePermit,
     work::Attention,
 };
 use crate::domain::{
@@ -77,6 +80,7 @@ use crate::domain::{
 #[derive(Clone)]
 pub struct Store {
     commands: mpsc::Sender<Command>,
+    settlements: Settlements,
     catalog: Arc<Catalog>,
     tail: Arc<Tail>,
     work: Arc<WorkFeed>,
@@ -351,12 +355,7 @@ impl Store {
 
     /// Waits for room to settle. None where the store is closed.
     pub async fn reserve_settle(&self) -> Option<SettlePermit> {
-        let room = self.commands.clone().reserve_owned().await.ok()?;
-        Some(SettlePermit {
-            room,
-            tail: Arc::clone(&self.tail),
-            precedence: Arc::clone(&self.precedence),
-        })
+        self.settlements.reserve().await
     }
 
     /// Gives events up: they count as expired, and gaps stand in their place in the log.

@@ -108,6 +108,17 @@ impl<S> Shared<S> {
     }
 }
 
+/// Tells of a defect where it is dropped by a panic.
+struct TellOfPanic<'a>(&'a CancellationToken);
+
+impl Drop for TellOfPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.cancel();
+        }
+    }
+}
+
 /// Lets no further turn begin once it is dropped.
 struct StopOnDrop<'a, S>(&'a Shared<S>);
 
@@ -133,13 +144,7 @@ impl<S: Sink> Shared<S> {
     }
 
     fn begin(self: &Arc<Self>, begun: Begun) {
-        let defect = self.defect.clone().drop_guard();
-        let turn = turn::boxed(Arc::clone(self), begun);
-        self.turns.spawn(async move {
-            turn.await;
-            // A panic drops it armed.
-            let _sound = defect.disarm();
-        });
+        self.turns.spawn(turn::boxed(Arc::clone(self), begun));
     }
 }
 
@@ -226,13 +231,16 @@ impl<S: Sink> Worker<S> {
     /// Something waits from a sequence on, and from a time. A deletion in between finds the
     /// lane, since the lanes are held.
     fn adopt(&self, lanes: &mut Lanes, key: IntegrationKey, from: u64, since: Timestamp) {
-        if let Some(snapshot) = self.shared.store.get(key) {
+        let store = &self.shared.store;
+        if lanes.get(key).is_none()
+            && let Some(snapshot) = store.get(key)
+        {
             let proven = snapshot.status.status == Status::Active;
             lanes.open(key, snapshot.integration.integration_id, from, proven);
-            let pending_bytes = snapshot.progress.pending_bytes;
-            retention::begin(&self.shared, lanes, key, since, pending_bytes);
-            let log_end = snapshot.progress.next_sequence;
-            lanes.queue_what_waits(key, log_end, true, Instant::now());
+        }
+        if let Some(progress) = store.progress(key) {
+            retention::begin(&self.shared, lanes, key, since, progress.pending_bytes);
+            lanes.queue_what_waits(key, progress.next_sequence, true, Instant::now());
         }
     }
 

@@ -1,6 +1,9 @@
 //! Events in: decode, check, and hand over to the log.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
 
 use bytes::Bytes;
 
@@ -26,7 +29,12 @@ pub const MOST_BYTES: usize = 4 << 20;
 pub(super) struct Publishing {
     store: Store,
     format: Arc<Format>,
+    growth: Arc<Growth>,
 }
+
+/// What bytes of events became in the log of late, so that the memory of a few is not made
+/// step by step.
+struct Growth(AtomicU32);
 
 /// What was found out about a request's events before they are durable.
 #[derive(Default)]
@@ -38,7 +46,11 @@ struct Sorted {
 
 impl Publishing {
     pub(super) fn new(store: Store, format: Arc<Format>) -> Self {
-        Self { store, format }
+        Self {
+            store,
+            format,
+            growth: Arc::default(),
+        }
     }
 
     /// Hands events over to the log, in the order of the calls. What it returns
@@ -55,7 +67,7 @@ impl Publishing {
             segments,
             unconfigured,
             rejections,
-        } = sort(&self.store, &self.format, &events);
+        } = self.sort(&events);
         drop(events);
         self.store.give_way(&segments).await;
         let found = segments.events();
@@ -78,6 +90,52 @@ impl Publishing {
             })
         })
     }
+
+    fn sort(&self, events: &[Bytes]) -> Sorted {
+        let (mut read, mut left) = (0, events.iter().map(Bytes::len).sum());
+        let mut sorted = Sorted {
+            segments: Segments::with_room(self.growth.of(left)),
+            ..Sorted::default()
+        };
+        let mut keys = Keys::new(&self.store);
+        for (index, bytes) in events.iter().enumerate() {
+            sorted.segments.expect(read, left);
+            match place(bytes, &self.format, &mut keys, &mut sorted.segments) {
+                Ok(true) => {}
+                Ok(false) => sorted.unconfigured += 1,
+                Err(rejection) => sorted.rejections.push(convert::rejection(index, rejection)),
+            }
+            read += bytes.len();
+            left -= bytes.len();
+        }
+        self.growth.learn(read, sorted.segments.bytes());
+        sorted
+    }
+}
+
+impl Growth {
+    /// Of bytes that are as many in the log.
+    const NONE: u32 = 1 << 10;
+
+    /// What so many bytes may become, and a little more.
+    fn of(&self, read: usize) -> usize {
+        let growth = self.0.load(Ordering::Relaxed) as usize;
+        read.saturating_mul(growth + growth / 16) / Self::NONE as usize
+    }
+
+    fn learn(&self, read: usize, stored: usize) {
+        if stored > 0 {
+            let growth = stored.saturating_mul(Self::NONE as usize) / read;
+            let growth = u32::try_from(growth).unwrap_or(u32::MAX);
+            self.0.store(growth.min(4 * Self::NONE), Ordering::Relaxed);
+        }
+    }
+}
+
+impl Default for Growth {
+    fn default() -> Self {
+        Self(AtomicU32::new(Self::NONE))
+    }
 }
 
 fn check_size(events: &[Bytes]) -> Result<(), ApiError> {
@@ -95,23 +153,6 @@ fn check_size(events: &[Bytes]) -> Result<(), ApiError> {
         });
     }
     Ok(())
-}
-
-fn sort(store: &Store, format: &Format, events: &[Bytes]) -> Sorted {
-    let mut sorted = Sorted::default();
-    let mut keys = Keys::new(store);
-    let (mut read, mut left) = (0, events.iter().map(Bytes::len).sum());
-    for (index, bytes) in events.iter().enumerate() {
-        sorted.segments.expect(read, left);
-        match place(bytes, format, &mut keys, &mut sorted.segments) {
-            Ok(true) => {}
-            Ok(false) => sorted.unconfigured += 1,
-            Err(rejection) => sorted.rejections.push(convert::rejection(index, rejection)),
-        }
-        read += bytes.len();
-        left -= bytes.len();
-    }
-    sorted
 }
 
 /// Stores one event for its integration. False where there is none.
@@ -148,12 +189,20 @@ impl<'a> Keys<'a> {
     }
 
     fn of(&mut self, organization_id: &'a str) -> Option<IntegrationKey> {
+        let look = || self.store.key_of(organization_id);
         let key = match self.last {
-            Some((last, key)) if last == organization_id => key,
-            _ => *self
-                .by_organization
-                .entry(organization_id)
-                .or_insert_with(|| self.store.key_of(organization_id)),
+            Some((last, key)) if last == organization_id => return key,
+            // Of one organization nothing need be kept in a map.
+            None => look(),
+            Some((last, key)) => {
+                if self.by_organization.is_empty() {
+                    self.by_organization.insert(last, key);
+                }
+                *self
+                    .by_organization
+                    .entry(organization_id)
+                    .or_insert_with(look)
+            }
         };
         self.last = Some((organization_id, key));
         key

@@ -45,6 +45,14 @@ pub struct Part {
 }
 
 impl Segments {
+    /// Nothing yet, and room for so many bytes, as far as that is allowed.
+    pub fn with_room(bytes: usize) -> Self {
+        Self {
+            bytes: Vec::with_capacity(bytes.min(MOST_ROOM)),
+            ..Self::default()
+        }
+    }
+
     /// Appends what `store` writes as one event; nothing where it fails.
     pub fn push<T, E>(
         &mut self,

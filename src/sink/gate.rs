@@ -27,7 +27,7 @@ pub struct Gate {
 
 #[derive(Debug, Default)]
 struct State {
-    guards: Mutex<Map<IntegrationKey, Guard>>,
+    guards: Mutex<Map<IntegrationKey, Arc<Guard>>>,
     /// Cancels every call.
     all: CancellationToken,
 }
@@ -35,19 +35,19 @@ struct State {
 /// Allows one call. The call ends when `cancelled` does.
 #[derive(Debug)]
 pub struct Pass {
-    cancel: CancellationToken,
+    guard: Arc<Guard>,
     _call: TaskTrackerToken,
 }
 
 impl Pass {
     /// Returns when the call must end.
     pub async fn cancelled(&self) {
-        self.cancel.cancelled().await;
+        self.guard.cancel.cancelled().await;
     }
 }
 
 impl Gate {
-    fn lock(&self) -> MutexGuard<'_, Map<IntegrationKey, Guard>> {
+    fn lock(&self) -> MutexGuard<'_, Map<IntegrationKey, Arc<Guard>>> {
         self.state
             .guards
             .lock()
@@ -66,12 +66,14 @@ impl Gate {
         if guards.len() >= 1024 && guards.len().is_power_of_two() {
             guards.retain(|_, guard| !guard.calls.is_empty());
         }
-        let guard = guards.entry(key).or_insert_with(|| Guard {
-            cancel: self.state.all.child_token(),
-            calls: TaskTracker::new(),
+        let guard = guards.entry(key).or_insert_with(|| {
+            Arc::new(Guard {
+                cancel: self.state.all.child_token(),
+                calls: TaskTracker::new(),
+            })
         });
         Some(Pass {
-            cancel: guard.cancel.clone(),
+            guard: Arc::clone(guard),
             _call: guard.calls.token(),
         })
     }

@@ -98,7 +98,7 @@ impl Answers {
                 }
                 // It is asked for again at the next AssumeRole.
                 Command::RetirePrevious { .. } => {}
-                Command::Append { .. } | Command::Settle(_) | Command::Close { .. } => {}
+                Command::Append { .. } | Command::Close { .. } => {}
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use tokio::sync::oneshot;
 
-use super::command::{Command, Unsettled};
+use super::command::Command;
 
 /// Commands that share a transaction at the most.
 const BATCH_COMMANDS: usize = 1024;
@@ -25,9 +25,8 @@ impl Batch {
         }
     }
 
-    pub(super) fn add(&mut self, command: Option<Command>, unsettled: &mut Unsettled) {
+    pub(super) fn add(&mut self, command: Option<Command>) {
         match command {
-            Some(Command::Settle(settle)) => unsettled.add(settle),
             Some(Command::Close { reply }) => self.close = Some(reply),
             Some(command) => {
                 if let Command::Append { segments, .. } = &command {

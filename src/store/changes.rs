@@ -81,7 +81,7 @@ pub(super) async fn make(
             }
             answers.issues.push(reply);
         }
-        Command::Append { .. } | Command::Settle(_) | Command::Close { .. } => {}
+        Command::Append { .. } | Command::Close { .. } => {}
     }
     Ok(())
 }

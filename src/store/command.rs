@@ -1,16 +1,13 @@
 //! What the writer is asked to do.
 
-use std::sync::Arc;
-
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use uuid::Uuid;
 
 use super::{
     StoreError,
     draft::Observed,
     gaps::{GiveUp, GivenUp},
-    precedence::Precedence,
-    tail::{Coming, Tail},
+    tail::Coming,
     work::Settled,
 };
 use crate::domain::{
@@ -33,7 +30,6 @@ pub(super) enum Command {
         held: Held,
         reply: Reply<u32>,
     },
-    Settle(Settle),
     Configure {
         configure: Box<Configure>,
         reply: Reply<Snapshot, ConfigureError>,
@@ -65,7 +61,7 @@ pub(super) enum Command {
 impl Command {
     /// Whether it is for an integration as it is by then, not for the log alone.
     pub(super) fn is_change(&self) -> bool {
-        !matches!(self, Self::Append { .. } | Self::Settle(_))
+        !matches!(self, Self::Append { .. })
     }
 }
 
@@ -97,28 +93,6 @@ pub enum Tells {
     Worker,
     /// Whoever waits for this. It fails where the store has closed before.
     Waiting(oneshot::Sender<()>),
-}
-
-/// Room for one settlement: with it, settling waits for nothing, so that settlements
-/// can be queued in order under a lock.
-pub struct SettlePermit {
-    pub(super) room: mpsc::OwnedPermit<Command>,
-    pub(super) tail: Arc<Tail>,
-    pub(super) precedence: Arc<Precedence>,
-}
-
-impl SettlePermit {
-    /// As [`Store::settle`](super::Store::settle).
-    pub fn settle(self, settle: Settle) {
-        self.precedence.delivered(settle.settlement.accepted_bytes);
-        for (chunk_id, settled, _) in &settle.settlement.partial {
-            self.tail.settle(settle.key, *chunk_id, settled);
-        }
-        for chunk_id in &settle.settlement.finished {
-            self.tail.finish(settle.key, *chunk_id);
-        }
-        self.room.send(Command::Settle(settle));
-    }
 }
 
 /// What to configure.
@@ -180,6 +154,8 @@ pub(super) struct Unsettled {
     pub(super) count: usize,
     /// Integrations with observations that nobody has looked at.
     pub(super) unseen: Vec<IntegrationKey>,
+    /// Some of them change a status.
+    pub(super) is_news: bool,
 }
 
 #[derive(Default)]
@@ -235,6 +211,7 @@ impl Unsettled {
     pub(super) fn settled(&mut self) -> impl Iterator<Item = Settled> {
         self.count = 0;
         self.unseen.clear();
+        self.is_news = false;
         self.by_key.drain().map(|(key, one)| {
             for done in one.waiting {
                 // Who no longer waits does not need to know.

@@ -88,6 +88,9 @@ pub(super) struct Finished {
     pub(super) revision: u64,
 }
 
+/// Integrations for which room is made ahead, at the most.
+const MOST_EXPECTED: usize = 128;
+
 pub(super) struct Draft<'a> {
     catalog: &'a Catalog,
     pub(super) packs: PackDraft<'a>,
@@ -117,6 +120,14 @@ impl<'a> Draft<'a> {
             revision,
             failing_after,
         }
+    }
+
+    /// Makes room for as many integrations as commands may be of, which is cheaper than to
+    /// grow by and by.
+    pub(super) fn expect(&mut self, commands: usize) {
+        let room = commands.min(MOST_EXPECTED);
+        self.diff.slots.reserve(room);
+        self.gathered.expect(room);
     }
 
     /// What it changes, to be taken in once it is committed.

@@ -59,6 +59,14 @@ pub(super) struct Joined {
 }
 
 impl Gathered {
+    /// Makes room for so many integrations.
+    pub(super) fn expect(&mut self, integrations: usize) {
+        self.last_of.reserve(integrations);
+        self.chunks.reserve(integrations);
+        self.pieces.reserve(integrations);
+        self.sources.reserve(integrations);
+    }
+
     /// Takes segments of integrations that exist. Returns how many events those are.
     pub(super) fn take(
         &mut self,

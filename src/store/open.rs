@@ -23,9 +23,11 @@ use super::{
     express::Express,
     failure,
     packs::{self, Packs},
+    precedence::Precedence,
     rows::{load_meta, load_slots, load_tombstones, save_meta, statement},
     schema::Migrator,
     secret::Sealer,
+    settlements::Settlements,
     space::{Allotment, Space, disk_bytes},
     statements::TOMBSTONE_FLOOR,
     tail::Tail,
@@ -276,11 +278,19 @@ impl Known {
         let tail = Arc::new(Tail::new(options.log_tail_bytes));
         let work = Arc::new(WorkFeed::default());
         let has_room = space.subscribe();
+        let precedence = Arc::<Precedence>::default();
+        let (settlements, fetch) = Settlements::new(
+            Arc::clone(&catalog),
+            Arc::clone(&tail),
+            Arc::clone(&precedence),
+            options.failing_after,
+        );
         let failure = Arc::new(OnceLock::new());
         let writer = Writer {
             db,
             express: Express::default(),
             commands: received,
+            settlements: fetch,
             catalog: Arc::clone(&catalog),
             tail: Arc::clone(&tail),
             work: Arc::clone(&work),
@@ -301,10 +311,11 @@ impl Known {
         tokio::spawn(writer.run());
         Store {
             commands,
+            settlements,
             catalog,
             tail,
             work,
-            precedence: Arc::default(),
+            precedence,
             sealer,
             backlog: self.backlog.into(),
             reader,

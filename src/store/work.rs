@@ -5,7 +5,10 @@ use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::Notify;
 
-use crate::domain::{integration::IntegrationKey, map::Map};
+use crate::domain::{
+    integration::IntegrationKey,
+    map::{self, Map},
+};
 
 /// What happened to one integration since the worker last looked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,6 +86,8 @@ impl WorkFeed {
 
     fn take_now(&self) -> Option<Map<IntegrationKey, Attention>> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        (!waiting.is_empty()).then(|| std::mem::take(&mut *waiting))
+        // As many will come again.
+        let room = waiting.len();
+        (room > 0).then(|| std::mem::replace(&mut *waiting, map::with_room(room)))
     }
 }

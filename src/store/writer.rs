@@ -14,7 +14,7 @@ use std::{
 use sea_orm::{DatabaseConnection, DbErr, TransactionTrait};
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, sleep, sleep_until},
 };
 
 use self::{committed::Committed, slow::Slow};
@@ -31,6 +31,7 @@ use super::{
     packs::{NewPack, PackChanges, PackDraft, Packs, unpack_up_to},
     rows,
     secret::Sealer,
+    settlements::Fetch,
     settling::{FEW, settle},
     space::Space,
     statements::{self, NewChunk},
@@ -51,6 +52,7 @@ pub(super) struct Writer {
     pub(super) db: DatabaseConnection,
     pub(super) express: Express,
     pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) settlements: Fetch,
     pub(super) catalog: Arc<Catalog>,
     pub(super) tail: Arc<Tail>,
     pub(super) work: Arc<WorkFeed>,
@@ -163,29 +165,36 @@ impl Writer {
             sleep_until(wake).await;
             return;
         }
-        let Ok(first) = timeout_at(wake, self.commands.recv()).await else {
+        self.fetch(unsettled, due.is_some());
+        if unsettled.is_news || (due.is_none() && !unsettled.is_empty()) {
             return;
-        };
-        batch.add(first, unsettled);
-        let until = Instant::now() + self.commit_linger;
-        while batch.has_room() && unsettled.count < MOST_UNSETTLED {
-            let next = match self.commands.try_recv() {
-                Ok(command) => Some(command),
-                Err(mpsc::error::TryRecvError::Disconnected) => None,
-                // A settlement alone waits for company elsewhere.
-                Err(mpsc::error::TryRecvError::Empty)
-                    if batch.commands.is_empty() || self.shared < COMPANY =>
-                {
-                    return;
-                }
-                Err(mpsc::error::TryRecvError::Empty) => {
-                    match timeout_at(until, self.commands.recv()).await {
-                        Ok(command) => command,
-                        Err(_elapsed) => return,
-                    }
-                }
-            };
-            batch.add(next, unsettled);
+        }
+        tokio::select! {
+            biased;
+            first = self.commands.recv() => batch.add(first),
+            () = self.settlements.called() => {}
+            () = sleep_until(wake) => {}
+        }
+        if !batch.commands.is_empty() {
+            self.take_what_waits(batch);
+            let lingers = self.shared >= COMPANY && !self.commit_linger.is_zero();
+            if lingers && batch.has_room() {
+                // Who comes meanwhile wakes nobody.
+                sleep(self.commit_linger).await;
+                self.take_what_waits(batch);
+            }
+        }
+        // What was attempted before a change is handed in before it.
+        self.fetch(unsettled, true);
+    }
+
+    fn take_what_waits(&mut self, batch: &mut Batch) {
+        while batch.has_room() {
+            match self.commands.try_recv() {
+                Ok(command) => batch.add(Some(command)),
+                Err(mpsc::error::TryRecvError::Disconnected) => batch.add(None),
+                Err(mpsc::error::TryRecvError::Empty) => return,
+            }
         }
     }
 
@@ -205,20 +214,22 @@ impl Writer {
             || unsettled.count >= MOST_UNSETTLED
             // What was attempted before a change was attempted under what was before it.
             || batch.commands.iter().any(Command::is_change)
-            || self.is_news(unsettled)
+            || std::mem::take(&mut unsettled.is_news)
     }
 
-    /// Whether what attempts showed changes a status, so that it is told at once.
-    fn is_news(&self, unsettled: &mut Unsettled) -> bool {
+    /// Fetches what attempts achieved, and looks whether that changes a status, so that it is
+    /// told at once.
+    fn fetch(&mut self, unsettled: &mut Unsettled, looks_soon: bool) {
+        self.settlements.fetch(unsettled, looks_soon);
         let unseen = std::mem::take(&mut unsettled.unseen);
-        unseen.into_iter().any(|key| {
+        unsettled.is_news |= unseen.into_iter().any(|key| {
             let of_key = unsettled.by_key.get(&key);
             let last = of_key.and_then(|one| one.observed.last());
             last.is_some_and(|last| {
                 let changes = |slot: &Slot| slot.would_change(self.failing_after, last);
                 self.catalog.look(key, changes) == Some(true)
             })
-        })
+        });
     }
 
     async fn write(
@@ -229,6 +240,7 @@ impl Writer {
         let catalog = Arc::clone(&self.catalog);
         let packs = std::mem::take(&mut self.packs);
         let mut draft = Draft::new(&catalog, &packs, self.revision, self.failing_after);
+        draft.expect(commands.len());
         let mut answers = Answers::default();
         let committed = self
             .transact(&mut draft, &mut answers, commands, unsettled)

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Shared, give_up,
+    Shared, TellOfPanic, give_up,
     lane::{Lanes, NextLook},
 };
 use crate::{
@@ -55,12 +55,10 @@ pub(super) fn start<S: Send + Sync + 'static>(
     stop: &CancellationToken,
 ) {
     let (shared, stop) = (Arc::clone(shared), stop.clone());
-    let defect = shared.defect.clone().drop_guard();
     let turns = shared.turns.clone();
     turns.spawn(async move {
+        let _watched = TellOfPanic(&shared.defect);
         look(&shared, key, &stop).await;
-        // A panic drops it armed.
-        let _sound = defect.disarm();
     });
 }
 

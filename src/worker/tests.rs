@@ -1,7 +1,9 @@
 //! The real worker, store and AWS SDK through hours of simulated time: how often roles
 //! are assumed.
 
-use std::collections::HashMap;
+mod defect;
+
+use std::{collections::HashMap, path::Path};
 
 use futures_util::future::join_all;
 use tempfile::TempDir;
@@ -73,15 +75,7 @@ impl Simulation {
         aws: Aws,
     ) -> Self {
         let dir = TempDir::new().unwrap();
-        let options = StoreOptions {
-            data_dir: dir.path().to_owned(),
-            disk_reserve_bytes: 64 << 20,
-            log_tail_bytes: 64 << 20,
-            commit_linger: Duration::ZERO,
-            failing_after: Duration::from_secs(60),
-            settle_linger,
-            tombstones: 2,
-        };
+        let options = options_of_store(dir.path(), settle_linger);
         let key = MasterKey::from_bytes(&[7; 32]);
         let store = Store::open(options, key).await.unwrap();
         join_all((0..integrations).map(|which| configure(&store, which, 0))).await;
@@ -226,6 +220,18 @@ fn push(segments: &mut Segments, key: IntegrationKey, events: u32) {
             Ok(())
         });
         pushed.unwrap();
+    }
+}
+
+fn options_of_store(folder: &Path, settle_linger: Duration) -> StoreOptions {
+    StoreOptions {
+        data_dir: folder.to_owned(),
+        disk_reserve_bytes: 64 << 20,
+        log_tail_bytes: 64 << 20,
+        commit_linger: Duration::ZERO,
+        failing_after: Duration::from_secs(60),
+        settle_linger,
+        tombstones: 2,
     }
 }
 

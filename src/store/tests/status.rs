@@ -58,3 +58,41 @@ async fn what_nobody_is_told_moves_no_time() {
     assert!(after.since > before.since);
     store.close().await;
 }
+
+/// While nothing else is due for long.
+#[tokio::test]
+async fn only_a_status_that_changes_is_told_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = options(folder.path(), 0);
+    options.settle_linger = Duration::from_secs(600);
+    let key = MasterKey::from_hex(KEY).unwrap();
+    let store = Store::open(options, key).await.unwrap();
+    store.configure(configuration("acme")).await.unwrap();
+    let key = store.key_of("acme").unwrap();
+    let attempt = async |observation, done| {
+        let settle = Settle {
+            key,
+            settlement: Settlement::default(),
+            observed: Some(observed(observation)),
+            tells: Tells::Waiting(done),
+        };
+        store.settle(settle).await;
+    };
+    let (done, told) = oneshot::channel();
+    attempt(Observation::Accepted, done).await;
+    told.await.unwrap();
+    assert_eq!(store.get(key).unwrap().status.status, Status::Active);
+
+    // What tells nothing new waits until there is news.
+    let (done, mut same) = oneshot::channel();
+    attempt(Observation::Accepted, done).await;
+    assert!(append(&store, "acme", 1).await);
+    assert!(same.try_recv().is_err());
+    let (done, told) = oneshot::channel();
+    attempt(denied(), done).await;
+    told.await.unwrap();
+    same.await.unwrap();
+    let status = &store.get(key).unwrap().status;
+    assert_eq!(status.status, Status::Unauthorized);
+    store.close().await;
+}

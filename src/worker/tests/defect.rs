@@ -1,0 +1,77 @@
+//! What becomes of the worker where its own code fails.
+
+use tokio::sync::watch;
+
+use super::*;
+use crate::{
+    domain::status::Fault,
+    sink::{Record, RecordOutcome, RehearsalReport, TestReport},
+};
+
+/// It panics as it is called.
+struct Broken {
+    gate: Gate,
+    standing: watch::Sender<Standing>,
+}
+
+impl Sink for Broken {
+    async fn put_records(
+        &self,
+        _: &Arc<Integration>,
+        _: Vec<Record>,
+    ) -> Result<Vec<RecordOutcome>, Fault> {
+        panic!("a defect");
+    }
+
+    async fn test(&self, _: &Arc<Integration>, _: Record) -> TestReport {
+        panic!("a defect");
+    }
+
+    async fn rehearse(&self, _: &Arc<Integration>, _: Record) -> RehearsalReport {
+        panic!("a defect");
+    }
+
+    fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
+    }
+
+    async fn watch_standing(&self) {
+        std::future::pending().await
+    }
+
+    fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    fn forget(&self, _: Uuid) {}
+}
+
+/// Its integration would stand still, and nobody would see it.
+#[tokio::test]
+async fn a_turn_that_panics_ends_the_worker() {
+    let dir = TempDir::new().unwrap();
+    let key = MasterKey::from_bytes(&[7; 32]);
+    let store = Store::open(options_of_store(dir.path(), Duration::from_millis(1)), key).await;
+    let store = store.unwrap();
+    configure(&store, 0, 0).await;
+    let broken = Broken {
+        gate: Gate::default(),
+        standing: watch::Sender::new(Standing::Good),
+    };
+    let worker = Worker::new(store.clone(), broken, options_of_worker());
+    let mut run = pin!(worker.run(CancellationToken::new(), CancellationToken::new()));
+    let mut segments = Segments::default();
+    push(&mut segments, store.key_of(&organization(0)).unwrap(), 1);
+    let accepted = async {
+        let durable = store.append(segments, None).await.unwrap();
+        durable.await.unwrap()
+    };
+    tokio::select! {
+        biased;
+        () = &mut run => panic!("it ended before there was work"),
+        accepted = accepted => assert_eq!(accepted, 1),
+    }
+    run.await;
+    assert_eq!(store.find(&organization(0)).unwrap().progress.pending(), 1);
+    store.close().await;
+}
