@@ -1,7 +1,13 @@
 //! Statuses, as settlements change them.
 
+use std::{future::poll_fn, pin::pin, task::Poll};
+
 use super::{
-    super::draft::{Draft, NextRetry, Observed},
+    super::{
+        command::Unsettled,
+        draft::{Draft, NextRetry, Observed},
+        settlements::Settlements,
+    },
     *,
 };
 
@@ -59,7 +65,7 @@ async fn what_nobody_is_told_moves_no_time() {
     store.close().await;
 }
 
-/// While nothing else is due for long.
+/// A writer that would look again soon is woken for a status that changes, and for no other.
 #[tokio::test]
 async fn only_a_status_that_changes_is_told_at_once() {
     let folder = tempfile::tempdir().unwrap();
@@ -69,30 +75,34 @@ async fn only_a_status_that_changes_is_told_at_once() {
     let store = Store::open(options, key).await.unwrap();
     store.configure(configuration("acme")).await.unwrap();
     let key = store.key_of("acme").unwrap();
-    let attempt = async |observation, done| {
-        let settle = Settle {
-            key,
-            settlement: Settlement::default(),
-            observed: Some(observed(observation)),
-            tells: Tells::Waiting(done),
-        };
-        store.settle(settle).await;
+    let settle = |observation, tells| Settle {
+        key,
+        settlement: Settlement::default(),
+        observed: Some(observed(observation)),
+        tells,
     };
+    let (queue, mut fetch) = Settlements::new(
+        Arc::clone(&store.catalog),
+        Arc::clone(&store.tail),
+        Arc::default(),
+        Duration::from_secs(60),
+    );
+    fetch.fetch(&mut Unsettled::default(), true);
+    let wakes = async |observation| {
+        let permit = queue.reserve().await.unwrap();
+        permit.settle(settle(observation, Tells::Nobody));
+        let mut called = pin!(fetch.called());
+        poll_fn(|cx| Poll::Ready(called.as_mut().poll(cx).is_ready())).await
+    };
+    assert!(wakes(Observation::Accepted).await);
+    // It is due in ten minutes, but for what it tells.
     let (done, told) = oneshot::channel();
-    attempt(Observation::Accepted, done).await;
+    let accepted = settle(Observation::Accepted, Tells::Waiting(done));
+    store.settle(accepted).await;
     told.await.unwrap();
-    assert_eq!(store.get(key).unwrap().status.status, Status::Active);
-
-    // What tells nothing new waits until there is news.
-    let (done, mut same) = oneshot::channel();
-    attempt(Observation::Accepted, done).await;
-    assert!(append(&store, "acme", 1).await);
-    assert!(same.try_recv().is_err());
-    let (done, told) = oneshot::channel();
-    attempt(denied(), done).await;
-    told.await.unwrap();
-    same.await.unwrap();
     let status = &store.get(key).unwrap().status;
-    assert_eq!(status.status, Status::Unauthorized);
+    assert_eq!(status.status, Status::Active);
+    assert!(!wakes(Observation::Accepted).await);
+    assert!(wakes(denied()).await);
     store.close().await;
 }
