@@ -144,7 +144,18 @@ impl<S: Sink> Shared<S> {
     }
 
     fn begin(self: &Arc<Self>, begun: Begun) {
-        self.turns.spawn(turn::boxed(Arc::clone(self), begun));
+        self.spawn(turn::boxed(Arc::clone(self), begun));
+    }
+}
+
+impl<S: Send + Sync + 'static> Shared<S> {
+    /// Spawns what the worker waits for as it ends.
+    fn spawn(self: &Arc<Self>, work: impl Future<Output = ()> + Send + 'static) {
+        let shared = Arc::clone(self);
+        self.turns.spawn(async move {
+            let _watched = TellOfPanic(&shared.defect);
+            work.await;
+        });
     }
 }
 

@@ -16,7 +16,7 @@ use super::{
     tail::Tail,
 };
 
-/// Makes one: anything but an append or a settlement. Errors here are the database's; a refusal is an answer.
+/// Makes one: anything but an append or the end. Errors here are the database's; a refusal is an answer.
 pub(super) async fn make(
     tx: &DatabaseTransaction,
     draft: &mut Draft<'_>,

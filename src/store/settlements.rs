@@ -14,9 +14,11 @@ use tokio::sync::{Notify, mpsc};
 use super::{
     catalog::{Catalog, Slot},
     command::{Settle, Unsettled},
+    draft::Observed,
     precedence::Precedence,
     tail::Tail,
 };
+use crate::domain::integration::IntegrationKey;
 
 /// Settlements that wait to be fetched at the most; the writer is woken where half as many do.
 const MOST: usize = 1024;
@@ -88,12 +90,10 @@ impl Settlements {
 }
 
 impl Shared {
-    /// Whether it changes a status, so that it is told at once.
-    fn is_news(&self, settle: &Settle) -> bool {
-        settle.observed.as_ref().is_some_and(|observed| {
-            let changes = |slot: &Slot| slot.would_change(self.failing_after, observed);
-            self.catalog.look(settle.key, changes) == Some(true)
-        })
+    /// Whether what an attempt showed changes a status, so that it is told at once.
+    fn is_news(&self, key: IntegrationKey, observed: &Observed) -> bool {
+        let changes = |slot: &Slot| slot.would_change(self.failing_after, observed);
+        self.catalog.look(key, changes) == Some(true)
     }
 }
 
@@ -108,23 +108,24 @@ impl SettlePermit {
     /// As [`Store::settle`](super::Store::settle).
     pub fn settle(self, settle: Settle) {
         let Self { room, shared } = self;
-        let Settle {
-            key, settlement, ..
-        } = &settle;
+        let (key, settlement) = (settle.key, &settle.settlement);
         shared.precedence.delivered(settlement.accepted_bytes);
         for (chunk_id, settled, _) in &settlement.partial {
-            shared.tail.settle(*key, *chunk_id, settled);
+            shared.tail.settle(key, *chunk_id, settled);
         }
         for chunk_id in &settlement.finished {
-            shared.tail.finish(*key, *chunk_id);
+            shared.tail.finish(key, *chunk_id);
         }
-        // A status that changes meanwhile: the writer fetches after it has changed one.
-        let is_news = shared.is_news(&settle);
+        let observed = settle.observed.clone();
         let queue = room.send(settle);
-        // Either the writer finds it as it looks, or it is seen here that the writer rests.
+        // Either the writer finds it as it looks, or it is seen here that the writer rests, and
+        // which statuses it had written before.
         fence(Ordering::SeqCst);
         let bell = &shared.bell;
-        if is_news || queue.capacity() <= MOST / 2 || !bell.looks_soon.load(Ordering::Relaxed) {
+        if !bell.looks_soon.load(Ordering::Relaxed)
+            || queue.capacity() <= MOST / 2
+            || observed.is_some_and(|observed| shared.is_news(key, &observed))
+        {
             bell.wake.notify_one();
         }
     }

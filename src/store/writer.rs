@@ -40,7 +40,7 @@ use super::{
 };
 use crate::domain::integration::IntegrationKey;
 
-/// Unsettled attempts beyond which no further command is taken until they are written.
+/// Unsettled attempts beyond which they are written before anything else is taken.
 const MOST_UNSETTLED: usize = 4096;
 /// Commits that were shared one after the other, after which it is worth waiting for who
 /// shares the next: one or two are so by chance.
@@ -157,7 +157,8 @@ impl Writer {
         }
     }
 
-    /// Waits for a command or the time to settle; then for what comes with it.
+    /// Waits for a command, for a settlement that cannot wait or for the time to settle; then
+    /// for what comes with it.
     async fn fill(&mut self, batch: &mut Batch, unsettled: &mut Unsettled, due: Option<Instant>) {
         let look = self.space.next_look();
         let wake = due.map_or(look, |due| due.min(look));
@@ -166,23 +167,22 @@ impl Writer {
             return;
         }
         self.fetch(unsettled, due.is_some());
-        if unsettled.is_news || (due.is_none() && !unsettled.is_empty()) {
-            return;
-        }
-        tokio::select! {
-            biased;
-            first = self.commands.recv() => batch.add(first),
-            () = self.settlements.called() => {}
-            () = sleep_until(wake) => {}
-        }
-        if !batch.commands.is_empty() {
-            self.take_what_waits(batch);
-            let lingers = self.shared >= COMPANY && !self.commit_linger.is_zero();
-            if lingers && batch.has_room() {
-                // Who comes meanwhile wakes nobody.
-                sleep(self.commit_linger).await;
-                self.take_what_waits(batch);
+        let has_work = unsettled.is_news || (due.is_none() && !unsettled.is_empty());
+        if !has_work {
+            tokio::select! {
+                biased;
+                first = self.commands.recv() => batch.add(first),
+                () = self.settlements.called() => {}
+                () = sleep_until(wake) => {}
             }
+        }
+        // However often a status changes, commands are taken along.
+        self.take_what_waits(batch);
+        let lingers = self.shared >= COMPANY && !self.commit_linger.is_zero();
+        if lingers && !batch.commands.is_empty() && batch.has_room() && !unsettled.is_news {
+            // Who comes meanwhile wakes nobody.
+            sleep(self.commit_linger).await;
+            self.take_what_waits(batch);
         }
         // What was attempted before a change is handed in before it.
         self.fetch(unsettled, true);
@@ -201,6 +201,7 @@ impl Writer {
     /// Whether what is not settled is to be written with this batch.
     fn settles(&self, batch: &Batch, unsettled: &mut Unsettled, due: Option<Instant>) -> bool {
         let now = Instant::now();
+        let is_news = std::mem::take(&mut unsettled.is_news);
         // What is little rides along with appends rather than wait for a sync of its own.
         let rides =
             !batch.commands.is_empty() && !unsettled.is_empty() && unsettled.by_key.len() <= FEW;
@@ -214,7 +215,7 @@ impl Writer {
             || unsettled.count >= MOST_UNSETTLED
             // What was attempted before a change was attempted under what was before it.
             || batch.commands.iter().any(Command::is_change)
-            || std::mem::take(&mut unsettled.is_news)
+            || is_news
     }
 
     /// Fetches what attempts achieved, and looks whether that changes a status, so that it is

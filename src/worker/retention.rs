@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Shared, TellOfPanic, give_up,
+    Shared, give_up,
     lane::{Lanes, NextLook},
 };
 use crate::{
@@ -54,12 +54,8 @@ pub(super) fn start<S: Send + Sync + 'static>(
     key: IntegrationKey,
     stop: &CancellationToken,
 ) {
-    let (shared, stop) = (Arc::clone(shared), stop.clone());
-    let turns = shared.turns.clone();
-    turns.spawn(async move {
-        let _watched = TellOfPanic(&shared.defect);
-        look(&shared, key, &stop).await;
-    });
+    let (looking, stop) = (Arc::clone(shared), stop.clone());
+    shared.spawn(async move { look(&looking, key, &stop).await });
 }
 
 async fn look<S>(shared: &Shared<S>, key: IntegrationKey, stop: &CancellationToken) {

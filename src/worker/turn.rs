@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{
-    Shared, TellOfPanic, give_up,
+    Shared, give_up,
     lane::{Begun, Lanes},
     load::is_crowded,
     outcome::{Answer, take_in},
@@ -49,7 +49,6 @@ pub(super) fn boxed<S: Sink>(
 
 /// Takes a turn, settles it, and queues the integration again where it has more.
 async fn take<S: Sink>(shared: Arc<Shared<S>>, begun: Begun) {
-    let _watched = TellOfPanic(&shared.defect);
     let Begun {
         key,
         mut turn,

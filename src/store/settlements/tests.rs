@@ -1,10 +1,12 @@
 use std::{future::poll_fn, pin::pin, task::Poll, thread};
 
+use tokio::time::timeout;
+
 use super::*;
-use crate::{
-    domain::{delivery::Settlement, integration::IntegrationKey},
-    store::Tells,
-};
+use crate::{domain::delivery::Settlement, store::Tells};
+
+/// A test that waits for so long has failed.
+const FOREVER: Duration = Duration::from_secs(180);
 
 fn queue() -> (Settlements, Fetch) {
     Settlements::new(
@@ -74,10 +76,13 @@ async fn none_is_forgotten() {
     });
     let mut unsettled = Unsettled::default();
     while unsettled.count < ALL {
+        // It writes for a while, and rests where nothing is left to write.
+        fetch.fetch(&mut unsettled, true);
         let before = unsettled.count;
         fetch.fetch(&mut unsettled, false);
-        if unsettled.count == before {
-            fetch.called().await;
+        if unsettled.count == before && unsettled.count < ALL {
+            let called = timeout(FOREVER, fetch.called());
+            called.await.expect("some wait, and nobody told");
         }
     }
     drop(fetch);

@@ -2,6 +2,8 @@
 
 use std::{future::poll_fn, pin::pin, task::Poll};
 
+use tokio::time::timeout;
+
 use super::{
     super::{
         command::Unsettled,
@@ -104,5 +106,49 @@ async fn only_a_status_that_changes_is_told_at_once() {
     assert_eq!(status.status, Status::Active);
     assert!(!wakes(Observation::Accepted).await);
     assert!(wakes(denied()).await);
+    store.close().await;
+}
+
+/// Those who publish are not kept waiting by others whose statuses go to and fro.
+#[tokio::test]
+async fn what_changes_statuses_takes_publishes_along() {
+    const MANY: usize = 100;
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), 0).await;
+    let mut keys = Vec::new();
+    for which in 0..MANY {
+        let organization = format!("org-{which}");
+        store.configure(configuration(&organization)).await.unwrap();
+        keys.push(store.key_of(&organization).unwrap());
+    }
+    // Whenever the writer looks, one of them or another has changed.
+    let news = async {
+        for count in 0_usize.. {
+            let mixed = (count as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let observation = match (mixed ^ (mixed >> 29)).count_ones() % 2 {
+                0 => Observation::Accepted,
+                _ => denied(),
+            };
+            let settle = Settle {
+                key: keys[count % MANY],
+                settlement: Settlement::default(),
+                observed: Some(observed(observation)),
+                tells: Tells::Nobody,
+            };
+            store.settle(settle).await;
+            tokio::task::yield_now().await;
+        }
+    };
+    let published = async {
+        for _ in 0..20 {
+            assert!(append(&store, "org-0", 1).await);
+        }
+    };
+    tokio::select! {
+        () = news => unreachable!("there is news without end"),
+        published = timeout(Duration::from_secs(180), published) => {
+            published.expect("news kept publishes from the log");
+        }
+    }
     store.close().await;
 }

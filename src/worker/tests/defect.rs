@@ -1,6 +1,6 @@
 //! What becomes of the worker where its own code fails.
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 use super::*;
 use crate::{
@@ -71,7 +71,8 @@ async fn a_turn_that_panics_ends_the_worker() {
         () = &mut run => panic!("it ended before there was work"),
         accepted = accepted => assert_eq!(accepted, 1),
     }
-    run.await;
+    let ended = timeout(3 * MINUTE, run).await;
+    ended.expect("the worker goes on");
     assert_eq!(store.find(&organization(0)).unwrap().progress.pending(), 1);
     store.close().await;
 }
