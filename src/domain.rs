@@ -3,6 +3,7 @@
 pub mod arn;
 pub mod backoff;
 pub mod bitmap;
+pub mod character;
 pub mod delivery;
 pub mod event;
 pub mod external_id;

@@ -13,6 +13,8 @@ use std::{fmt, ops::Range, sync::Arc};
 pub use error::ArnError;
 pub use partition::Partition;
 
+use super::character::BadCharacter;
+
 /// The longest ARN that IAM and Kinesis take, in bytes.
 const MAX_LENGTH: usize = 2_048;
 const MAX_STREAM_NAME_LENGTH: usize = 128;
@@ -188,8 +190,8 @@ impl<'a> Parts<'a> {
         if text.len() > MAX_LENGTH {
             return Err(ArnError::TooLong);
         }
-        if text.contains(|c: char| c.is_whitespace() || c.is_control()) {
-            return Err(ArnError::Space);
+        if let Some(bad) = BadCharacter::find_unprintable(text) {
+            return Err(ArnError::Character(bad));
         }
         let mut parts = text.splitn(6, ':');
         let mut next = || parts.next().ok_or(ArnError::NotAnArn(kind));

@@ -7,6 +7,8 @@ use std::fmt;
 
 use secrecy::{ExposeSecret, SecretString};
 
+use super::character::BadCharacter;
+
 /// An external ID as [STS AssumeRole] takes it: 2 to 1,224 characters of
 /// `[A-Za-z0-9_+=,.@:/-]`. Zeroed when dropped.
 ///
@@ -14,25 +16,24 @@ use secrecy::{ExposeSecret, SecretString};
 #[derive(Clone)]
 pub struct ExternalId(SecretString);
 
-/// Why a text is not an external ID. It does not repeat the text.
+/// Why a text is not an external ID. It does not repeat the text, save the code point of
+/// a character that no external ID has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExternalIdError {
     /// Shorter than 2 or longer than 1,224 characters.
     #[error("must have 2 to 1,224 characters")]
     Length,
     /// A character that STS refuses.
-    #[error("may hold only letters, digits and _+=,.@:/-; remove white space around it")]
-    Character,
+    #[error("{0}; use letters, digits and _+=,.@:/-")]
+    Character(BadCharacter),
 }
 
 impl ExternalId {
     /// Checks and wraps a text; the text is moved, not copied.
     pub fn parse(text: String) -> Result<Self, ExternalIdError> {
-        if !text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"_+=,.@:/-".contains(&b))
-        {
-            return Err(ExternalIdError::Character);
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "_+=,.@:/-".contains(c);
+        if let Some(bad) = BadCharacter::find(&text, allowed) {
+            return Err(ExternalIdError::Character(bad));
         }
         if !(2..=1224).contains(&text.len()) {
             return Err(ExternalIdError::Length);
@@ -71,8 +72,18 @@ mod tests {
         let refused = |text: &str| ExternalId::parse(text.into()).err();
         assert_eq!(refused("a"), Some(ExternalIdError::Length));
         assert_eq!(refused(&"x".repeat(1225)), Some(ExternalIdError::Length));
-        assert_eq!(refused(" ab"), Some(ExternalIdError::Character));
-        assert_eq!(refused("äöü"), Some(ExternalIdError::Character));
+        for (text, position, character) in [
+            (" ab", 1, ' '),
+            ("ab\n", 3, '\n'),
+            ("aö!", 2, 'ö'),
+            ("ab\u{feff}c", 3, '\u{feff}'),
+        ] {
+            let bad = BadCharacter {
+                position,
+                character,
+            };
+            assert_eq!(refused(text), Some(ExternalIdError::Character(bad)));
+        }
     }
 
     #[test]

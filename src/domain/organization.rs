@@ -2,6 +2,8 @@
 
 use std::{borrow::Borrow, fmt, sync::Arc};
 
+use super::character::BadCharacter;
+
 /// The longest organization id, in bytes.
 pub const MAX_LENGTH: usize = 64;
 
@@ -21,8 +23,8 @@ pub enum OrganizationIdError {
     #[error("is too long: at most 64 characters are allowed")]
     TooLong,
     /// A character outside `[A-Za-z0-9_-]`.
-    #[error("has a character that is not a letter, a digit, an underscore or a hyphen")]
-    Character,
+    #[error("{0}; use letters, digits, _ and -")]
+    Character(BadCharacter),
 }
 
 impl OrganizationId {
@@ -51,14 +53,17 @@ pub fn check(id: &str) -> Result<(), OrganizationIdError> {
     if id.is_empty() {
         return Err(OrganizationIdError::Empty);
     }
-    if id.len() > MAX_LENGTH {
-        return Err(OrganizationIdError::TooLong);
-    }
+    // Every allowed character is one byte.
     let known = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
-    if !id.bytes().all(known) {
-        return Err(OrganizationIdError::Character);
+    if id.len() <= MAX_LENGTH && id.bytes().all(known) {
+        return Ok(());
     }
-    Ok(())
+    let allowed = |c: char| c.is_ascii() && known(c as u8);
+    match BadCharacter::find(id, allowed) {
+        // An invisible character may be what makes it too long.
+        Some(bad) => Err(OrganizationIdError::Character(bad)),
+        None => Err(OrganizationIdError::TooLong),
+    }
 }
 
 impl Borrow<str> for OrganizationId {
@@ -97,8 +102,20 @@ mod tests {
         let refused = |id: &str| OrganizationId::new(id).unwrap_err();
         assert_eq!(refused(""), OrganizationIdError::Empty);
         assert_eq!(refused(&"z".repeat(65)), OrganizationIdError::TooLong);
-        for bad in ["a b", "a/b", "*", "é", "a\n", "a.b"] {
-            assert_eq!(refused(bad), OrganizationIdError::Character, "{bad:?}");
+        let long = format!("{}\u{200b}", "z".repeat(63));
+        for (bad, position, character) in [
+            ("a b", 2, ' '),
+            ("a/b", 2, '/'),
+            ("*", 1, '*'),
+            ("aé", 2, 'é'),
+            ("a\n", 2, '\n'),
+            (&long, 64, '\u{200b}'),
+        ] {
+            let character = BadCharacter {
+                position,
+                character,
+            };
+            assert_eq!(refused(bad), OrganizationIdError::Character(character));
         }
     }
 

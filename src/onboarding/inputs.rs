@@ -1,7 +1,10 @@
 //! From what was given to an [`Onboarding`], or to everything that is wrong with it.
 
 use super::{Capacity, KeyArn, Onboarding, Principal};
-use crate::domain::arn::{ArnError, Partition, RoleArn, StreamArn};
+use crate::domain::{
+    arn::{ArnError, Partition, RoleArn, StreamArn},
+    character::BadCharacter,
+};
 
 /// The most shards a stream is made with here. Accounts start with a quota of a few
 /// hundred to 20,000 by region.
@@ -231,20 +234,30 @@ pub(super) fn is_account(text: &str) -> bool {
     text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
+/// Refuses what looks like white space or like nothing, by its position in the text.
+pub(super) fn check_printable(text: &str) -> Result<(), ArnError> {
+    match BadCharacter::find_unprintable(text) {
+        Some(bad) => Err(ArnError::Character(bad)),
+        None => Ok(()),
+    }
+}
+
 fn checked_stream_name(name: &str) -> Result<&str, ArnError> {
+    check_printable(name)?;
     match StreamArn::parse(&format!(
         "arn:aws:kinesis:us-east-1:000000000000:stream/{name}"
     )) {
         Ok(_) => Ok(name),
-        Err(error @ (ArnError::Space | ArnError::Wildcard)) => Err(error),
+        Err(ArnError::Wildcard) => Err(ArnError::Wildcard),
         Err(_) => Err(ArnError::StreamName),
     }
 }
 
 fn checked_role_name(name: &str) -> Result<&str, ArnError> {
+    check_printable(name)?;
     match RoleArn::parse(&format!("arn:aws:iam::000000000000:role/{name}")) {
         Ok(role) if role.name() == name => Ok(name),
-        Err(error @ (ArnError::Space | ArnError::Wildcard)) => Err(error),
+        Err(ArnError::Wildcard) => Err(ArnError::Wildcard),
         _ => Err(ArnError::RoleName),
     }
 }

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::inputs::is_account;
-use crate::domain::arn::{Partition, StreamArn};
+use super::inputs::{check_printable, is_account};
+use crate::domain::arn::{ArnError, Partition, StreamArn};
 
 /// The ARN of a key: `arn:PARTITION:kms:REGION:ACCOUNT:key/ID`. An alias will not do: in a
 /// policy's `Resource` it means the alias and not the key. See "Key ARN" in the KMS
@@ -21,6 +21,9 @@ pub enum KeyArnError {
     /// Not the ARN of a key.
     #[error("is not the ARN of a KMS key; give one of the form arn:aws:kms:REGION:ACCOUNT:key/ID")]
     Form,
+    /// A character that no ARN has.
+    #[error(transparent)]
+    Arn(#[from] ArnError),
     /// An alias, or its ARN.
     #[error(
         "is an alias, which a policy cannot grant the use of; give the key's ARN: arn:aws:kms:REGION:ACCOUNT:key/ID"
@@ -41,6 +44,7 @@ impl KeyArn {
     ///
     /// The first thing that is wrong with it.
     pub fn parse(text: &str) -> Result<Self, KeyArnError> {
+        check_printable(text)?;
         if text.starts_with("alias/") {
             return Err(KeyArnError::Alias);
         }
@@ -122,6 +126,8 @@ mod tests {
         ] {
             assert_eq!(refused(text), KeyArnError::Form, "{text}");
         }
+        let told = refused("arn:aws:kms:eu-west-1:222222222222:key/a\u{200b}").to_string();
+        assert!(told.contains("character 41 is U+200B"), "{told}");
     }
 
     #[test]

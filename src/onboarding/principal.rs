@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::inputs::is_account;
+use super::inputs::{check_printable, is_account};
 use crate::domain::arn::{ArnError, Partition, RoleArn};
 
 /// A principal of a trust policy, of the kind `AWS`: an account by its 12 digits, or the
@@ -61,6 +61,7 @@ impl Principal {
         if text.contains(['*', '?']) {
             return Err(PrincipalError::Wildcard);
         }
+        check_printable(text)?;
         let partition = match is_account(text) {
             true => None,
             false => Some(partition_of_arn(text)?),
@@ -114,9 +115,7 @@ fn partition_of_arn(text: &str) -> Result<Partition, PrincipalError> {
     let role = format!("{prefix}:{partition}:{service}:{region}:{account}:role/{resource}");
     match RoleArn::parse(&role) {
         Ok(role) => Ok(role.partition()),
-        Err(error @ (ArnError::Space | ArnError::Partition | ArnError::TooLong)) => {
-            Err(error.into())
-        }
+        Err(error @ (ArnError::Partition | ArnError::TooLong)) => Err(error.into()),
         Err(error @ (ArnError::RolePath | ArnError::RoleName)) if is_named => Err(error.into()),
         Err(_) => Err(PrincipalError::Form),
     }
@@ -125,6 +124,7 @@ fn partition_of_arn(text: &str) -> Result<Partition, PrincipalError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::character::BadCharacter;
 
     #[test]
     fn takes_accounts_roles_and_users() {
@@ -165,10 +165,17 @@ mod tests {
         ] {
             assert_eq!(refused(text), PrincipalError::Form, "{text}");
         }
-        assert_eq!(
-            refused("arn:aws:iam::111111111111:role/a b"),
-            ArnError::Space.into()
-        );
+        for (text, position, character) in [
+            ("arn:aws:iam::111111111111:role/a b", 33, ' '),
+            ("\u{200b}arn:aws:iam::111111111111:root", 1, '\u{200b}'),
+            ("111111\u{2060}111111", 7, '\u{2060}'),
+        ] {
+            let bad = BadCharacter {
+                position,
+                character,
+            };
+            assert_eq!(refused(text), ArnError::Character(bad).into());
+        }
         assert_eq!(
             refused("arn:aws-mars:iam::111111111111:role/x"),
             ArnError::Partition.into()

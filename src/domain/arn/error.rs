@@ -1,6 +1,7 @@
 //! What is wrong with an ARN.
 
 use super::{Kind, Partition};
+use crate::domain::character::BadCharacter;
 
 /// Why a text is not the ARN that is needed, and what to do.
 ///
@@ -13,9 +14,9 @@ pub enum ArnError {
     /// More than 2,048 bytes.
     #[error("is too long for an ARN; give the ARN alone")]
     TooLong,
-    /// White space or a control character.
-    #[error("has a space, a line break or a control character in or around it; remove it")]
-    Space,
+    /// A character that is not printable ASCII, such as white space or an invisible one.
+    #[error("{0}; an ARN has only printable ASCII characters")]
+    Character(BadCharacter),
     /// Not six parts that start with `arn`.
     #[error("is not an ARN; give one of the form {}", form(*.0))]
     NotAnArn(Kind),

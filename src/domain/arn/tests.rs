@@ -90,6 +90,13 @@ fn regions_belong_to_their_partition() {
     }
 }
 
+fn bad_character(position: usize, character: char) -> ArnError {
+    ArnError::Character(BadCharacter {
+        position,
+        character,
+    })
+}
+
 #[test]
 fn what_is_not_a_stream_is_refused() {
     for (text, error) in [
@@ -105,11 +112,23 @@ fn what_is_not_a_stream_is_refused() {
         ),
         (
             " arn:aws:kinesis:us-east-1:123456789012:stream/s",
-            ArnError::Space,
+            bad_character(1, ' '),
         ),
         (
             "arn:aws:kinesis:us-east-1:123456789012:stream/s\n",
-            ArnError::Space,
+            bad_character(48, '\n'),
+        ),
+        (
+            "\u{feff}arn:aws:kinesis:us-east-1:123456789012:stream/s",
+            bad_character(1, '\u{feff}'),
+        ),
+        (
+            "arn:aws:kinesis:us-east-1:12345\u{200b}6789012:stream/s",
+            bad_character(32, '\u{200b}'),
+        ),
+        (
+            "\u{430}rn:aws:kinesis:us-east-1:123456789012:stream/s",
+            bad_character(1, '\u{430}'),
         ),
         (
             "arn:aws:kinesis:us-east-1:123456789012:stream/*",
@@ -148,7 +167,7 @@ fn what_is_not_a_stream_is_refused() {
         ),
         (
             "arn:aws:kinesis:us-east-1:123456789012:stream/sé",
-            ArnError::StreamName,
+            bad_character(48, 'é'),
         ),
         (
             "arn:aws:kinesis:us-east-1:123456789012:stream/s/consumer/c:1",
@@ -195,7 +214,7 @@ fn what_is_not_a_role_is_refused() {
         ("arn:aws:iam::123456789012:role//siem", ArnError::RolePath),
         (
             "arn:aws:iam::123456789012:role/pfad-ü/siem",
-            ArnError::RolePath,
+            bad_character(37, 'ü'),
         ),
         ("arn:aws:iam::123456789012:role/si:em", ArnError::RoleName),
         ("arn:aws:iam::123456789012:role/*", ArnError::Wildcard),

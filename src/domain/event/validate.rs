@@ -167,7 +167,7 @@ fn check_organization(id: &str) -> Result<(), Rejection> {
             "organization_id",
             error.to_string(),
         ),
-        Error::TooLong | Error::Character => {
+        Error::TooLong | Error::Character(_) => {
             Rejection::invalid("organization_id", error.to_string())
         }
     })
