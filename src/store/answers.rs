@@ -22,7 +22,8 @@ pub(super) struct AppendAnswer {
 #[derive(Default)]
 pub(super) struct Answers {
     pub(super) appends: Vec<AppendAnswer>,
-    pub(super) configures: Vec<(Reply<Snapshot, ConfigureError>, IntegrationKey)>,
+    /// Each with what it stored, which a later command of the transaction may have changed.
+    pub(super) configures: Vec<(Reply<Snapshot, ConfigureError>, Snapshot)>,
     pub(super) deletes: Vec<(Reply<Option<Deleted>>, Option<Deleted>)>,
     pub(super) issues: Vec<Reply<()>>,
     pub(super) given_up: Vec<(Reply<GivenUp>, IntegrationKey, GivenUp)>,
@@ -49,9 +50,13 @@ impl Answers {
         for append in self.appends {
             let _gone = append.reply.send(Ok(append.accepted));
         }
-        for (reply, key) in self.configures {
-            let snapshot = catalog.slot(key).map(|slot| slot.snapshot);
-            let _gone = reply.send(snapshot.ok_or(ConfigureError::EtagMismatch));
+        for (reply, stored) in self.configures {
+            // The newest counts, but another version is none of this caller's.
+            let version = |of: &Snapshot| of.integration.version;
+            let current = catalog.slot(stored.integration.key);
+            let current = current.map(|slot| slot.snapshot);
+            let current = current.filter(|current| version(current) == version(&stored));
+            let _gone = reply.send(Ok(current.unwrap_or(stored)));
         }
         for (reply, deleted) in self.deletes {
             let _gone = reply.send(Ok(deleted));

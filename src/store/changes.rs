@@ -28,7 +28,7 @@ pub(super) async fn make(
     match command {
         Command::Configure { configure, reply } => {
             match integrations::configure(tx, draft, sealer, *configure, now).await {
-                Ok(key) => answers.configures.push((reply, key)),
+                Ok(stored) => answers.configures.push((reply, stored)),
                 Err(ConfigureError::Store(StoreError::Database(error))) => {
                     let told = StoreError::Database(error.clone());
                     let _gone = reply.send(Err(told.into()));

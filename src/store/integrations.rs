@@ -25,14 +25,14 @@ use crate::domain::{
 /// Partitions over which integrations are spread when several instances share a database.
 const PARTITIONS: u128 = 256;
 
-/// Creates or replaces an integration.
+/// Creates or replaces an integration. Returns what was stored.
 pub(super) async fn configure(
     tx: &DatabaseTransaction,
     draft: &mut Draft<'_>,
     sealer: &Sealer,
     configure: Configure,
     now: Timestamp,
-) -> Result<IntegrationKey, ConfigureError> {
+) -> Result<Snapshot, ConfigureError> {
     let existing = draft.find(&configure.organization_id).cloned();
     let snapshot = existing.as_ref().map(|slot| &slot.snapshot);
     let plan = plan(snapshot, configure, sealer, now)?;
@@ -50,7 +50,7 @@ async fn create(
     draft: &mut Draft<'_>,
     plan: Plan,
     fingerprint: Vec<u8>,
-) -> Result<IntegrationKey, DbErr> {
+) -> Result<Snapshot, DbErr> {
     let mut integration = plan.integration;
     let now = integration.created_at;
     let mut slot = Slot {
@@ -66,8 +66,9 @@ async fn create(
     audit(tx, &integration, now, &plan.caller, "create", json!({})).await?;
     let key = integration.key;
     slot.snapshot.integration = Arc::new(integration);
+    let stored = slot.snapshot.clone();
     draft.insert(key, slot);
-    Ok(key)
+    Ok(stored)
 }
 
 async fn insert(
@@ -115,7 +116,7 @@ async fn replace(
     mut slot: Slot,
     plan: Plan,
     fingerprint: Vec<u8>,
-) -> Result<IntegrationKey, DbErr> {
+) -> Result<Snapshot, DbErr> {
     let integration = plan.integration;
     let (key, now) = (integration.key, integration.updated_at);
     let changed = plan.changed.unwrap_or_default();
@@ -149,8 +150,9 @@ async fn replace(
     let detail = json!({ "changed": changed });
     audit(tx, &integration, now, &plan.caller, "replace", detail).await?;
     slot.snapshot.integration = Arc::new(integration);
+    let stored = slot.snapshot.clone();
     draft.insert(key, slot);
-    Ok(key)
+    Ok(stored)
 }
 
 /// Deletes an integration and discards what is pending. Its chunks go later, in slices.

@@ -112,6 +112,26 @@ async fn of_two_that_saw_the_same_only_one_wins() {
     assert_eq!(world.api.get("acme").await, won[0]);
 }
 
+/// A Configure and a Delete that arrive together may share a commit.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configure_that_is_deleted_at_once_is_answered() {
+    let world = World::start().await;
+    let pair = async |n: usize| {
+        let organization_id = format!("org-{n}");
+        let customer = Customer::new(&organization_id);
+        let configure = world.api.try_configure(customer.request());
+        let delete = world.api.delete(&organization_id, true);
+        let (configured, counts) = tokio::join!(configure, delete);
+        assert_eq!(configured.unwrap().organization_id, organization_id);
+        counts.unwrap().is_some()
+    };
+    let deleted = futures_util::future::join_all((0..200).map(pair)).await;
+    assert!(
+        deleted.contains(&true),
+        "no Delete came behind its Configure"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_organizations_do_not_share_an_external_id() {
     let world = World::start().await;

@@ -64,6 +64,53 @@ async fn what_is_written_together_is_kept_together() {
     store.close().await;
 }
 
+/// A Configure answers with what it stored, whatever follows in the same transaction.
+#[tokio::test]
+async fn a_configure_is_answered_whatever_is_written_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), 0).await;
+    let acme = || OrganizationId::new("acme").unwrap();
+    // The writer runs only once all of them are handed in.
+    let (configured, deleted) = tokio::join!(
+        biased;
+        store.configure(configuration("acme")),
+        store.delete(acme(), "test".into()),
+    );
+    let (configured, deleted) = (configured.unwrap(), deleted.unwrap().unwrap());
+    assert_eq!(
+        configured.integration.integration_id,
+        deleted.integration_id
+    );
+    assert!(store.find("acme").is_none());
+
+    let (first, deleted, second, third) = tokio::join!(
+        biased;
+        store.configure(configuration("acme")),
+        store.delete(acme(), "test".into()),
+        store.configure(configuration("acme")),
+        store.configure(configuration("acme")),
+    );
+    let [first, second, third] = [first, second, third].map(|one| {
+        let integration = one.unwrap().integration;
+        (integration.integration_id, integration.version)
+    });
+    assert_eq!(first, (deleted.unwrap().unwrap().integration_id, 1));
+    // Each is told its own etag, not that of who came behind it.
+    assert_eq!((second.1, third), (1, (second.0, 2)));
+    let found = store.find("acme").unwrap().integration;
+    assert_eq!((found.integration_id, found.version), third);
+    let appended = append(&store, "acme", 3);
+    let (appended, configured) =
+        tokio::join!(biased; appended, store.configure(configuration("acme")));
+    assert!(appended);
+    assert_eq!(
+        configured.unwrap().progress.accepted(),
+        3,
+        "as it is by then"
+    );
+    store.close().await;
+}
+
 /// What was made with other pages keeps them, and its write-ahead log becomes no longer.
 #[tokio::test]
 async fn a_database_keeps_its_pages() {
