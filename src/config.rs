@@ -128,7 +128,7 @@ settings! {
         "How long a publish waits for others to share its commit and its sync to disk, where the last few were shared.";
     settle_linger: Duration = "settle-linger-ms", "50", Millis(1..=50),
         "How long a delivered batch waits for others before they are recorded together.";
-    retention: Duration = "retention-seconds", "86400", Seconds(1..=31_536_000),
+    retention: Duration = "retention-seconds", "604800", Seconds(1..=31_536_000),
         "How long events of an integration wait for delivery; what is older expires, and a gap event in the stream says so.";
     retention_bytes: usize = "retention-bytes", "1073741824", Bytes(MIB..=1024 * GIB),
         "How many bytes of events may wait for one integration, before compression; beyond it the oldest expire, until 63/64 of it are left.";

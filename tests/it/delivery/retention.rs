@@ -7,6 +7,8 @@ use siem_relay::{proto::v1, sandbox::aws::Operation};
 use crate::harness::{Arrived, Customer, GapTold, Load, World, arrive, check_with_gaps, verified};
 
 const HOUR: Duration = Duration::from_secs(3600);
+/// How long events are kept unless told otherwise.
+const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A customer whose role is not there yet.
 async fn refused_customer(world: &World) -> (Customer, v1::Integration) {
@@ -44,7 +46,7 @@ fn told_times(arrived: &[Arrived]) -> Vec<(String, String)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_day_of_refusals_becomes_one_gap_and_what_came_later_arrives() {
+async fn a_week_of_refusals_becomes_one_gap_and_what_came_later_arrives() {
     let world = World::start().await;
     let (customer, integration) = refused_customer(&world).await;
     let mut load = Load::new("acme", 5, 31);
@@ -52,7 +54,7 @@ async fn a_day_of_refusals_becomes_one_gap_and_what_came_later_arrives() {
         world.api.publish(&load.events(10)).await;
     }
     world.api.until_status("acme", unauthorized).await;
-    let world = world.restart_after(23 * HOUR).await;
+    let world = world.restart_after(WEEK - HOUR).await;
     world.api.publish(&load.events(40)).await;
     let counts = world.api.get("acme").await.counts.unwrap();
     assert_eq!((counts.expired, counts.pending), (0, 340));
@@ -64,7 +66,7 @@ async fn a_day_of_refusals_becomes_one_gap_and_what_came_later_arrives() {
     let status = world.api.until_status("acme", unauthorized).await;
     assert_eq!(status.reason(), v1::StatusReason::AssumeRoleDenied);
     // The gap waits as long as it takes, and takes in what expires later.
-    let world = world.restart_after(30 * HOUR).await;
+    let world = world.restart_after(WEEK).await;
     let expired = |counts: &v1::EventCounts| counts.expired > 300;
     let counts = world.api.until_counts("acme", expired).await;
     assert_eq!((counts.expired, counts.pending), (340, 0));
@@ -98,7 +100,7 @@ async fn what_is_too_old_at_the_start_is_not_sent() {
     }
     world.api.until_status("acme", unauthorized).await;
     customer.make_role(&world.aws);
-    let world = world.restart_after(25 * HOUR).await;
+    let world = world.restart_after(WEEK + HOUR).await;
     let arrived = arrive(&world.aws, &customer.stream_arn, 300).await;
     let gaps = check_with_gaps(&arrived, &integration.integration_id, &load.made);
     assert_eq!(gaps, [gap(1, 300, 300, "RETENTION_AGE")]);
