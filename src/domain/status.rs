@@ -2,12 +2,16 @@
 //! answered.
 
 mod fault;
+mod table;
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-pub use self::fault::{Cause, Fault, Meaning, Stage};
+pub use self::{
+    fault::{Cause, Fault, Meaning, Stage},
+    table::status_table_markdown,
+};
 
 /// The badge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
