@@ -43,8 +43,10 @@ use crate::{
     watch::Watch,
 };
 
-/// A request beyond it is refused by the transport, before the API can say why.
+/// Bytes of one message of EventService.
 const MOST_MESSAGE_BYTES: usize = 8 << 20;
+/// Bytes of one message of any other service. 1,000 organizations take a quarter of it.
+const MOST_SMALL_MESSAGE_BYTES: usize = 256 << 10;
 /// How long an answer that is no stream may take.
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Requests of one connection that are being answered; the streams among them count
@@ -180,6 +182,7 @@ impl<D: Delivery> Api<D> {
         // A message is read only once there is room for it.
         let events =
             Intake::new(self.publish_bytes_in_flight, MOST_MESSAGE_BYTES).named_layer(events);
+        let small = Intake::of_small(MOST_SMALL_MESSAGE_BYTES);
         let integrations = SiemIntegrationServiceServer::new(Integrations {
             store: self.store,
             delivery: Arc::new(self.delivery),
@@ -221,10 +224,10 @@ impl<D: Delivery> Api<D> {
                     .make_span_with(trace::Spans::new(!exports_traces()))
                     .on_failure(trace::log_failure),
             )
-            .add_service(health_service)
-            .add_service(reflection().build_v1()?)
-            .add_service(reflection().build_v1alpha()?)
-            .add_service(integrations)
+            .add_service(small.named_layer(health_service))
+            .add_service(small.named_layer(reflection().build_v1()?))
+            .add_service(small.named_layer(reflection().build_v1alpha()?))
+            .add_service(small.named_layer(integrations))
             .add_service(events)
             .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
             .await?;

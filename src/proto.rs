@@ -17,6 +17,9 @@ pub mod v1 {
 pub const DESCRIPTOR_SET: &[u8] =
     include_bytes!(concat!(env!("OUT_DIR"), "/siem_v1_descriptor.bin"));
 
+/// Text that prost's errors begin with. tonic hands them on as INTERNAL with this text alone.
+pub(crate) const UNDECODABLE: &str = "failed to decode Protobuf message";
+
 impl fmt::Debug for v1::ConfigureRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConfigureRequest")

@@ -114,12 +114,28 @@ def run(address: str, organization: str, stream_arn: str, role_arn: str, externa
             check(reason(status) == "siem.v1/INVALID_FIELD", "its reason is INVALID_FIELD")
             check(violated(status) == {"kinesis_stream_arn", "role_arn", "external_id"}, "it names each field at once")
 
-        print("Configure")
+        print("StreamStatus, 1,000 malformed names")
+        names = [f"not a name {number} \u200b" for number in range(1000)]
+        try:
+            for _ in integrations.StreamStatus(
+                integration_pb2.StreamStatusRequest(organization_ids=names), timeout=TIMEOUT_SECONDS
+            ):
+                raise AssertionError("a StreamStatus of malformed names was accepted")
+            raise AssertionError("a StreamStatus of malformed names ended well")
+        except grpc.RpcError as error:
+            status = details(error)
+            check(status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0], "it is INVALID_ARGUMENT")
+            check(reason(status) == "siem.v1/INVALID_FIELD", "its reason is INVALID_FIELD")
+            check(violated(status) == {f"organization_ids[{n}]" for n in range(20)}, "it names the first 20")
+            check(status.message.endswith("and 995 more"), f"it counts the rest: {status.message[-40:]}")
+
+        print("Configure, compressed")
         configured = integrations.Configure(
             integration_pb2.ConfigureRequest(
                 organization_id=organization, kinesis_stream_arn=stream_arn, role_arn=role_arn, external_id=external_id
             ),
             timeout=TIMEOUT_SECONDS,
+            compression=grpc.Compression.Gzip,
         ).integration
         check(configured.organization_id == organization, "it answers with the integration")
         check(uuid.UUID(configured.integration_id).version == 7, "integration_id is a UUIDv7")
@@ -146,7 +162,11 @@ def run(address: str, organization: str, stream_arn: str, role_arn: str, externa
         stray.organization_id = f"{organization}-absent"
         bad = detection(organization, device, 4)
         bad.ids_detection.src_ip = "192.0.2.256"
-        published = events.Publish(event_pb2.PublishRequest(events=[*batch, stray, bad]), timeout=TIMEOUT_SECONDS)
+        published = events.Publish(
+            event_pb2.PublishRequest(events=[*batch, stray, bad]),
+            timeout=TIMEOUT_SECONDS,
+            compression=grpc.Compression.Gzip,
+        )
         check(published.accepted == 3, "3 events are accepted")
         check(published.unconfigured == 1, "1 is of an organization without integration")
         check([r.index for r in published.rejections] == [4], "1 is rejected")

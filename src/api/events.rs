@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    errors::{ApiError, Violation},
+    errors::ApiError,
     intake::{Room, Rooms},
     publishing::Publishing,
 };
@@ -123,7 +123,8 @@ async fn read(
             Ok(Some(request)) => request,
             Ok(None) => return,
             Err(status) => {
-                let _gone = acks.send(Ack::End(status)).await;
+                let refusal = ApiError::of_undecodable(&status).map(Status::from);
+                let _gone = acks.send(Ack::End(refusal.unwrap_or(status))).await;
                 return;
             }
         };
@@ -149,8 +150,8 @@ async fn let_end(mut requests: Streaming<PublishStreamRequest>, rooms: Rooms) {
 
 async fn begin(publishing: &Publishing, request: PublishStreamRequest, room: Option<Room>) -> Ack {
     let durable: Durable = if request.request_id.len() > MOST_REQUEST_ID {
-        let violation = Violation::new("request_id", "may have at most 128 bytes");
-        Box::pin(async { Err(ApiError::Invalid(vec![violation])) })
+        let error = ApiError::invalid("request_id", "may have at most 128 bytes");
+        Box::pin(async { Err(error) })
     } else {
         match publishing.begin(request.events, room).await {
             Ok(durable) => Box::pin(durable),

@@ -6,11 +6,7 @@ use futures_util::stream::{Stream, StreamExt};
 use tokio::sync::RwLock;
 use tonic::{Request, Response, Status};
 
-use super::{
-    Delivery, checks, convert,
-    errors::{ApiError, Violation},
-    validate,
-};
+use super::{Delivery, checks, convert, errors::ApiError, validate};
 use crate::{
     domain::{integration::Snapshot, organization::OrganizationId},
     proto::v1::{
@@ -231,8 +227,8 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
         let request = request.into_inner();
         let organizations = validate::organization_ids(&request.organization_ids)?;
         if request.resume_token.len() > 256 {
-            let violation = Violation::new("resume_token", "is not one that this service gave");
-            return Err(ApiError::Invalid(vec![violation]).into());
+            let error = ApiError::invalid("resume_token", "is not one that this service gave");
+            return Err(error.into());
         }
         let updates = self.watch.subscribe(organizations, &request.resume_token);
         let answers = updates.map(|update| match update {

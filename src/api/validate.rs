@@ -1,10 +1,10 @@
 //! Requests to domain values: every violation of a request at once.
 
-use std::fmt::Display;
+use std::{collections::BTreeSet, fmt::Display};
 
 use super::{
     convert,
-    errors::{ApiError, Violation},
+    errors::{ApiError, Violations},
 };
 use crate::{
     domain::{
@@ -24,16 +24,11 @@ const MOST_PAGE: u32 = 1000;
 /// An etag is shorter than this.
 const MOST_ETAG: usize = 128;
 
-/// Collects violations while values are read.
-#[derive(Default)]
-struct Violations(Vec<Violation>);
+/// Entries of a List's filter. There are four statuses; a few more do no harm.
+const MOST_STATUSES: usize = 100;
 
 impl Violations {
-    fn add(&mut self, field: impl Into<String>, description: impl ToString) {
-        self.0.push(Violation::new(field, description));
-    }
-
-    fn read<T, E: Display>(&mut self, field: &str, value: Result<T, E>) -> Option<T> {
+    fn read<T, E: Display>(&mut self, field: impl Display, value: Result<T, E>) -> Option<T> {
         match value {
             Ok(value) => Some(value),
             Err(error) => {
@@ -44,13 +39,12 @@ impl Violations {
     }
 
     fn refuse(self) -> ApiError {
-        ApiError::Invalid(self.0)
+        ApiError::Invalid(self)
     }
 }
 
 pub(super) fn organization_id(text: &str) -> Result<OrganizationId, ApiError> {
-    OrganizationId::new(text)
-        .map_err(|error| ApiError::Invalid(vec![Violation::new("organization_id", error)]))
+    OrganizationId::new(text).map_err(|error| ApiError::invalid("organization_id", error))
 }
 
 /// The organizations of a status stream; empty means all.
@@ -65,10 +59,10 @@ pub(super) fn organization_ids(texts: &[String]) -> Result<Vec<OrganizationId>, 
     }
     let mut organizations = Vec::with_capacity(texts.len());
     for (index, text) in texts.iter().enumerate() {
-        let field = format!("organization_ids[{index}]");
-        organizations.extend(violations.read(&field, OrganizationId::new(text)));
+        let field = format_args!("organization_ids[{index}]");
+        organizations.extend(violations.read(field, OrganizationId::new(text)));
     }
-    match violations.0.is_empty() {
+    match violations.is_empty() {
         true => Ok(organizations),
         false => Err(violations.refuse()),
     }
@@ -98,15 +92,28 @@ pub(super) fn page(request: ListRequest) -> Result<Page, ApiError> {
             "is not one that this service gave; leave it empty to begin",
         );
     }
-    let mut statuses = Vec::with_capacity(request.statuses.len().min(4));
-    for (index, value) in request.statuses.iter().enumerate() {
+    let mut statuses = Vec::new();
+    if request.statuses.len() > MOST_STATUSES {
+        violations.add(
+            "statuses",
+            format_args!("may have at most {MOST_STATUSES} entries; leave it empty for all"),
+        );
+    }
+    let given = request.statuses.iter().take(MOST_STATUSES).enumerate();
+    let mut unknown = BTreeSet::new();
+    for (index, value) in given {
         match convert::status_filter(*value) {
             Some(status) if statuses.contains(&status) => {}
             Some(status) => statuses.push(status),
-            None => violations.add(format!("statuses[{index}]"), "is not a status to filter by"),
+            // Each unknown number is named once.
+            None if unknown.insert(*value) => violations.add(
+                format_args!("statuses[{index}]"),
+                format_args!("is {value}, which is not a status to filter by"),
+            ),
+            None => {}
         }
     }
-    match violations.0.is_empty() {
+    match violations.is_empty() {
         true => Ok(Page {
             size: match request.page_size {
                 0 => DEFAULT_PAGE,
@@ -163,7 +170,7 @@ pub(super) fn configure(
         );
     }
     match (organization_id, stream_arn, role_arn) {
-        (Some(organization_id), Some(stream_arn), Some(role_arn)) if violations.0.is_empty() => {
+        (Some(organization_id), Some(stream_arn), Some(role_arn)) if violations.is_empty() => {
             Ok(Configure {
                 organization_id,
                 stream_arn,
@@ -185,10 +192,10 @@ mod tests {
 
     fn fields(error: ApiError) -> Vec<String> {
         match error {
-            ApiError::Invalid(violations) => violations
-                .into_iter()
-                .map(|violation| violation.field)
-                .collect(),
+            ApiError::Invalid(violations) => {
+                let named = violations.named().iter();
+                named.map(|violation| violation.field.clone()).collect()
+            }
             other => panic!("{other}"),
         }
     }
@@ -226,12 +233,23 @@ mod tests {
         let request = ListRequest {
             page_size: 1001,
             page_token: "not an organization".into(),
-            statuses: vec![0, 99, 2],
+            statuses: vec![0, 99, 2, 99, 0],
         };
         let error = page(request).unwrap_err();
         assert_eq!(
             fields(error),
             ["page_size", "page_token", "statuses[0]", "statuses[1]"]
         );
+    }
+
+    #[test]
+    fn a_filter_is_bounded() {
+        let of = |statuses| ListRequest {
+            statuses,
+            ..ListRequest::default()
+        };
+        assert_eq!(page(of(vec![2; 100])).unwrap().statuses, [Status::Active]);
+        let error = page(of(vec![99; 101])).unwrap_err();
+        assert_eq!(fields(error), ["statuses", "statuses[0]"]);
     }
 }

@@ -13,5 +13,6 @@ mod house;
 mod integrations;
 mod process;
 mod publish;
+mod requests;
 mod status;
 mod verify;

@@ -1,5 +1,6 @@
-use std::future::poll_fn;
+use std::{future::poll_fn, io::Write as _};
 
+use flate2::{Compression, write::GzEncoder};
 use proptest::prelude::*;
 use tokio::sync::mpsc;
 use tonic::Code;
@@ -34,11 +35,12 @@ impl Incoming {
         let mut request = None;
         let keep = tower::service_fn(|incoming: Request<tonic::body::Body>| {
             request = Some(incoming);
-            std::future::ready(Ok::<_, ()>(()))
+            std::future::ready(Ok::<_, ()>(Answer::default()))
         });
         let mut service = intake.layer(keep);
         let body = tonic::body::Body::new(Chunks(received));
-        let sent = Request::builder().uri(path).body(body).unwrap();
+        let sent = Request::builder().uri(path).header("grpc-encoding", "gzip");
+        let sent = sent.body(body).unwrap();
         let _called = service.call(sent);
         drop(service);
         let request = request.unwrap();
@@ -72,6 +74,17 @@ impl Incoming {
 const UNARY: &str = "/siem.v1.EventService/Publish";
 const STREAM: &str = "/siem.v1.EventService/PublishStream";
 
+/// A message that takes as many bytes, and what they are compressed to.
+fn compressed(length: usize) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(&message(length)[PREFIX_BYTES..]).unwrap();
+    let bytes = encoder.finish().unwrap();
+    let mut message = vec![1];
+    message.extend((bytes.len() as u32).to_be_bytes());
+    message.extend(bytes);
+    message
+}
+
 fn message(length: usize) -> Vec<u8> {
     let mut message = vec![0];
     message.extend((length as u32).to_be_bytes());
@@ -82,10 +95,18 @@ fn message(length: usize) -> Vec<u8> {
 proptest! {
     #[test]
     fn passes_every_byte_however_it_is_cut(
-        lengths in prop::collection::vec(0_usize..300, 0..20),
+        messages in prop::collection::vec((0_usize..300, any::<bool>()), 0..20),
         cuts in prop::collection::vec(1_usize..40, 1..200),
     ) {
-        let sent: Vec<u8> = lengths.iter().flat_map(|length| message(*length)).collect();
+        let lengths: Vec<usize> = messages.iter().map(|(length, _)| *length).collect();
+        let wanted: Vec<u8> = lengths.iter().flat_map(|length| message(*length)).collect();
+        let sent: Vec<u8> = messages
+            .into_iter()
+            .flat_map(|(length, is_compressed)| match is_compressed {
+                true => compressed(length),
+                false => message(length),
+            })
+            .collect();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let (received, rooms) = runtime.block_on(async {
             let (chunks, mut incoming) = Incoming::new(&Intake::new(1 << 20, 300), STREAM);
@@ -105,7 +126,7 @@ proptest! {
                 .collect();
             (received, rooms)
         });
-        prop_assert_eq!(received, sent);
+        prop_assert_eq!(received, wanted);
         prop_assert_eq!(rooms, lengths);
     }
 }
@@ -124,6 +145,54 @@ async fn reads_on_only_once_there_is_room() {
     drop(first.rooms.next().unwrap());
     assert_eq!(second.next().await.unwrap().unwrap(), message(50)[..5]);
     assert_eq!(second.next().await.unwrap().unwrap(), message(50)[5..]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_compressed_message_waits_for_room_for_what_it_becomes() {
+    let intake = Intake::new(100_000, 100_000);
+    let (first_chunks, mut first) = Incoming::new(&intake, STREAM);
+    first_chunks.send(compressed(60_000).into()).unwrap();
+    drop(first_chunks);
+    assert_eq!(first.all().await, message(60_000));
+    let (chunks, mut second) = Incoming::new(&intake, STREAM);
+    assert!(compressed(50_000).len() < 40_000, "it has room as it comes");
+    chunks.send(compressed(50_000).into()).unwrap();
+    drop(chunks);
+    let waits = tokio::time::timeout(Duration::from_secs(3600), second.next()).await;
+    assert!(waits.is_err(), "not even the prefix is handed on");
+    let room = first.rooms.next().unwrap();
+    assert_eq!(room.num_permits(), 60_000);
+    drop(room);
+    assert_eq!(second.all().await, message(50_000));
+    let memory = intake.memory.as_ref().unwrap();
+    assert_eq!(memory.messages.available_permits(), 50_000);
+    assert_eq!(memory.compressed.available_permits(), COMPRESSED_BYTES);
+}
+
+#[tokio::test(start_paused = true)]
+async fn compressed_messages_that_wait_let_others_by() {
+    let intake = Intake::new(100, 100);
+    // Each has come whole, and waits for all there is.
+    let (chunks, mut holder) = Incoming::new(&intake, STREAM);
+    chunks.send(message(100).into()).unwrap();
+    holder.next().await.unwrap().unwrap();
+    let waiting: Vec<_> = (0..3)
+        .map(|_| {
+            let (chunks, mut incoming) = Incoming::new(&intake, STREAM);
+            chunks.send(compressed(100).into()).unwrap();
+            drop(chunks);
+            tokio::spawn(async move {
+                let all = incoming.all().await;
+                drop(incoming.rooms.next());
+                all
+            })
+        })
+        .collect();
+    tokio::task::yield_now().await;
+    drop(holder.rooms.next());
+    for one in waiting {
+        assert_eq!(one.await.unwrap(), message(100));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -29,7 +29,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_TOO_MANY_EVENTS: _ErrorReason.ValueType  # 2
     """More than 1,000 events in one request."""
     ERROR_REASON_REQUEST_TOO_LARGE: _ErrorReason.ValueType  # 3
-    """The events of one request exceed 4 MiB."""
+    """The events of one request exceed 4 MiB, or a message exceeds what is read of one:
+    8 MiB of EventService, 256 KiB of every other service.
+    """
     ERROR_REASON_RECORD_TOO_LARGE: _ErrorReason.ValueType  # 4
     """The event would exceed the 1 MiB that Kinesis takes as one record, key included."""
     ERROR_REASON_MALFORMED_EVENT: _ErrorReason.ValueType  # 5
@@ -54,11 +56,21 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The log's disk nears full; nothing of the request was accepted. Delivery goes on and
     makes room; try again as RetryInfo says.
     """
+    ERROR_REASON_MALFORMED_REQUEST: _ErrorReason.ValueType  # 15
+    """The request's bytes are not the RPC's message, or not compressed as `grpc-encoding`
+    says.
+    """
+    ERROR_REASON_UNSUPPORTED_ENCODING: _ErrorReason.ValueType  # 16
+    """`grpc-encoding` names a compression other than gzip."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason this service gives for a refusal. A gRPC error carries it, without
     the prefix, as `google.rpc.ErrorInfo.reason` with the domain `siem.v1`; a
     rejected event carries it as `Rejection.reason`.
+
+    An error is bounded: `google.rpc.BadRequest` names at most the first 20 violations, and
+    the details take at most 4 KiB in base64, the message 1 KiB. Where there is more, the
+    message ends with "and N more".
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
@@ -68,7 +80,9 @@ ERROR_REASON_INVALID_FIELD: ErrorReason.ValueType  # 1
 ERROR_REASON_TOO_MANY_EVENTS: ErrorReason.ValueType  # 2
 """More than 1,000 events in one request."""
 ERROR_REASON_REQUEST_TOO_LARGE: ErrorReason.ValueType  # 3
-"""The events of one request exceed 4 MiB."""
+"""The events of one request exceed 4 MiB, or a message exceeds what is read of one:
+8 MiB of EventService, 256 KiB of every other service.
+"""
 ERROR_REASON_RECORD_TOO_LARGE: ErrorReason.ValueType  # 4
 """The event would exceed the 1 MiB that Kinesis takes as one record, key included."""
 ERROR_REASON_MALFORMED_EVENT: ErrorReason.ValueType  # 5
@@ -93,4 +107,10 @@ ERROR_REASON_DISK_FULL: ErrorReason.ValueType  # 14
 """The log's disk nears full; nothing of the request was accepted. Delivery goes on and
 makes room; try again as RetryInfo says.
 """
+ERROR_REASON_MALFORMED_REQUEST: ErrorReason.ValueType  # 15
+"""The request's bytes are not the RPC's message, or not compressed as `grpc-encoding`
+says.
+"""
+ERROR_REASON_UNSUPPORTED_ENCODING: ErrorReason.ValueType  # 16
+"""`grpc-encoding` names a compression other than gzip."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -303,7 +303,9 @@ class PublishResponse(_message.Message):
     """Events of organizations that have no integration; they are not kept."""
     @_builtins.property
     def rejections(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rejection]:
-        """Events that were refused, in the request's order."""
+        """Events that were refused, in the request's order, each with its first problem: at most
+        1,000, each shorter than 512 bytes.
+        """
 
     def __init__(
         self,

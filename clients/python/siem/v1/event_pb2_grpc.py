@@ -27,6 +27,9 @@ if _version_not_supported:
 
 class EventServiceStub:
     """Takes events and keeps them until they are delivered.
+
+    A message may have 8 MiB and may be compressed by gzip (`grpc-encoding`); every limit
+    counts what it decompresses to.
     """
 
     def __init__(self, channel):
@@ -49,6 +52,9 @@ class EventServiceStub:
 
 class EventServiceServicer:
     """Takes events and keeps them until they are delivered.
+
+    A message may have 8 MiB and may be compressed by gzip (`grpc-encoding`); every limit
+    counts what it decompresses to.
     """
 
     def Publish(self, request, context):
@@ -90,6 +96,9 @@ def add_EventServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class EventService:
     """Takes events and keeps them until they are delivered.
+
+    A message may have 8 MiB and may be compressed by gzip (`grpc-encoding`); every limit
+    counts what it decompresses to.
     """
 
     @staticmethod

@@ -27,7 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EventServiceStub:
-    """Takes events and keeps them until they are delivered."""
+    """Takes events and keeps them until they are delivered.
+
+    A message may have 8 MiB and may be compressed by gzip (`grpc-encoding`); every limit
+    counts what it decompresses to.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -44,7 +48,11 @@ class EventServiceStub:
 
 @_typing.type_check_only
 class EventServiceAsyncStub(EventServiceStub):
-    """Takes events and keeps them until they are delivered."""
+    """Takes events and keeps them until they are delivered.
+
+    A message may have 8 MiB and may be compressed by gzip (`grpc-encoding`); every limit
+    counts what it decompresses to.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Publish: _aio.UnaryUnaryMultiCallable[_event_pb2.PublishRequest, _event_pb2.PublishResponse]  # type: ignore[assignment]
@@ -57,7 +65,11 @@ class EventServiceAsyncStub(EventServiceStub):
     """
 
 class EventServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Takes events and keeps them until they are delivered."""
+    """Takes events and keeps them until they are delivered.
+
+    A message may have 8 MiB and may be compressed by gzip (`grpc-encoding`); every limit
+    counts what it decompresses to.
+    """
 
     @_abc_1.abstractmethod
     def Publish(

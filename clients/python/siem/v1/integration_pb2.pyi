@@ -572,7 +572,7 @@ class ListRequest(_message.Message):
     """next_page_token of the page before."""
     @_builtins.property
     def statuses(self) -> _containers.RepeatedScalarFieldContainer[Global___Status.ValueType]:
-        """Only integrations with one of these statuses; empty means all."""
+        """Only integrations with one of these statuses, at most 100 entries; empty means all."""
 
     def __init__(
         self,
@@ -601,7 +601,7 @@ class ListResponse(_message.Message):
     """Empty on the last page."""
     @_builtins.property
     def integrations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Integration]:
-        """In the order of organization_id."""
+        """In the order of organization_id, at most 1,000."""
 
     def __init__(
         self,

@@ -27,6 +27,9 @@ if _version_not_supported:
 
 class SiemIntegrationServiceStub:
     """Keeps each organization's SIEM integration and tells how it fares.
+
+    A request may have 256 KiB and may be compressed by gzip (`grpc-encoding`); the limit
+    counts what it decompresses to. Errors are bounded: see ErrorReason.
     """
 
     def __init__(self, channel):
@@ -74,6 +77,9 @@ class SiemIntegrationServiceStub:
 
 class SiemIntegrationServiceServicer:
     """Keeps each organization's SIEM integration and tells how it fares.
+
+    A request may have 256 KiB and may be compressed by gzip (`grpc-encoding`); the limit
+    counts what it decompresses to. Errors are bounded: see ErrorReason.
     """
 
     def Configure(self, request, context):
@@ -179,6 +185,9 @@ def add_SiemIntegrationServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class SiemIntegrationService:
     """Keeps each organization's SIEM integration and tells how it fares.
+
+    A request may have 256 KiB and may be compressed by gzip (`grpc-encoding`); the limit
+    counts what it decompresses to. Errors are bounded: see ErrorReason.
     """
 
     @staticmethod

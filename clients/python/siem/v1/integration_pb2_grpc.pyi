@@ -27,7 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SiemIntegrationServiceStub:
-    """Keeps each organization's SIEM integration and tells how it fares."""
+    """Keeps each organization's SIEM integration and tells how it fares.
+
+    A request may have 256 KiB and may be compressed by gzip (`grpc-encoding`); the limit
+    counts what it decompresses to. Errors are bounded: see ErrorReason.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -61,7 +65,11 @@ class SiemIntegrationServiceStub:
 
 @_typing.type_check_only
 class SiemIntegrationServiceAsyncStub(SiemIntegrationServiceStub):
-    """Keeps each organization's SIEM integration and tells how it fares."""
+    """Keeps each organization's SIEM integration and tells how it fares.
+
+    A request may have 256 KiB and may be compressed by gzip (`grpc-encoding`); the limit
+    counts what it decompresses to. Errors are bounded: see ErrorReason.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Configure: _aio.UnaryUnaryMultiCallable[_integration_pb2.ConfigureRequest, _integration_pb2.ConfigureResponse]  # type: ignore[assignment]
@@ -91,7 +99,11 @@ class SiemIntegrationServiceAsyncStub(SiemIntegrationServiceStub):
     """
 
 class SiemIntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Keeps each organization's SIEM integration and tells how it fares."""
+    """Keeps each organization's SIEM integration and tells how it fares.
+
+    A request may have 256 KiB and may be compressed by gzip (`grpc-encoding`); the limit
+    counts what it decompresses to. Errors are bounded: see ErrorReason.
+    """
 
     @_abc_1.abstractmethod
     def Configure(

@@ -9,12 +9,16 @@ import { enumDesc, fileDesc } from "@bufbuild/protobuf/codegenv2";
  * Describes the file siem/v1/error.proto.
  */
 export const file_siem_v1_error: GenFile = /*@__PURE__*/
-  fileDesc("ChNzaWVtL3YxL2Vycm9yLnByb3RvEgdzaWVtLnYxKvoDCgtFcnJvclJlYXNvbhIcChhFUlJPUl9SRUFTT05fVU5TUEVDSUZJRUQQABIeChpFUlJPUl9SRUFTT05fSU5WQUxJRF9GSUVMRBABEiAKHEVSUk9SX1JFQVNPTl9UT09fTUFOWV9FVkVOVFMQAhIiCh5FUlJPUl9SRUFTT05fUkVRVUVTVF9UT09fTEFSR0UQAxIhCh1FUlJPUl9SRUFTT05fUkVDT1JEX1RPT19MQVJHRRAEEiAKHEVSUk9SX1JFQVNPTl9NQUxGT1JNRURfRVZFTlQQBRImCiJFUlJPUl9SRUFTT05fSU5URUdSQVRJT05fTk9UX0ZPVU5EEAYSHgoaRVJST1JfUkVBU09OX0VUQUdfTUlTTUFUQ0gQBxIjCh9FUlJPUl9SRUFTT05fRVhURVJOQUxfSURfSU5fVVNFEAgSGwoXRVJST1JfUkVBU09OX09WRVJMT0FERUQQCRIfChtFUlJPUl9SRUFTT05fU1RPUkFHRV9GQUlMRUQQChIeChpFUlJPUl9SRUFTT05fU0hVVFRJTkdfRE9XThALEhkKFUVSUk9SX1JFQVNPTl9JTlRFUk5BTBAMEiAKHEVSUk9SX1JFQVNPTl9NRVNTQUdFX1RJTUVPVVQQDRIaChZFUlJPUl9SRUFTT05fRElTS19GVUxMEA5iBnByb3RvMw");
+  fileDesc("ChNzaWVtL3YxL2Vycm9yLnByb3RvEgdzaWVtLnYxKsUECgtFcnJvclJlYXNvbhIcChhFUlJPUl9SRUFTT05fVU5TUEVDSUZJRUQQABIeChpFUlJPUl9SRUFTT05fSU5WQUxJRF9GSUVMRBABEiAKHEVSUk9SX1JFQVNPTl9UT09fTUFOWV9FVkVOVFMQAhIiCh5FUlJPUl9SRUFTT05fUkVRVUVTVF9UT09fTEFSR0UQAxIhCh1FUlJPUl9SRUFTT05fUkVDT1JEX1RPT19MQVJHRRAEEiAKHEVSUk9SX1JFQVNPTl9NQUxGT1JNRURfRVZFTlQQBRImCiJFUlJPUl9SRUFTT05fSU5URUdSQVRJT05fTk9UX0ZPVU5EEAYSHgoaRVJST1JfUkVBU09OX0VUQUdfTUlTTUFUQ0gQBxIjCh9FUlJPUl9SRUFTT05fRVhURVJOQUxfSURfSU5fVVNFEAgSGwoXRVJST1JfUkVBU09OX09WRVJMT0FERUQQCRIfChtFUlJPUl9SRUFTT05fU1RPUkFHRV9GQUlMRUQQChIeChpFUlJPUl9SRUFTT05fU0hVVFRJTkdfRE9XThALEhkKFUVSUk9SX1JFQVNPTl9JTlRFUk5BTBAMEiAKHEVSUk9SX1JFQVNPTl9NRVNTQUdFX1RJTUVPVVQQDRIaChZFUlJPUl9SRUFTT05fRElTS19GVUxMEA4SIgoeRVJST1JfUkVBU09OX01BTEZPUk1FRF9SRVFVRVNUEA8SJQohRVJST1JfUkVBU09OX1VOU1VQUE9SVEVEX0VOQ09ESU5HEBBiBnByb3RvMw");
 
 /**
  * Every reason this service gives for a refusal. A gRPC error carries it, without
  * the prefix, as `google.rpc.ErrorInfo.reason` with the domain `siem.v1`; a
  * rejected event carries it as `Rejection.reason`.
+ *
+ * An error is bounded: `google.rpc.BadRequest` names at most the first 20 violations, and
+ * the details take at most 4 KiB in base64, the message 1 KiB. Where there is more, the
+ * message ends with "and N more".
  *
  * @generated from enum siem.v1.ErrorReason
  */
@@ -41,7 +45,8 @@ export enum ErrorReason {
   TOO_MANY_EVENTS = 2,
 
   /**
-   * The events of one request exceed 4 MiB.
+   * The events of one request exceed 4 MiB, or a message exceeds what is read of one:
+   * 8 MiB of EventService, 256 KiB of every other service.
    *
    * @generated from enum value: ERROR_REASON_REQUEST_TOO_LARGE = 3;
    */
@@ -124,6 +129,21 @@ export enum ErrorReason {
    * @generated from enum value: ERROR_REASON_DISK_FULL = 14;
    */
   DISK_FULL = 14,
+
+  /**
+   * The request's bytes are not the RPC's message, or not compressed as `grpc-encoding`
+   * says.
+   *
+   * @generated from enum value: ERROR_REASON_MALFORMED_REQUEST = 15;
+   */
+  MALFORMED_REQUEST = 15,
+
+  /**
+   * `grpc-encoding` names a compression other than gzip.
+   *
+   * @generated from enum value: ERROR_REASON_UNSUPPORTED_ENCODING = 16;
+   */
+  UNSUPPORTED_ENCODING = 16,
 }
 
 /**

@@ -303,7 +303,8 @@ export type PublishResponse = Message<"siem.v1.PublishResponse"> & {
   unconfigured: number;
 
   /**
-   * Events that were refused, in the request's order.
+   * Events that were refused, in the request's order, each with its first problem: at most
+   * 1,000, each shorter than 512 bytes.
    *
    * @generated from field: repeated siem.v1.Rejection rejections = 3;
    */
@@ -433,6 +434,9 @@ export const PublishStreamResponseSchema: GenMessage<PublishStreamResponse> = /*
 
 /**
  * Takes events and keeps them until they are delivered.
+ *
+ * A message may have 8 MiB and may be compressed by gzip (`grpc-encoding`); every limit
+ * counts what it decompresses to.
  *
  * @generated from service siem.v1.EventService
  */

@@ -471,7 +471,7 @@ export type ListRequest = Message<"siem.v1.ListRequest"> & {
   pageToken: string;
 
   /**
-   * Only integrations with one of these statuses; empty means all.
+   * Only integrations with one of these statuses, at most 100 entries; empty means all.
    *
    * @generated from field: repeated siem.v1.Status statuses = 3;
    */
@@ -492,7 +492,7 @@ export const ListRequestSchema: GenMessage<ListRequest> = /*@__PURE__*/
  */
 export type ListResponse = Message<"siem.v1.ListResponse"> & {
   /**
-   * In the order of organization_id.
+   * In the order of organization_id, at most 1,000.
    *
    * @generated from field: repeated siem.v1.Integration integrations = 1;
    */
@@ -1205,6 +1205,9 @@ export const CheckResultSchema: GenEnum<CheckResult> = /*@__PURE__*/
 
 /**
  * Keeps each organization's SIEM integration and tells how it fares.
+ *
+ * A request may have 256 KiB and may be compressed by gzip (`grpc-encoding`); the limit
+ * counts what it decompresses to. Errors are bounded: see ErrorReason.
  *
  * @generated from service siem.v1.SiemIntegrationService
  */
