@@ -104,6 +104,17 @@ pub enum PublishError {
         /// What the system says.
         error: io::Error,
     },
+    /// The path to be followed is a pattern.
+    #[error(
+        "{} is a pattern, and there is no such file: name the one file that is to be followed; \
+         for Suricata set a filename without % and threaded: no for eve-log, and rotate with \
+         logrotate, or run a publisher for each file",
+        path.display()
+    )]
+    Pattern {
+        /// The path.
+        path: PathBuf,
+    },
     /// The place of a file that is followed cannot be kept.
     #[error(transparent)]
     Place(#[from] PlaceError),
@@ -113,7 +124,7 @@ impl PublishError {
     /// Whether the options are wrong, whatever the input and the service.
     pub fn is_usage(&self) -> bool {
         match self {
-            Self::Organization | Self::Address(_) => true,
+            Self::Organization | Self::Address(_) | Self::Pattern { .. } => true,
             Self::Open { .. } | Self::Place(_) => false,
         }
     }
@@ -282,7 +293,7 @@ impl Feeder<'_, '_> {
                     lock(self.session).progress(chunk.len());
                     lines.feed(chunk);
                 }
-                Some(Part::Note(note)) => lock(self.session).note(&note),
+                Some(Part::Told(told)) => lock(self.session).told(&told),
                 Some(Part::Begin(begin)) => {
                     if begin.ends_last {
                         lines.end();

@@ -8,7 +8,7 @@ use std::{
 use super::{
     End, LineError, Notice, Progress, PublishOptions, Reporter, Summary,
     eve::Repair,
-    follow::{Begin, Followed, Position},
+    follow::{Begin, Followed, Position, Told},
     summary::OTHER_TYPES,
 };
 use crate::client::{Ack, Update};
@@ -63,6 +63,8 @@ pub(super) struct Session<'a> {
     track: Option<Track>,
     /// Whether a prefix was told, which is told once.
     told_prefix: bool,
+    lost: bool,
+    absent: bool,
 }
 
 impl<'a> Session<'a> {
@@ -82,6 +84,8 @@ impl<'a> Session<'a> {
             answered_line: from_line - 1,
             track: None,
             told_prefix: false,
+            lost: false,
+            absent: false,
         }
     }
 
@@ -101,6 +105,7 @@ impl<'a> Session<'a> {
             handled: start,
             answered: start,
         });
+        self.absent = false;
         track.files.push_back((start.0, Arc::clone(&begin.file)));
         track.handled = start;
         above
@@ -135,6 +140,23 @@ impl<'a> Session<'a> {
             offset,
             line: line_of(tag),
         })
+    }
+
+    /// Something happened to the file that is followed.
+    pub(super) fn told(&mut self, told: &Told) {
+        match told {
+            Told::Warning(text) => self.note(text),
+            Told::Loss(text) => {
+                self.lost = true;
+                self.note(text);
+            }
+            Told::Absent(text) => {
+                // What was there has been read.
+                self.absent = self.track.is_none();
+                self.note(text);
+            }
+            Told::There => self.absent = false,
+        }
     }
 
     pub(super) fn note(&mut self, note: &str) {
@@ -237,6 +259,8 @@ impl<'a> Session<'a> {
             resume_line: self.handled_line + 1,
             counts: self.progress,
             skipped: self.skipped.clone(),
+            lost: self.lost,
+            absent: self.absent,
             ..Summary::nothing(options, end)
         };
         if summary.unanswered() > 0 {
