@@ -332,13 +332,11 @@ impl Feeder<'_, '_> {
     async fn take(&self, line: RawLine, above: u64) -> Result<(), End> {
         let (number, end) = (line.number, line.end);
         match line.text {
-            Ok(text) => {
-                if line.nuls > 0 && !eve::is_utf16(&text) {
-                    lock(self.session).nuls(number, line.nuls);
-                }
-                self.take_records(&text, number, end, above).await?;
-            }
+            Ok(text) => self.take_records(&text, number, end, above).await?,
             Err(error) => lock(self.session).broken(number, &error),
+        }
+        if line.nuls > 0 {
+            lock(self.session).nuls(number, line.nuls);
         }
         lock(self.session).handled(session::tag(above, number, true), end);
         Ok(())

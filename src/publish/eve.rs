@@ -37,7 +37,6 @@ use context::Context;
 use object::Object;
 use pieces::{Piece, Pieces, is_object};
 
-pub(super) use text::is_utf16;
 pub use timestamp::TimestampError;
 
 /// Whose events a file holds: EVE does not say.
@@ -173,7 +172,7 @@ impl Iterator for Records<'_> {
             if text::is_blank(self.line) {
                 return None;
             }
-            if is_utf16(self.line) {
+            if text::is_utf16(self.line) {
                 return Some(Record {
                     line: Err(EveError::Utf16),
                     repairs: Vec::new(),

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     End, LineError, Notice, Progress, PublishOptions, Reporter, Summary,
-    eve::Repair,
+    eve::{EveError, Repair},
     follow::{Begin, Followed, Position, Told},
     summary::OTHER_TYPES,
 };
@@ -63,6 +63,8 @@ pub(super) struct Session<'a> {
     track: Option<Track>,
     /// Whether a prefix was told, which is told once.
     told_prefix: bool,
+    /// Whether the input is UTF-16, where every other byte may be a NUL.
+    is_utf16: bool,
     lost: bool,
     absent: bool,
 }
@@ -84,6 +86,7 @@ impl<'a> Session<'a> {
             answered_line: from_line - 1,
             track: None,
             told_prefix: false,
+            is_utf16: false,
             lost: false,
             absent: false,
         }
@@ -178,11 +181,15 @@ impl<'a> Session<'a> {
     pub(super) fn broken(&mut self, line: u64, error: &LineError) {
         self.progress.read += 1;
         self.progress.broken += 1;
+        self.is_utf16 |= matches!(error, LineError::Eve(EveError::Utf16));
         self.tell(Notice::Broken { line, error });
     }
 
     /// NULs were passed over.
     pub(super) fn nuls(&mut self, line: u64, count: u64) {
+        if self.is_utf16 {
+            return;
+        }
         self.progress.nuls += count;
         self.tell(Notice::Nuls { line, count });
     }

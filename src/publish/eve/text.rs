@@ -15,7 +15,7 @@ pub(super) fn is_blank(line: &[u8]) -> bool {
 
 /// Whether a line is UTF-16: it starts with its byte order mark, or every other of its first
 /// bytes is a NUL. NULs before and after may be gone.
-pub(in crate::publish) fn is_utf16(line: &[u8]) -> bool {
+pub(super) fn is_utf16(line: &[u8]) -> bool {
     let pairs = |line: &[u8]| matches!(line, [a, 0, b, 0, ..] if *a > 0 && *b > 0);
     line.starts_with(&[0xff, 0xfe])
         || line.starts_with(&[0xfe, 0xff])

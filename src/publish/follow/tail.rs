@@ -5,12 +5,14 @@
 //! name of the log and a number or a date, and it was not there when the directory was last
 //! looked at). A name alone is never enough.
 
+mod warnings;
+
 use std::{
     collections::{HashSet, VecDeque},
     fs::{self, File, Metadata},
     io,
     os::unix::fs::FileExt as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -29,12 +31,6 @@ use crate::publish::source::CHUNK_BYTES;
 const LINGER: Duration = Duration::from_secs(300);
 /// Rotated files that are kept open. Each may take disk space that was given up.
 const MAX_OLD: usize = 32;
-/// Between warnings of the same.
-const WARN_AGAIN: Duration = Duration::from_secs(60);
-/// A file that was written to so much later than the one that is followed shows that the
-/// sensor writes elsewhere.
-const ELSEWHERE: Duration = Duration::from_secs(60);
-
 /// What comes next.
 #[derive(Debug)]
 pub(in crate::publish) enum Step {
@@ -318,37 +314,6 @@ impl Tail {
         Ok(copy.map_or(Found::Nothing, Found::File))
     }
 
-    /// Tells of files that may be of this log, and that are not read. `found` is whether the
-    /// place's own file was found.
-    fn tell_unread(&mut self, place: &Place, found: bool) -> io::Result<()> {
-        let own = file::own_name(&self.path);
-        let here = fs::metadata(&self.path).ok();
-        if here.is_some_and(|here| FileId::of(&here) == place.id) {
-            return Ok(());
-        }
-        for entry in file::beside(&self.path) {
-            let known = entry.id() == place.id || self.known.iter().any(|it| it.id == entry.id());
-            let newer = match found {
-                true => entry.modified() > place.modified(),
-                false => entry.modified() >= place.modified(),
-            };
-            if known || !newer {
-                continue;
-            }
-            let path = entry.path.display();
-            if file::is_compressed(&entry.name, &own) {
-                self.told.push_back(Told::Loss(format!(
-                    "{path} was written after what was read last, and is compressed: it is not read; let logrotate delay the compression (delaycompress), and publish it by: zcat {path} | siem-relay publish --eve - …"
-                )));
-            } else if file::is_variant(&entry.name, &own) {
-                self.told.push_back(Told::Warning(format!(
-                    "{path} was written after what was read last, but nothing shows that it was {own}: it is not read; if it was, publish it with --eve {path}"
-                )));
-            }
-        }
-        Ok(())
-    }
-
     /// At the end of a file: whether the writer has gone on to another.
     fn at_end(&mut self) -> io::Result<Step> {
         if self.back.is_some() {
@@ -623,78 +588,6 @@ impl Tail {
         }
         Ok(None)
     }
-
-    /// Refuses to wait for a file where the sensor writes others in its place.
-    fn check_pattern(&self) -> io::Result<()> {
-        let own = file::own_name(&self.path);
-        let mut beside = file::beside(&self.path).into_iter();
-        let variant = beside.find(|entry| file::is_variant(&entry.name, &own));
-        match variant {
-            Some(entry) if !self.was_there => Err(io::Error::other(format!(
-                "{} is not there, but {} is: the sensor seems to write a file for each day or thread, and such names are not guessed; {}",
-                self.path.display(),
-                entry.name,
-                advice(&own)
-            ))),
-            _ => Ok(()),
-        }
-    }
-
-    /// Warns where the sensor writes to another file than the one that is followed.
-    fn look_elsewhere(&mut self) {
-        let is_due = self
-            .looked
-            .is_none_or(|looked| looked.elapsed() >= WARN_AGAIN);
-        let Some(current) = self.current.as_ref().filter(|_| is_due) else {
-            return;
-        };
-        self.looked = Some(Instant::now());
-        let own = file::own_name(&self.path);
-        let last_written = current.followed.seen().modified;
-        for entry in file::beside(&self.path) {
-            if file::is_variant(&entry.name, &own)
-                && entry.modified() > last_written + ELSEWHERE
-                && self.warned.insert(entry.path.clone())
-            {
-                self.told.push_back(Told::Warning(format!(
-                    "{} is written to, and {own} is not: if it is of the same sensor, its alerts are not published; {}",
-                    entry.path.display(),
-                    advice(&own)
-                )));
-            }
-        }
-    }
-
-    /// Tells at intervals that the path is waited for, the first time at once or after one.
-    fn tell_absent(&mut self, error: &io::Error, at_once: bool) {
-        let is_due = match self.absent {
-            Some(told) => told.elapsed() >= WARN_AGAIN,
-            None => at_once,
-        };
-        if !is_due {
-            self.absent.get_or_insert_with(Instant::now);
-            return;
-        }
-        self.absent = Some(Instant::now());
-        let path = self.path.display();
-        self.told.push_back(Told::Absent(match error.kind() {
-            io::ErrorKind::NotFound => format!(
-                "{path} is not there yet, and is waited for; if the sensor writes its log elsewhere, name that file with --eve"
-            ),
-            _ => format!(
-                "{path} cannot be opened, and is waited for: {error}; let the user of this process read it"
-            ),
-        }));
-    }
-
-    fn tell_skipped(&mut self, path: &Path, error: &io::Error) {
-        if self.warned.insert(path.to_owned()) {
-            self.told.push_back(Told::Loss(format!(
-                "{} is skipped, since it cannot be opened: {error}; let the user of this process read it, and publish it with --eve",
-                path.display()
-            )));
-        }
-    }
 }
 
 /// Where the file of a place is.
@@ -703,10 +596,4 @@ enum Found {
     /// It is the path, and cannot be opened.
     Unreadable(io::Error),
     Nothing,
-}
-
-fn advice(own: &str) -> String {
-    format!(
-        "set `filename: {own}` and `threaded: no` for eve-log in suricata.yaml and rotate with logrotate, or run a publisher for each file"
-    )
 }

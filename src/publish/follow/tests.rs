@@ -11,6 +11,8 @@ use tempfile::TempDir;
 use super::{place::Place, *};
 use crate::publish::lines::Lines;
 
+mod known;
+
 /// A log that is written and followed.
 struct Log {
     dir: TempDir,
@@ -26,7 +28,14 @@ struct Log {
 
 impl Log {
     fn new() -> Self {
-        let mut log = Self {
+        let mut log = Self::unstarted();
+        log.start();
+        log
+    }
+
+    /// Nobody follows it yet.
+    fn unstarted() -> Self {
+        Self {
             dir: TempDir::new().unwrap(),
             tail: None,
             lines: Lines::new(1_000),
@@ -35,9 +44,7 @@ impl Log {
             position: None,
             notes: Vec::new(),
             written: 0,
-        };
-        log.start();
-        log
+        }
     }
 
     fn path(&self) -> PathBuf {
