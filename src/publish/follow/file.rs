@@ -77,7 +77,13 @@ impl Print {
     }
 
     pub(super) fn is_of(&self, file: &File) -> io::Result<bool> {
-        Ok(*self == Self::of(&head(file, self.length)?))
+        Ok(self.is_of_head(&head(file, self.length)?))
+    }
+
+    /// Whether it is of a file that starts with these bytes.
+    pub(super) fn is_of_head(&self, head: &[u8]) -> bool {
+        let head = head.get(..self.length);
+        head.is_some_and(|head| *self == Self::of(head))
     }
 }
 

@@ -5,13 +5,13 @@
 //! name of the log and a number or a date, and it was not there when the directory was last
 //! looked at). A name alone is never enough.
 
+mod current;
 mod warnings;
 
 use std::{
     collections::{HashSet, VecDeque},
     fs::{self, File, Metadata},
     io,
-    os::unix::fs::FileExt as _,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -24,13 +24,16 @@ use super::{
     file::{self, Entry, FileId, Followed, HEAD_BYTES, Known, Read, open},
     place::Place,
 };
-use crate::publish::source::CHUNK_BYTES;
+use current::{Current, More};
 
 /// How long a file is kept open after it was rotated and read: its writer may take a while to
 /// go on to the new one.
 const LINGER: Duration = Duration::from_secs(300);
 /// Rotated files that are kept open. Each may take disk space that was given up.
 const MAX_OLD: usize = 32;
+/// Files that are gone are remembered while there are no more than so many in all.
+const MAX_KNOWN: usize = 128;
+
 /// What comes next.
 #[derive(Debug)]
 pub(in crate::publish) enum Step {
@@ -84,17 +87,6 @@ pub(super) struct Tail {
     looked: Option<Instant>,
 }
 
-#[derive(Debug)]
-struct Current {
-    file: File,
-    followed: Arc<Followed>,
-    /// Where to read on.
-    offset: u64,
-    /// The end of the last line that is complete.
-    line_end: u64,
-    lines: u64,
-}
-
 /// A file that was rotated and read to its end.
 #[derive(Debug)]
 struct Old {
@@ -103,79 +95,6 @@ struct Old {
     length: u64,
     /// When it was read last.
     since: Instant,
-}
-
-#[derive(Debug)]
-enum More {
-    Bytes(Bytes),
-    End,
-    /// It is shorter than it was, or starts otherwise.
-    Truncated,
-}
-
-impl Current {
-    fn new(file: File, read: Read) -> io::Result<Self> {
-        Ok(Self {
-            followed: Arc::new(Followed::new(&file)?),
-            file,
-            offset: read.offset,
-            line_end: read.offset,
-            lines: read.line,
-        })
-    }
-
-    /// It will be read on from the end of a line.
-    fn begin(&mut self, known: &[Known], ends_last: bool) -> Step {
-        self.offset = self.line_end;
-        self.followed = Arc::new(self.followed.knowing(known));
-        Step::Begin(Begin {
-            file: Arc::clone(&self.followed),
-            offset: self.line_end,
-            line: self.lines,
-            ends_last,
-        })
-    }
-
-    fn known(&self) -> Known {
-        Known {
-            id: self.followed.id,
-            print: self.followed.print(),
-            read: Some(Read {
-                offset: self.line_end,
-                line: self.lines,
-            }),
-        }
-    }
-
-    fn read(&mut self) -> io::Result<More> {
-        let mut chunk = vec![0; CHUNK_BYTES];
-        let read = loop {
-            match self.file.read_at(&mut chunk, self.offset) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                read => break read?,
-            }
-        };
-        let metadata = self.file.metadata()?;
-        // After the read: what was truncated before it shows.
-        let head = file::head(&self.file, HEAD_BYTES)?;
-        let mut seen = self.followed.seen();
-        if metadata.len() < self.offset || !head.starts_with(&seen.head) {
-            return Ok(More::Truncated);
-        }
-        seen.head = head;
-        seen.modified = metadata.modified()?;
-        drop(seen);
-        if read == 0 {
-            return Ok(More::End);
-        }
-        chunk.truncate(read);
-        if let Some(last) = chunk.iter().rposition(|byte| *byte == b'\n') {
-            self.line_end = self.offset + last as u64 + 1;
-            self.lines += chunk.iter().filter(|byte| **byte == b'\n').count() as u64;
-        }
-        self.offset += read as u64;
-        Ok(More::Bytes(chunk.into()))
-    }
 }
 
 impl Tail {
@@ -355,7 +274,12 @@ impl Tail {
     fn idle(&mut self) -> io::Result<Step> {
         let mut at = 0;
         while let Some(old) = self.old.get(at) {
-            let length = old.current.file.metadata()?.len();
+            let Ok(metadata) = old.current.file.metadata() else {
+                // On NFS nothing may be left of a file that was removed.
+                self.old.remove(at);
+                continue;
+            };
+            let length = metadata.len();
             let is_over = old.since.elapsed() >= LINGER;
             let grew = length > old.length;
             let has_rest = length > old.current.line_end;
@@ -500,30 +424,32 @@ impl Tail {
 
     /// What is known of a file: by its inode, or of what it is a copy of by how it starts.
     fn known_of(&self, file: &File, metadata: &Metadata) -> io::Result<Option<Known>> {
-        let id = FileId::of(metadata);
-        let mut copy = None;
-        for known in &self.known {
-            let is_same = known.id == id;
-            if (is_same || known.print.is_telling()) && known.print.is_of(file)? {
-                if is_same {
-                    return Ok(Some(known.clone()));
-                }
-                copy = Some(known.clone());
-            }
-        }
-        Ok(copy)
+        let (id, head) = (FileId::of(metadata), file::head(file, HEAD_BYTES)?);
+        let starts = |known: &&Known| known.print.is_of_head(&head);
+        let same = self
+            .known
+            .iter()
+            .filter(|known| known.id == id)
+            .find(starts);
+        let mut telling = self.known.iter().filter(|known| known.print.is_telling());
+        Ok(same.or_else(|| telling.find(starts)).cloned())
     }
 
-    /// Forgets files that are gone, so that what is known does not grow for ever.
+    /// Forgets files that are gone where there are many. A listing may miss a file that is
+    /// renamed meanwhile, so one that can be told by its first bytes is kept as long as it may.
     fn forget(&mut self, beside: &[Entry], here: Option<FileId>) {
-        if beside.is_empty() {
-            // The directory may only be unreadable.
-            return;
-        }
         let there: HashSet<FileId> = beside.iter().map(Entry::id).chain(here).collect();
         let open = |id| self.old.iter().any(|old| old.current.followed.id == id);
-        self.known
-            .retain(|known| there.contains(&known.id) || open(known.id));
+        let mut excess = self.known.len().saturating_sub(MAX_KNOWN);
+        // The oldest come first.
+        self.known.retain(|known| {
+            if there.contains(&known.id) || open(known.id) {
+                return true;
+            }
+            let is_excess = excess > 0;
+            excess = excess.saturating_sub(1);
+            !is_excess && known.print.is_telling()
+        });
     }
 
     fn start(&mut self, file: File, read: Read) -> io::Result<Step> {

@@ -318,3 +318,43 @@ fn a_rotation_of_files_full_of_nuls_reads_what_comes_after() {
         .collect();
     assert_eq!(read, ["1", "2", "3", "4"]);
 }
+
+#[test]
+fn a_last_line_without_its_line_break_counts_once_nobody_writes_any_more() {
+    let mut log = Log::new();
+    log.write(3);
+    log.read();
+    log.notes.clear();
+    log.append(&log.path(), "     4");
+    log.read();
+    touch(&log, "eve.json", -600);
+    log.rotate();
+    log.written = 4;
+    log.write(2);
+    log.check();
+    log.restart();
+    log.check();
+}
+
+#[test]
+fn many_rotations_leave_a_state_of_bounded_size() {
+    let mut log = Log::unstarted();
+    for number in 1..10 {
+        foreign(&log, &format!("eve.json-2026010{number}"));
+    }
+    log.start();
+    for round in 0..200 {
+        log.write(1);
+        fs::rename(log.path(), log.named("eve.json.1")).unwrap();
+        touch(&log, "eve.json.1", -600);
+        log.write(1);
+        log.read();
+        if round % 50 == 0 {
+            log.restart();
+        }
+    }
+    log.notes.clear();
+    log.check();
+    let known = &log.position.as_ref().unwrap().file.known;
+    assert!((10..=140).contains(&known.len()), "{}", known.len());
+}
