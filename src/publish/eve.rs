@@ -63,11 +63,11 @@ impl Origin {
 pub struct Record {
     /// The record, or what is wrong.
     pub line: Result<Line, EveError>,
-    /// What had to be done to read it.
+    /// Repairs that were needed to read it.
     pub repairs: Vec<Repair>,
 }
 
-/// What had to be done to read a record.
+/// A repair that was needed to read a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Repair {
     /// Text before the record was passed over.
@@ -154,7 +154,7 @@ pub struct Records<'a> {
     rest: Rest<'a>,
 }
 
-/// What of a line is to be read.
+/// The part of a line that is still to be read.
 #[derive(Debug)]
 enum Rest<'a> {
     Whole,

@@ -55,14 +55,14 @@ pub enum Notice<'a> {
     Nuls {
         /// From 1.
         line: u64,
-        /// How many.
+        /// Number of NULs.
         count: u64,
     },
     /// An alert could be read only after a repair.
     Repaired {
         /// From 1.
         line: u64,
-        /// What was done.
+        /// The repair.
         repair: &'a Repair,
     },
     /// The service refused one alert.

@@ -47,7 +47,7 @@ struct Track {
     sent: VecDeque<(u64, (u64, u64))>,
     /// The last line that was handled, and its end.
     handled: (u64, u64),
-    /// Where to go on, by the last alert that was answered.
+    /// Place to go on from, by the last alert that was answered.
     answered: (u64, u64),
 }
 

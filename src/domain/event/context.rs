@@ -98,9 +98,9 @@ fn without(text: &str, mut ranges: Vec<Range<usize>>) -> Cow<'_, str> {
 struct Member {
     /// Equal for equal keys that have no escapes, and seldom for others.
     mark: u64,
-    /// Where its key starts, quote included.
+    /// Start of its key, quote included.
     start: usize,
-    /// Where the text of its key ends, quote excluded.
+    /// End of its key, quote excluded.
     key_end: usize,
 }
 

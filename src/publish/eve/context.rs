@@ -2,7 +2,7 @@
 
 use crate::domain::event::MAX_CONTEXT_DEPTH;
 
-/// How deep a value may nest. It stands in the context, and there perhaps in the metadata of
+/// The most levels of a value. It stands in the context, and there perhaps in the metadata of
 /// the alert.
 const MAX_DEPTH: u32 = MAX_CONTEXT_DEPTH - 3;
 

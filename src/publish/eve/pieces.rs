@@ -24,7 +24,7 @@ use super::object::Object;
 pub(super) enum Piece {
     /// A whole JSON object.
     Object {
-        /// Where it is.
+        /// Its bytes in the line.
         object: Range<usize>,
         /// The text before it, where a writer puts some before each record.
         prefix: Option<Range<usize>>,
@@ -216,7 +216,7 @@ fn skip_space(text: &[u8], mut at: usize) -> usize {
     at
 }
 
-/// What may come next.
+/// The tokens that may come next.
 #[derive(Clone, Copy, PartialEq)]
 enum Expect {
     Value,
@@ -312,7 +312,7 @@ fn scalar(text: &[u8]) -> Option<usize> {
     (length > 0).then_some(length)
 }
 
-/// Where the string whose quote is at `at` ends, or the byte at which it is none.
+/// Returns the end of the string whose quote is at `at`, or the byte at which it is none.
 fn string(text: &[u8], mut at: usize) -> Result<usize, usize> {
     loop {
         at += 1;

@@ -54,7 +54,7 @@ pub(super) fn mend<'a>(object: &'a [u8], prefix: Option<&[u8]>) -> (Cow<'a, str>
 /// The length of an escape of a code unit.
 const ESCAPE: usize = "\\u0000".len();
 
-/// Where escapes of one half of a surrogate pair are, without the other half.
+/// Finds escapes of one half of a surrogate pair without the other half.
 fn lone_surrogates(text: &str) -> Vec<usize> {
     let (bytes, mut lone, mut at) = (text.as_bytes(), Vec::new(), 0);
     while let Some(offset) = text[at..].find('\\') {

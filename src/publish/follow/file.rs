@@ -29,7 +29,7 @@ pub(super) struct FileId {
 }
 
 impl FileId {
-    /// That of no file.
+    /// The id of no file.
     pub(super) const NONE: Self = Self {
         device: 0,
         inode: 0,
@@ -94,12 +94,12 @@ pub(super) struct Known {
     pub(super) id: FileId,
     #[serde(flatten)]
     pub(super) print: Print,
-    /// How far it was read; none where it was there before the log was first followed, and
+    /// Progress of its reading; none where it was there before the log was first followed, and
     /// is never read.
     pub(super) read: Option<Read>,
 }
 
-/// How far a file was read.
+/// Progress of reading a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Read {
     /// Bytes up to the end of a line.

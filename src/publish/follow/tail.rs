@@ -26,7 +26,7 @@ use super::{
 };
 use current::{Current, More};
 
-/// How long a file is kept open after it was rotated and read: its writer may take a while to
+/// Time for which a file is kept open after it was rotated and read: its writer may take a while to
 /// go on to the new one.
 const LINGER: Duration = Duration::from_secs(300);
 /// Rotated files that are kept open. Each may take disk space that was given up.
@@ -81,9 +81,9 @@ pub(super) struct Tail {
     told: VecDeque<Told>,
     /// Files of which a warning was told.
     warned: HashSet<PathBuf>,
-    /// When it was told last that the path cannot be opened.
+    /// Time of the last warning that the path cannot be opened.
     absent: Option<Instant>,
-    /// When it was last looked whether the sensor writes elsewhere.
+    /// Time of the last check whether the sensor writes elsewhere.
     looked: Option<Instant>,
 }
 
@@ -93,7 +93,7 @@ struct Old {
     current: Current,
     /// Its length when it was read last.
     length: u64,
-    /// When it was read last.
+    /// Time of the last read.
     since: Instant,
 }
 
@@ -127,7 +127,7 @@ impl Tail {
     ///
     /// # Errors
     ///
-    /// Where it makes no sense to go on.
+    /// An input that cannot be followed, or an I/O error of the file that is read.
     pub(super) fn step(&mut self) -> io::Result<Step> {
         if let Some(told) = self.told.pop_front() {
             return Ok(Step::Told(told));
@@ -187,6 +187,12 @@ impl Tail {
             )));
         }
         self.tell_unread(&place, false)?;
+        // Should it be readable later.
+        self.remember(Known {
+            id: place.id,
+            print: place.print.clone(),
+            read: Some(place.read),
+        });
         self.next_file()
     }
 
@@ -251,8 +257,10 @@ impl Tail {
         };
         self.absent = None;
         if FileId::of(&now) == id {
-            self.look_elsewhere();
-            return self.idle();
+            return match self.is_time_to_look() {
+                true => self.look_around(),
+                false => self.idle(),
+            };
         }
         // Until it has written to the new file, it writes to the old one.
         if now.len() == 0 {
@@ -268,6 +276,18 @@ impl Tail {
         }
         self.put_aside();
         self.next_file()
+    }
+
+    /// Looks beside the path, while nothing new is in it, for what could not be opened before or
+    /// was written late.
+    fn look_around(&mut self) -> io::Result<Step> {
+        self.look_elsewhere();
+        let current = self.current.as_ref().map(Current::known);
+        current.into_iter().for_each(|known| self.remember(known));
+        match self.missed()? {
+            Some((file, read)) => Ok(self.read_again(Current::new(file, read)?, false)),
+            None => self.idle(),
+        }
     }
 
     /// Nothing new is in the current file: whether an older one has grown.
@@ -318,7 +338,7 @@ impl Tail {
         Ok(self.current.as_mut().map_or(Step::Idle, begin))
     }
 
-    /// Keeps a file open that was read to its end, unless nobody will write to it any more.
+    /// Keeps a file open that was read to its end, unless it was for long enough.
     fn put_aside(&mut self) {
         let Some(mut current) = self.current.take() else {
             return;
@@ -328,21 +348,26 @@ impl Tail {
             .duration_since(modified)
             .is_ok_and(|since| since >= LINGER);
         let is_last_read = std::mem::take(&mut self.is_last_read);
-        let is_final = is_last_read || is_quiet || self.old.len() == MAX_OLD;
+        // A last line without its line break counts once nobody is about to complete it.
+        self.ends_last = is_last_read || is_quiet;
         let length = current.offset;
-        if is_final && current.line_end < length {
+        if self.ends_last && current.line_end < length {
             current.line_end = length;
             current.lines += 1;
         }
         self.remember(current.known());
-        if !is_final {
-            self.old.push_back(Old {
-                current,
-                length,
-                since: Instant::now(),
-            });
+        if is_last_read {
+            return;
         }
-        self.ends_last = is_final;
+        if self.old.len() == MAX_OLD {
+            // What it has left is found by the next look at the directory.
+            self.old.pop_front();
+        }
+        self.old.push_back(Old {
+            current,
+            length,
+            since: Instant::now(),
+        });
     }
 
     fn remember(&mut self, known: Known) {
@@ -422,7 +447,7 @@ impl Tail {
         Ok(None)
     }
 
-    /// What is known of a file: by its inode, or of what it is a copy of by how it starts.
+    /// Finds what is known of a file: by its inode, or of what it is a copy of by how it starts.
     fn known_of(&self, file: &File, metadata: &Metadata) -> io::Result<Option<Known>> {
         let (id, head) = (FileId::of(metadata), file::head(file, HEAD_BYTES)?);
         let starts = |known: &&Known| known.print.is_of_head(&head);
@@ -516,7 +541,7 @@ impl Tail {
     }
 }
 
-/// Where the file of a place is.
+/// Result of the search for the file of a place.
 enum Found {
     File(File),
     /// It is the path, and cannot be opened.

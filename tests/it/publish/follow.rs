@@ -355,6 +355,16 @@ async fn what_cannot_be_opened_is_skipped_or_waited_for() {
     assert_eq!(ended.status.code(), Some(1), "{ended:?}");
     let told = String::from_utf8_lossy(&ended.stdout).into_owned();
     assert!(told.contains("something was not read"), "{told}");
+    // Once it can be read, nothing of it is missing.
+    for number in 1..9 {
+        let rotated = log.dir.path().join(format!("eve.json.{number}"));
+        if rotated.exists() {
+            fs::set_permissions(rotated, Permissions::from_mode(0o644)).unwrap();
+        }
+    }
+    let (publisher, _warnings) = start(&log);
+    seen.check(25).await;
+    assert_eq!(terminate(publisher).await.status.code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

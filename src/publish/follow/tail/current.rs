@@ -22,7 +22,7 @@ pub(super) struct Current {
     pub(super) lines: u64,
 }
 
-/// What a read gave.
+/// Result of a read.
 #[derive(Debug)]
 pub(super) enum More {
     Bytes(Bytes),

@@ -67,15 +67,21 @@ impl Tail {
         }
     }
 
+    /// Whether it is time to look beside the path again.
+    pub(super) fn is_time_to_look(&mut self) -> bool {
+        let is_due = |looked: Instant| looked.elapsed() >= WARN_AGAIN;
+        let is_due = self.looked.is_none_or(is_due);
+        if is_due {
+            self.looked = Some(Instant::now());
+        }
+        is_due
+    }
+
     /// Warns where the sensor writes to another file than the one that is followed.
     pub(super) fn look_elsewhere(&mut self) {
-        let is_due = self
-            .looked
-            .is_none_or(|looked| looked.elapsed() >= WARN_AGAIN);
-        let Some(current) = self.current.as_ref().filter(|_| is_due) else {
+        let Some(current) = &self.current else {
             return;
         };
-        self.looked = Some(Instant::now());
         let own = file::own_name(&self.path);
         let last_written = current.followed.seen().modified;
         for entry in file::beside(&self.path) {
