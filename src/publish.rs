@@ -18,8 +18,11 @@ use tokio::time::{interval, sleep};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use uuid::Uuid;
 
-use crate::client::{
-    self, AddressError, EventSender, Publisher, PublisherError, PublisherOptions, Updates,
+use crate::{
+    client::{
+        self, AddressError, EventSender, Publisher, PublisherError, PublisherOptions, Updates,
+    },
+    proto::v1,
 };
 
 pub mod eve;
@@ -30,7 +33,7 @@ mod session;
 mod source;
 mod summary;
 
-use eve::{EveError, Line, Origin};
+use eve::{EveError, Line, Origin, Record};
 use follow::Keeper;
 use lines::{Lines, RawLine};
 use session::Session;
@@ -101,6 +104,17 @@ pub enum PublishError {
         /// What the system says.
         error: io::Error,
     },
+    /// The path to be followed is a pattern.
+    #[error(
+        "{} is a pattern, and there is no such file: name the one file that is to be followed; \
+         for Suricata set a filename without % and threaded: no for eve-log, and rotate with \
+         logrotate, or run a publisher for each file",
+        path.display()
+    )]
+    Pattern {
+        /// The path.
+        path: PathBuf,
+    },
     /// The place of a file that is followed cannot be kept.
     #[error(transparent)]
     Place(#[from] PlaceError),
@@ -110,7 +124,7 @@ impl PublishError {
     /// Whether the options are wrong, whatever the input and the service.
     pub fn is_usage(&self) -> bool {
         match self {
-            Self::Organization | Self::Address(_) => true,
+            Self::Organization | Self::Address(_) | Self::Pattern { .. } => true,
             Self::Open { .. } | Self::Place(_) => false,
         }
     }
@@ -122,12 +136,6 @@ pub enum LineError {
     /// Too long to be kept.
     #[error("longer than {} MiB", MAX_LINE_BYTES >> 20)]
     TooLong,
-    /// Not text.
-    #[error("not UTF-8 at byte {at}")]
-    Utf8 {
-        /// From the start of the line, from 1.
-        at: usize,
-    },
     /// Not an EVE record.
     #[error(transparent)]
     Eve(#[from] EveError),
@@ -285,7 +293,7 @@ impl Feeder<'_, '_> {
                     lock(self.session).progress(chunk.len());
                     lines.feed(chunk);
                 }
-                Some(Part::Note(note)) => lock(self.session).note(&note),
+                Some(Part::Told(told)) => lock(self.session).told(&told),
                 Some(Part::Begin(begin)) => {
                     if begin.ends_last {
                         lines.end();
@@ -322,35 +330,55 @@ impl Feeder<'_, '_> {
     }
 
     async fn take(&self, line: RawLine, above: u64) -> Result<(), End> {
-        let (tag, end) = (above | line.number, line.end);
-        let parsed = line.text.and_then(|text| self.parse(&text));
-        match parsed {
-            Ok(None) => {}
-            Ok(Some(Line::Alert(event))) => {
-                tokio::select! {
-                    biased;
-                    () = self.shutdown.cancelled() => return Err(End::Interrupted),
-                    sent = self.sender.send(&event, tag) => {
-                        sent.map_err(|_| End::Interrupted)?;
-                    }
-                }
-                lock(self.session).published(tag, end);
-            }
-            Ok(Some(Line::Other(event_type))) => lock(self.session).skipped(event_type),
-            Err(error) => lock(self.session).broken(tag, &error),
+        let (number, end) = (line.number, line.end);
+        match line.text {
+            Ok(text) => self.take_records(&text, number, end, above).await?,
+            Err(error) => lock(self.session).broken(number, &error),
         }
-        lock(self.session).handled(tag, end);
+        if line.nuls > 0 {
+            lock(self.session).nuls(number, line.nuls);
+        }
+        lock(self.session).handled(session::tag(above, number, true), end);
         Ok(())
     }
 
-    fn parse(&self, text: &[u8]) -> Result<Option<Line>, LineError> {
-        let text = std::str::from_utf8(text).map_err(|error| LineError::Utf8 {
-            at: error.valid_up_to() + 1,
-        })?;
-        if text.trim_ascii().is_empty() {
-            return Ok(None);
+    async fn take_records(&self, text: &[u8], line: u64, end: u64, above: u64) -> Result<(), End> {
+        // The alert that is sent once it is known whether another follows in the line.
+        let mut held: Option<Box<v1::Event>> = None;
+        for Record {
+            line: read,
+            repairs,
+        } in eve::records(text, &self.origin)
+        {
+            match read {
+                Ok(Line::Alert(event)) => {
+                    lock(self.session).repaired(line, &repairs);
+                    if let Some(before) = held.replace(event) {
+                        let tag = session::tag(above, line, false);
+                        self.send(&before, tag, end).await?;
+                    }
+                }
+                Ok(Line::Other(event_type)) => lock(self.session).skipped(event_type),
+                Err(error) => lock(self.session).broken(line, &error.into()),
+            }
         }
-        Ok(Some(eve::parse(text, &self.origin)?))
+        match held {
+            Some(event) => {
+                self.send(&event, session::tag(above, line, true), end)
+                    .await
+            }
+            None => Ok(()),
+        }
+    }
+
+    async fn send(&self, event: &v1::Event, tag: u64, end: u64) -> Result<(), End> {
+        tokio::select! {
+            biased;
+            () = self.shutdown.cancelled() => return Err(End::Interrupted),
+            sent = self.sender.send(event, tag) => sent.map_err(|_| End::Interrupted)?,
+        }
+        lock(self.session).published(tag, end);
+        Ok(())
     }
 }
 

@@ -26,18 +26,21 @@ const MIB: u32 = 1 << 20;
 /// Publishes the alerts of a Suricata EVE file.
 ///
 /// Reads EVE JSON, one record a line. Alerts are published; records of other event
-/// types are counted and skipped; a broken line is reported with its number, and the
-/// rest goes on. When the service restarts, it connects again and sends again what
-/// was not answered. A time without an offset is taken as UTC.
+/// types are counted and skipped; a broken line is reported with its number, and what is
+/// intact in it and after it is published. When the service restarts, it connects again and
+/// sends again what was not answered. A time without an offset is taken as UTC.
 ///
 /// With --follow it goes on as `tail -F` does, across rotation and truncation, until
 /// SIGTERM or Ctrl-C, and remembers its place: the next run goes on behind the last
 /// alert that was answered. Nothing is lost by a restart of either side; what was sent
-/// and not answered is sent again, under the same ids.
+/// and not answered is sent again, under the same ids. The first start reads the path and no
+/// other file; later, rotated files are read that are known to have been the path. A path that
+/// is not there or cannot be opened is waited for. Several files for one sensor, which
+/// Suricata writes by a filename with % or by threaded: yes, need a publisher each.
 ///
-/// The exit code is 0 where every alert was accepted and no line was broken, or where
-/// a file that was followed until a signal has no alert unanswered; 64 where the
-/// options are wrong, otherwise 1.
+/// Exit codes: 0 where the whole input was read, no line was broken and every alert was
+/// accepted, also where there was none; with --follow the same, up to the signal. 64 where the
+/// options are wrong. 1 otherwise.
 #[derive(Debug, Args)]
 pub struct PublishArgs {
     /// The EVE file, or - for standard input, which may be a live pipe.

@@ -33,6 +33,19 @@ use tail::Tail;
 /// grow.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// Something that happened to a file that is followed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Told {
+    /// Something that may be wrong.
+    Warning(String),
+    /// Something was not read.
+    Loss(String),
+    /// The path is not there, or cannot be opened.
+    Absent(String),
+    /// The path is there again.
+    There,
+}
+
 /// Where the place of a file is kept, unless it is told: beside it.
 pub fn default_state_file(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -41,6 +54,9 @@ pub fn default_state_file(path: &Path) -> PathBuf {
 
 /// Starts to read, from the place that is kept.
 pub(super) fn open(path: PathBuf, state_file: PathBuf) -> Result<Source, PublishError> {
+    if is_pattern(&path) {
+        return Err(PublishError::Pattern { path });
+    }
     let keeper = Keeper::open(&path, state_file)?;
     let mut tail = Tail::new(path.clone(), keeper.kept().cloned());
     let (sender, parts) = mpsc::channel(PARTS_AHEAD);
@@ -55,6 +71,14 @@ pub(super) fn open(path: PathBuf, state_file: PathBuf) -> Result<Source, Publish
     })
 }
 
+/// Whether a path that is not there has a conversion of strftime, which Suricata's `filename`
+/// may have.
+fn is_pattern(path: &Path) -> bool {
+    let text = path.to_string_lossy();
+    let mut pairs = text.as_bytes().windows(2);
+    pairs.any(|pair| pair[0] == b'%' && pair[1].is_ascii_alphabetic()) && !path.exists()
+}
+
 /// Ends when nobody takes the parts any more.
 fn pump(tail: &mut Tail, parts: &mpsc::Sender<io::Result<Part>>) {
     loop {
@@ -66,7 +90,7 @@ fn pump(tail: &mut Tail, parts: &mpsc::Sender<io::Result<Part>>) {
             }
             Ok(Step::Begin(begin)) => Ok(Part::Begin(begin)),
             Ok(Step::Bytes(bytes)) => Ok(Part::Bytes(bytes)),
-            Ok(Step::Note(note)) => Ok(Part::Note(note)),
+            Ok(Step::Told(told)) => Ok(Part::Told(told)),
             Err(error) => Err(error),
         };
         let failed = part.is_err();

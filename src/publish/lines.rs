@@ -11,11 +11,16 @@ pub(super) struct RawLine {
     pub(super) number: u64,
     /// Bytes of the input up to its end, line break included.
     pub(super) end: u64,
+    /// Without NULs at its start, and with one for each run of them elsewhere.
     pub(super) text: Result<Bytes, LineError>,
+    /// NULs of the input.
+    pub(super) nuls: u64,
 }
 
 /// Takes chunks of any size; a line may span many. `\n` and `\r\n` end a line, and
-/// so does the end of the input. A byte order mark at the start is dropped.
+/// so does the end of the input. A byte order mark at the start is dropped. NULs are what a
+/// crash or a truncation leaves where nothing was written, gigabytes of them; they take no
+/// memory and do not count towards the length.
 #[derive(Debug)]
 pub(super) struct Lines {
     max_line_bytes: usize,
@@ -24,6 +29,8 @@ pub(super) struct Lines {
     partial: Vec<u8>,
     /// The line is too long: the rest of it is dropped as it comes.
     dropping: bool,
+    /// NULs of the line so far.
+    nuls: u64,
     number: u64,
     /// Bytes that were taken.
     taken: u64,
@@ -42,6 +49,7 @@ impl Lines {
             chunk: Bytes::new(),
             partial: Vec::new(),
             dropping: false,
+            nuls: 0,
             number: lines,
             taken: bytes,
             ended: false,
@@ -73,45 +81,60 @@ impl Lines {
                 let part = std::mem::take(&mut self.chunk);
                 self.taken += part.len() as u64;
                 self.keep(&part);
-                let left = self.dropping || !self.partial.is_empty();
+                let left = self.dropping || !self.partial.is_empty() || self.nuls > 0;
                 (self.ended && left).then(|| self.complete(Bytes::new()))
             }
         }
     }
 
     fn keep(&mut self, part: &[u8]) {
-        self.dropping |= self.partial.len() + part.len() > self.max_line_bytes;
-        if self.dropping {
-            self.partial = Vec::new();
-        } else {
-            self.partial.extend_from_slice(part);
+        for (number, run) in part.split(|byte| *byte == 0).enumerate() {
+            if number > 0 {
+                self.nuls += 1;
+                if !self.partial.is_empty() && !self.partial.ends_with(&[0]) {
+                    self.partial.push(0);
+                }
+            }
+            self.dropping |= self.partial.len() + run.len() > self.max_line_bytes;
+            if self.dropping {
+                self.partial = Vec::new();
+            } else {
+                self.partial.extend_from_slice(run);
+            }
         }
     }
 
     fn complete(&mut self, part: Bytes) -> RawLine {
         self.number += 1;
         let (number, end) = (self.number, self.taken);
-        let too_long = self.dropping || self.partial.len() + part.len() > self.max_line_bytes;
-        self.dropping = false;
-        let mut partial = std::mem::take(&mut self.partial);
-        if too_long {
-            let text = Err(LineError::TooLong);
-            return RawLine { number, end, text };
-        }
-        let mut text = if partial.is_empty() {
+        let is_whole = self.partial.is_empty() && !self.dropping && !part.contains(&0);
+        let mut text = if is_whole && part.len() <= self.max_line_bytes {
             part
         } else {
-            partial.extend_from_slice(&part);
-            Bytes::from(partial)
+            self.keep(&part);
+            Bytes::from(std::mem::take(&mut self.partial))
         };
+        let nuls = std::mem::take(&mut self.nuls);
+        if std::mem::take(&mut self.dropping) {
+            return RawLine {
+                number,
+                end,
+                text: Err(LineError::TooLong),
+                nuls,
+            };
+        }
         if text.ends_with(b"\r") {
             text.truncate(text.len() - 1);
         }
         if number == 1 && text.starts_with("\u{feff}".as_bytes()) {
             text = text.slice(3..);
         }
-        let text = Ok(text);
-        RawLine { number, end, text }
+        RawLine {
+            number,
+            end,
+            text: Ok(text),
+            nuls,
+        }
     }
 }
 
@@ -192,10 +215,37 @@ mod tests {
         check(&["123456789", "\n", "b"], &[None, Some("b")]);
     }
 
+    #[test]
+    fn nuls_are_counted_and_take_no_memory() {
+        check(
+            &["\0\0a\nb\0\0\0c\n\0\n\0"],
+            &[Some("a"), Some("b\0c"), Some(""), Some("")],
+        );
+        check(
+            &[
+                "\0\0\0\0\0\0\0\0\0\0",
+                "\0\x0012345678\n1234\0",
+                "\0\x00567\n",
+            ],
+            &[Some("12345678"), Some("1234\x00567")],
+        );
+        check(&["12345678\x009\nb"], &[None, Some("b")]);
+        let mut lines = Lines::new(MAX);
+        for _ in 0..1_000 {
+            lines.feed(Bytes::from_static(&[0; 10_000]));
+            assert!(lines.next_line().is_none());
+        }
+        lines.feed(Bytes::from_static(b"a\0b\r\nc\n"));
+        let line = lines.next_line().unwrap();
+        assert_eq!((line.nuls, line.end), (10_000_001, 10_000_005));
+        assert_eq!(line.text.unwrap(), "a\0b");
+        assert_eq!(lines.next_line().unwrap().nuls, 0);
+    }
+
     proptest! {
         #[test]
         fn where_chunks_are_cut_does_not_matter(
-            text in "[ab\r\n]{0,60}",
+            text in "[ab\r\n\0]{0,60}",
             mut cuts in prop::collection::vec(0usize..60, 0..8),
         ) {
             cuts.retain(|cut| *cut <= text.len());

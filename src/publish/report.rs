@@ -5,7 +5,7 @@ use std::io::Write;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tonic::Status;
 
-use super::LineError;
+use super::{LineError, eve::Repair};
 use crate::{
     client::Retrying,
     proto::v1::{ErrorReason, Rejection},
@@ -21,7 +21,7 @@ pub struct Progress {
     pub bytes: u64,
     /// Bytes of the input, where that is known.
     pub total_bytes: Option<u64>,
-    /// Lines read, but for blank ones.
+    /// Records read, and damaged parts of lines.
     pub read: u64,
     /// Alerts sent.
     pub published: u64,
@@ -33,8 +33,12 @@ pub struct Progress {
     pub unconfigured: u64,
     /// Records of other event types.
     pub skipped: u64,
-    /// Lines that are no EVE records.
+    /// Lines, and parts of lines, that are no EVE records.
     pub broken: u64,
+    /// Alerts sent with U+FFFD in place of what is no text.
+    pub repaired: u64,
+    /// NULs that were passed over.
+    pub nuls: u64,
 }
 
 /// Something worth telling.
@@ -46,6 +50,20 @@ pub enum Notice<'a> {
         line: u64,
         /// What is wrong.
         error: &'a LineError,
+    },
+    /// A line has NULs, which were passed over.
+    Nuls {
+        /// From 1.
+        line: u64,
+        /// Number of NULs.
+        count: u64,
+    },
+    /// An alert could be read only after a repair.
+    Repaired {
+        /// From 1.
+        line: u64,
+        /// The repair.
+        repair: &'a Repair,
     },
     /// The service refused one alert.
     Rejected {
@@ -117,6 +135,8 @@ pub struct ConsoleReporter<W> {
     bar: ProgressBar,
     broken: Limited,
     rejected: Limited,
+    repaired: Limited,
+    nuls: Limited,
     /// The cause that was told last, while nothing gets through.
     retrying: Option<String>,
     answered: u64,
@@ -139,6 +159,8 @@ impl<W: Write> ConsoleReporter<W> {
             bar: ProgressBar::with_draw_target(None, target),
             broken: Limited::default(),
             rejected: Limited::default(),
+            repaired: Limited::default(),
+            nuls: Limited::default(),
             retrying: None,
             answered: 0,
         }
@@ -147,7 +169,12 @@ impl<W: Write> ConsoleReporter<W> {
     /// Removes the bar and tells how many lines were left out.
     pub fn finish(mut self) -> W {
         self.bar.finish_and_clear();
-        let left_out = [(&self.broken, "broken"), (&self.rejected, "rejected")];
+        let left_out = [
+            (&self.broken, "broken"),
+            (&self.rejected, "rejected"),
+            (&self.repaired, "repaired"),
+            (&self.nuls, "with NULs"),
+        ];
         for (count, what) in left_out.map(|(limited, what)| (limited.left_out, what)) {
             if count > 0 {
                 self.say(&format!("and {count} more {what}"));
@@ -180,6 +207,22 @@ impl<W: Write> ConsoleReporter<W> {
         self.say(&format!(
             "line {line}: rejected: {field}{message} ({reason})"
         ));
+    }
+
+    fn repaired(&mut self, line: u64, repair: &Repair) {
+        if !self.repaired.more(1) {
+            return;
+        }
+        let text = match repair {
+            Repair::Prefix(prefix) => format!(
+                "the text before the record is passed over, here and in further lines: {prefix}"
+            ),
+            Repair::Utf8(count) => format!("{count} times not UTF-8, replaced by U+FFFD"),
+            Repair::Surrogates(count) => {
+                format!("{count} escapes of a lone surrogate, replaced by U+FFFD")
+            }
+        };
+        self.say(&format!("line {line}: {text}"));
     }
 
     fn refused(&mut self, lines: (u64, u64), events: usize, status: &Status) {
@@ -241,6 +284,14 @@ impl<W: Write> Reporter for ConsoleReporter<W> {
                     self.say(&format!("line {line}: broken: {error}"));
                 }
             }
+            Notice::Nuls { line, count } => {
+                if self.nuls.more(1) {
+                    self.say(&format!(
+                        "line {line}: {count} NULs passed over; if a crash left them, what was to be there is lost"
+                    ));
+                }
+            }
+            Notice::Repaired { line, repair } => self.repaired(line, repair),
             Notice::Rejected { line, rejection } => self.rejected(line, rejection),
             Notice::Refused {
                 first_line,

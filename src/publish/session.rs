@@ -7,7 +7,8 @@ use std::{
 
 use super::{
     End, LineError, Notice, Progress, PublishOptions, Reporter, Summary,
-    follow::{Begin, Followed, Position},
+    eve::{EveError, Repair},
+    follow::{Begin, Followed, Position, Told},
     summary::OTHER_TYPES,
 };
 use crate::client::{Ack, Update};
@@ -17,12 +18,23 @@ const MAX_EVENT_TYPES: usize = 100;
 const MAX_EVENT_TYPE_CHARS: usize = 64;
 
 /// Bits of a tag that are the line; those above count the files that were begun, so
-/// that tags rise.
+/// that tags rise. The lowest bit tells whether nothing follows in the line: a line counts as
+/// answered when its last alert is.
 const LINE_BITS: u32 = 40;
+
+/// The tag of an alert.
+pub(super) fn tag(above: u64, line: u64, is_last: bool) -> u64 {
+    above | line << 1 | u64::from(is_last)
+}
 
 /// The line of a tag.
 fn line_of(tag: u64) -> u64 {
-    tag & ((1 << LINE_BITS) - 1)
+    tag >> 1 & ((1 << (LINE_BITS - 1)) - 1)
+}
+
+/// The last line of which everything is answered once this tag is.
+fn whole_line_of(tag: u64) -> u64 {
+    line_of(tag) - u64::from(tag & 1 == 0)
 }
 
 /// Where in a file that is followed things are. Ordered by tag.
@@ -30,11 +42,12 @@ fn line_of(tag: u64) -> u64 {
 struct Track {
     /// The files, each with the tag of what stands before its first line.
     files: VecDeque<(u64, Arc<Followed>)>,
-    /// Alerts that are not answered, with the end of each.
-    sent: VecDeque<(u64, u64)>,
+    /// Alerts that are not answered, each with the place to go on from once it is: the end of
+    /// its line, or what was handled before where more of the line follows.
+    sent: VecDeque<(u64, (u64, u64))>,
     /// The last line that was handled, and its end.
     handled: (u64, u64),
-    /// The last alert that was answered, and its end.
+    /// Place to go on from, by the last alert that was answered.
     answered: (u64, u64),
 }
 
@@ -48,6 +61,12 @@ pub(super) struct Session<'a> {
     /// Every alert up to this line is answered.
     answered_line: u64,
     track: Option<Track>,
+    /// Whether a prefix was told, which is told once.
+    told_prefix: bool,
+    /// Whether the input is UTF-16, where every other byte may be a NUL.
+    is_utf16: bool,
+    lost: bool,
+    absent: bool,
 }
 
 impl<'a> Session<'a> {
@@ -66,6 +85,10 @@ impl<'a> Session<'a> {
             handled_line: from_line - 1,
             answered_line: from_line - 1,
             track: None,
+            told_prefix: false,
+            is_utf16: false,
+            lost: false,
+            absent: false,
         }
     }
 
@@ -78,13 +101,14 @@ impl<'a> Session<'a> {
     pub(super) fn begin(&mut self, begin: &Begin) -> u64 {
         let files = self.track.as_ref().and_then(|track| track.files.back());
         let above = files.map_or(0, |(tag, _)| ((tag >> LINE_BITS) + 1) << LINE_BITS);
-        let start = (above | begin.line, begin.offset);
+        let start = (tag(above, begin.line, true), begin.offset);
         let track = self.track.get_or_insert_with(|| Track {
             files: VecDeque::new(),
             sent: VecDeque::new(),
             handled: start,
             answered: start,
         });
+        self.absent = false;
         track.files.push_back((start.0, Arc::clone(&begin.file)));
         track.handled = start;
         above
@@ -95,7 +119,11 @@ impl<'a> Session<'a> {
         self.progress.read += 1;
         self.progress.published += 1;
         if let Some(track) = &mut self.track {
-            track.sent.push_back((tag, end));
+            let place = match tag & 1 {
+                1 => (tag, end),
+                _ => track.handled,
+            };
+            track.sent.push_back((tag, place));
         }
     }
 
@@ -117,6 +145,23 @@ impl<'a> Session<'a> {
         })
     }
 
+    /// Something happened to the file that is followed.
+    pub(super) fn told(&mut self, told: &Told) {
+        match told {
+            Told::Warning(text) => self.note(text),
+            Told::Loss(text) => {
+                self.lost = true;
+                self.note(text);
+            }
+            Told::Absent(text) => {
+                // What was there has been read.
+                self.absent = self.track.is_none();
+                self.note(text);
+            }
+            Told::There => self.absent = false,
+        }
+    }
+
     pub(super) fn note(&mut self, note: &str) {
         self.tell(Notice::Note(note));
     }
@@ -133,11 +178,34 @@ impl<'a> Session<'a> {
         *self.skipped.entry(event_type).or_default() += 1;
     }
 
-    pub(super) fn broken(&mut self, tag: u64, error: &LineError) {
+    pub(super) fn broken(&mut self, line: u64, error: &LineError) {
         self.progress.read += 1;
         self.progress.broken += 1;
-        let line = line_of(tag);
+        self.is_utf16 |= matches!(error, LineError::Eve(EveError::Utf16));
         self.tell(Notice::Broken { line, error });
+    }
+
+    /// NULs were passed over.
+    pub(super) fn nuls(&mut self, line: u64, count: u64) {
+        if self.is_utf16 {
+            return;
+        }
+        self.progress.nuls += count;
+        self.tell(Notice::Nuls { line, count });
+    }
+
+    /// An alert could be read only after a repair.
+    pub(super) fn repaired(&mut self, line: u64, repairs: &[Repair]) {
+        let mut replaced = false;
+        for repair in repairs {
+            match repair {
+                Repair::Prefix(_) if std::mem::replace(&mut self.told_prefix, true) => continue,
+                Repair::Prefix(_) => {}
+                Repair::Utf8(_) | Repair::Surrogates(_) => replaced = true,
+            }
+            self.tell(Notice::Repaired { line, repair });
+        }
+        self.progress.repaired += u64::from(replaced);
     }
 
     pub(super) fn handled(&mut self, tag: u64, end: u64) {
@@ -159,10 +227,10 @@ impl<'a> Session<'a> {
             return;
         };
         let (first_line, last_line) = (line_of(*first_tag), line_of(*last_tag));
-        self.answered_line = last_line;
+        self.answered_line = whole_line_of(*last_tag);
         if let Some(track) = &mut self.track {
-            while let Some(sent) = track.sent.pop_front_if(|(tag, _)| *tag <= *last_tag) {
-                track.answered = sent;
+            while let Some((_, place)) = track.sent.pop_front_if(|(tag, _)| *tag <= *last_tag) {
+                track.answered = place;
             }
         }
         match &ack.outcome {
@@ -198,6 +266,8 @@ impl<'a> Session<'a> {
             resume_line: self.handled_line + 1,
             counts: self.progress,
             skipped: self.skipped.clone(),
+            lost: self.lost,
+            absent: self.absent,
             ..Summary::nothing(options, end)
         };
         if summary.unanswered() > 0 {

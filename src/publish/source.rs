@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Input, PublishError,
-    follow::{self, Begin, Keeper},
+    follow::{self, Begin, Keeper, Told},
 };
 
 pub(super) const CHUNK_BYTES: usize = 128 << 10;
@@ -30,8 +30,8 @@ pub(super) enum Part {
     Begin(Begin),
     /// More of the input.
     Bytes(Bytes),
-    /// Something worth telling.
-    Note(String),
+    /// Something that happened to a file that is followed.
+    Told(Told),
 }
 
 /// An input that is being read.

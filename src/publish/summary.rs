@@ -23,7 +23,7 @@ pub enum End {
     Stopped(PublisherError),
 }
 
-/// What became of the lines. `read = published + skipped + broken`, and
+/// What became of the records. `read = published + skipped + broken`, and
 /// `published = accepted + rejected + unconfigured + unanswered`. Its text is for
 /// a terminal.
 #[derive(Debug)]
@@ -40,6 +40,10 @@ pub struct Summary {
     pub organization_id: String,
     /// Where the place of a file that is followed is kept.
     pub state_file: Option<PathBuf>,
+    /// Whether something of a file that is followed could not be read.
+    pub lost: bool,
+    /// Whether a file that is followed is not there, or cannot be opened.
+    pub absent: bool,
 }
 
 impl Summary {
@@ -54,6 +58,8 @@ impl Summary {
                 Input::Follow { state_file, .. } => Some(state_file),
                 Input::Stdin | Input::File(_) => None,
             },
+            lost: false,
+            absent: false,
         }
     }
 
@@ -65,20 +71,29 @@ impl Summary {
             .saturating_sub(counts.accepted + counts.rejected + counts.unconfigured)
     }
 
-    /// Whether the whole input was read, no line was broken and every alert accepted.
+    /// Whether the whole input was read, no line was broken and every alert accepted. A
+    /// file that is followed has no end: there it is a success to be told to stop.
     pub fn is_success(&self) -> bool {
-        matches!(self.end, End::Complete)
+        let ended = match self.end {
+            End::Complete => true,
+            End::Interrupted => self.state_file.is_some(),
+            _ => false,
+        };
+        ended
             && self.counts.broken == 0
             && self.counts.accepted == self.counts.published
+            && !self.has_only_nuls()
+            && !self.lost
+            && !self.absent
     }
 
-    /// The exit code of a process: 0 for [success](Self::is_success), otherwise 1. A
-    /// file that is followed has no end, so that there it is a success to be told to
-    /// stop when everything that was sent is answered.
+    /// The exit code of a process: 0 for [success](Self::is_success), otherwise 1.
     pub fn exit_code(&self) -> u8 {
-        let told_to_stop = matches!(self.end, End::Interrupted) && self.state_file.is_some();
-        let in_order = told_to_stop && self.unanswered() == 0;
-        u8::from(!(self.is_success() || in_order))
+        u8::from(!self.is_success())
+    }
+
+    fn has_only_nuls(&self) -> bool {
+        self.counts.read == 0 && self.counts.nuls > 0
     }
 
     fn fmt_skipped(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -101,6 +116,18 @@ impl Summary {
                  create one with siem.v1.SiemIntegrationService/Configure and publish again",
                 self.organization_id, self.counts.unconfigured
             )?;
+        }
+        if self.has_only_nuls() || self.counts.broken > 0 && self.counts.broken == self.counts.read
+        {
+            writeln!(f, "no line of the input could be read; is this EVE JSON?")?;
+        } else if self.counts.published == 0 && self.is_success() {
+            writeln!(f, "there was no alert in the input")?;
+        }
+        if self.lost {
+            writeln!(f, "something was not read, see the warnings above")?;
+        }
+        if self.absent {
+            writeln!(f, "the file is not there, or cannot be opened")?;
         }
         match &self.end {
             End::Complete => return Ok(()),
@@ -131,6 +158,16 @@ impl fmt::Display for Summary {
         }
         self.fmt_skipped(f)?;
         writeln!(f, "broken        {}", counts.broken)?;
+        if counts.repaired > 0 {
+            writeln!(
+                f,
+                "repaired      {} (sent with U+FFFD for what is no text)",
+                counts.repaired
+            )?;
+        }
+        if counts.nuls > 0 {
+            writeln!(f, "NULs          {}", counts.nuls)?;
+        }
         self.fmt_end(f)
     }
 }

@@ -1,5 +1,6 @@
 //! Publish and PublishStream.
 
+mod eve;
 mod follow;
 mod stream;
 
@@ -214,6 +215,34 @@ async fn each_bad_event_is_told_with_its_place_and_field() {
         rest.iter()
             .all(|one| one.reason() == ErrorReason::InvalidField)
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_context_has_one_value_for_a_key_and_no_lone_surrogate() {
+    let world = World::start().await;
+    let (customer, _) = world.customer("acme").await;
+    let with = |context: &str| v1::Event {
+        payload: Some(Payload::IdsDetection(v1::IdsDetection {
+            context_json: context.to_owned(),
+            ..detection(1)
+        })),
+        ..event("acme")
+    };
+    let events = [
+        with(r#"{"a":1,"n":{"k":1.0,"l":[{"x":1,"x":2}],"k":2.0},"a":3}"#),
+        with(r#"{"url":"/\ud83d"}"#),
+    ];
+    let answer = world.api.try_publish(encode(&events)).await.unwrap();
+    assert_eq!(answer.accepted, 1);
+    let message = &answer.rejections[0].message;
+    assert!(
+        message.contains("lone surrogate") && message.contains("at byte 9"),
+        "{message}"
+    );
+    let arrived = arrive(&world.aws, &customer.stream_arn, 1).await;
+    let text = str::from_utf8(&arrived[0].record.data).unwrap();
+    let expected = r#""context":{"n":{"l":[{"x":2}],"k":2.0},"a":3}"#;
+    assert!(text.contains(expected), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,9 @@
 //! Checks a JSON object that travels as text and is kept digit for digit.
+//!
+//! Of a key that an object repeats, only the last member is kept, at every level: readers
+//! disagree on which one counts, and strict ones refuse the whole record.
+
+use std::{borrow::Cow, collections::HashMap, ops::Range};
 
 use super::json::find_special;
 
@@ -6,9 +11,9 @@ use super::json::find_special;
 pub const MAX_DEPTH: u32 = 64;
 
 /// A JSON object as text, known to be valid.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Context<'a> {
-    text: &'a str,
+    text: Cow<'a, str>,
     line_breaks: bool,
 }
 
@@ -21,6 +26,8 @@ pub(super) enum Problem {
     TooDeep,
     /// It is not JSON from this byte on.
     Invalid(usize),
+    /// The escape at this byte is one half of a surrogate pair, which is no character.
+    LoneSurrogate(usize),
 }
 
 impl<'a> Context<'a> {
@@ -34,23 +41,30 @@ impl<'a> Context<'a> {
             bytes: text.as_bytes(),
             at: 0,
             line_breaks: false,
-            nesting: Nesting::default(),
+            nesting: Nesting {
+                objects: 0,
+                depth: 0,
+                firsts: [0; MAX_DEPTH as usize],
+            },
+            members: Vec::with_capacity(32),
+            marks: Vec::new(),
+            repeated: Vec::new(),
         };
         scanner.document()?;
         Ok(Self {
-            text,
+            text: without(text, scanner.repeated),
             line_breaks: scanner.line_breaks,
         })
     }
 
     /// The length in bytes that it is written with.
-    pub(super) fn len(self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.text.len()
     }
 
     /// Appends the text as it was given, but for line breaks between tokens, which
     /// become spaces: a record is one line.
-    pub(super) fn write(self, out: &mut Vec<u8>) {
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
         if !self.line_breaks {
             out.extend_from_slice(self.text.as_bytes());
             return;
@@ -63,26 +77,83 @@ impl<'a> Context<'a> {
     }
 }
 
+/// The text without these ranges, of which none overlaps another but where it holds it.
+fn without(text: &str, mut ranges: Vec<Range<usize>>) -> Cow<'_, str> {
+    if ranges.is_empty() {
+        return Cow::Borrowed(text);
+    }
+    ranges.sort_unstable_by_key(|range| range.start);
+    let (mut kept, mut from) = (String::with_capacity(text.len()), 0);
+    for range in ranges {
+        if let Some(between) = text.get(from..range.start) {
+            kept.push_str(between);
+        }
+        from = from.max(range.end);
+    }
+    kept.push_str(&text[from..]);
+    Cow::Owned(kept)
+}
+
+/// A member of an object that is open.
+struct Member {
+    /// Equal for equal keys that have no escapes, and seldom for others.
+    mark: u64,
+    /// Start of its key, quote included.
+    start: usize,
+    /// End of its key, quote excluded.
+    key_end: usize,
+}
+
+impl Member {
+    /// The key without its escapes.
+    fn key<'a>(&self, text: &'a [u8]) -> Cow<'a, str> {
+        let quoted = &text[self.start..=self.key_end];
+        let read = match self.mark {
+            ESCAPED => serde_json::from_slice(quoted).ok().map(Cow::Owned),
+            _ => None,
+        };
+        read.unwrap_or_else(|| String::from_utf8_lossy(&quoted[1..quoted.len() - 1]))
+    }
+}
+
+/// The mark of a key that has an escape, which may spell any other key.
+const ESCAPED: u64 = u64::MAX;
+
+/// The length, and at most the first eight and the last eight bytes.
+fn mark(key: &[u8]) -> u64 {
+    let eight = |bytes: &[u8]| {
+        let mut word = [0; 8];
+        word[..bytes.len()].copy_from_slice(bytes);
+        u64::from_le_bytes(word)
+    };
+    let first = eight(&key[..key.len().min(8)]);
+    let last = eight(&key[key.len().saturating_sub(8)..]);
+    first ^ last.rotate_left(29) ^ (key.len() as u64) << 56
+}
+
 /// Which containers are open: a bit each, set for an object.
-#[derive(Default)]
 struct Nesting {
     objects: u64,
     depth: u32,
+    /// Of each open container, how many members were open before it.
+    firsts: [u32; MAX_DEPTH as usize],
 }
 
 impl Nesting {
-    fn open(&mut self, object: bool) -> Result<(), Problem> {
-        if self.depth == MAX_DEPTH {
-            return Err(Problem::TooDeep);
-        }
+    fn open(&mut self, object: bool, members: usize) -> Result<(), Problem> {
+        let first = self.firsts.get_mut(self.depth as usize);
+        // No text is so long that its members cannot be counted.
+        *first.ok_or(Problem::TooDeep)? = members as u32;
         self.objects = self.objects << 1 | u64::from(object);
         self.depth += 1;
         Ok(())
     }
 
-    fn close(&mut self) {
+    /// Answers the number of the first member that was opened within.
+    fn close(&mut self) -> usize {
         self.objects >>= 1;
         self.depth -= 1;
+        self.firsts[self.depth as usize] as usize
     }
 
     fn in_object(&self) -> bool {
@@ -95,6 +166,12 @@ struct Scanner<'a> {
     at: usize,
     line_breaks: bool,
     nesting: Nesting,
+    /// Those of all open objects, outermost first.
+    members: Vec<Member>,
+    /// To be used again by each object.
+    marks: Vec<u64>,
+    /// Members whose key comes again in the same object, each up to the next one.
+    repeated: Vec<Range<usize>>,
 }
 
 impl Scanner<'_> {
@@ -112,7 +189,13 @@ impl Scanner<'_> {
                     self.skip_space();
                     self.value()?;
                 }
-                (b'}', true) | (b']', false) => self.nesting.close(),
+                (b'}', true) => {
+                    let first = self.nesting.close();
+                    self.end_object(first);
+                }
+                (b']', false) => {
+                    self.nesting.close();
+                }
                 _ => return Err(Problem::Invalid(self.at - 1)),
             }
         }
@@ -127,14 +210,14 @@ impl Scanner<'_> {
     fn value(&mut self) -> Result<(), Problem> {
         loop {
             match self.next()? {
-                b'"' => return self.string(),
+                b'"' => return self.string().map(|_| ()),
                 byte @ (b'-' | b'0'..=b'9') => return self.number(byte),
                 b't' => return self.literal(b"rue"),
                 b'f' => return self.literal(b"alse"),
                 b'n' => return self.literal(b"ull"),
                 open @ (b'{' | b'[') => {
                     let object = open == b'{';
-                    self.nesting.open(object)?;
+                    self.nesting.open(object, self.members.len())?;
                     self.skip_space();
                     if self.peek() == Some(if object { b'}' } else { b']' }) {
                         self.at += 1;
@@ -156,25 +239,68 @@ impl Scanner<'_> {
         self.value()
     }
 
+    /// Notes which members of an object that ends here are repeated by a later one.
+    fn end_object(&mut self, first: usize) {
+        let members = &self.members[first..];
+        self.marks.clear();
+        self.marks.extend(members.iter().map(|member| member.mark));
+        self.marks.sort_unstable();
+        let suspect = self.marks.last() == Some(&ESCAPED)
+            || self.marks.windows(2).any(|pair| pair[0] == pair[1]);
+        if suspect && members.len() > 1 {
+            self.find_repeated(first);
+        }
+        self.members.truncate(first);
+    }
+
+    #[cold]
+    fn find_repeated(&mut self, first: usize) {
+        let members = &self.members[first..];
+        let mut last_of_key: HashMap<Cow<'_, str>, usize> = HashMap::with_capacity(members.len());
+        for (number, member) in members.iter().enumerate() {
+            let before = last_of_key.insert(member.key(self.bytes), number);
+            if let Some(before) = before {
+                self.repeated
+                    .push(members[before].start..members[before + 1].start);
+            }
+        }
+    }
+
     fn key(&mut self) -> Result<(), Problem> {
+        let start = self.at;
         self.expect(b'"')?;
-        self.string()?;
+        let escapes = self.string()?;
+        let key_end = self.at - 1;
+        let mark = match escapes {
+            true => ESCAPED,
+            // The highest mark is that of escaped keys.
+            false => mark(&self.bytes[start + 1..key_end]).min(ESCAPED - 1),
+        };
+        self.members.push(Member {
+            mark,
+            start,
+            key_end,
+        });
         self.skip_space();
         self.expect(b':')?;
         self.skip_space();
         Ok(())
     }
 
-    /// The rest of a string, after its opening quote.
-    fn string(&mut self) -> Result<(), Problem> {
+    /// The rest of a string, after its opening quote. Answers whether it has escapes.
+    fn string(&mut self) -> Result<bool, Problem> {
+        let mut escapes = false;
         loop {
             let Some(length) = find_special(&self.bytes[self.at..]) else {
                 return Err(Problem::Invalid(self.bytes.len()));
             };
             self.at += length;
             match self.next()? {
-                b'"' => return Ok(()),
-                b'\\' => self.escape()?,
+                b'"' => return Ok(escapes),
+                b'\\' => {
+                    escapes = true;
+                    self.escape()?;
+                }
                 _ => return Err(Problem::Invalid(self.at - 1)),
             }
         }
@@ -186,14 +312,16 @@ impl Scanner<'_> {
             b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => Ok(()),
             b'u' => match self.code_unit()? {
                 0xd800..=0xdbff => {
-                    self.expect(b'\\')?;
-                    self.expect(b'u')?;
+                    if !self.bytes[self.at..].starts_with(b"\\u") {
+                        return Err(Problem::LoneSurrogate(start));
+                    }
+                    self.at += 2;
                     match self.code_unit()? {
                         0xdc00..=0xdfff => Ok(()),
-                        _ => Err(Problem::Invalid(start)),
+                        _ => Err(Problem::LoneSurrogate(start)),
                     }
                 }
-                0xdc00..=0xdfff => Err(Problem::Invalid(start)),
+                0xdc00..=0xdfff => Err(Problem::LoneSurrogate(start)),
                 _ => Ok(()),
             },
             _ => Err(Problem::Invalid(start)),

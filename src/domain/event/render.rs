@@ -6,9 +6,10 @@
 use uuid::Uuid;
 
 use super::{
-    Time, id,
+    id,
     json::{write_escaped, write_uuid},
     stored::{Parts, Stored, UnreadableEvent},
+    time::rfc3339_length,
 };
 
 /// Bytes that Kinesis takes as one record, partition key included.
@@ -169,7 +170,7 @@ pub fn finish(
 
 fn write_body(parts: &Parts<'_>, out: &mut Vec<u8>) -> Result<(), UnreadableEvent> {
     let id_at = write_attributes(out, parts.device, parts.attributes, parts.network);
-    parts.time.write_rfc3339(out);
+    parts.time.write_digits(parts.time_digits, out);
     out.extend_from_slice(CONTENT_TYPE);
     let data_at = out.len();
     out.extend_from_slice(DATA_START);
@@ -183,8 +184,8 @@ fn write_body(parts: &Parts<'_>, out: &mut Vec<u8>) -> Result<(), UnreadableEven
     Ok(())
 }
 
-/// Bytes of a detection's body beside its fields.
-pub(super) fn fixed_length(attributes: &[u8], time: Time) -> usize {
+/// Bytes of a detection's body beside its fields, with so many fractional digits in its time.
+pub(super) fn fixed_length(attributes: &[u8], time_digits: usize) -> usize {
     const FIXED: usize = KEY.len()
         + 3 * KEY_LENGTH
         + ID.len()
@@ -192,7 +193,7 @@ pub(super) fn fixed_length(attributes: &[u8], time: Time) -> usize {
         + CONTENT_TYPE.len()
         + DATA_START.len()
         + b"}}".len();
-    FIXED + attributes.len() + time.rfc3339_length()
+    FIXED + attributes.len() + rfc3339_length(time_digits)
 }
 
 /// The partition key of a body; `None` where the bytes are not a body.

@@ -11,7 +11,7 @@
 //! | 1 | the code, 1 |
 //! | 16 | device, the partition key |
 //! | 16 | network |
-//! | 4 | length of the body as JSON |
+//! | 4 | length of the body as JSON, were its time written with the shortest exact fraction |
 //! | 8, 4 | seconds and nanoseconds of the time |
 //! | 4 | which values there are, a bit each: [`OWN_ATTRIBUTES`], [`OWN_ID`], those of fields |
 //!

@@ -89,7 +89,7 @@ fn a_detection_becomes_one_line_of_json() {
         r#""partitionkey":"0198c0de-7a11-7000-8000-0000000000bb","#,
         r#""id":"0198c0de-7a11-7000-8000-0000000000dd","source":"https://meter.com","#,
         r#""type":"com.meter.ids.detection","subject":"0198c0de-7a11-7000-8000-0000000000aa","#,
-        r#""time":"2023-11-14T22:13:20.250Z","datacontenttype":"application/json","#,
+        r#""time":"2023-11-14T22:13:20.250000Z","datacontenttype":"application/json","#,
         r#""data":{"type":"TYPE_DETECTION","src_ip":"2001:db8::1","src_port":0,"#,
         r#""dest_ip":"192.0.2.7","dest_port":65535,"proto":"TCP","app_proto":"http","#,
         r#""flow_id":18446744073709551615,"community_id":"1:LQU9qZlK+B5F3KDmev6m5PMibrg=","#,
@@ -106,6 +106,45 @@ fn a_detection_becomes_one_line_of_json() {
 fn what_is_not_set_is_left_out() {
     let data = &record(&event(Detection::default()))["data"];
     assert_eq!(data, &json!({"type": "TYPE_DETECTION"}));
+}
+
+#[test]
+fn a_time_always_has_six_fractional_digits() {
+    for (nanos, text) in [
+        (0, "2023-11-14T22:13:20.000000Z"),
+        (500_000_000, "2023-11-14T22:13:20.500000Z"),
+        (1_000, "2023-11-14T22:13:20.000001Z"),
+        (123_456_789, "2023-11-14T22:13:20.123456Z"),
+        (999_999_999, "2023-11-14T22:13:20.999999Z"),
+    ] {
+        let mut event = event(full());
+        event.observed_time = Some(Timestamp {
+            seconds: 1_700_000_000,
+            nanos,
+        });
+        assert_eq!(record(&event)["time"], text, "{nanos}");
+    }
+}
+
+/// An id is derived from the whole nanoseconds, whatever the text shows of them.
+#[test]
+fn an_id_keeps_what_the_text_of_the_time_cuts_off() {
+    for nanos in [0, 250_000_000, 123_456_789_i32] {
+        let mut event = event(full());
+        event.observed_time = Some(Timestamp {
+            seconds: 1_700_000_000,
+            nanos,
+        });
+        let text = text(&event).unwrap();
+        let (_, data) = text.trim_end().split_once(r#""data":"#).unwrap();
+        let uuid = |text: &str| Uuid::try_parse(text).unwrap().into_bytes();
+        let mut name = [uuid(NETWORK), uuid(DEVICE)].concat();
+        name.extend(1_700_000_000_i64.to_be_bytes());
+        name.extend(nanos.to_be_bytes());
+        name.extend_from_slice(&data.as_bytes()[..data.len() - 1]);
+        let id = Uuid::new_v5(&DETECTION_NAMESPACE, &name).to_string();
+        assert_eq!(record(&event)["id"], id, "{nanos}");
+    }
 }
 
 #[test]
@@ -209,7 +248,7 @@ fn a_test_event_has_no_sequence() {
         json!({
             "specversion": "1.0", "integrationid": key, "partitionkey": key,
             "id": "00000000-0000-0000-0000-000000000007", "source": "https://meter.com",
-            "type": "TYPE_TEST", "subject": key, "time": "1970-01-01T00:00:00Z",
+            "type": "TYPE_TEST", "subject": key, "time": "1970-01-01T00:00:00.000000Z",
             "datacontenttype": "application/json",
             "data": {"type": "TYPE_TEST", "message": "it \"works\""},
         })
@@ -239,11 +278,11 @@ fn a_gap_has_the_sequence_of_its_last_event() {
         json!({
             "specversion": "1.0", "integrationid": key, "sequence": "00000000000000000010",
             "partitionkey": key, "id": id.to_string(), "source": "https://meter.com",
-            "type": "com.meter.siem.gap", "subject": key, "time": "1970-01-01T00:01:00Z",
+            "type": "com.meter.siem.gap", "subject": key, "time": "1970-01-01T00:01:00.000000Z",
             "datacontenttype": "application/json",
             "data": {
                 "first_sequence": 3, "last_sequence": 10, "count": 8,
-                "first_time": "1970-01-01T00:00:00.001Z", "last_time": "1970-01-01T00:01:00Z",
+                "first_time": "1970-01-01T00:00:00.001000Z", "last_time": "1970-01-01T00:01:00.000000Z",
                 "reason": "RETENTION_AGE",
             },
         })

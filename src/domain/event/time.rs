@@ -3,6 +3,8 @@
 use std::{fmt, time::SystemTime};
 
 const SECONDS_A_DAY: i64 = 86_400;
+/// Fractional digits of a time in a record.
+pub(super) const DIGITS: usize = 6;
 
 /// A point in time as it was given: not checked yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -65,32 +67,32 @@ impl Time {
         self.nanos
     }
 
-    /// Appends the time in UTC with `Z` and the shortest exact fraction of 0, 3,
-    /// 6 or 9 digits.
+    /// Appends the time in UTC with `Z` and six fractional digits. What is finer than a
+    /// microsecond is cut off, so that no text is later than the time.
     pub fn write_rfc3339(self, out: &mut Vec<u8>) {
-        let (text, length) = self.rfc3339();
+        self.write_digits(DIGITS, out);
+    }
+
+    /// Appends the time with so many fractional digits, 0 to 9.
+    pub(super) fn write_digits(self, digits: usize, out: &mut Vec<u8>) {
+        let (text, length) = self.rfc3339(digits);
         out.extend_from_slice(&text[..length]);
     }
 
-    /// Bytes that [`Time::write_rfc3339`] appends.
-    pub(super) fn rfc3339_length(self) -> usize {
-        self.fraction_end() + 1
-    }
-
-    /// Where the shortest exact fraction ends.
-    fn fraction_end(self) -> usize {
+    /// The digits of the shortest exact fraction: 0, 3, 6 or 9.
+    pub(super) fn exact_digits(self) -> usize {
         if self.nanos == 0 {
-            19
+            0
         } else if self.nanos.is_multiple_of(1_000_000) {
-            23
+            3
         } else if self.nanos.is_multiple_of(1_000) {
-            26
+            6
         } else {
-            29
+            9
         }
     }
 
-    fn rfc3339(self) -> ([u8; 30], usize) {
+    fn rfc3339(self, fraction: usize) -> ([u8; 30], usize) {
         let (year, month, day) = civil(self.seconds.div_euclid(SECONDS_A_DAY));
         // Less than 86,400.
         let second = self.seconds.rem_euclid(SECONDS_A_DAY) as u32;
@@ -101,15 +103,18 @@ impl Time {
         digits(&mut text[11..13], second / 3600);
         digits(&mut text[14..16], second / 60 % 60);
         digits(&mut text[17..19], second % 60);
-        let end = self.fraction_end();
-        match end {
-            19 => {}
-            23 => digits(&mut text[20..23], self.nanos / 1_000_000),
-            26 => digits(&mut text[20..26], self.nanos / 1_000),
-            _ => digits(&mut text[20..29], self.nanos),
-        }
+        digits(&mut text[20..29], self.nanos);
+        let end = rfc3339_length(fraction) - 1;
         text[end] = b'Z';
         (text, end + 1)
+    }
+}
+
+/// Bytes of a time with so many fractional digits, 0 to 9.
+pub(super) fn rfc3339_length(digits: usize) -> usize {
+    match digits {
+        0 => "0000-00-00T00:00:00Z".len(),
+        _ => "0000-00-00T00:00:00.Z".len() + digits,
     }
 }
 
@@ -138,7 +143,7 @@ impl From<SystemTime> for Time {
 
 impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (text, length) = self.rfc3339();
+        let (text, length) = self.rfc3339(DIGITS);
         text[..length]
             .iter()
             .try_for_each(|&byte| fmt::Write::write_char(f, char::from(byte)))
@@ -196,13 +201,12 @@ mod tests {
             let time = Time::new(seconds, nanos).unwrap();
             let jiff = jiff::Timestamp::from_second(seconds).unwrap()
                 + jiff::SignedDuration::from_nanos(i64::from(nanos));
-            let precision = match nanos {
-                0 => 0,
-                n if n % 1_000_000 == 0 => 3,
-                n if n % 1_000 == 0 => 6,
-                _ => 9,
-            };
-            prop_assert_eq!(time.to_string(), format!("{jiff:.precision$}"));
+            prop_assert_eq!(time.to_string(), format!("{jiff:.6}"));
+            let precision = time.exact_digits();
+            let mut exact = Vec::new();
+            time.write_digits(precision, &mut exact);
+            prop_assert_eq!(String::from_utf8(exact).unwrap(), format!("{jiff:.precision$}"));
+            prop_assert_eq!(rfc3339_length(precision), format!("{jiff:.precision$}").len());
         }
     }
 
@@ -217,8 +221,8 @@ mod tests {
     fn keeps_its_bounds() {
         assert_eq!(Time::from_micros(i64::MIN), Time::MIN);
         assert_eq!(Time::from_micros(i64::MAX), Time::MAX);
-        assert_eq!(Time::MIN.to_string(), "0001-01-01T00:00:00Z");
-        assert_eq!(Time::MAX.to_string(), "9999-12-31T23:59:59.999999999Z");
+        assert_eq!(Time::MIN.to_string(), "0001-01-01T00:00:00.000000Z");
+        assert_eq!(Time::MAX.to_string(), "9999-12-31T23:59:59.999999Z");
         assert_eq!(Time::new(Time::MIN.seconds - 1, 999_999_999), None);
         assert_eq!(Time::new(Time::MAX.seconds + 1, 0), None);
         assert_eq!(Time::new(0, -1), None);
@@ -233,12 +237,15 @@ mod tests {
         let show = |time| Time::from(time).to_string();
         assert_eq!(
             show(epoch + Duration::from_millis(1_500)),
-            "1970-01-01T00:00:01.500Z"
+            "1970-01-01T00:00:01.500000Z"
         );
         assert_eq!(
             show(epoch - Duration::from_millis(500)),
-            "1969-12-31T23:59:59.500Z"
+            "1969-12-31T23:59:59.500000Z"
         );
-        assert_eq!(show(epoch - Duration::from_secs(1)), "1969-12-31T23:59:59Z");
+        assert_eq!(
+            show(epoch - Duration::from_secs(1)),
+            "1969-12-31T23:59:59.000000Z"
+        );
     }
 }

@@ -249,6 +249,10 @@ fn context_rejection(problem: Problem) -> Rejection {
         Problem::Invalid(at) => {
             Cow::Owned(format!("is not valid JSON at byte {at}; give one object"))
         }
+        Problem::LoneSurrogate(at) => Cow::Owned(format!(
+            "has an escape of a lone surrogate (\\ud800 to \\udfff without its other half) at byte \
+             {at}, which is no character; give \\ufffd in its place"
+        )),
     };
     Rejection::invalid("ids_detection.context_json", message)
 }

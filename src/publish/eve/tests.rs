@@ -121,7 +121,18 @@ fn a_value_that_does_not_fit_its_field_stays_in_the_context() {
         r#""vlan":[]"#,
         r#""in_iface":["eth0"]"#,
         r#""direction":true"#,
-        r#""app_proto":"\ud800""#,
+        r#""src_port":65536"#,
+        r#""dest_port":70000"#,
+        r#""src_ip":"fe80::1%eth0""#,
+        r#""src_ip":"192.0.2.0/24""#,
+        r#""dest_ip":"2001:db8::/32""#,
+        r#""dest_ip":"x.x.x.x""#,
+        r#""dest_ip":"192.0.2.256""#,
+        r#""vlan":[4096]"#,
+        r#""vlan":4096"#,
+        r#""vlan":[1,2,3,4,5,6,7,8,9]"#,
+        r#""vlan":[1,70000]"#,
+        r#""vlan":[[1]]"#,
     ] {
         let d = detection(&format!(r#",{member},"alert":{{}}"#));
         assert_eq!(d.context_json, format!("{{{member}}}"));
@@ -138,6 +149,10 @@ fn so_does_one_of_the_alert_object() {
     for member in [
         r#""severity":"high""#,
         r#""gid":null"#,
+        r#""gid":-1"#,
+        r#""severity":1.5"#,
+        r#""signature_id":4294967296"#,
+        r#""rev":"2""#,
         r#""signature":{"a":1}"#,
         r#""action":"""#,
         r#""metadata":"text""#,
@@ -253,6 +268,10 @@ fn a_broken_line_says_what_is_wrong() {
     check("[1]", "not a JSON object");
     check("null", "not a JSON object");
     check(
+        r#"{"event_type":null,"alert":[]}"#,
+        "event_type is missing or not a string; is this EVE JSON?",
+    );
+    check(
         "{}",
         "event_type is missing or not a string; is this EVE JSON?",
     );
@@ -280,11 +299,134 @@ fn a_broken_line_says_what_is_wrong() {
 fn hostile_lines_neither_crash_nor_hang() {
     let deep = format!("{}1{}", r#"{"a":"#.repeat(100_000), "}".repeat(100_000));
     let d = detection(&format!(r#","alert":{{}},"deep":{deep}"#));
-    assert_eq!(d.context_json.len(), deep.len() + r#"{"deep":}"#.len());
+    let context: serde_json::Value = serde_json::from_str(&d.context_json).unwrap();
+    assert_eq!(
+        context["deep"], deep,
+        "too deep for the API, and so a string"
+    );
     let d = detection(&format!(
         r#","alert":{{"metadata":{deep}}},"src_ip":{deep},"vlan":{deep}"#
     ));
     assert!(d.metadata.is_empty());
     let many: String = (0..200_000).map(|n| format!(r#","k{n}":0"#)).collect();
     detection(&format!(r#"{many},"alert":{{}}"#));
+}
+
+/// The records of a line: each alert's flow, `other`, or what is wrong.
+fn read_line(line: impl AsRef<[u8]>) -> Vec<String> {
+    records(line.as_ref(), &origin())
+        .map(|record| match record.line {
+            Ok(Line::Alert(event)) => format!("{:?}", detection_of(*event).flow_id),
+            Ok(Line::Other(event_type)) => event_type,
+            Err(error) => error.to_string(),
+        })
+        .collect()
+}
+
+fn one(line: impl AsRef<[u8]>) -> (v1::IdsDetection, Vec<Repair>) {
+    let origin = origin();
+    let mut records = records(line.as_ref(), &origin);
+    let Some(Record {
+        line: Ok(Line::Alert(event)),
+        repairs,
+    }) = records.next()
+    else {
+        panic!("no alert");
+    };
+    assert!(records.next().is_none());
+    (detection_of(*event), repairs)
+}
+
+#[test]
+fn a_damaged_line_gives_what_is_intact() {
+    let alert = format!(r#"{{"timestamp":"{TIMESTAMP}","flow_id":7,"alert":{{}}}}"#);
+    assert_eq!(
+        read_line(&alert),
+        ["Some(7)"],
+        "old Suricata has no event_type"
+    );
+    assert_eq!(
+        read_line(format!(r#"{{"timestamp":"2026","src_ip":"{alert}"#)),
+        ["not valid JSON at column 33", "Some(7)"]
+    );
+    let flow = r#"{"event_type":"flow"}"#;
+    assert_eq!(
+        read_line(format!("{flow}{alert}{}", &alert[..20])),
+        [
+            "flow",
+            "Some(7)",
+            "the JSON ends early, after 112 bytes; was the line cut?"
+        ]
+        .map(|text| text.replace("112", &(flow.len() + alert.len() + 20).to_string()))
+    );
+    for blank in ["", " ", "\0", "\0\r\0 "] {
+        assert!(read_line(blank).is_empty());
+    }
+}
+
+#[test]
+fn an_alert_whose_event_type_is_no_text_keeps_it() {
+    let line = format!(r#"{{"timestamp":"{TIMESTAMP}","event_type":7,"alert":{{}}}}"#);
+    assert_eq!(one(line).0.context_json, r#"{"event_type":7}"#);
+}
+
+#[test]
+fn what_is_no_text_is_replaced() {
+    let line = |member: &[u8]| {
+        let start = format!(r#"{{"timestamp":"{TIMESTAMP}","event_type":"alert","#);
+        [start.as_bytes(), member, br#","alert":{"signature":"x"}}"#].concat()
+    };
+    for (bytes, repaired, count) in [
+        (&b"a\xffb\x98"[..], "a\u{fffd}b\u{fffd}", 2),
+        // Overlong, and the end of a character.
+        (b"\xc0\xaf\xe2\x98", "\u{fffd}\u{fffd}\u{fffd}", 3),
+        (b"\xed\xa0\x80", "\u{fffd}\u{fffd}\u{fffd}", 3),
+    ] {
+        let (d, repairs) = one(line(&[br#""in_iface":""#, bytes, b"\""].concat()));
+        assert_eq!(d.in_iface, repaired);
+        assert_eq!(repairs, [Repair::Utf8(count)]);
+        let (d, _) = one(line(&[br#"""#, bytes, br#"":1"#].concat()));
+        assert_eq!(d.context_json, format!(r#"{{"{repaired}":1}}"#));
+    }
+    for (text, repaired, count) in [
+        (r"\ud83d", "\u{fffd}", 1),
+        (
+            r"/\uDC00\ud83d\ude00\uD83Dx",
+            "/\u{fffd}\u{1f600}\u{fffd}x",
+            2,
+        ),
+        (r"\ud83d\ud83d\ude00", "\u{fffd}\u{1f600}", 1),
+        (r"\ude00\ud83d", "\u{fffd}\u{fffd}", 2),
+        (r"\ud83d\n", "\u{fffd}\n", 1),
+    ] {
+        let (d, repairs) = one(line(format!(r#""in_iface":"{text}""#).as_bytes()));
+        assert_eq!(d.in_iface, repaired);
+        assert_eq!(repairs, [Repair::Surrogates(count)]);
+        let (d, _) = one(line(format!(r#""http":{{"url":"{text}"}}"#).as_bytes()));
+        let context: serde_json::Value = serde_json::from_str(&d.context_json).unwrap();
+        assert_eq!(context["http"]["url"], repaired);
+    }
+    let (d, repairs) = one(line(br#""in_iface":"\\ud83d \ud83d\ude00""#));
+    assert_eq!((&*d.in_iface, repairs), ("\\ud83d \u{1f600}", vec![]));
+}
+
+#[test]
+fn utf_16_is_named() {
+    let text = format!(r#"{{"timestamp":"{TIMESTAMP}","alert":{{}}}}"#);
+    let little: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let big: Vec<u8> = text.encode_utf16().flat_map(u16::to_be_bytes).collect();
+    for line in [
+        little.clone(),
+        big.clone(),
+        [&[0xff, 0xfe][..], &little].concat(),
+        [&[0xfe, 0xff][..], &big].concat(),
+        big[1..].to_vec(),
+        [&little[..], &[b'\r', 0]].concat(),
+    ] {
+        let told = read_line(&line);
+        assert!(
+            told.len() == 1 && told[0].starts_with("this is UTF-16"),
+            "{told:?}"
+        );
+    }
 }

@@ -10,19 +10,31 @@ use std::{
     time::SystemTime,
 };
 
+use serde::{Deserialize, Serialize};
+use sha1::{Digest as _, Sha1};
+
 /// How many of its first bytes make a file out; an EVE record's time and flow are there.
 pub(super) const HEAD_BYTES: usize = 1_024;
 /// What a compressed copy is called, which cannot be read here.
 const COMPRESSED: [&str; 6] = ["gz", "xz", "zst", "bz2", "lz4", "Z"];
 
+/// So few first bytes make no file out whose inode is another.
+const LEAST_PRINT_BYTES: usize = 64;
+
 /// Device and inode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct FileId {
     pub(super) device: u64,
     pub(super) inode: u64,
 }
 
 impl FileId {
+    /// The id of no file.
+    pub(super) const NONE: Self = Self {
+        device: 0,
+        inode: 0,
+    };
+
     pub(super) fn of(metadata: &Metadata) -> Self {
         Self {
             device: metadata.dev(),
@@ -31,10 +43,82 @@ impl FileId {
     }
 }
 
+/// First bytes that make a file out: how many, and their SHA-1.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Print {
+    #[serde(rename = "head_length")]
+    length: usize,
+    #[serde(rename = "head_sha1")]
+    sha1: String,
+}
+
+impl Print {
+    /// NULs, which a truncation leaves at the start of a file, make none out.
+    pub(super) fn of(head: &[u8]) -> Self {
+        let head = match head.iter().all(|byte| *byte == 0) {
+            true => &[],
+            false => head,
+        };
+        let hash = Sha1::digest(head);
+        Self {
+            length: head.len(),
+            sha1: hash.iter().map(|byte| format!("{byte:02x}")).collect(),
+        }
+    }
+
+    /// Whether any file starts so.
+    pub(super) fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Whether it makes a copy out, which has another inode.
+    pub(super) fn is_telling(&self) -> bool {
+        self.length >= LEAST_PRINT_BYTES
+    }
+
+    pub(super) fn is_of(&self, file: &File) -> io::Result<bool> {
+        Ok(self.is_of_head(&head(file, self.length)?))
+    }
+
+    /// Whether it is of a file that starts with these bytes.
+    pub(super) fn is_of_head(&self, head: &[u8]) -> bool {
+        let head = head.get(..self.length);
+        head.is_some_and(|head| *self == Self::of(head))
+    }
+}
+
+/// A file that is not to be read from its start, should it be met under whatever name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Known {
+    #[serde(flatten)]
+    pub(super) id: FileId,
+    #[serde(flatten)]
+    pub(super) print: Print,
+    /// Progress of its reading; none where it was there before the log was first followed, and
+    /// is never read.
+    pub(super) read: Option<Read>,
+}
+
+/// Progress of reading a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Read {
+    /// Bytes up to the end of a line.
+    pub(super) offset: u64,
+    /// Lines before `offset`.
+    pub(super) line: u64,
+}
+
+impl Read {
+    /// Nothing was read.
+    pub(super) const START: Self = Self { offset: 0, line: 0 };
+}
+
 /// A file that is followed.
 #[derive(Debug)]
 pub(in crate::publish) struct Followed {
     pub(super) id: FileId,
+    /// Other files, as they were known when its reading began.
+    pub(super) known: Vec<Known>,
     seen: Mutex<Seen>,
 }
 
@@ -51,6 +135,7 @@ impl Followed {
         let metadata = file.metadata()?;
         Ok(Self {
             id: FileId::of(&metadata),
+            known: Vec::new(),
             seen: Mutex::new(Seen {
                 head: head(file, HEAD_BYTES)?,
                 modified: metadata.modified()?,
@@ -58,14 +143,22 @@ impl Followed {
         })
     }
 
+    /// The same file, with other files known.
+    pub(super) fn knowing(&self, known: &[Known]) -> Self {
+        let others = known.iter().filter(|known| known.id != self.id);
+        Self {
+            id: self.id,
+            known: others.cloned().collect(),
+            seen: Mutex::new(self.seen().clone()),
+        }
+    }
+
     pub(super) fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a file starts as this one did.
-    pub(super) fn starts(&self, file: &File) -> io::Result<bool> {
-        let seen = self.seen();
-        Ok(head(file, seen.head.len())? == seen.head)
+    pub(super) fn print(&self) -> Print {
+        Print::of(&self.seen().head)
     }
 }
 
@@ -85,52 +178,95 @@ pub(super) fn head(file: &File, length: usize) -> io::Result<Vec<u8>> {
     Ok(head)
 }
 
-/// Opens a file; none where there is none.
+/// Opens a regular file; none where there is none.
 pub(super) fn open(path: &Path) -> io::Result<Option<(File, Metadata)>> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let metadata = file.metadata()?;
-    match metadata.is_file() {
-        true => Ok(Some((file, metadata))),
-        false => Err(io::Error::other(
+    // Before it is opened, since that blocks where it is a named pipe.
+    let is_file = fs::metadata(path).map(|metadata| metadata.is_file());
+    let opened = is_file.and_then(|is_file| match is_file {
+        true => File::open(path),
+        false => Err(io::Error::new(
+            io::ErrorKind::Unsupported,
             "not a regular file, which alone can be followed",
         )),
+    });
+    match opened {
+        Ok(file) => {
+            let metadata = file.metadata()?;
+            Ok(Some((file, metadata)))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
-/// The rotated files of a log, the one that was written to longest ago first.
-pub(super) fn rotated(path: &Path) -> io::Result<Vec<(PathBuf, Metadata)>> {
-    let mut found = Vec::new();
+/// A file of the log's directory.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) name: String,
+    pub(super) path: PathBuf,
+    pub(super) metadata: Metadata,
+}
+
+impl Entry {
+    pub(super) fn id(&self) -> FileId {
+        FileId::of(&self.metadata)
+    }
+
+    pub(super) fn modified(&self) -> SystemTime {
+        self.metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+}
+
+/// The regular files beside a log but for the log itself, the one that was written to longest
+/// ago first. None where the directory cannot be listed.
+pub(super) fn beside(path: &Path) -> Vec<Entry> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let (Some(name), Some(own)) = (name.to_str(), path.file_name()) else {
-            continue;
-        };
-        if !is_rotated(name, &own.to_string_lossy()) {
-            continue;
-        }
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut found: Vec<Entry> = entries
+        .filter(|entry| Some(&*entry.file_name()) != path.file_name())
         // It may be renamed or removed at any time.
-        let Ok(metadata) = fs::metadata(entry.path()) else {
-            continue;
-        };
-        if metadata.is_file() {
-            let age = Reverse(count(name));
-            found.push(((metadata.modified()?, age, entry.path()), metadata));
-        }
-    }
-    found.sort_by(|one, other| one.0.cmp(&other.0));
-    Ok(found
-        .into_iter()
-        .map(|((_, _, path), metadata)| (path, metadata))
-        .collect())
+        .filter_map(|entry| {
+            let metadata = fs::metadata(entry.path()).ok()?;
+            metadata.is_file().then(|| Entry {
+                name: entry.file_name().to_string_lossy().into_owned(),
+                path: entry.path(),
+                metadata,
+            })
+        })
+        .collect();
+    found.sort_by_cached_key(|entry| {
+        let age = Reverse(count(&entry.name));
+        (entry.modified(), age, entry.path.clone())
+    });
+    found
+}
+
+/// The files of an earlier rotation that are beside a log now.
+pub(super) fn rotated_before(path: &Path) -> Vec<Known> {
+    let beside = beside(path).into_iter();
+    let rotated = beside.filter(|entry| is_rotated(&entry.name, &own_name(path)));
+    rotated
+        // What is empty cannot be told from what takes its place.
+        .filter(|entry| entry.metadata.len() > 0)
+        .map(|entry| {
+            let opened = File::open(&entry.path);
+            let head = opened.and_then(|file| head(&file, HEAD_BYTES));
+            Known {
+                id: entry.id(),
+                print: Print::of(&head.unwrap_or_default()),
+                read: None,
+            }
+        })
+        .collect()
+}
+
+/// The name of a log.
+pub(super) fn own_name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
 }
 
 /// How many rotations a name counts, where it does and not by date: `eve.json.2` is
@@ -147,30 +283,46 @@ fn count(name: &str) -> u32 {
     }
 }
 
-/// Whether a name is what rotation makes of another: `eve.json.1`, `eve.json-20260102`,
-/// `eve-20260102.json`, `eve.1.json`, and not `eve-flow.json`.
-fn is_rotated(name: &str, own: &str) -> bool {
-    let is_mark = |mark: &str| {
-        mark.len() > 1
-            && mark.starts_with(['.', '-', '_'])
+/// Whether a name is what a rotation by rename makes of another: the whole name and a number or
+/// a date, as `eve.json.1` and `eve.json-20260102`.
+pub(super) fn is_rotated(name: &str, own: &str) -> bool {
+    let is_part = |each: char| each.is_ascii_digit() || ".-_:TZ+".contains(each);
+    name.strip_prefix(own).is_some_and(|mark| {
+        mark.starts_with(['.', '-', '_'])
             && mark.chars().any(|each| each.is_ascii_digit())
-            && mark
-                .chars()
-                .all(|each| each.is_ascii_digit() || ".-_:TZ+".contains(each))
-    };
-    if let Some(mark) = name.strip_prefix(own) {
-        return is_mark(mark) || (mark == ".old" || mark == ".bak");
-    }
-    if COMPRESSED.iter().any(|ending| name.ends_with(ending)) {
-        return false;
-    }
-    own.rsplit_once('.').is_some_and(|(stem, ending)| {
-        let mark = name
-            .strip_prefix(stem)
-            .and_then(|rest| rest.strip_suffix(ending))
-            .and_then(|rest| rest.strip_suffix('.'));
-        mark.is_some_and(is_mark)
+            && mark.chars().all(is_part)
     })
+}
+
+/// Whether a name is that of a rotated file that was compressed.
+pub(super) fn is_compressed(name: &str, own: &str) -> bool {
+    COMPRESSED.iter().any(|ending| {
+        let plain = name.strip_suffix(ending);
+        let plain = plain.and_then(|plain| plain.strip_suffix('.'));
+        plain.is_some_and(|plain| is_rotated(plain, own))
+    })
+}
+
+/// Whether a name has a thread's number or a date within that of the log, before its ending:
+/// `eve.1.json`, `eve-20260102.json`. Suricata writes such files by `threaded: yes` and by a
+/// file name with `%`, and logrotate by `extension`. `eve-2.json` is none.
+pub(super) fn is_variant(name: &str, own: &str) -> bool {
+    let Some((stem, ending)) = own.rsplit_once('.') else {
+        return false;
+    };
+    let mark = name
+        .strip_prefix(stem)
+        .and_then(|rest| rest.strip_suffix(ending))
+        .and_then(|rest| rest.strip_suffix('.'));
+    let Some(mark) = mark else {
+        return false;
+    };
+    let thread = mark.strip_prefix('.').unwrap_or_default();
+    let is_thread =
+        (1..=4).contains(&thread.len()) && thread.bytes().all(|each| each.is_ascii_digit());
+    let digits = mark.chars().filter(char::is_ascii_digit).count();
+    let is_part = |each: char| each.is_ascii_digit() || ".-_:TZ+".contains(each);
+    is_thread || digits >= 6 && mark.chars().all(is_part)
 }
 
 #[cfg(test)]
@@ -179,26 +331,60 @@ mod tests {
 
     #[test]
     fn rotated_files_are_told_by_their_names() {
+        let kinds = |name: &str| {
+            let own = "eve.json";
+            (
+                is_rotated(name, own),
+                is_compressed(name, own),
+                is_variant(name, own),
+            )
+        };
         for name in [
             "eve.json.1",
+            "eve.json.12",
             "eve.json-20260102",
             "eve.json.2026-01-02T03:04:05",
-            "eve-20260102.json",
-            "eve.1.json",
-            "eve.json.old",
+            "eve.json-1767322800",
         ] {
-            assert!(is_rotated(name, "eve.json"), "{name}");
+            assert_eq!(kinds(name), (true, false, false), "{name}");
+        }
+        for name in ["eve.json.1.gz", "eve.json-20260102.xz", "eve.json.2.zst"] {
+            assert_eq!(kinds(name), (false, true, false), "{name}");
+        }
+        for name in [
+            "eve.1.json",
+            "eve.12.json",
+            "eve-20260102.json",
+            "eve-2026-01-02-03:04.json",
+            "eve.20260102.json",
+            "eve20260102.json",
+            "eve-20260102.3.json",
+        ] {
+            assert_eq!(kinds(name), (false, false, true), "{name}");
         }
         for name in [
             "eve.json",
+            "eve-2.json",
+            "eve2.json",
             "eve-flow.json",
-            "eve.json.1.gz",
+            "eve-flow-20260102.json",
+            "eve.json.old",
+            "eve.json.bak",
             "eve.json.swp",
             ".eve.json.siem-relay",
             "fast.log.1",
             "eve.json.",
+            "eve-2.json.1",
+            "xeve.json.1",
         ] {
-            assert!(!is_rotated(name, "eve.json"), "{name}");
+            assert_eq!(kinds(name), (false, false, false), "{name}");
         }
+    }
+
+    #[test]
+    fn nuls_make_no_file_out() {
+        assert!(Print::of(&[0; 1_000]).is_empty());
+        assert!(!Print::of(b"0000000").is_telling());
+        assert!(Print::of(&[b'0'; 64]).is_telling());
     }
 }

@@ -8,88 +8,89 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use sha1::{Digest as _, Sha1};
 use tempfile::NamedTempFile;
 
-use super::{Position, file::FileId};
+use super::{
+    Position,
+    file::{self, FileId, Followed, Known, Print, Read},
+};
 
 /// How far a file was published, and how to find the file again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::publish) struct Place {
     /// The file's name, so that one state is not used for two files.
     path: PathBuf,
-    device: u64,
-    inode: u64,
+    /// 0 and 0 where nothing was there yet.
+    #[serde(flatten)]
+    pub(super) id: FileId,
     /// Every alert before is answered.
-    pub(super) offset: u64,
-    /// Lines before `offset`.
-    pub(super) line: u64,
-    /// How many of the first bytes make the file out, and their SHA-1; none where
-    /// nothing was read yet.
-    pub(super) head_length: usize,
-    head_sha1: String,
+    #[serde(flatten)]
+    pub(super) read: Read,
+    #[serde(flatten)]
+    pub(super) print: Print,
     /// Nanoseconds since 1970.
     modified: u64,
+    /// Other files. Absent in the state of versions that went by the time of a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    known: Option<Vec<Known>>,
 }
 
 impl Place {
     fn new(path: &Path, position: &Position) -> Self {
-        let seen = position.file.seen();
+        let file = &position.file;
         Self {
             path: path.to_owned(),
-            device: position.file.id.device,
-            inode: position.file.id.inode,
-            offset: position.offset,
-            line: position.line,
-            head_length: seen.head.len(),
-            head_sha1: sha1(&seen.head),
-            modified: nanoseconds(seen.modified),
+            id: file.id,
+            read: Read {
+                offset: position.offset,
+                line: position.line,
+            },
+            print: file.print(),
+            modified: nanoseconds(file.seen().modified),
+            known: Some(file.known.clone()),
         }
     }
 
-    /// Before anything is read: everything that is written from now on counts, and what
-    /// the file has already.
-    fn start(path: &Path, now: SystemTime) -> Self {
-        let metadata = fs::metadata(path).ok();
-        let has_begun = metadata.filter(|metadata| metadata.len() > 0);
-        let modified = has_begun.and_then(|metadata| metadata.modified().ok());
-        Self {
+    /// Before anything is read: the file that the path names now counts from its start, and
+    /// no other file that is there.
+    fn start(path: &Path, now: SystemTime) -> io::Result<Self> {
+        // One that cannot be opened yet is waited for.
+        let opened = file::open(path).ok().flatten();
+        let followed = opened.map(|(file, _)| Followed::new(&file)).transpose()?;
+        Ok(Self {
             path: path.to_owned(),
-            device: 0,
-            inode: 0,
-            offset: 0,
-            line: 0,
-            head_length: 0,
-            head_sha1: sha1(&[]),
-            modified: nanoseconds(modified.unwrap_or(now)),
-        }
-    }
-
-    pub(super) fn id(&self) -> FileId {
-        FileId {
-            device: self.device,
-            inode: self.inode,
-        }
+            id: followed.as_ref().map_or(FileId::NONE, |file| file.id),
+            read: Read::START,
+            print: followed
+                .as_ref()
+                .map_or_else(|| Print::of(&[]), Followed::print),
+            modified: nanoseconds(followed.map_or(now, |file| file.seen().modified)),
+            known: Some(file::rotated_before(path)),
+        })
     }
 
     pub(super) fn modified(&self) -> SystemTime {
         UNIX_EPOCH + Duration::from_nanos(self.modified)
     }
 
-    /// Whether a file that starts so is the one.
-    pub(super) fn has_head(&self, head: &[u8]) -> bool {
-        head.len() == self.head_length && sha1(head) == self.head_sha1
+    /// Other files. For a state without them: what was rotated and not written to since.
+    pub(super) fn known(&self) -> Vec<Known> {
+        self.known.clone().unwrap_or_else(|| {
+            let mut known = file::rotated_before(&self.path);
+            let written: Vec<FileId> = file::beside(&self.path)
+                .into_iter()
+                .filter(|entry| entry.modified() >= self.modified())
+                .map(|entry| entry.id())
+                .collect();
+            known.retain(|known| known.id != self.id && !written.contains(&known.id));
+            known
+        })
     }
 }
 
 fn nanoseconds(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-}
-
-fn sha1(bytes: &[u8]) -> String {
-    let hash = Sha1::digest(bytes);
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Why the place cannot be kept.
@@ -206,7 +207,7 @@ impl Keeper {
         let now = self
             .temporary()
             .and_then(|file| file.as_file().metadata()?.modified());
-        let place = Place::start(&self.followed, now.map_err(failed)?);
+        let place = Place::start(&self.followed, now.map_err(failed)?).map_err(failed)?;
         self.write(&place).map_err(failed)?;
         self.kept = Some(place);
         Ok(())

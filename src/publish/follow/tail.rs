@@ -1,27 +1,38 @@
 //! Which file is to be read next, and from where.
+//!
+//! A file is read only if it is, or is known to have been, what the path names: by its inode,
+//! by its first bytes, or because a rotation by rename made it since (its name is the whole
+//! name of the log and a number or a date, and it was not there when the directory was last
+//! looked at). A name alone is never enough.
+
+mod current;
+mod warnings;
 
 use std::{
-    collections::VecDeque,
-    fs::{self, File},
+    collections::{HashSet, VecDeque},
+    fs::{self, File, Metadata},
     io,
-    os::unix::fs::FileExt as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
 
 use super::{
-    file::{self, FileId, Followed, HEAD_BYTES},
+    Told,
+    file::{self, Entry, FileId, Followed, HEAD_BYTES, Known, Read, open},
     place::Place,
 };
-use crate::publish::source::CHUNK_BYTES;
+use current::{Current, More};
 
-/// Files that were read to their end and are remembered.
-const DONE: usize = 64;
-/// So few first bytes make no file out whose inode is another.
-const LEAST_HEAD_BYTES: usize = 64;
+/// Time for which a file is kept open after it was rotated and read: its writer may take a while to
+/// go on to the new one.
+const LINGER: Duration = Duration::from_secs(300);
+/// Rotated files that are kept open. Each may take disk space that was given up.
+const MAX_OLD: usize = 32;
+/// Files that are gone are remembered while there are no more than so many in all.
+const MAX_KNOWN: usize = 128;
 
 /// What comes next.
 #[derive(Debug)]
@@ -31,7 +42,7 @@ pub(in crate::publish) enum Step {
     /// More of it.
     Bytes(Bytes),
     /// Something that its reader should know.
-    Note(String),
+    Told(Told),
     /// Nothing for now.
     Idle,
 }
@@ -55,242 +66,426 @@ pub(super) struct Tail {
     path: PathBuf,
     resume: Option<Place>,
     current: Option<Current>,
-    /// The last that were read to their end, the newest last.
-    done: VecDeque<Arc<Followed>>,
-    /// When the last of them was written to.
-    since: Option<SystemTime>,
-    waiting: bool,
+    /// Whether the last line of the current file counts, though it has no line break.
+    is_last_read: bool,
+    /// Whether what was read last is complete, with or without its last line break.
+    ends_last: bool,
+    /// To go on with after the current file, which was rotated earlier and grew.
+    back: Option<Current>,
+    /// Files that were rotated, read and are still open, the newest last.
+    old: VecDeque<Old>,
+    known: Vec<Known>,
+    /// Whether the path ever named a file.
+    was_there: bool,
+    /// To be told before anything else.
+    told: VecDeque<Told>,
+    /// Files of which a warning was told.
+    warned: HashSet<PathBuf>,
+    /// Time of the last warning that the path cannot be opened.
+    absent: Option<Instant>,
+    /// Time of the last check whether the sensor writes elsewhere.
+    looked: Option<Instant>,
 }
 
+/// A file that was rotated and read to its end.
 #[derive(Debug)]
-struct Current {
-    file: File,
-    followed: Arc<Followed>,
-    /// Where to read on.
-    offset: u64,
-    /// The end of the last line that is complete.
-    line_end: u64,
-    lines: u64,
-}
-
-#[derive(Debug)]
-enum Read {
-    Bytes(Bytes),
-    End,
-    /// It is shorter than it was, or starts otherwise.
-    Truncated,
-}
-
-impl Current {
-    fn new(file: File, offset: u64, line: u64) -> io::Result<Self> {
-        Ok(Self {
-            followed: Arc::new(Followed::new(&file)?),
-            file,
-            offset,
-            line_end: offset,
-            lines: line,
-        })
-    }
-
-    fn begin(&self, ends_last: bool) -> Step {
-        Step::Begin(Begin {
-            file: Arc::clone(&self.followed),
-            offset: self.line_end,
-            line: self.lines,
-            ends_last,
-        })
-    }
-
-    fn read(&mut self) -> io::Result<Read> {
-        let mut chunk = vec![0; CHUNK_BYTES];
-        let read = loop {
-            match self.file.read_at(&mut chunk, self.offset) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                read => break read?,
-            }
-        };
-        let metadata = self.file.metadata()?;
-        // After the read: what was truncated before it shows.
-        let head = file::head(&self.file, HEAD_BYTES)?;
-        let mut seen = self.followed.seen();
-        if metadata.len() < self.offset || !head.starts_with(&seen.head) {
-            return Ok(Read::Truncated);
-        }
-        seen.head = head;
-        seen.modified = metadata.modified()?;
-        drop(seen);
-        if read == 0 {
-            return Ok(Read::End);
-        }
-        chunk.truncate(read);
-        if let Some(last) = chunk.iter().rposition(|byte| *byte == b'\n') {
-            self.line_end = self.offset + last as u64 + 1;
-            self.lines += chunk.iter().filter(|byte| **byte == b'\n').count() as u64;
-        }
-        self.offset += read as u64;
-        Ok(Read::Bytes(chunk.into()))
-    }
+struct Old {
+    current: Current,
+    /// Its length when it was read last.
+    length: u64,
+    /// Time of the last read.
+    since: Instant,
 }
 
 impl Tail {
     /// `resume` is the place from which to go on; without it, the file's beginning.
     pub(super) fn new(path: PathBuf, resume: Option<Place>) -> Self {
+        let known = resume.as_ref().map(Place::known).unwrap_or_default();
+        let was_read = known.iter().any(|known| known.read.is_some());
+        let was_there = was_read
+            || resume
+                .as_ref()
+                .is_some_and(|place| place.id != FileId::NONE);
         Self {
             path,
             resume,
             current: None,
-            done: VecDeque::new(),
-            since: None,
-            waiting: false,
+            is_last_read: false,
+            ends_last: true,
+            back: None,
+            old: VecDeque::new(),
+            known,
+            was_there,
+            told: VecDeque::new(),
+            warned: HashSet::new(),
+            absent: None,
+            looked: None,
         }
     }
 
     /// What comes next.
+    ///
+    /// # Errors
+    ///
+    /// An input that cannot be followed, or an I/O error of the file that is read.
     pub(super) fn step(&mut self) -> io::Result<Step> {
-        if let Some(place) = self.resume.take() {
-            return self.resume(&place);
+        if let Some(told) = self.told.pop_front() {
+            return Ok(Step::Told(told));
         }
+        let step = match self.resume.take() {
+            Some(place) => self.resume(place)?,
+            None => self.read_on()?,
+        };
+        Ok(match (step, self.told.pop_front()) {
+            (Step::Idle, Some(told)) => Step::Told(told),
+            (step, Some(told)) => {
+                self.told.push_front(told);
+                step
+            }
+            (step, None) => step,
+        })
+    }
+
+    fn read_on(&mut self) -> io::Result<Step> {
         let Some(current) = &mut self.current else {
             return self.next_file();
         };
         match current.read()? {
-            Read::Bytes(bytes) => Ok(Step::Bytes(bytes)),
-            Read::Truncated => self.truncated(),
-            Read::End => self.at_end(),
+            More::Bytes(bytes) => Ok(Step::Bytes(bytes)),
+            More::Truncated => self.truncated(),
+            More::End => self.at_end(),
         }
     }
 
     /// Finds the file of a place: by its inode, or a copy by how it starts.
-    fn resume(&mut self, place: &Place) -> io::Result<Step> {
-        if place.head_length == 0 {
-            self.since = Some(place.modified());
+    fn resume(&mut self, place: Place) -> io::Result<Step> {
+        if place.id == FileId::NONE {
             return self.next_file();
         }
+        self.known.retain(|known| known.id != place.id);
         // A second look, since files may have been renamed during the first.
         for _ in 0..2 {
-            if let Some(file) = self.file_of(place)? {
-                return self.go_on(file, place);
+            match self.file_of(&place)? {
+                Found::File(file) => {
+                    self.tell_unread(&place, true)?;
+                    return self.start(file, place.read);
+                }
+                // It is waited for.
+                Found::Unreadable(error) => {
+                    self.resume = Some(place);
+                    self.tell_absent(&error, true);
+                    return Ok(Step::Idle);
+                }
+                Found::Nothing => {}
             }
         }
-        self.since = Some(place.modified());
-        Ok(Step::Note(format!(
-            "the file that was being read is gone: what it had after line {}, if anything, was not read",
-            place.line
-        )))
+        // An empty file that is gone is no loss.
+        if !place.print.is_empty() || place.read.offset > 0 {
+            self.told.push_back(Told::Loss(format!(
+                "the file that was being read is gone: what it had after line {}, if anything, was not read",
+                place.read.line
+            )));
+        }
+        self.tell_unread(&place, false)?;
+        // Should it be readable later.
+        self.remember(Known {
+            id: place.id,
+            print: place.print.clone(),
+            read: Some(place.read),
+        });
+        self.next_file()
     }
 
-    fn file_of(&self, place: &Place) -> io::Result<Option<File>> {
+    fn file_of(&mut self, place: &Place) -> io::Result<Found> {
+        let own = file::own_name(&self.path);
+        let is_place = |file: &File, metadata: &Metadata| -> io::Result<(bool, bool)> {
+            let starts = metadata.len() >= place.read.offset && place.print.is_of(file)?;
+            let same = FileId::of(metadata) == place.id;
+            Ok((starts && same, starts && place.print.is_telling()))
+        };
         let mut copy = None;
-        let rotated = file::rotated(&self.path)?.into_iter().map(|(path, _)| path);
-        for path in [self.path.clone()].into_iter().chain(rotated) {
-            let Some((file, metadata)) = file::open(&path)? else {
-                continue;
-            };
-            let head = file::head(&file, place.head_length)?;
-            if metadata.len() < place.offset || !place.has_head(&head) {
-                continue;
-            }
-            if FileId::of(&metadata) == place.id() {
-                return Ok(Some(file));
-            }
-            if place.head_length >= LEAST_HEAD_BYTES {
-                copy = Some(file);
+        match open(&self.path) {
+            Ok(Some((file, metadata))) => match is_place(&file, &metadata)? {
+                (true, _) => return Ok(Found::File(file)),
+                (false, true) => copy = Some(file),
+                (false, false) => {}
+            },
+            Ok(None) => {}
+            Err(error) => {
+                let here = fs::metadata(&self.path).ok();
+                if here.is_none_or(|here| FileId::of(&here) == place.id) {
+                    return Ok(Found::Unreadable(error));
+                }
             }
         }
-        Ok(copy)
-    }
-
-    fn go_on(&mut self, file: File, place: &Place) -> io::Result<Step> {
-        let current = Current::new(file, place.offset, place.line)?;
-        let step = current.begin(true);
-        self.current = Some(current);
-        Ok(step)
+        for entry in file::beside(&self.path) {
+            let is_rotated = file::is_rotated(&entry.name, &own);
+            let same = entry.id() == place.id;
+            // What has no first bytes yet is not told by its inode alone, which is used again.
+            if entry.metadata.len() < place.read.offset || place.print.is_empty() && !is_rotated {
+                continue;
+            }
+            match open(&entry.path) {
+                Ok(Some((file, metadata))) => match is_place(&file, &metadata)? {
+                    (true, _) => return Ok(Found::File(file)),
+                    (false, true) => copy = Some(file),
+                    (false, false) => {}
+                },
+                Ok(None) => {}
+                Err(error) if same || is_rotated => self.tell_skipped(&entry.path, &error),
+                Err(_) => {}
+            }
+        }
+        Ok(copy.map_or(Found::Nothing, Found::File))
     }
 
     /// At the end of a file: whether the writer has gone on to another.
     fn at_end(&mut self) -> io::Result<Step> {
-        let Some(current) = &mut self.current else {
+        if self.back.is_some() {
+            return self.go_back();
+        }
+        let Some(id) = self.current.as_ref().map(|current| current.followed.id) else {
             return Ok(Step::Idle);
         };
         let now = match fs::metadata(&self.path) {
             Ok(now) => now,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Step::Idle),
-            Err(error) => return Err(error),
+            Err(error) => {
+                // It is not there for a moment whenever it is rotated.
+                self.tell_absent(&error, error.kind() != io::ErrorKind::NotFound);
+                return self.idle();
+            }
         };
-        // Until it has written to the new file, it may still write to the old one.
-        if FileId::of(&now) == current.followed.id || now.len() == 0 {
+        self.absent = None;
+        if FileId::of(&now) == id {
+            return match self.is_time_to_look() {
+                true => self.look_around(),
+                false => self.idle(),
+            };
+        }
+        // Until it has written to the new file, it writes to the old one.
+        if now.len() == 0 {
+            return self.idle();
+        }
+        let Some(current) = &mut self.current else {
             return Ok(Step::Idle);
-        }
+        };
         match current.read()? {
-            Read::Bytes(bytes) => return Ok(Step::Bytes(bytes)),
-            Read::Truncated => return self.truncated(),
-            Read::End => {}
+            More::Bytes(bytes) => return Ok(Step::Bytes(bytes)),
+            More::Truncated => return self.truncated(),
+            More::End => {}
         }
-        self.since = Some(current.followed.seen().modified);
-        if self.done.len() == DONE {
-            self.done.pop_front();
-        }
-        self.done.push_back(Arc::clone(&current.followed));
-        self.current = None;
+        self.put_aside();
         self.next_file()
+    }
+
+    /// Looks beside the path, while nothing new is in it, for what could not be opened before or
+    /// was written late.
+    fn look_around(&mut self) -> io::Result<Step> {
+        self.look_elsewhere();
+        let current = self.current.as_ref().map(Current::known);
+        current.into_iter().for_each(|known| self.remember(known));
+        match self.missed()? {
+            Some((file, read)) => Ok(self.read_again(Current::new(file, read)?, false)),
+            None => self.idle(),
+        }
+    }
+
+    /// Nothing new is in the current file: whether an older one has grown.
+    fn idle(&mut self) -> io::Result<Step> {
+        let mut at = 0;
+        while let Some(old) = self.old.get(at) {
+            let Ok(metadata) = old.current.file.metadata() else {
+                // On NFS nothing may be left of a file that was removed.
+                self.old.remove(at);
+                continue;
+            };
+            let length = metadata.len();
+            let is_over = old.since.elapsed() >= LINGER;
+            let grew = length > old.length;
+            let has_rest = length > old.current.line_end;
+            if !grew && !is_over {
+                at += 1;
+                continue;
+            }
+            let Some(old) = self.old.remove(at) else {
+                break;
+            };
+            if has_rest {
+                return Ok(self.read_again(old.current, is_over));
+            }
+        }
+        Ok(Step::Idle)
+    }
+
+    fn read_again(&mut self, mut old: Current, is_last_read: bool) -> Step {
+        if let Some(mut current) = self.current.take() {
+            self.remember(current.known());
+            current.offset = current.line_end;
+            self.back = Some(current);
+        }
+        self.is_last_read = is_last_read;
+        let step = old.begin(&self.known, false);
+        self.current = Some(old);
+        step
+    }
+
+    /// Goes on after an older file was read again.
+    fn go_back(&mut self) -> io::Result<Step> {
+        self.put_aside();
+        self.current = self.back.take();
+        let (known, ends_last) = (&self.known, std::mem::replace(&mut self.ends_last, true));
+        let begin = |current: &mut Current| current.begin(known, ends_last);
+        Ok(self.current.as_mut().map_or(Step::Idle, begin))
+    }
+
+    /// Keeps a file open that was read to its end, unless it was for long enough.
+    fn put_aside(&mut self) {
+        let Some(mut current) = self.current.take() else {
+            return;
+        };
+        let modified = current.followed.seen().modified;
+        let is_quiet = SystemTime::now()
+            .duration_since(modified)
+            .is_ok_and(|since| since >= LINGER);
+        let is_last_read = std::mem::take(&mut self.is_last_read);
+        // A last line without its line break counts once nobody is about to complete it.
+        self.ends_last = is_last_read || is_quiet;
+        let length = current.offset;
+        if self.ends_last && current.line_end < length {
+            current.line_end = length;
+            current.lines += 1;
+        }
+        self.remember(current.known());
+        if is_last_read {
+            return;
+        }
+        if self.old.len() == MAX_OLD {
+            // What it has left is found by the next look at the directory.
+            self.old.pop_front();
+        }
+        self.old.push_back(Old {
+            current,
+            length,
+            since: Instant::now(),
+        });
+    }
+
+    fn remember(&mut self, known: Known) {
+        self.known.retain(|other| other.id != known.id);
+        self.known.push(known);
     }
 
     /// The oldest file that was rotated since the last one ended, or the path's.
     fn next_file(&mut self) -> io::Result<Step> {
-        if let Some(file) = self.missed()? {
-            return self.start(file);
+        if let Some((file, read)) = self.missed()? {
+            return self.start(file, read);
         }
-        match file::open(&self.path)? {
-            // What is empty cannot be told from what takes its place.
-            Some((_, metadata)) if metadata.len() == 0 => Ok(Step::Idle),
-            // It may have been rotated, and another made, since the last look.
-            Some((file, _)) => match self.missed()? {
-                Some(missed) => self.start(missed),
-                None => self.start(file),
-            },
-            None if self.waiting => Ok(Step::Idle),
-            None => {
-                self.waiting = true;
-                let path = self.path.display();
-                Ok(Step::Note(format!("{path} is not there yet")))
+        let (file, metadata) = match open(&self.path) {
+            Ok(Some(opened)) => opened,
+            Ok(None) => {
+                self.check_pattern()?;
+                self.tell_absent(&io::ErrorKind::NotFound.into(), true);
+                return self.idle();
             }
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => return Err(error),
+            Err(error) => {
+                self.tell_absent(&error, true);
+                return self.idle();
+            }
+        };
+        self.was_there = true;
+        if self.absent.take().is_some() {
+            self.told.push_back(Told::There);
         }
+        // What is empty cannot be told from what takes its place.
+        if metadata.len() == 0 {
+            return self.idle();
+        }
+        // It may have been rotated, and another made, since the last look.
+        if let Some((file, read)) = self.missed()? {
+            return self.start(file, read);
+        }
+        let read = self.known_of(&file, &metadata)?;
+        let read = read.and_then(|known| known.read);
+        self.start(file, read.unwrap_or(Read::START))
     }
 
-    /// The oldest file that was rotated since the last one ended, and not read.
-    fn missed(&self) -> io::Result<Option<File>> {
-        let Some(since) = self.since else {
-            return Ok(None);
-        };
-        for (path, metadata) in file::rotated(&self.path)? {
-            if metadata.modified()? < since {
+    /// The oldest file beside the path that was the path, and has what was not read.
+    fn missed(&mut self) -> io::Result<Option<(File, Read)>> {
+        let own = file::own_name(&self.path);
+        let here = fs::metadata(&self.path).ok().map(|here| FileId::of(&here));
+        let beside = file::beside(&self.path);
+        self.forget(&beside, here);
+        for entry in beside {
+            let id = entry.id();
+            let is_open = self.old.iter().any(|old| old.current.followed.id == id);
+            let was_read = |known: &Known| known.id == id && known.read.is_some();
+            let is_rotated = file::is_rotated(&entry.name, &own);
+            let is_candidate = is_rotated || self.known.iter().any(was_read);
+            if !is_candidate || is_open || Some(id) == here || entry.metadata.len() == 0 {
                 continue;
             }
-            if let Some((file, metadata)) = file::open(&path)?
-                && metadata.len() > 0
-                && !self.is_done(&file, FileId::of(&metadata))?
-            {
-                return Ok(Some(file));
+            let (file, metadata) = match open(&entry.path) {
+                Ok(Some(opened)) => opened,
+                Ok(None) => continue,
+                Err(error) => {
+                    let never = |known: &Known| known.id == id && known.read.is_none();
+                    if !self.known.iter().any(never) {
+                        self.tell_skipped(&entry.path, &error);
+                    }
+                    continue;
+                }
+            };
+            let read = match self.known_of(&file, &metadata)? {
+                Some(known) => known.read.filter(|read| read.offset < metadata.len()),
+                None => is_rotated.then_some(Read::START),
+            };
+            if let Some(read) = read {
+                return Ok(Some((file, read)));
             }
         }
         Ok(None)
     }
 
-    fn start(&mut self, file: File) -> io::Result<Step> {
-        self.waiting = false;
-        let current = Current::new(file, 0, 0)?;
-        let step = current.begin(true);
-        self.current = Some(current);
-        Ok(step)
+    /// Finds what is known of a file: by its inode, or of what it is a copy of by how it starts.
+    fn known_of(&self, file: &File, metadata: &Metadata) -> io::Result<Option<Known>> {
+        let (id, head) = (FileId::of(metadata), file::head(file, HEAD_BYTES)?);
+        let starts = |known: &&Known| known.print.is_of_head(&head);
+        let same = self
+            .known
+            .iter()
+            .filter(|known| known.id == id)
+            .find(starts);
+        let mut telling = self.known.iter().filter(|known| known.print.is_telling());
+        Ok(same.or_else(|| telling.find(starts)).cloned())
     }
 
-    fn is_done(&self, file: &File, id: FileId) -> io::Result<bool> {
-        for done in self.done.iter().filter(|done| done.id == id) {
-            if done.starts(file)? {
-                return Ok(true);
+    /// Forgets files that are gone where there are many. A listing may miss a file that is
+    /// renamed meanwhile, so one that can be told by its first bytes is kept as long as it may.
+    fn forget(&mut self, beside: &[Entry], here: Option<FileId>) {
+        let there: HashSet<FileId> = beside.iter().map(Entry::id).chain(here).collect();
+        let open = |id| self.old.iter().any(|old| old.current.followed.id == id);
+        let mut excess = self.known.len().saturating_sub(MAX_KNOWN);
+        // The oldest come first.
+        self.known.retain(|known| {
+            if there.contains(&known.id) || open(known.id) {
+                return true;
             }
-        }
-        Ok(false)
+            let is_excess = excess > 0;
+            excess = excess.saturating_sub(1);
+            !is_excess && known.print.is_telling()
+        });
+    }
+
+    fn start(&mut self, file: File, read: Read) -> io::Result<Step> {
+        self.was_there = true;
+        self.absent = None;
+        self.looked = None;
+        let mut current = Current::new(file, read)?;
+        let ends_last = std::mem::replace(&mut self.ends_last, true);
+        let step = current.begin(&self.known, ends_last);
+        self.current = Some(current);
+        Ok(step)
     }
 
     /// What was written between the last read and the truncation is in the copy that was
@@ -299,35 +494,57 @@ impl Tail {
         let Some(old) = self.current.take() else {
             return Ok(Step::Idle);
         };
-        if let Some(file) = copy_of(&self.path, &old)? {
-            let copy = Current {
-                offset: old.line_end,
-                ..Current::new(file, old.line_end, old.lines)?
-            };
-            let step = copy.begin(false);
-            self.current = Some(copy);
+        if let Some(current) = &mut self.back {
+            // It was rotated and read, and is of no interest any more.
+            let step = current.begin(&self.known, false);
+            self.current = self.back.take();
             return Ok(step);
         }
-        Ok(Step::Note(format!(
-            "the file was truncated, and no copy of it is there: it is read anew, and what it had after line {} and was not read is lost",
+        if let Some(file) = self.copy_of(&old)? {
+            let read = Read {
+                offset: old.line_end,
+                line: old.lines,
+            };
+            self.ends_last = false;
+            return self.start(file, read);
+        }
+        let rest = match old.offset - old.line_end {
+            0 => String::new(),
+            bytes => format!("{bytes} bytes of a line that was not complete, and "),
+        };
+        Ok(Step::Told(Told::Loss(format!(
+            "the file was truncated, and no copy of it is there: it is read anew, and {rest}what it had after line {} and was not read is lost",
             old.lines
-        )))
+        ))))
+    }
+
+    fn copy_of(&mut self, old: &Current) -> io::Result<Option<File>> {
+        let print = old.followed.print();
+        if !print.is_telling() {
+            return Ok(None);
+        }
+        let own = file::own_name(&self.path);
+        for entry in file::beside(&self.path).into_iter().rev() {
+            if entry.id() == old.followed.id || entry.metadata.len() < old.line_end {
+                continue;
+            }
+            match open(&entry.path) {
+                Ok(Some((file, _))) if print.is_of(&file)? => return Ok(Some(file)),
+                Ok(_) => {}
+                Err(error) if file::is_rotated(&entry.name, &own) => {
+                    self.tell_skipped(&entry.path, &error);
+                }
+                Err(_) => {}
+            }
+        }
+        Ok(None)
     }
 }
 
-fn copy_of(path: &Path, old: &Current) -> io::Result<Option<File>> {
-    if old.followed.seen().head.len() < LEAST_HEAD_BYTES {
-        return Ok(None);
-    }
-    for (path, metadata) in file::rotated(path)?.into_iter().rev() {
-        if FileId::of(&metadata) == old.followed.id || metadata.len() < old.line_end {
-            continue;
-        }
-        if let Some((file, _)) = file::open(&path)?
-            && old.followed.starts(&file)?
-        {
-            return Ok(Some(file));
-        }
-    }
-    Ok(None)
+/// Result of the search for the file of a place.
+enum Found {
+    File(File),
+    /// It is the path, and cannot be opened.
+    Unreadable(io::Error),
+    Nothing,
 }

@@ -11,6 +11,8 @@ use tempfile::TempDir;
 use super::{place::Place, *};
 use crate::publish::lines::Lines;
 
+mod known;
+
 /// A log that is written and followed.
 struct Log {
     dir: TempDir,
@@ -20,13 +22,20 @@ struct Log {
     /// Every line that was read, and where it ends.
     read: Vec<String>,
     position: Option<Position>,
-    notes: Vec<String>,
+    notes: Vec<Told>,
     written: u32,
 }
 
 impl Log {
     fn new() -> Self {
-        let mut log = Self {
+        let mut log = Self::unstarted();
+        log.start();
+        log
+    }
+
+    /// Nobody follows it yet.
+    fn unstarted() -> Self {
+        Self {
             dir: TempDir::new().unwrap(),
             tail: None,
             lines: Lines::new(1_000),
@@ -35,9 +44,7 @@ impl Log {
             position: None,
             notes: Vec::new(),
             written: 0,
-        };
-        log.start();
-        log
+        }
     }
 
     fn path(&self) -> PathBuf {
@@ -94,7 +101,10 @@ impl Log {
         loop {
             match self.tail.as_mut().unwrap().step().unwrap() {
                 Step::Idle => return,
-                Step::Note(note) => self.notes.push(note),
+                Step::Told(Told::There) => {}
+                Step::Told(told @ (Told::Warning(_) | Told::Loss(_) | Told::Absent(_))) => {
+                    self.notes.push(told)
+                }
                 Step::Bytes(bytes) => {
                     self.lines.feed(bytes);
                     self.take();
@@ -134,7 +144,16 @@ impl Log {
         self.read();
         let expected: Vec<String> = (1..=self.written).map(|line| line.to_string()).collect();
         assert_eq!(self.read, expected);
-        assert_eq!(self.notes, Vec::<String>::new());
+        assert_eq!(self.notes, []);
+    }
+
+    /// The last that was told is a loss with these words.
+    #[track_caller]
+    fn check_lost(&self, words: &str) {
+        match self.notes.last() {
+            Some(Told::Loss(text)) if text.contains(words) => {}
+            other => panic!("{other:?} is no loss with: {words}"),
+        }
     }
 
     fn shift(&self) {
@@ -230,7 +249,7 @@ fn a_truncation_without_a_copy_is_told() {
     log.read();
     assert_eq!(log.read.len(), 7);
     assert_eq!(log.notes.len(), 1);
-    assert!(log.notes[0].contains("truncated"), "{}", log.notes[0]);
+    log.check_lost("truncated");
 }
 
 #[test]
@@ -322,7 +341,7 @@ fn a_file_that_is_gone_is_told_and_the_rest_is_read() {
     log.read();
     assert_eq!(log.read.len(), 9);
     assert_eq!(log.notes.len(), 1);
-    assert!(log.notes[0].contains("is gone"), "{}", log.notes[0]);
+    log.check_lost("is gone");
 }
 
 #[test]

@@ -3,8 +3,9 @@
 
 use std::{
     collections::HashSet,
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, Permissions},
     io::Write as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::PathBuf,
 };
 
@@ -12,7 +13,10 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::Value;
 use siem_relay::sandbox::aws::RecordStream;
 use tempfile::TempDir;
-use tokio::process::{Child, Command};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader, Lines},
+    process::{Child, ChildStderr, Command},
+};
 
 use crate::harness::{Customer, Process, World, run, stand_in, tool, within};
 
@@ -88,6 +92,48 @@ impl Log {
 
     fn publish(&self, address: &str) -> Child {
         self.command(address).spawn().unwrap()
+    }
+
+    /// Lets any user write into the directory, as the state file needs.
+    fn open_directory(&self) {
+        fs::set_permissions(self.dir.path(), Permissions::from_mode(0o777)).unwrap();
+    }
+}
+
+/// Lets nobody read a file, but for root.
+fn close(path: PathBuf) {
+    fs::set_permissions(path, Permissions::from_mode(0o000)).unwrap();
+}
+
+/// Root may read everything, so there the publisher is another user.
+fn as_other_than_root(mut command: Command) -> Command {
+    let made = TempDir::new().unwrap();
+    if fs::metadata(made.path()).unwrap().uid() == 0 {
+        command.uid(65_534).gid(65_534);
+    }
+    command
+}
+
+/// Standard error of a publisher, line by line.
+struct Warnings(Lines<BufReader<ChildStderr>>);
+
+impl Warnings {
+    fn of(child: &mut Child) -> Self {
+        Self(BufReader::new(child.stderr.take().unwrap()).lines())
+    }
+
+    /// Waits for a line with these words.
+    async fn until(&mut self, words: &str) -> String {
+        within(words, async {
+            loop {
+                let line = self.0.next_line().await.unwrap();
+                let line = line.unwrap_or_else(|| panic!("it ended without: {words}"));
+                if line.contains(words) {
+                    return line;
+                }
+            }
+        })
+        .await
     }
 }
 
@@ -212,6 +258,171 @@ async fn what_is_rotated_while_nobody_follows_is_not_lost() {
     let publisher = log.publish(&address);
     seen.check(115).await;
     terminate(publisher).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_was_the_path_is_published() {
+    let world = World::start().await;
+    let (customer, _) = world.customer("acme").await;
+    let mut seen = Seen::new(world.aws.subscribe(&customer.stream_arn).unwrap());
+    let mut log = Log::new();
+    let address = world.relay.address.to_string();
+    // Other logs and an old rotation, written to after the log.
+    let foreign = |log: &Log, name: &str| {
+        let text = fs::read_to_string(log.path()).unwrap();
+        let text = text.replace("\"flow_id\":", "\"flow_id\":99");
+        fs::write(log.dir.path().join(name), text).unwrap();
+    };
+    log.write(10);
+    for name in ["eve.json.1", "eve-2.json", "eve.json-20260102"] {
+        foreign(&log, name);
+    }
+    let publisher = log.publish(&address);
+    seen.until(10).await;
+    log.rotate();
+    log.write(10);
+    seen.until(20).await;
+    foreign(&log, "eve-2.json");
+    terminate(publisher).await;
+    log.write(10);
+    log.rotate();
+    log.write(10);
+    foreign(&log, "eve-3.json");
+    let publisher = log.publish(&address);
+    seen.until(40).await;
+    // The writer is late to go on to the new file.
+    let mut late = append(log.dir.path().join("eve.json.1"));
+    std::mem::swap(&mut log.file, &mut late);
+    log.write(5);
+    std::mem::swap(&mut log.file, &mut late);
+    seen.until(45).await;
+    log.write(5);
+    seen.check(50).await;
+    assert_eq!(terminate(publisher).await.status.code(), Some(0));
+    world.api.until_delivered("acme").await;
+    let stored = world.aws.stream(&customer.stream_arn).unwrap();
+    assert_eq!(stored.accepted, 50);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_opened_is_skipped_or_waited_for() {
+    let world = World::start().await;
+    let (customer, _) = world.customer("acme").await;
+    let mut seen = Seen::new(world.aws.subscribe(&customer.stream_arn).unwrap());
+    let mut log = Log::new();
+    log.open_directory();
+    let address = world.relay.address.to_string();
+    let start = |log: &Log| {
+        let mut child = as_other_than_root(log.command(&address)).spawn().unwrap();
+        let warnings = Warnings::of(&mut child);
+        (child, warnings)
+    };
+    // The path, at the start.
+    close(log.path());
+    let (publisher, mut warnings) = start(&log);
+    warnings
+        .until("eve.json cannot be opened, and is waited for")
+        .await;
+    log.write(10);
+    fs::set_permissions(log.path(), Permissions::from_mode(0o644)).unwrap();
+    seen.until(10).await;
+    assert_eq!(terminate(publisher).await.status.code(), Some(0));
+    // A rotated file, and what comes after it.
+    log.rotate();
+    fs::set_permissions(log.path(), Permissions::from_mode(0o644)).unwrap();
+    log.write(5);
+    let unread = log.written;
+    log.rotate();
+    close(log.dir.path().join("eve.json.1"));
+    fs::set_permissions(log.path(), Permissions::from_mode(0o644)).unwrap();
+    log.write(5);
+    let (publisher, mut warnings) = start(&log);
+    warnings
+        .until("eve.json.1 is skipped, since it cannot be opened")
+        .await;
+    seen.until(15).await;
+    assert!(!seen.numbers.contains(&(unread - 1)));
+    // The path, after a rotation.
+    log.rotate();
+    close(log.path());
+    log.write(5);
+    warnings
+        .until("eve.json cannot be opened, and is waited for")
+        .await;
+    fs::set_permissions(log.path(), Permissions::from_mode(0o644)).unwrap();
+    seen.until(20).await;
+    let ended = terminate(publisher).await;
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    let told = String::from_utf8_lossy(&ended.stdout).into_owned();
+    assert!(told.contains("something was not read"), "{told}");
+    // Once it can be read, nothing of it is missing.
+    for number in 1..9 {
+        let rotated = log.dir.path().join(format!("eve.json.{number}"));
+        if rotated.exists() {
+            fs::set_permissions(rotated, Permissions::from_mode(0o644)).unwrap();
+        }
+    }
+    let (publisher, _warnings) = start(&log);
+    seen.check(25).await;
+    assert_eq!(terminate(publisher).await.status.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_that_never_comes_is_told() {
+    let world = World::start().await;
+    world.customer("acme").await;
+    let address = world.relay.address.to_string();
+    let log = Log::new();
+    fs::rename(log.path(), log.dir.path().join("eve-20260102.json")).unwrap();
+    let ended = run(log.command(&address)).await;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    let told = ended.stdout + &ended.stderr;
+    for words in [
+        "eve-20260102.json",
+        "`filename: eve.json`",
+        "`threaded: no`",
+    ] {
+        assert!(told.contains(words), "{told}");
+    }
+    let mut command = tool(&["publish", "--follow", "--organization", "acme"]);
+    command.args([
+        "--network",
+        NETWORK,
+        "--device",
+        DEVICE,
+        "--address",
+        &address,
+        "--eve",
+    ]);
+    command.arg(log.dir.path().join("eve-%Y%m%d.json"));
+    let ended = run(command).await;
+    assert_eq!(ended.code, Some(64), "{ended:?}");
+    assert!(ended.stderr.contains("is a pattern"), "{ended:?}");
+    assert!(ended.stderr.contains("threaded: no"), "{ended:?}");
+    // Another sensor's log says nothing of this one's.
+    let log = Log::new();
+    fs::rename(log.path(), log.dir.path().join("eve-2.json")).unwrap();
+    let mut publisher = log.publish(&address);
+    let mut warnings = Warnings::of(&mut publisher);
+    warnings
+        .until("eve.json is not there yet, and is waited for")
+        .await;
+    let ended = terminate(publisher).await;
+    assert_eq!(ended.status.code(), Some(1), "nothing was read: {ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_line_of_a_log_that_is_followed_shows_in_the_exit_code() {
+    let world = World::start().await;
+    let (customer, _) = world.customer("acme").await;
+    let mut seen = Seen::new(world.aws.subscribe(&customer.stream_arn).unwrap());
+    let mut log = Log::new();
+    log.write(3);
+    log.file.write_all(b"{\"timestamp\":\"2026\n").unwrap();
+    log.write(3);
+    let publisher = log.publish(&world.relay.address.to_string());
+    seen.until(6).await;
+    assert_eq!(terminate(publisher).await.status.code(), Some(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -161,7 +161,8 @@ class IdsDetection(_message.Message):
     """The rule's priority; 1 is the most severe."""
     context_json: _builtins.str
     """Any further JSON object (`http`, `tls`, `dns`, ...) as text. It is checked to
-    be an object, at most 64 levels deep, and kept digit for digit.
+    be an object, at most 64 levels deep, and kept digit for digit. Of a key that an
+    object repeats, the last value is kept.
     """
     @_builtins.property
     def vlan(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:

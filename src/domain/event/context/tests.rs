@@ -85,7 +85,7 @@ fn the_grammar_is_kept() {
         "{}",
         " { } ",
         r#"{"":{"a":[]}}"#,
-        r#"{"a":[1,-0,0.5,1e5,1E-5,true,false,null,"\ud83d\ude00\/"],"a":1}"#,
+        r#"{"a":[1,-0,0.5,1e5,1E-5,true,false,null,"\ud83d\ude00\/"],"b":1}"#,
     ] {
         assert_eq!(written(good).as_deref(), Ok(good));
     }
@@ -107,17 +107,151 @@ fn the_grammar_is_kept() {
         (r#"{"a":NaN}"#, 5),
         (r#"{"a":"\x"}"#, 6),
         (r#"{"a":"\u12g4"}"#, 10),
-        (r#"{"a":"\ud800"}"#, 12),
-        (r#"{"a":"\ud800\u0041"}"#, 6),
-        (r#"{"a":"\udc00"}"#, 6),
+        (r#"{"a":"\ud800\u12g4"}"#, 16),
         ("{\"a\":\"\n\"}", 6),
         ("{\"a\":\"", 6),
         ("{'a':1}", 1),
     ] {
         assert_eq!(written(bad), Err(Problem::Invalid(at)), "{bad}");
     }
+    for (lone, at) in [
+        (r#"{"a":"\ud800"}"#, 6),
+        (r#"{"a":"\ud800\u0041"}"#, 6),
+        (r#"{"a":"x\uDC00"}"#, 7),
+        (r#"{"\ud83d":1}"#, 2),
+        (r#"{"a":"\ud83d\n"}"#, 6),
+        (r#"{"a":"\ud83d\ud83d\ude00"}"#, 6),
+    ] {
+        assert_eq!(written(lone), Err(Problem::LoneSurrogate(at)), "{lone}");
+    }
     for other in ["", "  ", "[]", "null", "1", "\"{}\"", "\u{feff}{}"] {
         assert_eq!(written(other), Err(Problem::NotAnObject), "{other:?}");
+    }
+}
+
+#[test]
+fn of_a_repeated_key_the_last_member_stays_at_every_level() {
+    for (given, expected) in [
+        (r#"{"a":1,"a":2}"#, r#"{"a":2}"#),
+        (r#"{"a":1, "b" : 3 ,"a":2}"#, r#"{"b" : 3 ,"a":2}"#),
+        (r#"{"a":1,"a":2,"a":3}"#, r#"{"a":3}"#),
+        (
+            r#"{"tls":{"s":"x","i":1.0,"s":"y","i":1.00,"n":{"k":1,"k":2}},"z":0}"#,
+            r#"{"tls":{"s":"y","i":1.00,"n":{"k":2}},"z":0}"#,
+        ),
+        (r#"[{"a":1,"a":2},{"a":3}]"#, ""),
+        (
+            r#"{"l":[{"a":1,"a":2},{"a":3},[{"b":0,"b":[]}]]}"#,
+            r#"{"l":[{"a":2},{"a":3},[{"b":[]}]]}"#,
+        ),
+        // In a member that is dropped, and in the one that stays.
+        (
+            r#"{"o":{"a":1,"a":2},"o":{"b":1,"b":2}}"#,
+            r#"{"o":{"b":2}}"#,
+        ),
+        // The same key, spelled otherwise.
+        (r#"{"a":1,"\u0061":2}"#, r#"{"\u0061":2}"#),
+        (r#"{"\/":1,"/":2,"\u002f":3}"#, r#"{"\u002f":3}"#),
+        // Keys that only look alike.
+        (
+            r#"{"":0,"a":1,"aa":2,"a ":3}"#,
+            r#"{"":0,"a":1,"aa":2,"a ":3}"#,
+        ),
+        (
+            r#"{"12345678-x-87654321":1,"12345678-y-87654321":2}"#,
+            r#"{"12345678-x-87654321":1,"12345678-y-87654321":2}"#,
+        ),
+        ("{\"a\":1,\n\"a\":2}", r#"{"a":2}"#),
+    ] {
+        match expected {
+            "" => assert_eq!(written(given), Err(Problem::NotAnObject)),
+            _ => assert_eq!(written(given).as_deref(), Ok(expected), "{given}"),
+        }
+    }
+}
+
+#[test]
+fn a_million_repetitions_take_no_quadratic_time() {
+    let same = "\"k\":0,".repeat(1_000_000);
+    assert_eq!(
+        written(&format!("{{{same}\"k\":1}}")).as_deref(),
+        Ok(r#"{"k":1}"#)
+    );
+    let other: String = (0..300_000).map(|n| format!("\"k{n}\":0,")).collect();
+    let text = format!("{{{other}\"k7\":1}}");
+    let expected = text.replacen("\"k7\":0,", "", 1);
+    assert!(written(&text) == Ok(expected));
+}
+
+/// Reads an object and tells whether any in it has a key twice.
+fn repeats(value: &mut serde_json::Deserializer<serde_json::de::StrRead<'_>>) -> bool {
+    struct Seen(bool);
+    impl<'de> serde::de::DeserializeSeed<'de> for &mut Seen {
+        type Value = ();
+        fn deserialize<D: serde::Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
+            d.deserialize_any(self)
+        }
+    }
+    impl<'de> serde::de::Visitor<'de> for &mut Seen {
+        type Value = ();
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("any value")
+        }
+        fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+            let mut keys = std::collections::HashSet::new();
+            while let Some(key) = map.next_key::<String>()? {
+                self.0 |= !keys.insert(key);
+                map.next_value_seed(&mut *self)?;
+            }
+            Ok(())
+        }
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+            while seq.next_element_seed(&mut *self)?.is_some() {}
+            Ok(())
+        }
+        fn visit_unit<E>(self) -> Result<(), E> {
+            Ok(())
+        }
+        fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+            Ok(())
+        }
+        fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+            Ok(())
+        }
+    }
+    let mut seen = Seen(false);
+    serde::de::DeserializeSeed::deserialize(&mut seen, value).unwrap();
+    seen.0
+}
+
+fn repeating_json() -> impl Strategy<Value = String> {
+    let leaf = "[0-9]".prop_map(|text| text);
+    leaf.prop_recursive(4, 40, 5, |inner| {
+        let member = ("a{0,2}|b|\\\\u0061|a{7,18}", inner.clone());
+        prop_oneof![
+            prop::collection::vec(inner, 0..3).prop_map(|all| format!("[{}]", all.join(" ,"))),
+            prop::collection::vec(member, 0..5).prop_map(|members| {
+                let members: Vec<String> = members
+                    .into_iter()
+                    .map(|(key, value)| format!("\"{key}\" :{value}"))
+                    .collect();
+                format!("{{{}}}", members.join(", "))
+            }),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn no_key_stays_twice_and_the_last_value_counts(value in repeating_json()) {
+        let text = format!("{{\"x\":{value}}}");
+        let out = written(&text).unwrap();
+        // `Value` keeps the last of a key.
+        let read = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        prop_assert_eq!(read(&out), read(&text));
+        prop_assert!(!repeats(&mut serde_json::Deserializer::from_str(&out)), "{}", out);
+        let had = repeats(&mut serde_json::Deserializer::from_str(&text));
+        prop_assert_eq!(had, out != text);
     }
 }
 

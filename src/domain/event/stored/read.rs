@@ -9,6 +9,7 @@ use super::{
 use crate::domain::event::{
     MAX_BODY_LENGTH, Time,
     render::{KEY, fixed_length},
+    time::{DIGITS, rfc3339_length},
 };
 
 /// A value that is no longer is copied in one piece of this size where there is one.
@@ -43,6 +44,8 @@ pub(in crate::domain::event) struct Parts<'a> {
     pub(in crate::domain::event) device: Uuid,
     pub(in crate::domain::event) network: Uuid,
     pub(in crate::domain::event) time: Time,
+    /// Fractional digits of the time in the record.
+    pub(in crate::domain::event) time_digits: usize,
     /// Source and type.
     pub(in crate::domain::event) attributes: &'a [u8],
     pub(in crate::domain::event) id: Option<Uuid>,
@@ -71,15 +74,16 @@ impl<'a> Fields<'a> {
             (bytes, values) = split_value(values)?;
             id = Some(Uuid::from_slice(bytes).map_err(|_| UnreadableEvent)?);
         }
-        let seconds = i64::from_le_bytes(self.part(37));
-        let time = Time::new(seconds, i32::from_le_bytes(self.part(45))).ok_or(UnreadableEvent)?;
+        let time = self.time()?;
+        let (body_length, time_digits) = self.body(time)?;
         Ok(Parts {
             device: Uuid::from_bytes(self.part(1)),
             network: Uuid::from_bytes(self.part(17)),
             time,
+            time_digits,
             attributes,
             id,
-            body_length: self.body_length()?,
+            body_length,
             fields: present & FIELDS,
             values,
         })
@@ -87,10 +91,27 @@ impl<'a> Fields<'a> {
 
     /// Never more than a body may have, whatever is there.
     pub(super) fn body_length(&self) -> Result<usize, UnreadableEvent> {
-        let length = u32::from_le_bytes(self.part(33)) as usize;
-        match length <= MAX_BODY_LENGTH {
-            true => Ok(length),
-            false => Err(UnreadableEvent),
+        Ok(self.body(self.time()?)?.0)
+    }
+
+    fn time(&self) -> Result<Time, UnreadableEvent> {
+        let seconds = i64::from_le_bytes(self.part(37));
+        Time::new(seconds, i32::from_le_bytes(self.part(45))).ok_or(UnreadableEvent)
+    }
+
+    /// The body's length, and the fractional digits of its time.
+    ///
+    /// The length that is stored is the one with the shortest exact fraction. An event that
+    /// an earlier version took at the very limit of a record has no space for six digits, and
+    /// keeps that fraction.
+    fn body(&self, time: Time) -> Result<(usize, usize), UnreadableEvent> {
+        let stored = u32::from_le_bytes(self.part(33)) as usize;
+        let exact = time.exact_digits();
+        let length = (stored + rfc3339_length(DIGITS)).checked_sub(rfc3339_length(exact));
+        match length.ok_or(UnreadableEvent)? {
+            length if length <= MAX_BODY_LENGTH => Ok((length, DIGITS)),
+            _ if stored <= MAX_BODY_LENGTH => Ok((stored, exact)),
+            _ => Err(UnreadableEvent),
         }
     }
 
@@ -104,7 +125,7 @@ impl<'a> Fields<'a> {
 impl Parts<'_> {
     /// Bytes of names and values of the fields, by the length of the body.
     fn data_length(&self) -> Result<usize, UnreadableEvent> {
-        let fixed = fixed_length(self.attributes, self.time);
+        let fixed = fixed_length(self.attributes, self.time_digits);
         self.body_length.checked_sub(fixed).ok_or(UnreadableEvent)
     }
 

@@ -2,7 +2,8 @@ use proptest::{collection::vec, prelude::*};
 
 use super::*;
 use crate::domain::event::{
-    Event, Format, Head as RecordHead, RECORD_OVERHEAD, finish,
+    Detection, Event, Format, Head as RecordHead, MAX_BODY_LENGTH, RECORD_OVERHEAD, Timestamp,
+    finish,
     tests::{event, full},
 };
 
@@ -49,7 +50,7 @@ fn what_is_in_logs_already_is_read() {
         r#""partitionkey":"11111111-1111-1111-1111-111111111111","#,
         r#""id":"33333333-3333-3333-3333-333333333333","source":"https://meter.com","#,
         r#""type":"com.meter.ids.detection","subject":"22222222-2222-2222-2222-222222222222","#,
-        r#""time":"2023-11-14T22:13:20.250Z","datacontenttype":"application/json","#,
+        r#""time":"2023-11-14T22:13:20.250000Z","datacontenttype":"application/json","#,
         r#""data":{"type":"TYPE_DETECTION","src_ip":"192.0.2.1","dest_port":443,"#,
         r#""signature":"ET \"SCAN\""}}"#,
         "\n"
@@ -70,7 +71,7 @@ fn what_is_in_logs_already_keeps_its_id() {
             r#""partitionkey":"11111111-1111-1111-1111-111111111111","#,
             r#""id":"048fec4c-8249-5694-a914-02a404bd577a","source":"urn:a","#,
             r#""type":"b","subject":"22222222-2222-2222-2222-222222222222","#,
-            r#""time":"2023-11-14T22:13:20.250Z","datacontenttype":"application/json","#,
+            r#""time":"2023-11-14T22:13:20.250000Z","datacontenttype":"application/json","#,
             r#""data":{{"type":"TYPE_DETECTION","src_ip":"192.0.2.1","dest_port":443,"#,
             r#""signature":"{}","category":"c","severity":3,"metadata":{{"k":["v"]}},"#,
             r#""context":{{"a":1}}}}}}"#,
@@ -81,7 +82,8 @@ fn what_is_in_logs_already_keeps_its_id() {
     let mut old = vec![1];
     old.extend([0x11; 16]);
     old.extend([0x22; 16]);
-    old.extend(((expected.len() - RECORD_OVERHEAD) as u32).to_le_bytes());
+    // Three digits fewer: then a time had its shortest fraction.
+    old.extend(((expected.len() - RECORD_OVERHEAD - 3) as u32).to_le_bytes());
     old.extend(1_700_000_000_i64.to_le_bytes());
     old.extend(250_000_000_u32.to_le_bytes());
     let fields = 1 | 1 << 3 | 1 << 15 | 1 << 16 | 1 << 17 | 1 << 18 | 1 << 19;
@@ -103,6 +105,39 @@ fn what_is_in_logs_already_keeps_its_id() {
     }
     assert_eq!(record(&old).as_deref(), Ok(&*expected));
     assert!(outline(&old).is_ok());
+}
+
+/// Earlier versions wrote a time of a whole second in seven bytes fewer, and took an event
+/// that just fitted.
+#[test]
+fn an_event_of_a_log_at_the_limit_of_a_record_is_read() {
+    let whole_second = |padding: usize| {
+        let context = format!("{{\"a\":\"{}\"}}", "x".repeat(padding));
+        let mut event = event(Detection {
+            context_json: &context,
+            ..Detection::default()
+        });
+        event.observed_time = Some(Timestamp {
+            seconds: 1_700_000_000,
+            nanos: 0,
+        });
+        stored(&event, &usual())
+    };
+    let spare = MAX_BODY_LENGTH - outline(&whole_second(1_000)).unwrap().body_length;
+    let mut old = whole_second(1_000 + spare);
+    assert_eq!(body_length(&old), Ok(MAX_BODY_LENGTH));
+    // The context grows by seven bytes, which only the shorter time makes possible.
+    let lengths = [33..37, HEAD_LENGTH + 1..HEAD_LENGTH + 5];
+    for at in lengths {
+        let length = u32::from_le_bytes(old[at.clone()].try_into().unwrap()) + 7;
+        old[at].copy_from_slice(&length.to_le_bytes());
+    }
+    let end = old.len() - 2;
+    old.splice(end..end, [b'x'; 7]);
+    let text = record(&old).unwrap();
+    assert_eq!(text.len(), MAX_BODY_LENGTH + RECORD_OVERHEAD);
+    assert!(text.contains(r#""time":"2023-11-14T22:13:20Z""#));
+    assert_eq!(outline(&old).unwrap().body_length, MAX_BODY_LENGTH);
 }
 
 /// Before events were stored by their fields, bodies were stored as they are.

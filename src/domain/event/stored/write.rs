@@ -8,8 +8,10 @@ use super::{
 };
 use crate::domain::event::{
     Detection, MAX_BODY_LENGTH, Rejection, RejectionReason, Time, ValidEvent,
+    context::Context,
     json::{write_escaped, write_number, write_string},
     render::{Format, fixed_length},
+    time::DIGITS,
 };
 
 impl ValidEvent<'_> {
@@ -35,11 +37,11 @@ impl ValidEvent<'_> {
             values.add_other(OWN_ID, id.as_bytes());
         }
         write_detection(&mut values, self.detection);
-        if let Some(context) = self.context {
+        if let Some(context) = &self.context {
             values.add(Field::Context, |out| context.write(out));
         }
         let (present, data_length) = (values.present, values.length);
-        let body_length = fixed_length(attributes, self.time) + data_length;
+        let body_length = fixed_length(attributes, DIGITS) + data_length;
         if body_length > MAX_BODY_LENGTH {
             out.truncate(start);
             return Err(too_large());
@@ -47,7 +49,8 @@ impl ValidEvent<'_> {
         let head = Head {
             device: self.device,
             network: self.network,
-            body_length: body_length as u32,
+            stored_length: (fixed_length(attributes, self.time.exact_digits()) + data_length)
+                as u32,
             time: self.time,
             present,
         };
@@ -77,7 +80,7 @@ impl ValidEvent<'_> {
         });
         texts.map(str::len).iter().sum::<usize>()
             + metadata.sum::<usize>()
-            + self.context.map_or(0, |context| context.len())
+            + self.context.as_ref().map_or(0, Context::len)
     }
 }
 
@@ -215,7 +218,8 @@ fn make_long(out: &mut Vec<u8>, at: usize, length: usize) {
 struct Head {
     device: Uuid,
     network: Uuid,
-    body_length: u32,
+    /// With the shortest exact fraction in the time, as versions before wrote it.
+    stored_length: u32,
     time: Time,
     present: u32,
 }
@@ -226,7 +230,7 @@ impl Head {
         bytes[0] = CODE;
         bytes[1..17].copy_from_slice(self.device.as_bytes());
         bytes[17..33].copy_from_slice(self.network.as_bytes());
-        bytes[33..37].copy_from_slice(&self.body_length.to_le_bytes());
+        bytes[33..37].copy_from_slice(&self.stored_length.to_le_bytes());
         bytes[37..45].copy_from_slice(&self.time.seconds().to_le_bytes());
         bytes[45..49].copy_from_slice(&self.time.nanos().to_le_bytes());
         bytes[49..53].copy_from_slice(&self.present.to_le_bytes());

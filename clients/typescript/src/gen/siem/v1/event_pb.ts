@@ -225,7 +225,8 @@ export type IdsDetection = Message<"siem.v1.IdsDetection"> & {
 
   /**
    * Any further JSON object (`http`, `tls`, `dns`, ...) as text. It is checked to
-   * be an object, at most 64 levels deep, and kept digit for digit.
+   * be an object, at most 64 levels deep, and kept digit for digit. Of a key that an
+   * object repeats, the last value is kept.
    *
    * @generated from field: string context_json = 20;
    */

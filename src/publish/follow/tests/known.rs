@@ -1,0 +1,367 @@
+//! Which files are read, and which never are.
+
+use std::time::{Duration, SystemTime};
+
+use super::*;
+
+/// Writes foreign lines, newer than anything else.
+fn foreign(log: &Log, name: &str) {
+    log.append(&log.named(name), &format!("{:>80}\n", "foreign"));
+    touch(log, name, 600);
+}
+
+/// So many seconds from now.
+fn touch(log: &Log, name: &str, seconds: i64) {
+    let now = SystemTime::now();
+    let change = Duration::from_secs(seconds.unsigned_abs());
+    let time = if seconds < 0 {
+        now - change
+    } else {
+        now + change
+    };
+    let file = OpenOptions::new()
+        .write(true)
+        .open(log.named(name))
+        .unwrap();
+    file.set_modified(time).unwrap();
+}
+
+#[test]
+fn at_a_first_start_only_the_path_is_read() {
+    for is_there in [true, false] {
+        let mut log = Log::unstarted();
+        for name in ["eve.json.1", "eve.json-20260102", "eve.json.old"] {
+            foreign(&log, name);
+        }
+        if is_there {
+            log.write(3);
+        }
+        log.start();
+        // Killed before anything was read.
+        log.start();
+        log.write(2);
+        log.read();
+        log.notes.clear();
+        log.check();
+        log.restart();
+        // The earlier ones are shifted with it.
+        log.rotate();
+        log.write(2);
+        log.check();
+        log.restart();
+        log.rotate();
+        log.write(2);
+        log.restart();
+        log.check();
+    }
+}
+
+#[test]
+fn another_log_beside_it_is_never_read() {
+    let mut log = Log::new();
+    log.write(3);
+    log.read();
+    log.notes.clear();
+    for name in [
+        "eve-2.json",
+        "eve-flow.json",
+        "eve-2.json.1",
+        "eve.json.bak",
+    ] {
+        foreign(&log, name);
+    }
+    for _ in 0..2 {
+        log.write(2);
+        log.rotate();
+        log.write(2);
+        log.check();
+        log.write(1);
+        log.rotate();
+        log.write(1);
+        log.restart();
+        log.check();
+        log.copy_truncate();
+        log.write(1);
+        log.check();
+    }
+}
+
+#[test]
+fn a_file_that_was_the_path_is_found_under_any_name() {
+    for name in ["eve-20260102.json", "eve.1.json", "moved"] {
+        let mut log = Log::new();
+        log.write(3);
+        log.read();
+        log.notes.clear();
+        log.write(2);
+        fs::rename(log.path(), log.named(name)).unwrap();
+        log.restart();
+        log.write(2);
+        log.check();
+        // A copy, by its first bytes.
+        log.write(2);
+        fs::copy(log.path(), log.named("copy")).unwrap();
+        fs::write(log.path(), "").unwrap();
+        log.restart();
+        log.write(2);
+        log.check();
+    }
+}
+
+#[test]
+fn a_copy_that_is_made_by_hand_is_not_read_again() {
+    let mut log = Log::new();
+    log.write(3);
+    log.read();
+    log.notes.clear();
+    fs::copy(log.path(), log.named("eve.json.20260102")).unwrap();
+    log.rotate();
+    log.write(2);
+    log.check();
+    fs::copy(log.path(), log.named("eve.json.20260103")).unwrap();
+    log.rotate();
+    log.write(2);
+    log.restart();
+    log.check();
+}
+
+#[test]
+fn what_is_written_to_the_old_file_after_a_rotation_is_read() {
+    let mut log = Log::new();
+    log.write(3);
+    log.read();
+    log.notes.clear();
+    log.rotate();
+    log.write(2);
+    log.check();
+    for _ in 0..3 {
+        log.write_to(&log.named("eve.json.1"), 2);
+        log.check();
+        log.write(2);
+        log.check();
+    }
+    // Also where nothing was written for long before the rotation.
+    touch(&log, "eve.json", -600);
+    log.rotate();
+    log.write(1);
+    log.check();
+    log.write_to(&log.named("eve.json.1"), 1);
+    log.check();
+    // A line that is completed late, with the new file in the middle of a line.
+    log.append(&log.named("eve.json.1"), "     ");
+    log.append(&log.path(), "    ");
+    log.read();
+    log.append(&log.named("eve.json.1"), &format!("{}\n", log.written + 1));
+    log.written += 1;
+    log.check();
+    log.append(&log.path(), &format!("{}\n", log.written + 1));
+    log.written += 1;
+    log.check();
+    // And where it is removed or was compressed meanwhile.
+    log.rotate();
+    log.write(2);
+    log.check();
+    let mut old = OpenOptions::new()
+        .append(true)
+        .open(log.named("eve.json.1"))
+        .unwrap();
+    fs::remove_file(log.named("eve.json.1")).unwrap();
+    log.written += 1;
+    writeln!(old, "{:>80}", log.written).unwrap();
+    log.check();
+}
+
+#[test]
+fn what_is_written_to_the_old_file_while_nobody_follows_is_read() {
+    let mut log = Log::new();
+    log.write(3);
+    log.read();
+    log.notes.clear();
+    log.rotate();
+    log.write(2);
+    log.check();
+    log.restart();
+    log.write_to(&log.named("eve.json.1"), 2);
+    // The new file is the one that was being read.
+    log.write(1);
+    log.read();
+    let last = log.read.split_off(5);
+    assert_eq!(last, ["8", "6", "7"], "first it goes on where it was");
+    log.rotate();
+    log.write(1);
+    log.read();
+    let last = log.read.split_off(5);
+    assert_eq!(last, ["9"]);
+}
+
+#[test]
+fn a_state_of_an_earlier_version_is_gone_on_with() {
+    let mut log = Log::unstarted();
+    foreign(&log, "eve.json.2");
+    touch(&log, "eve.json.2", -3_600);
+    log.write(3);
+    let (file, metadata) = file::open(&log.path()).unwrap().unwrap();
+    let head = file::head(&file, file::HEAD_BYTES).unwrap();
+    let print = serde_json::to_value(file::Print::of(&head)).unwrap();
+    let id = file::FileId::of(&metadata);
+    let modified = metadata.modified().unwrap();
+    let modified = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let state = format!(
+        r#"{{"path":{:?},"device":{},"inode":{},"offset":162,"line":2,"head_length":{},"head_sha1":{},"modified":{}}}"#,
+        log.path(),
+        id.device,
+        id.inode,
+        print["head_length"],
+        print["head_sha1"],
+        modified.as_nanos()
+    );
+    fs::write(default_state_file(&log.path()), state).unwrap();
+    log.write(1);
+    log.rotate();
+    log.write(2);
+    log.rotate();
+    log.write(2);
+    log.start();
+    log.read.extend(["1".to_owned(), "2".to_owned()]);
+    log.check();
+    log.restart();
+    log.check();
+}
+
+#[test]
+fn dated_or_threaded_files_in_place_of_the_path_are_an_error() {
+    for name in ["eve-20260102.json", "eve.1.json"] {
+        let mut log = Log::unstarted();
+        foreign(&log, name);
+        log.start();
+        let error = log.tail.as_mut().unwrap().step().unwrap_err().to_string();
+        assert!(
+            error.contains(name) && error.contains("threaded: no"),
+            "{error}"
+        );
+    }
+    // They may come later.
+    let mut log = Log::new();
+    log.read();
+    assert!(matches!(log.notes[..], [Told::Absent(_)]));
+    foreign(&log, "eve-2.json");
+    log.read();
+    foreign(&log, "eve.2.json");
+    assert!(log.tail.as_mut().unwrap().step().is_err());
+    // Where the path was there, it is waited for.
+    let mut log = Log::new();
+    log.write(2);
+    log.read();
+    foreign(&log, "eve.2.json");
+    touch(&log, "eve.2.json", -600);
+    fs::rename(log.path(), log.named("eve.json.1")).unwrap();
+    log.restart();
+    log.read();
+    log.write(2);
+    log.notes.clear();
+    log.check();
+}
+
+#[test]
+fn a_sensor_that_writes_elsewhere_is_warned_of() {
+    let mut log = Log::unstarted();
+    log.write(2);
+    touch(&log, "eve.json", -600);
+    for name in ["eve-2.json", "eve-20260102.json"] {
+        foreign(&log, name);
+    }
+    log.start();
+    log.read();
+    log.read();
+    let [Told::Warning(text)] = &log.notes[..] else {
+        panic!("{:?}", log.notes);
+    };
+    assert!(text.contains("eve-20260102.json"), "{text}");
+    assert_eq!(log.read.len(), 2);
+}
+
+#[test]
+fn what_was_compressed_before_it_was_read_is_told() {
+    let mut log = Log::new();
+    log.write(3);
+    log.read();
+    log.write(2);
+    fs::rename(log.path(), log.named("eve.json.1.gz")).unwrap();
+    fs::write(log.named("eve.json.1.gz"), "compressed").unwrap();
+    let before = log.named("eve.json.2.gz");
+    fs::write(&before, "compressed").unwrap();
+    touch(&log, "eve.json.2.gz", -3_600);
+    log.write(1);
+    log.notes.clear();
+    log.restart();
+    log.read();
+    log.check_lost("eve.json.1.gz");
+    assert!(
+        log.notes
+            .iter()
+            .all(|told| !format!("{told:?}").contains("json.2.gz"))
+    );
+    assert_eq!(log.read.last().unwrap(), "6");
+}
+
+#[test]
+fn a_rotation_of_files_full_of_nuls_reads_what_comes_after() {
+    // A writer without O_APPEND goes on at its old offset after a truncation.
+    let mut log = Log::unstarted();
+    fs::write(log.path(), vec![0; 5_000]).unwrap();
+    log.write(2);
+    log.start();
+    log.read();
+    assert_eq!(log.read.len(), 2);
+    log.copy_truncate();
+    let file = OpenOptions::new().write(true).open(log.path()).unwrap();
+    file.set_len(6_000).unwrap();
+    log.write(2);
+    log.read();
+    let read: Vec<&str> = log
+        .read
+        .iter()
+        .map(|line| line.trim_matches('\0').trim())
+        .collect();
+    assert_eq!(read, ["1", "2", "3", "4"]);
+}
+
+#[test]
+fn a_last_line_without_its_line_break_counts_once_nobody_writes_any_more() {
+    let mut log = Log::new();
+    log.write(3);
+    log.read();
+    log.notes.clear();
+    log.append(&log.path(), "     4");
+    log.read();
+    touch(&log, "eve.json", -600);
+    log.rotate();
+    log.written = 4;
+    log.write(2);
+    log.check();
+    log.restart();
+    log.check();
+}
+
+#[test]
+fn many_rotations_leave_a_state_of_bounded_size() {
+    let mut log = Log::unstarted();
+    for number in 1..10 {
+        foreign(&log, &format!("eve.json-2026010{number}"));
+    }
+    log.start();
+    for round in 0..200 {
+        log.write(1);
+        fs::rename(log.path(), log.named("eve.json.1")).unwrap();
+        touch(&log, "eve.json.1", -600);
+        log.write(1);
+        log.read();
+        if round % 50 == 0 {
+            log.restart();
+        }
+    }
+    log.notes.clear();
+    log.check();
+    let known = &log.position.as_ref().unwrap().file.known;
+    assert!((10..=140).contains(&known.len()), "{}", known.len());
+}
