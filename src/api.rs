@@ -26,6 +26,7 @@ use tower_http::trace::TraceLayer;
 use self::{events::Events, intake::Intake, integrations::Integrations, publishing::Publishing};
 use crate::{
     domain::{
+        arn::Partition,
         event::Format,
         integration::Integration,
         standing::Standing,
@@ -70,6 +71,9 @@ pub trait Delivery: Send + Sync + 'static {
         &self,
         integration: &Arc<Integration>,
     ) -> impl Future<Output = Result<RehearsalReport, TestError>> + Send;
+
+    /// Partition of the credentials that roles are assumed with, once it is known.
+    fn partition(&self) -> Option<Partition>;
 
     /// Ends what is under way for an integration that was deleted. When it returns,
     /// no AWS call for it begins any more.

@@ -15,8 +15,9 @@ use tokio_util::sync::CancellationToken;
 use self::threads::Threads;
 use crate::{
     api::{Api, Delivery, ServeError},
-    config::{self, Config, ExternalIdPolicy, KeySource},
+    config::{self, Config, ExternalIdPolicy, ExternalIdProof, KeySource},
     domain::{
+        arn::Partition,
         backoff::BackoffPolicy,
         delivery::BatchLimits,
         event::{Format, FormatError, MAX_BODY_LENGTH, MAX_RECORD_LENGTH},
@@ -321,6 +322,8 @@ fn sink_options(config: &Config, stand_in: Option<StandInAccess>) -> AwsOptions 
             config::PutRecordsClient::Direct => PutRecordsClient::Direct,
             config::PutRecordsClient::Sdk => PutRecordsClient::Sdk,
         },
+        canary_role_arn: config.canary_role_arn.clone(),
+        require_external_id: config.external_id_proof == ExternalIdProof::Refuse,
         stand_in,
         ..AwsOptions::default()
     }
@@ -331,6 +334,8 @@ fn worker_options(config: &Config, format: &Format) -> WorkerOptions {
         requests_in_flight: config.requests_in_flight,
         requests_in_flight_per_integration: config.requests_in_flight_per_integration,
         send_linger: config.send_linger,
+        // Attempts that fail show it sooner, as long as a few of them have had their time.
+        stalled_after: config.failing_after.max(6 * config.aws_attempt_timeout),
         limits: BatchLimits {
             records: config.max_records_per_request,
             bytes: config.max_request_bytes,
@@ -385,6 +390,10 @@ impl<S: Sink> Delivery for Deliveries<S> {
 
     async fn rehearse(&self, integration: &Arc<Integration>) -> Result<RehearsalReport, TestError> {
         self.0.rehearse(integration).await
+    }
+
+    fn partition(&self) -> Option<Partition> {
+        self.0.partition()
     }
 
     async fn deleted(&self, deleted: &Deleted) {

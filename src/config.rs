@@ -19,13 +19,15 @@ mod tests;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use problem::{ConfigError, Origin, Problem};
-pub use rule::{ExternalIdKey, ExternalIdPolicy, LogFormat, PutRecordsClient};
+pub use rule::{ExternalIdKey, ExternalIdPolicy, ExternalIdProof, LogFormat, PutRecordsClient};
 pub use source::{CONFIG_FLAG, CONFIG_VARIABLE, Sources};
 pub use table::settings_table_markdown;
 
+use crate::domain::arn::RoleArn;
+
 use rule::{
     Address, Bytes, CLIENTS, Count, Directory, Key, KeyFile, LOG_FORMATS, Millis, Optional,
-    POLICIES, Rule, Seconds, Switch, Text,
+    POLICIES, PROOFS, Role, Rule, Seconds, Switch, Text,
 };
 use source::Given;
 
@@ -146,12 +148,16 @@ settings! {
         "Who makes PutRecords requests: the service itself, in CBOR (`direct`), or the AWS SDK, in JSON (`sdk`), where an endpoint that is not AWS' takes only that; both do the same otherwise.";
     aws_attempt_timeout: Duration = "aws-attempt-timeout-ms", "10000", Millis(100..=60_000),
         "How long one call to AWS may take.";
+    canary_role_arn: Option<RoleArn> = "canary-role-arn", "(none)", Optional(Role),
+        "A role in an account of the operator's own that this service may always assume, without an external ID; where it cannot, refused roles are this service's fault and not their customers'.";
+    external_id_proof: ExternalIdProof = "external-id-proof", "refuse", PROOFS,
+        "What happens to a role that can be assumed without knowing its external ID: nothing is delivered (`refuse`), or the log warns (`warn`). Roles are tried after each Configure and then daily.";
     assume_role_duration: Duration = "assume-role-duration-seconds", "3600", Seconds(900..=43_200),
-        "How long assumed credentials are valid; AWS refuses more than 3600 where the service's own credentials are an assumed role.";
+        "How long assumed credentials are asked to be valid; a role that grants less, or more than 3600 where the service's own credentials are an assumed role, is assumed for 3600.";
     role_session_name: String = "role-session-name", "siem-relay", Text(&syntax::ROLE_SESSION_NAME),
         "The session name that customers see in CloudTrail.";
     failing_after: Duration = "failing-after-seconds", "60", Seconds(1..=3600),
-        "How long nothing may get through, for throttling or an outage, before the status of an integration becomes FAILING.";
+        "How long nothing may get through, for throttling, an outage or a fault of this service, before the status of an integration becomes FAILING.";
     heartbeat: Duration = "heartbeat-seconds", "30", Seconds(1..=3600),
         "How often StreamStatus sends a heartbeat.";
     status_tombstones: usize = "status-tombstones", "100000", Count(0..=10_000_000),

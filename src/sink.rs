@@ -2,6 +2,7 @@
 
 mod assume_role;
 mod aws;
+mod clock;
 mod config;
 mod denials;
 mod direct;
@@ -34,6 +35,7 @@ pub use crate::domain::verdict::{
     AssumedWith, ExternalIdProof, Receipt, RehearsalReport, Rehearsed, TestReport,
 };
 use crate::domain::{
+    arn::Partition,
     event::{Head, RECORD_OVERHEAD, UnreadableEvent, body_length, finish},
     external_id::ExternalId,
     integration::Integration,
@@ -117,8 +119,8 @@ pub trait Sink: Send + Sync + 'static {
         records: Vec<Record>,
     ) -> impl Future<Output = Result<Vec<RecordOutcome>, Fault>> + Send;
 
-    /// Writes one record with credentials that are assumed anew, whatever is at hand,
-    /// and tries whether the role can be assumed without knowing the external ID.
+    /// Writes one record with credentials that are assumed anew, whatever is at hand, after
+    /// trying whether the role can be assumed without knowing the external ID.
     fn test(
         &self,
         integration: &Arc<Integration>,
@@ -135,6 +137,10 @@ pub trait Sink: Send + Sync + 'static {
 
     /// How this service itself stands with AWS.
     fn standing(&self) -> watch::Receiver<Standing>;
+
+    /// Partition of this service's own credentials, once it is known: ARNs of another one
+    /// cannot be reached with them.
+    fn partition(&self) -> Option<Partition>;
 
     /// Looks after the standing, for as long as it is polled. It never returns, and
     /// calls AWS once; then only while something is wrong.

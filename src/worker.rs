@@ -8,6 +8,7 @@ mod outcome;
 mod places;
 mod request;
 mod retention;
+mod stalled;
 mod test_event;
 #[cfg(test)]
 mod tests;
@@ -32,8 +33,9 @@ use self::{
 };
 use crate::{
     domain::{
-        backoff::BackoffPolicy, delivery::BatchLimits, event::Format, integration::IntegrationKey,
-        map::Map, retention::Retention, standing::Standing, status::Status,
+        arn::Partition, backoff::BackoffPolicy, delivery::BatchLimits, event::Format,
+        integration::IntegrationKey, map::Map, retention::Retention, standing::Standing,
+        status::Status,
     },
     sink::{Gate, Sink},
     store::{Attention, Deleted, Load, Store},
@@ -54,6 +56,9 @@ pub struct WorkerOptions {
     /// How long a request that would not be full waits after the one before, so that more
     /// events share what a request costs. The first after a pause goes at once.
     pub send_linger: Duration,
+    /// Events that wait this long, of which none is accepted meanwhile, leave no status
+    /// active, whether there were attempts or not.
+    pub stalled_after: Duration,
     /// What one request may hold.
     pub limits: BatchLimits,
     /// The waits after failures.
@@ -91,6 +96,8 @@ struct Shared<S> {
     turns: TaskTracker,
     /// Steps of retention side by side, so that they share transactions and others get on.
     expiring: Semaphore,
+    /// Held by the one that reports integrations of which nothing is delivered.
+    reporting: tokio::sync::Mutex<()>,
     /// Cancelled where a turn panicked: its integration would stand still unseen.
     defect: CancellationToken,
 }
@@ -178,6 +185,7 @@ impl<S: Sink> Worker<S> {
             wake: Notify::new(),
             turns: TaskTracker::new(),
             expiring: Semaphore::new(EXPIRING),
+            reporting: tokio::sync::Mutex::new(()),
             defect: CancellationToken::new(),
         };
         Self {
@@ -201,15 +209,29 @@ impl<S: Sink> Worker<S> {
         }
         let mut busy = Busy::new();
         let mut begun = Vec::new();
-        let mut standing = pin!(shared.sink.watch_standing());
+        let mut next_sweep = Instant::now();
+        let mut watching = pin!(shared.sink.watch_standing());
+        let mut standing = shared.sink.standing();
         while !stop.is_cancelled() && !shared.defect.is_cancelled() {
             let next_wake = self.start(&mut begun, &mut busy, &stop);
             let next_wake = next_wake.into_iter().chain(busy.next_look()).min();
+            if Instant::now() >= next_sweep {
+                shared.spawn(stalled::report(Arc::clone(shared)));
+                next_sweep = Instant::now() + shared.options.stalled_after / 10;
+            }
+            // Without lanes nothing waits.
+            let sweep = (!shared.lanes().is_empty()).then_some(next_sweep);
+            let next_wake = next_wake.into_iter().chain(sweep).min();
             let far = Instant::now() + Duration::from_secs(3600);
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = shared.defect.cancelled() => {}
-                () = &mut standing => {}
+                () = &mut watching => {}
+                Ok(()) = standing.changed() => {
+                    if *standing.borrow_and_update() == Standing::Good {
+                        shared.lanes().service_recovered();
+                    }
+                }
                 () = sleep_until(next_wake.unwrap_or(far)) => {}
                 () = shared.wake.notified() => {}
                 attention = shared.store.attention() => self.attend(attention),
@@ -237,6 +259,11 @@ impl<S: Sink> Worker<S> {
     /// How this service itself stands with AWS.
     pub fn standing(&self) -> watch::Receiver<Standing> {
         self.shared.sink.standing()
+    }
+
+    /// Partition of this service's own AWS credentials, once it is known.
+    pub fn partition(&self) -> Option<Partition> {
+        self.shared.sink.partition()
     }
 
     /// Something waits from a sequence on, and from a time. A deletion in between finds the

@@ -1,6 +1,6 @@
 //! What a test or a rehearsal found, in words.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use super::convert;
 use crate::{
@@ -24,44 +24,46 @@ pub(super) fn verdict(verdict: &TestVerdict) -> SendTestResponse {
         }),
         Some(Err(_)) | None => None,
     };
-    let fault = match (&report.assume_role, &report.write) {
-        (Err(fault), _) | (Ok(_), Some(Err(fault))) => Some(fault),
-        (Ok(_), _) => None,
-    };
-    let write = match &report.write {
-        Some(result) => check(CheckName::WriteRecord, result.as_ref().err()),
-        None => skipped(CheckName::WriteRecord, NOT_ASSUMED),
+    let integration = &verdict.after.integration;
+    let fault = report.fault();
+    let write = match (&report.write, &report.assume_role) {
+        (Some(result), _) => check(CheckName::WriteRecord, result.as_ref().err(), integration),
+        (None, Err(_)) => skipped(CheckName::WriteRecord, NOT_ASSUMED),
+        (None, Ok(_)) => skipped(
+            CheckName::WriteRecord,
+            "nothing is written to a role that does not require the External ID",
+        ),
     };
     SendTestResponse {
         delivered: receipt.is_some(),
         message: match fault {
-            Some(fault) => explain(fault).0.to_owned(),
+            Some(fault) => explain(&fault, integration).0.to_owned(),
             None => "Delivered - the test event is in the stream".to_owned(),
         },
         checks: vec![
-            assume_role(&report.assume_role),
+            assume_role(&report.assume_role, integration),
             external_id(report.external_id.as_ref()),
             write,
         ],
         receipt,
-        status: Some(convert::status(&verdict.after.status)),
-        warnings: warnings(&verdict.after.integration),
+        status: Some(convert::status(&verdict.after)),
+        warnings: warnings(integration),
     }
 }
 
 /// The checks of a rehearsal.
-pub(super) fn rehearsal(report: &RehearsalReport) -> Vec<Check> {
+pub(super) fn rehearsal(report: &RehearsalReport, integration: &Integration) -> Vec<Check> {
     let write = match &report.write {
-        Some(Ok(Rehearsed::WouldSucceed)) => check(CheckName::WriteRecord, None),
+        Some(Ok(Rehearsed::WouldSucceed)) => check(CheckName::WriteRecord, None, integration),
         Some(Ok(Rehearsed::Written)) => skipped(
             CheckName::WriteRecord,
             "the endpoint does not know DryRun: it wrote the record, a test event",
         ),
-        Some(Err(fault)) => check(CheckName::WriteRecord, Some(fault)),
+        Some(Err(fault)) => check(CheckName::WriteRecord, Some(fault), integration),
         None => skipped(CheckName::WriteRecord, NOT_ASSUMED),
     };
     vec![
-        assume_role(&report.assume_role),
+        assume_role(&report.assume_role, integration),
         external_id(report.external_id.as_ref()),
         write,
         skipped(
@@ -103,51 +105,53 @@ fn skipped(name: CheckName, message: &str) -> Check {
     }
 }
 
-fn check(name: CheckName, fault: Option<&Fault>) -> Check {
+fn passed(name: CheckName) -> Check {
+    Check {
+        name: name.into(),
+        result: CheckResult::Passed.into(),
+        ..Check::default()
+    }
+}
+
+fn check(name: CheckName, fault: Option<&Fault>, integration: &Integration) -> Check {
     let Some(fault) = fault else {
-        return Check {
-            name: name.into(),
-            result: CheckResult::Passed.into(),
-            ..Check::default()
-        };
+        return passed(name);
     };
-    let (message, remedy) = explain(fault);
+    let (message, remedy) = explain(fault, integration);
     Check {
         name: name.into(),
         result: CheckResult::Failed.into(),
         message: message.to_owned(),
-        remedy: remedy.to_owned(),
+        remedy: remedy.into_owned(),
         aws_error_code: fault.code().to_owned(),
         aws_request_id: fault.request_id.as_deref().unwrap_or_default().to_owned(),
     }
 }
 
-fn assume_role(result: &Result<AssumedWith, Fault>) -> Check {
+fn assume_role(result: &Result<AssumedWith, Fault>, integration: &Integration) -> Check {
     match result {
-        Ok(AssumedWith::Current) => check(CheckName::AssumeRole, None),
+        Ok(AssumedWith::Current) => passed(CheckName::AssumeRole),
         Ok(AssumedWith::Previous) => Check {
             message: "with the External ID before; the new one is still refused".to_owned(),
             remedy: Reason::AssumeRoleDenied.remedy().to_owned(),
-            ..check(CheckName::AssumeRole, None)
+            ..passed(CheckName::AssumeRole)
         },
-        Err(fault) => check(CheckName::AssumeRole, Some(fault)),
+        Err(fault) => check(CheckName::AssumeRole, Some(fault), integration),
     }
 }
 
 fn external_id(proof: Option<&ExternalIdProof>) -> Check {
     const NAME: CheckName = CheckName::ExternalIdRequired;
-    let failed = |message: &str| {
-        Check {
+    let failed = |message: &str| Check {
         name: NAME.into(),
         result: CheckResult::Failed.into(),
         message: message.to_owned(),
-        remedy: "Add the condition StringEquals sts:ExternalId with exactly the External ID that is configured to the role's trust policy; without it another customer could have us write to your account.".to_owned(),
+        remedy: Reason::ExternalIdNotRequired.remedy().to_owned(),
         ..Check::default()
-    }
     };
     match proof {
         None => skipped(NAME, NOT_ASSUMED),
-        Some(ExternalIdProof::Required) => check(NAME, None),
+        Some(ExternalIdProof::Required) => passed(NAME),
         Some(ExternalIdProof::NotRequired) => {
             failed("the role can be assumed without an External ID")
         }
@@ -162,21 +166,26 @@ fn external_id(proof: Option<&ExternalIdProof>) -> Check {
     }
 }
 
-/// What a fault of a test means, and what to do.
-fn explain(fault: &Fault) -> (&'static str, &'static str) {
+/// Message and remedy for a fault of a test.
+fn explain(fault: &Fault, integration: &Integration) -> (&'static str, Cow<'static, str>) {
     match fault.meaning() {
-        Meaning::Refused(reason) => (reason.message(), reason.remedy()),
+        Meaning::Refused(reason) => {
+            let remedy = reason.remedy_for(integration, fault.code());
+            (reason.message(), remedy)
+        }
         Meaning::Throttled => (
             "Throttled - the stream takes no more at this moment",
-            Reason::Throttled.remedy(),
+            Reason::Throttled.remedy().into(),
         ),
         Meaning::Unreachable => (
             "Unreachable - AWS gave no usable answer",
-            "Try again in a minute; check the network between this service and AWS if it lasts.",
+            "Try again in a minute; check the network between this service and AWS if it lasts."
+                .into(),
         ),
         Meaning::SessionInvalid | Meaning::Ours => (
-            "Not tested - this service's own credentials were refused",
-            "Nothing to change in your account: the operator of this service has to mend its AWS credentials.",
+            "Not tested - this service cannot call AWS at the moment",
+            "Nothing to change in your account: the operator of this service has to mend its AWS credentials or its clock."
+                .into(),
         ),
     }
 }

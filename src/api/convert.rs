@@ -6,7 +6,7 @@ use crate::{
     domain::{
         event::{Rejection, RejectionReason},
         integration::{Progress, Snapshot},
-        status::{Reason, Status, StatusDetail},
+        status::{Reason, Status},
     },
     proto::v1,
     watch::{Message, Update},
@@ -53,12 +53,19 @@ fn reason_value(reason: Option<Reason>) -> v1::StatusReason {
         Some(Reason::Throttled) => v1::StatusReason::Throttled,
         Some(Reason::Unreachable) => v1::StatusReason::Unreachable,
         Some(Reason::LogUnreadable) => v1::StatusReason::LogUnreadable,
+        Some(Reason::ExternalIdNotRequired) => v1::StatusReason::ExternalIdNotRequired,
+        Some(Reason::ServiceUnavailable) => v1::StatusReason::ServiceUnavailable,
     }
 }
 
-pub(super) fn status(detail: &StatusDetail) -> v1::IntegrationStatus {
+pub(super) fn status(snapshot: &Snapshot) -> v1::IntegrationStatus {
+    let detail = &snapshot.status;
     let message = match (detail.status, detail.reason) {
-        (_, Some(reason)) => format!("{}. {}", reason.message(), reason.remedy()),
+        (_, Some(reason)) => {
+            let code = detail.aws_error_code.as_deref().unwrap_or_default();
+            let remedy = reason.remedy_for(&snapshot.integration, code);
+            format!("{}. {remedy}", reason.message())
+        }
         (Status::Unknown, None) if detail.last_attempt.is_none() => {
             "No delivery has been attempted yet.".to_owned()
         }
@@ -104,7 +111,7 @@ pub(super) fn integration(snapshot: &Snapshot, oldest: Option<Timestamp>) -> v1:
         create_time: Some(timestamp(integration.created_at)),
         update_time: Some(timestamp(integration.updated_at)),
         etag: integration.etag(),
-        status: Some(status(&snapshot.status)),
+        status: Some(status(snapshot)),
         counts: Some(counts(&snapshot.progress, oldest)),
         previous_external_id_hint: previous.map_or(String::new(), |one| one.hint.to_string()),
         previous_external_id_expire_time: previous.map(|one| timestamp(one.until)),
@@ -134,7 +141,7 @@ pub(super) fn update(message: Message) -> v1::StreamStatusResponse {
         Update::Current(snapshot) => Event::Current(v1::StatusCurrent {
             organization_id: snapshot.integration.organization_id.as_str().to_owned(),
             integration_id: snapshot.integration.integration_id.to_string(),
-            status: Some(status(&snapshot.status)),
+            status: Some(status(&snapshot)),
         }),
         Update::Deleted(tombstone) => Event::Deleted(v1::StatusDeleted {
             organization_id: tombstone.organization_id.as_str().to_owned(),

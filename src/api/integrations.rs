@@ -53,7 +53,7 @@ impl<D: Delivery> Integrations<D> {
         }
         Ok(ConfigureResponse {
             integration: Some(integration),
-            checks: checks::rehearsal(&report),
+            checks: checks::rehearsal(&report, &snapshot.integration),
             warnings: checks::warnings(&snapshot.integration),
         })
     }
@@ -93,7 +93,8 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
         let request = request.into_inner();
         let exists = self.store.key_of(&request.organization_id).is_some();
         let validate_only = request.validate_only;
-        let configure = validate::configure(request, exists, self.issued_only, caller)?;
+        let own = self.delivery.partition();
+        let configure = validate::configure(request, exists, self.issued_only, own, caller)?;
         if validate_only {
             return Ok(Response::new(self.rehearse(configure).await?));
         }

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     domain::{
-        arn::{RoleArn, StreamArn},
+        arn::{Partition, RoleArn, StreamArn},
         external_id::ExternalId,
         organization::OrganizationId,
         status::Status,
@@ -131,6 +131,7 @@ pub(super) fn configure(
     request: ConfigureRequest,
     exists: bool,
     issued_only: bool,
+    own_partition: Option<Partition>,
     caller: Box<str>,
 ) -> Result<Configure, ApiError> {
     let mut violations = Violations::default();
@@ -169,6 +170,17 @@ pub(super) fn configure(
             "is in another AWS partition than the stream; no role is assumed across partitions",
         );
     }
+    if let (Some(own), Some(stream_arn)) = (own_partition, &stream_arn)
+        && stream_arn.partition() != own
+    {
+        violations.add(
+            "kinesis_stream_arn",
+            format!(
+                "is in AWS partition {}, and this service's own credentials are of partition {own}: it can deliver to partition {own} only",
+                stream_arn.partition()
+            ),
+        );
+    }
     match (organization_id, stream_arn, role_arn) {
         (Some(organization_id), Some(stream_arn), Some(role_arn)) if violations.is_empty() => {
             Ok(Configure {
@@ -202,8 +214,14 @@ mod tests {
 
     #[test]
     fn names_every_violation_of_a_configure() {
-        let error =
-            configure(ConfigureRequest::default(), false, false, "test".into()).unwrap_err();
+        let error = configure(
+            ConfigureRequest::default(),
+            false,
+            false,
+            None,
+            "test".into(),
+        )
+        .unwrap_err();
         assert_eq!(
             fields(error),
             [
@@ -224,8 +242,29 @@ mod tests {
             external_id: "an-external-id".into(),
             ..ConfigureRequest::default()
         };
-        let error = configure(request, false, false, "test".into()).unwrap_err();
+        let error = configure(request, false, false, None, "test".into()).unwrap_err();
         assert_eq!(fields(error), ["role_arn"]);
+    }
+
+    #[test]
+    fn refuses_a_partition_that_our_credentials_are_not_of() {
+        let configured = |own| {
+            let request = ConfigureRequest {
+                organization_id: "acme".into(),
+                kinesis_stream_arn: "arn:aws-cn:kinesis:cn-north-1:111122223333:stream/alerts"
+                    .into(),
+                role_arn: "arn:aws-cn:iam::111122223333:role/relay".into(),
+                external_id: "an-external-id".into(),
+                ..ConfigureRequest::default()
+            };
+            configure(request, false, false, own, "test".into())
+        };
+        assert_eq!(
+            fields(configured(Some(Partition::Aws)).unwrap_err()),
+            ["kinesis_stream_arn"]
+        );
+        assert!(configured(Some(Partition::AwsCn)).is_ok());
+        assert!(configured(None).is_ok());
     }
 
     #[test]

@@ -34,6 +34,11 @@ use crate::{
 /// The external ID stands in the trust policy and nowhere else; the other files take it
 /// as a parameter. It may also be given as SIEM_RELAY_ONBOARDING_EXTERNAL_ID.
 ///
+/// The service proves that the role requires the external ID: after each change of the
+/// integration, and then daily, it tries to assume the role without one and with a random
+/// one. Tell the customer that both attempts are denied and appear in its CloudTrail as
+/// AssumeRole with AccessDenied.
+///
 /// The exit code is 0, 64 where the options are wrong, otherwise 1.
 #[derive(Args)]
 pub struct OnboardingArgs {

@@ -12,6 +12,8 @@ use std::{
 
 use secrecy::{ExposeSecret, SecretBox};
 
+use crate::domain::arn::RoleArn;
+
 /// What a setting allows.
 pub(super) trait Rule {
     type Value;
@@ -259,6 +261,21 @@ impl Rule for Text {
     }
 }
 
+/// The ARN of an IAM role.
+pub(super) struct Role;
+
+impl Rule for Role {
+    type Value = RoleArn;
+
+    fn limits(&self) -> String {
+        "ARN of an IAM role".to_owned()
+    }
+
+    fn parse(&self, text: &str) -> Result<RoleArn, String> {
+        RoleArn::parse(text).map_err(|error| error.to_string())
+    }
+}
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
@@ -303,6 +320,20 @@ pub enum ExternalIdPolicy {
 pub(super) const POLICIES: Either<ExternalIdPolicy> = Either([
     ("any", ExternalIdPolicy::Any),
     ("issued", ExternalIdPolicy::Issued),
+]);
+
+/// What becomes of a role that can be assumed without knowing its external ID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExternalIdProof {
+    /// Nothing is delivered with it.
+    Refuse,
+    /// The log warns.
+    Warn,
+}
+
+pub(super) const PROOFS: Either<ExternalIdProof> = Either([
+    ("refuse", ExternalIdProof::Refuse),
+    ("warn", ExternalIdProof::Warn),
 ]);
 
 /// Who makes PutRecords requests.

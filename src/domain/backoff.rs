@@ -28,12 +28,19 @@ const UNREACHABLE_MOST: Duration = Duration::from_secs(10);
 pub struct Backoff {
     since: Option<Instant>,
     steps: u32,
+    /// The last failure was this service's own.
+    is_for_service: bool,
 }
 
 impl Backoff {
     /// Whether the last attempt failed.
     pub fn is_failing(&self) -> bool {
         self.since.is_some()
+    }
+
+    /// Whether the last attempt failed for a fault of this service.
+    pub fn is_for_service(&self) -> bool {
+        self.is_for_service
     }
 
     /// Forgets the failures: something got through, or someone changed something.
@@ -51,7 +58,9 @@ impl Backoff {
         chance: f64,
     ) -> Duration {
         let since = *self.since.get_or_insert(now);
-        let wait = match fault.meaning() {
+        let meaning = fault.meaning();
+        self.is_for_service = meaning == Meaning::Ours;
+        let wait = match meaning {
             Meaning::Throttled => doubled(THROTTLED_FIRST, self.steps, THROTTLED_MOST),
             Meaning::Unreachable => doubled(UNREACHABLE_FIRST, self.steps, UNREACHABLE_MOST),
             Meaning::Refused(_) | Meaning::SessionInvalid | Meaning::Ours => {

@@ -133,3 +133,32 @@ pub struct Snapshot {
     /// The revision of its last change.
     pub revision: u64,
 }
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// An integration of an AWS account of its own number.
+    pub(crate) fn integration(key: i64, account: u64) -> Integration {
+        let now = Timestamp::UNIX_EPOCH;
+        let stream = format!("arn:aws:kinesis:eu-west-1:{account:012}:stream/detections");
+        let role = format!("arn:aws:iam::{account:012}:role/customer-{key}");
+        Integration {
+            key: IntegrationKey(key),
+            organization_id: OrganizationId::new("acme").unwrap(),
+            integration_id: Uuid::from_u128(key as u128),
+            stream_arn: StreamArn::parse(&stream).unwrap(),
+            role_arn: RoleArn::parse(&role).unwrap(),
+            external_id: SealedExternalId {
+                key_id: "k".into(),
+                bytes: Box::default(),
+            },
+            external_id_hint: "seen".into(),
+            external_id_set_at: now,
+            previous: None,
+            version: 1,
+            created_at: now,
+            updated_at: now,
+        }
+    }
+}

@@ -4,9 +4,11 @@
 mod fault;
 mod table;
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use jiff::Timestamp;
+
+use super::integration::Integration;
 
 pub use self::{
     fault::{Cause, Fault, Meaning, Stage},
@@ -67,11 +69,15 @@ pub enum Reason {
     Unreachable,
     /// The service cannot read its own log of this integration.
     LogUnreadable,
+    /// The role can be assumed by someone who does not know the external ID.
+    ExternalIdNotRequired,
+    /// Nothing got through for a while, and the cause is on this service's side.
+    ServiceUnavailable,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::AssumeRoleDenied,
         Self::WriteDenied,
         Self::KmsDenied,
@@ -81,6 +87,8 @@ impl Reason {
         Self::Throttled,
         Self::Unreachable,
         Self::LogUnreadable,
+        Self::ExternalIdNotRequired,
+        Self::ServiceUnavailable,
     ];
 
     /// As it is stored and logged.
@@ -95,19 +103,25 @@ impl Reason {
             Self::Throttled => "THROTTLED",
             Self::Unreachable => "UNREACHABLE",
             Self::LogUnreadable => "LOG_UNREADABLE",
+            Self::ExternalIdNotRequired => "EXTERNAL_ID_NOT_REQUIRED",
+            Self::ServiceUnavailable => "SERVICE_UNAVAILABLE",
         }
     }
 
     /// The status that goes with it.
     pub fn status(self) -> Status {
         match self {
-            Self::AssumeRoleDenied | Self::WriteDenied | Self::KmsDenied => Status::Unauthorized,
+            Self::AssumeRoleDenied
+            | Self::WriteDenied
+            | Self::KmsDenied
+            | Self::ExternalIdNotRequired => Status::Unauthorized,
             Self::StreamNotFound
             | Self::KmsUnavailable
             | Self::InvalidConfiguration
             | Self::Throttled
             | Self::Unreachable
-            | Self::LogUnreadable => Status::Failing,
+            | Self::LogUnreadable
+            | Self::ServiceUnavailable => Status::Failing,
         }
     }
 
@@ -125,10 +139,36 @@ impl Reason {
                 "Failing - AWS could not be reached, or has been answering with errors of its own"
             }
             Self::LogUnreadable => "Failing - the service cannot read what it has accepted",
+            Self::ExternalIdNotRequired => {
+                "Unauthorized - the role can be assumed without the External ID"
+            }
+            Self::ServiceUnavailable => "Failing - this service cannot deliver at the moment",
         }
     }
 
-    /// What to do about it, for a person.
+    /// The remedy, for a person, with the names of the integration's own resources. `code` is
+    /// the error code of the last attempt.
+    pub fn remedy_for(self, integration: &Integration, code: &str) -> Cow<'static, str> {
+        match self {
+            Self::InvalidConfiguration if code == fault::OTHER_PARTITION => format!(
+                "The ARNs are of partition {}, and this service's own credentials are of another one: configure a stream and a role of the partition that the service runs in.",
+                integration.stream_arn.partition()
+            )
+            .into(),
+            Self::InvalidConfiguration => {
+                let stream = &integration.stream_arn;
+                format!(
+                    "Check that region {} is enabled in account {}, and that the stream ARN and the Role ARN are right; the AWS error code says what AWS refuses.",
+                    stream.region(),
+                    stream.account(),
+                )
+                .into()
+            }
+            other => other.remedy().into(),
+        }
+    }
+
+    /// The remedy, for a person, whichever the integration.
     pub fn remedy(self) -> &'static str {
         match self {
             Self::AssumeRoleDenied => {
@@ -147,13 +187,19 @@ impl Reason {
                 "Enable or restore the stream's KMS key, or choose another one for the stream."
             }
             Self::InvalidConfiguration => {
-                "Check the stream's region and the Role ARN; the AWS error code says which value AWS refuses."
+                "Check that the stream's region is enabled in its account, and that the stream ARN and the Role ARN are right; the AWS error code says what AWS refuses."
             }
             Self::Throttled => {
                 "Add shards to the stream or switch it to on-demand capacity; events wait meanwhile."
             }
             Self::LogUnreadable => {
                 "Nothing to change in your account: the operator of this service has to repair its storage."
+            }
+            Self::ExternalIdNotRequired => {
+                "Add the condition StringEquals sts:ExternalId with exactly the External ID that is configured to the role's trust policy; without it another customer could have us write to your account."
+            }
+            Self::ServiceUnavailable => {
+                "Nothing to change in your account: the operator of this service has to act; events wait and are delivered afterwards."
             }
             Self::Unreachable => {
                 "Nothing to do unless it lasts: events wait and are delivered once AWS takes them again."
@@ -228,12 +274,15 @@ pub enum Observation {
     Accepted,
     /// Nothing was accepted.
     Failed(Fault),
+    /// No attempt was made. Events have waited longer than the patience with nothing
+    /// accepted; the reason is the last known obstacle.
+    Stalled(Reason),
 }
 
-/// What a status needs to remember between attempts: since when nothing gets through.
+/// Period in which nothing has got through, kept between attempts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stall {
-    /// The first and the last failure for throttling or an outage.
+    /// First and last failure that is no refusal by the customer's account.
     span: Option<(Timestamp, Timestamp)>,
 }
 
@@ -252,8 +301,8 @@ impl Stall {
     }
 }
 
-/// The status after an attempt that ended at `now`. Throttling or an outage becomes the
-/// status once nothing has got through for `patience`.
+/// The status after an attempt that ended at `now`. Throttling, an outage or a fault of this
+/// service becomes the status once nothing has got through for `patience`.
 pub fn observe(
     current: &StatusDetail,
     stall: &mut Stall,
@@ -262,8 +311,16 @@ pub fn observe(
     observation: &Observation,
 ) -> StatusDetail {
     let mut next = current.clone();
-    next.last_attempt = Some(now);
+    if !matches!(observation, Observation::Stalled(_)) {
+        next.last_attempt = Some(now);
+    }
     match observation {
+        // A status that names a reason already tells more.
+        Observation::Stalled(reason) if current.reason.is_none() => {
+            next.status = reason.status();
+            next.reason = Some(*reason);
+        }
+        Observation::Stalled(_) => {}
         Observation::Accepted => {
             *stall = Stall::default();
             next.status = Status::Active;
@@ -277,22 +334,13 @@ pub fn observe(
             next.aws_error_code = Some(fault.code().into());
             next.aws_request_id = fault.request_id.clone();
             let backing_off = current.next_retry.is_some();
-            let reason = match fault.meaning() {
-                Meaning::Throttled => stall
-                    .lasts(patience, now, backing_off)
-                    .then_some(Reason::Throttled),
-                Meaning::Unreachable => stall
-                    .lasts(patience, now, backing_off)
-                    .then_some(Reason::Unreachable),
-                // These say nothing of throttling or an outage.
-                Meaning::Refused(reason) => {
+            let reason = match (fault.meaning(), fault.obstacle()) {
+                // The customer's account answers, so that nothing stalls.
+                (Meaning::Refused(reason), _) => {
                     *stall = Stall::default();
                     Some(reason)
                 }
-                Meaning::SessionInvalid | Meaning::Ours => {
-                    *stall = Stall::default();
-                    None
-                }
+                (_, obstacle) => obstacle.filter(|_| stall.lasts(patience, now, backing_off)),
             };
             if let Some(reason) = reason {
                 next.status = reason.status();

@@ -14,10 +14,22 @@ pub struct TestReport {
     /// Whether it can be assumed by whoever does not know the external ID; None where
     /// it could not be assumed at all.
     pub external_id: Option<ExternalIdProof>,
-    /// Where the record is; None where the role could not be assumed.
+    /// Where the record is; None where the role could not be assumed, or is refused because
+    /// it does not require the external ID.
     pub write: Option<Result<Receipt, Fault>>,
     /// From the first AWS call to the last answer.
     pub latency: Duration,
+}
+
+impl TestReport {
+    /// Why the record is not in the stream; None where it is.
+    pub fn fault(&self) -> Option<Fault> {
+        match (&self.assume_role, &self.write) {
+            (Err(fault), _) | (Ok(_), Some(Err(fault))) => Some(fault.clone()),
+            (Ok(_), Some(Ok(_))) => None,
+            (Ok(_), None) => Some(Fault::external_id_not_required()),
+        }
+    }
 }
 
 /// What a rehearsal found, stage by stage: a test that writes nothing.

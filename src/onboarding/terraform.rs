@@ -43,6 +43,10 @@ fn head(onboarding: &Onboarding) -> String {
 #
 #   kinesis_stream_arn  {stream}
 #   role_arn            {role}
+#
+# siem-relay proves that the role requires the external ID: after each change of the
+# integration, and then daily, it tries to assume the role without one and with a random
+# one. Both attempts are denied, and appear in CloudTrail as AssumeRole with AccessDenied.
 "
     )
 }

@@ -9,13 +9,14 @@ use std::{
 use aws_config::{Region, SdkConfig};
 use aws_sdk_sts::{
     Client,
-    config::Builder,
+    config::{Builder, IdentityCache},
     error::{DisplayErrorContext, SdkError},
     operation::{
         RequestId,
         assume_role::{AssumeRoleError, AssumeRoleOutput, builders::AssumeRoleFluentBuilder},
     },
 };
+use moka::future::Cache;
 use serde_json::json;
 use tokio::time::Instant;
 use tracing::{
@@ -24,23 +25,33 @@ use tracing::{
 use uuid::Uuid;
 
 use super::{
-    AssumedWith, AwsOptions, ExternalIdProof, ExternalIds, Unreadable, config, fault,
+    AssumedWith, AwsOptions, ExternalIdProof, ExternalIds, Unreadable,
+    clock::Clock,
+    config, fault,
     quiet::quiet,
     sessions::{Lifetime, Session},
 };
 use crate::domain::{
-    arn::StreamArn,
+    arn::{Partition, RoleArn, StreamArn},
     external_id::ExternalId,
     integration::Integration,
     organization::OrganizationId,
     status::{Cause, Fault, Meaning, Reason, Stage},
 };
 
+/// Session name of the canary role.
+const SESSION_OF_CANARY: &str = "siem-relay-canary";
 /// The longest role session name.
 const MAX_SESSION_NAME_LENGTH: usize = 64;
 
 /// Between one warning that there are no own credentials and the next.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Longest session that every role grants and that role chaining allows: AWS's default.
+/// [AssumeRole](https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html)
+const DEFAULT_DURATION: Duration = Duration::from_secs(3600);
+/// After this a role that refused a longer session is asked for one again.
+const SHORT_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// A session policy for sessions that nobody needs.
 const NOTHING_ALLOWED: &str =
@@ -69,7 +80,11 @@ pub(super) struct AssumeRole {
     client: Client,
     external_ids: Arc<dyn ExternalIds>,
     duration: Duration,
+    /// Roles that refuse sessions of `duration` and grant AWS's default.
+    short: Cache<RoleArn, ()>,
+    canary: Option<RoleArn>,
     session_prefix: String,
+    clock: Clock,
     quiet: Dispatch,
     warned: Mutex<Option<Instant>>,
 }
@@ -79,8 +94,12 @@ impl AssumeRole {
         sdk: &SdkConfig,
         options: &AwsOptions,
         external_ids: Arc<dyn ExternalIds>,
+        clock: Clock,
     ) -> Self {
         let conf = Builder::from(sdk)
+            .interceptor(clock.clone())
+            .time_source(clock.clone())
+            .disable_clock_skew_correction(true)
             .retry_config(config::retries())
             .timeout_config(config::timeouts(options.attempt_timeout))
             .stalled_stream_protection(config::stalled_streams())
@@ -89,6 +108,12 @@ impl AssumeRole {
             client: Client::from_conf(conf),
             external_ids,
             duration: options.assume_role_duration,
+            short: Cache::builder()
+                .max_capacity(options.max_sessions)
+                .time_to_live(SHORT_FOR)
+                .build(),
+            canary: options.canary_role_arn.clone(),
+            clock,
             session_prefix: options.role_session_prefix.clone(),
             quiet: quiet(),
             warned: Mutex::new(None),
@@ -152,16 +177,78 @@ impl AssumeRole {
         external_id: Result<ExternalId, Unreadable>,
         with: AssumedWith,
     ) -> Result<Arc<Session>, Fault> {
-        let asked = Instant::now();
+        let external_id = external_id.map_err(|_| Fault {
+            stage: Stage::AssumeRole,
+            cause: Cause::SecretUnreadable,
+            request_id: None,
+        })?;
+        let role = &integration.role_arn;
+        let is_short = self.short.contains_key(role);
+        let duration = match is_short {
+            true => self.duration.min(DEFAULT_DURATION),
+            false => self.duration,
+        };
         let answer = self
-            .send(integration, external_id)?
-            .with_subscriber(self.quiet.clone());
-        match answer.await {
-            Ok(output) => self.session(&output, asked, with),
+            .call_for(integration, &external_id, duration, with)
+            .await;
+        match answer {
+            // AWS names the value in its message alone, which is not taken.
+            Err(fault) if duration > DEFAULT_DURATION && fault.refuses_role_values() => {
+                let answer = self
+                    .call_for(integration, &external_id, DEFAULT_DURATION, with)
+                    .await?;
+                self.short.insert(role.clone(), ()).await;
+                warn!(
+                    role_arn = role.as_str(),
+                    refused_seconds = duration.as_secs(),
+                    "the role grants no session as long as assume-role-duration-seconds; it is assumed for 3600 s"
+                );
+                Ok(answer)
+            }
+            answer => answer,
+        }
+    }
+
+    async fn call_for(
+        &self,
+        integration: &Integration,
+        external_id: &ExternalId,
+        duration: Duration,
+        with: AssumedWith,
+    ) -> Result<Arc<Session>, Fault> {
+        let asked = Instant::now();
+        let send = || {
+            // The external ID is in clear from here until it is sent.
+            let request = self
+                .request(integration)
+                .external_id(external_id.expose())
+                .duration_seconds(i32::try_from(duration.as_secs()).unwrap_or(i32::MAX))
+                .policy(session_policy(&integration.stream_arn));
+            self.dispatch(integration, request)
+        };
+        match self.by_right_clock(send).await {
+            Ok(output) => self.session(&output, asked, duration, with),
             Err(error) => {
                 self.warn_of_missing_credentials(&error);
                 Err(fault::fault(Stage::AssumeRole, &error))
             }
+        }
+    }
+
+    /// Makes a call, and once more where its answer shows that the clock it was signed by is
+    /// wrong.
+    async fn by_right_clock<T, E, F>(&self, send: impl Fn() -> F) -> Result<T, SdkError<E>>
+    where
+        F: Future<Output = Result<T, SdkError<E>>>,
+    {
+        let before = self.clock.offset_ms();
+        let answer = send().with_subscriber(self.quiet.clone()).await;
+        self.clock.report();
+        match answer {
+            Err(SdkError::ServiceError(_)) if self.clock.is_off_since(before) => {
+                send().with_subscriber(self.quiet.clone()).await
+            }
+            answer => answer,
         }
     }
 
@@ -180,25 +267,6 @@ impl AssumeRole {
                 "this service has no AWS credentials of its own to assume roles with"
             );
         }
-    }
-
-    /// Builds the request; the external ID is in clear from here until it is sent.
-    fn send(
-        &self,
-        integration: &Integration,
-        external_id: Result<ExternalId, Unreadable>,
-    ) -> Result<impl Sent + use<>, Fault> {
-        let external_id = external_id.map_err(|_| Fault {
-            stage: Stage::AssumeRole,
-            cause: Cause::SecretUnreadable,
-            request_id: None,
-        })?;
-        let request = self
-            .request(integration)
-            .external_id(external_id.expose())
-            .duration_seconds(i32::try_from(self.duration.as_secs()).unwrap_or(i32::MAX))
-            .policy(session_policy(&integration.stream_arn));
-        Ok(self.dispatch(integration, request))
     }
 
     fn request(&self, integration: &Integration) -> AssumeRoleFluentBuilder {
@@ -232,15 +300,15 @@ impl AssumeRole {
     /// Tries to assume the role as one would who does not know the external ID: with
     /// none, and with a random one. A session that it gets may do nothing.
     pub(super) async fn prove_external_id(&self, integration: &Integration) -> ExternalIdProof {
+        let without = self.is_refused(integration, None).await;
+        if without == Ok(false) {
+            return ExternalIdProof::NotRequired;
+        }
         let random = Uuid::new_v4().simple().to_string();
-        let (without, with_another) = tokio::join!(
-            self.is_refused(integration, None),
-            self.is_refused(integration, Some(random)),
-        );
+        let with_another = self.is_refused(integration, Some(random)).await;
         match (without, with_another) {
-            (Ok(false), _) => ExternalIdProof::NotRequired,
             (_, Ok(false)) => ExternalIdProof::AnyAccepted,
-            (Ok(true), Ok(true)) => ExternalIdProof::Required,
+            (Ok(_), Ok(true)) => ExternalIdProof::Required,
             (Err(fault), _) | (_, Err(fault)) => ExternalIdProof::Unclear(fault),
         }
     }
@@ -255,13 +323,76 @@ impl AssumeRole {
         self.external_ids.is_current(integration)
     }
 
-    /// Whether AWS takes this service's own credentials.
-    pub(super) async fn who_are_we(&self) -> Result<(), Fault> {
-        let answer = self.client.get_caller_identity().send();
-        match answer.with_subscriber(self.quiet.clone()).await {
+    /// Region of STS, where one is configured.
+    pub(super) fn region(&self) -> Option<&str> {
+        self.client.config().region().map(AsRef::as_ref)
+    }
+
+    /// Asks AWS who this service is, which [needs no permission]: whether its own
+    /// credentials are good, and of which partition they are.
+    ///
+    /// [needs no permission]: https://docs.aws.amazon.com/STS/latest/APIReference/API_GetCallerIdentity.html
+    pub(super) async fn own_identity(&self) -> Result<Option<Partition>, Fault> {
+        self.needs_region()?;
+        let send = || self.client.get_caller_identity().send();
+        match self.by_right_clock(send).await {
+            Ok(output) => Ok(output.arn().and_then(partition)),
+            Err(error) => Err(fault::fault(Stage::AssumeRole, &error)),
+        }
+    }
+
+    /// Without a region of its own this service cannot ask STS about itself: whichever region
+    /// it asked might be one of another partition.
+    fn needs_region(&self) -> Result<(), Fault> {
+        match self.region() {
+            Some(_) => Ok(()),
+            None => Err(Fault {
+                stage: Stage::AssumeRole,
+                cause: Cause::Connection,
+                request_id: None,
+            }),
+        }
+    }
+
+    /// Asks STS whose a session is: whether its credentials are good where this service's
+    /// own region is.
+    pub(super) async fn check_session(&self, session: &Session) -> Result<(), Fault> {
+        self.needs_region()?;
+        let send = || {
+            let credentials = Builder::default()
+                .credentials_provider(session.credentials())
+                .identity_cache(IdentityCache::no_cache());
+            let request = self.client.get_caller_identity().customize();
+            request.config_override(credentials).send()
+        };
+        match self.by_right_clock(send).await {
             Ok(_) => Ok(()),
             Err(error) => Err(fault::fault(Stage::AssumeRole, &error)),
         }
+    }
+
+    /// Assumes the canary role: whether it could be; None where there is none, or where the
+    /// answer is neither.
+    pub(super) async fn assume_canary(&self) -> Option<bool> {
+        let canary = self.canary.as_ref()?;
+        let send = || {
+            let request = self
+                .client
+                .assume_role()
+                .role_arn(canary.as_str())
+                .role_session_name(SESSION_OF_CANARY)
+                .policy(NOTHING_ALLOWED);
+            request.send()
+        };
+        match self.by_right_clock(send).await {
+            Ok(_session) => Some(true),
+            Err(error) => is_denied(&fault::fault(Stage::AssumeRole, &error)).then_some(false),
+        }
+    }
+
+    /// The canary role, where one is configured.
+    pub(super) fn canary(&self) -> Option<&RoleArn> {
+        self.canary.as_ref()
     }
 
     async fn is_refused(
@@ -269,14 +400,14 @@ impl AssumeRole {
         integration: &Integration,
         external_id: Option<String>,
     ) -> Result<bool, Fault> {
-        let request = self
-            .request(integration)
-            .set_external_id(external_id)
-            .policy(NOTHING_ALLOWED);
-        let answer = self
-            .dispatch(integration, request)
-            .with_subscriber(self.quiet.clone());
-        match answer.await {
+        let send = || {
+            let request = self
+                .request(integration)
+                .set_external_id(external_id.clone())
+                .policy(NOTHING_ALLOWED);
+            self.dispatch(integration, request)
+        };
+        match self.by_right_clock(send).await {
             Ok(_session) => Ok(false),
             Err(error) => {
                 let fault = fault::fault(Stage::AssumeRole, &error);
@@ -292,6 +423,7 @@ impl AssumeRole {
         &self,
         output: &AssumeRoleOutput,
         asked: Instant,
+        duration: Duration,
         with: AssumedWith,
     ) -> Result<Arc<Session>, Fault> {
         let Some(credentials) = output.credentials() else {
@@ -300,9 +432,9 @@ impl AssumeRole {
         };
         let left = SystemTime::try_from(*credentials.expiration())
             .ok()
-            .and_then(|expiration| expiration.duration_since(SystemTime::now()).ok());
+            .and_then(|expiration| expiration.duration_since(self.clock.now()).ok());
         // Where the clocks disagree, the duration that was asked for is what counts.
-        let lasts = left.map_or(self.duration, |left| left.min(self.duration));
+        let lasts = left.map_or(duration, |left| left.min(duration));
         Ok(Arc::new(Session::new(
             aws_credential_types::Credentials::new(
                 credentials.access_key_id(),
@@ -316,6 +448,11 @@ impl AssumeRole {
             with,
         )))
     }
+}
+
+/// Partition of an ARN.
+fn partition(arn: &str) -> Option<Partition> {
+    Partition::parse(arn.split(':').nth(1)?)
 }
 
 /// The prefix and the organization's id, cut to what STS takes: 2 to 64 of

@@ -10,17 +10,19 @@ use super::{
     AwsOptions, ExternalIds, Gate, PutRecordsClient, Receipt, Record, RecordOutcome,
     RehearsalReport, Sink, TestReport,
     assume_role::AssumeRole,
+    clock::Clock,
     config,
     direct::Direct,
-    identity::Identity,
+    identity::{Identity, Patience},
     kinesis::Kinesis,
     sessions::{Session, Sessions},
 };
 use crate::domain::{
+    arn::Partition,
     event::Head,
     integration::Integration,
     standing::Standing,
-    status::{Fault, Meaning},
+    status::{Cause, Fault, Meaning, Reason},
 };
 
 /// Writes with the AWS SDK. Cheap to clone; clones share connections and sessions.
@@ -29,6 +31,7 @@ pub struct AwsSink {
     identity: Arc<Identity>,
     sessions: Sessions,
     kinesis: Kinesis,
+    clock: Clock,
     /// Writes in the SDK's stead, where it is to.
     direct: Option<Arc<Direct>>,
 }
@@ -50,18 +53,21 @@ impl AwsSink {
         options: &AwsOptions,
         external_ids: Arc<dyn ExternalIds>,
     ) -> Self {
-        let assume_role = AssumeRole::new(sdk, options, external_ids);
+        let clock = Clock::default();
+        let assume_role = AssumeRole::new(sdk, options, external_ids, clock.clone());
         let identity = Arc::new(Identity::new(assume_role, Gate::default()));
         Self {
             sessions: Sessions::new(Arc::clone(&identity), options),
             identity,
-            kinesis: Kinesis::new(sdk, options.attempt_timeout),
+            kinesis: Kinesis::new(sdk, options.attempt_timeout, clock.clone()),
+            clock: clock.clone(),
             direct: match options.put_records_client {
                 PutRecordsClient::Sdk => None,
                 PutRecordsClient::Direct => {
                     let connector = config::connector(options);
                     let proxies = config::proxies(options);
-                    let direct = Direct::new(sdk, connector, proxies, options.attempt_timeout);
+                    let direct =
+                        Direct::new(sdk, connector, proxies, options.attempt_timeout, clock);
                     Some(Arc::new(direct))
                 }
             },
@@ -83,10 +89,12 @@ impl AwsSink {
     ) -> Result<Vec<RecordOutcome>, Fault> {
         let stream = &integration.stream_arn;
         let head = Head::new(integration.integration_id);
-        match &self.direct {
+        let answer = match &self.direct {
             Some(direct) => direct.put(session, stream, &head, records).await,
             None => Box::pin(self.kinesis.put(session, stream, &head, records)).await,
-        }
+        };
+        self.clock.report();
+        answer
     }
 
     async fn put(
@@ -96,11 +104,16 @@ impl AwsSink {
     ) -> Result<Vec<RecordOutcome>, Fault> {
         let session = self.sessions.get(integration).await?;
         let answer = self.write(&session, integration, records).await;
-        if invalid_session(&answer).is_none() {
-            self.identity.signature_passed();
-            return answer;
+        match credentials_fault(&answer) {
+            None => {
+                self.note_session(integration, &answer);
+                answer
+            }
+            Some(fault) if fault.cause == Cause::NotBuilt => {
+                Err(self.identity.judge_not_built(integration, fault.clone()))
+            }
+            Some(_) => Box::pin(self.put_again(integration, records, &session, answer)).await,
         }
-        Box::pin(self.put_again(integration, records, &session, answer)).await
     }
 
     /// Writes with another session than the one that was refused.
@@ -118,29 +131,77 @@ impl AwsSink {
         }
         let session = self.sessions.get(integration).await?;
         let answer = self.write(&session, integration, records).await;
-        self.judge_new_session(integration, answer)
+        self.judge_new_session(integration, &session, answer, Patience::Waits)
+            .await
     }
 
-    /// A session that was just assumed and is refused is nothing that the customer could
-    /// mend.
-    fn judge_new_session(
+    /// The session was just assumed; where it is refused all the same, it is judged whose
+    /// fault that is.
+    async fn judge_new_session(
         &self,
         integration: &Arc<Integration>,
+        session: &Session,
         answer: Result<Vec<RecordOutcome>, Fault>,
+        patience: Patience,
     ) -> Result<Vec<RecordOutcome>, Fault> {
-        match invalid_session(&answer) {
-            Some(fault) => Err(self.identity.signature_refused(integration, fault.clone())),
+        match credentials_fault(&answer) {
+            Some(fault) if fault.cause == Cause::NotBuilt => {
+                Err(self.identity.judge_not_built(integration, fault.clone()))
+            }
+            Some(fault) => {
+                let fault = fault.clone();
+                let identity = &self.identity;
+                Err(identity
+                    .judge_session(integration, session, fault, patience)
+                    .await)
+            }
             None => {
-                self.identity.signature_passed();
+                self.note_session(integration, &answer);
                 answer
             }
         }
     }
 
+    /// Takes in that AWS knew the session, where the answer shows it: an outage or a time-out
+    /// shows nothing.
+    fn note_session(&self, integration: &Integration, answer: &Result<Vec<RecordOutcome>, Fault>) {
+        let known = match answer {
+            Ok(outcomes) => any_accepted(outcomes),
+            Err(fault) => matches!(
+                fault.meaning(),
+                Meaning::Refused(
+                    Reason::WriteDenied
+                        | Reason::KmsDenied
+                        | Reason::KmsUnavailable
+                        | Reason::StreamNotFound
+                )
+            ),
+        };
+        if known {
+            self.identity.session_passed(integration.key);
+        }
+    }
+
+    /// Writes a test record, again where it was signed by a wrong clock.
+    async fn write_test(
+        &self,
+        session: &Session,
+        integration: &Arc<Integration>,
+        record: Record,
+    ) -> Result<Vec<RecordOutcome>, Fault> {
+        let record = [record];
+        let before = self.clock.offset_ms();
+        let answer = self.write(session, integration, &record).await;
+        match self.clock.is_off_since(before) && credentials_fault(&answer).is_some() {
+            true => self.write(session, integration, &record).await,
+            false => answer,
+        }
+    }
+
     async fn test_anew(&self, integration: &Arc<Integration>, record: Record) -> TestReport {
         let start = Instant::now();
-        let session = match self.sessions.renew(integration).await {
-            Ok(session) => session,
+        let (session, proof) = match self.sessions.renew(integration).await {
+            Ok(renewed) => renewed,
             Err(fault) => {
                 return TestReport {
                     assume_role: Err(fault),
@@ -150,18 +211,23 @@ impl AwsSink {
                 };
             }
         };
-        let record = [record];
-        let (proof, answer) = tokio::join!(
-            self.identity.prove_external_id(integration),
-            self.write(&session, integration, &record),
-        );
-        let answer = self.judge_new_session(integration, answer);
-        TestReport {
-            assume_role: Ok(session.with()),
+        let with = session.with();
+        let refused = self.sessions.refuses(integration, &proof);
+        let mut report = TestReport {
+            assume_role: Ok(with),
             external_id: Some(proof),
-            write: Some(answer.and_then(receipt)),
-            latency: start.elapsed(),
+            write: None,
+            latency: Duration::ZERO,
+        };
+        if !refused {
+            let answer = self.write_test(&session, integration, record).await;
+            let answer = self
+                .judge_new_session(integration, &session, answer, Patience::AtOnce)
+                .await;
+            report.write = Some(answer.and_then(receipt));
         }
+        report.latency = start.elapsed();
+        report
     }
 
     async fn rehearse_anew(
@@ -185,6 +251,12 @@ impl AwsSink {
             self.kinesis
                 .rehearse(&session, &integration.stream_arn, &head, record),
         );
+        let answer = match answer {
+            Err(fault) if fault.meaning() == Meaning::SessionInvalid => {
+                Err(self.identity.judge_rehearsed(&session, fault).await)
+            }
+            answer => answer,
+        };
         RehearsalReport {
             assume_role: Ok(session.with()),
             external_id: Some(proof),
@@ -227,10 +299,8 @@ impl Sink for AwsSink {
         );
         async {
             let report = self.test_anew(integration, record).await;
-            let outcome = match (&report.assume_role, &report.write) {
-                (Err(fault), _) | (_, Some(Err(fault))) => fault.code(),
-                _ => "Accepted",
-            };
+            let fault = report.fault();
+            let outcome = fault.as_ref().map_or("Accepted", Fault::code);
             Span::current().record("outcome", outcome);
             report
         }
@@ -252,6 +322,10 @@ impl Sink for AwsSink {
         self.identity.standing()
     }
 
+    fn partition(&self) -> Option<Partition> {
+        self.identity.partition()
+    }
+
     async fn watch_standing(&self) {
         self.identity.watch().await;
     }
@@ -265,9 +339,11 @@ impl Sink for AwsSink {
     }
 }
 
-/// Why the request, or a record of it, was refused for its credentials.
-fn invalid_session(answer: &Result<Vec<RecordOutcome>, Fault>) -> Option<&Fault> {
-    let invalid = |fault: &&Fault| fault.meaning() == Meaning::SessionInvalid;
+/// Why the request, or a record of it, was refused for its credentials, or could not be made.
+fn credentials_fault(answer: &Result<Vec<RecordOutcome>, Fault>) -> Option<&Fault> {
+    let invalid = |fault: &&Fault| {
+        fault.meaning() == Meaning::SessionInvalid || fault.cause == Cause::NotBuilt
+    };
     match answer {
         Err(fault) => Some(fault).filter(invalid),
         Ok(outcomes) => outcomes.iter().find_map(|outcome| match outcome {

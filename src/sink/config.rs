@@ -22,6 +22,8 @@ use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use hyper_util::client::proxy::matcher::Matcher;
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::domain::arn::RoleArn;
+
 /// How AWS is called.
 #[derive(Clone, Debug)]
 pub struct AwsOptions {
@@ -40,6 +42,11 @@ pub struct AwsOptions {
     pub max_sessions: u64,
     /// Who makes PutRecords requests.
     pub put_records_client: PutRecordsClient,
+    /// Role of this service's own account that it may always assume: where it cannot, its
+    /// own right to assume roles is gone.
+    pub canary_role_arn: Option<RoleArn>,
+    /// Nothing is delivered to a role that can be assumed without knowing the external ID.
+    pub require_external_id: bool,
     /// In place of AWS and of the environment's settings: one server for everything.
     pub stand_in: Option<StandInAccess>,
 }
@@ -74,6 +81,8 @@ impl Default for AwsOptions {
             role_session_prefix: "siem-relay-".to_owned(),
             max_sessions: 250_000,
             put_records_client: PutRecordsClient::Direct,
+            canary_role_arn: None,
+            require_external_id: true,
             stand_in: None,
         }
     }

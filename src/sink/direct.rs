@@ -13,7 +13,7 @@ mod transport;
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use aws_config::SdkConfig;
@@ -29,7 +29,7 @@ use self::{
     request::{NotSent, request},
     transport::Transport,
 };
-use super::{Record, RecordOutcome, sessions::Session};
+use super::{Record, RecordOutcome, clock::Clock, sessions::Session};
 use crate::domain::{
     arn::StreamArn,
     event::Head,
@@ -41,6 +41,7 @@ pub(super) struct Direct {
     transport: Transport,
     endpoints: Endpoints,
     attempt_timeout: Duration,
+    clock: Clock,
     told_of_cbor: AtomicBool,
 }
 
@@ -51,11 +52,13 @@ impl Direct {
         connector: Connector,
         proxies: Matcher,
         attempt_timeout: Duration,
+        clock: Clock,
     ) -> Self {
         Self {
             transport: Transport::new(connector, proxies),
             endpoints: Endpoints::new(sdk),
             attempt_timeout,
+            clock,
             told_of_cbor: AtomicBool::new(false),
         }
     }
@@ -83,9 +86,9 @@ impl Direct {
                 region,
                 "Kinesis has no endpoint there, or the one that is configured is no URL"
             );
-            return Err(fault(Cause::Connection));
+            return Err(fault(Cause::NotBuilt));
         };
-        let now = SystemTime::now();
+        let now = self.clock.now();
         let request = body::write(head, records, stream.as_str())
             .map_err(NotSent::from)
             .and_then(|body| request(session, stream.region(), &endpoint, body, now));
@@ -93,7 +96,7 @@ impl Direct {
             tracing::error!(%error, "cannot make a PutRecords request");
             fault(match error {
                 NotSent::Body(BodyError::Unreadable(_) | BodyError::Length) => Cause::LogUnreadable,
-                _ => Cause::Connection,
+                _ => Cause::NotBuilt,
             })
         })?;
         let exchange = self.transport.exchange(&endpoint, request);
@@ -102,15 +105,21 @@ impl Direct {
                 http_status,
                 request_id,
                 error_type,
+                date,
                 body,
-            })) => Answer {
-                http_status,
-                request_id: request_id.as_deref(),
-                error_type: error_type.as_deref(),
-                body: &body,
+            })) => {
+                if let Some(date) = date {
+                    self.clock.learn(&date);
+                }
+                Answer {
+                    http_status,
+                    request_id: request_id.as_deref(),
+                    error_type: error_type.as_deref(),
+                    body: &body,
+                }
+                .outcomes(records.len())
+                .inspect_err(|fault| self.tell_of_cbor(fault))
             }
-            .outcomes(records.len())
-            .inspect_err(|fault| self.tell_of_cbor(fault)),
             Ok(Err(cause)) => Err(fault(cause)),
             Err(_elapsed) => Err(fault(Cause::Timeout)),
         }

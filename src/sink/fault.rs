@@ -5,7 +5,7 @@ use std::{error::Error, sync::Arc};
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_kinesis::{
-    error::{ProvideErrorMetadata, SdkError},
+    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
     operation::RequestId,
 };
 
@@ -41,7 +41,15 @@ where
             }
             Cause::Connection
         }
-        // Also where the endpoint could not be resolved: nothing was sent.
+        // Also where no endpoint could be resolved: nothing was sent.
+        SdkError::ConstructionFailure(_) => {
+            tracing::error!(
+                error = %DisplayErrorContext(error),
+                "cannot make a request to {}",
+                service(stage)
+            );
+            Cause::NotBuilt
+        }
         _ => Cause::Connection,
     };
     Fault {

@@ -14,7 +14,9 @@ use aws_sdk_kinesis::{
 };
 
 use super::{
-    Record, RecordOutcome, Rehearsed, config,
+    Record, RecordOutcome, Rehearsed,
+    clock::Clock,
+    config,
     fault::{self, ShardIds},
     sessions::Session,
 };
@@ -33,10 +35,13 @@ pub(super) struct Kinesis {
 }
 
 impl Kinesis {
-    pub(super) fn new(sdk: &SdkConfig, attempt_timeout: Duration) -> Self {
+    pub(super) fn new(sdk: &SdkConfig, attempt_timeout: Duration, clock: Clock) -> Self {
         // Without a session of its own, no call may fall back to the service's own
         // credentials.
         let mut builder = Builder::from(sdk)
+            .interceptor(clock.clone())
+            .time_source(clock)
+            .disable_clock_skew_correction(true)
             .retry_config(config::retries())
             .timeout_config(config::timeouts(attempt_timeout))
             .stalled_stream_protection(config::stalled_streams());
@@ -110,7 +115,7 @@ impl Kinesis {
                     stage: Stage::Write,
                     cause: match error {
                         NoEntry::Unreadable(_) => Cause::LogUnreadable,
-                        NoEntry::Build(_) => Cause::Connection,
+                        NoEntry::Build(_) => Cause::NotBuilt,
                     },
                     request_id: None,
                 }

@@ -12,17 +12,26 @@ use std::{
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
 use moka::{future::Cache, ops::compute::Op, policy::EvictionPolicy};
 use tokio::time::Instant;
-use tracing::info;
+use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::{
-    AssumedWith, AwsOptions, assume_role::Tries, denials::Denial, identity::Identity,
+    AssumedWith, AwsOptions, ExternalIdProof,
+    assume_role::Tries,
+    denials::Denial,
+    identity::{Identity, Patience},
     signer::Signer,
 };
 use crate::domain::{
     integration::Integration,
     status::{Fault, Meaning},
 };
+
+/// A role that was proven to require the external ID is tried again after this, as sessions
+/// are renewed: its trust policy may have been changed.
+const PROVEN_FOR: Duration = Duration::from_secs(24 * 3600);
+/// Interval after which a role whose probes gave no clear answer is probed again.
+const PROVE_AGAIN: Duration = Duration::from_secs(300);
 
 /// Nothing is started with credentials that end within this.
 const MARGIN: Duration = Duration::from_secs(60);
@@ -90,6 +99,11 @@ impl Lifetime {
         now < self.usable_until
     }
 
+    /// Makes the renewal due at the latest this long after the start.
+    fn renew_within(&self, age: Duration) {
+        self.renewal_due.fetch_min(millis(age), Ordering::Relaxed);
+    }
+
     /// Whether the caller is to renew; the next is told so an interval later.
     fn claim_renewal(&self, now: Instant) -> bool {
         let age = millis(now.duration_since(self.start));
@@ -116,6 +130,11 @@ fn millis(duration: Duration) -> u64 {
 pub(super) struct Sessions {
     cache: Cache<Key, Arc<Session>>,
     denials: Cache<Key, Arc<Denial>>,
+    /// Integrations whose role was tried without the external ID, and may be used.
+    proven: Cache<Key, ()>,
+    /// Integrations whose role was found open at the last clear answer.
+    open: Cache<Key, ()>,
+    require_external_id: bool,
     identity: Arc<Identity>,
 }
 
@@ -124,6 +143,9 @@ impl Sessions {
         Self {
             cache: cache(options.max_sessions, options.assume_role_duration),
             denials: cache(options.max_sessions, options.assume_role_duration),
+            proven: cache(options.max_sessions, PROVEN_FOR),
+            open: cache(options.max_sessions, PROVEN_FOR),
+            require_external_id: options.require_external_id,
             identity,
         }
     }
@@ -171,7 +193,9 @@ impl Sessions {
             Some(denial) => denial.next_tries(Instant::now()),
             None => Tries::Both,
         };
-        let answer = self.identity.assume(integration, tries).await;
+        let answer = self
+            .assume_proven(integration, tries, Patience::Waits)
+            .await;
         let key = key(integration);
         match &answer {
             Ok(_) => self.denials.invalidate(&key).await,
@@ -185,15 +209,92 @@ impl Sessions {
         answer
     }
 
-    /// A new session, whatever is at hand; it takes the other's place.
+    /// Assumes the role, and proves that it requires the external ID where that has not been
+    /// proven lately.
+    async fn assume_proven(
+        &self,
+        integration: &Arc<Integration>,
+        tries: Tries,
+        patience: Patience,
+    ) -> Result<Arc<Session>, Fault> {
+        let session = self.identity.assume(integration, tries, patience).await?;
+        if !self.proven.contains_key(&key(integration)) {
+            let proof = self.prove(integration, &session).await;
+            if self.refuses(integration, &proof) {
+                return Err(Fault::external_id_not_required());
+            }
+        }
+        Ok(session)
+    }
+
+    /// Tries to assume the role as someone would who does not know the external ID. Only a
+    /// session that AWS grants proves anything: an error or a time-out is tried again soon.
+    pub(super) async fn prove(
+        &self,
+        integration: &Arc<Integration>,
+        session: &Session,
+    ) -> ExternalIdProof {
+        let proof = self.identity.prove_external_id(integration).await;
+        let organization_id = integration.organization_id.as_str();
+        match &proof {
+            ExternalIdProof::Required => {
+                self.open.invalidate(&key(integration)).await;
+                self.proven.insert(key(integration), ()).await;
+            }
+            ExternalIdProof::NotRequired | ExternalIdProof::AnyAccepted => {
+                warn!(
+                    organization_id,
+                    role_arn = integration.role_arn.as_str(),
+                    "the role can be assumed without knowing the external ID: its trust policy lacks the condition sts:ExternalId"
+                );
+                match self.require_external_id {
+                    true => {
+                        self.open.insert(key(integration), ()).await;
+                        self.proven.invalidate(&key(integration)).await;
+                        self.cache.invalidate(&key(integration)).await;
+                    }
+                    false => self.proven.insert(key(integration), ()).await,
+                }
+            }
+            ExternalIdProof::Unclear(fault) => {
+                session.lifetime.renew_within(PROVE_AGAIN);
+                info!(
+                    organization_id,
+                    code = fault.code(),
+                    "could not prove yet that the role requires the external ID"
+                );
+            }
+        }
+        proof
+    }
+
+    /// Whether nothing is delivered to a role of which this was found. One that was open stays
+    /// so until a clear answer says otherwise.
+    pub(super) fn refuses(&self, integration: &Integration, proof: &ExternalIdProof) -> bool {
+        let is_open = match proof {
+            ExternalIdProof::Required => false,
+            ExternalIdProof::NotRequired | ExternalIdProof::AnyAccepted => true,
+            ExternalIdProof::Unclear(_) => self.open.contains_key(&key(integration)),
+        };
+        self.require_external_id && is_open
+    }
+
+    /// A new session for a test, whatever is at hand, and whether its role requires the
+    /// external ID. Delivery uses it from now on, unless the role is refused.
     pub(super) async fn renew(
         &self,
         integration: &Arc<Integration>,
-    ) -> Result<Arc<Session>, Fault> {
-        let session = self.identity.assume(integration, Tries::Both).await?;
-        self.cache.insert(key(integration), session.clone()).await;
-        self.denials.invalidate(&key(integration)).await;
-        Ok(session)
+    ) -> Result<(Arc<Session>, ExternalIdProof), Fault> {
+        let identity = &self.identity;
+        let session = identity
+            .assume(integration, Tries::Both, Patience::AtOnce)
+            .await?;
+        let proof = self.prove(integration, &session).await;
+        if !self.refuses(integration, &proof) {
+            self.cache.insert(key(integration), session.clone()).await;
+            self.denials.invalidate(&key(integration)).await;
+        }
+        Ok((session, proof))
     }
 
     /// Drops a session that is no longer good, but not one that took its place.
@@ -215,6 +316,10 @@ impl Sessions {
         debug_assert!(forgotten.is_ok());
         let forgotten = self.denials.invalidate_entries_if(move |key, _| of_it(key));
         debug_assert!(forgotten.is_ok());
+        for cache in [&self.proven, &self.open] {
+            let forgotten = cache.invalidate_entries_if(move |key, ()| of_it(key));
+            debug_assert!(forgotten.is_ok());
+        }
     }
 
     /// While a session is good, a renewal that fails is nobody's fault but a line in
@@ -235,7 +340,11 @@ impl Sessions {
     }
 
     async fn renew_ahead(&self, integration: &Arc<Integration>) {
-        match self.identity.assume(integration, Tries::Both).await {
+        let tries = Tries::Both;
+        match self
+            .assume_proven(integration, tries, Patience::Waits)
+            .await
+        {
             // Not where it was forgotten meanwhile.
             Ok(session) if self.cache.contains_key(&key(integration)) => {
                 self.cache.insert(key(integration), session).await;
@@ -244,7 +353,7 @@ impl Sessions {
             Err(fault) => info!(
                 organization_id = integration.organization_id.as_str(),
                 code = fault.code(),
-                "could not renew a session ahead of its end; the old one is still good"
+                "could not renew a session ahead of its end"
             ),
         }
     }

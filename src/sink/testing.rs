@@ -121,6 +121,9 @@ impl Aws {
     fn take(&self, request: &HttpRequest) -> (usize, Asked, Said) {
         let asked = read(request);
         let mut all = self.0.asked.lock().unwrap();
+        if is_probe(request) {
+            return (0, asked, Said::No("AccessDenied"));
+        }
         all.push((Instant::now(), asked.clone()));
         let script = Arc::clone(&self.0.script.lock().unwrap());
         (all.len(), asked.clone(), script(&asked))
@@ -163,6 +166,12 @@ impl Drop for Hanging {
     fn drop(&mut self) {
         self.0.hanging.fetch_sub(1, Ordering::SeqCst);
     }
+}
+
+fn is_probe(request: &HttpRequest) -> bool {
+    let body = request.body().bytes().unwrap();
+    request.headers().get("x-amz-target").is_none()
+        && server::is_probe(&server::form(std::str::from_utf8(body).unwrap()))
 }
 
 fn read(request: &HttpRequest) -> Asked {

@@ -53,8 +53,17 @@ const PREVIOUS_ID: &str = "fedcba9876543210-never-to-be-seen";
 const STREAM: &str = "arn:aws:kinesis:eu-west-1:123456789012:stream/detections";
 const ROLE: &str = "arn:aws:iam::123456789012:role/siem/writer";
 
+/// The role of one of several customers, in an account of its own.
 fn role(which: i64) -> String {
-    format!("arn:aws:iam::123456789012:role/customer-{which}")
+    format!(
+        "arn:aws:iam::{:012}:role/customer-{which}",
+        300_000_000_000 + which
+    )
+}
+
+fn stream(which: i64) -> String {
+    let account = 300_000_000_000 + which;
+    format!("arn:aws:kinesis:eu-west-1:{account:012}:stream/detections")
 }
 
 /// One of several customers.
@@ -62,6 +71,7 @@ fn customer(which: i64) -> Arc<Integration> {
     let base = version(Uuid::from_u128(which as u128), 1);
     Arc::new(Integration {
         key: IntegrationKey(which),
+        stream_arn: StreamArn::parse(&stream(which)).unwrap(),
         role_arn: RoleArn::parse(&role(which)).unwrap(),
         ..(*base).clone()
     })

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 pub(super) use self::{expiry::NextLook, state::Lane};
 use super::places::{Class, Places, Turn};
-use crate::domain::{integration::IntegrationKey, map::Map};
+use crate::domain::{integration::IntegrationKey, map::Map, status::Reason};
 
 /// Between two looks for what came for shards that take more, while others do not.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -87,7 +87,6 @@ impl Lanes {
         self.by_key.get_mut(&key)
     }
 
-    #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.by_key.is_empty()
     }
@@ -305,12 +304,34 @@ impl Lanes {
     fn mend(&mut self, key: IntegrationKey, class: Class) {
         if let Some(lane) = self.by_key.get_mut(&key) {
             lane.mended = self.places.last_turn();
+            lane.undelivered_since = Instant::now();
             let cut = self.places.cut_all(key);
             self.cut(cut);
             self.expect(key, class);
             self.end_back_off(key);
             self.queue(key);
         }
+    }
+
+    /// This service can deliver again: what waits for that is tried at once.
+    pub(super) fn service_recovered(&mut self) {
+        let waiting = self.by_key.iter();
+        let waiting: Vec<_> = waiting
+            .filter(|(_, lane)| lane.backoff.is_for_service())
+            .map(|(key, _)| *key)
+            .collect();
+        for key in waiting {
+            self.end_back_off(key);
+        }
+    }
+
+    /// Lanes of which nothing has been accepted since before a moment, and why.
+    pub(super) fn stalled_since(&self, before: Instant) -> Vec<(IntegrationKey, Option<Reason>)> {
+        let lanes = self.by_key.iter();
+        lanes
+            .filter(|(_, lane)| lane.undelivered_since <= before)
+            .map(|(key, lane)| (*key, lane.last_obstacle))
+            .collect()
     }
 
     /// Ends a back-off at once, where there is one, and forgets the failures.

@@ -74,6 +74,17 @@ pub(super) fn take_in<S>(
         }
     };
     let lane = lanes.get(key)?;
+    match &failure {
+        Some(fault) if settlement.passed() == 0 => {
+            if !outdated {
+                lane.last_obstacle = fault.obstacle();
+            }
+        }
+        _ => {
+            lane.undelivered_since = Instant::now();
+            lane.last_obstacle = None;
+        }
+    }
     lane.unsettled += 1;
     lane.unsaved += usize::from(settlement.changes_the_log());
     let observation = match failure {

@@ -123,8 +123,7 @@ fn record(integration_id: Uuid, format: &Format, event_id: Uuid) -> Record {
 }
 
 fn observation(report: &TestReport) -> Observation {
-    match (&report.assume_role, &report.write) {
-        (Err(fault), _) | (Ok(_), Some(Err(fault))) => Observation::Failed(fault.clone()),
-        (Ok(_), _) => Observation::Accepted,
-    }
+    report
+        .fault()
+        .map_or(Observation::Accepted, Observation::Failed)
 }

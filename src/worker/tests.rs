@@ -27,6 +27,7 @@ use crate::{
     store::{Configure, MasterKey, StoreOptions},
 };
 
+const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 /// How many integrations the claims are made of.
@@ -197,7 +198,8 @@ fn organization(which: usize) -> String {
 }
 
 async fn configure(store: &Store, which: usize, change: u32) {
-    let role = format!("arn:aws:iam::222222222222:role/customer-{which}");
+    let account = 200_000_000_000 + which;
+    let role = format!("arn:aws:iam::{account}:role/customer-{which}");
     let stream = format!("arn:aws:kinesis:us-east-1:222222222222:stream/customer-{which}");
     let configure = Configure {
         organization_id: OrganizationId::new(&organization(which)).unwrap(),
@@ -240,6 +242,7 @@ fn options_of_worker() -> WorkerOptions {
         requests_in_flight: 64,
         requests_in_flight_per_integration: 4,
         send_linger: Duration::from_millis(20),
+        stalled_after: Duration::from_secs(60),
         limits: BatchLimits {
             records: 5,
             bytes: 1 << 20,
@@ -322,8 +325,53 @@ async fn roles_are_seldom_tried_while_our_identity_is_refused() {
     assert!(counts.iter().all(|calls| *calls <= 20), "{counts:?}");
     for which in 0..20 {
         let status = simulation.store.find(&organization(which)).unwrap().status;
-        assert_eq!(status.status, Status::Active);
+        let told = match which {
+            0..10 => (
+                Status::Failing,
+                Some(crate::domain::status::Reason::ServiceUnavailable),
+            ),
+            _ => (Status::Active, None),
+        };
+        assert_eq!((status.status, status.reason), told, "{which} {status:?}");
     }
+    assert!(simulation.is_pending());
+    simulation.aws.now(|_| Said::Yes);
+    // At most a minute until that is noticed, and then at once, however long the waits were.
+    simulation.pass(MINUTE + 10 * SECOND, SECOND).await;
+    assert!(!simulation.is_pending());
+}
+
+/// A call that hangs gives its place up after a second, so that each is tried again only after
+/// many others.
+#[tokio::test]
+async fn a_thousand_integrations_of_which_nothing_is_delivered_look_active_no_longer() {
+    let simulation = Simulation::start(MANY, 3, Aws::new(|_| Said::Yes)).await;
+    simulation.until_delivered().await;
+    let statuses = || {
+        let all = simulation.store.page("", usize::MAX, |_| true);
+        all.into_iter().map(|one| one.status.status)
+    };
+    assert!(statuses().all(|status| status == Status::Active));
+    simulation.aws.now(|_| Said::Hang);
+    simulation.append(MANY, 3).await;
+    let wait = async |seconds: u64| {
+        for _ in 0..seconds * 10 {
+            moment().await;
+            advance(SECOND / 10).await;
+        }
+    };
+    wait(40).await;
+    assert!(statuses().all(|status| status == Status::Active));
+    wait(40).await;
+    // The database takes its own time to record them.
+    for _ in 0..10_000 {
+        if statuses().all(|status| status == Status::Failing) {
+            return;
+        }
+        moment().await;
+    }
+    let active = statuses().filter(|status| *status != Status::Failing);
+    panic!("{} still look well", active.count());
 }
 
 #[tokio::test]

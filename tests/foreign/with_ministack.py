@@ -97,7 +97,8 @@ def external_id_required(report: Report, aws: Aws, service: Service, stream: str
         role = aws.role_with(f"siem-{name}", condition)
         service.configure(f"trust-{name}", stream, role, f"example-external-id-{name}")
         verdict = service.test(f"trust-{name}")
-        report.check(verdict.delivered, f"{name}: the test event is delivered", verdict)
+        strict = wanted == integration_pb2.CHECK_RESULT_PASSED
+        report.check(verdict.delivered == strict, f"{name}: the test event is delivered only to a role that requires the external ID", verdict)
         check = next(c for c in verdict.checks if c.name == integration_pb2.CHECK_NAME_EXTERNAL_ID_REQUIRED)
         report.check(check.result == wanted, f"{name}: {integration_pb2.CheckResult.Name(wanted)}", check)
         report.check((check.remedy != "") == (wanted == integration_pb2.CHECK_RESULT_FAILED), f"{name}: a remedy if needed", check)

@@ -1,4 +1,4 @@
-//! The borders between the rooms, as `lib.rs` maps them, and the shape of the files.
+//! Borders between the modules, as `lib.rs` maps them.
 
 mod paths;
 
@@ -8,9 +8,6 @@ use std::{
 };
 
 use self::paths::paths;
-
-/// The longest a file may be, so that it keeps to one subject.
-const MOST_LINES: usize = 600;
 
 const GRPC: [&str; 7] = [
     "tonic",
@@ -38,17 +35,6 @@ fn violations(path: &str, source: &str) -> Vec<String> {
         })
         .collect();
     found.dedup();
-    found.extend(shape(path, source));
-    found
-}
-
-/// What breaks the rules in the shape of a file.
-fn shape(path: &str, source: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    let lines = source.lines().count();
-    if lines > MOST_LINES {
-        found.push(format!("{path}: {lines} lines, more than {MOST_LINES}"));
-    }
     if path.ends_with("mod.rs") {
         found.push(format!("{path}: a module is a file beside its folder"));
     }
@@ -138,16 +124,6 @@ fn the_borders_hold() {
     assert!(found.is_empty(), "\n{}", found.join("\n"));
 }
 
-#[test]
-fn tests_and_benches_keep_their_shape() {
-    let found: Vec<String> = ["tests", "benches"]
-        .into_iter()
-        .flat_map(files)
-        .flat_map(|(path, source)| shape(&path, &source))
-        .collect();
-    assert!(found.is_empty(), "\n{}", found.join("\n"));
-}
-
 #[track_caller]
 fn refused(path: &str, source: &str, used: &str) {
     let found = violations(path, source);
@@ -216,7 +192,6 @@ fn sees_a_planted_violation() {
         "aws_sdk_sts::Client",
     );
     assert_eq!(violations("domain/mod.rs", "").len(), 1);
-    assert_eq!(violations("domain.rs", &"\n".repeat(601)).len(), 1);
 }
 
 #[test]

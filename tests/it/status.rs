@@ -1,5 +1,6 @@
 //! What the status says, and who is told.
 
+mod blame;
 mod feed;
 mod matrix;
 mod subscribers;

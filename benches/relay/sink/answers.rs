@@ -54,6 +54,15 @@ pub fn refused() -> Vec<u8> {
     response("500 Internal Server Error", JSON, body.as_bytes())
 }
 
+/// AssumeRole without the right external ID.
+pub fn denied() -> Vec<u8> {
+    let body = "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><Error>\
+                <Type>Sender</Type><Code>AccessDenied</Code><Message>not authorized</Message>\
+                </Error><RequestId>01234567-89ab-cdef-0123-456789abcdef</RequestId>\
+                </ErrorResponse>";
+    response("403 Forbidden", "text/xml", body.as_bytes())
+}
+
 /// One of the two calls of STS that the service makes.
 pub fn sts(is_assume_role: bool) -> Vec<u8> {
     let expiration = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);

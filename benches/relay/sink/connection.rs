@@ -11,6 +11,8 @@ use crate::http::{self, Message};
 /// What only Kinesis' requests have.
 const TARGET: &[u8] = b"x-amz-target:";
 const ASSUME_ROLE: &[u8] = b"Action=AssumeRole";
+/// The session policy of a role that is tried without knowing its external ID.
+const PROBE: &[u8] = b"Deny";
 
 /// Answers until the peer closes.
 pub async fn serve(mut stream: TcpStream, shared: Shared) -> io::Result<()> {
@@ -23,9 +25,14 @@ pub async fn serve(mut stream: TcpStream, shared: Shared) -> io::Result<()> {
         match is_write {
             true => write(&mut stream, &shared, &buffer[head..end]).await?,
             false => {
-                let is_assume_role = memmem::find(&buffer[head..end], ASSUME_ROLE).is_some();
-                shared.0.borrow_mut().tally.assumed_roles += u64::from(is_assume_role);
-                stream.write_all(&answers::sts(is_assume_role)).await?;
+                let body = &buffer[head..end];
+                if memmem::find(body, PROBE).is_some() {
+                    stream.write_all(&answers::denied()).await?;
+                } else {
+                    let is_assume_role = memmem::find(body, ASSUME_ROLE).is_some();
+                    shared.0.borrow_mut().tally.assumed_roles += u64::from(is_assume_role);
+                    stream.write_all(&answers::sts(is_assume_role)).await?;
+                }
             }
         }
         buffer.drain(..end);

@@ -41,6 +41,11 @@ impl Partition {
         Self::ALL.into_iter().find(|known| known.as_str() == name)
     }
 
+    /// The partition that a region of this name is in.
+    pub fn of_region(region: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.has_region(region))
+    }
+
     /// Its name, as ARNs have it.
     pub fn as_str(self) -> &'static str {
         match self {

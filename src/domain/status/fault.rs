@@ -2,6 +2,9 @@
 
 use super::Reason;
 
+/// Code of [`Cause::OtherPartition`].
+pub(super) const OTHER_PARTITION: &str = "OtherPartition";
+
 /// The call that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Stage {
@@ -34,13 +37,24 @@ pub enum Cause {
     NoOwnCredentials,
     /// The external ID cannot be decrypted with the key that this service has.
     SecretUnreadable,
-    /// AWS denied the role, as it did most others that worked lately: our own identity
-    /// may not assume. Or Kinesis does not take the signature of a session that was just
-    /// assumed: our clock may be wrong.
+    /// AWS refused this service's own identity, clock or settings, as the evidence says; or
+    /// the evidence does not say yet whose fault a refused session is.
     OwnIdentity {
         /// AWS's code.
         code: Box<str>,
     },
+    /// AWS refuses sessions for this integration alone: its region is not enabled in the
+    /// customer's account, or its partition is another one.
+    SessionRefused {
+        /// AWS's code.
+        code: Box<str>,
+    },
+    /// The integration's ARNs are of another partition than this service's credentials.
+    OtherPartition,
+    /// The role can be assumed without the external ID, or with any.
+    ExternalIdNotRequired,
+    /// No request could be made of what there is; nothing was sent.
+    NotBuilt,
     /// The service's log of this integration cannot be read back.
     LogUnreadable,
 }
@@ -57,15 +71,29 @@ pub struct Fault {
 }
 
 impl Fault {
+    /// The role can be assumed by someone who does not know the external ID.
+    pub fn external_id_not_required() -> Self {
+        Self {
+            stage: Stage::AssumeRole,
+            cause: Cause::ExternalIdNotRequired,
+            request_id: None,
+        }
+    }
+
     /// AWS's own error code, or ours in the same style where AWS gave none.
     pub fn code(&self) -> &str {
         match &self.cause {
-            Cause::Service { code, .. } | Cause::OwnIdentity { code } => code,
+            Cause::Service { code, .. }
+            | Cause::OwnIdentity { code }
+            | Cause::SessionRefused { code } => code,
             Cause::NotAws { .. } => "NotAnAwsAnswer",
             Cause::Timeout => "RequestTimeout",
             Cause::Connection => "ConnectionFailed",
             Cause::NoOwnCredentials => "NoCredentials",
             Cause::SecretUnreadable => "ExternalIdUnreadable",
+            Cause::OtherPartition => OTHER_PARTITION,
+            Cause::ExternalIdNotRequired => "ExternalIdNotRequired",
+            Cause::NotBuilt => "RequestNotBuilt",
             Cause::LogUnreadable => "LogUnreadable",
         }
     }
@@ -80,6 +108,26 @@ impl Fault {
             )
     }
 
+    /// Whether STS refuses a value of AssumeRole, which may be one that this service chose.
+    pub fn refuses_role_values(&self) -> bool {
+        self.stage == Stage::AssumeRole
+            && matches!(self.code(), "ValidationError" | "ValidationException")
+    }
+
+    /// Whether AWS does not know the credentials that a request was signed with. A region
+    /// that is not enabled in an account answers so to [sessions of the account].
+    ///
+    /// [sessions of the account]: https://docs.aws.amazon.com/IAM/latest/UserGuide/id_credentials_temp_enable-regions.html
+    pub fn is_unknown_session(&self) -> bool {
+        matches!(
+            self.code(),
+            "UnrecognizedClientException"
+                | "InvalidClientTokenId"
+                | "InvalidAccessKeyId"
+                | "InvalidToken"
+        )
+    }
+
     /// What the fault means.
     pub fn meaning(&self) -> Meaning {
         match &self.cause {
@@ -87,11 +135,28 @@ impl Fault {
                 Stage::AssumeRole => assume_role_meaning(code, *http_status),
                 Stage::Write => write_meaning(code, *http_status),
             },
+            Cause::SessionRefused { .. } | Cause::OtherPartition => {
+                Meaning::Refused(Reason::InvalidConfiguration)
+            }
+            Cause::ExternalIdNotRequired => Meaning::Refused(Reason::ExternalIdNotRequired),
             Cause::LogUnreadable => Meaning::Refused(Reason::LogUnreadable),
             Cause::NotAws { .. } | Cause::Timeout | Cause::Connection => Meaning::Unreachable,
-            Cause::NoOwnCredentials | Cause::SecretUnreadable | Cause::OwnIdentity { .. } => {
-                Meaning::Ours
-            }
+            Cause::NoOwnCredentials
+            | Cause::SecretUnreadable
+            | Cause::OwnIdentity { .. }
+            | Cause::NotBuilt => Meaning::Ours,
+        }
+    }
+}
+
+impl Fault {
+    /// Reason of a status that has lasted long enough; None for a refusal, which is one at once.
+    pub fn obstacle(&self) -> Option<Reason> {
+        match self.meaning() {
+            Meaning::Throttled => Some(Reason::Throttled),
+            Meaning::Unreachable => Some(Reason::Unreachable),
+            Meaning::SessionInvalid | Meaning::Ours => Some(Reason::ServiceUnavailable),
+            Meaning::Refused(_) => None,
         }
     }
 }

@@ -60,7 +60,7 @@ fn of_reason(reason: Reason) -> (&'static str, &'static str) {
             RETRIED,
         ),
         Reason::InvalidConfiguration => (
-            "AWS refuses what is configured, such as a region that is not enabled",
+            "AWS refuses what is configured: a value, or sessions in the stream's region, which may not be enabled in the account",
             RETRIED,
         ),
         Reason::Throttled => (
@@ -68,12 +68,20 @@ fn of_reason(reason: Reason) -> (&'static str, &'static str) {
             "keeps events, slows this integration only",
         ),
         Reason::Unreachable => (
-            "nothing got through for 60 s, for time-outs, refused connections, AWS's own errors, or sessions that AWS refuses however often the role is assumed",
+            "nothing got through for 60 s, for time-outs, refused connections or AWS's own errors",
             BACKS_OFF,
         ),
         Reason::LogUnreadable => (
             "the service cannot read its own log of this integration; nothing is to be changed in the customer's account",
             "keeps events until its operator has repaired the storage",
+        ),
+        Reason::ExternalIdNotRequired => (
+            "the role can be assumed without the external ID, or with any (`external-id-proof`)",
+            RETRIED,
+        ),
+        Reason::ServiceUnavailable => (
+            "nothing got through for 60 s, for a fault of this service: its credentials, clock or settings; nothing is to be changed in the customer's account",
+            "keeps events, retries, and at once when the fault is over; health of `delivery` is NOT_SERVING",
         ),
     }
 }

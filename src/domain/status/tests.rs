@@ -123,7 +123,7 @@ fn failed(stage: Stage, code: &str, http_status: u16) -> Observation {
 }
 
 /// Throttling and each kind of outage, with what they become.
-fn lasting() -> [(Observation, Reason); 6] {
+fn lasting() -> [(Observation, Reason); 7] {
     let fault = |cause| {
         Observation::Failed(Fault {
             stage: Stage::Write,
@@ -142,6 +142,7 @@ fn lasting() -> [(Observation, Reason); 6] {
             failed(Stage::Write, "InternalFailure", 500),
             Reason::Unreachable,
         ),
+        (fault(Cause::NotBuilt), Reason::ServiceUnavailable),
         (fault(Cause::Timeout), Reason::Unreachable),
         (fault(Cause::Connection), Reason::Unreachable),
         (
@@ -251,16 +252,67 @@ fn an_outage_while_refused_keeps_the_refusal_until_it_has_lasted() {
 
 #[test]
 fn our_own_fault_is_never_blamed_on_the_customer() {
-    let mut watched = Watched::new();
-    for ours in [
-        failed(Stage::AssumeRole, "InvalidClientTokenId", 403),
-        failed(Stage::Write, "ExpiredTokenException", 400),
-        failed(Stage::Write, "InvalidSignatureException", 400),
-    ] {
-        for second in 0..1000 {
-            assert_eq!(watched.see(second, &ours), (Status::Unknown, None));
+    for before in [None, Some(Observation::Accepted)] {
+        for ours in [
+            failed(Stage::AssumeRole, "InvalidClientTokenId", 403),
+            failed(Stage::Write, "ExpiredTokenException", 400),
+            failed(Stage::Write, "InvalidSignatureException", 400),
+        ] {
+            let mut watched = Watched::new();
+            before.iter().for_each(|seen| {
+                watched.see(0, seen);
+            });
+            let first = watched.see(1, &ours);
+            assert_ne!(first.0, Status::Failing);
+            for second in 2..61 {
+                assert_eq!(watched.see(second, &ours), first);
+            }
+            let failing = (Status::Failing, Some(Reason::ServiceUnavailable));
+            assert_eq!(watched.see(61, &ours), failing);
+            let remedy = Reason::ServiceUnavailable.remedy();
+            assert!(remedy.starts_with("Nothing to change in your account"));
+            assert_eq!(
+                watched.see(62, &Observation::Accepted),
+                (Status::Active, None)
+            );
         }
     }
+}
+
+#[test]
+fn events_that_wait_without_an_attempt_leave_no_status_green() {
+    for before in [None, Some(Observation::Accepted)] {
+        let mut watched = Watched::new();
+        before.iter().for_each(|seen| {
+            watched.see(0, seen);
+        });
+        let last_attempt = watched.status.last_attempt;
+        let stalled = Observation::Stalled(Reason::Unreachable);
+        let failing = (Status::Failing, Some(Reason::Unreachable));
+        assert_eq!(watched.see(60, &stalled), failing);
+        assert_eq!(watched.status.last_attempt, last_attempt);
+        assert_eq!(watched.status.since, at(60));
+    }
+    let mut watched = Watched::new();
+    let denied = watched.see(0, &failed(Stage::AssumeRole, "AccessDenied", 403));
+    let stalled = Observation::Stalled(Reason::ServiceUnavailable);
+    assert_eq!(watched.see(60, &stalled), denied);
+}
+
+/// However the causes change, nothing is delivered.
+#[test]
+fn an_outage_that_changes_its_cause_is_one() {
+    let mut watched = Watched::new();
+    watched.see(0, &Observation::Accepted);
+    let causes = [
+        failed(Stage::Write, "InternalFailure", 500),
+        failed(Stage::AssumeRole, "ExpiredToken", 403),
+        failed(Stage::Write, "ThrottlingException", 400),
+    ];
+    for (second, cause) in (1..61).zip(causes.iter().cycle()) {
+        assert_eq!(watched.see(second, cause).0, Status::Active, "{second}");
+    }
+    assert_eq!(watched.see(61, &causes[1]).0, Status::Failing);
 }
 
 proptest! {

@@ -406,7 +406,9 @@ impl Tail {
             return self.start(file, read);
         }
         let read = self.known_of(&file, &metadata)?;
-        let read = read.and_then(|known| known.read);
+        let read = read
+            .and_then(|known| known.read)
+            .filter(|read| read.offset <= metadata.len());
         self.start(file, read.unwrap_or(Read::START))
     }
 
@@ -508,6 +510,8 @@ impl Tail {
             self.ends_last = false;
             return self.start(file, read);
         }
+        // What is known of the file is of what it had before.
+        self.known.retain(|known| known.id != old.followed.id);
         let rest = match old.offset - old.line_end {
             0 => String::new(),
             bytes => format!("{bytes} bytes of a line that was not complete, and "),

@@ -53,6 +53,12 @@ impl Control {
         self.shared.settings().session_lifetime = lifetime;
     }
 
+    /// Sets the stand-in's clock off this machine's by so many seconds: callers see it in the
+    /// header `Date`, in the expiration of sessions, and where their signatures are refused.
+    pub fn set_clock_offset(&self, seconds: i64) {
+        self.shared.settings().clock_offset_seconds = seconds;
+    }
+
     /// Turns the write limits of shards on or off.
     pub fn set_enforce_shard_limits(&self, enforce: bool) {
         self.shared.settings().enforce_shard_limits = enforce;

@@ -26,6 +26,7 @@ struct Settings {
     /// Absent leaves it, `null` ends it.
     #[serde(default, deserialize_with = "present")]
     session_lifetime: Option<Option<SessionLifetime>>,
+    clock_offset_seconds: Option<i64>,
 }
 
 /// One line of `GET /_control/records`.
@@ -123,6 +124,9 @@ fn settings(control: &Control, settings: &Settings) {
     }
     if let Some(lifetime) = settings.session_lifetime {
         control.set_session_lifetime(lifetime);
+    }
+    if let Some(seconds) = settings.clock_offset_seconds {
+        control.set_clock_offset(seconds);
     }
 }
 

@@ -16,7 +16,7 @@ use super::error::{AwsError, Service, json, xml};
 use super::fault::{Interruption, When};
 use super::identity::Caller;
 use super::sigv4::{AuthFailure, Authorization, Signed};
-use super::state::{Shared, now_ms};
+use super::state::Shared;
 use super::stream::NewRecord;
 use super::{cbor, control_http, form, kinesis, sts, token};
 use connection::{Connection, LoopbackListener};
@@ -135,7 +135,7 @@ async fn finish(
         Err(Interruption::Reset) => "Reset".into(),
     };
     drop(counted);
-    match (result, service) {
+    let mut response = match (result, service) {
         (Ok(body), Service::Kinesis) => json(StatusCode::OK, body, request_id),
         (Ok(body), Service::Sts) => xml(StatusCode::OK, body, request_id),
         (Err(Interruption::Error(error)), _) => error.into_response(service, request_id),
@@ -147,7 +147,18 @@ async fn finish(
             }
             garbage(StatusCode::BAD_GATEWAY)
         }
+    };
+    if let Some(date) = http_date(shared.clock_ms()) {
+        response.headers_mut().insert(header::DATE, date);
     }
+    response
+}
+
+/// A time in the form of the header `Date`.
+fn http_date(at_ms: i64) -> Option<HeaderValue> {
+    let at = jiff::Timestamp::from_millisecond(at_ms).ok()?;
+    let text = at.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+    HeaderValue::try_from(text).ok()
 }
 
 /// Counts its call when dropped, so that a call whose caller hung up is counted too.
@@ -248,7 +259,7 @@ fn authenticate<'a>(
     service: Service,
 ) -> Result<(Caller, &'a str), AuthFailure> {
     let authorization = Authorization::read(&parts.headers)?;
-    let now = now_ms();
+    let now = shared.clock_ms();
     let (caller, secret) = shared.identities.caller(
         authorization.access_key_id,
         authorization.session_token,

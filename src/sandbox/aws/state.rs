@@ -26,6 +26,8 @@ pub(super) struct Shared {
 pub(super) struct Settings {
     pub(super) enforce_shard_limits: bool,
     pub(super) session_lifetime: Option<SessionLifetime>,
+    /// Offset of the stand-in's clock from this machine's, in seconds.
+    pub(super) clock_offset_seconds: i64,
 }
 
 impl Shared {
@@ -40,8 +42,14 @@ impl Shared {
             settings: Mutex::new(Settings {
                 enforce_shard_limits: options.enforce_shard_limits,
                 session_lifetime: None,
+                clock_offset_seconds: 0,
             }),
         }
+    }
+
+    /// Milliseconds since 1970 by the clock that callers see.
+    pub(super) fn clock_ms(&self) -> i64 {
+        now_ms() + self.settings().clock_offset_seconds * 1000
     }
 
     pub(super) fn settings(&self) -> MutexGuard<'_, Settings> {

@@ -11,7 +11,7 @@ use super::error::{AwsError, Service, escape_xml};
 use super::form;
 use super::identity::{Caller, PrincipalArn, Role, Session};
 use super::policy::{Policy, Question, Trust};
-use super::state::{Shared, now_ms};
+use super::state::Shared;
 use super::token;
 
 /// A parsed request.
@@ -112,7 +112,7 @@ impl AssumeRole {
             .filter(|role| self.allowed(role, caller))
             .ok_or_else(|| self.denied(caller))?;
         self.check_duration(&role, caller)?;
-        let now = now_ms();
+        let now = shared.clock_ms();
         let requested = now + i64::from(self.duration_seconds) * 1000;
         let (expires, announced) = match shared.settings().session_lifetime {
             None => (requested, requested),

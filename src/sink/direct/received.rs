@@ -5,7 +5,7 @@ use http::{HeaderMap, Response};
 use http_body::Body;
 use http_body_util::BodyExt;
 
-use crate::domain::status::Cause;
+use crate::{domain::status::Cause, sink::clock::is_page};
 
 /// An answer for 500 records has about 100 KB, and twice that where all of them fail.
 const MOST_BYTES: usize = 1 << 20;
@@ -15,6 +15,8 @@ pub(super) struct Received {
     pub(super) http_status: u16,
     pub(super) request_id: Option<String>,
     pub(super) error_type: Option<String>,
+    /// The header `Date`, unless a cache answered, or a proxy with a page.
+    pub(super) date: Option<String>,
     pub(super) body: Vec<u8>,
 }
 
@@ -39,6 +41,10 @@ where
         http_status,
         request_id: header("x-amzn-requestid").or_else(|| header("x-amz-request-id")),
         error_type: header("x-amzn-errortype"),
+        date: header("date").filter(|_| {
+            let is_page = is_page(header("content-type").as_deref());
+            !is_page && !head.headers.contains_key("age")
+        }),
         body: whole,
     })
 }

@@ -104,7 +104,7 @@ impl Transport {
         endpoint: &Endpoint,
         request: Request<SdkBody>,
     ) -> Result<Received, Cause> {
-        let request = HttpRequest::try_from(request).map_err(|_| Cause::Connection)?;
+        let request = HttpRequest::try_from(request).map_err(|_| Cause::NotBuilt)?;
         let response = self.sdk.call(request).await;
         let response = response.map_err(|error| cause(endpoint, &error))?;
         let response = response.try_into_http1x().map_err(|_| Cause::Connection)?;

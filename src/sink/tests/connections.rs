@@ -29,13 +29,13 @@ async fn write_twice(kinesis: impl Fn(&Call) -> Answer + Send + Sync + 'static) 
 
 async fn one_serves_one_request_after_the_other() {
     let server = write_twice(written).await;
-    // STS' and Kinesis'.
-    assert_eq!(server.connections(), 2);
+    // STS', those of the two probes, and Kinesis'.
+    assert_eq!(server.connections(), 4);
 }
 
 async fn one_that_the_server_has_closed_is_left() {
     let server = write_twice(|call| Answer::Last(Box::new(written(call)))).await;
-    assert_eq!(server.connections(), 3);
+    assert_eq!(server.connections(), 5);
 }
 
 /// What answers later would answer another request.

@@ -4,14 +4,15 @@ use super::{
     stand_in::{World, policy, trust},
     *,
 };
-use crate::sandbox::aws::{Effect, Fault as SetFault, Operation, RoleSpec, When};
+use crate::sandbox::aws::{Effect, Fault as SetFault, Operation, RoleSpec, StreamSpec, When};
 
 /// Customers whose roles work.
 async fn customers(count: i64) -> (World, Vec<Arc<Integration>>) {
     let world = World::start().await;
-    world.stream(None);
     let everything = policy(&json!({"Effect": "Allow", "Action": "*", "Resource": "*"}));
     for which in 0..count {
+        let of_it = StreamSpec::new(stream(which), 1);
+        world.control.create_stream(of_it).unwrap();
         let spec = RoleSpec::new(role(which), trust(EXTERNAL_ID), &everything);
         world.control.put_role(spec).unwrap();
     }
@@ -93,12 +94,22 @@ async fn proof(trust_policy: &str) -> ExternalIdProof {
     world.control.put_role(spec).unwrap();
     let record = records(1).remove(0);
     let report = world.sink.test(&integration(), record.clone()).await;
-    assert!(report.write.unwrap().is_ok(), "delivery works all the same");
     let rehearsal = world.sink.rehearse(&integration(), record).await;
     assert_eq!(rehearsal.external_id, report.external_id);
     assert_eq!(rehearsal.write, Some(Ok(Rehearsed::WouldSucceed)));
-    assert_eq!(world.control.stream(STREAM).unwrap().accepted, 1);
-    report.external_id.unwrap()
+    let written = world.sink.put_records(&integration(), records(1)).await;
+    let proof = report.external_id.clone().unwrap();
+    let accepted = world.control.stream(STREAM).unwrap().accepted;
+    if proof == ExternalIdProof::Required {
+        assert!(report.fault().is_none() && written.is_ok());
+        assert_eq!(accepted, 2);
+    } else {
+        let refused = Fault::external_id_not_required();
+        assert_eq!(report.fault(), Some(refused.clone()));
+        assert_eq!(written, Err(refused));
+        assert_eq!(accepted, 0);
+    }
+    proof
 }
 
 async fn a_role_that_requires_the_external_id_is_told_from_one_that_does_not() {

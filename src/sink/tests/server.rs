@@ -81,6 +81,13 @@ pub fn form(text: &str) -> HashMap<String, String> {
         .collect()
 }
 
+/// Whether it is tried if the role can be assumed without knowing the external ID. Such a
+/// call is denied, on a connection that ends then, and not counted.
+pub fn is_probe(form: &HashMap<String, String>) -> bool {
+    form.get("Policy")
+        .is_some_and(|policy| policy.contains("Deny"))
+}
+
 fn percent_decoded(text: &str) -> String {
     let mut bytes = text.bytes();
     let mut decoded = Vec::new();
@@ -311,6 +318,20 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
 ) {
     let mut socket = BufReader::new(socket);
     while let Some(mut call) = read(&mut socket).await {
+        if call.is_sts() && is_probe(&call.form()) {
+            let Answer::Whole {
+                status,
+                content_type,
+                body,
+            } = access_denied()
+            else {
+                unreachable!("it is whole")
+            };
+            let head = head(status, content_type, body.len(), 0);
+            let head = head.replacen("\r\n", "\r\nconnection: close\r\n", 1);
+            let _ = socket.write_all((head + &body).as_bytes()).await;
+            return;
+        }
         {
             let mut log = log.lock().unwrap();
             call.number = 1 + log.iter().filter(|c| c.is_sts() == call.is_sts()).count();

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::expiry::Expiry;
 use crate::{
-    domain::{backoff::Backoff, delivery::Delivery, flow::Flow},
+    domain::{backoff::Backoff, delivery::Delivery, flow::Flow, status::Reason},
     worker::places::{Class, Ticket, Turn},
 };
 
@@ -35,6 +35,10 @@ pub(in crate::worker) struct Lane {
     pub(in crate::worker) unsettled: usize,
     /// Those of them that change what the log says of its events.
     pub(in crate::worker) unsaved: usize,
+    /// When something of it was accepted, or it began to wait.
+    pub(in crate::worker) undelivered_since: Instant,
+    /// Why nothing was accepted at the last attempt, where that is no refusal.
+    pub(in crate::worker) last_obstacle: Option<Reason>,
     /// Failures in a row.
     pub(in crate::worker) backoff: Backoff,
     pub(in crate::worker) retry_at: Option<Instant>,
@@ -71,6 +75,8 @@ impl Lane {
             turns: 0,
             unsettled: 0,
             unsaved: 0,
+            undelivered_since: Instant::now(),
+            last_obstacle: None,
             backoff: Backoff::default(),
             retry_at: None,
             nap_until: None,

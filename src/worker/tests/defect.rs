@@ -4,7 +4,7 @@ use tokio::{sync::watch, time::timeout};
 
 use super::*;
 use crate::{
-    domain::status::Fault,
+    domain::{arn::Partition, status::Fault},
     sink::{Record, RecordOutcome, RehearsalReport, TestReport},
 };
 
@@ -33,6 +33,10 @@ impl Sink for Broken {
 
     fn standing(&self) -> watch::Receiver<Standing> {
         self.standing.subscribe()
+    }
+
+    fn partition(&self) -> Option<Partition> {
+        None
     }
 
     async fn watch_standing(&self) {

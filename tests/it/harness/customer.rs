@@ -26,6 +26,17 @@ impl Customer {
         }
     }
 
+    /// One whose stream and role are in an account and a region of their own.
+    pub fn in_account(organization_id: &str, account: u64, region: &str) -> Self {
+        let own = |arn: String| arn.replace("222222222222", &format!("{account:012}"));
+        let it = Self::new(organization_id);
+        Self {
+            stream_arn: own(it.stream_arn).replace("eu-west-1", region),
+            role_arn: own(it.role_arn),
+            ..it
+        }
+    }
+
     /// The same with another stream.
     pub fn with_stream(&self, name: &str) -> Self {
         let (before, _) = self.stream_arn.rsplit_once('/').unwrap();
@@ -56,12 +67,21 @@ impl Customer {
         }
     }
 
-    /// Makes the role for whichever external ID; it may write everywhere.
+    /// Makes the role for the external ID of every test customer; it may write everywhere.
     pub fn make_shared_role(&self, aws: &Control) {
+        self.make_role_with_trust(
+            aws,
+            json!({ "StringLike": { "sts:ExternalId": "external:id/of=*" } }),
+        );
+    }
+
+    /// Makes the role with a condition in its trust policy; it may write everywhere.
+    pub fn make_role_with_trust(&self, aws: &Control, condition: serde_json::Value) {
         let trust = policy(&json!({
             "Effect": "Allow",
             "Principal": { "AWS": "111111111111" },
             "Action": "sts:AssumeRole",
+            "Condition": condition,
         }));
         let permissions = policy(&json!({
             "Effect": "Allow", "Action": "kinesis:*", "Resource": "*",

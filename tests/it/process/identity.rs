@@ -47,7 +47,9 @@ async fn roles_that_worked_before_a_restart_are_witnesses_after_it() {
     let process = ground.start().await;
     let customers: Vec<Customer> = (0..4)
         .map(|number| {
-            let customer = Customer::new(&format!("customer-{number}"));
+            let organization_id = format!("customer-{number}");
+            let account = 300_000_000_000 + number;
+            let customer = Customer::in_account(&organization_id, account, "eu-west-1");
             customer.make_role(&ground.aws);
             customer.make_stream(&ground.aws, 1);
             customer

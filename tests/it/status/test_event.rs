@@ -251,8 +251,9 @@ async fn a_delete_ends_a_rehearsal_under_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_role_that_does_not_require_the_external_id_is_told_and_delivered_to() {
-    let (world, customer, _) = watched().await;
+async fn with_warn_a_role_that_does_not_require_the_external_id_is_told_and_delivered_to() {
+    let world = World::with(&[("external-id-proof", "warn")]).await;
+    let (customer, _) = world.customer("acme").await;
     let policy = |statement: serde_json::Value| {
         json!({ "Version": "2012-10-17", "Statement": [statement] }).to_string()
     };

@@ -72,16 +72,24 @@ class _StatusReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StatusRe
     STATUS_REASON_KMS_UNAVAILABLE: _StatusReason.ValueType  # 5
     """The stream's KMS key is disabled, deleted or in another unusable state."""
     STATUS_REASON_INVALID_CONFIGURATION: _StatusReason.ValueType  # 6
-    """AWS refuses the request's values, whatever the batch."""
+    """AWS refuses the request's values, whatever the batch, or this integration's region
+    refuses sessions that are good elsewhere.
+    """
     STATUS_REASON_THROTTLED: _StatusReason.ValueType  # 7
     """Nothing got through for 60 s, or what the operator set, because of throttling."""
     STATUS_REASON_UNREACHABLE: _StatusReason.ValueType  # 8
-    """Nothing got through for as long because of time-outs, refused connections, AWS 5xx, or
-    sessions that AWS refuses however often the role is assumed anew.
-    """
+    """Nothing got through for as long because of time-outs, refused connections or AWS 5xx."""
     STATUS_REASON_LOG_UNREADABLE: _StatusReason.ValueType  # 9
     """The service cannot read its own log of this integration; nothing is lost, and its
     operator has to act.
+    """
+    STATUS_REASON_EXTERNAL_ID_NOT_REQUIRED: _StatusReason.ValueType  # 10
+    """The role can be assumed without the external ID, or with any: nothing is delivered until
+    its trust policy requires it.
+    """
+    STATUS_REASON_SERVICE_UNAVAILABLE: _StatusReason.ValueType  # 11
+    """Nothing got through for 60 s, or what the operator set, for a fault of this service: its
+    credentials, clock or settings. Nothing is to be changed in the customer's account.
     """
 
 class StatusReason(_StatusReason, metaclass=_StatusReasonEnumTypeWrapper):
@@ -100,16 +108,24 @@ STATUS_REASON_STREAM_NOT_FOUND: StatusReason.ValueType  # 4
 STATUS_REASON_KMS_UNAVAILABLE: StatusReason.ValueType  # 5
 """The stream's KMS key is disabled, deleted or in another unusable state."""
 STATUS_REASON_INVALID_CONFIGURATION: StatusReason.ValueType  # 6
-"""AWS refuses the request's values, whatever the batch."""
+"""AWS refuses the request's values, whatever the batch, or this integration's region
+refuses sessions that are good elsewhere.
+"""
 STATUS_REASON_THROTTLED: StatusReason.ValueType  # 7
 """Nothing got through for 60 s, or what the operator set, because of throttling."""
 STATUS_REASON_UNREACHABLE: StatusReason.ValueType  # 8
-"""Nothing got through for as long because of time-outs, refused connections, AWS 5xx, or
-sessions that AWS refuses however often the role is assumed anew.
-"""
+"""Nothing got through for as long because of time-outs, refused connections or AWS 5xx."""
 STATUS_REASON_LOG_UNREADABLE: StatusReason.ValueType  # 9
 """The service cannot read its own log of this integration; nothing is lost, and its
 operator has to act.
+"""
+STATUS_REASON_EXTERNAL_ID_NOT_REQUIRED: StatusReason.ValueType  # 10
+"""The role can be assumed without the external ID, or with any: nothing is delivered until
+its trust policy requires it.
+"""
+STATUS_REASON_SERVICE_UNAVAILABLE: StatusReason.ValueType  # 11
+"""Nothing got through for 60 s, or what the operator set, for a fault of this service: its
+credentials, clock or settings. Nothing is to be changed in the customer's account.
 """
 Global___StatusReason: _TypeAlias = StatusReason  # noqa: Y015
 

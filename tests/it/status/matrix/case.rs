@@ -163,18 +163,22 @@ impl Case {
         }
     }
 
-    /// Nothing gets through, and no change of status tells of it; only the code is shown.
-    pub async fn waits(&mut self, status: Status, code: &str) {
+    /// Nothing gets through for a fault of the service, and the status says so.
+    pub async fn is_unavailable(&mut self, code: &str) {
         self.publish(WHILE).await;
-        let last = self
-            .asked_until(|status| status.aws_error_code == code)
+        let told = self
+            .next_is(Status::Failing, StatusReason::ServiceUnavailable)
             .await;
-        assert_eq!(
-            (last.status(), last.reason()),
-            (status, StatusReason::Unspecified)
-        );
-        let delivered = last.last_delivery_time.is_some();
-        assert_eq!(delivered, status == Status::Active);
+        assert_eq!(told.aws_error_code, code);
+        let (message, remedy) = words(told.reason());
+        assert!(told.message.starts_with(message), "{told:?}");
+        assert!(told.message.contains(remedy), "{told:?}");
+    }
+
+    /// The same customer in an AWS account of its own.
+    pub fn in_account(mut self, account: u64) -> Self {
+        self.customer = Customer::in_account(self.organization_id(), account, "eu-west-1");
+        self
     }
 
     pub async fn turns_active(&mut self) {
@@ -245,7 +249,13 @@ impl Case {
         // What stays at the first answer is told by it; a request that Kinesis finds
         // invalid is halved first.
         if !lasting && code != "InvalidArgumentException" {
-            assert_eq!(call.nth, 1, "{who}");
+            // While it was active, the role was tried twice without its external ID.
+            let is_denied = call.operation == Operation::AssumeRole && code == "AccessDenied";
+            let probes = match is_denied && self.from == From::Active {
+                true => 2,
+                false => 0,
+            };
+            assert_eq!(call.nth, 1 + probes, "{who}");
         }
     }
 
@@ -362,6 +372,7 @@ fn words(reason: StatusReason) -> (&'static str, &'static str) {
         StatusReason::InvalidConfiguration => ("Failing - ", "error code"),
         StatusReason::Throttled => ("Failing - ", "shards"),
         StatusReason::Unreachable => ("Failing - ", "events wait"),
+        StatusReason::ServiceUnavailable => ("Failing - ", "Nothing to change in your account"),
         reason => panic!("{reason:?} is no row"),
     }
 }

@@ -2,7 +2,7 @@
 
 use futures_util::future::join_all;
 use siem_relay::{
-    proto::v1::{Status, StatusReason},
+    proto::v1::StatusReason,
     sandbox::aws::{Control, Effect, Fault, Operation, When, vendor_credentials},
 };
 use tempfile::TempDir;
@@ -81,15 +81,17 @@ fn refuse(aws: &Control, operation: Operation, code: &str, status: u16) {
     aws.add_fault(fault).unwrap();
 }
 
-/// Whatever is wrong with our own credentials, each status stays what it was, health says
-/// that nothing can be delivered, and events wait.
+/// Whatever is wrong with our own credentials, no status blames the customer or stays green:
+/// each says that the service cannot deliver, as health does, and events wait. All heal by
+/// themselves.
 #[tokio::test(flavor = "multi_thread")]
-async fn our_own_credentials_are_no_status() {
+async fn our_own_credentials_are_nobody_elses_fault() {
     let ground = Ground::start().await;
     let aws = ground.stand_in.control();
     let case = |number: usize, from| {
         let api = ground.process.api.clone();
-        Case::new(api, aws.clone(), number, Trouble::Elsewhere, from)
+        let case = Case::new(api, aws.clone(), number, Trouble::Elsewhere, from);
+        case.in_account(300_000_000_000 + 10 * number as u64 + u64::from(from == From::Active))
     };
     let mut active: Vec<Case> = (0..4).map(|number| case(number, From::Active)).collect();
     join_all(active.iter_mut().map(Case::establish)).await;
@@ -98,15 +100,16 @@ async fn our_own_credentials_are_no_status() {
     let mut all = Vec::new();
     for (number, (own, code)) in OWN.into_iter().enumerate() {
         own.begin(&aws);
-        join_all(active.iter_mut().map(|one| one.waits(Status::Active, code))).await;
+        join_all(active.iter_mut().map(|one| one.is_unavailable(code))).await;
         health.until(ServingStatus::NotServing).await;
         // Meanwhile another one comes that nothing is known of.
         let mut unknown = case(number, From::Unknown);
         unknown.establish().await;
-        unknown.waits(Status::Unknown, code).await;
+        unknown.is_unavailable(code).await;
         Own::mend(&aws);
         health.until(ServingStatus::Serving).await;
         unknown.turns_active().await;
+        join_all(active.iter_mut().map(Case::turns_active)).await;
         join_all(active.iter_mut().map(Case::is_delivered)).await;
         all.push(unknown);
     }
