@@ -126,7 +126,7 @@ pub enum ApiError {
         "a message of the request has more than {most} bytes, counted as decompressed; send less at once"
     )]
     MessageTooLarge {
-        /// How many there may be.
+        /// Upper bound of the count.
         most: usize,
     },
     /// More events than a request may hold.
@@ -134,7 +134,7 @@ pub enum ApiError {
     TooManyEvents {
         /// How many there are.
         count: usize,
-        /// How many there may be.
+        /// Upper bound of the count.
         most: usize,
     },
     /// More bytes than a request may hold.
@@ -142,7 +142,7 @@ pub enum ApiError {
     RequestTooLarge {
         /// How many there are.
         bytes: usize,
-        /// How many there may be.
+        /// Upper bound of the count.
         most: usize,
     },
     /// No integration.
@@ -351,7 +351,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_bounded_whatever_is_wrong() {
-        // What takes three bytes in UTF-8 takes nine in grpc-message.
+        // Three bytes of UTF-8 become nine in grpc-message.
         for text in ["x", "is not one of ours; give another one", "\u{200b}検出"] {
             for length in [1, 40, 4_000] {
                 for count in [1_usize, 5, 20, 21, 1_000] {

@@ -226,7 +226,7 @@ impl Prefix {
 
 type Acquire = Pin<Box<dyn Future<Output = Result<Room, AcquireError>> + Send>>;
 
-/// What there must be room for.
+/// Size that needs room.
 #[derive(Clone, Copy)]
 enum Wanted {
     /// A message as it comes.

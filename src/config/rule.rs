@@ -322,7 +322,7 @@ pub(super) const POLICIES: Either<ExternalIdPolicy> = Either([
     ("issued", ExternalIdPolicy::Issued),
 ]);
 
-/// What becomes of a role that can be assumed without knowing its external ID.
+/// Treatment of a role that can be assumed without knowing its external ID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExternalIdProof {
     /// Nothing is delivered with it.

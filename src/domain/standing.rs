@@ -247,7 +247,7 @@ struct Doubt {
     others_deliver: bool,
 }
 
-/// What the evidence says of a refused session.
+/// Verdict of the evidence about a refused session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
     /// Others deliver with sessions of the same identity.

@@ -14,7 +14,7 @@ pub struct TestReport {
     /// Whether it can be assumed by whoever does not know the external ID; None where
     /// it could not be assumed at all.
     pub external_id: Option<ExternalIdProof>,
-    /// Where the record is; None where the role could not be assumed, or is refused because
+    /// Receipt of the record; None where the role could not be assumed, or is refused because
     /// it does not require the external ID.
     pub write: Option<Result<Receipt, Fault>>,
     /// From the first AWS call to the last answer.

@@ -154,7 +154,7 @@ impl<'a> Session<'a> {
                 self.note(text);
             }
             Told::Absent(text) => {
-                // What was there has been read.
+                // The content so far has been read.
                 self.absent = self.track.is_none();
                 self.note(text);
             }

@@ -23,7 +23,7 @@ pub enum End {
     Stopped(PublisherError),
 }
 
-/// What became of the records. `read = published + skipped + broken`, and
+/// Counts of the records by outcome. `read = published + skipped + broken`, and
 /// `published = accepted + rejected + unconfigured + unanswered`. Its text is for
 /// a terminal.
 #[derive(Debug)]

@@ -34,7 +34,7 @@ pub(super) struct Clock(Arc<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// What AWS's clock is ahead of this machine's, in ms; 0 where it is tolerated.
+    /// Lead of AWS's clock over this machine's, in ms; 0 where it is tolerated.
     offset_ms: AtomicI64,
     logged_ms: AtomicI64,
 }
@@ -55,7 +55,7 @@ impl Clock {
         shifted.unwrap_or(now)
     }
 
-    /// What AWS's clock is ahead of this machine's, in ms; 0 where AWS tolerates it.
+    /// Lead of AWS's clock over this machine's, in ms; 0 where AWS tolerates it.
     pub(super) fn offset_ms(&self) -> i64 {
         self.0.offset_ms.load(Ordering::Relaxed)
     }

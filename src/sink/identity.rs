@@ -69,7 +69,7 @@ struct State {
     canary_is_broken: bool,
 }
 
-/// What STS said of this service's own credentials.
+/// Last answer of STS about this service's own credentials.
 struct Checked {
     asked: Instant,
     answered: Instant,
@@ -307,7 +307,7 @@ impl Identity {
         self.set(Standing::CredentialsRefused { code });
     }
 
-    /// Whose fault it is that STS refuses the credentials that a role was to be assumed with.
+    /// Attributes a refusal by STS of the credentials that a role was to be assumed with.
     /// They are our own; one region or partition may refuse what others take. That others
     /// deliver says nothing: they may do so with sessions of before.
     async fn judge_credentials(
@@ -344,7 +344,7 @@ impl Identity {
         }
     }
 
-    /// Whose fault it is that Kinesis refuses a session that was just assumed: ours where all
+    /// Attributes a refusal by Kinesis of a session that was just assumed: ours where all
     /// are refused, the customer's where only its region refuses.
     pub(super) async fn judge_session(
         &self,
@@ -357,7 +357,7 @@ impl Identity {
             Blame::Customer => self.as_theirs(fault),
             Blame::Service => self.as_sessions_refused(fault),
             Blame::Undecided => as_ours(fault),
-            // What is signed wrongly, or by a wrong clock, is nobody else's. One test does not
+            // A wrong signature or clock is this service's own fault. One test does not
             // show yet that nobody's is taken.
             Blame::AskSts if !fault.is_unknown_session() => match patience {
                 Patience::Waits => self.as_sessions_refused(fault),
@@ -489,7 +489,7 @@ impl Identity {
         self.state().may_not_assume || self.assume_role.assume_canary().await == Some(false)
     }
 
-    /// Whose fault a denial is.
+    /// Attributes a denial to the customer or to this service.
     async fn attribute(&self, integration: &Arc<Integration>, fault: Fault) -> Fault {
         let is_ours = self.state().may_not_assume || self.ask(integration).await;
         let mut state = self.state();

@@ -106,7 +106,7 @@ async fn malformed_protobuf_is_the_callers_fault() {
             assert!(status.message().starts_with("the request cannot be read: "));
         }
     }
-    // What stands in an event is told of that event.
+    // A fault inside an event is reported for that event.
     for method in [PUBLISH, PUBLISH_STREAM] {
         for (what, bytes) in bytes.into_iter().skip(2) {
             let answer = world.api.raw(method, None, framed(0, bytes)).await;

@@ -233,7 +233,7 @@ enum Expect {
 /// it is empty, every brace that it took for the start of an object. Numbers are not checked
 /// to the letter, nor is UTF-8.
 fn scan(text: &[u8], start: usize, seen: &mut [bool]) -> Result<usize, Fault> {
-    // Where each open container starts. A line's length fits.
+    // Start of each open container. A line's length fits.
     let mut open: Vec<u32> = Vec::new();
     let mut closed: Option<(usize, usize)> = None;
     let mut expect = Expect::Value;

@@ -249,7 +249,7 @@ pub(super) fn rotated_before(path: &Path) -> Vec<Known> {
     let beside = beside(path).into_iter();
     let rotated = beside.filter(|entry| is_rotated(&entry.name, &own_name(path)));
     rotated
-        // What is empty cannot be told from what takes its place.
+        // An empty file cannot be told from the one that takes its place.
         .filter(|entry| entry.metadata.len() > 0)
         .map(|entry| {
             let opened = File::open(&entry.path);

@@ -221,7 +221,7 @@ impl Tail {
         for entry in file::beside(&self.path) {
             let is_rotated = file::is_rotated(&entry.name, &own);
             let same = entry.id() == place.id;
-            // What has no first bytes yet is not told by its inode alone, which is used again.
+            // Without first bytes a file is not identified: its inode alone may be used again.
             if entry.metadata.len() < place.read.offset || place.print.is_empty() && !is_rotated {
                 continue;
             }
@@ -360,7 +360,7 @@ impl Tail {
             return;
         }
         if self.old.len() == MAX_OLD {
-            // What it has left is found by the next look at the directory.
+            // The next look at the directory finds the rest of it.
             self.old.pop_front();
         }
         self.old.push_back(Old {
@@ -397,7 +397,7 @@ impl Tail {
         if self.absent.take().is_some() {
             self.told.push_back(Told::There);
         }
-        // What is empty cannot be told from what takes its place.
+        // An empty file cannot be told from the one that takes its place.
         if metadata.len() == 0 {
             return self.idle();
         }
@@ -510,7 +510,7 @@ impl Tail {
             self.ends_last = false;
             return self.start(file, read);
         }
-        // What is known of the file is of what it had before.
+        // The known position belongs to the content from before the truncation.
         self.known.retain(|known| known.id != old.followed.id);
         let rest = match old.offset - old.line_end {
             0 => String::new(),

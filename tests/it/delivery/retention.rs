@@ -7,7 +7,7 @@ use siem_relay::{proto::v1, sandbox::aws::Operation};
 use crate::harness::{Arrived, Customer, GapTold, Load, World, arrive, check_with_gaps, verified};
 
 const HOUR: Duration = Duration::from_secs(3600);
-/// How long events are kept unless told otherwise.
+/// Default retention of events.
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A customer whose role is not there yet.

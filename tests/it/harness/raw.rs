@@ -11,7 +11,7 @@ use tower::{Service as _, ServiceExt as _};
 
 use super::{Api, within};
 
-/// What came back, whatever it says.
+/// Raw answer, whatever it says.
 pub struct RawAnswer {
     pub headers: HeaderMap,
     /// The same where there is no message.

@@ -1,4 +1,4 @@
-//! Whose fault a refusal is: the customer's, or this service's.
+//! Attribution of refusals: to the customer, or to this service.
 
 use serde_json::json;
 use siem_relay::{
@@ -214,7 +214,7 @@ async fn credentials_that_end_while_others_still_deliver_are_ours() {
     health.until(ServingStatus::Serving).await;
 }
 
-/// What one account refuses says nothing against this service, however many roles it has.
+/// Refusals by one account are no evidence against this service, however many roles it has.
 #[tokio::test(flavor = "multi_thread")]
 async fn six_organizations_of_one_account_that_drop_their_trust_are_refused() {
     let ground = Ground::start(&[]).await;

@@ -15,7 +15,7 @@ use crate::publish::source::CHUNK_BYTES;
 pub(super) struct Current {
     pub(super) file: File,
     pub(super) followed: Arc<Followed>,
-    /// Where to read on.
+    /// Position at which reading goes on.
     pub(super) offset: u64,
     /// The end of the last line that is complete.
     pub(super) line_end: u64,

@@ -248,7 +248,7 @@ fn dated_or_threaded_files_in_place_of_the_path_are_an_error() {
     log.read();
     foreign(&log, "eve.2.json");
     assert!(log.tail.as_mut().unwrap().step().is_err());
-    // Where the path was there, it is waited for.
+    // A path that existed before is waited for.
     let mut log = Log::new();
     log.write(2);
     log.read();
