@@ -233,6 +233,7 @@ impl Tail {
                 },
                 Ok(None) => {}
                 Err(error) if same || is_rotated => self.tell_skipped(&entry.path, &error),
+                // Another log beside the path, of which nothing is to be read.
                 Err(_) => {}
             }
         }
@@ -538,6 +539,7 @@ impl Tail {
                 Err(error) if file::is_rotated(&entry.name, &own) => {
                     self.tell_skipped(&entry.path, &error);
                 }
+                // Another log beside the path, of which nothing is to be read.
                 Err(_) => {}
             }
         }
