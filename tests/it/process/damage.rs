@@ -122,7 +122,7 @@ async fn an_unreadable_row_shows_in_its_own_status_and_harms_nobody_else() {
     db.close().await.unwrap();
     age_log(ground.dir.path(), Duration::from_secs(25 * 3600)).await;
     ground.customer.make_role(&ground.aws);
-    let process = ground.start().await;
+    let process = ground.start_with(&["--retention-seconds", "86400"]).await;
     let unreadable = |status: &v1::IntegrationStatus| status.status() == v1::Status::Failing;
     let status = process.api.until_status("acme", unreadable).await;
     assert_eq!(status.reason(), v1::StatusReason::LogUnreadable);

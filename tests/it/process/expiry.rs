@@ -34,6 +34,8 @@ async fn kills_while_events_expire_keep_the_counts_and_lose_no_gap() {
     // The stream is there or not, so that gaps wait, go out, and become wider.
     let streams = [ground.customer.clone(), ground.customer.with_stream("none")];
     let limits = [
+        "--retention-seconds",
+        "86400",
         "--retention-bytes",
         "1048576",
         "--max-records-per-request",
@@ -62,7 +64,7 @@ async fn kills_while_events_expire_keep_the_counts_and_lose_no_gap() {
             age_log(ground.dir.path(), Duration::from_secs(25 * 3600)).await;
         }
     }
-    let process = ground.start().await;
+    let process = ground.start_with(&limits[..2]).await;
     process.api.configure(&streams[0]).await;
     let counts = process.api.until_delivered("acme").await;
     assert!(counts.expired > 0);
