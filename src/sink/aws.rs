@@ -200,7 +200,7 @@ impl AwsSink {
 
     async fn test_anew(&self, integration: &Arc<Integration>, record: Record) -> TestReport {
         let start = Instant::now();
-        let (session, proof) = match self.sessions.renew(integration).await {
+        let (session, proof, is_refused) = match self.sessions.renew(integration).await {
             Ok(renewed) => renewed,
             Err(fault) => {
                 return TestReport {
@@ -212,14 +212,13 @@ impl AwsSink {
             }
         };
         let with = session.with();
-        let refused = self.sessions.refuses(integration, &proof);
         let mut report = TestReport {
             assume_role: Ok(with),
             external_id: Some(proof),
             write: None,
             latency: Duration::ZERO,
         };
-        if !refused {
+        if !is_refused {
             let answer = self.write_test(&session, integration, record).await;
             let answer = self
                 .judge_new_session(integration, &session, answer, Patience::AtOnce)

@@ -38,6 +38,14 @@ const MARGIN: Duration = Duration::from_secs(60);
 
 type Key = (Uuid, u64);
 
+/// Clear answer of the probes of a role.
+#[derive(Clone, Copy)]
+struct Proof {
+    at: Instant,
+    /// The role is open, and nothing is delivered to such a role.
+    is_refused: bool,
+}
+
 /// Credentials of an assumed role, and how long they are good.
 pub(super) struct Session {
     signer: Signer,
@@ -130,10 +138,8 @@ fn millis(duration: Duration) -> u64 {
 pub(super) struct Sessions {
     cache: Cache<Key, Arc<Session>>,
     denials: Cache<Key, Arc<Denial>>,
-    /// Integrations whose role was tried without the external ID, and may be used.
-    proven: Cache<Key, ()>,
-    /// Integrations whose role was found open at the last clear answer.
-    open: Cache<Key, ()>,
+    /// Last clear answer of the probes of each integration's role.
+    proofs: Cache<Key, Proof>,
     require_external_id: bool,
     identity: Arc<Identity>,
 }
@@ -143,8 +149,7 @@ impl Sessions {
         Self {
             cache: cache(options.max_sessions, options.assume_role_duration),
             denials: cache(options.max_sessions, options.assume_role_duration),
-            proven: cache(options.max_sessions, PROVEN_FOR),
-            open: cache(options.max_sessions, PROVEN_FOR),
+            proofs: cache(options.max_sessions, PROVEN_FOR),
             require_external_id: options.require_external_id,
             identity,
         }
@@ -193,9 +198,7 @@ impl Sessions {
             Some(denial) => denial.next_tries(Instant::now()),
             None => Tries::Both,
         };
-        let answer = self
-            .assume_proven(integration, tries, Patience::Waits)
-            .await;
+        let answer = self.assume_proven(integration, tries).await;
         let key = key(integration);
         match &answer {
             Ok(_) => self.denials.invalidate(&key).await,
@@ -215,46 +218,40 @@ impl Sessions {
         &self,
         integration: &Arc<Integration>,
         tries: Tries,
-        patience: Patience,
     ) -> Result<Arc<Session>, Fault> {
-        let session = self.identity.assume(integration, tries, patience).await?;
-        if !self.proven.contains_key(&key(integration)) {
-            let proof = self.prove(integration, &session).await;
-            if self.refuses(integration, &proof) {
+        let identity = &self.identity;
+        let session = identity.assume(integration, tries, Patience::Waits).await?;
+        let proof = self.proofs.get(&key(integration)).await;
+        if proof.is_none_or(|proof| proof.is_refused || proof.at.elapsed() >= PROVEN_FOR) {
+            let (_, is_refused) = self.prove(integration, &session).await;
+            if is_refused {
                 return Err(Fault::external_id_not_required());
             }
         }
         Ok(session)
     }
 
-    /// Tries to assume the role as someone would who does not know the external ID. Only a
-    /// session that AWS grants proves anything: an error or a time-out is tried again soon.
-    pub(super) async fn prove(
+    /// Probes the role: tries to assume it as someone would who does not know the external ID.
+    /// Answers what that showed, and whether nothing is delivered to the role. Only a session
+    /// that AWS grants proves anything: after an error or a time-out the last clear answer
+    /// stands, and the role is probed again soon.
+    async fn prove(
         &self,
         integration: &Arc<Integration>,
         session: &Session,
-    ) -> ExternalIdProof {
-        let proof = self.identity.prove_external_id(integration).await;
+    ) -> (ExternalIdProof, bool) {
+        let key = key(integration);
         let organization_id = integration.organization_id.as_str();
-        match &proof {
-            ExternalIdProof::Required => {
-                self.open.invalidate(&key(integration)).await;
-                self.proven.insert(key(integration), ()).await;
-            }
+        let proof = self.identity.prove_external_id(integration).await;
+        let is_open = match &proof {
+            ExternalIdProof::Required => false,
             ExternalIdProof::NotRequired | ExternalIdProof::AnyAccepted => {
                 warn!(
                     organization_id,
                     role_arn = integration.role_arn.as_str(),
                     "the role can be assumed without knowing the external ID: its trust policy lacks the condition sts:ExternalId"
                 );
-                match self.require_external_id {
-                    true => {
-                        self.open.insert(key(integration), ()).await;
-                        self.proven.invalidate(&key(integration)).await;
-                        self.cache.invalidate(&key(integration)).await;
-                    }
-                    false => self.proven.insert(key(integration), ()).await,
-                }
+                true
             }
             ExternalIdProof::Unclear(fault) => {
                 session.lifetime.renew_within(PROVE_AGAIN);
@@ -263,38 +260,35 @@ impl Sessions {
                     code = fault.code(),
                     "could not prove yet that the role requires the external ID"
                 );
+                let before = self.proofs.get(&key).await;
+                return (proof, before.is_some_and(|before| before.is_refused));
             }
-        }
-        proof
-    }
-
-    /// Whether nothing is delivered to a role of which this was found. One that was open stays
-    /// so until a clear answer says otherwise.
-    pub(super) fn refuses(&self, integration: &Integration, proof: &ExternalIdProof) -> bool {
-        let is_open = match proof {
-            ExternalIdProof::Required => false,
-            ExternalIdProof::NotRequired | ExternalIdProof::AnyAccepted => true,
-            ExternalIdProof::Unclear(_) => self.open.contains_key(&key(integration)),
         };
-        self.require_external_id && is_open
+        let is_refused = is_open && self.require_external_id;
+        let at = Instant::now();
+        self.proofs.insert(key, Proof { at, is_refused }).await;
+        if is_refused {
+            self.cache.invalidate(&key).await;
+        }
+        (proof, is_refused)
     }
 
-    /// A new session for a test, whatever is at hand, and whether its role requires the
-    /// external ID. Delivery uses it from now on, unless the role is refused.
+    /// A new session for a test, whatever is at hand, with what the probes of its role showed,
+    /// and whether the role is refused. Unless it is, delivery uses the session from now on.
     pub(super) async fn renew(
         &self,
         integration: &Arc<Integration>,
-    ) -> Result<(Arc<Session>, ExternalIdProof), Fault> {
+    ) -> Result<(Arc<Session>, ExternalIdProof, bool), Fault> {
         let identity = &self.identity;
         let session = identity
             .assume(integration, Tries::Both, Patience::AtOnce)
             .await?;
-        let proof = self.prove(integration, &session).await;
-        if !self.refuses(integration, &proof) {
+        let (proof, is_refused) = self.prove(integration, &session).await;
+        if !is_refused {
             self.cache.insert(key(integration), session.clone()).await;
             self.denials.invalidate(&key(integration)).await;
         }
-        Ok((session, proof))
+        Ok((session, proof, is_refused))
     }
 
     /// Drops a session that is no longer good, but not one that took its place.
@@ -316,10 +310,8 @@ impl Sessions {
         debug_assert!(forgotten.is_ok());
         let forgotten = self.denials.invalidate_entries_if(move |key, _| of_it(key));
         debug_assert!(forgotten.is_ok());
-        for cache in [&self.proven, &self.open] {
-            let forgotten = cache.invalidate_entries_if(move |key, ()| of_it(key));
-            debug_assert!(forgotten.is_ok());
-        }
+        let forgotten = self.proofs.invalidate_entries_if(move |key, _| of_it(key));
+        debug_assert!(forgotten.is_ok());
     }
 
     /// While a session is good, a renewal that fails is nobody's fault but a line in
@@ -341,10 +333,7 @@ impl Sessions {
 
     async fn renew_ahead(&self, integration: &Arc<Integration>) {
         let tries = Tries::Both;
-        match self
-            .assume_proven(integration, tries, Patience::Waits)
-            .await
-        {
+        match self.assume_proven(integration, tries).await {
             // Not where it was forgotten meanwhile.
             Ok(session) if self.cache.contains_key(&key(integration)) => {
                 self.cache.insert(key(integration), session).await;

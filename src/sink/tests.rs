@@ -6,6 +6,7 @@ mod connections;
 mod deletion;
 mod denials;
 mod environment;
+mod evidence;
 mod external_ids;
 mod faults;
 mod identity;
