@@ -365,3 +365,21 @@ fn many_rotations_leave_a_state_of_bounded_size() {
     let known = &log.position.as_ref().unwrap().file.known;
     assert!((10..=140).contains(&known.len()), "{}", known.len());
 }
+
+/// The first bytes of a file with a hole say nothing of it: once it is written anew, only its
+/// inode is the same.
+#[test]
+fn a_file_that_began_with_nuls_and_is_written_anew_is_read_from_its_start() {
+    let mut log = Log::new();
+    log.append(&log.path(), &"\0".repeat(4_096));
+    log.write(20);
+    log.read();
+    for _ in 0..3 {
+        fs::write(log.path(), "").unwrap();
+        log.read();
+        let before = log.read.len();
+        log.write(3);
+        log.read();
+        assert_eq!(log.read.len(), before + 3);
+    }
+}
