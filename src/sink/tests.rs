@@ -44,8 +44,7 @@ use super::{
 };
 use crate::domain::{
     arn::{RoleArn, StreamArn},
-    integration::{IntegrationKey, PreviousExternalId, SealedExternalId},
-    organization::OrganizationId,
+    integration::{self, IntegrationKey, PreviousExternalId},
     status::{Cause, Meaning, Reason, Stage},
 };
 
@@ -148,23 +147,12 @@ fn integration() -> Arc<Integration> {
 }
 
 fn version(integration_id: Uuid, version: u64) -> Arc<Integration> {
-    let now = Timestamp::UNIX_EPOCH;
     Arc::new(Integration {
-        key: IntegrationKey(1),
-        organization_id: OrganizationId::new("acme").unwrap(),
         integration_id,
         stream_arn: StreamArn::parse(STREAM).unwrap(),
         role_arn: RoleArn::parse(ROLE).unwrap(),
-        external_id: SealedExternalId {
-            key_id: "k".into(),
-            bytes: Box::default(),
-        },
-        external_id_hint: "seen".into(),
-        external_id_set_at: now,
-        previous: None,
         version,
-        created_at: now,
-        updated_at: now,
+        ..integration::testing::integration(1, 123_456_789_012)
     })
 }
 

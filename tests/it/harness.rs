@@ -207,6 +207,21 @@ pub async fn stand_in() -> StandIn {
     StandIn::start(options).await.unwrap()
 }
 
+/// Refusal of each call of an operation, on everything or on one stream or role.
+pub fn refusal(operation: Operation, target: Option<&str>, code: &str, status: u16) -> Fault {
+    Fault {
+        operation: Some(operation),
+        target: target.map(str::to_owned),
+        calls: None,
+        when: When::Before,
+        effect: Effect::Error {
+            code: code.to_owned(),
+            status,
+            message: String::new(),
+        },
+    }
+}
+
 fn access(stand_in: &StandIn) -> StandInAccess {
     let own = vendor_credentials();
     StandInAccess {

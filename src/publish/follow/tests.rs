@@ -36,6 +36,15 @@ impl Log {
         log
     }
 
+    /// Three lines of it have been read.
+    fn begun() -> Self {
+        let mut log = Self::new();
+        log.write(3);
+        log.read();
+        log.notes.clear();
+        log
+    }
+
     /// Nobody follows it yet.
     fn unstarted() -> Self {
         Self {

@@ -3,14 +3,14 @@
 use serde_json::json;
 use siem_relay::{
     proto::v1::{CheckName, CheckResult, Status, StatusReason},
-    sandbox::aws::{Effect, Fault, Operation, RoleSpec, StandIn, When, vendor_credentials},
+    sandbox::aws::{Operation, RoleSpec, StandIn, vendor_credentials},
 };
 use tempfile::TempDir;
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
 
 use crate::harness::{
-    Api, Customer, Load, Process, StatusFeed, Told, arrive, reason, stand_in, violated,
+    Api, Customer, Load, Process, StatusFeed, Told, arrive, reason, refusal, stand_in, violated,
 };
 
 /// The built binary with waits that do not keep a test waiting, and customers in several
@@ -56,17 +56,7 @@ impl Ground {
 
     /// Calls of an operation on a stream or a role are refused.
     fn refuse(&self, operation: Operation, target: Option<&str>, code: &str, status: u16) {
-        let fault = Fault {
-            operation: Some(operation),
-            target: target.map(str::to_owned),
-            calls: None,
-            when: When::Before,
-            effect: Effect::Error {
-                code: code.to_owned(),
-                status,
-                message: String::new(),
-            },
-        };
+        let fault = refusal(operation, target, code, status);
         self.stand_in.control().add_fault(fault).unwrap();
     }
 

@@ -58,10 +58,7 @@ fn at_a_first_start_only_the_path_is_read() {
 
 #[test]
 fn another_log_beside_it_is_never_read() {
-    let mut log = Log::new();
-    log.write(3);
-    log.read();
-    log.notes.clear();
+    let mut log = Log::begun();
     for name in [
         "eve-2.json",
         "eve-flow.json",
@@ -89,10 +86,7 @@ fn another_log_beside_it_is_never_read() {
 #[test]
 fn a_file_that_was_the_path_is_found_under_any_name() {
     for name in ["eve-20260102.json", "eve.1.json", "moved"] {
-        let mut log = Log::new();
-        log.write(3);
-        log.read();
-        log.notes.clear();
+        let mut log = Log::begun();
         log.write(2);
         fs::rename(log.path(), log.named(name)).unwrap();
         log.restart();
@@ -110,10 +104,7 @@ fn a_file_that_was_the_path_is_found_under_any_name() {
 
 #[test]
 fn a_copy_that_is_made_by_hand_is_not_read_again() {
-    let mut log = Log::new();
-    log.write(3);
-    log.read();
-    log.notes.clear();
+    let mut log = Log::begun();
     fs::copy(log.path(), log.named("eve.json.20260102")).unwrap();
     log.rotate();
     log.write(2);
@@ -127,10 +118,7 @@ fn a_copy_that_is_made_by_hand_is_not_read_again() {
 
 #[test]
 fn what_is_written_to_the_old_file_after_a_rotation_is_read() {
-    let mut log = Log::new();
-    log.write(3);
-    log.read();
-    log.notes.clear();
+    let mut log = Log::begun();
     log.rotate();
     log.write(2);
     log.check();
@@ -173,10 +161,7 @@ fn what_is_written_to_the_old_file_after_a_rotation_is_read() {
 
 #[test]
 fn what_is_written_to_the_old_file_while_nobody_follows_is_read() {
-    let mut log = Log::new();
-    log.write(3);
-    log.read();
-    log.notes.clear();
+    let mut log = Log::begun();
     log.rotate();
     log.write(2);
     log.check();
@@ -328,10 +313,7 @@ fn a_rotation_of_files_full_of_nuls_reads_what_comes_after() {
 
 #[test]
 fn a_last_line_without_its_line_break_counts_once_nobody_writes_any_more() {
-    let mut log = Log::new();
-    log.write(3);
-    log.read();
-    log.notes.clear();
+    let mut log = Log::begun();
     log.append(&log.path(), "     4");
     log.read();
     touch(&log, "eve.json", -600);

@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use siem_relay::{
     proto::v1::StatusReason,
-    sandbox::aws::{Control, Effect, Fault, Operation, When, vendor_credentials},
+    sandbox::aws::{Control, Operation, vendor_credentials},
 };
 use tempfile::TempDir;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -13,7 +13,7 @@ use super::{
     case::{Case, From},
     trouble::Trouble,
 };
-use crate::harness::{Gateway, Process, stand_in};
+use crate::harness::{Gateway, Process, refusal, stand_in};
 
 /// What is wrong with the service's own credentials.
 #[derive(Clone, Copy, Debug)]
@@ -67,18 +67,8 @@ impl Own {
 }
 
 fn refuse(aws: &Control, operation: Operation, code: &str, status: u16) {
-    let fault = Fault {
-        operation: Some(operation),
-        target: None,
-        calls: None,
-        when: When::Before,
-        effect: Effect::Error {
-            code: code.to_owned(),
-            status,
-            message: String::new(),
-        },
-    };
-    aws.add_fault(fault).unwrap();
+    aws.add_fault(refusal(operation, None, code, status))
+        .unwrap();
 }
 
 /// Whatever is wrong with our own credentials, no status blames the customer or stays green:
