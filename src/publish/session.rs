@@ -97,7 +97,7 @@ impl<'a> Session<'a> {
         self.tell(Notice::Progress(self.progress));
     }
 
-    /// What follows is of this file. Answers what stands above the line in its tags.
+    /// Starts the next file. Returns the upper bits, the file's number, of the tags of its lines.
     pub(super) fn begin(&mut self, begin: &Begin) -> u64 {
         let files = self.track.as_ref().and_then(|track| track.files.back());
         let above = files.map_or(0, |(tag, _)| ((tag >> LINE_BITS) + 1) << LINE_BITS);

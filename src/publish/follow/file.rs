@@ -1,4 +1,4 @@
-//! A file and what makes it out, under whatever name.
+//! A file, and the inode and first bytes that identify it under any name.
 
 use std::{
     cmp::Reverse,
@@ -13,12 +13,12 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha1::{Digest as _, Sha1};
 
-/// How many of its first bytes make a file out; an EVE record's time and flow are there.
+/// Number of first bytes that identify a file; an EVE record's time and flow are in them.
 pub(super) const HEAD_BYTES: usize = 1_024;
-/// What a compressed copy is called, which cannot be read here.
+/// Extensions of compressed copies, which cannot be read here.
 const COMPRESSED: [&str; 6] = ["gz", "xz", "zst", "bz2", "lz4", "Z"];
 
-/// So few first bytes make no file out whose inode is another.
+/// Fewer first bytes do not identify a file whose inode differs.
 const LEAST_PRINT_BYTES: usize = 64;
 
 /// Device and inode.
@@ -43,7 +43,7 @@ impl FileId {
     }
 }
 
-/// First bytes that make a file out: how many, and their SHA-1.
+/// First bytes that identify a file: their number and SHA-1.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Print {
     #[serde(rename = "head_length")]
@@ -53,7 +53,7 @@ pub(super) struct Print {
 }
 
 impl Print {
-    /// NULs, which a truncation leaves at the start of a file, make none out.
+    /// NULs identify no file: a truncation leaves them at the start.
     pub(super) fn of(head: &[u8]) -> Self {
         let head = match head.iter().all(|byte| *byte == 0) {
             true => &[],
@@ -71,7 +71,7 @@ impl Print {
         self.length == 0
     }
 
-    /// Whether it makes a copy out, which has another inode.
+    /// Whether it identifies a copy, whose inode differs.
     pub(super) fn is_telling(&self) -> bool {
         self.length >= LEAST_PRINT_BYTES
     }
@@ -87,7 +87,7 @@ impl Print {
     }
 }
 
-/// A file that is not to be read from its start, should it be met under whatever name.
+/// A file seen before. Under any name it is resumed or ignored, never read from its start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Known {
     #[serde(flatten)]

@@ -58,7 +58,7 @@ impl Tail {
         let variant = beside.find(|entry| file::is_variant(&entry.name, &own));
         match variant {
             Some(entry) if !self.was_there => Err(io::Error::other(format!(
-                "{} is not there, but {} is: the sensor seems to write a file for each day or thread, and such names are not guessed; {}",
+                "{} is not there, but {} is: the sensor seems to write a file for each day or thread, and --follow reads only the file that it names; {}",
                 self.path.display(),
                 entry.name,
                 advice(&own)
