@@ -24,6 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         descriptors.encode_to_vec(),
     )?;
     tonic_prost_build::configure()
+        .build_client(false)
         .bytes(".siem.v1")
         .codec_path("crate::proto::codec::LeanCodec")
         .extern_path(".google.rpc.Status", "::tonic_types::Status")

@@ -16,7 +16,6 @@
 //! | [`sink`] | AWS: AssumeRole and PutRecords; GetRecords for `verify` |
 //! | [`worker`] | who has work, whose turn it is, send, settle |
 //! | [`watch`] | status changes to subscribers |
-//! | [`client`] | the gRPC client that `publish` and `sandbox` use |
 //! | [`publish`] | Suricata EVE files into the service |
 //! | [`verify`] | pure: proves from a stream's records that nothing is missing |
 //! | [`onboarding`] | what a customer applies in its own account: policies and templates |
@@ -32,7 +31,6 @@
 pub mod api;
 pub mod app;
 pub mod cli;
-pub mod client;
 pub mod config;
 pub mod domain;
 pub mod onboarding;

@@ -18,11 +18,9 @@ use tokio::time::{interval, sleep};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use uuid::Uuid;
 
-use crate::{
-    client::{
-        self, AddressError, EventSender, Publisher, PublisherError, PublisherOptions, Updates,
-    },
-    proto::v1,
+use siem_client::v1;
+use siem_client::{
+    self, AddressError, EventSender, Publisher, PublisherError, PublisherOptions, Updates,
 };
 
 pub mod eve;
@@ -158,7 +156,7 @@ pub async fn run(
     if !is_organization_id(&options.organization_id) {
         return Err(PublishError::Organization);
     }
-    let channel = client::channel(&options.address)?;
+    let channel = siem_client::channel(&options.address)?;
     let origin = Origin::new(
         &options.organization_id,
         options.network_id,

@@ -10,8 +10,6 @@
 //! What is shown is what was read back from the stream. The service is spoken to only
 //! through its public API, as any caller would.
 
-pub mod aws;
-
 mod account;
 mod ending;
 mod error;

@@ -266,11 +266,8 @@ fn what_goes_wrong_is_said_with_an_exit_code() {
 /// A wrong external ID in the middle of a run: it must end by itself, and say why.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_is_refused_ends_with_the_status() {
-    use siem_relay::{
-        client,
-        proto::v1::{
-            ConfigureRequest, siem_integration_service_client::SiemIntegrationServiceClient,
-        },
+    use siem_client::v1::{
+        ConfigureRequest, siem_integration_service_client::SiemIntegrationServiceClient,
     };
     let directory = tempfile::tempdir().unwrap();
     let mut child = sandbox(
@@ -291,7 +288,7 @@ async fn a_run_that_is_refused_ends_with_the_status() {
         external_id: "not-the-external-id".into(),
         ..ConfigureRequest::default()
     };
-    SiemIntegrationServiceClient::new(client::channel(address).unwrap())
+    SiemIntegrationServiceClient::new(siem_client::channel(address).unwrap())
         .configure(request)
         .await
         .unwrap();

@@ -3,12 +3,10 @@
 use std::net::SocketAddr;
 
 use futures_util::{TryStreamExt, stream};
-use siem_relay::{
-    client::channel,
-    proto::v1::{
-        ConfigureRequest, DeleteRequest, EventCounts, GetRequest, ListRequest,
-        siem_integration_service_client::SiemIntegrationServiceClient,
-    },
+use siem_client::channel;
+use siem_client::v1::{
+    ConfigureRequest, DeleteRequest, EventCounts, GetRequest, ListRequest,
+    siem_integration_service_client::SiemIntegrationServiceClient,
 };
 use tonic::transport::Channel;
 

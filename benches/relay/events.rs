@@ -4,10 +4,10 @@ use std::{fs, path::Path};
 
 use prost::Message;
 use rand::{Rng, rngs::StdRng};
+use siem_client::v1::{self, event::Payload};
 use siem_relay::{
     api::wire::decode_event,
     domain::event::{Format, Head, finish},
-    proto::v1::{self, event::Payload},
     publish::eve::{Line, Origin, parse},
 };
 use uuid::Uuid;

@@ -16,9 +16,7 @@ use std::{
 use bytes::{Buf, Bytes};
 use futures_util::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
-use siem_relay::proto::v1::{
-    PublishResponse, PublishStreamResponse, publish_stream_response::Outcome,
-};
+use siem_client::v1::{PublishResponse, PublishStreamResponse, publish_stream_response::Outcome};
 use tokio::net::TcpListener;
 use tonic::{
     Request, Response, Status, Streaming,

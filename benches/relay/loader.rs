@@ -14,7 +14,8 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use siem_relay::{client::channel, proto::v1};
+use siem_client::channel;
+use siem_client::v1;
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 

@@ -4,13 +4,10 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
-use siem_relay::{
-    client::channel,
-    proto::v1::{
-        StreamStatusRequest, StreamStatusResponse,
-        siem_integration_service_client::SiemIntegrationServiceClient,
-        stream_status_response::Event,
-    },
+use siem_client::channel;
+use siem_client::v1::{
+    StreamStatusRequest, StreamStatusResponse,
+    siem_integration_service_client::SiemIntegrationServiceClient, stream_status_response::Event,
 };
 use tokio::{sync::mpsc, time::sleep};
 use tonic::Streaming;

@@ -12,10 +12,10 @@ use uuid::Uuid;
 
 use super::{complain, shutdown_on_signals};
 use crate::{
-    client::{self, PublisherOptions},
     config::EXIT_USAGE,
     publish::{self, ConsoleReporter, Input, PublishOptions},
 };
+use siem_client::{self, PublisherOptions};
 
 /// How long an interrupt waits for the answers in flight.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
@@ -62,7 +62,7 @@ pub struct PublishArgs {
     #[arg(long, value_name = "UUID")]
     device: Uuid,
     /// Where the service listens.
-    #[arg(long, value_name = "URL", default_value = client::DEFAULT_ADDRESS, env = "SIEM_RELAY_ADDRESS")]
+    #[arg(long, value_name = "URL", default_value = siem_client::DEFAULT_ADDRESS, env = "SIEM_RELAY_ADDRESS")]
     address: String,
     /// The first line that counts, from 1; an interrupted run tells it.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use aws_stand_in::vendor_credentials;
 use clap::Args;
 use uuid::Uuid;
 
@@ -16,10 +17,7 @@ use crate::{
     config::{Config, EXIT_USAGE},
     domain::organization::OrganizationId,
     publish::Input,
-    sandbox::{
-        self, DEFAULT_DEVICE, DEFAULT_NETWORK, DEFAULT_PORT, Feed, Options, Port,
-        aws::vendor_credentials,
-    },
+    sandbox::{self, DEFAULT_DEVICE, DEFAULT_NETWORK, DEFAULT_PORT, Feed, Options, Port},
     telemetry::{self, TelemetryGuard},
 };
 

@@ -22,10 +22,8 @@ use std::{borrow::Cow, net::IpAddr};
 use serde_json::{error::Category, value::RawValue};
 use uuid::Uuid;
 
-use crate::{
-    domain::event::{MAX_VLAN_ID, MAX_VLANS},
-    proto::v1,
-};
+use crate::domain::event::{MAX_VLAN_ID, MAX_VLANS};
+use siem_client::v1;
 
 mod context;
 mod object;

@@ -3,13 +3,11 @@
 use std::io::Write;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use tonic::Status;
+use siem_client::Status;
 
 use super::{LineError, eve::Repair};
-use crate::{
-    client::Retrying,
-    proto::v1::{ErrorReason, Rejection},
-};
+use siem_client::Retrying;
+use siem_client::v1::{ErrorReason, Rejection};
 
 /// Lines of each kind that are told in full.
 const MAX_TOLD: u64 = 20;

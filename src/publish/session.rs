@@ -11,7 +11,7 @@ use super::{
     follow::{Begin, Followed, Position, Told},
     summary::OTHER_TYPES,
 };
-use crate::client::{Ack, Update};
+use siem_client::{Ack, Update};
 
 /// Distinct event types that are counted each; a hostile file could hold millions.
 const MAX_EVENT_TYPES: usize = 100;

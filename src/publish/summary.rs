@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt, io, path::PathBuf};
 
 use super::{Input, Progress, PublishOptions, follow::PlaceError};
-use crate::client::PublisherError;
+use siem_client::PublisherError;
 
 /// Where event types beyond the first hundred are counted.
 pub(super) const OTHER_TYPES: &str = "(others)";

@@ -6,10 +6,8 @@ use tempfile::NamedTempFile;
 use tokio::{sync::mpsc, time::timeout};
 
 use super::*;
-use crate::{
-    client::testing::{Fault, FaultyServer, Running, TEST_TIMEOUT, Verdict},
-    proto::v1,
-};
+use siem_client::testing::{Fault, FaultyServer, Running, TEST_TIMEOUT, Verdict};
+use siem_client::v1;
 
 fn alert(number: u64) -> String {
     format!(
@@ -75,7 +73,7 @@ async fn publish(options: PublishOptions) -> Told {
 #[tokio::test]
 async fn every_alert_of_a_file_arrives_in_order() {
     let server = FaultyServer::default();
-    let running = Running::port_0(server.clone());
+    let running = Running::start_on_free_port(server.clone()).unwrap();
     let file = file(alerts(0..5_000));
     let told = publish(options(&running, file.path())).await;
     assert_eq!(flow_ids(&server), (0..5_000).collect::<Vec<_>>());
@@ -90,7 +88,7 @@ async fn every_alert_of_a_file_arrives_in_order() {
 #[tokio::test]
 async fn what_is_no_alert_is_told_and_the_rest_goes_on() {
     let server = FaultyServer::default();
-    let running = Running::port_0(server.clone());
+    let running = Running::start_on_free_port(server.clone()).unwrap();
     let mut text = b"\xef\xbb\xbf".to_vec();
     text.extend_from_slice(format!("{}\r\n\r\n  \n", alert(0)).as_bytes());
     text.extend_from_slice(b"{\"event_type\":\"dns\"}\n{\"event_type\":\"flow\"}\nnonsense\n");
@@ -119,7 +117,7 @@ async fn rejections_name_their_lines() {
         }),
         ..FaultyServer::default()
     };
-    let running = Running::port_0(server);
+    let running = Running::start_on_free_port(server).unwrap();
     let file = file(format!("{{\"event_type\":\"dns\"}}\n{}", alerts(0..20)));
     let told = publish(options(&running, file.path())).await;
     assert_eq!(
@@ -141,9 +139,12 @@ async fn rejections_name_their_lines() {
 
 #[tokio::test]
 async fn a_refused_request_counts_all_its_alerts() {
-    let plan = vec![Fault::Accept, Fault::Answer(tonic::Code::InvalidArgument)];
+    let plan = vec![
+        Fault::Accept,
+        Fault::Answer(siem_client::Code::InvalidArgument),
+    ];
     let server = FaultyServer::with_plan(plan);
-    let running = Running::port_0(server);
+    let running = Running::start_on_free_port(server).unwrap();
     let file = file(alerts(0..21));
     let told = publish(options(&running, file.path())).await;
     assert_eq!(
@@ -156,7 +157,7 @@ async fn a_refused_request_counts_all_its_alerts() {
 
 #[tokio::test]
 async fn many_broken_lines_are_told_briefly() {
-    let running = Running::port_0(FaultyServer::default());
+    let running = Running::start_on_free_port(FaultyServer::default()).unwrap();
     let file = file("x\n".repeat(50));
     let told = publish(options(&running, file.path())).await;
     assert_eq!(told.text.lines().count(), 21);
@@ -166,7 +167,7 @@ async fn many_broken_lines_are_told_briefly() {
 
 #[tokio::test]
 async fn event_types_are_counted_up_to_a_bound() {
-    let running = Running::port_0(FaultyServer::default());
+    let running = Running::start_on_free_port(FaultyServer::default()).unwrap();
     let mut text = String::new();
     for number in 0..150 {
         writeln!(text, r#"{{"event_type":"{number:03}{}"}}"#, "é".repeat(200)).unwrap();
@@ -186,7 +187,7 @@ async fn event_types_are_counted_up_to_a_bound() {
 #[tokio::test]
 async fn a_line_too_long_to_keep_is_broken() {
     let server = FaultyServer::default();
-    let running = Running::port_0(server.clone());
+    let running = Running::start_on_free_port(server.clone()).unwrap();
     let long = "x".repeat(MAX_LINE_BYTES + 1);
     let file = file(format!("{}{long}\n{}", alerts(0..2), alerts(2..4)));
     let told = publish(options(&running, file.path())).await;
@@ -197,7 +198,7 @@ async fn a_line_too_long_to_keep_is_broken() {
 #[tokio::test]
 async fn a_run_can_start_at_a_line() {
     let server = FaultyServer::default();
-    let running = Running::port_0(server.clone());
+    let running = Running::start_on_free_port(server.clone()).unwrap();
     let file = file(format!("broken\n{}", alerts(0..10)));
     let mut options = options(&running, file.path());
     options.from_line = 9;
@@ -209,7 +210,7 @@ async fn a_run_can_start_at_a_line() {
 #[tokio::test]
 async fn a_server_that_goes_away_is_told_and_met_again() {
     let server = FaultyServer::default();
-    let running = Running::port_0(server.clone());
+    let running = Running::start_on_free_port(server.clone()).unwrap();
     let file = file(alerts(0..2_000));
     let options = options(&running, file.path());
     let address = running.kill().await;
@@ -224,7 +225,7 @@ async fn a_server_that_goes_away_is_told_and_met_again() {
     let shutdown = CancellationToken::new();
     let started = async {
         retried.recv().await.unwrap();
-        Running::start(server.clone(), address)
+        Running::start(server.clone(), address).unwrap()
     };
     let all = async { tokio::join!(run(options, &mut reporter, shutdown), started) };
     let (summary, _running) = timeout(TEST_TIMEOUT, all).await.expect("it hangs");
@@ -241,7 +242,7 @@ async fn a_server_that_goes_away_is_told_and_met_again() {
 async fn an_end_of_patience_tells_where_to_resume() {
     let plan = vec![Fault::Accept, Fault::Accept, Fault::End];
     let server = FaultyServer::with_plan(plan);
-    let running = Running::port_0(server);
+    let running = Running::start_on_free_port(server).unwrap();
     let file = file(alerts(0..100));
     let mut options = options(&running, file.path());
     options.publisher.give_up_after = Duration::ZERO;
@@ -270,7 +271,7 @@ fn interrupter(shutdown: CancellationToken, accepted: u64) -> impl Reporter + Se
 #[tokio::test]
 async fn an_interrupt_waits_for_answers_and_tells_where_to_resume() {
     let server = FaultyServer::default();
-    let running = Running::port_0(server.clone());
+    let running = Running::start_on_free_port(server.clone()).unwrap();
     let file = file(alerts(0..20_000));
     let shutdown = CancellationToken::new();
     let mut reporter = interrupter(shutdown.clone(), 100);
@@ -293,7 +294,7 @@ async fn an_interrupt_waits_for_answers_and_tells_where_to_resume() {
 async fn an_interrupt_does_not_wait_for_ever() {
     let mut plan = vec![Fault::Silence; 1_000];
     plan[0] = Fault::Accept;
-    let running = Running::port_0(FaultyServer::with_plan(plan));
+    let running = Running::start_on_free_port(FaultyServer::with_plan(plan)).unwrap();
     let file = file(alerts(0..5_000));
     let mut options = options(&running, file.path());
     options.shutdown_grace = Duration::ZERO;
@@ -311,7 +312,7 @@ async fn an_interrupt_does_not_wait_for_ever() {
 #[tokio::test]
 async fn a_live_pipe_is_prompt() {
     let server = FaultyServer::default();
-    let running = Running::port_0(server.clone());
+    let running = Running::start_on_free_port(server.clone()).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("pipe");
     let made = tokio::process::Command::new("mkfifo")
@@ -343,7 +344,7 @@ async fn a_live_pipe_is_prompt() {
 
 #[tokio::test]
 async fn wrong_options_are_told() {
-    let running = Running::port_0(FaultyServer::default());
+    let running = Running::start_on_free_port(FaultyServer::default()).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let check = async |change: &dyn Fn(&mut PublishOptions), usage: bool, expect: &str| {
         let mut options = options(&running, directory.path().join("absent.json"));

@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::aws::{Control, ControlError, RoleSpec, StreamSpec, vendor_credentials};
+use aws_stand_in::{Control, ControlError, RoleSpec, StreamSpec, vendor_credentials};
 
 /// The region of the stream, and of STS.
 pub const REGION: &str = "us-east-1";

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::tally::{Run, Tally};
-use crate::proto::v1::EventCounts;
+use siem_client::v1::EventCounts;
 
 /// What was read back of each integration, and what the service says of the last one.
 pub(super) fn told(tally: &Tally, counts: Option<EventCounts>, elapsed: Duration) -> String {

@@ -2,15 +2,12 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use tonic::Status;
+use siem_client::Status;
 
-use super::{aws::ControlError, tally::Defect};
-use crate::{
-    app::AppError,
-    client::{AddressError, PublisherError},
-    config::ConfigError,
-    publish::PublishError,
-};
+use super::tally::Defect;
+use crate::{app::AppError, config::ConfigError, publish::PublishError};
+use aws_stand_in::ControlError;
+use siem_client::{AddressError, PublisherError};
 
 /// Why a sandbox did not start, or a run that has an end failed.
 #[derive(Debug, thiserror::Error)]

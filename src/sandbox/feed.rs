@@ -6,19 +6,17 @@ use std::{
     time::Duration,
 };
 
+use siem_client::Channel;
 use tokio::{
     sync::Semaphore,
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use tonic::transport::Channel;
 
 use super::{SandboxError, samples::Samples, screen::Screen};
-use crate::{
-    client::{Ack, EventSender, Publisher, PublisherOptions, Update, Updates},
-    proto::v1::{ErrorReason, PublishResponse},
-    publish::{self, ConsoleReporter, PublishOptions, Summary},
-};
+use crate::publish::{self, ConsoleReporter, PublishOptions, Summary};
+use siem_client::v1::{ErrorReason, PublishResponse};
+use siem_client::{Ack, EventSender, Publisher, PublisherOptions, Update, Updates};
 
 /// Two a second: a person can follow.
 const PACE: Duration = Duration::from_millis(500);

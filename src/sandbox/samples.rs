@@ -4,10 +4,8 @@
 use jiff::Timestamp;
 use uuid::{Uuid, uuid};
 
-use crate::{
-    proto::v1::{Event, event::Payload},
-    publish::eve::{self, Line, Origin},
-};
+use crate::publish::eve::{self, Line, Origin};
+use siem_client::v1::{Event, event::Payload};
 
 const LINES: &str = include_str!("samples.jsonl");
 
@@ -74,12 +72,12 @@ impl Samples {
     }
 
     /// Now in microseconds, as sensors tell it, and later than ever before.
-    fn now(&mut self) -> prost_types::Timestamp {
+    fn now(&mut self) -> siem_client::Timestamp {
         let micros = Timestamp::now()
             .as_microsecond()
             .max(self.last.as_microsecond() + 1);
         self.last = Timestamp::from_microsecond(micros).unwrap_or(Timestamp::MAX);
-        prost_types::Timestamp {
+        siem_client::Timestamp {
             seconds: micros.div_euclid(1_000_000),
             // Below a billion.
             nanos: (micros.rem_euclid(1_000_000) * 1_000) as i32,

@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::aws::Record;
+use aws_stand_in::Record;
 pub(super) use paint::{Color, Paint};
 
 /// Events that wait to be written.

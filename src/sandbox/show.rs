@@ -4,12 +4,12 @@ mod reader;
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
+use siem_client::{Channel, Code};
 use tokio::{
     sync::{Semaphore, watch},
     time::{Instant, interval, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use tonic::{Code, transport::Channel};
 
 use super::{
     Feed, Options, SandboxError,
@@ -22,15 +22,13 @@ use super::{
     tally::Tally,
     world::World,
 };
-use crate::{
-    client::{self, PublisherOptions},
-    proto::v1::{
-        ConfigureRequest, EventCounts, GetRequest,
-        siem_integration_service_client::SiemIntegrationServiceClient,
-    },
-    publish::PublishOptions,
-};
+use crate::publish::PublishOptions;
 use reader::Reader;
+use siem_client::v1::{
+    ConfigureRequest, EventCounts, GetRequest,
+    siem_integration_service_client::SiemIntegrationServiceClient,
+};
+use siem_client::{self, PublisherOptions};
 
 /// Events that were published and not read back yet, where each is waited for.
 const WINDOW_EVENTS: usize = 50_000;
@@ -76,7 +74,7 @@ pub(super) async fn run(
     shutdown: &CancellationToken,
 ) -> Result<(), SandboxError> {
     let started = Instant::now();
-    let channel = client::channel(&world.address().to_string())?;
+    let channel = siem_client::channel(&world.address().to_string())?;
     let place = Place::new(options, world, account);
     let records = world.control().subscribe(STREAM_ARN)?;
     let integration_id = configure(channel.clone(), options, account).await?;

@@ -1,13 +1,17 @@
 //! The integration's status, as StreamStatus tells it.
 
+use std::time::Duration;
+
 use tokio::sync::watch;
-use tonic::transport::Channel;
 
 use super::screen::{Color, Paint, Screen};
-use crate::proto::v1::{
-    IntegrationStatus, Status, StatusReason, StreamStatusRequest,
-    siem_integration_service_client::SiemIntegrationServiceClient, stream_status_response::Event,
+use siem_client::{
+    Channel, StatusEvent, StatusWatch,
+    v1::{IntegrationStatus, Status, StatusReason},
 };
+
+/// Twice the heartbeat of the service that the sandbox starts.
+const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 
 /// How an organization's integration stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -105,31 +109,27 @@ impl Standing {
     }
 }
 
-/// Shows each change of every integration, and keeps the organization's own at hand,
-/// until the service ends the stream.
+/// Shows each change of every integration, and keeps the organization's own in `latest`,
+/// until the call is refused. Never ends otherwise.
 pub(super) async fn follow(
     channel: Channel,
     organization: String,
     screen: Screen,
     latest: watch::Sender<Standing>,
 ) {
-    let mut client = SiemIntegrationServiceClient::new(channel);
-    let request = StreamStatusRequest::default();
-    let mut stream = match client.stream_status(request).await {
-        Ok(answer) => answer.into_inner(),
-        Err(status) => {
-            screen.say(&format!("StreamStatus failed: {}", status.message()));
-            return;
-        }
-    };
+    let mut watch = StatusWatch::new(channel, Vec::new(), SILENCE_LIMIT);
     let mut shown = std::collections::HashMap::new();
-    while let Ok(Some(message)) = stream.message().await {
-        let (whose, standing) = match message.event {
-            Some(Event::Current(current)) => {
+    loop {
+        let (whose, standing) = match watch.next().await {
+            Ok(StatusEvent::Current(current)) => {
                 (current.organization_id, Standing::of(current.status))
             }
-            Some(Event::Deleted(deleted)) => (deleted.organization_id, Standing::Deleted),
-            _ => continue,
+            Ok(StatusEvent::Deleted(deleted)) => (deleted.organization_id, Standing::Deleted),
+            Ok(_) => continue,
+            Err(status) => {
+                screen.say(&format!("StreamStatus failed: {}", status.message()));
+                return;
+            }
         };
         let changed = shown
             .get(&whose)

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::aws::Record;
+use aws_stand_in::Record;
 
 /// How a record is not as promised.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -5,6 +5,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
 };
 
+use aws_stand_in::{Control, StandIn, vendor_credentials};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -12,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Options, Port, SandboxError,
     account::{Account, REGION},
-    aws::{self, Control, StandIn, vendor_credentials},
 };
 use crate::{
     app::{App, AppError},
@@ -100,9 +100,9 @@ impl World {
 
 /// A stand-in on loopback.
 pub(super) async fn start_stand_in(port: u16) -> Result<StandIn, SandboxError> {
-    let options = aws::Options {
+    let options = aws_stand_in::Options {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
-        ..aws::Options::default()
+        ..aws_stand_in::Options::default()
     };
     let started = StandIn::start(options).await;
     started.map_err(|source| SandboxError::StandIn { port, source })

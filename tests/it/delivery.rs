@@ -5,7 +5,7 @@ mod refused;
 mod retention;
 mod trouble;
 
-use siem_relay::sandbox::aws::{Effect, Fault, HazardCounts, Operation, When};
+use aws_stand_in::{Effect, Fault, HazardCounts, Operation, When};
 
 use crate::harness::{
     Arrived, Customer, Load, Published, World, arrive, check_in_order, check_whole,

@@ -20,13 +20,11 @@ mod tool;
 
 use std::{future::Future, time::Duration};
 
-use siem_relay::{
-    proto::v1,
-    sandbox::aws::{
-        Control, Effect, Fault, FaultId, Operation, Options, StandIn, When, vendor_credentials,
-    },
-    sink::StandInAccess,
+use aws_stand_in::{
+    Control, Effect, Fault, FaultId, Operation, Options, StandIn, When, vendor_credentials,
 };
+use siem_client::v1;
+use siem_relay::sink::StandInAccess;
 use tempfile::TempDir;
 
 pub use age::{age_deliveries, age_log};
@@ -38,7 +36,7 @@ pub use customer::Customer;
 pub use database::database;
 pub use disk::Disk;
 pub use gateway::Gateway;
-pub use load::{Load, Published, detection, encode, event};
+pub use load::{Load, Published, detection, event};
 pub use process::Process;
 pub use raw::{framed, gzip};
 pub use relay::Relay;

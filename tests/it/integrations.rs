@@ -3,10 +3,10 @@
 mod external_ids;
 mod secrecy;
 
-use siem_relay::proto::v1::{self, ErrorReason, ListRequest, Status};
+use siem_client::v1::{self, ErrorReason, ListRequest, Status};
 use tonic::Code;
 
-use crate::harness::{Customer, Load, World, arrive, check_whole, encode, reason, violated};
+use crate::harness::{Customer, Load, World, arrive, check_whole, reason, violated};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_configured_is_got_back() {
@@ -354,11 +354,7 @@ async fn a_deleted_integration_takes_its_pending_events_along() {
     customer.make_stream(&world.aws, 1);
 
     // Nobody's events are never delivered later.
-    let answer = world
-        .api
-        .try_publish(encode(&load.events(10)))
-        .await
-        .unwrap();
+    let answer = world.api.try_publish(load.events(10)).await.unwrap();
     assert_eq!((answer.accepted, answer.unconfigured), (0, 10));
 
     let recreated = world.api.configure(&customer).await;

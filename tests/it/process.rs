@@ -18,16 +18,21 @@ use std::{
     collections::{BTreeMap, HashSet},
     fs,
     process::Stdio,
+    time::Duration,
 };
 
+use aws_stand_in::{Control, StandIn};
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use siem_relay::sandbox::aws::{Control, StandIn};
+use siem_client::{StatusEvent, StatusWatch};
 use tempfile::TempDir;
 use tokio::process::Command;
 use tonic::Code;
 use uuid::Uuid;
 
-use crate::harness::{Customer, Load, Process, arrive, encode, stand_in, within};
+use crate::harness::{Customer, Load, Process, arrive, stand_in, within};
+
+/// Longer than any silence of a service that runs.
+const TEST_SILENCE: Duration = Duration::from_secs(60);
 
 /// A customer in an AWS of its own, and a data directory for processes.
 struct Ground {
@@ -74,12 +79,12 @@ async fn publish_and_kill(process: Process, load: &mut Load, chance: &mut StdRng
     for _ in 0..chance.random_range(1..12) {
         let before = load.made.len();
         let events = load.events(chance.random_range(1..60));
-        let answer = api.try_publish(encode(&events)).await.unwrap();
+        let answer = api.try_publish(events.clone()).await.unwrap();
         assert_eq!(answer.accepted as usize, events.len());
         acked.extend(load.made[before..].iter().map(|made| made.event_id));
     }
     let before = load.made.len();
-    let events = encode(&load.events(300));
+    let events = load.events(300);
     let (answer, ()) = tokio::join!(api.try_publish(events), process.kill());
     if answer.is_ok_and(|answer| answer.accepted == 300) {
         acked.extend(load.made[before..].iter().map(|made| made.event_id));
@@ -185,4 +190,32 @@ async fn another_key_is_refused_and_the_right_one_opens_again() {
     fs::write(&key_file, key).unwrap();
     let process = ground.start().await;
     assert!(process.api.send_test("acme").await.delivered);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_status_watch_continues_over_a_kill_of_the_service() {
+    let ground = Ground::new().await;
+    let process = ground.start().await;
+    let listen = process.address.to_string();
+    process.api.configure(&ground.customer).await;
+    let channel = siem_client::channel(&listen).unwrap();
+    let mut watch = StatusWatch::new(channel, vec!["acme".to_owned()], TEST_SILENCE);
+    let current = within("the first status", watch.next()).await.unwrap();
+    assert!(matches!(current, StatusEvent::Current(_)), "{current:?}");
+    let synced = within("the marker", watch.next()).await.unwrap();
+    assert!(matches!(synced, StatusEvent::Synced(_)), "{synced:?}");
+    process.kill().await;
+
+    let process = ground.start_with(&["--listen", &listen]).await;
+    // The token is still valid: nothing is reset, and nothing is sent twice.
+    let synced = within("the marker again", watch.next()).await.unwrap();
+    assert!(matches!(synced, StatusEvent::Synced(_)), "{synced:?}");
+    process.api.delete("acme", false).await.unwrap();
+    let deleted = within("the deletion", watch.next()).await.unwrap();
+    assert!(matches!(deleted, StatusEvent::Deleted(_)), "{deleted:?}");
+
+    let channel = siem_client::channel(&listen).unwrap();
+    let mut refused = StatusWatch::new(channel, vec!["no such id!".to_owned()], TEST_SILENCE);
+    let status = within("the refusal", refused.next()).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
 }

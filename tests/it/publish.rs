@@ -4,10 +4,11 @@ mod eve;
 mod follow;
 mod stream;
 
-use siem_relay::proto::v1::{self, ErrorReason, event::Payload};
+use prost::Message as _;
+use siem_client::v1::{self, ErrorReason, event::Payload};
 use tonic::Code;
 
-use crate::harness::{Load, World, arrive, detection, encode, event, reason};
+use crate::harness::{Load, World, arrive, detection, event, framed, reason};
 
 /// An event whose record has about this many bytes.
 fn sized(bytes: usize) -> v1::Event {
@@ -27,7 +28,7 @@ async fn a_thousand_events_are_taken_and_one_more_is_not() {
     let world = World::start().await;
     let (customer, _) = world.customer("acme").await;
     let mut load = Load::new("acme", 5, 30);
-    let status = world.api.try_publish(encode(&load.events(1001))).await;
+    let status = world.api.try_publish(load.events(1001)).await;
     let status = status.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
     assert_eq!(reason(&status), "TOO_MANY_EVENTS");
@@ -45,17 +46,17 @@ async fn four_mebibytes_are_taken_and_more_is_not() {
     let world = World::start().await;
     let (customer, _) = world.customer("acme").await;
     let five: Vec<v1::Event> = (0..5).map(|_| sized(1 << 20)).collect();
-    let status = world.api.try_publish(encode(&five)).await.unwrap_err();
+    let status = world.api.try_publish(five.clone()).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
     assert_eq!(reason(&status), "REQUEST_TOO_LARGE");
     let four: Vec<v1::Event> = (0..4).map(|_| sized(1_000_000)).collect();
-    let answer = world.api.try_publish(encode(&four)).await.unwrap();
+    let answer = world.api.try_publish(four.clone()).await.unwrap();
     assert_eq!((answer.accepted, answer.rejections.len()), (4, 0));
     let arrived = arrive(&world.aws, &customer.stream_arn, 4).await;
     assert!(arrived.iter().all(|one| one.record.data.len() > 990_000));
     // What not even the transport takes is refused, and the server goes on.
     let ten: Vec<v1::Event> = (0..10).map(|_| sized(1 << 20)).collect();
-    assert!(world.api.try_publish(encode(&ten)).await.is_err());
+    assert!(world.api.try_publish(ten.clone()).await.is_err());
     world.api.until_delivered("acme").await;
 }
 
@@ -65,7 +66,7 @@ async fn an_event_beyond_a_record_is_rejected_and_the_rest_is_taken() {
     let (customer, _) = world.customer("acme").await;
     let mut events = Load::new("acme", 1, 32).events(2);
     events.insert(1, sized(1_153_434));
-    let answer = world.api.try_publish(encode(&events)).await.unwrap();
+    let answer = world.api.try_publish(events.clone()).await.unwrap();
     assert_eq!(answer.accepted, 2);
     assert_eq!(answer.rejections.len(), 1);
     let rejection = &answer.rejections[0];
@@ -84,7 +85,7 @@ async fn the_largest_record_fits() {
     let (mut fits, mut too_large) = (1 << 19, 1 << 21);
     while fits + 1 < too_large {
         let size = (fits + too_large) / 2;
-        let answer = world.api.try_publish(encode(&[sized(size)])).await.unwrap();
+        let answer = world.api.try_publish(vec![sized(size)]).await.unwrap();
         match answer.accepted {
             1 => fits = size,
             _ => too_large = size,
@@ -107,7 +108,7 @@ async fn events_without_an_integration_are_counted_and_not_kept() {
     let mut events = Load::new("ghost", 1, 33).events(3);
     events.extend(Load::new("acme", 1, 34).events(2));
     events.push(event("also-nobody"));
-    let answer = world.api.try_publish(encode(&events)).await.unwrap();
+    let answer = world.api.try_publish(events.clone()).await.unwrap();
     assert_eq!((answer.accepted, answer.unconfigured), (2, 4));
     assert_eq!(answer.rejections, []);
     // What is malformed is told also where nobody wants it.
@@ -115,7 +116,7 @@ async fn events_without_an_integration_are_counted_and_not_kept() {
         device_id: "no".to_owned(),
         ..event("ghost")
     };
-    let answer = world.api.try_publish(encode(&[bad])).await.unwrap();
+    let answer = world.api.try_publish(vec![bad]).await.unwrap();
     assert_eq!((answer.unconfigured, answer.rejections.len()), (0, 1));
 }
 
@@ -193,9 +194,16 @@ async fn each_bad_event_is_told_with_its_place_and_field() {
         events.push(good());
         events.push(bad.clone());
     }
-    let mut encoded = encode(&events);
-    encoded.push(b"\xff\xff not protobuf".as_slice().into());
-    let answer = world.api.try_publish(encoded).await.unwrap();
+    let mut request = v1::PublishRequest { events }.encode_to_vec();
+    let malformed = b"\xff\xff not protobuf";
+    // Field 1 of PublishRequest, with its length.
+    request.extend([0x0a, malformed.len() as u8]);
+    request.extend(malformed);
+    let answer = world
+        .api
+        .raw("siem.v1.EventService/Publish", None, framed(0, &request))
+        .await;
+    let answer: v1::PublishResponse = answer.message();
     assert_eq!(answer.accepted as usize, bad.len());
     let told: Vec<(u32, &str)> = answer
         .rejections
@@ -232,7 +240,7 @@ async fn a_context_has_one_value_for_a_key_and_no_lone_surrogate() {
         with(r#"{"a":1,"n":{"k":1.0,"l":[{"x":1,"x":2}],"k":2.0},"a":3}"#),
         with(r#"{"url":"/\ud83d"}"#),
     ];
-    let answer = world.api.try_publish(encode(&events)).await.unwrap();
+    let answer = world.api.try_publish(events.to_vec()).await.unwrap();
     assert_eq!(answer.accepted, 1);
     let message = &answer.rejections[0].message;
     assert!(

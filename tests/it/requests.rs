@@ -4,7 +4,7 @@
 mod compressed;
 
 use prost::Message as _;
-use siem_relay::proto::v1::{self, ListRequest, StreamStatusRequest};
+use siem_client::v1::{self, ListRequest, StreamStatusRequest};
 use tempfile::TempDir;
 use tonic::Code;
 use tonic_types::StatusExt as _;

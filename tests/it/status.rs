@@ -6,10 +6,8 @@ mod matrix;
 mod subscribers;
 mod test_event;
 
-use siem_relay::{
-    proto::v1::{Status, StatusReason},
-    sandbox::aws::{Effect, Fault, Operation, When},
-};
+use aws_stand_in::{Effect, Fault, Operation, When};
+use siem_client::v1::{Status, StatusReason};
 
 use crate::harness::{Customer, Load, StatusFeed, Told, World, arrive};
 

@@ -2,11 +2,9 @@
 
 use std::{fs, path::Path};
 
+use aws_stand_in::{Control, Effect, Fault, LongTermCredentials, Operation, Record, When};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
-use siem_relay::sandbox::aws::{
-    Control, Effect, Fault, LongTermCredentials, Operation, Record, When,
-};
 use tempfile::TempDir;
 
 use crate::harness::{Customer, Ended, Load, World, auditor, run, run_with_input, tool, with_aws};

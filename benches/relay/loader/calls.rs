@@ -10,9 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::stream;
-use siem_relay::proto::v1::{
-    PublishResponse, PublishStreamResponse, publish_stream_response::Outcome,
-};
+use siem_client::v1::{PublishResponse, PublishStreamResponse, publish_stream_response::Outcome};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,

@@ -12,12 +12,12 @@ use crate::{
         organization::OrganizationId,
         status::{Fault, Stage},
     },
-    sandbox::aws::{Options, RoleSpec, StandIn, StreamSpec, vendor_credentials},
     sink::{
         AwsOptions, AwsSink, Content, ExternalIds, Record, RecordOutcome, Sink as _, StandInAccess,
         Unreadable,
     },
 };
+use aws_stand_in::{Options, RoleSpec, StandIn, StreamSpec, vendor_credentials};
 
 struct Knows(&'static str);
 

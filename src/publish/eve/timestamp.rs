@@ -21,7 +21,7 @@ pub enum TimestampError {
 
 const PARSER: DateTimeParser = DateTimeParser::new();
 
-pub(super) fn parse(text: &str) -> Result<prost_types::Timestamp, TimestampError> {
+pub(super) fn parse(text: &str) -> Result<siem_client::Timestamp, TimestampError> {
     let time_of_day = text
         .find(['T', 't', ' '])
         .map(|at| &text[at + 1..])
@@ -37,7 +37,7 @@ pub(super) fn parse(text: &str) -> Result<prost_types::Timestamp, TimestampError
         return Err(TimestampError::OutOfRange);
     }
     let nanos = time.as_nanosecond();
-    Ok(prost_types::Timestamp {
+    Ok(siem_client::Timestamp {
         // Both fit: the years are bounded, and a remainder is below its divisor.
         seconds: nanos.div_euclid(1_000_000_000) as i64,
         nanos: nanos.rem_euclid(1_000_000_000) as i32,

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{Color, Paint, paint::harmless};
-use crate::sandbox::aws::Record;
+use aws_stand_in::Record;
 
 /// Three lines without the last line break.
 pub(super) fn block(record: &Record, paint: Paint) -> String {

@@ -7,10 +7,11 @@ use tokio::{
     time::sleep,
 };
 
+use aws_stand_in::{Record, RecordStream};
+
 use super::Show;
 use crate::sandbox::{
     Feed, SandboxError,
-    aws::{Record, RecordStream},
     screen::{Room, Screen},
     statuses::Standing,
     tally::{Seen, Tally},

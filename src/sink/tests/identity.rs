@@ -4,7 +4,7 @@ use super::{
     stand_in::{World, policy, trust},
     *,
 };
-use crate::sandbox::aws::{Effect, Fault as SetFault, Operation, RoleSpec, StreamSpec, When};
+use aws_stand_in::{Effect, Fault as SetFault, Operation, RoleSpec, StreamSpec, When};
 
 /// Customers whose roles work.
 async fn customers(count: i64) -> (World, Vec<Arc<Integration>>) {

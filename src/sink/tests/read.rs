@@ -3,7 +3,7 @@
 use aws_sdk_kinesis::{Client, primitives::Blob};
 
 use super::*;
-use crate::sandbox::aws::{
+use aws_stand_in::{
     Control, Effect, Fault as SetFault, LongTermCredentials, Operation, Options, StandIn,
     StreamSpec, When,
 };

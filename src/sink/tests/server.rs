@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::sandbox::aws::cbor;
+use aws_stand_in::cbor;
 
 /// A request that arrived.
 #[derive(Clone, Debug, Default)]

@@ -1,7 +1,7 @@
 //! Against the stand-in, which verifies signatures and enforces policies and limits.
 
 use super::*;
-use crate::sandbox::aws::{
+use aws_stand_in::{
     Control, Effect, Fault as SetFault, Operation, Options, RoleSpec, StandIn, StreamSpec, When,
     vendor_credentials,
 };

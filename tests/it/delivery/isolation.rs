@@ -1,6 +1,6 @@
 //! Who is refused, throttled, hangs or floods changes nothing for the rest.
 
-use siem_relay::sandbox::aws::{Effect, Fault, Operation, When};
+use aws_stand_in::{Effect, Fault, Operation, When};
 
 use super::{check_delivered, check_hazards};
 use crate::harness::{Load, World, arrive, check_in_order, check_whole};

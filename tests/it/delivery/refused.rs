@@ -1,9 +1,7 @@
 //! Records that AWS refuses while it takes others, and streams that take none.
 
-use siem_relay::{
-    proto::v1::{Status, StatusReason},
-    sandbox::aws::{Effect, Fault, Operation, When},
-};
+use aws_stand_in::{Effect, Fault, Operation, When};
+use siem_client::v1::{Status, StatusReason};
 
 use super::check_hazards;
 use crate::harness::{GapTold, Load, Told, World, arrive, check_with_gaps};

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use siem_relay::{proto::v1, sandbox::aws::Operation};
+use aws_stand_in::Operation;
+use siem_client::v1;
 
 use crate::harness::{Arrived, Customer, GapTold, Load, World, arrive, check_with_gaps, verified};
 

@@ -1,9 +1,7 @@
 //! Lost answers, ended sessions, restarts, a log that is read back, new streams.
 
-use siem_relay::{
-    proto::v1::{Status, StatusReason},
-    sandbox::aws::{Effect, Fault, Operation, SessionLifetime, When},
-};
+use aws_stand_in::{Effect, Fault, Operation, SessionLifetime, When};
+use siem_client::v1::{Status, StatusReason};
 
 use super::{check_delivered, check_hazards, fail_records};
 use crate::harness::{Load, Told, World, arrive, check_in_order, check_whole};
@@ -97,7 +95,7 @@ async fn a_restart_goes_on_where_it_stopped() {
         .unwrap();
     let mut load = Load::new("acme", 10, 8);
     world.api.publish(&load.events(3000)).await;
-    let part = |counts: &siem_relay::proto::v1::EventCounts| counts.delivered > 100;
+    let part = |counts: &siem_client::v1::EventCounts| counts.delivered > 100;
     let before = world.api.until_counts("acme", part).await;
     check_hazards(&world);
     let world = world.restart().await;

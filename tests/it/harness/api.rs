@@ -2,13 +2,9 @@
 
 use std::net::SocketAddr;
 
-use bytes::Bytes;
-use siem_relay::{
-    client,
-    proto::v1::{
-        self, event_service_client::EventServiceClient,
-        siem_integration_service_client::SiemIntegrationServiceClient,
-    },
+use siem_client::v1::{
+    self, event_service_client::EventServiceClient,
+    siem_integration_service_client::SiemIntegrationServiceClient,
 };
 use tonic::{
     Status,
@@ -16,7 +12,7 @@ use tonic::{
 };
 use tonic_types::StatusExt;
 
-use super::{Customer, StatusFeed, encode, within};
+use super::{Customer, StatusFeed, within};
 
 /// Calls to one server. What it does not expect to be refused panics with the status.
 #[derive(Clone)]
@@ -29,7 +25,7 @@ impl Api {
     pub fn new(address: SocketAddr) -> Self {
         Self {
             address,
-            channel: client::channel(&address.to_string()).unwrap(),
+            channel: siem_client::channel(&address.to_string()).unwrap(),
         }
     }
 
@@ -178,7 +174,7 @@ impl Api {
         self.try_send_test(organization_id).await.unwrap()
     }
 
-    pub async fn try_publish(&self, events: Vec<Bytes>) -> Result<v1::PublishResponse, Status> {
+    pub async fn try_publish(&self, events: Vec<v1::Event>) -> Result<v1::PublishResponse, Status> {
         let mut client = self.events();
         let answer = within("Publish", client.publish(v1::PublishRequest { events })).await?;
         Ok(answer.into_inner())
@@ -187,7 +183,7 @@ impl Api {
     /// Publishes events that are all accepted.
     pub async fn publish(&self, events: &[v1::Event]) {
         for request in events.chunks(1000) {
-            let answer = self.try_publish(encode(request)).await.unwrap();
+            let answer = self.try_publish(request.to_vec()).await.unwrap();
             assert_eq!(answer.rejections, []);
             assert_eq!(answer.unconfigured, 0);
             assert_eq!(answer.accepted as usize, request.len());

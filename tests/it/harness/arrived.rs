@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use aws_stand_in::{Control, Record, RecordStream};
 use serde_json::Value;
-use siem_relay::sandbox::aws::{Control, Record, RecordStream};
 use uuid::Uuid;
 
 use super::{Published, within};

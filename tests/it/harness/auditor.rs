@@ -1,7 +1,7 @@
 //! A customer's auditor, who reads the stream.
 
+use aws_stand_in::{Control, LongTermCredentials};
 use serde_json::Value;
-use siem_relay::sandbox::aws::{Control, LongTermCredentials};
 
 use super::{run, tool, with_aws};
 

@@ -1,10 +1,8 @@
 //! A customer: an organization, and its AWS account.
 
+use aws_stand_in::{Control, RoleSpec, StreamSpec};
 use serde_json::json;
-use siem_relay::{
-    proto::v1,
-    sandbox::aws::{Control, RoleSpec, StreamSpec},
-};
+use siem_client::v1;
 
 /// A customer and what it configured.
 #[derive(Clone)]

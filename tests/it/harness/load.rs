@@ -1,9 +1,7 @@
 //! Events to publish.
 
-use bytes::Bytes;
-use prost::Message;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use siem_relay::proto::v1::{self, event::Payload};
+use siem_client::v1::{self, event::Payload};
 use uuid::Uuid;
 
 /// An event that was made, as far as it is looked for in the stream.
@@ -96,12 +94,4 @@ pub fn detection(number: u32) -> v1::IdsDetection {
             .to_owned(),
         ..v1::IdsDetection::default()
     }
-}
-
-/// Events as a request carries them.
-pub fn encode(events: &[v1::Event]) -> Vec<Bytes> {
-    events
-        .iter()
-        .map(|event| event.encode_to_vec().into())
-        .collect()
 }

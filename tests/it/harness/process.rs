@@ -8,8 +8,8 @@ use std::{
     time::Duration,
 };
 
+use aws_stand_in::vendor_credentials;
 use serde_json::Value;
-use siem_relay::sandbox::aws::vendor_credentials;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},

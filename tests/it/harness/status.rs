@@ -1,6 +1,6 @@
 //! A status stream as its subscriber reads it.
 
-use siem_relay::proto::v1::{
+use siem_client::v1::{
     self, Status, StatusReason, StreamStatusResponse, stream_status_response::Event,
 };
 use tonic::{Code, Streaming};

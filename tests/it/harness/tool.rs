@@ -2,8 +2,8 @@
 
 use std::{process::Output, process::Stdio};
 
+use aws_stand_in::LongTermCredentials;
 use serde_json::Value;
-use siem_relay::sandbox::aws::LongTermCredentials;
 use tokio::{io::AsyncWriteExt, process::Command};
 
 use super::within;

@@ -2,7 +2,7 @@
 
 use std::{io, process::Stdio};
 
-use siem_relay::proto::v1;
+use siem_client::v1;
 
 use crate::harness::{Customer, Load, World, arrive, reason, run, tool, violated, within};
 

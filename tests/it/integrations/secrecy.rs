@@ -2,10 +2,8 @@
 
 use std::{fs, path::Path};
 
-use siem_relay::{
-    proto::v1,
-    sandbox::aws::{Effect, Fault, Operation, When},
-};
+use aws_stand_in::{Effect, Fault, Operation, When};
+use siem_client::v1;
 use tempfile::TempDir;
 
 use crate::harness::{Api, Customer, Process, Told, stand_in};
@@ -61,7 +59,7 @@ fn check_files(folder: &Path) -> usize {
 
 /// Does everything that could make a service tell: good and bad requests, refusals of
 /// STS that repeat what was sent, tests, lists, streams. Checks each answer.
-async fn provoke(api: &Api, customer: &Customer, aws: &siem_relay::sandbox::aws::Control) {
+async fn provoke(api: &Api, customer: &Customer, aws: &aws_stand_in::Control) {
     let answer = |what: &str, answer: &dyn std::fmt::Debug| {
         check_absent(what, format!("{answer:?}").as_bytes());
     };

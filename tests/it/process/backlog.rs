@@ -16,13 +16,14 @@ use std::{
     time::Instant,
 };
 
-use bytes::Bytes;
+use aws_stand_in::{Operation, RecordStream, StandIn};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use siem_relay::sandbox::aws::{Operation, RecordStream, StandIn};
 use tempfile::TempDir;
 use tonic_health::pb::health_check_response::ServingStatus;
 
-use crate::harness::{Api, Customer, Load, Process, encode, knob, say, stand_in, within};
+use siem_client::v1;
+
+use crate::harness::{Api, Customer, Load, Process, knob, say, stand_in, within};
 
 /// Events of a request.
 const EACH_REQUEST: u64 = 1000;
@@ -48,14 +49,14 @@ async fn configure(api: &Api, shape: &Shape) {
 
 /// Requests that hold events of several integrations, the same again and again.
 async fn publish(api: &Api, shape: &Shape) {
-    let per_integration: Vec<Vec<Bytes>> = (0..shape.integrations)
+    let per_integration: Vec<Vec<v1::Event>> = (0..shape.integrations)
         .map(|number| {
             let mut load = Load::new(&format!("org-{number}"), 2, number);
-            encode(&load.events(shape.per_publish as usize))
+            load.events(shape.per_publish as usize)
         })
         .collect();
     let together = (EACH_REQUEST / shape.per_publish) as usize;
-    let requests: Vec<Vec<Bytes>> = per_integration
+    let requests: Vec<Vec<v1::Event>> = per_integration
         .chunks(together)
         .map(|several| several.concat())
         .collect();

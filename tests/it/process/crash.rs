@@ -5,18 +5,16 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
+use aws_stand_in::{Effect, Fault, Operation, When};
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use siem_relay::{
-    proto::v1::{self, PublishStreamRequest, publish_stream_response::Outcome},
-    sandbox::aws::{Effect, Fault, Operation, When},
-};
+use siem_client::v1::{self, PublishStreamRequest, publish_stream_response::Outcome};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 use uuid::Uuid;
 
 use super::Ground;
-use crate::harness::{Api, Arrived, Load, arrive, encode, knob, say, within};
+use crate::harness::{Api, Arrived, Load, arrive, knob, say, within};
 
 /// Answers so far, over all who publish.
 #[derive(Default)]
@@ -56,7 +54,7 @@ async fn pour(api: &Api, load: &mut Load, answers: &Answers, seed: u64) -> (Vec<
         loop {
             window.acquire().await.unwrap().forget();
             let from = load.made.len();
-            let events = encode(&load.events(chance.random_range(1..80)));
+            let events = load.events(chance.random_range(1..80));
             let request = PublishStreamRequest {
                 request_id: format!("{from} {}", load.made.len()),
                 events,

@@ -3,7 +3,7 @@
 use std::{fs, path::Path, time::Duration};
 
 use sea_orm::{ConnectionTrait, DbBackend, QueryResult, Statement};
-use siem_relay::proto::v1;
+use siem_client::v1;
 
 use super::Ground;
 use crate::harness::{

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, io::Write, path::Path};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use siem_relay::proto::v1::{self, event::Payload};
+use siem_client::v1::{self, event::Payload};
 use tonic::{Code, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_types::StatusExt;
@@ -11,8 +11,7 @@ use uuid::Uuid;
 
 use super::Ground;
 use crate::harness::{
-    Api, Customer, Disk, Load, Process, Published, Syncs, arrive, check_whole, encode, reason,
-    within,
+    Api, Customer, Disk, Load, Process, Published, Syncs, arrive, check_whole, reason, within,
 };
 
 /// Without the disk: a customer in an AWS of its own, as [`Ground`] has it.
@@ -52,7 +51,7 @@ impl Bulk {
 
     async fn publish(&mut self, api: &Api, count: usize) -> Result<(), Status> {
         let before = self.load.made.len();
-        let events = encode(&self.events(count));
+        let events = self.events(count);
         match api.try_publish(events).await {
             Ok(answer) => {
                 assert_eq!(answer.accepted as usize, count);

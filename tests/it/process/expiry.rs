@@ -3,18 +3,18 @@
 use std::{collections::HashMap, time::Duration};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use siem_relay::proto::v1;
+use siem_client::v1;
 use uuid::Uuid;
 
 use super::Ground;
-use crate::harness::{Api, Load, Published, age_log, arrive, encode, knob, verified, within};
+use crate::harness::{Api, Load, Published, age_log, arrive, knob, verified, within};
 
 /// Publishes without pause until the server is gone; tells what was acked.
 async fn pour(api: &Api, load: &mut Load, most: usize) -> Vec<Published> {
     let mut acked = Vec::new();
     for _ in 0..most {
         let before = load.made.len();
-        let events = encode(&load.events(50));
+        let events = load.events(50);
         match api.try_publish(events).await {
             Ok(answer) => assert_eq!(answer.accepted, 50),
             Err(_gone) => break,

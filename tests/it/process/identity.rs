@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use siem_relay::{
-    proto::v1::{self, StatusReason},
-    sandbox::aws::vendor_credentials,
-};
+use aws_stand_in::vendor_credentials;
+use siem_client::v1::{self, StatusReason};
 use tonic_health::pb::health_check_response::ServingStatus;
 
 use super::Ground;

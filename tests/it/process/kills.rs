@@ -3,11 +3,11 @@
 use std::{collections::HashMap, time::Duration};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use siem_relay::proto::v1;
+use siem_client::v1;
 use tonic::Code;
 
 use super::Ground;
-use crate::harness::{Api, Customer, Load, Process, arrive, check_whole, encode, knob, within};
+use crate::harness::{Api, Customer, Load, Process, arrive, check_whole, knob, within};
 
 /// The schema and the key are made at the first start, and a kill leaves no half of them.
 #[tokio::test(flavor = "multi_thread")]
@@ -51,7 +51,7 @@ async fn come_and_go(api: &Api, customer: &Customer, known: &mut Known, load: &m
         known.now = Some(integration);
         // More than one transaction removes.
         for _ in 0..20 {
-            let events = encode(&load.events(1));
+            let events = load.events(1);
             if api.try_publish(events).await.is_err() {
                 known.open = false;
                 return;

@@ -17,15 +17,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use siem_relay::{
-    proto::v1,
-    sandbox::aws::{Control, Effect, Fault, Operation, RecordStream, When},
-};
+use aws_stand_in::{Control, Effect, Fault, Operation, RecordStream, When};
+use siem_client::v1;
 use tempfile::TempDir;
 use tokio::{task::JoinSet, time};
 use uuid::Uuid;
 
-use crate::harness::{Api, Customer, Load, Process, encode, knob, say, stand_in, within};
+use crate::harness::{Api, Customer, Load, Process, knob, say, stand_in, within};
 
 const REFUSED: usize = 49;
 const THROTTLED: usize = 49;
@@ -86,7 +84,7 @@ async fn publish(api: Api, events: Vec<v1::Event>, acked: Published) {
         return;
     }
     let called = Instant::now();
-    let answer = api.try_publish(encode(&events)).await.unwrap();
+    let answer = api.try_publish(events.clone()).await.unwrap();
     let moments = [called, Instant::now()];
     assert_eq!(answer.accepted as usize, events.len());
     let mut acked = acked.lock().unwrap();

@@ -3,12 +3,13 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use aws_stand_in::Control;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
-use siem_relay::{proto::v1, sandbox::aws::Control};
+use siem_client::v1;
 use uuid::Uuid;
 
 use super::Ground;
-use crate::harness::{Customer, Load, Process, arrive, encode, knob};
+use crate::harness::{Customer, Load, Process, arrive, knob};
 
 const CUSTOMERS: usize = 8;
 const KILLS: usize = 6;
@@ -83,12 +84,12 @@ async fn publish_and_kill(process: Process, all: &mut [One], chance: &mut StdRng
     let api = process.api.clone();
     for _ in 0..chance.random_range(1..25) {
         let (events, begins) = mixed(all, chance);
-        let answer = api.try_publish(encode(&events)).await.unwrap();
+        let answer = api.try_publish(events.clone()).await.unwrap();
         assert_eq!(answer.accepted as usize, events.len());
         note_acked(all, &begins);
     }
     let (events, begins) = mixed(all, chance);
-    let (answer, ()) = tokio::join!(api.try_publish(encode(&events)), process.kill());
+    let (answer, ()) = tokio::join!(api.try_publish(events.clone()), process.kill());
     if answer.is_ok_and(|answer| answer.accepted as usize == events.len()) {
         note_acked(all, &begins);
     }

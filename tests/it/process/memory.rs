@@ -1,13 +1,11 @@
 //! What the process takes of memory, against its settings.
 
+use aws_stand_in::{Effect, Fault, Operation, When};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use siem_relay::{
-    proto::v1::{self, event::Payload},
-    sandbox::aws::{Effect, Fault, Operation, When},
-};
+use siem_client::v1::{self, event::Payload};
 use tempfile::TempDir;
 
-use crate::harness::{Api, Customer, Load, Process, encode, say, stand_in};
+use crate::harness::{Api, Customer, Load, Process, say, stand_in};
 
 const MIB: u64 = 1 << 20;
 const WINDOW: u64 = 2 * MIB;
@@ -56,7 +54,7 @@ async fn pile_up(api: &Api, customers: &[Customer]) {
     let requests = (0..EVENTS / 4).flat_map(|_| customers).map(|customer| {
         let mut load = Load::new(&customer.organization_id, 3, 1);
         let events: Vec<_> = (0..4).map(|_| large(&mut load)).collect();
-        async move { api.try_publish(encode(&events)).await }
+        async move { api.try_publish(events.clone()).await }
     });
     let published = stream::iter(requests).buffer_unordered(AT_ONCE as usize);
     published.try_collect::<Vec<_>>().await.unwrap();

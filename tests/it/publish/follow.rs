@@ -9,9 +9,9 @@ use std::{
     path::PathBuf,
 };
 
+use aws_stand_in::RecordStream;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::Value;
-use siem_relay::sandbox::aws::RecordStream;
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader, Lines},

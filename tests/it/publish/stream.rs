@@ -5,16 +5,16 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use bytes::Bytes;
-use siem_relay::proto::v1::{
-    PublishResponse, PublishStreamRequest, PublishStreamResponse, publish_stream_response::Outcome,
+use siem_client::v1::{
+    self, PublishResponse, PublishStreamRequest, PublishStreamResponse,
+    publish_stream_response::Outcome,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
 use super::sized;
-use crate::harness::{Api, Load, World, arrive, check_whole, encode, event, within};
+use crate::harness::{Api, Load, World, arrive, check_whole, event, within};
 
 /// A stream: what is sent goes to the server as it is sent.
 struct Publishing {
@@ -31,7 +31,7 @@ impl Publishing {
         Self { requests, answers }
     }
 
-    async fn send(&self, request_id: &str, events: Vec<Bytes>) {
+    async fn send(&self, request_id: &str, events: Vec<v1::Event>) {
         let request = PublishStreamRequest {
             request_id: request_id.to_owned(),
             events,
@@ -60,7 +60,7 @@ async fn answers_come_in_order_with_many_in_flight() {
     let mut load = Load::new("acme", 10, 40);
     let mut stream = Publishing::start(&world.api).await;
     for n in 0..300 {
-        let events = encode(&load.events(n % 7));
+        let events = load.events(n % 7);
         stream.send(&format!("request-{n}"), events).await;
     }
     for n in 0..300 {
@@ -84,9 +84,9 @@ async fn a_request_that_fails_is_told_and_the_stream_goes_on() {
     let world = World::start().await;
     world.customer("acme").await;
     let mut stream = Publishing::start(&world.api).await;
-    let many = encode(&vec![event("acme"); 1001]);
-    let large = encode(&(0..5).map(|_| sized(1 << 20)).collect::<Vec<_>>());
-    let one = || encode(&[event("acme")]);
+    let many = vec![event("acme"); 1001];
+    let large = (0..5).map(|_| sized(1 << 20)).collect();
+    let one = || vec![event("acme")];
     stream.send("first", one()).await;
     stream.send("many", many).await;
     stream.send("between", one()).await;
@@ -94,7 +94,7 @@ async fn a_request_that_fails_is_told_and_the_stream_goes_on() {
     stream.send(&"x".repeat(129), one()).await;
     stream.send(&"y".repeat(128), one()).await;
     stream
-        .send("mixed", encode(&[event("acme"), event("ghost"), event("")]))
+        .send("mixed", vec![event("acme"), event("ghost"), event("")])
         .await;
 
     assert_eq!(
@@ -149,12 +149,8 @@ async fn a_client_that_reads_no_answers_blocks_nobody() {
     world.customer("acme").await;
     let Publishing { requests, answers } = Publishing::start(&world.api).await;
     // Rejections make answers large, so that soon no further one can be sent.
-    let mut events = encode(&vec![event(""); 900]);
-    events.extend(encode(&[
-        sized(1_000_000),
-        sized(1_000_000),
-        sized(1_000_000),
-    ]));
+    let mut events = vec![event(""); 900];
+    events.extend(vec![sized(1_000_000), sized(1_000_000), sized(1_000_000)]);
     let request = PublishStreamRequest {
         request_id: "never read".to_owned(),
         events,

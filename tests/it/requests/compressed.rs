@@ -1,13 +1,13 @@
 //! Requests compressed by gzip.
 
 use prost::Message as _;
-use siem_relay::proto::v1::{self, publish_stream_response::Outcome};
+use siem_client::v1::{self, publish_stream_response::Outcome};
 use tempfile::TempDir;
 use tonic::Code;
 
 use super::{CONFIGURE, GET, HEALTH, LIST, MIB, PUBLISH, PUBLISH_STREAM, STREAM_STATUS};
 use crate::harness::{
-    Customer, Load, Process, World, arrive, check_whole, encode, framed, gzip, reason, stand_in,
+    Customer, Load, Process, World, arrive, check_whole, framed, gzip, reason, stand_in,
 };
 
 fn compressed(message: &impl prost::Message) -> Vec<u8> {
@@ -33,7 +33,7 @@ async fn every_rpc_takes_gzip() {
 
     let mut load = Load::new("acme", 3, 22);
     let publish = |events: &[v1::Event]| v1::PublishRequest {
-        events: encode(events),
+        events: events.to_vec(),
     };
     let request = compressed(&publish(&load.events(500)));
     let answer: v1::PublishResponse = api.raw(PUBLISH, Some("gzip"), request).await.message();
@@ -49,7 +49,7 @@ async fn every_rpc_takes_gzip() {
     // A message without the flag is not compressed, whatever the others are.
     let stream = |load: &mut Load, count: usize| v1::PublishStreamRequest {
         request_id: count.to_string(),
-        events: encode(&load.events(count)),
+        events: load.events(count),
     };
     let body = [
         compressed(&stream(&mut load, 100)),
@@ -98,7 +98,7 @@ async fn the_decompressed_size_counts() {
     };
     detection.signature = Some("x".repeat(900_000));
     let request = v1::PublishRequest {
-        events: encode(&vec![event; 5]),
+        events: vec![event; 5],
     };
     let answer = api.raw(PUBLISH, Some("gzip"), compressed(&request)).await;
     assert_eq!(reason(&answer.refusal()), "REQUEST_TOO_LARGE");

@@ -1,10 +1,8 @@
 //! Attribution of refusals: to the customer, or to this service.
 
+use aws_stand_in::{Operation, RoleSpec, StandIn, vendor_credentials};
 use serde_json::json;
-use siem_relay::{
-    proto::v1::{CheckName, CheckResult, Status, StatusReason},
-    sandbox::aws::{Operation, RoleSpec, StandIn, vendor_credentials},
-};
+use siem_client::v1::{CheckName, CheckResult, Status, StatusReason};
 use tempfile::TempDir;
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;

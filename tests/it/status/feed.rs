@@ -1,6 +1,6 @@
 //! StreamStatus: what is, then what changes, over disconnects and restarts.
 
-use siem_relay::proto::v1::{Status, StatusReason};
+use siem_client::v1::{Status, StatusReason};
 use tonic::Code;
 
 use super::{active, publish_one, unknown, watched};
@@ -241,7 +241,7 @@ async fn a_bad_request_names_what_is_wrong() {
     let world = World::start().await;
     let watch = |organization_ids: Vec<String>, resume_token: &str| {
         let mut client = world.api.integrations();
-        let request = siem_relay::proto::v1::StreamStatusRequest {
+        let request = siem_client::v1::StreamStatusRequest {
             organization_ids,
             resume_token: resume_token.to_owned(),
         };

@@ -5,14 +5,12 @@ mod case;
 mod own;
 mod trouble;
 
-use futures_util::future::join_all;
-use siem_relay::{
-    proto::v1::StatusReason::{self, *},
-    sandbox::aws::{
-        Operation::{AssumeRole, PutRecords},
-        StandIn,
-    },
+use aws_stand_in::{
+    Operation::{AssumeRole, PutRecords},
+    StandIn,
 };
+use futures_util::future::join_all;
+use siem_client::v1::StatusReason::{self, *};
 use tempfile::TempDir;
 
 use self::{

@@ -1,10 +1,8 @@
 //! Many subscribers of the built binary, and odd ones among them.
 
+use aws_stand_in::StandIn;
 use futures_util::future::join_all;
-use siem_relay::{
-    proto::v1::{Status, StatusReason},
-    sandbox::aws::StandIn,
-};
+use siem_client::v1::{Status, StatusReason};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 

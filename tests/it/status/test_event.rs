@@ -1,9 +1,9 @@
 //! SendTest, and Delete in the middle of a call.
 
+use aws_stand_in::{Effect, Fault, Operation, RoleSpec, When};
 use serde_json::json;
-use siem_relay::{
-    proto::v1::{CheckName, CheckResult, ConfigureRequest, SendTestResponse, Status, StatusReason},
-    sandbox::aws::{Effect, Fault, Operation, RoleSpec, When},
+use siem_client::v1::{
+    CheckName, CheckResult, ConfigureRequest, SendTestResponse, Status, StatusReason,
 };
 use tonic::Code;
 

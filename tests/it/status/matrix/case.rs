@@ -7,11 +7,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use aws_stand_in::{Control, FaultId, Operation};
 use serde_json::json;
-use siem_relay::{
-    proto::v1::{self, Status, StatusReason},
-    sandbox::aws::{Control, FaultId, Operation},
-};
+use siem_client::v1::{self, Status, StatusReason};
 use tokio::time::{Instant, sleep};
 
 use super::trouble::Trouble;

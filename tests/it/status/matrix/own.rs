@@ -1,10 +1,8 @@
 //! The rows that are nobody's fault but ours, and those that close the way to AWS.
 
+use aws_stand_in::{Control, Operation, vendor_credentials};
 use futures_util::future::join_all;
-use siem_relay::{
-    proto::v1::StatusReason,
-    sandbox::aws::{Control, Operation, vendor_credentials},
-};
+use siem_client::v1::StatusReason;
 use tempfile::TempDir;
 use tonic_health::pb::health_check_response::ServingStatus;
 

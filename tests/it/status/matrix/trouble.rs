@@ -1,6 +1,6 @@
 //! What goes wrong at AWS or on the way to it, and how it is mended.
 
-use siem_relay::sandbox::aws::{Control, Effect, Fault, FaultId, Operation, StreamSpec, When};
+use aws_stand_in::{Control, Effect, Fault, FaultId, Operation, StreamSpec, When};
 
 use crate::harness::Customer;
 

@@ -9,16 +9,16 @@ const RECORDS_PER_SECOND: f64 = 1000.0;
 /// Bytes a second that a shard takes, partition keys included.
 const BYTES_PER_SECOND: f64 = 1_048_576.0;
 
-pub(in crate::sandbox::aws) struct Shard {
+pub(crate) struct Shard {
     /// First and last hash key.
-    pub(in crate::sandbox::aws) hash_keys: (u128, u128),
-    pub(in crate::sandbox::aws) parent: Option<u32>,
+    pub(crate) hash_keys: (u128, u128),
+    pub(crate) parent: Option<u32>,
     /// The stream's next index when the shard was opened.
-    pub(in crate::sandbox::aws) opened_at: u64,
+    pub(crate) opened_at: u64,
     /// The stream's next index when the shard was closed by a split.
-    pub(in crate::sandbox::aws) closed_at: Option<u64>,
+    pub(crate) closed_at: Option<u64>,
     /// The stream's indexes of the records in this shard.
-    pub(in crate::sandbox::aws) records: VecDeque<u64>,
+    pub(crate) records: VecDeque<u64>,
     pub(super) limit: TokenBucket,
 }
 
@@ -52,11 +52,11 @@ pub(super) fn uniform(count: u32) -> Vec<Shard> {
 }
 
 /// `shardId-000000000000`.
-pub(in crate::sandbox::aws) fn shard_id(shard: u32) -> String {
+pub(crate) fn shard_id(shard: u32) -> String {
     format!("shardId-{shard:012}")
 }
 
-pub(in crate::sandbox::aws) fn parse_shard_id(id: &str) -> Option<u32> {
+pub(crate) fn parse_shard_id(id: &str) -> Option<u32> {
     let shard = id.strip_prefix("shardId-")?.parse().ok()?;
     (shard_id(shard) == id).then_some(shard)
 }

@@ -6,12 +6,12 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Context, StreamFields, StreamRef, deserialize, invalid_argument, not_found, required};
-use crate::sandbox::aws::control::{Operation, StreamSpec};
-use crate::sandbox::aws::error::AwsError;
-use crate::sandbox::aws::state::now_ms;
-use crate::sandbox::aws::stream::parse_shard_id;
+use crate::control::{Operation, StreamSpec};
+use crate::error::AwsError;
+use crate::state::now_ms;
+use crate::stream::parse_shard_id;
 
-pub(in crate::sandbox::aws) enum Request {
+pub(crate) enum Request {
     Create {
         stream: StreamRef,
         shards: u32,

@@ -5,12 +5,12 @@ use std::sync::atomic::Ordering;
 use http::StatusCode;
 
 use super::{Effect, Faults};
-use crate::sandbox::aws::{control::Operation, error::AwsError};
+use crate::{control::Operation, error::AwsError};
 
 impl Faults {
     /// For each of the records, the code with which it is refused, if it is; an error
     /// where the request is.
-    pub(in crate::sandbox::aws) fn refuse_records<'a>(
+    pub(crate) fn refuse_records<'a>(
         &self,
         operation: Operation,
         target: &str,

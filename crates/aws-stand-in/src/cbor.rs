@@ -1,5 +1,5 @@
-//! Kinesis in CBOR, as AWS' SDK for Java speaks it: the same members as in JSON, with bytes
-//! for what is base64 there.
+//! Kinesis' protocol in CBOR, as the AWS SDK for Java uses it: the members of the JSON
+//! protocol, with byte strings in place of base64.
 
 use axum::body::{Body, to_bytes};
 use base64::Engine as _;
@@ -9,18 +9,19 @@ use minicbor::data::Type;
 use minicbor::{Decoder, Encoder, decode, encode};
 use serde_json::Value;
 
-pub(crate) const CONTENT_TYPE: &str = "application/x-amz-cbor-1.1";
-/// How deep maps and arrays lie in each other at the most; Kinesis has less.
+/// Content type of requests and answers in CBOR.
+pub const CONTENT_TYPE: &str = "application/x-amz-cbor-1.1";
+/// Largest nesting of maps and arrays; Kinesis' messages stay below it.
 const MOST_DEPTH: usize = 16;
 
-/// Whether a request is in it.
+/// Returns whether a request is in CBOR.
 pub(super) fn is_asked(headers: &HeaderMap) -> bool {
     headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|content_type| content_type == CONTENT_TYPE)
 }
 
-/// The answer in CBOR, where it is one in JSON.
+/// Re-encodes an answer in JSON as CBOR; leaves any other as it is.
 pub(super) async fn recode(response: Response<Body>) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
     // It is in memory already, and cannot fail.
@@ -34,8 +35,12 @@ pub(super) async fn recode(response: Response<Body>) -> Response<Body> {
     Response::from_parts(parts, Body::from(cbor))
 }
 
-/// The same in JSON, bytes in base64.
-pub(crate) fn to_json(body: &[u8]) -> Result<String, decode::Error> {
+/// Re-encodes a CBOR message as JSON, with byte strings in base64.
+///
+/// # Errors
+///
+/// The message is not valid CBOR, is nested too deeply, or is followed by other bytes.
+pub fn to_json(body: &[u8]) -> Result<String, decode::Error> {
     let mut decoder = Decoder::new(body);
     let value = value(&mut decoder, MOST_DEPTH)?;
     match decoder.position() == body.len() {
@@ -85,7 +90,7 @@ fn text(from: &mut Decoder<'_>) -> Result<String, decode::Error> {
     from.str_iter()?.collect()
 }
 
-/// Whether there is one more item behind so many.
+/// Returns whether another item follows the `read` ones.
 fn goes_on(
     from: &mut Decoder<'_>,
     length: Option<u64>,
@@ -98,8 +103,8 @@ fn goes_on(
     }
 }
 
-/// The same in CBOR; None where it is no JSON. Texts stay texts.
-pub(crate) fn from_json(body: &[u8]) -> Option<Vec<u8>> {
+/// Re-encodes a JSON message as CBOR, strings as text. `None` if it is not JSON.
+pub fn from_json(body: &[u8]) -> Option<Vec<u8>> {
     let value: Value = serde_json::from_slice(body).ok()?;
     let mut encoder = Encoder::new(Vec::new());
     write(&mut encoder, &value).ok()?;
@@ -142,7 +147,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::sandbox::aws::{control::Operation, kinesis};
+    use crate::{control::Operation, kinesis};
 
     #[test]
     fn what_it_writes_it_reads() {

@@ -2,7 +2,8 @@
 
 use rand::Rng;
 use tokio::time::{Duration, Instant};
-use tonic::Code;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
 
 /// What a failure calls for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +42,13 @@ pub(super) fn of_answer(code: Code, has_retry_info: bool) -> Remedy {
         | Code::Unimplemented => Remedy::Refuse,
         _ => Remedy::Retry,
     }
+}
+
+/// Wait that the server asks for in a `RetryInfo`.
+pub(super) fn retry_after(status: &Status) -> Option<Duration> {
+    status
+        .get_details_retry_info()
+        .and_then(|info| info.retry_delay)
 }
 
 /// Waits grow with each failure in a row, and end when nothing got through for

@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 use super::{
     Context, Done, StreamFields, StreamRef, deserialize, invalid_argument, required, serialize,
 };
-use crate::sandbox::aws::control::Operation;
-use crate::sandbox::aws::error::{AwsError, Service};
-use crate::sandbox::aws::state::now_ms;
-use crate::sandbox::aws::stream::{NewRecord, PutOutcome, Stream, shard_id};
+use crate::control::Operation;
+use crate::error::{AwsError, Service};
+use crate::state::now_ms;
+use crate::stream::{NewRecord, PutOutcome, Stream, shard_id};
 
 /// Records a PutRecords takes.
 const MAX_RECORDS: usize = 500;
@@ -27,7 +27,7 @@ const MAX_RECORD_BYTES: usize = 1024 * 1024;
 const MAX_KEY_CHARS: usize = 256;
 
 /// A PutRecords, or a PutRecord as one of a single record.
-pub(in crate::sandbox::aws) struct Put {
+pub(crate) struct Put {
     pub(super) stream: StreamRef,
     pub(super) records: Vec<NewRecord>,
     dry_run: bool,

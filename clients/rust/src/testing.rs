@@ -1,11 +1,11 @@
-//! A real gRPC server for tests, which misbehaves on demand.
+//! A gRPC server that misbehaves on demand, for tests of callers (feature `testing`).
 
 use std::{
+    io,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use bytes::Bytes;
 use prost::Message;
 use tokio::{
     net::TcpSocket,
@@ -17,51 +17,68 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Code, Request, Response, Status, Streaming, transport::Server};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::proto::v1::{
+use crate::v1::{
     self, ErrorReason, PublishRequest, PublishResponse, PublishStreamRequest,
     PublishStreamResponse, Rejection,
     event_service_server::{EventService, EventServiceServer},
     publish_stream_response::Outcome,
 };
 
-/// Fails a test that would hang.
-pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// Limit after which a hanging test fails.
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What the server does with one request. When the plan is used up, it accepts.
+/// Treatment of one PublishStream request. Once the plan is used up, requests are accepted.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Fault {
+pub enum Fault {
+    /// Accepts the events and answers.
     Accept,
-    /// The answer is lost with the stream.
+    /// Accepts the events and breaks the stream without an answer.
     AcceptAndBreak,
+    /// Ends the stream with this status.
     Break(Code),
+    /// Ends the stream with OK.
     End,
+    /// Answers with an error.
     Answer(Code),
+    /// Answers with an error that carries a RetryInfo of 1 ms.
     AnswerRetryInfo(Code),
+    /// Accepts the events and answers under another request id.
     WrongId,
+    /// Never answers.
     Silence,
 }
 
-/// What becomes of one event.
+/// Outcome of one event of an accepted request.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Verdict {
+pub enum Verdict {
+    /// Counted as accepted.
     Accept,
+    /// Returned as a rejection of `ids_detection.src_ip`.
     Reject,
+    /// Counted as unconfigured.
     Unconfigured,
 }
 
+/// An EventService that keeps what it accepts. Clones share the plan and the events.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct FaultyServer {
-    /// The next fault is the last one.
-    pub(crate) plan: Arc<Mutex<Vec<Fault>>>,
-    pub(crate) accepted: Arc<Mutex<Vec<Bytes>>>,
-    /// Requests with such an event break the stream whenever they come.
-    pub(crate) poison: Option<fn(&v1::Event) -> bool>,
-    /// What becomes of each event; without it, all are accepted.
-    pub(crate) judge: Option<fn(&v1::Event) -> Verdict>,
+pub struct FaultyServer {
+    /// Faults of the next requests; the last entry is taken first.
+    pub plan: Arc<Mutex<Vec<Fault>>>,
+    /// Accepted events, oldest first.
+    pub accepted: Arc<Mutex<Vec<v1::Event>>>,
+    /// Selects events whose request always breaks the stream, with OUT_OF_RANGE.
+    pub poison: Option<fn(&v1::Event) -> bool>,
+    /// Decides the outcome of each event; without it, all are accepted.
+    pub judge: Option<fn(&v1::Event) -> Verdict>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl FaultyServer {
-    pub(crate) fn with_plan(mut plan: Vec<Fault>) -> Self {
+    /// A server that treats its first requests as planned.
+    pub fn with_plan(mut plan: Vec<Fault>) -> Self {
         plan.reverse();
         Self {
             plan: Arc::new(Mutex::new(plan)),
@@ -69,21 +86,18 @@ impl FaultyServer {
         }
     }
 
-    /// What was accepted so far.
-    pub(crate) fn events(&self) -> Vec<v1::Event> {
-        let accepted = self.accepted.lock().unwrap();
-        let decode = |event: &Bytes| v1::Event::decode(&**event).unwrap();
-        accepted.iter().map(decode).collect()
+    /// Returns the events accepted so far, oldest first.
+    pub fn events(&self) -> Vec<v1::Event> {
+        lock(&self.accepted).clone()
     }
 
     fn accept(&self, request: &PublishStreamRequest) -> PublishResponse {
         let mut response = PublishResponse::default();
-        for (index, bytes) in (0..).zip(&request.events) {
-            let event = v1::Event::decode(&**bytes).unwrap();
-            match self.judge.map_or(Verdict::Accept, |judge| judge(&event)) {
+        for (index, event) in (0..).zip(&request.events) {
+            match self.judge.map_or(Verdict::Accept, |judge| judge(event)) {
                 Verdict::Accept => {
                     response.accepted += 1;
-                    self.accepted.lock().unwrap().push(bytes.clone());
+                    lock(&self.accepted).push(event.clone());
                 }
                 Verdict::Unconfigured => response.unconfigured += 1,
                 Verdict::Reject => response.rejections.push(Rejection {
@@ -98,17 +112,12 @@ impl FaultyServer {
     }
 
     fn fault(&self, request: &PublishStreamRequest) -> Fault {
-        let decode = |event: &Bytes| v1::Event::decode(&**event).unwrap();
         if let Some(poison) = self.poison
-            && request
-                .events
-                .iter()
-                .map(decode)
-                .any(|event| poison(&event))
+            && request.events.iter().any(poison)
         {
             return Fault::Break(Code::OutOfRange);
         }
-        self.plan.lock().unwrap().pop().unwrap_or(Fault::Accept)
+        lock(&self.plan).pop().unwrap_or(Fault::Accept)
     }
 
     async fn serve(
@@ -117,7 +126,7 @@ impl FaultyServer {
         answers: &mpsc::Sender<Result<PublishStreamResponse, Status>>,
     ) -> Result<(), Status> {
         while let Some(request) = requests.message().await? {
-            let wrong_id = self.plan.lock().unwrap().last() == Some(&Fault::WrongId);
+            let wrong_id = lock(&self.plan).last() == Some(&Fault::WrongId);
             let outcome = match self.answer(&request) {
                 Ok(None) => continue,
                 Ok(outcome) => outcome,
@@ -158,8 +167,8 @@ impl FaultyServer {
             Fault::AnswerRetryInfo(code) => {
                 let wait = ErrorDetails::with_retry_info(Some(Duration::from_millis(1)));
                 let status = Status::with_error_details(code, "planned", wait);
-                let status = Message::decode(status.details()).unwrap();
-                Ok(Some(Outcome::Error(status)))
+                let details = tonic_types::Status::decode(status.details());
+                Ok(Some(Outcome::Error(details.unwrap_or_default())))
             }
             Fault::Silence => Ok(None),
         }
@@ -193,10 +202,10 @@ impl EventService for FaultyServer {
     }
 }
 
-/// A server on a runtime of its own: stopping it cuts every connection, as the
-/// end of a process does.
-pub(crate) struct Running {
-    pub(crate) address: SocketAddr,
+/// A server on its own runtime: stopping it cuts every connection, as the end of a process does.
+pub struct Running {
+    /// Address on loopback.
+    pub address: SocketAddr,
     runtime: Option<Runtime>,
 }
 
@@ -209,38 +218,49 @@ impl Drop for Running {
 }
 
 impl Running {
-    pub(crate) fn start(server: FaultyServer, address: SocketAddr) -> Self {
+    /// Serves at an address.
+    ///
+    /// # Errors
+    ///
+    /// The address is taken, or the runtime does not start.
+    pub fn start(server: FaultyServer, address: SocketAddr) -> io::Result<Self> {
         let runtime = runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
-            .build()
-            .unwrap();
+            .build()?;
         let context = runtime.enter();
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_reuseaddr(true).unwrap();
-        socket.bind(address).unwrap();
-        let listener = socket.listen(64).unwrap();
-        let address = listener.local_addr().unwrap();
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        let listener = socket.listen(64)?;
+        let address = listener.local_addr()?;
         runtime.spawn(Server::builder().serve_with_incoming(
             EventServiceServer::new(server),
             TcpListenerStream::new(listener),
         ));
         drop(context);
-        Self {
+        Ok(Self {
             address,
             runtime: Some(runtime),
-        }
+        })
     }
 
-    pub(crate) fn port_0(server: FaultyServer) -> Self {
+    /// Serves at a free port of 127.0.0.1.
+    ///
+    /// # Errors
+    ///
+    /// No port is free, or the runtime does not start.
+    pub fn start_on_free_port(server: FaultyServer) -> io::Result<Self> {
         Self::start(server, ([127, 0, 0, 1], 0).into())
     }
 
-    /// Answers once every connection is closed.
-    pub(crate) async fn kill(mut self) -> SocketAddr {
-        let runtime = self.runtime.take().unwrap();
-        let stop = move || runtime.shutdown_timeout(TEST_TIMEOUT);
-        tokio::task::spawn_blocking(stop).await.unwrap();
+    /// Stops the server. Returns its address once every connection is closed.
+    pub async fn kill(mut self) -> SocketAddr {
+        if let Some(runtime) = self.runtime.take() {
+            let stop = move || runtime.shutdown_timeout(TEST_TIMEOUT);
+            // Only a panic of the shutdown itself would be an error.
+            let _ = tokio::task::spawn_blocking(stop).await;
+        }
         self.address
     }
 }

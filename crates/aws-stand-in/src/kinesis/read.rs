@@ -8,10 +8,10 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Context, StreamFields, StreamRef, deserialize, invalid_argument, required};
-use crate::sandbox::aws::control::Operation;
-use crate::sandbox::aws::error::AwsError;
-use crate::sandbox::aws::state::now_ms;
-use crate::sandbox::aws::stream::{Shard, State, Stream, parse_shard_id, shard_id};
+use crate::control::Operation;
+use crate::error::AwsError;
+use crate::state::now_ms;
+use crate::stream::{Shard, State, Stream, parse_shard_id, shard_id};
 
 /// How long an iterator is good for.
 const ITERATOR_LIFETIME_MS: i64 = 5 * 60 * 1000;
@@ -19,7 +19,7 @@ const ITERATOR_LIFETIME_MS: i64 = 5 * 60 * 1000;
 const MAX_RECORDS: usize = 10_000;
 const MAX_BYTES: usize = 10 * 1024 * 1024;
 
-pub(in crate::sandbox::aws) enum Request {
+pub(crate) enum Request {
     ListShards {
         stream: StreamRef,
     },
@@ -34,7 +34,7 @@ pub(in crate::sandbox::aws) enum Request {
     },
 }
 
-pub(in crate::sandbox::aws) enum Position {
+pub(crate) enum Position {
     TrimHorizon,
     Latest,
     At(String),
@@ -43,7 +43,7 @@ pub(in crate::sandbox::aws) enum Position {
 }
 
 /// A place in a shard. On the wire it is opaque.
-pub(in crate::sandbox::aws) struct Iterator {
+pub(crate) struct Iterator {
     stream: StreamRef,
     shard: u32,
     /// The stream's index from which to read on.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::sandbox::aws::policy::PolicyError;
+use crate::policy::PolicyError;
 
 /// Why a control call was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -67,7 +67,7 @@ impl Operation {
     }
 
     /// The action that a policy must allow.
-    pub(in crate::sandbox::aws) fn action(self) -> &'static str {
+    pub(crate) fn action(self) -> &'static str {
         match self {
             Self::AssumeRole => "sts:AssumeRole",
             Self::GetCallerIdentity => "sts:GetCallerIdentity",
@@ -166,7 +166,7 @@ impl StreamSpec {
         }
     }
 
-    pub(in crate::sandbox::aws) fn validate(&self) -> Result<(), ControlError> {
+    pub(crate) fn validate(&self) -> Result<(), ControlError> {
         if (1..=10_000).contains(&self.shards) {
             Ok(())
         } else {

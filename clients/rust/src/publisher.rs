@@ -2,24 +2,26 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use prost::Message;
 use tokio::{
     sync::{Semaphore, mpsc},
     time::{Duration, Instant, sleep, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming, transport::Channel};
-use tonic_types::{RpcStatusExt, StatusExt};
+use tonic::{
+    Code, Request, Status, Streaming, client::Grpc, codegen::http::uri::PathAndQuery,
+    transport::Channel,
+};
+use tonic_prost::ProstCodec;
+use tonic_types::RpcStatusExt;
 
 use super::{
     batch::{Batch, BatchLimits, Batches, Item},
     retry::{self, Backoff, Remedy},
     window::Window,
 };
-use crate::proto::v1::{
-    self, PublishStreamRequest, PublishStreamResponse, event_service_client::EventServiceClient,
-    publish_stream_response::Outcome,
-};
+use crate::v1::{self, PublishStreamResponse, publish_stream_response::Outcome};
 
 /// What an event costs in memory beside its bytes.
 const EVENT_OVERHEAD_BYTES: usize = 128;
@@ -166,7 +168,7 @@ impl EventSender {
 /// order, behind it.
 #[derive(Debug)]
 pub struct Publisher {
-    client: EventServiceClient<Channel>,
+    channel: Channel,
     options: PublisherOptions,
     batches: Batches,
     window: Window<Batch>,
@@ -198,7 +200,7 @@ impl Publisher {
             linger: options.linger,
         };
         let publisher = Self {
-            client: EventServiceClient::new(channel),
+            channel,
             batches: Batches::new(outbox, limits),
             window: Window::new(options.max_requests_in_flight.max(1)),
             backoff: Backoff::new(
@@ -251,12 +253,11 @@ impl Publisher {
         let (requests, outgoing) = mpsc::channel(self.options.max_requests_in_flight.max(1));
         self.window.rewind();
         self.send_unsent(&requests);
-        let call = self.client.publish_stream(ReceiverStream::new(outgoing));
+        let call = open(self.channel.clone(), ReceiverStream::new(outgoing));
         let mut answers = timeout(self.options.answer_timeout, call)
             .await
             .map_err(|_| Broken::late())?
-            .map_err(Broken::stream)?
-            .into_inner();
+            .map_err(Broken::stream)?;
         let mut input_open = true;
         let mut answer_due = Instant::now() + self.options.answer_timeout;
         while input_open || !self.window.is_empty() {
@@ -283,9 +284,9 @@ impl Publisher {
         Ok(())
     }
 
-    fn send_unsent(&mut self, requests: &mpsc::Sender<PublishStreamRequest>) {
+    fn send_unsent(&mut self, requests: &mpsc::Sender<EncodedRequest>) {
         while let Some((id, batch)) = self.window.send_next() {
-            let request = PublishStreamRequest {
+            let request = EncodedRequest {
                 request_id: id.to_string(),
                 events: batch.events.clone(),
             };
@@ -358,6 +359,31 @@ impl Publisher {
     }
 }
 
+/// A [`v1::PublishStreamRequest`] whose events are encoded already. Both are the same bytes on
+/// the wire; events that are sent again are then neither copied nor encoded again.
+#[derive(Clone, PartialEq, Message)]
+struct EncodedRequest {
+    #[prost(string, tag = "1")]
+    request_id: String,
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    events: Vec<Bytes>,
+}
+
+/// Opens a PublishStream. Returns once the server has answered with headers.
+async fn open(
+    channel: Channel,
+    requests: ReceiverStream<EncodedRequest>,
+) -> Result<Streaming<PublishStreamResponse>, Status> {
+    let mut grpc = Grpc::new(channel);
+    grpc.ready()
+        .await
+        .map_err(|error| Status::unavailable(error.to_string()))?;
+    let path = PathAndQuery::from_static("/siem.v1.EventService/PublishStream");
+    let codec = ProstCodec::<EncodedRequest, PublishStreamResponse>::default();
+    let answer = grpc.streaming(Request::new(requests), path, codec).await?;
+    Ok(answer.into_inner())
+}
+
 /// Lets the server end the stream, so that it need not take it for a broken one.
 async fn close(mut answers: Streaming<PublishStreamResponse>) {
     let _ = timeout(CLOSE_TIMEOUT, async {
@@ -370,9 +396,7 @@ impl Broken {
     fn stream(status: Status) -> Self {
         Self {
             remedy: retry::of_stream(status.code()),
-            retry_after: status
-                .get_details_retry_info()
-                .and_then(|info| info.retry_delay),
+            retry_after: retry::retry_after(&status),
             status,
         }
     }
@@ -387,5 +411,27 @@ impl Broken {
 
     fn unexpected(what: &str) -> Self {
         Self::stream(Status::internal(format!("the server sent {what}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_encoded_request_is_the_documented_message() {
+        let event = v1::Event {
+            organization_id: "acme".into(),
+            ..Default::default()
+        };
+        let encoded = EncodedRequest {
+            request_id: "7".into(),
+            events: vec![event.encode_to_vec().into(); 2],
+        };
+        let documented = v1::PublishStreamRequest {
+            request_id: "7".into(),
+            events: vec![event; 2],
+        };
+        assert_eq!(encoded.encode_to_vec(), documented.encode_to_vec());
     }
 }

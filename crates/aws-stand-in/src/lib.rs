@@ -13,7 +13,7 @@
 //! [`stream`]. [`control`] is the handle for tests, [`control_http`] the same over HTTP.
 
 mod calls;
-pub(crate) mod cbor;
+pub mod cbor;
 mod control;
 mod control_http;
 mod error;

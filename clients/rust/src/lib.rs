@@ -1,5 +1,6 @@
-//! The client side of the API: a channel, and a [`Publisher`] that keeps a
-//! PublishStream going over disconnects and restarts of the server.
+//! Client of the `siem.v1` API of siem-relay: the messages and generated clients ([`v1`]), a
+//! [`channel`], a [`Publisher`] that publishes events over disconnects and restarts of the
+//! server, and a [`StatusWatch`] that follows statuses likewise.
 //!
 //! ```text
 //! EventSender ──▶ batches ──▶ window of unanswered requests ──▶ PublishStream
@@ -9,27 +10,36 @@
 
 use std::time::Duration;
 
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 
 mod batch;
 mod publisher;
 mod retry;
+#[cfg(feature = "testing")]
+pub mod testing;
+pub mod v1;
+mod watch;
 mod window;
 
+/// Types of other crates that this crate's interface is made of: time stamps of messages, the
+/// code and status of a gRPC error, and the connection.
+pub use prost_types::Timestamp;
 pub use publisher::{
     Ack, EventSender, PublishStopped, Publisher, PublisherError, PublisherOptions, Retrying,
     Update, Updates,
 };
+pub use tonic::{Code, Status, transport::Channel};
+pub use watch::{StatusEvent, StatusWatch};
 
-/// Where `siem-relay serve` listens by default.
+/// Address at which `siem-relay serve` listens by default.
 pub const DEFAULT_ADDRESS: &str = "http://127.0.0.1:50051";
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pings while calls are open, so that a vanished peer is noticed.
+/// Interval of HTTP/2 pings while a call is open; they detect a peer that vanished.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why an address cannot be used.
+/// Reason for which an address cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum AddressError {
     /// Not a URL with a host.
@@ -40,13 +50,13 @@ pub enum AddressError {
     Scheme(String),
 }
 
-/// Makes a channel that connects when it is first used, and again whenever the
-/// connection is lost. Without a scheme, `http://` is assumed.
+/// Returns a channel that connects at its first use, and again whenever the connection was
+/// lost. An address without a scheme counts as `http://`.
 ///
 /// # Errors
 ///
-/// [`AddressError`] where the address is not an `http` URL. Whether somebody
-/// listens there shows at the first call.
+/// [`AddressError`] if the address is not an `http` URL. An address at which nothing listens
+/// fails at the first call.
 pub fn channel(address: &str) -> Result<Channel, AddressError> {
     let malformed = || AddressError::Malformed(address.to_owned());
     let url = match address.split_once("://") {
@@ -65,7 +75,5 @@ pub fn channel(address: &str) -> Result<Channel, AddressError> {
         .connect_lazy())
 }
 
-#[cfg(test)]
-pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -13,7 +13,6 @@ use super::{
     testing::{Fault, FaultyServer, Running, TEST_TIMEOUT},
     *,
 };
-use crate::proto::v1;
 
 fn runtime() -> runtime::Runtime {
     runtime::Builder::new_current_thread()
@@ -101,7 +100,7 @@ async fn publish(address: SocketAddr, options: PublisherOptions, count: u64) -> 
 /// Publishes 0..count against the plan, which may repeat but lose nothing.
 async fn check(plan: Vec<Fault>, count: u64) -> (FaultyServer, Published) {
     let server = FaultyServer::with_plan(plan);
-    let running = Running::port_0(server.clone());
+    let running = Running::start_on_free_port(server.clone()).unwrap();
     let published = publish(running.address, options(), count).await;
     running.kill().await;
     published.result.as_ref().unwrap();
@@ -191,7 +190,7 @@ async fn a_request_that_breaks_streams_is_found_and_refused() {
         poison: Some(|event| event.network_id == "7"),
         ..Default::default()
     };
-    let running = Running::port_0(server.clone());
+    let running = Running::start_on_free_port(server.clone()).unwrap();
     let published = publish(running.address, options(), 20).await;
     published.result.unwrap();
     let expect: Acked = (0..20)
@@ -215,7 +214,7 @@ async fn a_request_that_breaks_streams_is_found_and_refused() {
 #[tokio::test]
 async fn an_event_that_no_server_decodes_is_refused_alone() {
     let server = FaultyServer::default();
-    let running = Running::port_0(server.clone());
+    let running = Running::start_on_free_port(server.clone()).unwrap();
     let channel = channel(&running.address.to_string()).unwrap();
     let options = PublisherOptions {
         max_bytes_in_flight: 1 << 20,
@@ -243,7 +242,7 @@ async fn an_event_that_no_server_decodes_is_refused_alone() {
 #[tokio::test]
 async fn a_silent_server_is_left_for_a_new_stream() {
     let server = FaultyServer::with_plan(vec![Fault::Accept, Fault::Silence]);
-    let running = Running::port_0(server.clone());
+    let running = Running::start_on_free_port(server.clone()).unwrap();
     let options = PublisherOptions {
         answer_timeout: Duration::from_millis(200),
         max_requests_in_flight: 1,
@@ -258,14 +257,17 @@ async fn a_silent_server_is_left_for_a_new_stream() {
 #[tokio::test]
 async fn a_server_that_knows_no_such_call_ends_it_at_once() {
     let server = FaultyServer::with_plan(vec![Fault::Break(Code::Unimplemented)]);
-    let running = Running::port_0(server);
+    let running = Running::start_on_free_port(server).unwrap();
     let published = publish(running.address, options(), 5).await;
     assert!(matches!(published.result, Err(PublisherError::Refused(_))));
 }
 
 #[tokio::test]
 async fn nobody_listening_is_given_up_in_time() {
-    let address = Running::port_0(FaultyServer::default()).kill().await;
+    let address = Running::start_on_free_port(FaultyServer::default())
+        .unwrap()
+        .kill()
+        .await;
     let options = PublisherOptions {
         give_up_after: Duration::from_millis(100),
         ..options()
@@ -282,7 +284,7 @@ async fn nobody_listening_is_given_up_in_time() {
 #[tokio::test]
 async fn a_restart_loses_nothing() {
     let server = FaultyServer::default();
-    let first = Running::port_0(server.clone());
+    let first = Running::start_on_free_port(server.clone()).unwrap();
     let address = first.address;
     let channel = channel(&address.to_string()).unwrap();
     let (sender, updates, publisher) = Publisher::new(channel, options());
@@ -297,7 +299,7 @@ async fn a_restart_loses_nothing() {
             sender.send(&event(number), number).await.unwrap();
         }
     });
-    let _second = Running::start(server.clone(), address);
+    let _second = Running::start(server.clone(), address).unwrap();
     timeout(TEST_TIMEOUT, async {
         feed.await.unwrap();
         publisher.await.unwrap().unwrap();
@@ -313,7 +315,7 @@ async fn a_restart_loses_nothing() {
 #[tokio::test]
 async fn who_sends_too_much_waits_for_answers() {
     let server = FaultyServer::with_plan(vec![Fault::Silence; 100]);
-    let running = Running::port_0(server);
+    let running = Running::start_on_free_port(server).unwrap();
     let channel = channel(&running.address.to_string()).unwrap();
     let event = event(7);
     let one = prost::Message::encoded_len(&event) as u32 + 128;
