@@ -1,4 +1,4 @@
-//! Gathers events into requests.
+//! Batches events into requests.
 
 use bytes::Bytes;
 use tokio::{
@@ -6,12 +6,12 @@ use tokio::{
     time::{Duration, Instant, timeout_at},
 };
 
-/// One encoded event on its way.
+/// One encoded event.
 #[derive(Debug)]
 pub(super) struct Item {
     pub(super) event: Bytes,
     pub(super) tag: u64,
-    /// Its share of the bytes that may be unanswered.
+    /// Its share of the limit on unanswered bytes, returned when it is answered.
     pub(super) budget: OwnedSemaphorePermit,
 }
 
@@ -36,7 +36,7 @@ impl Batch {
     }
 }
 
-/// The event with its field's tag and length, which take at most six bytes.
+/// Bytes of an event within a request: tag and length of the field take at most six.
 fn wire_len(event: &Bytes) -> usize {
     event.len() + 6
 }
@@ -45,27 +45,27 @@ fn wire_len(event: &Bytes) -> usize {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BatchLimits {
     pub(super) max_events: usize,
-    /// A larger event makes a request of its own.
+    /// An event that is larger is sent in a request of its own.
     pub(super) max_bytes: usize,
-    /// How long the first event of a request waits for more.
+    /// Longest time that the first event of a request waits for further events.
     pub(super) linger: Duration,
 }
 
-/// Takes events off a channel, a request's worth at a time.
+/// Receives events from a channel and returns them request by request.
 #[derive(Debug)]
 pub(super) struct Batches {
-    inbox: mpsc::Receiver<Item>,
+    queue: mpsc::Receiver<Item>,
     limits: BatchLimits,
     pending: Batch,
     flush_at: Instant,
-    /// An event that no longer fitted into `pending`.
+    /// An event that did not fit into `pending` and starts the next request.
     held: Option<Item>,
 }
 
 impl Batches {
-    pub(super) fn new(inbox: mpsc::Receiver<Item>, limits: BatchLimits) -> Self {
+    pub(super) fn new(queue: mpsc::Receiver<Item>, limits: BatchLimits) -> Self {
         Self {
-            inbox,
+            queue,
             limits,
             pending: Batch::default(),
             flush_at: Instant::now(),
@@ -73,16 +73,16 @@ impl Batches {
         }
     }
 
-    /// The next request's events; `None` once all senders are gone and nothing is
+    /// Returns the events of the next request; `None` once all senders are dropped and nothing is
     /// left. Dropping the future loses nothing.
     pub(super) async fn next(&mut self) -> Option<Batch> {
         while !self.is_full() {
-            let item = if let Ok(item) = self.inbox.try_recv() {
+            let item = if let Ok(item) = self.queue.try_recv() {
                 Some(item)
             } else if self.pending.events.is_empty() {
-                self.inbox.recv().await
+                self.queue.recv().await
             } else {
-                match timeout_at(self.flush_at, self.inbox.recv()).await {
+                match timeout_at(self.flush_at, self.queue.recv()).await {
                     Ok(item) => item,
                     Err(_) => break,
                 }
@@ -133,20 +133,20 @@ mod tests {
     }
 
     fn batches(max_events: usize, max_bytes: usize) -> (mpsc::Sender<Item>, Batches) {
-        let (sender, inbox) = mpsc::channel(100);
+        let (sender, queue) = mpsc::channel(100);
         let limits = BatchLimits {
             max_events,
             max_bytes,
             linger: Duration::from_millis(10),
         };
-        (sender, Batches::new(inbox, limits))
+        (sender, Batches::new(queue, limits))
     }
 
     async fn tags(batches: &mut Batches) -> Option<Vec<u64>> {
         Some(batches.next().await?.tags)
     }
 
-    /// All shares of one semaphore, as `merge` demands.
+    /// Sends an event whose permit is of one semaphore for all, as `merge` requires.
     async fn send(sender: &mpsc::Sender<Item>, budget: &Arc<Semaphore>, tag: u64, len: usize) {
         let budget = budget.clone().try_acquire_owned().unwrap();
         let item = Item {
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_ends_at_its_count_its_bytes_or_the_end() {
+    async fn a_request_ends_at_its_count_its_bytes_or_the_end_of_input() {
         let budget = Arc::new(Semaphore::new(100));
         let (sender, mut batches) = batches(3, 100);
         for (tag, len) in [
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pause_of_the_input_flushes() {
+    async fn a_request_is_sent_when_the_linger_ends() {
         let budget = Arc::new(Semaphore::new(100));
         let (sender, mut batches) = batches(3, 100);
         send(&sender, &budget, 1, 1).await;
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_wait_counts_from_the_first_event() {
+    async fn the_linger_counts_from_the_first_event() {
         let budget = Arc::new(Semaphore::new(100));
         let (sender, mut batches) = batches(100, 1000);
         let trickle = async {
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_dropped_wait_loses_nothing() {
+    async fn a_dropped_future_loses_nothing() {
         let budget = Arc::new(Semaphore::new(100));
         let (sender, mut batches) = batches(3, 100);
         send(&sender, &budget, 1, 1).await;

@@ -2,10 +2,43 @@
 //! [`channel`], a [`Publisher`] that publishes events over disconnects and restarts of the
 //! server, and a [`StatusWatch`] that follows statuses likewise.
 //!
-//! ```text
-//! EventSender ──▶ batches ──▶ window of unanswered requests ──▶ PublishStream
-//!   (waits while too many bytes are unanswered)      ▲               │
-//!                                                    └── answers ◀───┘──▶ Updates
+//! ```no_run
+//! use siem_client::{
+//!     Publisher, PublisherOptions, StatusEvent, StatusWatch, Update, channel,
+//!     v1::{Event, GetRequest, siem_integration_service_client::SiemIntegrationServiceClient},
+//! };
+//! use std::time::Duration;
+//!
+//! # async fn example(event: Event) -> Result<(), Box<dyn std::error::Error>> {
+//! let channel = channel("http://127.0.0.1:50051")?;
+//!
+//! // One call.
+//! let mut integrations = SiemIntegrationServiceClient::new(channel.clone());
+//! let organization_id = "acme".to_owned();
+//! let integration = integrations.get(GetRequest { organization_id }).await?;
+//! println!("{:?}", integration.into_inner().integration);
+//!
+//! // Events, each answered once it is durable.
+//! let (sender, mut updates, publisher) =
+//!     Publisher::new(channel.clone(), PublisherOptions::default());
+//! let running = tokio::spawn(publisher.run());
+//! sender.send(&event, 1).await?;
+//! drop(sender);
+//! while let Some(update) = updates.recv().await {
+//!     if let Update::Ack(ack) = update {
+//!         println!("events {:?}: {:?}", ack.tags, ack.outcome);
+//!     }
+//! }
+//! running.await??;
+//!
+//! // Statuses of all organizations.
+//! let mut statuses = StatusWatch::new(channel, vec![], Duration::from_secs(90));
+//! loop {
+//!     if let StatusEvent::Current(current) = statuses.next().await? {
+//!         println!("{}: {:?}", current.organization_id, current.status);
+//!     }
+//! }
+//! # }
 //! ```
 
 use std::time::Duration;

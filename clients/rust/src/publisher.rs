@@ -1,4 +1,4 @@
-//! Keeps a PublishStream going, however often it breaks.
+//! Publishes events over PublishStream, and opens the stream again whenever it breaks.
 
 use std::sync::Arc;
 
@@ -23,35 +23,35 @@ use super::{
 };
 use crate::v1::{self, PublishStreamResponse, publish_stream_response::Outcome};
 
-/// What an event costs in memory beside its bytes.
+/// Memory that one event takes beside its encoded bytes.
 const EVENT_OVERHEAD_BYTES: usize = 128;
-/// Events between the sender and the batches.
-const INBOX_EVENTS: usize = 1_024;
-/// Updates that nobody has taken yet.
-const UPDATES: usize = 64;
-/// How long the server has to end a stream that was answered in full.
+/// Events queued between senders and batches.
+const QUEUED_EVENTS: usize = 1_024;
+/// Updates queued for the receiver.
+const QUEUED_UPDATES: usize = 64;
+/// Time that the server has to end a stream whose requests are all answered.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How a [`Publisher`] works.
+/// Limits and waits of a [`Publisher`].
 #[derive(Debug, Clone)]
 pub struct PublisherOptions {
     /// Unanswered requests, at least 1.
     pub max_requests_in_flight: usize,
-    /// Bytes of unanswered events, whether sent or not. A single event may exceed it.
+    /// Bytes of unanswered events, whether sent or not. One event alone may exceed it.
     pub max_bytes_in_flight: u32,
     /// Events of one request, 1 to 1,000.
     pub max_batch_events: usize,
-    /// Bytes of one request, below 4 MiB. A single larger event is sent alone.
+    /// Bytes of one request, below 4 MiB. A larger event is sent alone.
     pub max_batch_bytes: usize,
-    /// How long the first event of a request waits for more to come.
+    /// Longest time that the first event of a request waits for further events.
     pub linger: Duration,
-    /// The wait after the first failure; it doubles with each further one.
+    /// Wait after the first failure; it doubles with each further failure in a row.
     pub min_retry_wait: Duration,
-    /// The longest wait, also where the server asks for a longer one.
+    /// Longest wait, even if the server asks for a longer one.
     pub max_retry_wait: Duration,
-    /// Gives up when no request was answered for so long.
+    /// Time without an answer to any request after which the publisher gives up.
     pub give_up_after: Duration,
-    /// Connects anew when no answer came for so long.
+    /// Time without an answer after which the stream is opened again.
     pub answer_timeout: Duration,
 }
 
@@ -71,72 +71,74 @@ impl Default for PublisherOptions {
     }
 }
 
-/// What a [`Publisher`] tells.
+/// A report of a [`Publisher`] about its progress.
 #[derive(Debug)]
 pub enum Update {
     /// A request was answered.
     Ack(Ack),
-    /// The stream broke; another is opened.
+    /// The stream broke and will be opened again.
     Retrying(Retrying),
 }
 
 /// The answer to one request. Answers come in the order of the events.
 #[derive(Debug)]
 pub struct Ack {
-    /// The tags of the request's events; a rejection's index is a place in it.
+    /// Tags of the request's events, in order; the index of a rejection is an index of it.
     pub tags: Vec<u64>,
-    /// What the server said of them, or why it refused them all.
+    /// The server's answer, or the status with which it refused the whole request.
     pub outcome: Result<v1::PublishResponse, Status>,
 }
 
-/// A failure that is mended by sending again.
+/// A failure after which the unanswered requests are sent again.
 #[derive(Debug)]
 pub struct Retrying {
-    /// What went wrong.
+    /// The failure.
     pub cause: Status,
-    /// When the next attempt starts.
+    /// Time until the next attempt.
     pub wait: Duration,
 }
 
-/// Updates of a [`Publisher`]; it waits for whoever holds this to take them.
+/// Receiver of a [`Publisher`]'s updates. The publisher waits while 64 of them are not received;
+/// drop the receiver if they are of no interest.
 pub type Updates = mpsc::Receiver<Update>;
 
-/// Why a [`Publisher`] ended before everything was answered.
+/// Reason for which a [`Publisher`] ended before everything was answered.
 #[derive(Debug, thiserror::Error)]
 pub enum PublisherError {
-    /// Nothing got through for too long.
+    /// No request was answered for [`PublisherOptions::give_up_after`].
     #[error("gave up: no answer for {} s; last error: {} ({:?})", stalled.as_secs(), last.message(), last.code())]
     GaveUp {
-        /// Since the last answer, or since there was something to send.
+        /// Time since the last answer, or since there was something to send.
         stalled: Duration,
         /// The last failure.
         last: Status,
     },
-    /// The server refuses the call as such.
+    /// The server refuses the call itself, whatever it carries.
     #[error("the server refuses PublishStream: {} ({:?})", .0.message(), .0.code())]
     Refused(Status),
 }
 
-/// The [`Publisher`] has ended; its result says why.
+/// Error of a sender whose [`Publisher`] has ended; the result of its `run` has the reason.
 #[derive(Debug, thiserror::Error)]
 #[error("the publisher has ended")]
 pub struct PublishStopped;
 
-/// Hands events to a [`Publisher`]. It ends when every sender is dropped and all is answered.
+/// Sending end of a [`Publisher`], which ends once every sender is dropped and every event is
+/// answered.
 #[derive(Debug, Clone)]
 pub struct EventSender {
-    inbox: mpsc::Sender<Item>,
+    queue: mpsc::Sender<Item>,
     budget: Arc<Semaphore>,
     max_bytes: u32,
 }
 
 impl EventSender {
-    /// Queues one event; `tag` comes back with its answer. Waits while too much is
-    /// unanswered.
+    /// Queues one event; its answer carries the same `tag`. Waits while more than
+    /// [`PublisherOptions::max_bytes_in_flight`] are unanswered.
     ///
     /// # Errors
     ///
-    /// [`PublishStopped`] where the publisher has ended.
+    /// [`PublishStopped`] if the publisher has ended.
     pub async fn send(&self, event: &v1::Event, tag: u64) -> Result<(), PublishStopped> {
         let event = event.encode_to_vec();
         let weight = u32::try_from(event.len() + EVENT_OVERHEAD_BYTES)
@@ -148,24 +150,22 @@ impl EventSender {
             tag,
             budget: budget.await.map_err(|_| PublishStopped)?,
         };
-        self.inbox.send(item).await.map_err(|_| PublishStopped)
+        self.queue.send(item).await.map_err(|_| PublishStopped)
     }
 
     /// Waits until the publisher has ended.
     pub async fn closed(&self) {
-        self.inbox.closed().await;
+        self.queue.closed().await;
     }
 }
 
 /// Sends events over PublishStream until each is answered.
 ///
-/// Requests that are not answered are kept, and sent again in order on the next
-/// stream. So none is lost, but the server may have accepted some of them
-/// already: such an event is accepted twice, under the same id where the
-/// content is the same, and consumers drop duplicates by id. The same goes for the
-/// requests behind one that the server failed and asked to send again: what of
-/// them was accepted stands in the log before the failed one, and once more, in
-/// order, behind it.
+/// Unanswered requests are kept and sent again, in order, on the next stream. No event is lost,
+/// but the server may have accepted some of them already. Such an event is delivered twice with
+/// the same CloudEvents id, by which consumers drop duplicates. The same holds for requests that
+/// were accepted behind one for which the server asked to send again: they are delivered once
+/// before and once after it.
 #[derive(Debug)]
 pub struct Publisher {
     channel: Channel,
@@ -176,7 +176,7 @@ pub struct Publisher {
     updates: mpsc::Sender<Update>,
 }
 
-/// Why a stream came to its end too early.
+/// Reason for which a stream ended before every request was answered.
 struct Broken {
     status: Status,
     remedy: Remedy,
@@ -184,13 +184,14 @@ struct Broken {
 }
 
 impl Publisher {
-    /// Makes a publisher, to be [`run`](Self::run), and the two ends to use it.
+    /// Returns the sending end, the receiver of updates, and the publisher, which works while
+    /// [`run`](Self::run) is polled.
     pub fn new(channel: Channel, options: PublisherOptions) -> (EventSender, Updates, Self) {
-        let (inbox, outbox) = mpsc::channel(INBOX_EVENTS);
-        let (updates, updates_receiver) = mpsc::channel(UPDATES);
+        let (queue, queued) = mpsc::channel(QUEUED_EVENTS);
+        let (updates, updates_receiver) = mpsc::channel(QUEUED_UPDATES);
         let max_bytes = options.max_bytes_in_flight.max(1);
         let sender = EventSender {
-            inbox,
+            queue,
             budget: Arc::new(Semaphore::new(max_bytes as usize)),
             max_bytes,
         };
@@ -201,7 +202,7 @@ impl Publisher {
         };
         let publisher = Self {
             channel,
-            batches: Batches::new(outbox, limits),
+            batches: Batches::new(queued, limits),
             window: Window::new(options.max_requests_in_flight.max(1)),
             backoff: Backoff::new(
                 options.min_retry_wait,
@@ -218,8 +219,7 @@ impl Publisher {
     ///
     /// # Errors
     ///
-    /// [`PublisherError`] where it gave up; what was not answered may have been
-    /// accepted or not.
+    /// [`PublisherError`] if it gave up. Unanswered events may have been accepted or not.
     pub async fn run(mut self) -> Result<(), PublisherError> {
         // No stream is opened before there is something to send.
         while self.has_work().await {
@@ -247,16 +247,16 @@ impl Publisher {
         self.window.push(batch);
     }
 
-    /// One stream, until all is answered.
+    /// Runs one stream until every event is answered.
     async fn stream(&mut self) -> Result<(), Broken> {
-        // As many places as there can be requests, so that sending never waits.
+        // One slot per request that can be in flight, so that sending never waits.
         let (requests, outgoing) = mpsc::channel(self.options.max_requests_in_flight.max(1));
         self.window.rewind();
         self.send_unsent(&requests);
         let call = open(self.channel.clone(), ReceiverStream::new(outgoing));
         let mut answers = timeout(self.options.answer_timeout, call)
             .await
-            .map_err(|_| Broken::late())?
+            .map_err(|_| Broken::timed_out())?
             .map_err(Broken::stream)?;
         let mut input_open = true;
         let mut answer_due = Instant::now() + self.options.answer_timeout;
@@ -268,11 +268,11 @@ impl Publisher {
                     self.settle(answer).await?;
                     answer_due = Instant::now() + self.options.answer_timeout;
                 }
-                batch = self.batches.next(), if input_open && self.window.has_room() => match batch {
+                batch = self.batches.next(), if input_open && self.window.has_capacity() => match batch {
                     Some(batch) => self.push(batch),
                     None => input_open = false,
                 },
-                () = sleep_until(answer_due), if !idle => return Err(Broken::late()),
+                () = sleep_until(answer_due), if !idle => return Err(Broken::timed_out()),
             }
             self.send_unsent(&requests);
             if idle {
@@ -290,7 +290,7 @@ impl Publisher {
                 request_id: id.to_string(),
                 events: batch.events.clone(),
             };
-            // It has room; where the stream is gone, reading the answers tells.
+            // There is a slot for it. If the stream is gone, reading the answers fails.
             let _ = requests.try_send(request);
         }
     }
@@ -324,12 +324,12 @@ impl Publisher {
         self.backoff.progress();
         if let Some(batch) = self.window.pop() {
             let tags = batch.tags;
-            self.tell(Update::Ack(Ack { tags, outcome })).await;
+            self.report(Update::Ack(Ack { tags, outcome })).await;
         }
     }
 
-    async fn tell(&self, update: Update) {
-        // Who dropped the receiver does not want to know.
+    async fn report(&self, update: Update) {
+        // A dropped receiver means that updates are of no interest.
         let _ = self.updates.send(update).await;
     }
 
@@ -353,7 +353,8 @@ impl Publisher {
             });
         };
         let cause = broken.status;
-        self.tell(Update::Retrying(Retrying { cause, wait })).await;
+        self.report(Update::Retrying(Retrying { cause, wait }))
+            .await;
         sleep(wait).await;
         Ok(())
     }
@@ -384,7 +385,7 @@ async fn open(
     Ok(answer.into_inner())
 }
 
-/// Lets the server end the stream, so that it need not take it for a broken one.
+/// Waits for the server to end the stream, so that it does not count as broken there.
 async fn close(mut answers: Streaming<PublishStreamResponse>) {
     let _ = timeout(CLOSE_TIMEOUT, async {
         while let Ok(Some(_)) = answers.message().await {}
@@ -401,7 +402,7 @@ impl Broken {
         }
     }
 
-    fn late() -> Self {
+    fn timed_out() -> Self {
         Self::stream(Status::deadline_exceeded("the server does not answer"))
     }
 

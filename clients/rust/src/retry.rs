@@ -1,34 +1,34 @@
-//! What to do about a failure, and when.
+//! Classification of failures, and the waits between attempts.
 
 use rand::Rng;
 use tokio::time::{Duration, Instant};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-/// What a failure calls for.
+/// Reaction to a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Remedy {
     /// Send again, later.
     Retry,
-    /// The request itself is at fault: sending it again would not help.
+    /// Give the request up: it is at fault itself and would fail again.
     Refuse,
-    /// No request would get through.
+    /// End: no request can succeed.
     Stop,
 }
 
-/// For a stream that ended. It does not tell which request is at fault.
+/// Reaction to the end of a stream. It does not say which request is at fault.
 pub(super) fn of_stream(code: Code) -> Remedy {
     match code {
         Code::Unimplemented | Code::Unauthenticated | Code::PermissionDenied | Code::NotFound => {
             Remedy::Stop
         }
-        // OutOfRange is what tonic says of a message above its decoding limit.
+        // tonic answers OUT_OF_RANGE to a message above its decoding limit.
         Code::InvalidArgument | Code::OutOfRange | Code::FailedPrecondition => Remedy::Refuse,
         _ => Remedy::Retry,
     }
 }
 
-/// For the answer to one request, on a stream that goes on.
+/// Reaction to an error that answers one request; the stream stays open.
 pub(super) fn of_answer(code: Code, has_retry_info: bool) -> Remedy {
     match code {
         _ if has_retry_info => Remedy::Retry,
@@ -51,8 +51,7 @@ pub(super) fn retry_after(status: &Status) -> Option<Duration> {
         .and_then(|info| info.retry_delay)
 }
 
-/// Waits grow with each failure in a row, and end when nothing got through for
-/// too long.
+/// Exponential backoff, which gives up after a time without progress.
 #[derive(Debug)]
 pub(super) struct Backoff {
     pub(super) min_wait: Duration,
@@ -79,18 +78,18 @@ impl Backoff {
         self.work_began();
     }
 
-    /// There was nothing to do until now, so nothing was late.
+    /// Restarts the time without progress: there was nothing to do until now.
     pub(super) fn work_began(&mut self) {
         self.progress = Instant::now();
     }
 
-    /// How long nothing got through.
+    /// Time without progress.
     pub(super) fn stalled(&self) -> Duration {
         self.progress.elapsed()
     }
 
-    /// How long to wait after one more failure; `None`: give up. What the server
-    /// asks for is kept, up to `max_wait`. Jitter keeps clients apart.
+    /// Returns the wait after one more failure; `None` means to give up. A wait that the server
+    /// asks for counts, up to `max_wait`. Jitter spreads the attempts of many clients.
     pub(super) fn failed(&mut self, asked: Option<Duration>) -> Option<Duration> {
         let left = self.give_up_after.checked_sub(self.stalled())?;
         if left.is_zero() {
@@ -152,7 +151,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_servers_wish_counts_within_bounds() {
+    async fn a_wait_that_the_server_asks_for_counts_within_limits() {
         let mut backoff = backoff();
         let wait = backoff.failed(Some(Duration::from_secs(2))).unwrap();
         assert!(wait >= Duration::from_secs(2) && wait < Duration::from_millis(2500));
@@ -161,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_each_failure_calls_for() {
+    fn each_code_has_its_reaction() {
         for code in [
             Code::Unavailable,
             Code::ResourceExhausted,

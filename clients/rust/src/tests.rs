@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, net::SocketAddr};
 
+use futures_util::FutureExt as _;
 use proptest::prelude::*;
 use tokio::{
     runtime,
@@ -40,7 +41,7 @@ fn event(number: u64) -> v1::Event {
     }
 }
 
-/// The events that the server accepted, by number.
+/// Numbers of the accepted events, in the order in which they were accepted.
 fn numbers(server: &FaultyServer) -> Vec<u64> {
     let events = server.events();
     events
@@ -49,7 +50,7 @@ fn numbers(server: &FaultyServer) -> Vec<u64> {
         .collect()
 }
 
-/// The tags with their answers, in the order they came.
+/// Tags with their answers, in the order in which they were received.
 type Acked = Vec<(u64, Result<(), Code>)>;
 
 async fn collect(mut updates: Updates) -> (Acked, Vec<Retrying>) {
@@ -97,7 +98,7 @@ async fn publish(address: SocketAddr, options: PublisherOptions, count: u64) -> 
     }
 }
 
-/// Publishes 0..count against the plan, which may repeat but lose nothing.
+/// Publishes events 0..count to a server with this plan. Each must be answered once, in order.
 async fn check(plan: Vec<Fault>, count: u64) -> (FaultyServer, Published) {
     let server = FaultyServer::with_plan(plan);
     let running = Running::start_on_free_port(server.clone()).unwrap();
@@ -153,7 +154,7 @@ async fn broken_streams_are_resumed() {
 }
 
 #[tokio::test]
-async fn an_answer_that_asks_for_it_is_sent_again_with_all_behind_it() {
+async fn a_request_whose_answer_asks_for_it_is_sent_again_with_those_after_it() {
     use Fault::{Accept, Answer, AnswerRetryInfo};
     for fault in [
         Answer(Code::ResourceExhausted),
@@ -174,7 +175,7 @@ async fn an_answer_that_asks_for_it_is_sent_again_with_all_behind_it() {
 }
 
 #[tokio::test]
-async fn a_refused_request_is_told_and_the_rest_goes_on() {
+async fn a_refused_request_is_reported_and_the_others_are_accepted() {
     let plan = vec![Fault::Accept, Fault::Answer(Code::InvalidArgument)];
     let (server, published) = check(plan, 5).await;
     assert_eq!(numbers(&server), [0, 2, 3, 4]);
@@ -182,10 +183,9 @@ async fn a_refused_request_is_told_and_the_rest_goes_on() {
     assert!(published.retries.is_empty());
 }
 
-/// A server ends the stream over a request that it cannot decode, and does not
-/// say which one.
+/// A server ends the stream at a request that it cannot decode, and does not say at which.
 #[tokio::test]
-async fn a_request_that_breaks_streams_is_found_and_refused() {
+async fn a_request_that_breaks_streams_is_found_and_reported_as_refused() {
     let server = FaultyServer {
         poison: Some(|event| event.network_id == "7"),
         ..Default::default()
@@ -212,7 +212,7 @@ async fn a_request_that_breaks_streams_is_found_and_refused() {
 }
 
 #[tokio::test]
-async fn an_event_that_no_server_decodes_is_refused_alone() {
+async fn an_event_that_cannot_be_decoded_is_refused_alone() {
     let server = FaultyServer::default();
     let running = Running::start_on_free_port(server.clone()).unwrap();
     let channel = channel(&running.address.to_string()).unwrap();
@@ -240,7 +240,7 @@ async fn an_event_that_no_server_decodes_is_refused_alone() {
 }
 
 #[tokio::test]
-async fn a_silent_server_is_left_for_a_new_stream() {
+async fn a_stream_without_answers_is_opened_again() {
     let server = FaultyServer::with_plan(vec![Fault::Accept, Fault::Silence]);
     let running = Running::start_on_free_port(server.clone()).unwrap();
     let options = PublisherOptions {
@@ -255,7 +255,7 @@ async fn a_silent_server_is_left_for_a_new_stream() {
 }
 
 #[tokio::test]
-async fn a_server_that_knows_no_such_call_ends_it_at_once() {
+async fn an_unimplemented_call_ends_the_publisher_at_once() {
     let server = FaultyServer::with_plan(vec![Fault::Break(Code::Unimplemented)]);
     let running = Running::start_on_free_port(server).unwrap();
     let published = publish(running.address, options(), 5).await;
@@ -263,7 +263,7 @@ async fn a_server_that_knows_no_such_call_ends_it_at_once() {
 }
 
 #[tokio::test]
-async fn nobody_listening_is_given_up_in_time() {
+async fn the_publisher_gives_up_if_nothing_listens() {
     let address = Running::start_on_free_port(FaultyServer::default())
         .unwrap()
         .kill()
@@ -280,9 +280,9 @@ async fn nobody_listening_is_given_up_in_time() {
     assert!(published.acked.is_empty() && !published.retries.is_empty());
 }
 
-/// The server goes away under load and comes back on its port.
+/// The server is killed under load, and another one starts on its port.
 #[tokio::test]
-async fn a_restart_loses_nothing() {
+async fn a_restart_of_the_server_loses_nothing() {
     let server = FaultyServer::default();
     let first = Running::start_on_free_port(server.clone()).unwrap();
     let address = first.address;
@@ -313,7 +313,7 @@ async fn a_restart_loses_nothing() {
 }
 
 #[tokio::test]
-async fn who_sends_too_much_waits_for_answers() {
+async fn a_sender_waits_while_too_many_bytes_are_unanswered() {
     let server = FaultyServer::with_plan(vec![Fault::Silence; 100]);
     let running = Running::start_on_free_port(server).unwrap();
     let channel = channel(&running.address.to_string()).unwrap();
@@ -329,10 +329,13 @@ async fn who_sends_too_much_waits_for_answers() {
         sender.send(&event, tag).await.unwrap();
     }
     let mut eleventh = std::pin::pin!(sender.send(&event, 10));
-    assert!(futures_util::poll!(&mut eleventh).is_pending());
+    assert!(eleventh.as_mut().now_or_never().is_none());
     publisher.abort();
     assert!(publisher.await.unwrap_err().is_cancelled());
-    assert!(eleventh.await.is_err(), "who waits learns of the end");
+    assert!(
+        eleventh.await.is_err(),
+        "a waiting sender learns that the publisher ended"
+    );
 }
 
 #[test]
@@ -373,7 +376,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn however_disconnects_fall_nothing_is_lost_or_swapped(
+    fn disconnects_at_any_point_lose_and_reorder_nothing(
         plan in prop::collection::vec(any_fault(), 0..30),
         count in 1u64..40,
     ) {
@@ -385,7 +388,7 @@ proptest! {
     }
 
     #[test]
-    fn however_answers_fail_the_last_copies_stand_in_order(
+    fn the_last_copy_of_each_event_is_in_order_whatever_answers_fail(
         plan in prop::collection::vec(prop_oneof![
             4 => any_fault(),
             1 => Just(Fault::Answer(Code::ResourceExhausted)),

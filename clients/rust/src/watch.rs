@@ -15,12 +15,12 @@ use crate::{
 const MIN_RETRY_WAIT: Duration = Duration::from_millis(100);
 const MAX_RETRY_WAIT: Duration = Duration::from_secs(5);
 
-/// Current statuses, then each change of them, for as long as the caller asks.
+/// A subscription to the statuses of integrations.
 ///
-/// A lost connection is opened again and continues after the last event. The first events
-/// are the current statuses, then comes [`StatusEvent::Synced`]. After
-/// [`StatusEvent::Reset`] everything known before is void, and current statuses follow anew.
-/// A status or an event that this client does not know reads as UNKNOWN, or is skipped.
+/// The first events are the current statuses, then [`StatusEvent::Synced`], then each change. A
+/// broken stream is opened again and continues after the last event. After
+/// [`StatusEvent::Reset`] forget what was received before: the current statuses follow again.
+/// Events of a kind that this client does not know are skipped.
 #[derive(Debug)]
 pub struct StatusWatch {
     client: SiemIntegrationServiceClient<Channel>,

@@ -1,9 +1,9 @@
-//! The requests that wait for an answer, in order. Pure.
+//! The unanswered requests, in order. No I/O and no clock.
 
 use std::collections::VecDeque;
 
-/// Requests have consecutive ids. Those before `sent` are on the current stream;
-/// the others wait to be sent.
+/// Unanswered requests with consecutive ids. The first `sent` of them are on the current stream;
+/// the others are still to be sent.
 #[derive(Debug)]
 pub(super) struct Window<T> {
     requests: VecDeque<T>,
@@ -29,11 +29,11 @@ impl<T> Window<T> {
         self.requests.is_empty()
     }
 
-    pub(super) fn has_room(&self) -> bool {
+    pub(super) fn has_capacity(&self) -> bool {
         self.requests.len() < self.max_requests
     }
 
-    /// Requests that were sent on the current stream and are not answered.
+    /// Number of requests that were sent on the current stream and are not answered.
     pub(super) fn in_flight(&self) -> usize {
         self.sent
     }
@@ -42,7 +42,7 @@ impl<T> Window<T> {
         self.requests.push_back(request);
     }
 
-    /// The next request to send, which then counts as sent.
+    /// Returns the next request to send, and counts it as sent.
     pub(super) fn send_next(&mut self) -> Option<(u64, &T)> {
         if self.front_id < self.singly_below && self.sent > 0 {
             return None;
@@ -53,12 +53,13 @@ impl<T> Window<T> {
         Some((id, request))
     }
 
-    /// Answers come in order, so only the oldest request can be answered.
+    /// Returns whether the oldest request has this id. The server answers in order, so that no
+    /// other answer can be due.
     pub(super) fn awaits(&self, request_id: &str) -> bool {
         self.sent > 0 && request_id.parse() == Ok(self.front_id)
     }
 
-    /// Takes out the oldest request: it is answered.
+    /// Removes the oldest request once it is answered.
     pub(super) fn pop(&mut self) -> Option<T> {
         let request = self.requests.pop_front()?;
         self.front_id += 1;
@@ -66,13 +67,13 @@ impl<T> Window<T> {
         Some(request)
     }
 
-    /// The stream is gone: everything unanswered is to be sent again.
+    /// Marks everything as not sent, for the next stream.
     pub(super) fn rewind(&mut self) {
         self.sent = 0;
     }
 
-    /// Sends what is in flight one at a time from now on, to learn which of them
-    /// breaks the stream. Call it before [`Self::rewind`].
+    /// Has the requests in flight sent one at a time, to find the one that breaks the stream.
+    /// Must be called before [`Self::rewind`].
     pub(super) fn suspect_in_flight(&mut self) {
         self.singly_below = self.front_id + self.sent as u64;
     }
@@ -105,8 +106,8 @@ mod tests {
     }
 
     proptest! {
-        /// However disconnects fall: a stream carries requests in order and starts
-        /// with the oldest unanswered one, and each is answered once, in order.
+        /// With disconnects at any point, each stream carries requests in order and starts with
+        /// the oldest unanswered one, and each request is answered once, in order.
         #[test]
         fn no_disconnect_loses_or_swaps_a_request(steps in steps()) {
             let mut window = Window::new(4);
@@ -114,7 +115,7 @@ mod tests {
             let mut stream: VecDeque<u64> = VecDeque::new();
             for step in steps {
                 match step {
-                    Step::Push if window.has_room() => {
+                    Step::Push if window.has_capacity() => {
                         pushed += 1;
                         window.push(pushed);
                     }
