@@ -1,5 +1,5 @@
-//! The sandbox: the service and a stand-in for the AWS services that it talks to, in
-//! one process, and a show of detections that arrive.
+//! The sandbox: the service and a stand-in for AWS in one process, with sample detections that
+//! are published, delivered, read back and printed.
 //!
 //! ```text
 //! feed ──PublishStream──▶ service ──PutRecords──▶ stand-in ──records──▶ tally ──▶ screen
@@ -7,20 +7,23 @@
 //!               Configure ─┘   └──────────────── StreamStatus ──────────────────────┘
 //! ```
 //!
-//! What is shown is what was read back from the stream. The service is spoken to only
-//! through its public API, as any caller would.
+//! Printed events are those that were read back from the stream. The service is called through
+//! its public API only.
 
 mod account;
-mod ending;
+mod color;
+mod environment;
 mod error;
+mod event_view;
 mod feed;
 mod hints;
+mod reader;
 mod samples;
 mod screen;
-mod show;
+mod session;
 mod statuses;
+mod summary;
 mod tally;
-mod world;
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -29,17 +32,17 @@ use uuid::Uuid;
 
 use crate::{domain::organization::OrganizationId, publish::Input};
 use account::Account;
+use environment::Environment;
 use screen::Screen;
-use world::World;
 
 pub use account::REGION;
 pub use error::SandboxError;
 pub use samples::{DEFAULT_DEVICE, DEFAULT_NETWORK};
 
-/// The port of the gRPC API where none is asked for.
+/// Default port of the gRPC API.
 pub const DEFAULT_PORT: u16 = 50_051;
 
-/// What the sandbox shows.
+/// Options of the sandbox.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The port of the gRPC API.
@@ -48,10 +51,10 @@ pub struct Options {
     pub aws_port: u16,
     /// The organization that gets an integration.
     pub organization: OrganizationId,
-    /// What is published to it.
+    /// Events that are published to it.
     pub feed: Feed,
-    /// A run that has an end gives up when nothing arrived for so long.
-    pub patience: Duration,
+    /// Time without a delivery after which a run that ends by itself gives up.
+    pub stall_timeout: Duration,
 }
 
 /// A port on loopback.
@@ -59,22 +62,22 @@ pub struct Options {
 pub enum Port {
     /// This one; 0 takes a free one.
     Exactly(u16),
-    /// This one, or a free one where it is taken.
+    /// This one, or a free one if it is taken.
     Preferably(u16),
 }
 
-/// What is published.
+/// Source of the events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Feed {
-    /// Samples at a pace that a person can follow, until a signal.
+    /// Two samples a second, until a signal.
     Samples,
-    /// So many samples as fast as they are taken.
+    /// This number of samples, as fast as they are accepted.
     Count(u64),
     /// The alerts of a Suricata EVE file.
     Eve {
-        /// EVE JSON, one object a line.
+        /// EVE JSON, one object per line.
         input: Input,
-        /// The network that the sensor watches.
+        /// The network that the sensor monitors.
         network_id: Uuid,
         /// The sensor.
         device_id: Uuid,
@@ -82,53 +85,53 @@ pub enum Feed {
 }
 
 impl Feed {
-    /// Whether the run ends by itself.
+    /// Returns whether the run ends by itself.
     pub fn has_end(&self) -> bool {
         !matches!(self, Self::Samples)
     }
 }
 
-/// Runs the sandbox until what it feeds was read back, or until `shutdown`.
+/// Runs the sandbox until everything published was read back, or until `shutdown`.
 ///
-/// Writes to stdout and stderr: on a terminal all to stdout, for a person; otherwise
-/// each CloudEvent as it was delivered to stdout, and all else to stderr.
+/// On a terminal everything is written to stdout. Otherwise each CloudEvent goes to stdout as it
+/// was delivered, and all other text to stderr.
 ///
 /// # Errors
 ///
-/// [`SandboxError`] where it cannot start, or where a run that has an end did not
-/// bring everything back.
+/// [`SandboxError`] if it does not start, or if a run that ends by itself did not read everything
+/// back.
 pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), SandboxError> {
     let account = Account::new();
-    let mut world = World::start(&options, &account).await?;
+    let mut environment = Environment::start(&options, &account).await?;
     let (screen, printer) = match Screen::start() {
         Ok(started) => started,
         Err(error) => {
-            world.shutdown().await?;
+            environment.shutdown().await?;
             return Err(SandboxError::Screen(error));
         }
     };
-    let shown = show::run(&options, &account, &mut world, &screen, &shutdown).await;
-    let closed = world.shutdown().await;
+    let result = session::run(&options, &account, &mut environment, &screen, &shutdown).await;
+    let closed = environment.shutdown().await;
     drop(screen);
     let printed = printer.finish(&shutdown).await;
-    shown.and(closed)?;
+    result.and(closed)?;
     match printed {
         Err(error) if options.feed.has_end() => Err(SandboxError::Print(error)),
         _ => Ok(()),
     }
 }
 
-/// Runs only the stand-in until `shutdown`; `started` is told its address.
+/// Runs the stand-in alone until `shutdown`. Calls `started` with its address.
 ///
 /// # Errors
 ///
-/// [`SandboxError`] where the port is taken.
+/// [`SandboxError`] if the port is taken.
 pub async fn run_aws_only(
     port: u16,
     shutdown: CancellationToken,
     started: impl FnOnce(SocketAddr),
 ) -> Result<(), SandboxError> {
-    let stand_in = world::start_stand_in(port).await?;
+    let stand_in = environment::start_stand_in(port).await?;
     started(stand_in.address());
     shutdown.cancelled().await;
     stand_in.shutdown().await;

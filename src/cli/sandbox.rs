@@ -98,7 +98,7 @@ impl From<SandboxArgs> for Options {
             aws_port: args.aws_port.unwrap_or(0),
             organization: args.organization,
             feed,
-            patience: Duration::from_secs(args.timeout.into()),
+            stall_timeout: Duration::from_secs(args.timeout.into()),
         }
     }
 }

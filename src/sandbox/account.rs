@@ -1,6 +1,5 @@
-//! The customer's AWS account, as a customer would set it up: a stream, and a role
-//! that the service may assume with the external ID and that may write to the stream
-//! and nothing else.
+//! The customer's AWS account: a stream, and a role that the service may assume with the
+//! external ID and that may write to this stream only.
 
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
@@ -8,14 +7,14 @@ use uuid::Uuid;
 
 use aws_stand_in::{Control, ControlError, RoleSpec, StreamSpec, vendor_credentials};
 
-/// The region of the stream, and of STS.
+/// Region of the stream and of STS.
 pub const REGION: &str = "us-east-1";
 pub(super) const STREAM_ARN: &str = "arn:aws:kinesis:us-east-1:222222222222:stream/detections";
 pub(super) const ROLE_ARN: &str = "arn:aws:iam::222222222222:role/siem-delivery";
-/// Each takes 1,000 records a second.
+/// Shards of the stream, each of which takes 1,000 records a second.
 pub(super) const SHARDS: u32 = 4;
 
-/// What the customer made up.
+/// The account, with an external ID that the customer chose.
 pub(super) struct Account {
     external_id: SecretString,
 }
@@ -29,7 +28,7 @@ impl Account {
         }
     }
 
-    /// The external ID in clear. It opens nothing but this sandbox.
+    /// The external ID in clear. It is of no use outside this sandbox.
     pub(super) fn external_id(&self) -> &str {
         self.external_id.expose_secret()
     }

@@ -1,4 +1,4 @@
-//! What can go wrong in a sandbox.
+//! Errors of the sandbox.
 
 use std::{io, path::PathBuf, time::Duration};
 
@@ -9,13 +9,13 @@ use crate::{app::AppError, config::ConfigError, publish::PublishError};
 use aws_stand_in::ControlError;
 use siem_client::{AddressError, PublisherError};
 
-/// Why a sandbox did not start, or a run that has an end failed.
+/// Reason for which a sandbox did not start, or a run that ends by itself failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
     /// The port of the API is taken.
     #[error("port {port} is taken: choose another with --port, or --port 0 for a free one")]
     PortTaken {
-        /// Which.
+        /// The port.
         port: u16,
     },
     /// The stand-in cannot listen.
@@ -23,37 +23,37 @@ pub enum SandboxError {
         "the stand-in cannot listen on port {port}: {source}; choose another, or 0 for a free one"
     )]
     StandIn {
-        /// Which.
+        /// The port.
         port: u16,
-        /// What the system says.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// The customer's account cannot be set up in the stand-in.
     #[error("the stand-in refuses the account: {0}")]
     Account(#[from] ControlError),
-    /// The directory for the database.
-    #[error("cannot make a temporary directory for the database: {0}")]
+    /// The directory for the database cannot be created.
+    #[error("cannot create a temporary directory for the database: {0}")]
     Directory(#[source] io::Error),
-    /// The temporary directory has a name that cannot be a setting.
+    /// The path of the temporary directory is not UTF-8.
     #[error("the temporary directory {} is not UTF-8; set TMPDIR to another", .0.display())]
     DirectoryName(PathBuf),
-    /// The temporary directory is left behind.
+    /// The temporary directory cannot be removed.
     #[error("cannot remove the temporary directory: {0}")]
     LeftBehind(#[source] io::Error),
-    /// The service's settings.
+    /// Invalid settings.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The service.
+    /// The service does not start, or failed.
     #[error(transparent)]
     App(#[from] AppError),
-    /// The service ended and nobody asked it to.
+    /// The service ended without being stopped.
     #[error("the service ended by itself")]
     Ended,
-    /// The service's address.
+    /// Invalid address of the service.
     #[error(transparent)]
     Address(#[from] AddressError),
-    /// The screen cannot be written.
-    #[error("cannot start to print: {0}")]
+    /// The printing thread does not start.
+    #[error("cannot start the printing thread: {0}")]
     Screen(#[source] io::Error),
     /// Not everything was written.
     #[error("not everything could be printed: {0}")]
@@ -61,66 +61,66 @@ pub enum SandboxError {
     /// A call of the API failed.
     #[error("{call} failed: {} ({:?})", .status.message(), .status.code())]
     Call {
-        /// Which.
+        /// Name of the call.
         call: &'static str,
         /// The answer.
         status: Box<Status>,
     },
-    /// Nothing came back any more.
+    /// Nothing was read back for too long.
     #[error(
         "nothing was read back for {} s: {read_back} of {goal} events arrived; the status is {status}",
-        patience.as_secs()
+        stall_timeout.as_secs()
     )]
     Stalled {
-        /// How long was waited.
-        patience: Duration,
-        /// Events that were read back without a hole.
+        /// Time that was waited.
+        stall_timeout: Duration,
+        /// Events that were read back before the first missing one.
         read_back: u64,
-        /// Events that should have been.
+        /// Events that were expected.
         goal: u64,
         /// The integration's status.
         status: String,
     },
-    /// All came back, and the service does not say so.
+    /// Everything was read back, but the service has not recorded it.
     #[error(
         "all events were read back, but after {} s the service has not settled them; the status is {status}",
-        patience.as_secs()
+        stall_timeout.as_secs()
     )]
     Unsettled {
-        /// How long was waited.
-        patience: Duration,
+        /// Time that was waited.
+        stall_timeout: Duration,
         /// The integration's status.
         status: String,
     },
-    /// The integration is gone, and its events with it.
+    /// The integration was deleted, and its pending events with it.
     #[error("the integration was deleted: {read_back} events had arrived")]
     Deleted {
-        /// Events that were read back without a hole.
+        /// Events that were read back before the first missing one.
         read_back: u64,
     },
-    /// Events were accepted that nobody asked to keep.
+    /// Events of an organization without an integration.
     #[error("{count} events were not kept: organization {organization} has no integration")]
     Unconfigured {
-        /// How many.
+        /// Number of events.
         count: u64,
-        /// Whose.
+        /// The organization.
         organization: String,
     },
     /// The service refused events.
     #[error("{count} events were rejected; the first: {first}")]
     Rejected {
-        /// How many of a request.
+        /// Number of rejections in one answer.
         count: usize,
-        /// Why.
+        /// The first rejection.
         first: String,
     },
-    /// A record in the stream is not as promised.
-    #[error("a record of the stream is not as promised: {0}")]
+    /// A record violates the event format.
+    #[error("a record violates the event format: {0}")]
     Defect(#[from] Defect),
-    /// Events became a gap.
+    /// A gap event stands for events that were not delivered.
     #[error("{count} events were not delivered: a gap event stands in their place")]
     Gap {
-        /// How many.
+        /// Number of events.
         count: u64,
     },
     /// Records were dropped by the stand-in before they were read.
@@ -135,16 +135,16 @@ pub enum SandboxError {
     /// Not every line of the EVE file was published.
     #[error("not every alert of the file was accepted: {0}")]
     Eve(String),
-    /// Whoever reads stdout is gone.
+    /// The reader of stdout closed it.
     #[error("the output was closed before all events were shown: {read_back} had arrived")]
     Closed {
-        /// Events that were read back without a hole.
+        /// Events that were read back before the first missing one.
         read_back: u64,
     },
-    /// A signal came before the end.
+    /// A signal was received before the end.
     #[error("interrupted: {read_back} events had arrived")]
     Interrupted {
-        /// Events that were read back without a hole.
+        /// Events that were read back before the first missing one.
         read_back: u64,
     },
 }

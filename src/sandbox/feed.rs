@@ -1,4 +1,4 @@
-//! What is published: samples, or the alerts of an EVE file.
+//! Publishing: samples, or the alerts of an EVE file.
 
 use std::{
     io::{self, Write},
@@ -18,10 +18,10 @@ use crate::publish::{self, ConsoleReporter, PublishOptions, Summary};
 use siem_client::v1::{ErrorReason, PublishResponse};
 use siem_client::{Ack, EventSender, Publisher, PublisherOptions, Update, Updates};
 
-/// Two a second: a person can follow.
-const PACE: Duration = Duration::from_millis(500);
+/// Interval of samples in a run without an end, so that a person can read along.
+const INTERVAL: Duration = Duration::from_millis(500);
 
-/// Samples for one organization.
+/// Publishes samples for one organization.
 pub(super) struct SampleFeed {
     pub(super) channel: Channel,
     pub(super) organization: String,
@@ -29,14 +29,14 @@ pub(super) struct SampleFeed {
 }
 
 impl SampleFeed {
-    /// Publishes at a pace that a person can follow, until `stop`.
-    pub(super) async fn show(self, stop: CancellationToken) -> Result<(), SandboxError> {
+    /// Publishes two samples a second until `stop`.
+    pub(super) async fn until(self, stop: CancellationToken) -> Result<(), SandboxError> {
         let (sender, updates, publisher) =
             Publisher::new(self.channel.clone(), PublisherOptions::default());
         let publisher = AbortOnDropHandle::new(tokio::spawn(publisher.run()));
         let publish = async {
             let mut samples = Samples::new(&self.organization);
-            let mut ticks = interval(PACE);
+            let mut ticks = interval(INTERVAL);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             while stop.run_until_cancelled(ticks.tick()).await.is_some() {
                 if sender.send(&samples.next(), 0).await.is_err() {
@@ -45,14 +45,14 @@ impl SampleFeed {
             }
             drop(sender);
         };
-        tokio::join!(publish, self.tell(updates));
-        // A task that panicked leaves nothing to tell.
+        tokio::join!(publish, self.report(updates));
+        // A task that panicked has no result.
         publisher.await.unwrap_or(Ok(()))?;
         Ok(())
     }
 
-    /// Says what goes wrong, each kind once until it is mended.
-    async fn tell(&self, mut updates: Updates) {
+    /// Prints rejections and refusals; a missing integration once until it exists again.
+    async fn report(&self, mut updates: Updates) {
         let mut is_unconfigured = false;
         while let Some(update) = updates.recv().await {
             let Update::Ack(Ack { outcome, .. }) = update else {
@@ -61,8 +61,8 @@ impl SampleFeed {
             match outcome {
                 Ok(response) if response.unconfigured > 0 => {
                     if !is_unconfigured {
-                        self.screen.say(&format!(
-                            "organization {} has no integration: what is published to it is not kept, until a Configure",
+                        self.screen.note(&format!(
+                            "organization {} has no integration: its events are not kept until a Configure creates one",
                             self.organization
                         ));
                     }
@@ -71,16 +71,16 @@ impl SampleFeed {
                 Ok(response) => {
                     is_unconfigured &= response.accepted == 0;
                     if let Some(first) = first_rejection(&response) {
-                        self.screen.say(&format!("rejected: {first}"));
+                        self.screen.note(&format!("rejected: {first}"));
                     }
                 }
-                Err(status) => self.screen.say(&format!("refused: {}", status.message())),
+                Err(status) => self.screen.note(&format!("refused: {}", status.message())),
             }
         }
     }
 
-    /// Publishes so many as fast as they are taken, and fails unless each is accepted.
-    /// Each takes one permit of `window`.
+    /// Publishes `count` samples as fast as they are accepted, and fails unless each is. Each
+    /// takes one permit of `window`.
     pub(super) async fn all(self, count: u64, window: Arc<Semaphore>) -> Result<(), SandboxError> {
         let (sender, updates, publisher) =
             Publisher::new(self.channel.clone(), PublisherOptions::default());
@@ -143,7 +143,7 @@ fn first_rejection(response: &PublishResponse) -> Option<String> {
     ))
 }
 
-/// Publishes the alerts of an EVE file, and says what is wrong with it.
+/// Publishes the alerts of an EVE file, and prints its errors.
 pub(super) async fn eve(
     options: PublishOptions,
     screen: &Screen,
@@ -158,7 +158,7 @@ pub(super) async fn eve(
     Ok(summary)
 }
 
-/// Lines become notes on the screen.
+/// A writer whose lines become notes.
 struct Notes {
     screen: Screen,
     line: Vec<u8>,
@@ -170,7 +170,7 @@ impl Write for Notes {
         while let Some(end) = self.line.iter().position(|byte| *byte == b'\n') {
             let rest = self.line.split_off(end + 1);
             let line = std::mem::replace(&mut self.line, rest);
-            self.screen.say(String::from_utf8_lossy(&line).trim_end());
+            self.screen.note(String::from_utf8_lossy(&line).trim_end());
         }
         Ok(bytes.len())
     }

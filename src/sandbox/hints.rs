@@ -1,35 +1,39 @@
-//! What is said at the start: where everything is, and what to try next. Pure.
+//! The text printed at the start: addresses, and commands to try. No I/O.
 
 use std::net::SocketAddr;
 
 use super::{
     Feed, Options, Port,
     account::{Account, ROLE_ARN, SHARDS, STREAM_ARN},
-    screen::{Color, Paint},
-    world::World,
+    color::{Color, Paint},
+    environment::Environment,
 };
 
 const SERVICE: &str = "siem.v1.SiemIntegrationService";
 const WRONG_EXTERNAL_ID: &str = "not-the-external-id";
 
-/// Where everything is.
-pub(super) struct Place<'a> {
+/// Addresses and names that the text contains.
+pub(super) struct Endpoints<'a> {
     address: SocketAddr,
     aws_url: String,
     organization: &'a str,
     external_id: &'a str,
-    /// The port that was taken, so that another had to do.
+    /// The preferred port, if it was taken.
     port_taken: Option<u16>,
-    /// Nobody has the time to try anything.
+    /// The run ends by itself: no commands to try.
     is_brief: bool,
 }
 
-impl<'a> Place<'a> {
-    pub(super) fn new(options: &'a Options, world: &World, account: &'a Account) -> Self {
-        let address = world.address();
+impl<'a> Endpoints<'a> {
+    pub(super) fn new(
+        options: &'a Options,
+        environment: &Environment,
+        account: &'a Account,
+    ) -> Self {
+        let address = environment.address();
         Self {
             address,
-            aws_url: world.aws_url(),
+            aws_url: environment.aws_url(),
             organization: options.organization.as_str(),
             external_id: account.external_id(),
             port_taken: match options.port {
@@ -41,57 +45,69 @@ impl<'a> Place<'a> {
     }
 }
 
-/// The first lines on the screen.
-pub(super) fn greeting(place: &Place<'_>, paint: Paint) -> String {
+/// Returns the first lines.
+pub(super) fn greeting(endpoints: &Endpoints<'_>, paint: Paint) -> String {
     let mut lines = Vec::new();
-    if let Some(port) = place.port_taken {
+    if let Some(port) = endpoints.port_taken {
         lines.push(format!(
             "port {port} is taken; a free one is used (--port chooses)"
         ));
     }
     let bold = |text: &str| paint.color(Color::Bold, text);
-    lines.push(format!("{}  http://{}", bold("siem-relay"), place.address));
+    lines.push(format!(
+        "{}  http://{}",
+        bold("siem-relay"),
+        endpoints.address
+    ));
     lines.push(format!(
         "{}  {} (STS and Kinesis, on this machine only)",
         bold("stand-in for AWS"),
-        place.aws_url
+        endpoints.aws_url
     ));
     lines.push(format!(
         "organization {} delivers to {STREAM_ARN} ({SHARDS} shards)",
-        bold(place.organization)
+        bold(endpoints.organization)
     ));
-    if !place.is_brief {
-        lines.extend(to_try(place, paint));
+    if !endpoints.is_brief {
+        lines.extend(to_try(endpoints, paint));
     }
     lines.join("\n")
 }
 
-fn to_try(place: &Place<'_>, paint: Paint) -> Vec<String> {
-    let Place {
+fn to_try(endpoints: &Endpoints<'_>, paint: Paint) -> Vec<String> {
+    let Endpoints {
         address,
         organization,
         ..
-    } = place;
+    } = endpoints;
     let named = format!(r#"{{"organization_id":"{organization}"}}"#);
     let calls = [
-        ("how the integration fares", "Get", named.clone()),
+        (
+            "the integration with its status and counts",
+            "Get",
+            named.clone(),
+        ),
         ("a test event, with a verdict", "SendTest", named.clone()),
         (
-            "a wrong external ID: Unauthorized, and events wait",
+            "a wrong external ID: UNAUTHORIZED, and events wait",
             "Configure",
             configure(organization, WRONG_EXTERNAL_ID),
         ),
         (
-            "the right one: healed, and what waited arrives",
+            "the right one: ACTIVE again, and the waiting events arrive",
             "Configure",
-            configure(organization, place.external_id),
+            configure(organization, endpoints.external_id),
         ),
         (
-            "each change of status, until Ctrl-C",
+            "the status and each change of it, until Ctrl-C",
             "StreamStatus",
             format!(r#"{{"organization_ids":["{organization}"]}}"#),
         ),
-        ("an end; Configure begins anew", "Delete", named),
+        (
+            "removes the integration; a Configure creates a new one",
+            "Delete",
+            named,
+        ),
     ];
     let mut lines = vec![
         String::new(),
@@ -105,11 +121,11 @@ fn to_try(place: &Place<'_>, paint: Paint) -> Vec<String> {
     }
     lines.push(paint.color(
         Color::Dim,
-        "# what AWS was asked; faults on demand: docs/stand-in.md",
+        "# the calls that the stand-in received; faults on demand: docs/stand-in.md",
     ));
-    lines.push(format!("curl -s {}/_control/calls", place.aws_url));
+    lines.push(format!("curl -s {}/_control/calls", endpoints.aws_url));
     lines.push(String::new());
-    lines.push("All of it is gone at the end. Ctrl-C ends.".to_owned());
+    lines.push("Ctrl-C ends the sandbox and removes everything it made.".to_owned());
     lines
 }
 

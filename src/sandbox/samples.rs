@@ -1,5 +1,5 @@
-//! Sample detections: the lines of `samples.jsonl`, in the shape of Suricata's EVE
-//! JSON, with addresses and names that are reserved for documentation.
+//! Sample detections: the lines of `samples.jsonl`, in Suricata's EVE JSON, with addresses and
+//! names that are reserved for documentation.
 
 use jiff::Timestamp;
 use uuid::{Uuid, uuid};
@@ -9,16 +9,17 @@ use siem_client::v1::{Event, event::Payload};
 
 const LINES: &str = include_str!("samples.jsonl");
 
-/// The network where none is named.
+/// Network of events if none is given.
 pub const DEFAULT_NETWORK: Uuid = NETWORKS[0];
-/// The sensor where none is named.
+/// Sensor of events if none is given.
 pub const DEFAULT_DEVICE: Uuid = DEVICES[0];
 
 const NETWORKS: [Uuid; 2] = [
     uuid!("4e740000-0000-4000-8000-000000000001"),
     uuid!("4e740000-0000-4000-8000-000000000002"),
 ];
-/// Chosen so that four shards get two each: a shard is a quarter of the MD5 hashes.
+/// Devices, two for each of four shards: Kinesis places a partition key by its MD5 hash, of
+/// which each shard has a quarter.
 const DEVICES: [Uuid; 8] = [
     uuid!("5e250000-0000-4000-8000-000000000001"),
     uuid!("5e250000-0000-4000-8000-000000000002"),
@@ -30,11 +31,11 @@ const DEVICES: [Uuid; 8] = [
     uuid!("5e250000-0000-4000-8000-000000000011"),
 ];
 
-/// The samples over and over, each observed now and so with an id of its own.
+/// Endless repetition of the samples, each observed now, and so with its own id.
 pub(super) struct Samples {
     templates: Vec<Event>,
     made: u64,
-    /// No time is given twice.
+    /// Time of the last event; no two events have the same.
     last: Timestamp,
 }
 
@@ -57,7 +58,7 @@ impl Samples {
         }
     }
 
-    /// The next one.
+    /// Returns the next event.
     pub(super) fn next(&mut self) -> Event {
         let count = self.templates.len() as u64;
         let (round, at) = (self.made / count, self.made % count);
@@ -71,7 +72,7 @@ impl Samples {
         event
     }
 
-    /// Now in microseconds, as sensors tell it, and later than ever before.
+    /// Returns the current time in microseconds, or one more than the last.
     fn now(&mut self) -> siem_client::Timestamp {
         let micros = Timestamp::now()
             .as_microsecond()

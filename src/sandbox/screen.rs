@@ -1,10 +1,7 @@
-//! Prints: on a terminal all to stdout, for a person; otherwise each CloudEvent as it
-//! was delivered to stdout, and all else to stderr.
+//! Output. On a terminal everything goes to stdout, formatted. Otherwise each CloudEvent goes to
+//! stdout as it was delivered, and all other text to stderr.
 //!
-//! Writing to a pipe may block for as long as its reader likes, so a thread does it.
-
-mod paint;
-mod pretty;
+//! A thread writes, since a pipe blocks for as long as its reader does not read.
 
 use std::{
     io::{self, BufWriter, IsTerminal as _, Write},
@@ -20,29 +17,30 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use aws_stand_in::Record;
-pub(super) use paint::{Color, Paint};
 
-/// Events that wait to be written.
-const WAITING_EVENTS: usize = 1_024;
-/// How long a pipe may block after a signal.
+use super::{color::Paint, event_view};
+
+/// Events queued to be written.
+const QUEUED_EVENTS: usize = 1_024;
+/// Time that a pipe may block after a signal.
 const FINISH_DEADLINE: Duration = Duration::from_secs(5);
 
 enum Item {
-    Event(Record, Room),
+    Event(Record, Permit),
     Note(String),
 }
 
-/// A place for one event, free again once it is written.
-pub(super) struct Room(
-    #[expect(dead_code, reason = "dropping it is its use")] Option<OwnedSemaphorePermit>,
+/// Permit to queue one event, returned once it is written.
+pub(super) struct Permit(
+    #[expect(dead_code, reason = "it is returned by being dropped")] Option<OwnedSemaphorePermit>,
 );
 
-/// A handle to the printing thread. Clones write to the same.
+/// Handle to the printing thread. Clones share it.
 #[derive(Clone)]
 pub(super) struct Screen {
     items: mpsc::UnboundedSender<Item>,
-    room: Arc<Semaphore>,
-    for_a_person: bool,
+    permits: Arc<Semaphore>,
+    is_terminal: bool,
     paint: Paint,
     closed: CancellationToken,
 }
@@ -52,16 +50,16 @@ pub(super) struct Printer(oneshot::Receiver<io::Result<()>>);
 
 impl Screen {
     pub(super) fn start() -> io::Result<(Self, Printer)> {
-        let for_a_person = io::stdout().is_terminal();
-        // What is said goes to stderr otherwise.
-        let colored = for_a_person || io::stderr().is_terminal();
+        let is_terminal = io::stdout().is_terminal();
+        // Otherwise notes go to stderr.
+        let colored = is_terminal || io::stderr().is_terminal();
         let paint = Paint::new(colored && !no_color());
         let (items, waiting) = mpsc::unbounded_channel();
         let (done, finished) = oneshot::channel();
         let screen = Self {
             items,
-            room: Arc::new(Semaphore::new(WAITING_EVENTS)),
-            for_a_person,
+            permits: Arc::new(Semaphore::new(QUEUED_EVENTS)),
+            is_terminal,
             paint,
             closed: CancellationToken::new(),
         };
@@ -70,61 +68,60 @@ impl Screen {
             .name("printer".into())
             .spawn(move || {
                 let out = BufWriter::new(io::stdout().lock());
-                let printed = print(waiting, out, for_a_person, paint);
+                let printed = print(waiting, out, is_terminal, paint);
                 if printed.is_err() {
                     closed.cancel();
                 }
-                // Nobody may wait for it any more.
+                // The receiver may be dropped already.
                 let _ = done.send(printed);
             })?;
         Ok((screen, Printer(finished)))
     }
 
-    /// Waits while too many events wait to be written.
-    pub(super) async fn room(&self) -> Room {
-        // It is never closed.
-        Room(Arc::clone(&self.room).acquire_owned().await.ok())
+    /// Waits while too many events are queued.
+    pub(super) async fn permit(&self) -> Permit {
+        // The semaphore is never closed.
+        Permit(Arc::clone(&self.permits).acquire_owned().await.ok())
     }
 
-    /// Shows an event.
-    pub(super) fn event(&self, record: Record, room: Room) {
-        // Where the thread is gone, `closed` tells.
-        let _ = self.items.send(Item::Event(record, room));
+    /// Prints an event.
+    pub(super) fn event(&self, record: Record, permit: Permit) {
+        // If the thread has ended, `closed` returns.
+        let _ = self.items.send(Item::Event(record, permit));
     }
 
-    /// Tells something in one or more lines.
-    pub(super) fn say(&self, text: &str) {
-        if self.for_a_person {
+    /// Prints a text of one or more lines.
+    pub(super) fn note(&self, text: &str) {
+        if self.is_terminal {
             let _ = self.items.send(Item::Note(text.to_owned()));
         } else {
-            // With stderr gone there is nobody left to tell.
+            // An error of stderr cannot be reported anywhere.
             let _ = writeln!(io::stderr(), "{text}");
         }
     }
 
-    /// The colors of what is said.
+    /// Colors of notes.
     pub(super) fn paint(&self) -> Paint {
         self.paint
     }
 
-    /// Waits until whoever read stdout is gone.
+    /// Waits until the reader of stdout has closed it.
     pub(super) async fn closed(&self) {
         self.closed.cancelled().await;
     }
 }
 
 impl Printer {
-    /// Waits until everything is written, as long as whoever reads it likes; a while
-    /// only once there is a `shutdown`.
+    /// Waits until everything is written; after `shutdown` for at most 5 s.
     pub(super) async fn finish(self, shutdown: &CancellationToken) -> io::Result<()> {
-        let impatience = async {
+        let deadline = async {
             shutdown.cancelled().await;
             sleep(FINISH_DEADLINE).await;
         };
         tokio::select! {
-            // The thread cannot end without saying how, unless it panicked.
+            // The thread sends its result, unless it panicked.
             printed = self.0 => printed.unwrap_or_else(|_| Err(io::ErrorKind::Other.into())),
-            () = impatience => Err(io::ErrorKind::TimedOut.into()),
+            () = deadline => Err(io::ErrorKind::TimedOut.into()),
         }
     }
 }
@@ -137,16 +134,16 @@ fn no_color() -> bool {
 fn print(
     mut waiting: mpsc::UnboundedReceiver<Item>,
     mut out: impl Write,
-    for_a_person: bool,
+    is_terminal: bool,
     paint: Paint,
 ) -> io::Result<()> {
     while let Some(item) = waiting.blocking_recv() {
         match item {
             Item::Note(text) => writeln!(out, "{text}")?,
-            Item::Event(record, _room) if for_a_person => {
-                writeln!(out, "{}", pretty::block(&record, paint))?;
+            Item::Event(record, _permit) if is_terminal => {
+                writeln!(out, "{}", event_view::block(&record, paint))?;
             }
-            Item::Event(record, _room) => {
+            Item::Event(record, _permit) => {
                 out.write_all(&record.data)?;
                 if !record.data.ends_with(b"\n") {
                     out.write_all(b"\n")?;

@@ -1,10 +1,13 @@
-//! The integration's status, as StreamStatus tells it.
+//! Statuses of integrations, received by StreamStatus.
 
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::screen::{Color, Paint, Screen};
+use super::{
+    color::{Color, Paint},
+    screen::Screen,
+};
 use siem_client::{
     Channel, StatusEvent, StatusWatch,
     v1::{IntegrationStatus, Status, StatusReason},
@@ -13,24 +16,24 @@ use siem_client::{
 /// Twice the heartbeat of the service that the sandbox starts.
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 
-/// How an organization's integration stands.
+/// State of an organization's integration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// Nothing was told yet.
+pub(super) enum IntegrationState {
+    /// Nothing was received yet.
     #[default]
-    Untold,
-    /// It is there.
+    Unknown,
+    /// It exists.
     Present {
         status: Status,
         reason: StatusReason,
         message: String,
         aws: String,
     },
-    /// It is not there any more.
+    /// It was deleted.
     Deleted,
 }
 
-impl Standing {
+impl IntegrationState {
     fn of(status: Option<IntegrationStatus>) -> Self {
         let status = status.unwrap_or_default();
         let aws = match (&*status.aws_error_code, &*status.aws_request_id) {
@@ -46,8 +49,8 @@ impl Standing {
         }
     }
 
-    /// Whether a person sees no difference.
-    fn looks_like(&self, other: &Self) -> bool {
+    /// Returns whether both have the same status and reason.
+    fn is_same_status(&self, other: &Self) -> bool {
         match (self, other) {
             (
                 Self::Present { status, reason, .. },
@@ -71,15 +74,15 @@ impl Standing {
         )
     }
 
-    /// Without colors, for an error.
+    /// Returns the text without colors, for an error.
     pub(super) fn describe(&self) -> String {
         self.line(Paint::new(false))
     }
 
-    /// The badge and what explains it.
+    /// Returns the status with reason, message and AWS's error code.
     fn line(&self, paint: Paint) -> String {
         let (status, reason, message, aws) = match self {
-            Self::Untold => return "not known".to_owned(),
+            Self::Unknown => return "not known yet".to_owned(),
             Self::Deleted => return paint.color(Color::Yellow, "DELETED"),
             Self::Present {
                 status,
@@ -109,39 +112,42 @@ impl Standing {
     }
 }
 
-/// Shows each change of every integration, and keeps the organization's own in `latest`,
-/// until the call is refused. Never ends otherwise.
+/// Prints each change of every integration, and keeps the state of one organization's in
+/// `latest`. Ends only if the service refuses the call.
 pub(super) async fn follow(
     channel: Channel,
     organization: String,
     screen: Screen,
-    latest: watch::Sender<Standing>,
+    latest: watch::Sender<IntegrationState>,
 ) {
     let mut watch = StatusWatch::new(channel, Vec::new(), SILENCE_LIMIT);
     let mut shown = std::collections::HashMap::new();
     loop {
-        let (whose, standing) = match watch.next().await {
-            Ok(StatusEvent::Current(current)) => {
-                (current.organization_id, Standing::of(current.status))
+        let (changed_organization, state) = match watch.next().await {
+            Ok(StatusEvent::Current(current)) => (
+                current.organization_id,
+                IntegrationState::of(current.status),
+            ),
+            Ok(StatusEvent::Deleted(deleted)) => {
+                (deleted.organization_id, IntegrationState::Deleted)
             }
-            Ok(StatusEvent::Deleted(deleted)) => (deleted.organization_id, Standing::Deleted),
             Ok(_) => continue,
             Err(status) => {
-                screen.say(&format!("StreamStatus failed: {}", status.message()));
+                screen.note(&format!("StreamStatus failed: {}", status.message()));
                 return;
             }
         };
         let changed = shown
-            .get(&whose)
-            .is_none_or(|before: &Standing| !standing.looks_like(before));
+            .get(&changed_organization)
+            .is_none_or(|before: &IntegrationState| !state.is_same_status(before));
         if changed {
             let paint = screen.paint();
-            let title = paint.color(Color::Bold, format!("● {whose}"));
-            screen.say(&format!("{title} {}", standing.line(paint)));
+            let title = paint.color(Color::Bold, format!("● {changed_organization}"));
+            screen.note(&format!("{title} {}", state.line(paint)));
         }
-        if whose == organization {
-            latest.send_replace(standing.clone());
+        if changed_organization == organization {
+            latest.send_replace(state.clone());
         }
-        shown.insert(whose, standing);
+        shown.insert(changed_organization, state);
     }
 }

@@ -1,4 +1,4 @@
-//! Checks each record that was read back, and counts. Pure.
+//! Checks and counts the records that were read back. No I/O.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -8,81 +8,81 @@ use uuid::Uuid;
 
 use aws_stand_in::Record;
 
-/// How a record is not as promised.
+/// Violation of the event format in a record.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Defect {
     /// Not a CloudEvent.
-    #[error("record {index} is not a CloudEvent: {what}")]
+    #[error("record {index} is not a CloudEvent of this service: {what}")]
     Event {
-        /// The record's place in the stream.
+        /// Index of the record in the stream.
         index: u64,
-        /// What is wrong.
+        /// The violation.
         what: String,
     },
     /// Two sequences have the same id.
     #[error("record {index} has the id {id} of an earlier event")]
     RepeatedId {
-        /// The record's place in the stream.
+        /// Index of the record in the stream.
         index: u64,
-        /// Which.
+        /// The id.
         id: Uuid,
     },
 }
 
-/// What a record is.
+/// Kind of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
-    /// An event that was not seen before.
+pub(super) enum Kind {
+    /// An event with a sequence that was not read before.
     New,
-    /// The same sequence again: delivery is at least once.
+    /// An event with a sequence that was read before: delivery is at least once.
     Repeat,
     /// A test event.
     Test,
-    /// Stands for events that are not delivered.
+    /// A gap event, which stands for events that were not delivered.
     Gap,
 }
 
-/// What was read back, by integration.
+/// Counts of what was read back, by integration.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     runs: BTreeMap<String, Run>,
     with_ids: bool,
 }
 
-/// The events of one integration.
+/// Counts of one integration.
 #[derive(Debug, Default)]
 pub(super) struct Run {
-    /// Every sequence from 1 to here was seen.
+    /// Largest sequence up to which none is missing.
     pub(super) complete_to: u64,
-    /// Those that were seen beyond.
+    /// Sequences read beyond the first missing one.
     ahead: BTreeSet<u64>,
     pub(super) repeats: u64,
     pub(super) tests: u64,
-    /// Events that gaps stand for.
-    pub(super) missed: u64,
+    /// Events for which gap events stand.
+    pub(super) in_gaps: u64,
     ids: HashSet<Uuid>,
 }
 
 impl Run {
-    /// Sequences that were seen beyond a hole.
-    pub(super) fn beyond_hole(&self) -> usize {
+    /// Number of sequences read beyond the first missing one.
+    pub(super) fn beyond_missing(&self) -> usize {
         self.ahead.len()
     }
 
-    fn take(&mut self, sequence: u64) -> Seen {
+    fn take(&mut self, sequence: u64) -> Kind {
         if sequence <= self.complete_to || !self.ahead.insert(sequence) {
             self.repeats += 1;
-            return Seen::Repeat;
+            return Kind::Repeat;
         }
         while self.ahead.remove(&(self.complete_to + 1)) {
             self.complete_to += 1;
         }
-        Seen::New
+        Kind::New
     }
 }
 
 impl Tally {
-    /// With ids, two events may not share one.
+    /// Counts; with `with_ids` it also checks that no two events share an id.
     pub(super) fn new(with_ids: bool) -> Self {
         Self {
             with_ids,
@@ -90,8 +90,8 @@ impl Tally {
         }
     }
 
-    /// Checks a record, and counts it.
-    pub(super) fn take(&mut self, record: &Record) -> Result<Seen, Defect> {
+    /// Checks and counts a record.
+    pub(super) fn take(&mut self, record: &Record) -> Result<Kind, Defect> {
         let index = record.index;
         let defect = |what: String| Defect::Event { index, what };
         let event: CloudEvent =
@@ -100,39 +100,39 @@ impl Tally {
         let run = self.runs.entry(event.integrationid).or_default();
         let Some(sequence) = event.sequence else {
             run.tests += 1;
-            return Ok(Seen::Test);
+            return Ok(Kind::Test);
         };
-        // `check` has seen that it is a number.
+        // `check` has verified that it is a number.
         let sequence = sequence.parse().unwrap_or_default();
         if let Some(first) = event.data.get("first_sequence").and_then(Value::as_u64) {
-            let new = (first..=sequence).filter(|each| run.take(*each) == Seen::New);
-            run.missed += new.count() as u64;
-            return Ok(Seen::Gap);
+            let new = (first..=sequence).filter(|each| run.take(*each) == Kind::New);
+            run.in_gaps += new.count() as u64;
+            return Ok(Kind::Gap);
         }
         let seen = run.take(sequence);
-        if self.with_ids && seen == Seen::New && !run.ids.insert(id) {
+        if self.with_ids && seen == Kind::New && !run.ids.insert(id) {
             return Err(Defect::RepeatedId { index, id });
         }
         Ok(seen)
     }
 
-    /// What was seen of an integration.
+    /// Counts of an integration.
     pub(super) fn run(&self, integration_id: &str) -> Option<&Run> {
         self.runs.get(integration_id)
     }
 
-    /// Every sequence from 1 to here was seen.
+    /// Largest sequence up to which none is missing.
     pub(super) fn complete_to(&self, integration_id: &str) -> u64 {
         self.run(integration_id).map_or(0, |run| run.complete_to)
     }
 
-    /// All integrations that were seen, oldest first: their ids sort by time.
+    /// All integrations with records, oldest first: UUIDv7 sorts by time.
     pub(super) fn runs(&self) -> impl Iterator<Item = (&str, &Run)> {
         self.runs.iter().map(|(id, run)| (id.as_str(), run))
     }
 }
 
-/// Every attribute that an event has in the stream.
+/// Attributes of a record.
 #[derive(Deserialize)]
 struct CloudEvent {
     specversion: String,
@@ -149,7 +149,7 @@ struct CloudEvent {
 }
 
 impl CloudEvent {
-    /// Answers the id.
+    /// Returns the id.
     fn check(&self, record: &Record) -> Result<Uuid, String> {
         let must = |holds: bool, what: &str| match holds {
             true => Ok(()),
@@ -235,12 +235,12 @@ mod tests {
     fn sequences_count_once_and_holes_show() {
         let mut tally = Tally::new(true);
         let mut take = |sequence| tally.take(&record(&event(sequence)));
-        assert_eq!(take(1), Ok(Seen::New));
-        assert_eq!(take(3), Ok(Seen::New));
-        assert_eq!(take(3), Ok(Seen::Repeat));
+        assert_eq!(take(1), Ok(Kind::New));
+        assert_eq!(take(3), Ok(Kind::New));
+        assert_eq!(take(3), Ok(Kind::Repeat));
         assert_eq!(tally.complete_to(INTEGRATION), 1);
-        assert_eq!(tally.run(INTEGRATION).unwrap().beyond_hole(), 1);
-        assert_eq!(tally.take(&record(&event(2))), Ok(Seen::New));
+        assert_eq!(tally.run(INTEGRATION).unwrap().beyond_missing(), 1);
+        assert_eq!(tally.take(&record(&event(2))), Ok(Kind::New));
         assert_eq!(tally.complete_to(INTEGRATION), 3);
         assert_eq!(tally.run(INTEGRATION).unwrap().repeats, 1);
     }
@@ -250,10 +250,10 @@ mod tests {
         let mut tally = Tally::new(true);
         let mut gap = event(4);
         gap["data"] = json!({"first_sequence": 2, "last_sequence": 4});
-        assert_eq!(tally.take(&record(&event(1))), Ok(Seen::New));
-        assert_eq!(tally.take(&record(&gap)), Ok(Seen::Gap));
+        assert_eq!(tally.take(&record(&event(1))), Ok(Kind::New));
+        assert_eq!(tally.take(&record(&gap)), Ok(Kind::Gap));
         let run = tally.run(INTEGRATION).unwrap();
-        assert_eq!((run.complete_to, run.missed), (4, 3));
+        assert_eq!((run.complete_to, run.in_gaps), (4, 3));
     }
 
     #[test]
@@ -280,6 +280,6 @@ mod tests {
         let mut test = whole.clone();
         test.as_object_mut().unwrap().remove("sequence");
         test["data"]["type"] = "TYPE_TEST".into();
-        assert_eq!(Tally::default().take(&record(&test)), Ok(Seen::Test));
+        assert_eq!(Tally::default().take(&record(&test)), Ok(Kind::Test));
     }
 }

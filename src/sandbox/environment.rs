@@ -1,4 +1,4 @@
-//! The parts that run: stand-in, service, and the directory of the database.
+//! The running parts: stand-in, service, and the directory of the database.
 
 use std::{
     io,
@@ -20,14 +20,14 @@ use crate::{
     sink::StandInAccess,
 };
 
-/// How long the service may take to finish what is in flight.
+/// Time that the service has to finish what is in flight.
 const SHUTDOWN_DEADLINE_SECONDS: u32 = 3;
-/// A person who mends something wants to see it soon.
+/// Short retry waits, so that a repaired integration is Active soon.
 const RETRY_FIRST_MS: u32 = 1_000;
 const RETRY_MOST_MS: u32 = 10_000;
 
-/// A running service and its AWS.
-pub(super) struct World {
+/// A running service and its stand-in for AWS.
+pub(super) struct Environment {
     address: SocketAddr,
     stand_in: StandIn,
     service: JoinHandle<Result<(), AppError>>,
@@ -35,7 +35,7 @@ pub(super) struct World {
     directory: TempDir,
 }
 
-impl World {
+impl Environment {
     /// Starts the stand-in with the account, then the service.
     pub(super) async fn start(options: &Options, account: &Account) -> Result<Self, SandboxError> {
         let stand_in = start_stand_in(options.aws_port).await?;
@@ -55,12 +55,12 @@ impl World {
         })
     }
 
-    /// Where the API is.
+    /// Address of the API.
     pub(super) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where STS and Kinesis are.
+    /// Endpoint of STS and Kinesis.
     pub(super) fn aws_url(&self) -> String {
         self.stand_in.url()
     }
@@ -69,7 +69,7 @@ impl World {
         self.stand_in.control()
     }
 
-    /// Waits for what should not happen: the service ends by itself.
+    /// Waits until the service ends by itself, which is an error.
     pub(super) async fn ended(&mut self) -> SandboxError {
         match (&mut self.service).await {
             Ok(Err(error)) => error.into(),
@@ -77,7 +77,7 @@ impl World {
         }
     }
 
-    /// Lets the service finish and settle what is in flight, and the store close.
+    /// Stops the service: it settles what is in flight and closes its database.
     pub(super) async fn stop_service(&mut self) -> Result<(), SandboxError> {
         self.stop.cancel();
         if self.service.is_finished() {
@@ -89,7 +89,7 @@ impl World {
         }
     }
 
-    /// Ends the service, then its AWS; at last the directory goes.
+    /// Stops the service, then the stand-in, then removes the directory.
     pub(super) async fn shutdown(mut self) -> Result<(), SandboxError> {
         let stopped = self.stop_service().await;
         self.stand_in.shutdown().await;
@@ -98,7 +98,7 @@ impl World {
     }
 }
 
-/// A stand-in on loopback.
+/// Starts a stand-in on loopback.
 pub(super) async fn start_stand_in(port: u16) -> Result<StandIn, SandboxError> {
     let options = aws_stand_in::Options {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),

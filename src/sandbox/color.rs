@@ -1,21 +1,21 @@
-//! Colors, where there are any. Pure.
+//! Colored text, and text that cannot control the terminal. No I/O.
 
 use std::fmt::Display;
 
-/// What a color says.
+/// A color or style.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::sandbox) enum Color {
+pub(super) enum Color {
     /// Needs attention.
     Red,
-    /// Worth a look.
+    /// Worth noticing.
     Yellow,
-    /// As it should be.
+    /// In order.
     Green,
     /// For information.
     Cyan,
-    /// Stands out.
+    /// Emphasized.
     Bold,
-    /// Stands back.
+    /// Less important.
     Dim,
 }
 
@@ -33,18 +33,18 @@ impl Color {
     }
 }
 
-/// Colors text, or leaves it as it is.
+/// Colors text, if colors are on.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::sandbox) struct Paint {
+pub(super) struct Paint {
     on: bool,
 }
 
 impl Paint {
-    pub(in crate::sandbox) fn new(on: bool) -> Self {
+    pub(super) fn new(on: bool) -> Self {
         Self { on }
     }
 
-    pub(in crate::sandbox) fn color(self, color: Color, text: impl Display) -> String {
+    pub(super) fn color(self, color: Color, text: impl Display) -> String {
         match self.on {
             true => format!("\u{1b}[{}m{text}\u{1b}[0m", color.code()),
             false => text.to_string(),
@@ -52,11 +52,11 @@ impl Paint {
     }
 }
 
-/// Text of others: it must not steer the terminal.
-pub(in crate::sandbox) fn harmless(text: &str) -> String {
-    let steers =
+/// Replaces the characters of foreign text that would control the terminal.
+pub(super) fn sanitized(text: &str) -> String {
+    let controls =
         |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    text.replace(steers, "\u{fffd}")
+    text.replace(controls, "\u{fffd}")
 }
 
 #[cfg(test)]
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn colors_only_where_they_are_on() {
+    fn text_is_colored_only_if_colors_are_on() {
         assert_eq!(Paint::new(false).color(Color::Red, "a"), "a");
         assert_eq!(
             Paint::new(true).color(Color::Red, "a"),
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_text_cannot_steer() {
-        assert_eq!(harmless("a\u{1b}[2J\u{202e}é"), "a\u{fffd}[2J\u{fffd}é");
+    fn foreign_text_cannot_control_the_terminal() {
+        assert_eq!(sanitized("a\u{1b}[2J\u{202e}é"), "a\u{fffd}[2J\u{fffd}é");
     }
 }

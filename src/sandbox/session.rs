@@ -1,6 +1,4 @@
-//! The show: configure, feed, read back, tell how it ended.
-
-mod reader;
+//! One run: configure the integration, publish, read back, report the result.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -14,105 +12,105 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use super::{
     Feed, Options, SandboxError,
     account::{Account, ROLE_ARN, STREAM_ARN},
-    ending,
+    environment::Environment,
     feed::{self, SampleFeed},
-    hints::{self, Place},
+    hints::{self, Endpoints},
+    reader::Reader,
     screen::Screen,
-    statuses::{self, Standing},
+    statuses::{self, IntegrationState},
+    summary,
     tally::Tally,
-    world::World,
 };
 use crate::publish::PublishOptions;
-use reader::Reader;
 use siem_client::v1::{
     ConfigureRequest, EventCounts, GetRequest,
     siem_integration_service_client::SiemIntegrationServiceClient,
 };
 use siem_client::{self, PublisherOptions};
 
-/// Events that were published and not read back yet, where each is waited for.
+/// Events that are published and not yet read back, in a run that waits for each.
 const WINDOW_EVENTS: usize = 50_000;
-/// How long what was published may take to be answered, and a last look.
+/// Time for the last answers of the service, and for the last read.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
-/// How long what was delivered may take to be counted before it is told.
+/// Time for the service to count what was delivered, in a run without an end.
 const LAST_SETTLING: Duration = Duration::from_secs(1);
-/// Between looks at what is pending.
-const LOOK: Duration = Duration::from_millis(20);
+/// Interval at which pending events are queried.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// What a show is made of.
-struct Show<'a> {
-    options: &'a Options,
-    channel: Channel,
-    address: String,
-    screen: &'a Screen,
-    integration_id: String,
-    window: Arc<Semaphore>,
+/// Parts of one run.
+pub(super) struct Session<'a> {
+    pub(super) options: &'a Options,
+    pub(super) channel: Channel,
+    pub(super) address: String,
+    pub(super) screen: &'a Screen,
+    pub(super) integration_id: String,
+    pub(super) window: Arc<Semaphore>,
 }
 
-/// Why the show is over.
-enum Curtain {
-    /// All was read back; something may still be wrong with the input.
-    ReadBack { complaint: Option<String> },
-    /// A signal.
+/// Reason for which the run ended.
+enum Ending {
+    /// Everything accepted was read back. The input may have had errors all the same.
+    ReadBack { input_error: Option<String> },
+    /// A signal was received.
     Interrupted,
-    /// Whoever read stdout is gone.
+    /// The reader of stdout closed it.
     Closed,
-    /// Somebody deleted the integration that all waits for.
+    /// The integration was deleted.
     Deleted,
-    /// It cannot go on.
+    /// An error that ends the run.
     Failed(SandboxError),
 }
 
-/// Runs until what is fed was read back, or until `shutdown`. The service is stopped
-/// when it returns.
+/// Runs until everything published was read back, or until `shutdown`. The service is stopped
+/// when this returns.
 pub(super) async fn run(
     options: &Options,
     account: &Account,
-    world: &mut World,
+    environment: &mut Environment,
     screen: &Screen,
     shutdown: &CancellationToken,
 ) -> Result<(), SandboxError> {
     let started = Instant::now();
-    let channel = siem_client::channel(&world.address().to_string())?;
-    let place = Place::new(options, world, account);
-    let records = world.control().subscribe(STREAM_ARN)?;
+    let channel = siem_client::channel(&environment.address().to_string())?;
+    let endpoints = Endpoints::new(options, environment, account);
+    let records = environment.control().subscribe(STREAM_ARN)?;
     let integration_id = configure(channel.clone(), options, account).await?;
-    screen.say(&hints::greeting(&place, screen.paint()));
-    let (latest, standing) = watch::channel(Standing::Untold);
+    screen.note(&hints::greeting(&endpoints, screen.paint()));
+    let (latest, state) = watch::channel(IntegrationState::Unknown);
     let _follower = AbortOnDropHandle::new(tokio::spawn(statuses::follow(
         channel.clone(),
         options.organization.as_str().to_owned(),
         screen.clone(),
         latest,
     )));
-    let show = Show {
+    let session = Session {
         options,
         channel,
-        address: world.address().to_string(),
+        address: environment.address().to_string(),
         screen,
         integration_id,
         window: Arc::new(Semaphore::new(WINDOW_EVENTS)),
     };
-    let mut reader = Reader::new(&show, records, standing.clone());
-    let mut curtain = show
-        .play(world, &mut reader, standing.clone(), shutdown)
+    let mut reader = Reader::new(&session, records, state.clone());
+    let mut ending = session
+        .until_end(environment, &mut reader, state.clone(), shutdown)
         .await;
     if reader.has_read() {
-        curtain = show.settle(curtain, standing).await;
+        ending = session.settle(ending, state).await;
     }
-    let counts = show.counts().await;
-    world.stop_service().await?;
-    // Without the stream, the reader ends where the records do.
-    world.control().delete_stream(STREAM_ARN);
+    let counts = session.counts().await;
+    environment.stop_service().await?;
+    // Once the stream is deleted, the reader ends after its last record.
+    environment.control().delete_stream(STREAM_ARN);
     let last = timeout(LAST_ANSWERS, reader.rest()).await;
     let tally = reader.into_tally();
-    screen.say(&ending::told(&tally, counts, started.elapsed()));
-    show.judge(curtain, &tally)?;
+    screen.note(&summary::text(&tally, counts, started.elapsed()));
+    session.result(ending, &tally)?;
     last.unwrap_or(Ok(()))
 }
 
-/// Creates the integration, as any caller would; answers its id.
+/// Creates the integration through the API. Returns its id.
 async fn configure(
     channel: Channel,
     options: &Options,
@@ -133,22 +131,24 @@ async fn configure(
     Ok(integration.integration_id)
 }
 
-impl Show<'_> {
-    async fn play(
+impl Session<'_> {
+    async fn until_end(
         &self,
-        world: &mut World,
+        environment: &mut Environment,
         reader: &mut Reader<'_>,
-        mut standing: watch::Receiver<Standing>,
+        mut state: watch::Receiver<IntegrationState>,
         shutdown: &CancellationToken,
-    ) -> Curtain {
+    ) -> Ending {
         let (goal, mut goal_seen) = watch::channel(match self.options.feed {
             Feed::Count(count) => Some(count),
             Feed::Samples | Feed::Eve { .. } => None,
         });
         let has_end = self.options.feed.has_end();
         let deleted = async {
-            // An error says that the follower ended, as it does with the service.
-            let seen = standing.wait_for(|now| *now == Standing::Deleted).await;
+            // An error means that the watch ended.
+            let seen = state
+                .wait_for(|now| *now == IntegrationState::Deleted)
+                .await;
             if seen.is_err() || !has_end {
                 std::future::pending::<()>().await;
             }
@@ -156,8 +156,8 @@ impl Show<'_> {
         let stop = CancellationToken::new();
         let mut feed = pin!(self.feed(&goal, stop.clone()));
         let mut feeding = true;
-        let mut complaint = None;
-        let curtain = {
+        let mut input_error = None;
+        let ending = {
             let mut reading = pin!(reader.until(&mut goal_seen));
             let mut deleted = pin!(deleted);
             loop {
@@ -165,18 +165,18 @@ impl Show<'_> {
                     fed = &mut feed, if feeding => match fed {
                         Ok(open) => {
                             feeding = false;
-                            complaint = open;
+                            input_error = open;
                         }
-                        Err(error) => break Curtain::Failed(error),
+                        Err(error) => break Ending::Failed(error),
                     },
                     read = &mut reading => break match read {
-                        Ok(()) => Curtain::ReadBack { complaint: None },
-                        Err(error) => Curtain::Failed(error),
+                        Ok(()) => Ending::ReadBack { input_error: None },
+                        Err(error) => Ending::Failed(error),
                     },
-                    () = &mut deleted => break Curtain::Deleted,
-                    () = shutdown.cancelled() => break Curtain::Interrupted,
-                    () = self.screen.closed() => break Curtain::Closed,
-                    error = world.ended() => break Curtain::Failed(error),
+                    () = &mut deleted => break Ending::Deleted,
+                    () = shutdown.cancelled() => break Ending::Interrupted,
+                    () = self.screen.closed() => break Ending::Closed,
+                    error = environment.ended() => break Ending::Failed(error),
                 }
             }
         };
@@ -184,14 +184,14 @@ impl Show<'_> {
         if feeding && !has_end {
             let _ = timeout(LAST_ANSWERS, feed).await;
         }
-        match curtain {
-            Curtain::ReadBack { .. } => Curtain::ReadBack { complaint },
+        match ending {
+            Ending::ReadBack { .. } => Ending::ReadBack { input_error },
             other => other,
         }
     }
 
-    /// Publishes, and sets the goal where it shows only then. What it answers is wrong
-    /// with the input, though all else is to be read back.
+    /// Publishes the input. Sets the number of events to read back if it is known only then.
+    /// Returns an error of the input that does not end the run.
     async fn feed(
         &self,
         goal: &watch::Sender<Option<u64>>,
@@ -203,7 +203,7 @@ impl Show<'_> {
             screen: self.screen.clone(),
         };
         match &self.options.feed {
-            Feed::Samples => samples().show(stop).await?,
+            Feed::Samples => samples().until(stop).await?,
             Feed::Count(count) => samples().all(*count, Arc::clone(&self.window)).await?,
             Feed::Eve { .. } => return self.feed_eve(goal, stop).await,
         }
@@ -219,15 +219,15 @@ impl Show<'_> {
             return Ok(None);
         };
         let summary = feed::eve(options, self.screen, stop).await?;
-        self.screen.say(summary.to_string().trim_end());
-        // What was sent twice, over a lost connection, was accepted twice.
+        self.screen.note(summary.to_string().trim_end());
+        // Events that were sent again after a lost connection may have been accepted twice.
         let counts = self.counts().await;
         let accepted = counts.map_or(summary.counts.accepted, |counts| counts.accepted);
         goal.send_replace(Some(accepted));
         let counts = &summary.counts;
         Ok((!summary.is_success()).then(|| {
             format!(
-                "{} of {} were accepted, and {} lines are broken",
+                "{} of {} alerts were accepted, and {} lines are broken",
                 counts.accepted, counts.published, counts.broken
             )
         }))
@@ -254,36 +254,36 @@ impl Show<'_> {
         })
     }
 
-    /// Waits until the service knows what was delivered, and says so: the status is
-    /// Active, and nothing is pending. A run that has an end fails where it does not.
-    async fn settle(&self, curtain: Curtain, mut standing: watch::Receiver<Standing>) -> Curtain {
-        let must = matches!(curtain, Curtain::ReadBack { .. });
-        let may = !self.options.feed.has_end() && standing.borrow().is_active();
+    /// Waits until the service has recorded what was delivered: the status is Active and nothing
+    /// is pending. A run that ends by itself fails if that does not happen.
+    async fn settle(&self, ending: Ending, mut state: watch::Receiver<IntegrationState>) -> Ending {
+        let must = matches!(ending, Ending::ReadBack { .. });
+        let may = !self.options.feed.has_end() && state.borrow().is_active();
         if !must && !may {
-            return curtain;
+            return ending;
         }
-        let patience = match must {
-            true => self.options.patience,
+        let stall_timeout = match must {
+            true => self.options.stall_timeout,
             false => LAST_SETTLING,
         };
-        let settled = timeout(patience, async {
-            // An error says that the follower ended.
-            let _ = standing.wait_for(Standing::is_active).await;
-            let mut looks = interval(LOOK);
+        let settled = timeout(stall_timeout, async {
+            // An error means that the watch ended.
+            let _ = state.wait_for(IntegrationState::is_active).await;
+            let mut polls = interval(POLL_INTERVAL);
             while self.counts().await.is_some_and(|counts| counts.pending > 0) {
-                looks.tick().await;
+                polls.tick().await;
             }
         });
         match settled.await {
-            Err(_) if must => Curtain::Failed(SandboxError::Unsettled {
-                patience,
-                status: standing.borrow().describe(),
+            Err(_) if must => Ending::Failed(SandboxError::Unsettled {
+                stall_timeout,
+                status: state.borrow().describe(),
             }),
-            _ => curtain,
+            _ => ending,
         }
     }
 
-    /// The integration's counts, or none where it is not there.
+    /// Returns the integration's counts; `None` if it does not exist.
     async fn counts(&self) -> Option<EventCounts> {
         let request = GetRequest {
             organization_id: self.options.organization.as_str().to_owned(),
@@ -295,25 +295,25 @@ impl Show<'_> {
             Err(status) if status.code() == Code::NotFound => None,
             Err(status) => {
                 self.screen
-                    .say(&format!("Get failed: {}", status.message()));
+                    .note(&format!("Get failed: {}", status.message()));
                 None
             }
         }
     }
 
-    /// What the end means for the exit code.
-    fn judge(&self, curtain: Curtain, tally: &Tally) -> Result<(), SandboxError> {
+    /// Returns the result of the run, which decides the exit code.
+    fn result(&self, ending: Ending, tally: &Tally) -> Result<(), SandboxError> {
         let read_back = tally.complete_to(&self.integration_id);
-        match curtain {
-            Curtain::Failed(error) => Err(error),
-            Curtain::ReadBack { complaint: None } => Ok(()),
-            Curtain::ReadBack {
-                complaint: Some(complaint),
-            } => Err(SandboxError::Eve(complaint)),
-            Curtain::Deleted => Err(SandboxError::Deleted { read_back }),
-            Curtain::Interrupted | Curtain::Closed if !self.options.feed.has_end() => Ok(()),
-            Curtain::Interrupted => Err(SandboxError::Interrupted { read_back }),
-            Curtain::Closed => Err(SandboxError::Closed { read_back }),
+        match ending {
+            Ending::Failed(error) => Err(error),
+            Ending::ReadBack { input_error: None } => Ok(()),
+            Ending::ReadBack {
+                input_error: Some(input_error),
+            } => Err(SandboxError::Eve(input_error)),
+            Ending::Deleted => Err(SandboxError::Deleted { read_back }),
+            Ending::Interrupted | Ending::Closed if !self.options.feed.has_end() => Ok(()),
+            Ending::Interrupted => Err(SandboxError::Interrupted { read_back }),
+            Ending::Closed => Err(SandboxError::Closed { read_back }),
         }
     }
 }

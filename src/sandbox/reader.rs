@@ -1,4 +1,4 @@
-//! Reads back what was delivered: checks, counts and shows it.
+//! Reads back what was delivered: checks, counts and prints it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,48 +9,48 @@ use tokio::{
 
 use aws_stand_in::{Record, RecordStream};
 
-use super::Show;
-use crate::sandbox::{
+use super::{
     Feed, SandboxError,
-    screen::{Room, Screen},
-    statuses::Standing,
-    tally::{Seen, Tally},
+    screen::{Permit, Screen},
+    session::Session,
+    statuses::IntegrationState,
+    tally::{Kind, Tally},
 };
 
-/// Follows the stream. Its futures may be dropped at any time; no record is lost.
+/// Reads the stream. Dropping one of its futures loses no record.
 pub(super) struct Reader<'a> {
     records: RecordStream,
     tally: Tally,
     next_index: u64,
     screen: &'a Screen,
     integration_id: &'a str,
-    standing: watch::Receiver<Standing>,
+    state: watch::Receiver<IntegrationState>,
     window: Arc<Semaphore>,
     has_end: bool,
-    patience: Duration,
+    stall_timeout: Duration,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(
-        show: &'a Show<'_>,
+        session: &'a Session<'_>,
         records: RecordStream,
-        standing: watch::Receiver<Standing>,
+        state: watch::Receiver<IntegrationState>,
     ) -> Self {
-        let feed = &show.options.feed;
+        let feed = &session.options.feed;
         Self {
             records,
             tally: Tally::new(matches!(feed, Feed::Count(_))),
             next_index: 0,
-            screen: show.screen,
-            integration_id: &show.integration_id,
-            standing,
-            window: Arc::clone(&show.window),
+            screen: session.screen,
+            integration_id: &session.integration_id,
+            state,
+            window: Arc::clone(&session.window),
             has_end: feed.has_end(),
-            patience: show.options.patience,
+            stall_timeout: session.options.stall_timeout,
         }
     }
 
-    /// Whether anything came.
+    /// Returns whether anything was read.
     pub(super) fn has_read(&self) -> bool {
         self.next_index > 0
     }
@@ -59,8 +59,8 @@ impl<'a> Reader<'a> {
         self.tally
     }
 
-    /// Reads until every sequence up to the goal is there; without a goal, until the
-    /// stream is deleted.
+    /// Reads until every sequence up to the goal was read; without a goal, until the stream is
+    /// deleted.
     pub(super) async fn until(
         &mut self,
         goal: &mut watch::Receiver<Option<u64>>,
@@ -72,43 +72,42 @@ impl<'a> Reader<'a> {
             {
                 return self.without_gaps();
             }
-            let room = self.screen.room().await;
+            let permit = self.screen.permit().await;
             tokio::select! {
                 record = self.records.next() => match record {
-                    Some(record) => self.take(record, room)?,
+                    Some(record) => self.take(record, permit)?,
                     None => return Ok(()),
                 },
                 Ok(()) = goal.changed() => {}
-                () = sleep(self.patience), if due.is_some() => {
+                () = sleep(self.stall_timeout), if due.is_some() => {
                     return Err(self.stalled(due.unwrap_or_default()));
                 }
             }
         }
     }
 
-    /// Reads what is left of a stream that was deleted.
+    /// Reads the rest of a stream that was deleted.
     pub(super) async fn rest(&mut self) -> Result<(), SandboxError> {
         loop {
-            let room = self.screen.room().await;
+            let permit = self.screen.permit().await;
             match self.records.next().await {
-                Some(record) => self.take(record, room)?,
+                Some(record) => self.take(record, permit)?,
                 None => return Ok(()),
             }
         }
     }
 
-    fn take(&mut self, record: Record, room: Room) -> Result<(), SandboxError> {
+    fn take(&mut self, record: Record, permit: Permit) -> Result<(), SandboxError> {
         let overrun = record.index != self.next_index;
         self.next_index = record.index + 1;
-        let seen = self.tally.take(&record);
-        match seen {
-            Ok(Seen::Repeat) => return Ok(()),
-            Ok(Seen::New) => self.window.add_permits(1),
-            Ok(Seen::Test | Seen::Gap) => {}
+        match self.tally.take(&record) {
+            Ok(Kind::Repeat) => return Ok(()),
+            Ok(Kind::New) => self.window.add_permits(1),
+            Ok(Kind::Test | Kind::Gap) => {}
             Err(defect) if self.has_end => return Err(defect.into()),
-            Err(defect) => self.screen.say(&defect.to_string()),
+            Err(defect) => self.screen.note(&defect.to_string()),
         }
-        self.screen.event(record, room);
+        self.screen.event(record, permit);
         match overrun {
             true if self.has_end => Err(SandboxError::Overrun),
             _ => Ok(()),
@@ -117,17 +116,17 @@ impl<'a> Reader<'a> {
 
     fn without_gaps(&self) -> Result<(), SandboxError> {
         match self.tally.run(self.integration_id) {
-            Some(run) if run.missed > 0 => Err(SandboxError::Gap { count: run.missed }),
+            Some(run) if run.in_gaps > 0 => Err(SandboxError::Gap { count: run.in_gaps }),
             _ => Ok(()),
         }
     }
 
     fn stalled(&self, goal: u64) -> SandboxError {
         SandboxError::Stalled {
-            patience: self.patience,
+            stall_timeout: self.stall_timeout,
             read_back: self.tally.complete_to(self.integration_id),
             goal,
-            status: self.standing.borrow().describe(),
+            status: self.state.borrow().describe(),
         }
     }
 }

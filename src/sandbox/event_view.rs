@@ -1,26 +1,26 @@
-//! A CloudEvent as a person reads it. Pure.
+//! A CloudEvent, formatted for a terminal. No I/O.
 
 use serde_json::Value;
 
-use super::{Color, Paint, paint::harmless};
+use super::color::{Color, Paint, sanitized};
 use aws_stand_in::Record;
 
-/// Three lines without the last line break.
+/// Returns three lines, without a line break at the end.
 pub(super) fn block(record: &Record, paint: Paint) -> String {
     let Ok(event) = serde_json::from_slice::<Value>(&record.data) else {
-        return harmless(&String::from_utf8_lossy(&record.data));
+        return sanitized(&String::from_utf8_lossy(&record.data));
     };
     let data = &event["data"];
     let bar = paint.color(severity_color(data), "┃");
     let dim = |text: String| paint.color(Color::Dim, text);
-    let place = dim(format!(
+    let ids = dim(format!(
         "id {}  device {}  {}",
         text(&event["id"]),
         text(&event["partitionkey"]),
         record.shard_id
     ));
     format!(
-        "{bar} {}\n{bar} {}\n{bar} {place}",
+        "{bar} {}\n{bar} {}\n{bar} {ids}",
         headline(&event, paint),
         subject(data, paint),
     )
@@ -34,13 +34,13 @@ fn severity_color(data: &Value) -> Color {
     }
 }
 
-/// When, which one, and between whom.
+/// Time, sequence, and the two endpoints.
 fn headline(event: &Value, paint: Paint) -> String {
     let data = &event["data"];
     let time = text(&event["time"]);
     let clock = time.get(11..23).unwrap_or(&time).trim_end_matches('Z');
     let number = match event["sequence"].as_str() {
-        Some(sequence) => format!("#{}", harmless(sequence.trim_start_matches('0'))),
+        Some(sequence) => format!("#{}", sanitized(sequence.trim_start_matches('0'))),
         None => "test".to_owned(),
     };
     let mut line = format!(
@@ -54,12 +54,12 @@ fn headline(event: &Value, paint: Paint) -> String {
         let to = endpoint(&data["dest_ip"], &data["dest_port"]);
         line.push_str(&format!(" {proto} {from} → {to}"));
         if let Some(app_proto) = data["app_proto"].as_str() {
-            line.push_str(&format!("  {}", harmless(app_proto)));
+            line.push_str(&format!("  {}", sanitized(app_proto)));
         }
     }
     match data["action"].as_str() {
         Some("blocked") => line.push_str(&format!("  {}", paint.color(Color::Green, "blocked"))),
-        Some(action) => line.push_str(&format!("  {}", harmless(action))),
+        Some(action) => line.push_str(&format!("  {}", sanitized(action))),
         None => {}
     }
     line
@@ -75,7 +75,7 @@ fn endpoint(address: &Value, port: &Value) -> String {
     }
 }
 
-/// What was detected, or what the service has to say.
+/// Signature of a detection, range of a gap, or message of a test event.
 fn subject(data: &Value, paint: Paint) -> String {
     if data["first_sequence"].is_u64() {
         return paint.color(
@@ -91,7 +91,7 @@ fn subject(data: &Value, paint: Paint) -> String {
     let Some(signature) = data["signature"].as_str() else {
         return text(&data["message"]);
     };
-    let signature = paint.color(Color::Bold, harmless(signature));
+    let signature = paint.color(Color::Bold, sanitized(signature));
     let rule = [&data["gid"], &data["signature_id"], &data["rev"]].map(number);
     let category = text(&data["category"]);
     format!(
@@ -101,7 +101,7 @@ fn subject(data: &Value, paint: Paint) -> String {
 }
 
 fn text(value: &Value) -> String {
-    harmless(value.as_str().unwrap_or_default())
+    sanitized(value.as_str().unwrap_or_default())
 }
 
 fn number(value: &Value) -> String {
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_ports_and_no_signature_is_shown_too() {
+    fn events_without_ports_or_signature_are_formatted() {
         let icmp = json!({"time": "x", "data": {"src_ip": "192.0.2.1", "dest_ip": "192.0.2.2", "proto": "ICMP"}});
         assert!(shown(&icmp).contains("ICMP 192.0.2.1 → 192.0.2.2"));
         let test = json!({"data": {"type": "TYPE_TEST", "message": "This is a test."}});
