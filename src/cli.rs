@@ -18,7 +18,7 @@ use std::{
 use clap::{Parser, Subcommand};
 use tokio::runtime;
 
-use crate::{config::EXIT_USAGE, domain::sources::with_sources};
+use crate::{config::EXIT_USAGE, domain::error_chain::with_sources};
 
 pub use signals::shutdown_on_signals;
 

@@ -5,22 +5,22 @@
 //! that the record that lands in the stream: a head, which only delivery knows
 //! (integration and sequence), and the *body*, all else of the CloudEvent.
 
-mod announce;
 mod context;
 mod id;
 mod json;
 mod render;
+mod service_events;
 mod stored;
 mod time;
 mod validate;
 
-pub use announce::{Gap, GapReason, render_gap, render_test};
 pub use context::MAX_DEPTH as MAX_CONTEXT_DEPTH;
 pub use id::{DETECTION_NAMESPACE, GAP_NAMESPACE};
 pub use render::{
     Format, FormatError, Head, KEY_LENGTH, MAX_BODY_LENGTH, MAX_RECORD_LENGTH, RECORD_OVERHEAD,
     finish,
 };
+pub use service_events::{Gap, GapReason, render_gap, render_test};
 pub use stored::{Outline, UnreadableEvent, body_length, outline};
 pub use time::{Time, Timestamp};
 pub use validate::{MAX_VLAN_ID, Rejection, RejectionReason, ValidEvent};

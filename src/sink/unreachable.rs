@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::domain::sources::with_sources;
+use crate::domain::error_chain::with_sources;
 
 /// Who asks in vain asks again, and with it all others who need the same server.
 const TOLD_EVERY: Duration = Duration::from_secs(60);

@@ -13,8 +13,8 @@ use super::{
 use crate::{
     domain::{
         delivery::{Batch, Outcome, Settlement},
-        flow::Fate,
         integration::{Integration, IntegrationKey},
+        shard_rates::Fate,
         status::{Fault, Meaning, Observation},
     },
     sink::RecordOutcome,

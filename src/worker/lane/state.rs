@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::expiry::Expiry;
 use crate::{
-    domain::{backoff::Backoff, delivery::Delivery, flow::Flow, status::Reason},
+    domain::{backoff::Backoff, delivery::Delivery, shard_rates::Flow, status::Reason},
     worker::places::{Class, Ticket, Turn},
 };
 
