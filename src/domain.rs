@@ -1,4 +1,4 @@
-//! The pure rooms: values, rules and rendering, without input or output.
+//! Pure values, rules and rendering: no input or output, and the time is an argument.
 
 pub mod arn;
 pub mod backoff;

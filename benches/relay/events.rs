@@ -6,7 +6,7 @@ use prost::Message;
 use rand::{Rng, rngs::StdRng};
 use siem_relay::{
     api::wire::decode_event,
-    domain::event::{Format, Head, finish},
+    domain::event::{Format, RecordHead, render_record},
     proto::v1::{self, event::Payload},
     publish::eve::{Line, Origin, parse},
 };
@@ -184,6 +184,11 @@ pub fn record(event: &[u8], sequence: u64) -> Result<Vec<u8>, Failure> {
         .store(&format, &mut stored)
         .map_err(|rejection| format!("the service rejects its event: {rejection:?}"))?;
     let mut record = Vec::new();
-    finish(&Head::new(Uuid::nil()), sequence, &stored, &mut record)?;
+    render_record(
+        &RecordHead::new(Uuid::nil()),
+        sequence,
+        &stored,
+        &mut record,
+    )?;
     Ok(record)
 }
