@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::character::BadCharacter;
 
-/// An external ID as [STS AssumeRole] takes it: 2 to 1,224 characters of
+/// An external ID that [STS AssumeRole] accepts: 2 to 1,224 characters of
 /// `[A-Za-z0-9_+=,.@:/-]`. Zeroed when dropped.
 ///
 /// [STS AssumeRole]: https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html

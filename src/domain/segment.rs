@@ -45,7 +45,7 @@ pub struct Part {
 }
 
 impl Segments {
-    /// Makes an empty buffer with capacity for `bytes`, at most [`MOST_ROOM`].
+    /// Makes an empty buffer with capacity for `bytes`, at most 4 MiB.
     pub fn with_room(bytes: usize) -> Self {
         Self {
             bytes: Vec::with_capacity(bytes.min(MOST_ROOM)),

@@ -3,8 +3,9 @@
 //!
 //! A shard accepts [1,000 records and 1 MiB a second][limits], which is its first rate once
 //! a record was throttled. The actual limit may be lower, where others write to the stream
-//! too, or higher. While records are throttled, the rate falls to what was accepted lately;
-//! while none is, it rises, ever faster. So it stays near the limit and seldom exceeds it.
+//! too, or higher. While records are throttled, the rate falls to that at which records
+//! were accepted lately; while none is, it rises, ever faster. So it stays near the limit and
+//! seldom exceeds it.
 //!
 //! The shard of a partition key is learned from Kinesis' answers: keys are mapped to shards
 //! by the MD5 of their text, and each shard has one range of hashes.
@@ -32,23 +33,23 @@ const MAX_BURST: f64 = 0.2;
 /// Pause after a throttled answer. It doubles while nothing is accepted.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// Time constant, in seconds, of the average of what was accepted.
+/// Time constant, in seconds, of the average of accepted records and bytes.
 const AVERAGING_SECONDS: f64 = 1.0;
 /// Relative rise of a rate in a second, directly after a throttled answer. It doubles every
 /// [`RISE_DOUBLES`] seconds.
 const RISE: f64 = 0.005;
 const RISE_DOUBLES: f64 = 2.0;
 const RISE_MAX: f64 = 1.0;
-/// Factor on the accepted rate after a throttled answer.
+/// Factor on the measured rate of acceptance, so that the reduced rate is slightly below it.
 const STEP_BACK: f64 = 0.98;
 const MIN_RATE: f64 = 0.001;
 const MAX_RATE: f64 = 1000.0;
-/// Average of what was accepted, in seconds' worth of the limits, below which a shard counts
+/// Average of accepted records, in seconds' worth of the limit, below which a shard counts
 /// as accepting nothing.
 const SILENT: f64 = 0.0005;
 /// A reduction to more than this fraction of the rate is not judged.
 const JUDGED_BELOW: f64 = 0.7;
-/// Exponent that decides whether a reduction helped. If what is accepted falls nearly in
+/// Exponent that decides whether a reduction helped. If the accepted amount falls nearly in
 /// proportion to the rate, the throttling has another cause than the rate.
 const PROPORTIONAL: f64 = 0.7;
 /// Time for which a reduced rate is kept before it is judged.
@@ -423,7 +424,8 @@ impl Shard {
         self.paused_until = now + pause;
     }
 
-    /// Reduces the rate to what was accepted, unless that is not known yet or did not help.
+    /// Reduces the rate to that at which records were accepted, unless that is not known yet or
+    /// a reduction did not help before.
     fn step_back(&mut self, now: Instant) {
         self.throttled = true;
         let age = seconds(self.known_since, now);

@@ -41,7 +41,7 @@ pub struct ValidationReport {
     /// Whether the trust policy requires the external ID; None if the role could not be
     /// assumed at all.
     pub external_id: Option<ExternalIdProof>,
-    /// Whether the stream would take a record; None if the role could not be assumed.
+    /// Whether the stream would accept a record; None if the role could not be assumed.
     pub write: Option<Result<DryRun, Fault>>,
 }
 

@@ -98,7 +98,7 @@ fn bad_character(position: usize, character: char) -> ArnError {
 }
 
 #[test]
-fn what_is_not_a_stream_is_refused() {
+fn other_texts_are_not_a_stream() {
     for (text, error) in [
         ("", ArnError::Empty(Kind::Stream)),
         ("detections", ArnError::NotAnArn(Kind::Stream)),

@@ -33,7 +33,7 @@ use super::{
 
 const CODE: u8 = 1;
 const HEADER_LENGTH: usize = 53;
-/// Smallest length of a value that takes four more bytes.
+/// Smallest length that needs four more bytes.
 const LONG: usize = 255;
 /// Bit of source and type, if they differ from [`USUAL_ATTRIBUTES`].
 const OWN_ATTRIBUTES: u32 = 1 << 29;

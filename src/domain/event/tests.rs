@@ -103,7 +103,7 @@ fn a_detection_becomes_one_line_of_json() {
 }
 
 #[test]
-fn what_is_not_set_is_left_out() {
+fn unset_fields_are_left_out() {
     let data = &record(&event(Detection::default()))["data"];
     assert_eq!(data, &json!({"type": "TYPE_DETECTION"}));
 }
