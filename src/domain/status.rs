@@ -197,7 +197,7 @@ impl Reason {
                 "Nothing to change in your account: the operator of this service has to repair its storage; until then events wait."
             }
             Self::ExternalIdNotRequired => {
-                "Add the condition StringEquals sts:ExternalId with exactly the configured External ID to the role's trust policy; without it another customer could have us write to your account."
+                "Add the condition StringEquals sts:ExternalId, with exactly the configured External ID, to the role's trust policy; without it another customer could have us write to your account."
             }
             Self::ServiceUnavailable => {
                 "Nothing to change in your account: the operator of this service has to repair it; until then events wait."
