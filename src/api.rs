@@ -30,7 +30,7 @@ use crate::{
         event::Format,
         integration::Integration,
         standing::Standing,
-        verdict::{RehearsalReport, TestError, TestVerdict},
+        verdict::{TestError, TestVerdict, ValidationReport},
     },
     proto::{
         DESCRIPTOR_SET,
@@ -70,7 +70,7 @@ pub trait Delivery: Send + Sync + 'static {
     fn rehearse(
         &self,
         integration: &Arc<Integration>,
-    ) -> impl Future<Output = Result<RehearsalReport, TestError>> + Send;
+    ) -> impl Future<Output = Result<ValidationReport, TestError>> + Send;
 
     /// Partition of the credentials that roles are assumed with, once it is known.
     fn partition(&self) -> Option<Partition>;

@@ -25,7 +25,7 @@ use crate::{
         integration::Integration,
         retention::Retention,
         standing,
-        verdict::{RehearsalReport, TestError, TestVerdict},
+        verdict::{TestError, TestVerdict, ValidationReport},
     },
     sink::{AwsOptions, AwsSink, ExternalIds, PutRecordsClient, Sink, StandInAccess, Unreadable},
     store::{Deleted, Failure, KeyError, MasterKey, OpenError, Store, StoreOptions},
@@ -343,7 +343,7 @@ fn worker_options(config: &Config, format: &Format) -> WorkerOptions {
         },
         backoff: BackoffPolicy {
             refused_first: config.retry_first,
-            refused_most: config.retry_most,
+            refused_max: config.retry_most,
         },
         window_bytes_per_integration: config.window_bytes_per_integration,
         window_bytes: config.window_bytes,
@@ -388,7 +388,10 @@ impl<S: Sink> Delivery for Deliveries<S> {
         self.0.send_test(organization_id).await
     }
 
-    async fn rehearse(&self, integration: &Arc<Integration>) -> Result<RehearsalReport, TestError> {
+    async fn rehearse(
+        &self,
+        integration: &Arc<Integration>,
+    ) -> Result<ValidationReport, TestError> {
         self.0.rehearse(integration).await
     }
 

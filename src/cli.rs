@@ -18,7 +18,7 @@ use std::{
 use clap::{Parser, Subcommand};
 use tokio::runtime;
 
-use crate::{config::EXIT_USAGE, domain::sources::with_sources};
+use crate::{config::EXIT_USAGE, domain::error_chain::error_chain};
 
 pub use signals::shutdown_on_signals;
 
@@ -98,7 +98,7 @@ fn exit_code_of(error: &clap::Error) -> ExitCode {
 
 /// Tells an error on standard error, for when there is no log, or it is off.
 fn complain(what: &str, error: &dyn Error) {
-    let _ = writeln!(io::stderr(), "siem-relay: {what}: {}", with_sources(error));
+    let _ = writeln!(io::stderr(), "siem-relay: {what}: {}", error_chain(error));
 }
 
 #[cfg(test)]

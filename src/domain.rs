@@ -1,13 +1,13 @@
-//! The pure rooms: values, rules and rendering, without input or output.
+//! Pure values, rules and rendering: no input or output, and the time is an argument.
 
 pub mod arn;
 pub mod backoff;
 pub mod bitmap;
 pub mod character;
 pub mod delivery;
+pub mod error_chain;
 pub mod event;
 pub mod external_id;
-pub mod flow;
 pub mod gap;
 pub mod hex;
 pub mod integration;
@@ -15,7 +15,7 @@ pub mod map;
 pub mod organization;
 pub mod retention;
 pub mod segment;
-pub mod sources;
+pub mod shard_rates;
 pub mod standing;
 pub mod status;
 pub mod verdict;

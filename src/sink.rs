@@ -32,11 +32,11 @@ pub use gate::{Gate, Pass};
 pub use read::{ReadError, ReadRecord, StreamReader};
 
 pub use crate::domain::verdict::{
-    AssumedWith, ExternalIdProof, Receipt, RehearsalReport, Rehearsed, TestReport,
+    AssumedWith, DryRun, ExternalIdProof, Receipt, TestReport, ValidationReport,
 };
 use crate::domain::{
     arn::Partition,
-    event::{Head, RECORD_OVERHEAD, UnreadableEvent, body_length, finish},
+    event::{RECORD_OVERHEAD, RecordHead, UnreadableEvent, body_length, render_record},
     external_id::ExternalId,
     integration::Integration,
     standing::Standing,
@@ -68,9 +68,9 @@ pub enum Content {
 
 impl Record {
     /// Appends what lands in the stream. `head` is the integration's.
-    fn write(&self, head: &Head, out: &mut Vec<u8>) -> Result<(), UnreadableEvent> {
+    fn write(&self, head: &RecordHead, out: &mut Vec<u8>) -> Result<(), UnreadableEvent> {
         match &self.content {
-            Content::Event { sequence, stored } => finish(head, *sequence, stored, out),
+            Content::Event { sequence, stored } => render_record(head, *sequence, stored, out),
             Content::Whole(data) => {
                 out.extend_from_slice(data);
                 Ok(())
@@ -86,7 +86,7 @@ impl Record {
         }
     }
 
-    fn data(&self, head: &Head) -> Result<Vec<u8>, UnreadableEvent> {
+    fn data(&self, head: &RecordHead) -> Result<Vec<u8>, UnreadableEvent> {
         let mut data = Vec::with_capacity(self.length()?);
         self.write(head, &mut data)?;
         Ok(data)
@@ -133,7 +133,7 @@ pub trait Sink: Send + Sync + 'static {
         &self,
         integration: &Arc<Integration>,
         record: Record,
-    ) -> impl Future<Output = RehearsalReport> + Send;
+    ) -> impl Future<Output = ValidationReport> + Send;
 
     /// How this service itself stands with AWS.
     fn standing(&self) -> watch::Receiver<Standing>;

@@ -7,7 +7,7 @@ use rand::{Rng, rngs::StdRng};
 use siem_client::v1::{self, event::Payload};
 use siem_relay::{
     api::wire::decode_event,
-    domain::event::{Format, Head, finish},
+    domain::event::{Format, RecordHead, render_record},
     publish::eve::{Line, Origin, parse},
 };
 use uuid::Uuid;
@@ -184,6 +184,11 @@ pub fn record(event: &[u8], sequence: u64) -> Result<Vec<u8>, Failure> {
         .store(&format, &mut stored)
         .map_err(|rejection| format!("the service rejects its event: {rejection:?}"))?;
     let mut record = Vec::new();
-    finish(&Head::new(Uuid::nil()), sequence, &stored, &mut record)?;
+    render_record(
+        &RecordHead::new(Uuid::nil()),
+        sequence,
+        &stored,
+        &mut record,
+    )?;
     Ok(record)
 }

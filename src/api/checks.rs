@@ -7,7 +7,7 @@ use crate::{
     domain::{
         integration::Integration,
         status::{Fault, Meaning, Reason},
-        verdict::{AssumedWith, ExternalIdProof, RehearsalReport, Rehearsed, TestVerdict},
+        verdict::{AssumedWith, DryRun, ExternalIdProof, TestVerdict, ValidationReport},
     },
     proto::v1::{Check, CheckName, CheckResult, SendTestResponse, TestReceipt},
 };
@@ -52,10 +52,10 @@ pub(super) fn verdict(verdict: &TestVerdict) -> SendTestResponse {
 }
 
 /// The checks of a rehearsal.
-pub(super) fn rehearsal(report: &RehearsalReport, integration: &Integration) -> Vec<Check> {
+pub(super) fn rehearsal(report: &ValidationReport, integration: &Integration) -> Vec<Check> {
     let write = match &report.write {
-        Some(Ok(Rehearsed::WouldSucceed)) => check(CheckName::WriteRecord, None, integration),
-        Some(Ok(Rehearsed::Written)) => skipped(
+        Some(Ok(DryRun::WouldSucceed)) => check(CheckName::WriteRecord, None, integration),
+        Some(Ok(DryRun::Written)) => skipped(
             CheckName::WriteRecord,
             "the endpoint does not know DryRun: it wrote the record, a test event",
         ),

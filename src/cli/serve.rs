@@ -5,7 +5,7 @@ use std::{env, path::PathBuf, process::ExitCode};
 use clap::{Arg, ArgMatches, FromArgMatches, value_parser};
 use tracing::{Level, error, info};
 
-use super::{complain, shutdown_on_signals, with_sources};
+use super::{complain, error_chain, shutdown_on_signals};
 use crate::{
     app,
     config::{self, CONFIG_FLAG, CONFIG_VARIABLE, Config, EXIT_USAGE, Setting, Sources},
@@ -65,7 +65,7 @@ pub(super) async fn run(args: Args) -> ExitCode {
         }
         Err(error) => {
             if tracing::enabled!(Level::ERROR) {
-                error!(error = with_sources(&error), "siem-relay cannot go on");
+                error!(error = error_chain(&error), "siem-relay cannot go on");
             } else {
                 complain("cannot go on", &error);
             }

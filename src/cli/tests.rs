@@ -104,7 +104,7 @@ fn an_error_is_told_with_its_sources_once() {
 
     let error = Outer(Inner(io::Error::other("disk on fire")));
     assert_eq!(
-        with_sources(&error),
+        error_chain(&error),
         "cannot open the log: cannot read: disk on fire"
     );
 }

@@ -1,35 +1,35 @@
-//! When a failing integration is tried again. Pure: time and chance come in.
+//! Delays between the attempts of a failing integration. Time and randomness are arguments.
 
 use std::time::{Duration, Instant};
 
 use super::status::{Fault, Meaning};
 
-/// The waits of the retry loop.
+/// Configured delays between retries.
 #[derive(Clone, Copy, Debug)]
 pub struct BackoffPolicy {
-    /// Between attempts of a refused integration in its first minute. IAM is
-    /// [eventually consistent], so what was just mended may still be refused.
+    /// Delay between attempts of a refused integration in its first minute. IAM is
+    /// [eventually consistent], so a policy that was just corrected may not apply yet.
     ///
     /// [eventually consistent]: https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot.html#troubleshoot_general_eventual-consistency
     pub refused_first: Duration,
-    /// The longest between attempts of a refused integration.
-    pub refused_most: Duration,
+    /// Longest delay between attempts of a refused integration.
+    pub refused_max: Duration,
 }
 
-/// How long refusals are retried at the first step before the wait doubles.
-const FRESH: Duration = Duration::from_secs(60);
+/// Time for which refusals are retried with the first delay, before it doubles.
+const FIRST_DELAY_PERIOD: Duration = Duration::from_secs(60);
 const THROTTLED_FIRST: Duration = Duration::from_millis(100);
-const THROTTLED_MOST: Duration = Duration::from_secs(5);
+const THROTTLED_MAX: Duration = Duration::from_secs(5);
 const UNREACHABLE_FIRST: Duration = Duration::from_millis(200);
-const UNREACHABLE_MOST: Duration = Duration::from_secs(10);
+const UNREACHABLE_MAX: Duration = Duration::from_secs(10);
 
-/// What one integration remembers of its failures in a row.
+/// Consecutive failures of one integration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backoff {
     since: Option<Instant>,
-    steps: u32,
-    /// The last failure was this service's own.
-    is_for_service: bool,
+    doublings: u32,
+    /// The last failure was a fault of this service.
+    is_own_fault: bool,
 }
 
 impl Backoff {
@@ -38,51 +38,50 @@ impl Backoff {
         self.since.is_some()
     }
 
-    /// Whether the last attempt failed for a fault of this service.
-    pub fn is_for_service(&self) -> bool {
-        self.is_for_service
+    /// Whether the last attempt failed because of a fault of this service.
+    pub fn is_own_fault(&self) -> bool {
+        self.is_own_fault
     }
 
-    /// Forgets the failures: something got through, or someone changed something.
+    /// Forgets the failures, after a record was accepted or the integration was changed.
     pub fn reset(&mut self) {
         *self = Self::default();
     }
 
-    /// How long to wait after an attempt that failed at `now`. `chance` is in 0..1
-    /// and spreads the waits of many integrations.
+    /// Records an attempt that failed at `now`, and returns the delay before the next one.
+    /// `jitter` is in 0..1 and spreads the retries of integrations that fail together.
     pub fn fail(
         &mut self,
         policy: &BackoffPolicy,
         now: Instant,
         fault: &Fault,
-        chance: f64,
+        jitter: f64,
     ) -> Duration {
         let since = *self.since.get_or_insert(now);
         let meaning = fault.meaning();
-        self.is_for_service = meaning == Meaning::Ours;
-        let wait = match meaning {
-            Meaning::Throttled => doubled(THROTTLED_FIRST, self.steps, THROTTLED_MOST),
-            Meaning::Unreachable => doubled(UNREACHABLE_FIRST, self.steps, UNREACHABLE_MOST),
+        self.is_own_fault = meaning == Meaning::Ours;
+        let delay = match meaning {
+            Meaning::Throttled => doubled(THROTTLED_FIRST, self.doublings, THROTTLED_MAX),
+            Meaning::Unreachable => doubled(UNREACHABLE_FIRST, self.doublings, UNREACHABLE_MAX),
             Meaning::Refused(_) | Meaning::SessionInvalid | Meaning::Ours => {
-                if now.duration_since(since) < FRESH {
-                    // Counts only once the first minute is over.
-                    return jittered(policy.refused_first, chance);
+                if now.duration_since(since) < FIRST_DELAY_PERIOD {
+                    return jittered(policy.refused_first, jitter);
                 }
-                doubled(policy.refused_first, self.steps + 1, policy.refused_most)
+                doubled(policy.refused_first, self.doublings + 1, policy.refused_max)
             }
         };
-        self.steps = self.steps.saturating_add(1);
-        jittered(wait, chance)
+        self.doublings = self.doublings.saturating_add(1);
+        jittered(delay, jitter)
     }
 }
 
-fn doubled(first: Duration, steps: u32, most: Duration) -> Duration {
-    first.saturating_mul(1 << steps.min(16)).min(most)
+fn doubled(first: Duration, doublings: u32, max: Duration) -> Duration {
+    first.saturating_mul(1 << doublings.min(16)).min(max)
 }
 
-/// Between 80% and 100% of the wait, so that the longest stays the longest.
-fn jittered(wait: Duration, chance: f64) -> Duration {
-    wait.mul_f64(0.8 + 0.2 * chance.clamp(0.0, 1.0))
+/// Between 80% and 100% of the delay, so that jitter never exceeds a maximum.
+fn jittered(delay: Duration, jitter: f64) -> Duration {
+    delay.mul_f64(0.8 + 0.2 * jitter.clamp(0.0, 1.0))
 }
 
 #[cfg(test)]
@@ -93,7 +92,7 @@ mod tests {
 
     const POLICY: BackoffPolicy = BackoffPolicy {
         refused_first: Duration::from_secs(5),
-        refused_most: Duration::from_secs(300),
+        refused_max: Duration::from_secs(300),
     };
 
     fn denied() -> Fault {
@@ -123,21 +122,21 @@ mod tests {
 
     proptest! {
         #[test]
-        fn waits_stay_within_their_bounds(chances in prop::collection::vec(0.0..1.0f64, 1..60), timeout: bool) {
+        fn delays_stay_within_their_bounds(jitters in prop::collection::vec(0.0..1.0f64, 1..60), timeout: bool) {
             let fault = match timeout {
                 true => Fault { stage: Stage::Write, cause: Cause::Timeout, request_id: None },
                 false => denied(),
             };
-            let (least, most) = match timeout {
-                true => (Duration::from_millis(160), UNREACHABLE_MOST),
-                false => (Duration::from_secs(4), POLICY.refused_most),
+            let (min, max) = match timeout {
+                true => (Duration::from_millis(160), UNREACHABLE_MAX),
+                false => (Duration::from_secs(4), POLICY.refused_max),
             };
             let mut backoff = Backoff::default();
             let mut now = Instant::now();
-            for chance in chances {
-                let wait = backoff.fail(&POLICY, now, &fault, chance);
-                prop_assert!(least <= wait && wait <= most, "{wait:?}");
-                now += wait;
+            for jitter in jitters {
+                let delay = backoff.fail(&POLICY, now, &fault, jitter);
+                prop_assert!(min <= delay && delay <= max, "{delay:?}");
+                now += delay;
             }
         }
     }

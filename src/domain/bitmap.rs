@@ -1,5 +1,5 @@
-//! A bit an event of a chunk, lowest first. A bitmap may end early: what it lacks is
-//! not set.
+//! Bitmaps with one bit per event of a chunk, lowest bit first. Bits beyond the end of a
+//! bitmap count as not set.
 
 /// Whether a bit is set.
 pub fn get(bitmap: &[u8], index: usize) -> bool {

@@ -1,9 +1,9 @@
-//! Characters that may not stand in a name, an ARN or an external ID.
+//! Characters that are not allowed in an organization id, an ARN or an external ID.
 
 use std::fmt;
 
-/// The first character of a text that may not be there, by position and code point. It
-/// says nothing of the rest of the text, which may be a secret.
+/// The first character of a text that is not allowed, with its position. Its message shows
+/// nothing of the rest of the text, which may be a secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadCharacter {
     /// Position in characters, from 1.
@@ -46,7 +46,7 @@ impl fmt::Display for BadCharacter {
     }
 }
 
-/// Code points that are drawn as nothing: the property Default_Ignorable_Code_Point of
+/// Whether a code point has no visible glyph: the property Default_Ignorable_Code_Point of
 /// Unicode 17 (`DerivedCoreProperties.txt`), and three that fonts leave blank.
 fn is_invisible(c: char) -> bool {
     matches!(
@@ -105,8 +105,8 @@ mod tests {
                 (format!("abc{c}"), 4),
             ] {
                 let found = BadCharacter::find_unprintable(&text).unwrap();
-                let told = format!("has {kind}: character {position} is {code}");
-                assert_eq!(found.to_string(), told);
+                let message = format!("has {kind}: character {position} is {code}");
+                assert_eq!(found.to_string(), message);
             }
         }
         assert_eq!(BadCharacter::find_unprintable("arn:aws:iam::1:x/y"), None);

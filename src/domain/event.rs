@@ -1,71 +1,70 @@
-//! Events: what a caller publishes, checked and rendered as CloudEvents.
+//! Events: their validation, storage format and rendering as CloudEvents.
 //!
-//! An [`Event`] borrows from the request it came in. [`Event::validate`] checks
-//! it, and [`ValidEvent::store`] writes it as the log holds it. [`finish`] makes of
-//! that the record that lands in the stream: a head, which only delivery knows
-//! (integration and sequence), and the *body*, all else of the CloudEvent.
+//! An [`Event`] borrows from the request that published it. [`Event::validate`] checks it,
+//! and [`ValidEvent::store`] writes it in the log's format. [`render_record`] makes the
+//! record in the stream from that: a *head* with integration and sequence, which only
+//! delivery knows, and the *body*, which is the rest of the CloudEvent.
 
-mod announce;
 mod context;
 mod id;
 mod json;
 mod render;
+mod service_events;
 mod stored;
 mod time;
 mod validate;
 
-pub use announce::{Gap, GapReason, render_gap, render_test};
 pub use context::MAX_DEPTH as MAX_CONTEXT_DEPTH;
 pub use id::{DETECTION_NAMESPACE, GAP_NAMESPACE};
 pub use render::{
-    Format, FormatError, Head, KEY_LENGTH, MAX_BODY_LENGTH, MAX_RECORD_LENGTH, RECORD_OVERHEAD,
-    finish,
+    Format, FormatError, MAX_BODY_LENGTH, MAX_RECORD_LENGTH, PARTITION_KEY_LENGTH, RECORD_OVERHEAD,
+    RecordHead, render_record,
 };
-pub use stored::{Outline, UnreadableEvent, body_length, outline};
+pub use service_events::{Gap, GapReason, render_gap, render_test};
+pub use stored::{StoredEventInfo, UnreadableEvent, body_length, inspect};
 pub use time::{Time, Timestamp};
 pub use validate::{MAX_VLAN_ID, Rejection, RejectionReason, ValidEvent};
 
-/// VLAN tags that one packet may carry.
+/// Most VLAN tags of one packet.
 pub const MAX_VLANS: usize = 8;
 
-/// One event as it was published: not checked yet.
+/// One published event, not validated yet.
 #[derive(Debug, Clone, Default)]
 pub struct Event<'a> {
-    /// The organization it belongs to.
+    /// Organization that it belongs to.
     pub organization_id: &'a str,
-    /// The network in which it happened.
+    /// Network in which it was observed.
     pub network_id: &'a str,
-    /// The sensor that saw it.
+    /// Sensor that observed it.
     pub device_id: &'a str,
-    /// When the sensor saw it.
+    /// Time of the observation.
     pub observed_time: Option<Timestamp>,
-    /// The CloudEvents id, where the caller chose it.
+    /// CloudEvents id, if the caller chose one.
     pub event_id: Option<&'a str>,
-    /// What happened.
+    /// Content of the event.
     pub payload: Option<Payload<'a>>,
 }
 
-/// What happened.
+/// Content of an event.
 #[derive(Debug, Clone)]
 pub enum Payload<'a> {
     /// An intrusion detection.
     Detection(Detection<'a>),
 }
 
-/// An alert of an intrusion detection system; the fields are those of Suricata's
-/// EVE JSON.
+/// Alert of an intrusion detection system, with the fields of Suricata's EVE JSON.
 ///
-/// An empty text is one that was not given, but for `signature` and `category`,
-/// which Suricata also writes empty.
+/// An empty text counts as not given, except in `signature` and `category`, which Suricata
+/// may write empty.
 #[derive(Debug, Clone, Default)]
 pub struct Detection<'a> {
     /// IPv4 or IPv6 address of the packet's source.
     pub src_ip: &'a str,
-    /// Port of the packet's source; not given where the protocol has none.
+    /// Port of the packet's source; None if the protocol has no ports.
     pub src_port: Option<u32>,
     /// IPv4 or IPv6 address of the packet's destination.
     pub dest_ip: &'a str,
-    /// Port of the packet's destination; not given where the protocol has none.
+    /// Port of the packet's destination; None if the protocol has no ports.
     pub dest_port: Option<u32>,
     /// Transport protocol.
     pub proto: &'a str,
@@ -83,9 +82,9 @@ pub struct Detection<'a> {
     pub direction: &'a str,
     /// `allowed` or `blocked`.
     pub action: &'a str,
-    /// Generator of the rule.
+    /// The rule's generator id.
     pub gid: Option<u32>,
-    /// The rule's sid.
+    /// The rule's signature id (sid).
     pub signature_id: Option<u32>,
     /// The rule's revision.
     pub rev: Option<u32>,
@@ -97,11 +96,11 @@ pub struct Detection<'a> {
     pub severity: Option<u32>,
     /// The rule's metadata.
     pub metadata: Metadata<'a>,
-    /// Any further JSON object as text.
+    /// Text of a JSON object with further data.
     pub context_json: &'a str,
 }
 
-/// VLAN identifiers. The first [`MAX_VLANS`] are held, any more only counted.
+/// VLAN identifiers. The first [`MAX_VLANS`] are kept, further ones are only counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Vlans {
     ids: [u32; MAX_VLANS],
@@ -117,31 +116,31 @@ impl Vlans {
         self.count += 1;
     }
 
-    /// How many were added.
+    /// Number of identifiers added, including those not kept.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// The first [`MAX_VLANS`] of them, in order.
+    /// Identifiers that are kept, in the order of their addition.
     pub fn ids(&self) -> &[u32] {
         &self.ids[..self.count.min(MAX_VLANS)]
     }
 }
 
-/// A rule's metadata: keys, each with its values in order.
+/// Metadata of a rule: names, each with its values in order.
 ///
-/// All values share one list, so that an entry costs no allocation of its own.
+/// All values share one list, so that an entry needs no separate allocation.
 #[derive(Debug, Clone, Default)]
 pub struct Metadata<'a> {
     entries: Vec<MetadataEntry<'a>>,
     values: Vec<&'a str>,
-    /// How many of the values belong to an entry.
+    /// Number of values that belong to a completed entry.
     ended: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct MetadataEntry<'a> {
-    key: &'a str,
+    name: &'a str,
     start: usize,
     end: usize,
 }
@@ -152,26 +151,26 @@ impl<'a> Metadata<'a> {
         self.values.push(value);
     }
 
-    /// Completes an entry: all values since the last one are of this key.
-    pub fn end_entry(&mut self, key: &'a str) {
+    /// Completes an entry with all values that were added after the last one.
+    pub fn end_entry(&mut self, name: &'a str) {
         let start = std::mem::replace(&mut self.ended, self.values.len());
         let end = self.ended;
-        self.entries.push(MetadataEntry { key, start, end });
+        self.entries.push(MetadataEntry { name, start, end });
     }
 
-    /// Sorts the entries by key; of those with the same key the last one stays.
-    /// To be called after the last entry.
+    /// Sorts the entries by name and keeps the last one of each name. To be called after the
+    /// last entry was added.
     pub fn sort(&mut self) {
         if self
             .entries
-            .is_sorted_by(|left, right| left.key < right.key)
+            .is_sorted_by(|left, right| left.name < right.name)
         {
             return;
         }
-        // In reverse, so that the last of a key comes first and is the one kept.
+        // Reversed, so that the last entry of a name becomes the first, which is kept.
         self.entries.reverse();
-        self.entries.sort_by_key(|entry| entry.key);
-        self.entries.dedup_by_key(|entry| entry.key);
+        self.entries.sort_by_key(|entry| entry.name);
+        self.entries.dedup_by_key(|entry| entry.name);
     }
 
     /// Whether there are no entries.
@@ -179,11 +178,11 @@ impl<'a> Metadata<'a> {
         self.entries.is_empty()
     }
 
-    /// The keys with their values.
+    /// Names with their values.
     pub fn iter(&self) -> impl Iterator<Item = (&'a str, &[&'a str])> {
         self.entries
             .iter()
-            .map(|entry| (entry.key, &self.values[entry.start..entry.end]))
+            .map(|entry| (entry.name, &self.values[entry.start..entry.end]))
     }
 }
 

@@ -1,7 +1,7 @@
-//! The external ID: the shared secret by which a customer's trust policy knows us.
+//! The external ID, which a customer's trust policy requires in AssumeRole.
 //!
-//! It is never printed, logged or stored in clear: the type has no `Display`, and
-//! its `Debug` is redacted.
+//! It is treated as a secret and never printed, logged or stored in clear: the type has no
+//! `Display`, and its `Debug` is redacted.
 
 use std::fmt;
 
@@ -9,15 +9,15 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::character::BadCharacter;
 
-/// An external ID as [STS AssumeRole] takes it: 2 to 1,224 characters of
+/// An external ID that [STS AssumeRole] accepts: 2 to 1,224 characters of
 /// `[A-Za-z0-9_+=,.@:/-]`. Zeroed when dropped.
 ///
 /// [STS AssumeRole]: https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html
 #[derive(Clone)]
 pub struct ExternalId(SecretString);
 
-/// Why a text is not an external ID. It does not repeat the text, save the code point of
-/// a character that no external ID has.
+/// Reason why a text is not an external ID. The message shows nothing of the text but the
+/// code point of a character that no external ID has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExternalIdError {
     /// Shorter than 2 or longer than 1,224 characters.
@@ -29,7 +29,7 @@ pub enum ExternalIdError {
 }
 
 impl ExternalId {
-    /// Checks and wraps a text; the text is moved, not copied.
+    /// Checks and wraps a text, which is moved, not copied.
     pub fn parse(text: String) -> Result<Self, ExternalIdError> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "_+=,.@:/-".contains(c);
         if let Some(bad) = BadCharacter::find(&text, allowed) {
@@ -41,13 +41,13 @@ impl ExternalId {
         Ok(Self(SecretString::from(text)))
     }
 
-    /// The secret, for AssumeRole and for sealing only.
+    /// The secret in clear, for AssumeRole and for encryption only.
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
     }
 
-    /// The last characters, by which a person tells one from another: four, but
-    /// never more than a quarter of it.
+    /// The last characters, by which a person recognizes the external ID: four, but never
+    /// more than a quarter of it.
     pub fn hint(&self) -> &str {
         let text = self.expose();
         &text[text.len() - (text.len() / 4).min(4)..]
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_what_sts_takes() {
+    fn accepts_the_alphabet_and_lengths_of_sts() {
         assert!(ExternalId::parse("a1".into()).is_ok());
         assert!(ExternalId::parse("Aa0_+=,.@:/-".into()).is_ok());
         assert!(ExternalId::parse("x".repeat(1224)).is_ok());
@@ -87,13 +87,13 @@ mod tests {
     }
 
     #[test]
-    fn does_not_print() {
+    fn debug_output_is_redacted() {
         let id = ExternalId::parse("super-secret-value".into()).unwrap();
         assert_eq!(format!("{id:?}"), "ExternalId([redacted])");
     }
 
     #[test]
-    fn hints_at_no_more_than_a_quarter() {
+    fn a_hint_shows_at_most_a_quarter() {
         let hint = |text: &str| ExternalId::parse(text.into()).unwrap().hint().to_owned();
         assert_eq!(hint("0123456789abcdef"), "cdef");
         assert_eq!(hint("abcdefgh"), "gh");

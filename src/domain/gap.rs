@@ -1,49 +1,50 @@
-//! Giving events up: a gap event takes the place of a run of them in the log.
+//! Giving up events: a gap event replaces a run of them in the log.
 
 use super::{
     bitmap,
     event::{Gap, GapReason, Time},
 };
 
-/// A gap that waits in the log, in the place of the last event that it stands for.
+/// Gap that waits in the log to be sent, in the position of the last event that it covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlacedGap {
-    /// Which event of the chunk that is.
+    /// Index of that event in the chunk.
     pub index: u32,
-    /// What it says.
+    /// The gap.
     pub gap: Gap,
 }
 
-/// A chunk of the log, without its events.
+/// State of a chunk of the log, without its events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChunkState {
-    /// The store's number of the chunk.
+    /// Row id of the chunk.
     pub id: i64,
-    /// The sequence of its first event.
+    /// Sequence of its first event.
     pub first_sequence: u64,
-    /// Its events.
+    /// Number of its events.
     pub count: u32,
-    /// A bit an event: accepted, or given up. The place of a gap that waits is not set.
+    /// Bitmap of the events that are accepted or given up. The position of a waiting gap is
+    /// not set.
     pub settled: Vec<u8>,
-    /// Gaps that wait, by index.
+    /// Waiting gaps, by index.
     pub gaps: Vec<PlacedGap>,
-    /// When its events were accepted.
+    /// Time when its events were accepted.
     pub accepted_at: Time,
 }
 
-/// Events of one chunk.
+/// Selection of events of one chunk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Marked {
-    /// The store's number of the chunk.
+    /// Row id of the chunk.
     pub chunk_id: i64,
-    /// A bit an event.
+    /// Bitmap of the events.
     pub events: Vec<u8>,
-    /// Their bytes in the log.
+    /// Bytes of the events in the log.
     pub bytes: u64,
 }
 
 impl Marked {
-    /// Whether it has the event.
+    /// Whether the event at an index is selected.
     pub fn has(&self, index: u32) -> bool {
         bitmap::get(&self.events, index as usize)
     }
@@ -55,12 +56,12 @@ impl ChunkState {
         bitmap::is_full(&self.settled, self.count)
     }
 
-    /// Whether events are left to send, gaps aside.
+    /// Whether events are left to send, not counting gaps.
     pub fn has_events(&self) -> bool {
         has_events(self.count, &self.settled, &self.gaps)
     }
 
-    /// Whether a gap waits in the place of an event.
+    /// Whether a gap waits in the position of an event.
     pub fn is_gap(&self, index: u32) -> bool {
         self.gaps.iter().any(|gap| gap.index == index)
     }
@@ -76,23 +77,25 @@ impl ChunkState {
     }
 }
 
-/// Whether a chunk of so many events has some left to send, gaps aside.
+/// Whether a chunk of `count` events has some left to send, not counting gaps.
 pub fn has_events(count: u32, settled: &[u8], gaps: &[PlacedGap]) -> bool {
     let pending = (0..count as usize).filter(|index| !bitmap::get(settled, *index));
     pending.count() > gaps.len()
 }
 
-/// A gap in the making, and the place of its last event.
+/// Gap under construction, and the position of its last event.
 struct Run {
     gap: Gap,
     chunk: usize,
     index: u32,
 }
 
-/// Gives up the events for which `goes` has a reason, and returns how many they are. The
-/// chunks follow one another in the log. Gaps side by side become one: those that wait
-/// too, if `goes` has any reason for them. Delivered events between them do not keep them
-/// apart, but where single records are refused.
+/// Gives up the events for which `goes` returns a reason, and returns their number. `chunks`
+/// are consecutive in the log.
+///
+/// Adjacent gaps are merged, including those that wait already if `goes` returns a reason for
+/// their position. Delivered events between two gaps do not prevent merging, unless the reason
+/// is a refused record.
 pub fn give_up(
     chunks: &mut [ChunkState],
     goes: impl Fn(&ChunkState, u32) -> Option<GapReason>,
@@ -182,7 +185,7 @@ mod tests {
             .collect()
     }
 
-    /// What waits: events, and gaps by the sequence of their place.
+    /// Waiting events, and waiting gaps with the sequence of their position.
     fn waiting(chunks: &[ChunkState]) -> (BTreeSet<u64>, Vec<(u64, Gap)>) {
         let (mut events, mut gaps) = (BTreeSet::new(), Vec::new());
         for chunk in chunks {
@@ -200,7 +203,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_event_is_kept_delivered_or_told_of_once(
+        fn every_event_is_kept_delivered_or_in_one_gap(
             counts in prop::collection::vec(1u32..12, 1..6),
             delivered in prop::collection::vec(any::<bool>(), 60),
             rounds in prop::collection::vec(prop::collection::vec(any::<bool>(), 60), 1..5),
@@ -226,8 +229,8 @@ mod tests {
                 prop_assert_eq!(count, gone.len() as u64);
                 given_up.extend(gone);
                 let (events, gaps) = waiting(&chunks);
-                let told: u64 = gaps.iter().map(|(_, gap)| gap.count).sum();
-                prop_assert_eq!(told, given_up.len() as u64);
+                let announced: u64 = gaps.iter().map(|(_, gap)| gap.count).sum();
+                prop_assert_eq!(announced, given_up.len() as u64);
                 for (place, gap) in &gaps {
                     prop_assert_eq!(*place, gap.last_sequence);
                     let range = gap.first_sequence..=gap.last_sequence;
@@ -247,13 +250,13 @@ mod tests {
     }
 
     #[test]
-    fn gaps_side_by_side_become_one_over_chunks_and_reasons() {
+    fn adjacent_gaps_are_merged_across_chunks_and_reasons() {
         let mut chunks = log(&[3, 3, 3]);
         give_up(&mut chunks[1..2], |_, index| {
             (index == 1).then_some(GapReason::RecordRefused)
         });
         assert_eq!(waiting(&chunks).1[0].1.count, 1);
-        // All but the last two; the gap that waits is among them.
+        // All but the last two, including the position of the waiting gap.
         let goes = |chunk: &ChunkState, index: u32| {
             let goes = chunk.first_sequence + u64::from(index) < 8;
             goes.then_some(GapReason::RetentionSize)
@@ -269,7 +272,7 @@ mod tests {
             reason: GapReason::Several,
         };
         assert_eq!(waiting(&chunks).1, [(7, expected)]);
-        // One that is in flight stays as it is.
+        // A gap that may be in flight is not changed.
         let goes = |chunk: &ChunkState, index: u32| {
             let goes = chunk.first_sequence + u64::from(index) > 7;
             goes.then_some(GapReason::RetentionAge)

@@ -1,4 +1,4 @@
-//! An organization's integration, as it is configured and as it has fared.
+//! An organization's integration: its configuration, status and event counts.
 
 use std::sync::Arc;
 
@@ -11,97 +11,98 @@ use super::{
     status::StatusDetail,
 };
 
-/// The store's own number of an integration. It is never used again after a delete.
+/// Surrogate key that the store gives an integration. It is not reused after a Delete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IntegrationKey(pub i64);
 
 impl IntegrationKey {
-    /// Of an integration that is not stored. The store numbers from 1.
+    /// Key of an integration that is not stored. Stored ones have keys from 1.
     pub const UNSTORED: Self = Self(0);
 }
 
-/// An integration as it is configured. Immutable: a Configure makes a new one
-/// with the next version.
+/// Configuration of an integration. Immutable: a Configure makes a new value with the next
+/// version.
 #[derive(Clone, Debug)]
 pub struct Integration {
-    /// The store's number.
+    /// Surrogate key in the store.
     pub key: IntegrationKey,
-    /// Whose it is.
+    /// Organization that it belongs to.
     pub organization_id: OrganizationId,
-    /// New at every creation; each record carries it.
+    /// Id in the records, new at every creation.
     pub integration_id: Uuid,
-    /// Where the events go.
+    /// Stream that the events are written to.
     pub stream_arn: StreamArn,
-    /// The role that is assumed.
+    /// Role that is assumed to write to the stream.
     pub role_arn: RoleArn,
-    /// The external ID, encrypted.
+    /// Encrypted external ID.
     pub external_id: SealedExternalId,
     /// The external ID's last characters.
     pub external_id_hint: Box<str>,
-    /// When the external ID was set.
+    /// Time when the external ID was set.
     pub external_id_set_at: Timestamp,
-    /// The external ID before, while the new one has not worked yet.
+    /// Previous external ID, until the new one has worked.
     pub previous: Option<PreviousExternalId>,
-    /// From 1; the next at every Configure.
+    /// Version of the configuration: 1 at creation, one more at every Configure.
     pub version: u64,
-    /// When it was created.
+    /// Creation time.
     pub created_at: Timestamp,
-    /// When it was last configured.
+    /// Time of the last Configure.
     pub updated_at: Timestamp,
 }
 
-/// An external ID that serves until its successor works.
+/// External ID that may be used until its successor works.
 #[derive(Clone, Debug)]
 pub struct PreviousExternalId {
-    /// The external ID, encrypted.
+    /// Encrypted external ID.
     pub external_id: SealedExternalId,
     /// Its last characters.
     pub hint: Box<str>,
-    /// It does not serve for longer.
+    /// Time after which it is not used any more.
     pub until: Timestamp,
 }
 
 impl Integration {
-    /// The external ID before, while it still serves.
+    /// Previous external ID, if it may be used at `now`.
     pub fn previous_at(&self, now: Timestamp) -> Option<&PreviousExternalId> {
         self.previous
             .as_ref()
             .filter(|previous| now < previous.until)
     }
 
-    /// What a caller sends back to change only what it has seen.
+    /// Opaque version that a caller sends back so that a Configure applies only to the
+    /// configuration it has read.
     pub fn etag(&self) -> String {
         let (high, low) = self.integration_id.as_u64_pair();
         format!("{:x}-{}", high ^ low, self.version)
     }
 }
 
-/// An external ID under AES-256-GCM. Only the store opens it.
+/// External ID encrypted with AES-256-GCM. Only the store decrypts it.
 #[derive(Clone, Debug)]
 pub struct SealedExternalId {
-    /// Which key sealed it.
+    /// Id of the encryption key.
     pub key_id: Box<str>,
     /// Nonce, ciphertext and tag.
     pub bytes: Box<[u8]>,
 }
 
-/// How far an integration's log has come.
+/// Event counts of an integration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// The sequence that the next accepted event gets; from 1.
+    /// Sequence of the next accepted event; the first one has 1.
     pub next_sequence: u64,
     /// Events that the stream accepted.
     pub delivered: u64,
-    /// Events that retention removed.
+    /// Events removed before delivery, announced by gap events.
     pub expired: u64,
-    /// Events that were discarded.
+    /// Events that a Delete removed before delivery.
     pub discarded: u64,
-    /// Bytes of the pending events, as they are stored before compression.
+    /// Bytes of the pending events, before compression.
     pub pending_bytes: u64,
 }
 
 impl Progress {
-    /// The progress of an integration that has accepted nothing.
+    /// Counts of an integration that has accepted no event.
     pub const NEW: Self = Self {
         next_sequence: 1,
         delivered: 0,
@@ -115,22 +116,22 @@ impl Progress {
         self.next_sequence - 1
     }
 
-    /// Events that wait.
+    /// Events accepted and not yet delivered, expired or discarded.
     pub fn pending(&self) -> u64 {
         self.accepted() - self.delivered - self.expired - self.discarded
     }
 }
 
-/// All that is known of an integration at one moment.
+/// Configuration, status and event counts of an integration at one moment.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// Its configuration.
     pub integration: Arc<Integration>,
-    /// How it fares.
+    /// Its status.
     pub status: Arc<StatusDetail>,
-    /// How far its log has come.
+    /// Its event counts.
     pub progress: Progress,
-    /// The revision of its last change.
+    /// Revision of its last change.
     pub revision: u64,
 }
 
@@ -138,7 +139,7 @@ pub struct Snapshot {
 pub(crate) mod testing {
     use super::*;
 
-    /// An integration of an AWS account of its own number.
+    /// An integration with stream and role in `account`.
     pub(crate) fn integration(key: i64, account: u64) -> Integration {
         let now = Timestamp::UNIX_EPOCH;
         let stream = format!("arn:aws:kinesis:eu-west-1:{account:012}:stream/detections");

@@ -1,4 +1,4 @@
-//! Organizations: the tenants.
+//! Ids of organizations, the tenants of the service.
 
 use std::{borrow::Borrow, fmt, sync::Arc};
 
@@ -13,10 +13,10 @@ pub const MAX_LENGTH: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OrganizationId(Arc<str>);
 
-/// The text is not an organization id. It does not repeat the text.
+/// Reason why a text is not an organization id. The message does not show the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum OrganizationIdError {
-    /// Nothing was given.
+    /// An empty text.
     #[error("is required: 1 to 64 letters, digits, underscores or hyphens")]
     Empty,
     /// More than 64 bytes.
@@ -28,11 +28,11 @@ pub enum OrganizationIdError {
 }
 
 impl OrganizationId {
-    /// Checks and takes an id.
+    /// Checks and copies an id.
     ///
     /// # Errors
     ///
-    /// Where `id` is not 1 to 64 of `[A-Za-z0-9_-]`.
+    /// [`OrganizationIdError`] if `id` is not 1 to 64 of `[A-Za-z0-9_-]`.
     pub fn new(id: &str) -> Result<Self, OrganizationIdError> {
         check(id)?;
         Ok(Self(id.into()))
@@ -44,11 +44,11 @@ impl OrganizationId {
     }
 }
 
-/// Checks an id without taking it.
+/// Checks an id without copying it.
 ///
 /// # Errors
 ///
-/// As [`OrganizationId::new`].
+/// Those of [`OrganizationId::new`].
 pub fn check(id: &str) -> Result<(), OrganizationIdError> {
     if id.is_empty() {
         return Err(OrganizationIdError::Empty);
@@ -60,7 +60,7 @@ pub fn check(id: &str) -> Result<(), OrganizationIdError> {
     }
     let allowed = |c: char| c.is_ascii() && known(c as u8);
     match BadCharacter::find(id, allowed) {
-        // An invisible character may be what makes it too long.
+        // Reported before the length, since an invisible character may be the excess one.
         Some(bad) => Err(OrganizationIdError::Character(bad)),
         None => Err(OrganizationIdError::TooLong),
     }
@@ -91,14 +91,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_the_documented_alphabet() {
+    fn accepts_the_documented_alphabet() {
         for good in ["a", "Org_1-x", &"z".repeat(64)] {
             assert_eq!(OrganizationId::new(good).unwrap().as_str(), good);
         }
     }
 
     #[test]
-    fn refuses_the_rest() {
+    fn refuses_other_characters_and_lengths() {
         let refused = |id: &str| OrganizationId::new(id).unwrap_err();
         assert_eq!(refused(""), OrganizationIdError::Empty);
         assert_eq!(refused(&"z".repeat(65)), OrganizationIdError::TooLong);
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn is_found_by_str() {
+    fn a_map_is_looked_up_by_str() {
         let map = HashMap::from([(OrganizationId::new("acme").unwrap(), 1)]);
         assert_eq!(map.get("acme"), Some(&1));
     }

@@ -1,29 +1,29 @@
-//! How long events wait for delivery at the most, and how many.
+//! Limits on the age and size of the events that wait for delivery.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-/// The limits of one integration's log.
+/// Limits of one integration's pending events.
 #[derive(Clone, Copy, Debug)]
 pub struct Retention {
-    /// How long events are kept.
+    /// Longest time for which an event is kept.
     pub age: Duration,
-    /// How many bytes of them are kept, before compression.
+    /// Most bytes of events that are kept, before compression.
     pub bytes: u64,
 }
 
-/// A log that is over its limit is brought below it by this part of the limit, so that
-/// one that overflows all the time does not expire events at every append.
+/// An integration over its byte limit is brought below it by this fraction (1/64) of the
+/// limit, so that one that overflows constantly does not expire events at every append.
 const SLACK: u64 = 64;
 
 impl Retention {
-    /// Events that were accepted up to this moment are too old.
+    /// Acceptance time up to which events are too old.
     pub fn accepted_before(&self, now: Timestamp) -> Timestamp {
         now.checked_sub(self.age).unwrap_or(Timestamp::MIN)
     }
 
-    /// How long it takes until events of a moment are too old.
+    /// Time left until events accepted at `accepted_at` are too old.
     pub fn until_too_old(&self, accepted_at: Timestamp, now: Timestamp) -> Duration {
         let age = now.duration_since(accepted_at);
         let left = jiff::SignedDuration::try_from(self.age)
@@ -32,12 +32,12 @@ impl Retention {
         Duration::try_from(left).unwrap_or_default()
     }
 
-    /// Whether so much waits that some of it has to go.
+    /// Whether pending events exceed the byte limit, so that some have to expire.
     pub fn is_exceeded(&self, pending_bytes: u64) -> bool {
         pending_bytes > self.bytes
     }
 
-    /// What may stay of a log.
+    /// Bytes of the pending events that may be kept.
     pub fn keep_bytes(&self, pending_bytes: u64) -> u64 {
         match self.is_exceeded(pending_bytes) {
             true => self.bytes - self.bytes / SLACK,
@@ -45,8 +45,8 @@ impl Retention {
         }
     }
 
-    /// How long events may be too old before that is looked for again: events that
-    /// become too old one after the other go together.
+    /// Time between two checks for events that are too old. Events that pass the age limit
+    /// between them expire together.
     pub fn pause(&self) -> Duration {
         (self.age / 1000).clamp(Duration::from_millis(10), Duration::from_secs(60))
     }
@@ -59,7 +59,7 @@ mod tests {
     const DAY: Duration = Duration::from_secs(86_400);
 
     #[test]
-    fn says_what_is_too_old_and_when() {
+    fn events_expire_at_the_age_limit() {
         let retention = Retention {
             age: DAY,
             bytes: 6400,
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_over_its_limit_is_brought_below_it() {
+    fn an_exceeded_byte_limit_is_undercut() {
         let retention = Retention {
             age: DAY,
             bytes: 6400,

@@ -1,31 +1,31 @@
-//! How events lie behind one another in the log: each a length (4 bytes, little endian)
-//! and the event as it is stored. Segments put end to end are a segment.
+//! Segments: consecutive events in the log's format, each with its length before it (4 bytes,
+//! little endian). Concatenated segments are a segment.
 
 use bytes::Bytes;
 
 use super::{
     delivery::Entry,
-    event::{Outline, outline},
+    event::{StoredEventInfo, inspect},
     integration::IntegrationKey,
 };
 
-/// Events in one segment, and so in one chunk, at the most.
+/// Most events of one segment, and so of one chunk.
 pub const SEGMENT_EVENTS: u32 = 500;
-/// Bytes from which a segment takes no further event.
+/// Bytes of a segment from which no further event is appended.
 pub const SEGMENT_BYTES: usize = 1 << 20;
 
 const LENGTH_BYTES: usize = 4;
-/// Events that tell how long others are.
+/// Number of events from which the length of further ones is estimated.
 const REPRESENTATIVE: u32 = 4;
-/// Room that is made at once for what is expected, at the most.
+/// Most bytes of capacity that are reserved at once for expected events.
 const MOST_ROOM: usize = 4 << 20;
 
-/// Whether one segment may have so many events of so many bytes in all.
+/// Whether `count` events of `bytes` bytes in all may be one segment.
 pub fn fits(count: u32, bytes: usize) -> bool {
     count <= SEGMENT_EVENTS && bytes <= SEGMENT_BYTES
 }
 
-/// Stored events of any integrations in the order in which they came, in one memory.
+/// Stored events of any integrations in order of arrival, in one buffer.
 #[derive(Debug, Default)]
 pub struct Segments {
     bytes: Vec<u8>,
@@ -33,19 +33,19 @@ pub struct Segments {
     events: u32,
 }
 
-/// Events of one integration behind one another: a segment.
+/// Segment of consecutive events of one integration within the buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
     /// The integration.
     pub key: IntegrationKey,
-    /// How many events.
+    /// Number of events.
     pub count: u32,
-    /// Bytes of lengths and events.
+    /// Bytes of the events with their lengths.
     pub bytes: u32,
 }
 
 impl Segments {
-    /// Nothing yet, and room for so many bytes, as far as that is allowed.
+    /// Makes an empty buffer with capacity for `bytes`, at most 4 MiB.
     pub fn with_room(bytes: usize) -> Self {
         Self {
             bytes: Vec::with_capacity(bytes.min(MOST_ROOM)),
@@ -53,7 +53,7 @@ impl Segments {
         }
     }
 
-    /// Appends what `store` writes as one event; nothing where it fails.
+    /// Appends one event, which `store` writes. Appends nothing if it fails.
     pub fn push<T, E>(
         &mut self,
         key: IntegrationKey,
@@ -91,27 +91,27 @@ impl Segments {
         }
     }
 
-    /// Makes room for what is still to come, which a growth by doubling would copy again
-    /// and again: `read` bytes became what is there, and `left` are not read yet.
+    /// Reserves capacity for the rest of a request, to avoid the repeated copies of growth by
+    /// doubling: `read` bytes of the request became the present content, `left` follow.
     pub fn expect(&mut self, read: usize, left: usize) {
         if self.events < REPRESENTATIVE || read == 0 {
             return;
         }
         let each = self.bytes.len() / self.events as usize;
         if self.bytes.capacity() - self.bytes.len() < each {
-            // They are not all alike.
+            // An eighth more, because events differ in length.
             let room = (left as u128 * self.bytes.len() as u128 * 9 / 8) / read as u128;
             let room = usize::try_from(room).map_or(MOST_ROOM, |room| room.min(MOST_ROOM));
             self.bytes.reserve_exact(room.max(each));
         }
     }
 
-    /// Whether there is nothing.
+    /// Whether there are no events.
     pub fn is_empty(&self) -> bool {
         self.parts.is_empty()
     }
 
-    /// Events of all parts.
+    /// Number of events in all parts.
     pub fn events(&self) -> u32 {
         self.events
     }
@@ -121,12 +121,12 @@ impl Segments {
         self.bytes.len()
     }
 
-    /// The parts, in the order in which they lie behind one another.
+    /// Parts in the order of their bytes.
     pub fn parts(&self) -> &[Part] {
         &self.parts
     }
 
-    /// All bytes, and what they are.
+    /// Bytes and the parts that they consist of.
     pub fn into_parts(self) -> (Vec<u8>, Vec<Part>) {
         (self.bytes, self.parts)
     }
@@ -143,7 +143,8 @@ impl Part {
 #[error("a chunk of the log is damaged")]
 pub struct Damaged;
 
-/// Where each event of a segment lies, and its key. `count` events are expected.
+/// Returns position, partition key and body length of each event of a segment. `count` is the
+/// expected number of events, used only to reserve capacity.
 pub fn entries(bytes: &Bytes, count: u32) -> Result<Vec<Entry>, Damaged> {
     let mut entries = Vec::with_capacity(count.min(SEGMENT_EVENTS) as usize);
     let mut at = 0;
@@ -156,10 +157,10 @@ pub fn entries(bytes: &Bytes, count: u32) -> Result<Vec<Entry>, Damaged> {
         let start = at + LENGTH_BYTES;
         at = start + length as usize;
         let stored = bytes.get(start..at).ok_or(Damaged)?;
-        let Outline {
+        let StoredEventInfo {
             partition_key,
             body_length,
-        } = outline(stored).map_err(|_| Damaged)?;
+        } = inspect(stored).map_err(|_| Damaged)?;
         entries.push(Entry {
             key: partition_key.as_u128(),
             stored: start as u32..at as u32,
@@ -185,7 +186,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn parts_tell_what_lies_where(
+        fn parts_describe_the_bytes(
             events in prop::collection::vec((0..3_i64, 0..2000_usize, 1..9_usize, any::<bool>()), 0..30),
         ) {
             let mut segments = Segments::default();
@@ -224,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_takes_no_more_than_a_segment_may_hold() {
+    fn a_part_does_not_exceed_the_limits_of_a_segment() {
         let mut segments = Segments::default();
         for _ in 0..SEGMENT_EVENTS + 1 {
             push(&mut segments, 1, 10);
@@ -237,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn room_for_what_is_expected_is_made_once() {
+    fn capacity_for_expected_events_is_reserved_once() {
         let mut segments = Segments::default();
         let (events, size) = (500, 400);
         let mut growths = 0;
@@ -247,13 +248,13 @@ mod tests {
             push(&mut segments, index as i64 % 7, 900);
             growths += usize::from(segments.bytes.capacity() != before);
         }
-        // A few until it is known how long they are.
+        // A few, until the length of the events is estimated.
         assert!(growths <= 4, "{growths}");
         assert!(segments.bytes.capacity() < segments.bytes.len() * 5 / 4);
     }
 
     #[test]
-    fn no_more_room_is_made_than_is_reasonable() {
+    fn reserved_capacity_is_limited() {
         let mut segments = Segments::default();
         for _ in 0..REPRESENTATIVE {
             push(&mut segments, 1, 100_000);

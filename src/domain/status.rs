@@ -1,5 +1,4 @@
-//! What an integration's status says, and how it follows from what AWS or the network
-//! answered.
+//! The status of an integration, and its derivation from the outcomes of AWS calls.
 
 mod fault;
 mod table;
@@ -15,16 +14,16 @@ pub use self::{
     table::status_table_markdown,
 };
 
-/// The badge.
+/// Status of an integration, as a dashboard shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Status {
-    /// No attempt has shown anything yet.
+    /// No attempt has been made, or none has been conclusive.
     Unknown,
-    /// The last record that was attempted got through.
+    /// The last record that was sent was accepted.
     Active,
-    /// The customer's account refuses.
+    /// The customer's account refuses access.
     Unauthorized,
-    /// Nothing gets through for another reason.
+    /// Nothing is delivered for another reason.
     Failing,
 }
 
@@ -37,7 +36,7 @@ impl Status {
         Self::Failing,
     ];
 
-    /// As it is stored and logged.
+    /// Name as it is stored and logged.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unknown => "UNKNOWN",
@@ -48,7 +47,7 @@ impl Status {
     }
 }
 
-/// Why a status is [`Status::Unauthorized`] or [`Status::Failing`].
+/// Reason of [`Status::Unauthorized`] or [`Status::Failing`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
     /// AssumeRole answered AccessDenied.
@@ -59,19 +58,19 @@ pub enum Reason {
     KmsDenied,
     /// The stream does not exist.
     StreamNotFound,
-    /// The stream's KMS key cannot be used by anyone now.
+    /// The stream's KMS key is disabled, deleted or otherwise unusable for everyone.
     KmsUnavailable,
-    /// AWS refuses the request's values.
+    /// AWS refuses values of the request, or sessions in the stream's region.
     InvalidConfiguration,
-    /// Nothing got through for a while, for throttling.
+    /// Nothing was delivered for a time because of throttling.
     Throttled,
-    /// Nothing got through for a while, for an outage.
+    /// Nothing was delivered for a time because AWS did not answer or answered with errors.
     Unreachable,
-    /// The service cannot read its own log of this integration.
+    /// The service cannot read the events that it has stored for this integration.
     LogUnreadable,
-    /// The role can be assumed by someone who does not know the external ID.
+    /// The role can be assumed without the external ID, or with any.
     ExternalIdNotRequired,
-    /// Nothing got through for a while, and the cause is on this service's side.
+    /// Nothing was delivered for a time because of a fault of this service.
     ServiceUnavailable,
 }
 
@@ -91,7 +90,7 @@ impl Reason {
         Self::ServiceUnavailable,
     ];
 
-    /// As it is stored and logged.
+    /// Name as it is stored and logged.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::AssumeRoleDenied => "ASSUME_ROLE_DENIED",
@@ -108,7 +107,7 @@ impl Reason {
         }
     }
 
-    /// The status that goes with it.
+    /// Status of an integration with this reason.
     pub fn status(self) -> Status {
         match self {
             Self::AssumeRoleDenied
@@ -125,7 +124,7 @@ impl Reason {
         }
     }
 
-    /// What is wrong, for a person.
+    /// Description of the problem for the customer.
     pub fn message(self) -> &'static str {
         match self {
             Self::AssumeRoleDenied => "Unauthorized - check your Role ARN and External ID",
@@ -133,32 +132,34 @@ impl Reason {
             Self::KmsDenied => "Unauthorized - the role may not use the stream's KMS key",
             Self::StreamNotFound => "Failing - the Kinesis stream does not exist",
             Self::KmsUnavailable => "Failing - the stream's KMS key cannot be used",
-            Self::InvalidConfiguration => "Failing - AWS refuses the configuration",
-            Self::Throttled => "Failing - the stream has been throttling every write",
+            Self::InvalidConfiguration => "Failing - AWS refuses the configured values",
+            Self::Throttled => "Failing - the stream throttles every write",
             Self::Unreachable => {
-                "Failing - AWS could not be reached, or has been answering with errors of its own"
+                "Failing - AWS could not be reached or answered with internal errors"
             }
-            Self::LogUnreadable => "Failing - the service cannot read what it has accepted",
+            Self::LogUnreadable => {
+                "Failing - this service cannot read the events that it has stored"
+            }
             Self::ExternalIdNotRequired => {
                 "Unauthorized - the role can be assumed without the External ID"
             }
-            Self::ServiceUnavailable => "Failing - this service cannot deliver at the moment",
+            Self::ServiceUnavailable => "Failing - this service has a fault and cannot deliver",
         }
     }
 
-    /// The remedy, for a person, with the names of the integration's own resources. `code` is
-    /// the error code of the last attempt.
+    /// Remedy for the customer, with the names of the integration's resources. `code` is the
+    /// error code of the last attempt.
     pub fn remedy_for(self, integration: &Integration, code: &str) -> Cow<'static, str> {
         match self {
             Self::InvalidConfiguration if code == fault::OTHER_PARTITION => format!(
-                "The ARNs are of partition {}, and this service's own credentials are of another one: configure a stream and a role of the partition that the service runs in.",
+                "Configure a stream and a role in the AWS partition that this service runs in: the configured ARNs are in partition {}, which this service cannot reach.",
                 integration.stream_arn.partition()
             )
             .into(),
             Self::InvalidConfiguration => {
                 let stream = &integration.stream_arn;
                 format!(
-                    "Check that region {} is enabled in account {}, and that the stream ARN and the Role ARN are right; the AWS error code says what AWS refuses.",
+                    "Check that region {} is enabled in account {}, and that the stream ARN and the Role ARN are correct; the AWS error code shows what AWS refuses.",
                     stream.region(),
                     stream.account(),
                 )
@@ -168,60 +169,60 @@ impl Reason {
         }
     }
 
-    /// The remedy, for a person, whichever the integration.
+    /// Remedy for the customer, without the names of resources.
     pub fn remedy(self) -> &'static str {
         match self {
             Self::AssumeRoleDenied => {
-                "Check that the role exists and that its trust policy allows sts:AssumeRole to our account with exactly the External ID that is configured."
+                "Check that the role exists and that its trust policy allows sts:AssumeRole to our account with exactly the configured External ID."
             }
             Self::WriteDenied => {
-                "Allow kinesis:PutRecord and kinesis:PutRecords on the stream in the role's permission policy, and in the stream's resource policy where the accounts differ."
+                "Allow kinesis:PutRecord and kinesis:PutRecords on the stream in the role's permission policy; if role and stream are in different accounts, allow them in the stream's resource policy too."
             }
             Self::KmsDenied => {
-                "Allow kms:GenerateDataKey to the role in the policy of the stream's KMS key and in the role's permission policy."
+                "Allow kms:GenerateDataKey to the role, both in the key policy of the stream's KMS key and in the role's permission policy."
             }
             Self::StreamNotFound => {
-                "Create the stream, or configure the ARN of a stream that exists in that account and region."
+                "Create the stream in the account and region of the configured ARN, or configure the ARN of an existing stream."
             }
             Self::KmsUnavailable => {
-                "Enable or restore the stream's KMS key, or choose another one for the stream."
+                "Enable or restore the stream's KMS key, or select another KMS key for the stream."
             }
             Self::InvalidConfiguration => {
-                "Check that the stream's region is enabled in its account, and that the stream ARN and the Role ARN are right; the AWS error code says what AWS refuses."
+                "Check that the stream's region is enabled in its account, and that the stream ARN and the Role ARN are correct; the AWS error code shows what AWS refuses."
             }
             Self::Throttled => {
-                "Add shards to the stream or switch it to on-demand capacity; events wait meanwhile."
+                "Add shards to the stream or switch it to on-demand capacity mode; until then events wait."
             }
             Self::LogUnreadable => {
-                "Nothing to change in your account: the operator of this service has to repair its storage."
+                "Nothing to change in your account: the operator of this service has to repair its storage; until then events wait."
             }
             Self::ExternalIdNotRequired => {
-                "Add the condition StringEquals sts:ExternalId with exactly the External ID that is configured to the role's trust policy; without it another customer could have us write to your account."
+                "Add the condition StringEquals sts:ExternalId, with exactly the configured External ID, to the role's trust policy; without it another customer could have us write to your account."
             }
             Self::ServiceUnavailable => {
-                "Nothing to change in your account: the operator of this service has to act; events wait and are delivered afterwards."
+                "Nothing to change in your account: the operator of this service has to repair it; until then events wait."
             }
             Self::Unreachable => {
-                "Nothing to do unless it lasts: events wait and are delivered once AWS takes them again."
+                "Nothing to do unless it lasts: events wait and are delivered once AWS accepts them again. If it lasts, check the AWS Health Dashboard for the stream's region; if that shows no incident, contact the operator of this service."
             }
         }
     }
 }
 
-/// An integration's status with all that explains it.
+/// Status of an integration with its reason, times and AWS error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StatusDetail {
-    /// The badge.
+    /// The status.
     pub status: Status,
-    /// Why, where it is neither Unknown nor Active.
+    /// Reason; None if the status is Unknown or Active.
     pub reason: Option<Reason>,
-    /// Since when status and reason are what they are.
+    /// Time of the last change of status or reason.
     pub since: Timestamp,
-    /// The last AWS call.
+    /// Time of the last AWS call.
     pub last_attempt: Option<Timestamp>,
-    /// The last record that the stream accepted.
+    /// Time of the last record that the stream accepted.
     pub last_delivery: Option<Timestamp>,
-    /// When the next attempt is due, while backing off.
+    /// Time of the next attempt, during a backoff.
     pub next_retry: Option<Timestamp>,
     /// AWS's error code of the last failed attempt, until one succeeds.
     pub aws_error_code: Option<Box<str>>,
@@ -230,7 +231,7 @@ pub struct StatusDetail {
 }
 
 impl StatusDetail {
-    /// The status of an integration that no attempt has been made for.
+    /// Status of an integration before its first attempt.
     pub fn unknown(since: Timestamp) -> Self {
         Self {
             status: Status::Unknown,
@@ -244,13 +245,13 @@ impl StatusDetail {
         }
     }
 
-    /// Whether `other` says something else than mere times and ids.
+    /// Whether `other` differs in status or reason, rather than only in times and ids.
     pub fn is_change(&self, other: &Self) -> bool {
         (self.status, self.reason) != (other.status, other.reason)
     }
 
-    /// Whether `other` differs at the most in when the last attempt and delivery were.
-    pub fn says_the_same(&self, other: &Self) -> bool {
+    /// Whether `other` differs at most in the times of the last attempt and the last delivery.
+    pub fn is_same_except_last_times(&self, other: &Self) -> bool {
         let Self {
             status,
             reason,
@@ -267,46 +268,47 @@ impl StatusDetail {
     }
 }
 
-/// What one attempt showed.
+/// Outcome of one attempt, or of a check for attempts that do not happen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observation {
     /// At least one record was accepted.
     Accepted,
-    /// Nothing was accepted.
+    /// No record was accepted.
     Failed(Fault),
-    /// No attempt was made. Events have waited longer than the patience with nothing
-    /// accepted; the reason is the last known obstacle.
+    /// No attempt was made. Events have waited longer than the setting
+    /// `failing-after-seconds` with nothing accepted; the reason is the last known obstacle.
     Stalled(Reason),
 }
 
-/// Period in which nothing has got through, kept between attempts.
+/// Period without an accepted record or a refusal by the customer's account, kept between
+/// attempts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stall {
-    /// First and last failure that is no refusal by the customer's account.
+    /// Times of the first and the last failure.
     span: Option<(Timestamp, Timestamp)>,
 }
 
 impl Stall {
-    /// Another such failure. Returns whether nothing has got through for `patience`.
-    /// `backing_off` says that events have been waiting since the last attempt.
-    fn lasts(&mut self, patience: Duration, now: Timestamp, backing_off: bool) -> bool {
-        let long = |from: Timestamp| now.duration_since(from).unsigned_abs() >= patience;
+    /// Records a failure at `now`. Returns whether the period has lasted for `failing_after`.
+    /// `backing_off` means that events have been waiting since the last attempt.
+    fn extend(&mut self, failing_after: Duration, now: Timestamp, backing_off: bool) -> bool {
+        let is_long = |from: Timestamp| now.duration_since(from).unsigned_abs() >= failing_after;
         let since = match self.span {
-            // Otherwise there was nothing to send for long.
-            Some((since, last)) if backing_off || !long(last) => since,
+            Some((since, last)) if backing_off || !is_long(last) => since,
+            // The first failure, or the first one after a long time with nothing to send.
             _ => now,
         };
         self.span = Some((since, now));
-        long(since)
+        is_long(since)
     }
 }
 
-/// The status after an attempt that ended at `now`. Throttling, an outage or a fault of this
-/// service becomes the status once nothing has got through for `patience`.
+/// Returns the status after an attempt that ended at `now`. Throttling, an outage or a fault
+/// of this service becomes the status once nothing was accepted for `failing_after`.
 pub fn observe(
     current: &StatusDetail,
     stall: &mut Stall,
-    patience: Duration,
+    failing_after: Duration,
     now: Timestamp,
     observation: &Observation,
 ) -> StatusDetail {
@@ -315,7 +317,7 @@ pub fn observe(
         next.last_attempt = Some(now);
     }
     match observation {
-        // A status that names a reason already tells more.
+        // A reason that is set already is more specific.
         Observation::Stalled(reason) if current.reason.is_none() => {
             next.status = reason.status();
             next.reason = Some(*reason);
@@ -335,12 +337,12 @@ pub fn observe(
             next.aws_request_id = fault.request_id.clone();
             let backing_off = current.next_retry.is_some();
             let reason = match (fault.meaning(), fault.obstacle()) {
-                // The customer's account answers, so that nothing stalls.
+                // The customer's account answers, so this is no outage.
                 (Meaning::Refused(reason), _) => {
                     *stall = Stall::default();
                     Some(reason)
                 }
-                (_, obstacle) => obstacle.filter(|_| stall.lasts(patience, now, backing_off)),
+                (_, obstacle) => obstacle.filter(|_| stall.extend(failing_after, now, backing_off)),
             };
             if let Some(reason) = reason {
                 next.status = reason.status();

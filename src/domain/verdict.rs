@@ -1,4 +1,4 @@
-//! What a test event found out.
+//! Results of SendTest and of a Configure with `validate_only`.
 
 use std::time::Duration;
 
@@ -6,23 +6,23 @@ use uuid::Uuid;
 
 use super::{integration::Snapshot, status::Fault};
 
-/// What a test found, stage by stage.
+/// Results of a SendTest, stage by stage.
 #[derive(Clone, Debug)]
 pub struct TestReport {
-    /// Whether the role could be assumed.
+    /// Result of AssumeRole.
     pub assume_role: Result<AssumedWith, Fault>,
-    /// Whether it can be assumed by whoever does not know the external ID; None where
-    /// it could not be assumed at all.
+    /// Whether the trust policy requires the external ID; None if the role could not be
+    /// assumed at all.
     pub external_id: Option<ExternalIdProof>,
-    /// Receipt of the record; None where the role could not be assumed, or is refused because
-    /// it does not require the external ID.
+    /// Receipt of the record; None if nothing was written because the role could not be
+    /// assumed or does not require the external ID.
     pub write: Option<Result<Receipt, Fault>>,
-    /// From the first AWS call to the last answer.
+    /// Time from the first AWS call to the last answer.
     pub latency: Duration,
 }
 
 impl TestReport {
-    /// Why the record is not in the stream; None where it is.
+    /// Reason why the record is not in the stream; None if it is.
     pub fn fault(&self) -> Option<Fault> {
         match (&self.assume_role, &self.write) {
             (Err(fault), _) | (Ok(_), Some(Err(fault))) => Some(fault.clone()),
@@ -32,78 +32,80 @@ impl TestReport {
     }
 }
 
-/// What a rehearsal found, stage by stage: a test that writes nothing.
+/// Results of the checks of `validate_only`, stage by stage. They are those of a SendTest,
+/// but the record is only tried with Kinesis' `DryRun`.
 #[derive(Clone, Debug)]
-pub struct RehearsalReport {
-    /// Whether the role could be assumed.
+pub struct ValidationReport {
+    /// Result of AssumeRole.
     pub assume_role: Result<AssumedWith, Fault>,
-    /// As in a test.
+    /// Whether the trust policy requires the external ID; None if the role could not be
+    /// assumed at all.
     pub external_id: Option<ExternalIdProof>,
-    /// Whether the stream would take a record; None where the role could not be assumed.
-    pub write: Option<Result<Rehearsed, Fault>>,
+    /// Whether the stream would accept a record; None if the role could not be assumed.
+    pub write: Option<Result<DryRun, Fault>>,
 }
 
-/// With which external ID a role was assumed.
+/// External ID with which a role was assumed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AssumedWith {
     /// The configured one.
     Current,
-    /// The one before: the configured one is still refused.
+    /// The previous one, because the configured one is refused.
     Previous,
 }
 
-/// How a write was rehearsed.
+/// Result of a write with Kinesis' `DryRun`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rehearsed {
-    /// Kinesis says that it would have succeeded.
+pub enum DryRun {
+    /// Kinesis answered that the write would have succeeded.
     WouldSucceed,
-    /// The endpoint does not know `DryRun` and wrote the record.
+    /// The endpoint does not support `DryRun` and wrote the record.
     Written,
 }
 
-/// Whether a role's trust policy requires the external ID, which is what keeps
-/// [another customer] from having us assume it.
+/// Whether a role's trust policy requires the external ID. One that does not is open to the
+/// [confused deputy problem]: another customer could have this service assume the role.
 ///
-/// [another customer]: https://docs.aws.amazon.com/IAM/latest/UserGuide/confused-deputy.html
+/// [confused deputy problem]: https://docs.aws.amazon.com/IAM/latest/UserGuide/confused-deputy.html
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExternalIdProof {
-    /// It is refused without the external ID and with another one.
+    /// AssumeRole is refused without the external ID and with another one.
     Required,
-    /// It can be assumed without an external ID.
+    /// AssumeRole succeeds without an external ID.
     NotRequired,
-    /// It can be assumed with any external ID.
+    /// AssumeRole succeeds with any external ID.
     AnyAccepted,
     /// AWS gave no clear answer.
     Unclear(Fault),
 }
 
-/// Where a test record was written.
+/// Position of a test record in the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Receipt {
-    /// The shard that took it.
+    /// Shard that accepted it.
     pub shard_id: Box<str>,
-    /// The number that Kinesis gave it.
+    /// Kinesis' sequence number of it.
     pub sequence_number: Box<str>,
 }
 
-/// What a test showed.
+/// Outcome of a SendTest.
 #[derive(Debug)]
 pub struct TestVerdict {
-    /// The CloudEvents id of the test event.
+    /// CloudEvents id of the test event.
     pub event_id: Uuid,
-    /// Stage by stage.
+    /// Results stage by stage.
     pub report: TestReport,
     /// The integration after the test.
     pub after: Snapshot,
 }
 
-/// Why there is no verdict.
+/// Reason why a test was not carried out or has no verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TestError {
-    /// There is none, or it was deleted meanwhile.
+    /// The organization has no integration, or it was deleted during the test.
     #[error("the organization has no integration")]
     NoIntegration,
-    /// The worker ends.
+    /// The service is shutting down.
     #[error("the service is shutting down")]
     ShuttingDown,
 }

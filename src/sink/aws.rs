@@ -7,8 +7,8 @@ use tracing::{Instrument, Span, field::Empty, info_span};
 use uuid::Uuid;
 
 use super::{
-    AwsOptions, ExternalIds, Gate, PutRecordsClient, Receipt, Record, RecordOutcome,
-    RehearsalReport, Sink, TestReport,
+    AwsOptions, ExternalIds, Gate, PutRecordsClient, Receipt, Record, RecordOutcome, Sink,
+    TestReport, ValidationReport,
     assume_role::AssumeRole,
     clock::Clock,
     config,
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::domain::{
     arn::Partition,
-    event::Head,
+    event::RecordHead,
     integration::Integration,
     standing::Standing,
     status::{Cause, Fault, Meaning, Reason},
@@ -88,7 +88,7 @@ impl AwsSink {
         records: &[Record],
     ) -> Result<Vec<RecordOutcome>, Fault> {
         let stream = &integration.stream_arn;
-        let head = Head::new(integration.integration_id);
+        let head = RecordHead::new(integration.integration_id);
         let answer = match &self.direct {
             Some(direct) => direct.put(session, stream, &head, records).await,
             None => Box::pin(self.kinesis.put(session, stream, &head, records)).await,
@@ -233,18 +233,18 @@ impl AwsSink {
         &self,
         integration: &Arc<Integration>,
         record: Record,
-    ) -> RehearsalReport {
+    ) -> ValidationReport {
         let session = match self.identity.rehearse(integration).await {
             Ok(session) => session,
             Err(fault) => {
-                return RehearsalReport {
+                return ValidationReport {
                     assume_role: Err(fault),
                     external_id: None,
                     write: None,
                 };
             }
         };
-        let head = Head::new(integration.integration_id);
+        let head = RecordHead::new(integration.integration_id);
         let (proof, answer) = tokio::join!(
             self.identity.prove_external_id(integration),
             self.kinesis
@@ -256,7 +256,7 @@ impl AwsSink {
             }
             answer => answer,
         };
-        RehearsalReport {
+        ValidationReport {
             assume_role: Ok(session.with()),
             external_id: Some(proof),
             write: Some(answer),
@@ -307,7 +307,7 @@ impl Sink for AwsSink {
         .await
     }
 
-    async fn rehearse(&self, integration: &Arc<Integration>, record: Record) -> RehearsalReport {
+    async fn rehearse(&self, integration: &Arc<Integration>, record: Record) -> ValidationReport {
         let span = info_span!(
             "rehearse_record",
             organization_id = integration.organization_id.as_str(),

@@ -32,7 +32,7 @@ use self::{
 use super::{Record, RecordOutcome, clock::Clock, sessions::Session};
 use crate::domain::{
     arn::StreamArn,
-    event::Head,
+    event::RecordHead,
     status::{Cause, Fault, Stage},
 };
 
@@ -72,7 +72,7 @@ impl Direct {
         &self,
         session: &Session,
         stream: &StreamArn,
-        head: &Head,
+        head: &RecordHead,
         records: &[Record],
     ) -> Result<Vec<RecordOutcome>, Fault> {
         let fault = |cause| Fault {

@@ -14,7 +14,7 @@ use aws_sdk_kinesis::{
 };
 
 use super::{
-    Record, RecordOutcome, Rehearsed,
+    DryRun, Record, RecordOutcome,
     clock::Clock,
     config,
     fault::{self, ShardIds},
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::domain::{
     arn::StreamArn,
-    event::{Head, UnreadableEvent},
+    event::{RecordHead, UnreadableEvent},
     status::{Cause, Fault, Stage},
 };
 
@@ -61,7 +61,7 @@ impl Kinesis {
         &self,
         session: &Session,
         stream: &StreamArn,
-        head: &Head,
+        head: &RecordHead,
         records: &[Record],
     ) -> Result<Vec<RecordOutcome>, Fault> {
         let answer = self.send(session, stream, head, records, false)?.await;
@@ -79,16 +79,16 @@ impl Kinesis {
         &self,
         session: &Session,
         stream: &StreamArn,
-        head: &Head,
+        head: &RecordHead,
         record: Record,
-    ) -> Result<Rehearsed, Fault> {
+    ) -> Result<DryRun, Fault> {
         match self.send(session, stream, head, &[record], true)?.await {
             Ok(output) => match outcomes(&output, 1)?.pop() {
                 Some(RecordOutcome::Failed(fault)) => Err(fault),
-                _ => Ok(Rehearsed::Written),
+                _ => Ok(DryRun::Written),
             },
             Err(error) if error.code() == Some("DryRunOperationException") => {
-                Ok(Rehearsed::WouldSucceed)
+                Ok(DryRun::WouldSucceed)
             }
             Err(error) => Err(fault::fault(Stage::Write, &error)),
         }
@@ -98,7 +98,7 @@ impl Kinesis {
         &self,
         session: &Session,
         stream: &StreamArn,
-        head: &Head,
+        head: &RecordHead,
         records: &[Record],
         dry_run: bool,
     ) -> Result<
@@ -147,7 +147,7 @@ enum NoEntry {
     Unreadable(#[from] UnreadableEvent),
 }
 
-fn entry(head: &Head, record: &Record) -> Result<PutRecordsRequestEntry, NoEntry> {
+fn entry(head: &RecordHead, record: &Record) -> Result<PutRecordsRequestEntry, NoEntry> {
     Ok(PutRecordsRequestEntry::builder()
         .partition_key(record.partition_key.to_string())
         .data(Blob::new(record.data(head)?))

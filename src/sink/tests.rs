@@ -168,8 +168,8 @@ fn records(count: usize) -> Vec<Record> {
         .collect()
 }
 
-fn head() -> Head {
-    Head::new(integration().integration_id)
+fn head() -> RecordHead {
+    RecordHead::new(integration().integration_id)
 }
 
 fn accepted(number: usize) -> RecordOutcome {

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::domain::sources::with_sources;
+use crate::domain::error_chain::error_chain;
 
 /// Who asks in vain asks again, and with it all others who need the same server.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
@@ -21,7 +21,7 @@ static TOLD: LazyLock<Mutex<Told>> = LazyLock::new(Mutex::default);
 /// Logs why a server was not reached, or broke off: each failure of each once a minute.
 /// The error is one of the connection, and holds nothing of what was to be sent on it.
 pub(super) fn tell(server: &str, error: &dyn Error) {
-    tell_that(server, &with_sources(error));
+    tell_that(server, &error_chain(error));
 }
 
 /// [`tell`], in words.

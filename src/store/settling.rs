@@ -56,7 +56,7 @@ pub(super) fn settle(draft: &mut Draft<'_>, unsettled: &Unsettled) -> Settled {
         let Some(slot) = draft.slot_mut(*key) else {
             continue;
         };
-        if !before.says_the_same(&slot.snapshot.status) {
+        if !before.is_same_except_last_times(&slot.snapshot.status) {
             settled.restated.push(*key);
         }
         settled.advanced.push(ProgressRow::of(*key, slot));

@@ -88,6 +88,6 @@ impl WorkFeed {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         // As many will come again.
         let room = waiting.len();
-        (room > 0).then(|| std::mem::replace(&mut *waiting, map::with_room(room)))
+        (room > 0).then(|| std::mem::replace(&mut *waiting, map::with_capacity(room)))
     }
 }

@@ -184,8 +184,8 @@ mod tests {
 
     use super::*;
     use crate::domain::event::{
-        Detection, Event as Published, Format, Gap as Announced, GapReason, Head, Payload, Time,
-        Timestamp, finish, render_gap, render_test,
+        Detection, Event as Published, Format, Gap as Announced, GapReason, Payload, RecordHead,
+        Time, Timestamp, render_gap, render_record, render_test,
     };
 
     const INTEGRATION: Uuid = Uuid::from_u128(0x0198_0000_0000_7000_8000_0000_0000_0001);
@@ -217,7 +217,13 @@ mod tests {
             .unwrap()
             .store(&format(), &mut stored)
             .unwrap();
-        finish(&Head::new(INTEGRATION), sequence, &stored, &mut record).unwrap();
+        render_record(
+            &RecordHead::new(INTEGRATION),
+            sequence,
+            &stored,
+            &mut record,
+        )
+        .unwrap();
         record
     }
 

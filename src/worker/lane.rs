@@ -317,7 +317,7 @@ impl Lanes {
     pub(super) fn service_recovered(&mut self) {
         let waiting = self.by_key.iter();
         let waiting: Vec<_> = waiting
-            .filter(|(_, lane)| lane.backoff.is_for_service())
+            .filter(|(_, lane)| lane.backoff.is_own_fault())
             .map(|(key, _)| *key)
             .collect();
         for key in waiting {

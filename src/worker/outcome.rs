@@ -13,8 +13,8 @@ use super::{
 use crate::{
     domain::{
         delivery::{Batch, Outcome, Settlement},
-        flow::Fate,
         integration::{Integration, IntegrationKey},
+        shard_rates::RecordResult,
         status::{Fault, Meaning, Observation},
     },
     sink::RecordOutcome,
@@ -177,17 +177,17 @@ fn pace<S>(
     }
     let overhead = shared.options.limits.overhead_bytes;
     let records = batch.items.iter().zip(outcomes).map(|(item, outcome)| {
-        let fate = match outcome {
-            RecordOutcome::Accepted { shard_id, .. } => Fate::Accepted(shard_id),
+        let result = match outcome {
+            RecordOutcome::Accepted { shard_id, .. } => RecordResult::Accepted(shard_id),
             RecordOutcome::Failed(fault) if fault.meaning() == Meaning::Throttled => {
-                Fate::Throttled
+                RecordResult::Throttled
             }
-            RecordOutcome::Failed(_) => Fate::Failed,
+            RecordOutcome::Failed(_) => RecordResult::Failed,
         };
-        (item.key, item.weight + overhead, fate)
+        (item.key, item.weight + overhead, result)
     });
     let flow = lane.flow.get_or_insert_default();
-    flow.answered(Instant::now().into_std(), records);
+    flow.record_answer(Instant::now().into_std(), records);
 }
 
 /// Backs off after a request of which nothing was accepted, and says for how long.
@@ -207,7 +207,7 @@ fn next_wait<S>(
     let passing = matches!(fault.meaning(), Meaning::Throttled | Meaning::Unreachable);
     let flow = lane.flow.as_ref().filter(|_| of_records && passing);
     let policy = &shared.options.backoff;
-    let wait = match flow.map(|flow| flow.stalled()) {
+    let wait = match flow.map(|flow| flow.stalled_for()) {
         Some(None) => return Some(Duration::ZERO),
         stalled => {
             let now = Instant::now().into_std();

@@ -130,7 +130,11 @@ fn next_batch<S>(shared: &Shared<S>, lanes: &mut Lanes, key: IntegrationKey) -> 
     let next_admission = lane.flow.as_ref().and_then(|flow| flow.next_admission());
     lane.limited = next_admission.is_some() && !is_full;
     // Where only one shard is known, more of the log would wait for it as well.
-    let reads_on = !lane.limited || lane.flow.as_ref().is_some_and(|flow| flow.is_divided());
+    let reads_on = !lane.limited
+        || lane
+            .flow
+            .as_ref()
+            .is_some_and(|flow| flow.has_several_shards());
     lane.starved = waiting && !is_full && reads_on;
     if let Some(at) = next_admission.filter(|_| !is_full) {
         lanes.nap(key, at.into());
@@ -145,7 +149,7 @@ fn look(lane: &mut Lane, limits: BatchLimits, now: Instant) -> Option<Batch> {
     match &mut lane.flow {
         None => lane.delivery.next_batch(limits),
         Some(flow) => {
-            flow.begin(now.into_std());
+            flow.start_round(now.into_std());
             lane.delivery
                 .next_batch_of(limits, |key, weight| flow.admit(key, weight))
         }

@@ -13,7 +13,7 @@ use crate::{
         event::{Format, Time, render_test},
         integration::{Integration, IntegrationKey},
         status::Observation,
-        verdict::{RehearsalReport, TestError, TestReport, TestVerdict},
+        verdict::{TestError, TestReport, TestVerdict, ValidationReport},
     },
     sink::{Content, Record, Sink},
     store::{NextRetry, Observed, Settle, Tells},
@@ -93,7 +93,7 @@ impl<S: Sink> Worker<S> {
     pub async fn rehearse(
         &self,
         integration: &Arc<Integration>,
-    ) -> Result<RehearsalReport, TestError> {
+    ) -> Result<ValidationReport, TestError> {
         let shared = &self.shared;
         let key = integration.key;
         let exists = || key == IntegrationKey::UNSTORED || shared.store.exists(key);

@@ -250,7 +250,7 @@ fn options_of_worker() -> WorkerOptions {
         },
         backoff: BackoffPolicy {
             refused_first: Duration::from_secs(5),
-            refused_most: Duration::from_secs(300),
+            refused_max: Duration::from_secs(300),
         },
         window_bytes_per_integration: 1 << 20,
         window_bytes: 64 << 20,

@@ -1,4 +1,4 @@
-//! AWS partitions: separate sets of regions and accounts.
+//! AWS partitions, which are separate sets of regions and accounts.
 
 use std::fmt;
 
@@ -36,17 +36,17 @@ impl Partition {
         Self::AwsIsoF,
     ];
 
-    /// The partition of this name.
+    /// Returns the partition with this name.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|known| known.as_str() == name)
     }
 
-    /// The partition that a region of this name is in.
+    /// Returns the partition that contains a region of this name.
     pub fn of_region(region: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|known| known.has_region(region))
     }
 
-    /// Its name, as ARNs have it.
+    /// Name in ARNs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Aws => "aws",
@@ -60,8 +60,8 @@ impl Partition {
         }
     }
 
-    /// Whether a region of this name may be in the partition. New regions appear,
-    /// so names are told apart by their form, not by a list.
+    /// Whether a region of this name may be in the partition. Decided by the form of the name
+    /// rather than by a list, because AWS adds regions.
     pub fn has_region(self, region: &str) -> bool {
         let of = |known: &Self| region.starts_with(known.region_prefix());
         has_region_form(region) && Self::ALL[1..].iter().find(|known| of(known)) == self.named()
@@ -71,7 +71,7 @@ impl Partition {
         (*self != Self::Aws).then_some(self)
     }
 
-    /// What the names of its regions start with, and no others'; `aws` has the rest.
+    /// Prefix that only the names of its regions have; `aws` has all others.
     fn region_prefix(self) -> &'static str {
         match self {
             Self::Aws => "",
@@ -92,7 +92,8 @@ impl fmt::Display for Partition {
     }
 }
 
-/// `[a-z]{2,}(-[a-z]+)+-[0-9]+`, of which a host name is made: at most 32 bytes.
+/// Whether a name matches `[a-z]{2,}(-[a-z]+)+-[0-9]+` and has at most 32 bytes. It becomes
+/// a part of a host name.
 fn has_region_form(region: &str) -> bool {
     let Some((words, number)) = region.rsplit_once('-') else {
         return false;
@@ -101,11 +102,11 @@ fn has_region_form(region: &str) -> bool {
     let mut words = words.split('-');
     let area = words.next().unwrap_or_default();
     let lower = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase());
-    let mut places = words.peekable();
+    let mut words = words.peekable();
     digits
         && region.len() <= 32
         && area.len() >= 2
         && lower(area)
-        && places.peek().is_some()
-        && places.all(lower)
+        && words.peek().is_some()
+        && words.all(lower)
 }

@@ -6,7 +6,7 @@ const STREAM: &str = "arn:aws:kinesis:us-east-1:123456789012:stream/detections";
 const ROLE: &str = "arn:aws:iam::123456789012:role/siem";
 
 #[test]
-fn a_stream_is_taken_apart() {
+fn a_stream_arn_is_parsed() {
     let arn =
         StreamArn::parse("arn:aws-cn:kinesis:cn-north-1:123456789012:stream/a.B_c-9").unwrap();
     assert_eq!(arn.partition(), Partition::AwsCn);
@@ -21,7 +21,7 @@ fn a_stream_is_taken_apart() {
 }
 
 #[test]
-fn a_role_is_taken_apart() {
+fn a_role_arn_is_parsed() {
     let arn = RoleArn::parse("arn:aws:iam::123456789012:role/teams/se:c/S_+=,.@-9").unwrap();
     assert_eq!(arn.partition(), Partition::Aws);
     assert_eq!(arn.account(), "123456789012");
@@ -98,7 +98,7 @@ fn bad_character(position: usize, character: char) -> ArnError {
 }
 
 #[test]
-fn what_is_not_a_stream_is_refused() {
+fn other_texts_are_not_a_stream() {
     for (text, error) in [
         ("", ArnError::Empty(Kind::Stream)),
         ("detections", ArnError::NotAnArn(Kind::Stream)),
@@ -183,7 +183,7 @@ fn what_is_not_a_stream_is_refused() {
 }
 
 #[test]
-fn what_is_not_a_role_is_refused() {
+fn other_texts_are_not_a_role() {
     for (text, error) in [
         ("", ArnError::Empty(Kind::Role)),
         (STREAM, ArnError::Swapped(Kind::Role)),
@@ -233,7 +233,7 @@ fn partitions_are_compared() {
 
 proptest! {
     #[test]
-    fn any_text_is_answered_and_never_repeated(secret in "[a-z0-9:/ ]{12,80}") {
+    fn an_error_never_contains_the_text(secret in "[a-z0-9:/ ]{12,80}") {
         for text in [secret.clone(), format!("{STREAM}/{secret}"), format!("{ROLE}:{secret}")] {
             let errors = [
                 StreamArn::parse(&text).map(|_| ()),

@@ -1,41 +1,40 @@
-//! Checks a JSON object that travels as text and is kept digit for digit.
+//! Validation of a JSON object in text form, which is stored with its numbers unchanged.
 //!
-//! Of a key that an object repeats, only the last member is kept, at every level: readers
-//! disagree on which one counts, and strict ones refuse the whole record.
+//! Of members with the same name in one object only the last is kept, at every level: JSON
+//! parsers disagree on which one counts, and strict ones refuse the whole record.
 
 use std::{borrow::Cow, collections::HashMap, ops::Range};
 
 use super::json::find_special;
 
-/// Objects and arrays that may stand in one another, the outermost included.
+/// Most levels of nested objects and arrays, including the outermost.
 pub const MAX_DEPTH: u32 = 64;
 
-/// A JSON object as text, known to be valid.
+/// Valid text of a JSON object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Context<'a> {
     text: Cow<'a, str>,
     line_breaks: bool,
 }
 
-/// Why a text is refused.
+/// Reason why a text is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Problem {
-    /// It does not start as an object.
+    /// It does not start with an object.
     NotAnObject,
     /// It nests deeper than [`MAX_DEPTH`].
     TooDeep,
-    /// It is not JSON from this byte on.
+    /// It is not valid JSON at this byte.
     Invalid(usize),
-    /// The escape at this byte is one half of a surrogate pair, which is no character.
+    /// The escape at this byte is half of a surrogate pair, which is not a character.
     LoneSurrogate(usize),
 }
 
 impl<'a> Context<'a> {
-    /// Checks that the whole text is one JSON object (RFC 8259) with nothing but
-    /// white space around it.
+    /// Checks that the text is one JSON object (RFC 8259), with only white space around it.
     ///
-    /// Escapes of a lone surrogate are refused too: the grammar has them, but
-    /// strict readers of the record would fail on it as a whole.
+    /// Escapes of a lone surrogate are refused too: the grammar allows them, but strict
+    /// parsers would refuse the whole record.
     pub(super) fn check(text: &'a str) -> Result<Self, Problem> {
         let mut scanner = Scanner {
             bytes: text.as_bytes(),
@@ -47,7 +46,7 @@ impl<'a> Context<'a> {
                 firsts: [0; MAX_DEPTH as usize],
             },
             members: Vec::with_capacity(32),
-            marks: Vec::new(),
+            fingerprints: Vec::new(),
             repeated: Vec::new(),
         };
         scanner.document()?;
@@ -57,19 +56,18 @@ impl<'a> Context<'a> {
         })
     }
 
-    /// The length in bytes that it is written with.
+    /// Bytes that [`Context::write`] appends.
     pub(super) fn len(&self) -> usize {
         self.text.len()
     }
 
-    /// Appends the text as it was given, but for line breaks between tokens, which
-    /// become spaces: a record is one line.
+    /// Appends the text, with line breaks replaced by spaces, because a record is one line.
     pub(super) fn write(&self, out: &mut Vec<u8>) {
         if !self.line_breaks {
             out.extend_from_slice(self.text.as_bytes());
             return;
         }
-        // A raw line break inside a string is not JSON, so all are between tokens.
+        // JSON strings have no raw line breaks, so all of them are between tokens.
         out.extend(self.text.bytes().map(|byte| match byte {
             b'\n' | b'\r' => b' ',
             other => other,
@@ -77,7 +75,7 @@ impl<'a> Context<'a> {
     }
 }
 
-/// The text without these ranges, of which none overlaps another but where it holds it.
+/// Removes ranges from a text. Two ranges may be nested, but not overlap otherwise.
 fn without(text: &str, mut ranges: Vec<Range<usize>>) -> Cow<'_, str> {
     if ranges.is_empty() {
         return Cow::Borrowed(text);
@@ -94,62 +92,63 @@ fn without(text: &str, mut ranges: Vec<Range<usize>>) -> Cow<'_, str> {
     Cow::Owned(kept)
 }
 
-/// A member of an object that is open.
+/// A member of an open object.
 struct Member {
-    /// Equal for equal keys that have no escapes, and seldom for others.
-    mark: u64,
-    /// Start of its key, quote included.
+    fingerprint: u64,
+    /// Position of the opening quote of its name.
     start: usize,
-    /// End of its key, quote excluded.
-    key_end: usize,
+    /// Position of the closing quote of its name.
+    name_end: usize,
 }
 
 impl Member {
-    /// The key without its escapes.
-    fn key<'a>(&self, text: &'a [u8]) -> Cow<'a, str> {
-        let quoted = &text[self.start..=self.key_end];
-        let read = match self.mark {
+    /// The name with its escapes decoded.
+    fn name<'a>(&self, text: &'a [u8]) -> Cow<'a, str> {
+        let quoted = &text[self.start..=self.name_end];
+        let decoded = match self.fingerprint {
             ESCAPED => serde_json::from_slice(quoted).ok().map(Cow::Owned),
             _ => None,
         };
-        read.unwrap_or_else(|| String::from_utf8_lossy(&quoted[1..quoted.len() - 1]))
+        decoded.unwrap_or_else(|| String::from_utf8_lossy(&quoted[1..quoted.len() - 1]))
     }
 }
 
-/// The mark of a key that has an escape, which may spell any other key.
+/// Fingerprint of every name with an escape, since such a name may equal any other.
 const ESCAPED: u64 = u64::MAX;
 
-/// The length, and at most the first eight and the last eight bytes.
-fn mark(key: &[u8]) -> u64 {
+/// Combines the length, the first eight and the last eight bytes of a name without escapes.
+/// Equal for equal names, and seldom for others.
+fn fingerprint(name: &[u8]) -> u64 {
     let eight = |bytes: &[u8]| {
         let mut word = [0; 8];
         word[..bytes.len()].copy_from_slice(bytes);
         u64::from_le_bytes(word)
     };
-    let first = eight(&key[..key.len().min(8)]);
-    let last = eight(&key[key.len().saturating_sub(8)..]);
-    first ^ last.rotate_left(29) ^ (key.len() as u64) << 56
+    let first = eight(&name[..name.len().min(8)]);
+    let last = eight(&name[name.len().saturating_sub(8)..]);
+    first ^ last.rotate_left(29) ^ (name.len() as u64) << 56
 }
 
-/// Which containers are open: a bit each, set for an object.
+/// Stack of the open objects and arrays.
 struct Nesting {
+    /// One bit per container, the innermost lowest; set for an object.
     objects: u64,
     depth: u32,
-    /// Of each open container, how many members were open before it.
+    /// For each open container, the number of open members when it was opened.
     firsts: [u32; MAX_DEPTH as usize],
 }
 
 impl Nesting {
     fn open(&mut self, object: bool, members: usize) -> Result<(), Problem> {
         let first = self.firsts.get_mut(self.depth as usize);
-        // No text is so long that its members cannot be counted.
+        // A request is too short to have more than `u32::MAX` members.
         *first.ok_or(Problem::TooDeep)? = members as u32;
         self.objects = self.objects << 1 | u64::from(object);
         self.depth += 1;
         Ok(())
     }
 
-    /// Answers the number of the first member that was opened within.
+    /// Returns the index of the first member within the container.
     fn close(&mut self) -> usize {
         self.objects >>= 1;
         self.depth -= 1;
@@ -166,11 +165,11 @@ struct Scanner<'a> {
     at: usize,
     line_breaks: bool,
     nesting: Nesting,
-    /// Those of all open objects, outermost first.
+    /// Members of all open objects, outermost first.
     members: Vec<Member>,
-    /// To be used again by each object.
-    marks: Vec<u64>,
-    /// Members whose key comes again in the same object, each up to the next one.
+    /// Buffer that each object reuses.
+    fingerprints: Vec<u64>,
+    /// Members whose name is repeated later in the same object, each up to the next member.
     repeated: Vec<Range<usize>>,
 }
 
@@ -206,7 +205,7 @@ impl Scanner<'_> {
         Ok(())
     }
 
-    /// Reads a scalar, or the openings of a container down to its first scalar.
+    /// Reads a scalar, or the start of a container up to its first scalar.
     fn value(&mut self) -> Result<(), Problem> {
         loop {
             match self.next()? {
@@ -225,7 +224,7 @@ impl Scanner<'_> {
                         return Ok(());
                     }
                     if object {
-                        self.key()?;
+                        self.name()?;
                     }
                 }
                 _ => return Err(Problem::Invalid(self.at - 1)),
@@ -235,19 +234,20 @@ impl Scanner<'_> {
 
     fn member(&mut self) -> Result<(), Problem> {
         self.skip_space();
-        self.key()?;
+        self.name()?;
         self.value()
     }
 
-    /// Notes which members of an object that ends here are repeated by a later one.
+    /// Records the repeated members of an object that ends here.
     fn end_object(&mut self, first: usize) {
         let members = &self.members[first..];
-        self.marks.clear();
-        self.marks.extend(members.iter().map(|member| member.mark));
-        self.marks.sort_unstable();
-        let suspect = self.marks.last() == Some(&ESCAPED)
-            || self.marks.windows(2).any(|pair| pair[0] == pair[1]);
-        if suspect && members.len() > 1 {
+        self.fingerprints.clear();
+        self.fingerprints
+            .extend(members.iter().map(|member| member.fingerprint));
+        self.fingerprints.sort_unstable();
+        let may_repeat = self.fingerprints.last() == Some(&ESCAPED)
+            || self.fingerprints.windows(2).any(|pair| pair[0] == pair[1]);
+        if may_repeat && members.len() > 1 {
             self.find_repeated(first);
         }
         self.members.truncate(first);
@@ -256,9 +256,9 @@ impl Scanner<'_> {
     #[cold]
     fn find_repeated(&mut self, first: usize) {
         let members = &self.members[first..];
-        let mut last_of_key: HashMap<Cow<'_, str>, usize> = HashMap::with_capacity(members.len());
+        let mut last_of_name: HashMap<Cow<'_, str>, usize> = HashMap::with_capacity(members.len());
         for (number, member) in members.iter().enumerate() {
-            let before = last_of_key.insert(member.key(self.bytes), number);
+            let before = last_of_name.insert(member.name(self.bytes), number);
             if let Some(before) = before {
                 self.repeated
                     .push(members[before].start..members[before + 1].start);
@@ -266,20 +266,20 @@ impl Scanner<'_> {
         }
     }
 
-    fn key(&mut self) -> Result<(), Problem> {
+    /// Reads the name of a member and the colon after it.
+    fn name(&mut self) -> Result<(), Problem> {
         let start = self.at;
         self.expect(b'"')?;
         let escapes = self.string()?;
-        let key_end = self.at - 1;
-        let mark = match escapes {
+        let name_end = self.at - 1;
+        let fingerprint = match escapes {
             true => ESCAPED,
-            // The highest mark is that of escaped keys.
-            false => mark(&self.bytes[start + 1..key_end]).min(ESCAPED - 1),
+            false => fingerprint(&self.bytes[start + 1..name_end]).min(ESCAPED - 1),
         };
         self.members.push(Member {
-            mark,
+            fingerprint,
             start,
-            key_end,
+            name_end,
         });
         self.skip_space();
         self.expect(b':')?;
@@ -287,7 +287,7 @@ impl Scanner<'_> {
         Ok(())
     }
 
-    /// The rest of a string, after its opening quote. Answers whether it has escapes.
+    /// Reads the rest of a string after its opening quote. Returns whether it has escapes.
     fn string(&mut self) -> Result<bool, Problem> {
         let mut escapes = false;
         loop {
@@ -337,7 +337,7 @@ impl Scanner<'_> {
         Ok(unit)
     }
 
-    /// The rest of a number, after its first byte.
+    /// Reads the rest of a number after its first byte.
     fn number(&mut self, first: u8) -> Result<(), Problem> {
         let lead = if first == b'-' { self.next()? } else { first };
         match lead {

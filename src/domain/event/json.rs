@@ -1,4 +1,4 @@
-//! JSON text, written by hand: this is the hot path.
+//! Writers of JSON text, hand-written because rendering is the hot path.
 
 use uuid::Uuid;
 
@@ -12,7 +12,7 @@ pub(super) fn write_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
 }
 
-/// Appends `text` as the inside of a JSON string.
+/// Appends `text` as the content of a JSON string, without quotes.
 pub(super) fn write_escaped(out: &mut Vec<u8>, text: &str) {
     let mut rest = text.as_bytes();
     while let Some(at) = find_special(rest) {
@@ -23,15 +23,15 @@ pub(super) fn write_escaped(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(rest);
 }
 
-/// Where the first byte stands that may not be inside a JSON string as it is: a
-/// quote, a backslash or a control character below U+0020.
+/// Position of the first byte that a JSON string must escape: a quote, a backslash or a
+/// control character below U+0020.
 #[inline]
 pub(super) fn find_special(bytes: &[u8]) -> Option<usize> {
     let mut at = 0;
     while let Some(word) = bytes[at..].first_chunk::<8>() {
         let found = specials(u64::from_le_bytes(*word));
         if found != 0 {
-            // The lowest set bit is exact, the ones above it need not be.
+            // Only the lowest set bit is reliable.
             return Some(at + found.trailing_zeros() as usize / 8);
         }
         at += 8;
@@ -40,8 +40,8 @@ pub(super) fn find_special(bytes: &[u8]) -> Option<usize> {
     rest.map(|rest| at + rest)
 }
 
-/// The high bit of each byte that is special; carries may add false ones above
-/// the first true one.
+/// Word with the high bit of each special byte set. Carries may set false ones above the
+/// first true one.
 #[inline]
 fn specials(word: u64) -> u64 {
     let below = |word: u64, limit: u64| word.wrapping_sub(ONES * limit) & !word & HIGHS;
@@ -99,14 +99,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn strings_are_as_serde_json_writes_them(
+        fn strings_equal_those_of_serde_json(
             text in prop_oneof![any::<String>(), "[\\x00-\\xff\"\\\\]{0,40}", "[a-z\"]{0,40}"],
         ) {
             prop_assert_eq!(written(&text), serde_json::to_string(&text).unwrap());
         }
 
         #[test]
-        fn the_first_special_is_found(
+        fn the_first_special_byte_is_found(
             bytes in prop::collection::vec(
                 prop_oneof![8 => any::<u8>(), 1 => Just(b'"'), 1 => Just(b'\\'), 1 => Just(0x1f)],
                 0..40,
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn every_character_of_one_byte_is_escaped_as_serde_json_does() {
+    fn every_ascii_character_is_escaped_like_serde_json() {
         for byte in 0..=0x7f_u8 {
             let text = format!("abc{}defghij", char::from(byte));
             assert_eq!(written(&text), serde_json::to_string(&text).unwrap());

@@ -1,7 +1,7 @@
-//! Events as CloudEvents 1.0 JSON, one line each.
+//! Rendering of events as CloudEvents 1.0 JSON, one line each.
 //!
-//! Attributes and limits are those of the CloudEvents JSON format and its
-//! partitioning and sequence extensions; the record limit is Kinesis' PutRecords.
+//! The attributes are those of the CloudEvents JSON format with its partitioning and sequence
+//! extensions. The limit of a record is that of Kinesis' PutRecords.
 
 use uuid::Uuid;
 
@@ -12,27 +12,28 @@ use super::{
     time::rfc3339_length,
 };
 
-/// Bytes that Kinesis takes as one record, partition key included.
+/// Most bytes of a Kinesis record with its partition key.
 pub const MAX_RECORD_LENGTH: usize = 1_048_576;
 
-/// Bytes of a partition key, always a UUID.
-pub const KEY_LENGTH: usize = 36;
+/// Bytes of a partition key, which is always a UUID.
+pub const PARTITION_KEY_LENGTH: usize = UUID_LENGTH;
 
-/// Bytes of a body that still fits a record once it has its head.
-pub const MAX_BODY_LENGTH: usize =
-    MAX_RECORD_LENGTH - KEY_LENGTH - Head::LENGTH - SEQUENCE_LENGTH - TAIL_LENGTH;
+const UUID_LENGTH: usize = 36;
+
+/// Most bytes of a body that fits into a record with its head.
+pub const MAX_BODY_LENGTH: usize = MAX_RECORD_LENGTH - PARTITION_KEY_LENGTH - RECORD_OVERHEAD;
 
 const SEQUENCE_LENGTH: usize = 20;
-/// The quote and comma after the sequence, and the line break at the end.
+/// Bytes of the quote and comma after the sequence and of the line break.
 const TAIL_LENGTH: usize = 3;
 
-pub(super) const KEY: &[u8] = br#""partitionkey":""#;
+pub(super) const PARTITION_KEY: &[u8] = br#""partitionkey":""#;
 const ID: &[u8] = br#"","id":""#;
 const TIME: &[u8] = br#"","time":""#;
 pub(super) const CONTENT_TYPE: &[u8] = br#"","datacontenttype":"application/json","data":"#;
 const DATA_START: &[u8] = br#"{"type":"TYPE_DETECTION""#;
 
-/// The attributes that are the same for all events of a service.
+/// CloudEvents `source` and `type` of the service's events, which settings determine.
 #[derive(Debug, Clone)]
 pub struct Format {
     detection: Box<[u8]>,
@@ -40,7 +41,7 @@ pub struct Format {
     gap: Box<[u8]>,
 }
 
-/// A setting of [`Format`] that cannot stand in a CloudEvent.
+/// Setting that is not valid in a CloudEvent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
     /// The source.
@@ -56,12 +57,12 @@ pub enum FormatError {
 }
 
 impl Format {
-    /// Takes the CloudEvents `source`, and what the type of each event starts with,
-    /// such as `com.meter`.
+    /// Makes a format from the CloudEvents `source` and the prefix of each `type`, such as
+    /// `com.meter`.
     ///
     /// # Errors
     ///
-    /// Where one of them cannot stand in a CloudEvent.
+    /// [`FormatError`] if one of them is not valid in a CloudEvent.
     pub fn new(source: &str, type_prefix: &str) -> Result<Self, FormatError> {
         let printable = |byte: u8| byte.is_ascii_graphic();
         if !(1..=1_024).contains(&source.len()) || !source.bytes().all(printable) {
@@ -99,28 +100,30 @@ impl Format {
     }
 }
 
-/// What a record starts with: the part that belongs to its integration.
+/// Start of an integration's records, up to the sequence.
 #[derive(Debug, Clone)]
-pub struct Head {
+pub struct RecordHead {
     text: [u8; Self::LENGTH],
 }
 
-impl Head {
+impl RecordHead {
     const START: &'static [u8] = br#"{"specversion":"1.0","integrationid":""#;
     const END: &'static [u8] = br#"","sequence":""#;
-    const LENGTH: usize = Self::START.len() + 36 + Self::END.len();
+    const LENGTH: usize = Self::START.len() + UUID_LENGTH + Self::END.len();
 
-    /// The head of an integration's records.
+    /// Makes the head of an integration's records.
     pub fn new(integration_id: Uuid) -> Self {
         let mut text = [0; Self::LENGTH];
         let (start, rest) = text.split_at_mut(Self::START.len());
         start.copy_from_slice(Self::START);
-        integration_id.hyphenated().encode_lower(&mut rest[..36]);
-        rest[36..].copy_from_slice(Self::END);
+        integration_id
+            .hyphenated()
+            .encode_lower(&mut rest[..UUID_LENGTH]);
+        rest[UUID_LENGTH..].copy_from_slice(Self::END);
         Self { text }
     }
 
-    /// Appends the head with a sequence, up to where the body starts.
+    /// Appends the head and a sequence, up to the start of the body.
     pub(super) fn write(&self, sequence: u64, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.text);
         let mut digits = [b'0'; SEQUENCE_LENGTH];
@@ -137,16 +140,17 @@ impl Head {
     }
 }
 
-/// Bytes that [`finish`] adds to a body.
-pub const RECORD_OVERHEAD: usize = Head::LENGTH + SEQUENCE_LENGTH + TAIL_LENGTH;
+/// Bytes that [`render_record`] adds to a body.
+pub const RECORD_OVERHEAD: usize = RecordHead::LENGTH + SEQUENCE_LENGTH + TAIL_LENGTH;
 
-/// Appends the record that lands in the stream: head, sequence, body, line break.
+/// Appends the record of a stored event: head, sequence, body and line break.
 ///
 /// # Errors
 ///
-/// Where `stored` is no event as the log holds it; `out` may then have some of the record.
-pub fn finish(
-    head: &Head,
+/// [`UnreadableEvent`] if `stored` is not an event in the log's format. `out` may then contain
+/// a part of the record.
+pub fn render_record(
+    head: &RecordHead,
     sequence: u64,
     stored: &[u8],
     out: &mut Vec<u8>,
@@ -180,14 +184,15 @@ fn write_body(parts: &Parts<'_>, out: &mut Vec<u8>) -> Result<(), UnreadableEven
         id::of_detection(parts.network, parts.device, parts.time, &out[data_at..])
     });
     out.push(b'}');
-    id.hyphenated().encode_lower(&mut out[id_at..id_at + 36]);
+    id.hyphenated()
+        .encode_lower(&mut out[id_at..id_at + UUID_LENGTH]);
     Ok(())
 }
 
-/// Bytes of a detection's body beside its fields, with so many fractional digits in its time.
+/// Bytes of a detection's body without its fields.
 pub(super) fn fixed_length(attributes: &[u8], time_digits: usize) -> usize {
-    const FIXED: usize = KEY.len()
-        + 3 * KEY_LENGTH
+    const FIXED: usize = PARTITION_KEY.len()
+        + 3 * UUID_LENGTH
         + ID.len()
         + TIME.len()
         + CONTENT_TYPE.len()
@@ -196,24 +201,27 @@ pub(super) fn fixed_length(attributes: &[u8], time_digits: usize) -> usize {
     FIXED + attributes.len() + rfc3339_length(time_digits)
 }
 
-/// The partition key of a body; `None` where the bytes are not a body.
+/// Partition key of a body; `None` if the bytes are not a body.
 pub(super) fn partition_key(body: &[u8]) -> Option<&str> {
-    let key = body.strip_prefix(KEY)?.get(..KEY_LENGTH)?;
+    let key = body
+        .strip_prefix(PARTITION_KEY)?
+        .get(..PARTITION_KEY_LENGTH)?;
     str::from_utf8(key).ok()
 }
 
-/// Appends the attributes up to the time's value, and returns where the id goes.
+/// Appends the attributes up to the value of `time`, and returns the position for the id,
+/// which the caller fills in.
 pub(super) fn write_attributes(
     out: &mut Vec<u8>,
-    key: Uuid,
+    partition_key: Uuid,
     source_and_type: &[u8],
     subject: Uuid,
 ) -> usize {
-    out.extend_from_slice(KEY);
-    write_uuid(out, key);
+    out.extend_from_slice(PARTITION_KEY);
+    write_uuid(out, partition_key);
     out.extend_from_slice(ID);
     let id_at = out.len();
-    out.extend_from_slice(&[0; 36]);
+    out.extend_from_slice(&[0; UUID_LENGTH]);
     out.extend_from_slice(source_and_type);
     write_uuid(out, subject);
     out.extend_from_slice(TIME);

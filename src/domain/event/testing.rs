@@ -1,18 +1,18 @@
-//! Events for tests of what keeps them, in both forms in which the log may hold one.
+//! Stored events for tests of the log, in both formats that it may contain.
 
 use uuid::Uuid;
 
 use super::{Detection, Event, Format, Payload, Timestamp};
 
-/// Bytes in the log of what [`store`] appends.
+/// Bytes that [`store`] appends.
 pub const STORED_LENGTH: usize = 81;
 
-/// Appends one event of the sensor as the log holds it: every other one by its fields, the
-/// rest as versions before held it.
+/// Appends a stored event of the sensor: in the current format if `number` is even, else in
+/// the older one.
 pub fn store(device: Uuid, number: u32, out: &mut Vec<u8>) {
     let end = out.len() + STORED_LENGTH;
     if number.is_multiple_of(2) {
-        by_fields(device, out);
+        store_current(device, out);
     } else {
         out.extend_from_slice(format!("\"partitionkey\":\"{device}\",").as_bytes());
         out.resize(end, b' ');
@@ -20,7 +20,7 @@ pub fn store(device: Uuid, number: u32, out: &mut Vec<u8>) {
     assert_eq!(out.len(), end);
 }
 
-fn by_fields(device: Uuid, out: &mut Vec<u8>) {
+fn store_current(device: Uuid, out: &mut Vec<u8>) {
     let device = device.to_string();
     let event = Event {
         organization_id: "acme",

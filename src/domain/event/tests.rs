@@ -65,13 +65,13 @@ pub(super) fn full() -> Detection<'static> {
     }
 }
 
-/// The record of an event, as text.
+/// Renders the record of an event.
 pub(super) fn text(event: &Event<'_>) -> Result<String, Rejection> {
     let mut stored = Vec::new();
-    let outline = event.validate()?.store(&format(), &mut stored)?;
+    let info = event.validate()?.store(&format(), &mut stored)?;
     let mut out = Vec::new();
-    finish(&Head::new(INTEGRATION), 42, &stored, &mut out).unwrap();
-    assert_eq!(out.len(), outline.body_length + RECORD_OVERHEAD);
+    render_record(&RecordHead::new(INTEGRATION), 42, &stored, &mut out).unwrap();
+    assert_eq!(out.len(), info.body_length + RECORD_OVERHEAD);
     Ok(String::from_utf8(out).unwrap())
 }
 
@@ -103,7 +103,7 @@ fn a_detection_becomes_one_line_of_json() {
 }
 
 #[test]
-fn what_is_not_set_is_left_out() {
+fn unset_fields_are_left_out() {
     let data = &record(&event(Detection::default()))["data"];
     assert_eq!(data, &json!({"type": "TYPE_DETECTION"}));
 }
@@ -126,9 +126,9 @@ fn a_time_always_has_six_fractional_digits() {
     }
 }
 
-/// An id is derived from the whole nanoseconds, whatever the text shows of them.
+/// An id is derived from all nanoseconds, including those truncated in the text.
 #[test]
-fn an_id_keeps_what_the_text_of_the_time_cuts_off() {
+fn an_id_depends_on_truncated_nanoseconds() {
     for nanos in [0, 250_000_000, 123_456_789_i32] {
         let mut event = event(full());
         event.observed_time = Some(Timestamp {
@@ -194,13 +194,16 @@ fn the_longest_record_is_exactly_one_mebibyte() {
     }))
     .unwrap()
     .len();
-    let fits = MAX_RECORD_LENGTH - KEY_LENGTH - base;
+    let fits = MAX_RECORD_LENGTH - PARTITION_KEY_LENGTH - base;
     let context = with_context(fits);
     let longest = event(Detection {
         context_json: &context,
         ..Detection::default()
     });
-    assert_eq!(text(&longest).unwrap().len() + KEY_LENGTH, 1_048_576);
+    assert_eq!(
+        text(&longest).unwrap().len() + PARTITION_KEY_LENGTH,
+        1_048_576
+    );
 
     let context = with_context(fits + 1);
     let mut out = b"before".to_vec();
@@ -297,7 +300,7 @@ fn a_gap_has_the_sequence_of_its_last_event() {
 }
 
 #[test]
-fn settings_that_cannot_stand_in_an_event_are_refused() {
+fn settings_that_are_invalid_in_an_event_are_refused() {
     for source in ["", " ", "https://exa mple.com", "é", &"s".repeat(1_025)] {
         let error = Format::new(source, "com.example").unwrap_err();
         assert_eq!(error, FormatError::Source);
@@ -311,7 +314,7 @@ fn settings_that_cannot_stand_in_an_event_are_refused() {
 
 proptest! {
     #[test]
-    fn every_text_survives(
+    fn every_text_is_preserved(
         signature: String,
         proto: String,
         entries in vec((any::<String>(), vec(any::<String>(), 0..3)), 0..6),
@@ -334,7 +337,7 @@ proptest! {
         let data = &record(&event)["data"];
         prop_assert_eq!(data["signature"].as_str(), Some(&*signature));
         prop_assert_eq!(data["proto"].as_str().unwrap_or_default(), proto);
-        // A JSON object, as the map of the wire, keeps the last of a key.
+        // Like a protobuf map, a JSON object keeps the last value of a name.
         let expected: serde_json::Map<_, _> = entries
             .into_iter()
             .map(|(key, values)| (key, json!(values)))

@@ -1,12 +1,12 @@
-//! Points in time, and their RFC 3339 text.
+//! Points in time and their RFC 3339 text.
 
 use std::{fmt, time::SystemTime};
 
 const SECONDS_A_DAY: i64 = 86_400;
-/// Fractional digits of a time in a record.
+/// Fractional digits of the seconds in a record.
 pub(super) const DIGITS: usize = 6;
 
-/// A point in time as it was given: not checked yet.
+/// A point in time from a request, not validated yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Timestamp {
     /// Seconds since 1970-01-01T00:00:00Z.
@@ -36,20 +36,20 @@ impl Time {
         nanos: 999_999_999,
     };
 
-    /// Checks a time: `None` outside [`Time::MIN`] to [`Time::MAX`], or where
-    /// `nanos` is not 0 to 999,999,999.
+    /// Returns `None` outside [`Time::MIN`] to [`Time::MAX`] or if `nanos` is not 0 to
+    /// 999,999,999.
     pub fn new(seconds: i64, nanos: i32) -> Option<Self> {
         let nanos = u32::try_from(nanos).ok()?;
         let known = (Self::MIN.seconds..=Self::MAX.seconds).contains(&seconds);
         (known && nanos <= Self::MAX.nanos).then_some(Self { seconds, nanos })
     }
 
-    /// A count of microseconds since 1970-01-01T00:00:00Z. Outside [`Time::MIN`] to
-    /// [`Time::MAX`] it is taken as the nearest of their ends.
+    /// Converts microseconds since 1970-01-01T00:00:00Z, clamped to [`Time::MIN`] to
+    /// [`Time::MAX`].
     pub fn from_micros(micros: i64) -> Self {
         let nanos = (micros.rem_euclid(1_000_000) * 1_000) as i32;
-        let nearest = if micros < 0 { Self::MIN } else { Self::MAX };
-        Self::new(micros.div_euclid(1_000_000), nanos).unwrap_or(nearest)
+        let bound = if micros < 0 { Self::MIN } else { Self::MAX };
+        Self::new(micros.div_euclid(1_000_000), nanos).unwrap_or(bound)
     }
 
     /// Whole microseconds since 1970-01-01T00:00:00Z.
@@ -67,19 +67,19 @@ impl Time {
         self.nanos
     }
 
-    /// Appends the time in UTC with `Z` and six fractional digits. What is finer than a
-    /// microsecond is cut off, so that no text is later than the time.
+    /// Appends the time in UTC with `Z` and six fractional digits. Nanoseconds are truncated,
+    /// so that the text is never later than the time.
     pub fn write_rfc3339(self, out: &mut Vec<u8>) {
         self.write_digits(DIGITS, out);
     }
 
-    /// Appends the time with so many fractional digits, 0 to 9.
+    /// Appends the time with 0 to 9 fractional digits.
     pub(super) fn write_digits(self, digits: usize, out: &mut Vec<u8>) {
         let (text, length) = self.rfc3339(digits);
         out.extend_from_slice(&text[..length]);
     }
 
-    /// The digits of the shortest exact fraction: 0, 3, 6 or 9.
+    /// Number of digits of the shortest exact fraction: 0, 3, 6 or 9.
     pub(super) fn exact_digits(self) -> usize {
         if self.nanos == 0 {
             0
@@ -94,7 +94,6 @@ impl Time {
 
     fn rfc3339(self, fraction: usize) -> ([u8; 30], usize) {
         let (year, month, day) = civil(self.seconds.div_euclid(SECONDS_A_DAY));
-        // Less than 86,400.
         let second = self.seconds.rem_euclid(SECONDS_A_DAY) as u32;
         let mut text = *b"0000-00-00T00:00:00.000000000Z";
         digits(&mut text[0..4], year);
@@ -110,7 +109,7 @@ impl Time {
     }
 }
 
-/// Bytes of a time with so many fractional digits, 0 to 9.
+/// Length of the text of a time with 0 to 9 fractional digits.
 pub(super) fn rfc3339_length(digits: usize) -> usize {
     match digits {
         0 => "0000-00-00T00:00:00Z".len(),
@@ -118,7 +117,7 @@ pub(super) fn rfc3339_length(digits: usize) -> usize {
     }
 }
 
-/// A clock outside the years 0001 to 9999 is taken as the nearest of their ends.
+/// Clamps times outside the years 0001 to 9999.
 impl From<SystemTime> for Time {
     fn from(time: SystemTime) -> Self {
         let (seconds, nanos) = match time.duration_since(SystemTime::UNIX_EPOCH) {
@@ -150,11 +149,11 @@ impl fmt::Display for Time {
     }
 }
 
-/// Year, month and day of a count of days since 1970-01-01, in the proleptic
-/// Gregorian calendar: `civil_from_days` of Howard Hinnant's "chrono-Compatible
-/// Low-Level Date Algorithms". Correct for all days of [`Time`].
+/// Converts days since 1970-01-01 to year, month and day of the proleptic Gregorian calendar:
+/// `civil_from_days` of Howard Hinnant's "chrono-Compatible Low-Level Date Algorithms".
+/// Correct for all days of [`Time`].
 fn civil(days: i64) -> (u32, u32, u32) {
-    // Counted from 0000-03-01, all are positive from the year 1 on.
+    // Days since 0000-03-01, positive from the year 1 on.
     let shifted = (days + 719_468) as u64;
     let era = shifted / 146_097;
     let day_of_era = (shifted % 146_097) as u32;
@@ -189,7 +188,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reads_as_jiff_writes_it(
+        fn text_equals_that_of_jiff(
             seconds in Time::MIN.seconds..=253_402_207_200,
             nanos in prop_oneof![
                 Just(0),
@@ -212,13 +211,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn counts_microseconds(micros in -62_135_596_800_000_000i64..253_402_300_800_000_000) {
+        fn microseconds_round_trip(micros in -62_135_596_800_000_000i64..253_402_300_800_000_000) {
             prop_assert_eq!(Time::from_micros(micros).micros(), micros);
         }
     }
 
     #[test]
-    fn keeps_its_bounds() {
+    fn bounds_are_enforced() {
         assert_eq!(Time::from_micros(i64::MIN), Time::MIN);
         assert_eq!(Time::from_micros(i64::MAX), Time::MAX);
         assert_eq!(Time::MIN.to_string(), "0001-01-01T00:00:00.000000Z");
@@ -232,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_the_system_clock() {
+    fn the_system_clock_is_converted() {
         let epoch = SystemTime::UNIX_EPOCH;
         let show = |time| Time::from(time).to_string();
         assert_eq!(

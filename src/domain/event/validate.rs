@@ -1,4 +1,4 @@
-//! What an event must be to be accepted.
+//! Validation of published events.
 
 use std::{borrow::Cow, fmt, net::IpAddr};
 
@@ -13,36 +13,36 @@ use crate::domain::organization;
 /// The highest VLAN identifier (IEEE 802.1Q has 12 bits).
 pub const MAX_VLAN_ID: u32 = 4_095;
 
-const UUID_FORM: &str = "is not a UUID in its hyphenated form, such as \
+const UUID_FORM: &str = "is not a UUID in hyphenated form, such as \
      0198c0de-7a11-7000-8000-00000000002a";
 
-/// Why one event is refused: its first problem.
+/// Rejection of one event, for its first problem.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct Rejection {
-    /// The kind of problem.
+    /// Kind of problem.
     pub reason: RejectionReason,
-    /// The path of the field, such as `ids_detection.src_ip`; empty where it is the
+    /// Path of the field, such as `ids_detection.src_ip`; empty if the problem concerns the
     /// whole event.
     pub field: Cow<'static, str>,
-    /// What is wrong and what to do. It never repeats what was given.
+    /// Description and remedy. It never contains the value that was given.
     pub message: Cow<'static, str>,
 }
 
-/// The kind of problem.
+/// Kind of problem of a rejected event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RejectionReason {
     /// A required field was not given.
     MissingField,
-    /// A field holds what it may not.
+    /// A field has an invalid value.
     InvalidField,
-    /// The record would exceed what Kinesis takes.
+    /// The record would exceed the limit of Kinesis.
     RecordTooLarge,
-    /// The bytes are not an event.
+    /// The bytes are not a valid `Event` message.
     MalformedEvent,
 }
 
 impl Rejection {
-    /// Puts a rejection together.
+    /// Makes a rejection.
     pub fn new(
         reason: RejectionReason,
         field: impl Into<Cow<'static, str>>,
@@ -75,7 +75,7 @@ impl fmt::Display for Rejection {
     }
 }
 
-/// An event that may be stored.
+/// A validated event, which may be stored.
 #[derive(Debug, Clone)]
 pub struct ValidEvent<'a> {
     pub(super) organization_id: &'a str,
@@ -88,22 +88,22 @@ pub struct ValidEvent<'a> {
 }
 
 impl<'a> ValidEvent<'a> {
-    /// The organization it belongs to: a valid organization id.
+    /// Organization that it belongs to, a valid organization id.
     pub fn organization_id(&self) -> &'a str {
         self.organization_id
     }
 
-    /// The network in which it happened; the CloudEvent's subject.
+    /// Network in which it was observed, the CloudEvent's `subject`.
     pub fn network(&self) -> Uuid {
         self.network
     }
 
-    /// The sensor that saw it; the record's partition key.
+    /// Sensor that observed it, the record's partition key.
     pub fn device(&self) -> Uuid {
         self.device
     }
 
-    /// When the sensor saw it.
+    /// Time of the observation.
     pub fn time(&self) -> Time {
         self.time
     }
@@ -114,7 +114,7 @@ impl<'a> Event<'a> {
     ///
     /// # Errors
     ///
-    /// The first problem, in the order of the fields.
+    /// [`Rejection`] for the first problem, in the order of the fields.
     pub fn validate(&'a self) -> Result<ValidEvent<'a>, Rejection> {
         check_organization(self.organization_id)?;
         let network = required_uuid("network_id", self.network_id)?;
@@ -147,13 +147,13 @@ impl<'a> Event<'a> {
         let given = self.observed_time.ok_or_else(|| {
             Rejection::missing(
                 "observed_time",
-                "is required: give when the sensor saw the event",
+                "is required: give the time when the sensor observed the event",
             )
         })?;
         Time::new(given.seconds, given.nanos).ok_or_else(|| {
             Rejection::invalid(
                 "observed_time",
-                "is not within the years 0001 to 9999 with nanos of 0 to 999999999",
+                "is out of range: give a time in the years 0001 to 9999, with nanos from 0 to 999999999",
             )
         })
     }
@@ -180,7 +180,7 @@ fn required_uuid(field: &'static str, text: &str) -> Result<Uuid, Rejection> {
     parse_uuid(text).ok_or_else(|| Rejection::invalid(field, UUID_FORM))
 }
 
-/// Of the forms that the parser takes only the hyphenated one has this length.
+/// Accepts only the hyphenated form, the only one of the parser's forms with this length.
 fn parse_uuid(text: &str) -> Option<Uuid> {
     (text.len() == 36)
         .then(|| Uuid::try_parse(text).ok())
@@ -207,7 +207,7 @@ fn check_ip(field: &'static str, text: &str) -> Result<(), Rejection> {
     }
     Err(Rejection::invalid(
         field,
-        "is not an IPv4 or IPv6 address, such as 192.0.2.1 or 2001:db8::1; or leave it empty",
+        "is not an IP address: give an IPv4 or IPv6 address, such as 192.0.2.1 or 2001:db8::1, or leave it empty",
     ))
 }
 
@@ -215,7 +215,7 @@ fn check_port(field: &'static str, port: Option<u32>) -> Result<(), Rejection> {
     match port {
         Some(65_536..) => Err(Rejection::invalid(
             field,
-            "is above 65535; leave it unset where the protocol has no ports",
+            "is above 65535: give a port, or leave it unset if the protocol has no ports",
         )),
         _ => Ok(()),
     }
@@ -225,13 +225,13 @@ fn check_vlans(vlans: &Vlans) -> Result<(), Rejection> {
     if vlans.count() > MAX_VLANS {
         return Err(Rejection::invalid(
             "ids_detection.vlan",
-            format!("has more than {MAX_VLANS} identifiers; give the outermost ones"),
+            format!("has more than {MAX_VLANS} identifiers: give the outermost ones"),
         ));
     }
     match vlans.ids().iter().position(|&id| id > MAX_VLAN_ID) {
         Some(at) => Err(Rejection::invalid(
             format!("ids_detection.vlan[{at}]"),
-            format!("is above {MAX_VLAN_ID}"),
+            format!("is above {MAX_VLAN_ID}: give a 12-bit VLAN identifier"),
         )),
         None => Ok(()),
     }
@@ -240,18 +240,18 @@ fn check_vlans(vlans: &Vlans) -> Result<(), Rejection> {
 #[cold]
 fn context_rejection(problem: Problem) -> Rejection {
     let message = match problem {
-        Problem::NotAnObject => Cow::Borrowed(
-            "is not a JSON object: give text that starts with { and ends with }, or leave it empty",
-        ),
-        Problem::TooDeep => Cow::Owned(format!(
-            "nests objects and arrays deeper than {MAX_CONTEXT_DEPTH} levels; flatten it"
-        )),
-        Problem::Invalid(at) => {
-            Cow::Owned(format!("is not valid JSON at byte {at}; give one object"))
+        Problem::NotAnObject => {
+            Cow::Borrowed("is not a JSON object: give an object in { and }, or leave it empty")
         }
+        Problem::TooDeep => Cow::Owned(format!(
+            "nests objects and arrays deeper than {MAX_CONTEXT_DEPTH} levels: flatten it"
+        )),
+        Problem::Invalid(at) => Cow::Owned(format!(
+            "is not valid JSON at byte {at}: give exactly one object"
+        )),
         Problem::LoneSurrogate(at) => Cow::Owned(format!(
-            "has an escape of a lone surrogate (\\ud800 to \\udfff without its other half) at byte \
-             {at}, which is no character; give \\ufffd in its place"
+            "has a lone surrogate (an escape \\ud800 to \\udfff without its other half) at byte {at}, \
+             which is not a character: replace it by \\ufffd"
         )),
     };
     Rejection::invalid("ids_detection.context_json", message)

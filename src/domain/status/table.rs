@@ -1,4 +1,4 @@
-//! The table of statuses as Markdown, for the README.
+//! Markdown table of all statuses and reasons for the documentation.
 
 use std::fmt::Write as _;
 
@@ -28,60 +28,60 @@ pub fn status_table_markdown() -> String {
     table
 }
 
-/// When a status stands without a reason; None where it always has one.
+/// Condition and delivery of a status without a reason; None if it always has one.
 fn without_reason(status: Status) -> Option<(&'static str, &'static str)> {
     match status {
         Status::Unknown => Some((
-            "no attempt has shown anything yet since the integration was created or changed",
-            "sends what comes",
+            "no attempt has given a clear result since the integration was created or changed",
+            "sends events",
         )),
-        Status::Active => Some(("the last attempt got a record through", "goes on")),
+        Status::Active => Some(("the last attempt delivered a record", "continues")),
         Status::Unauthorized | Status::Failing => None,
     }
 }
 
-/// When a reason is given, and what delivery does then. A new reason needs a row here.
+/// Condition of a reason, and the behaviour of delivery.
 fn of_reason(reason: Reason) -> (&'static str, &'static str) {
-    const RETRIED: &str = "keeps events, retries 5 s to 5 min later";
-    const BACKS_OFF: &str = "keeps events, backs off";
+    const RETRIES: &str = "keeps events, retries every 5 s to 5 min";
+    const BACKS_OFF: &str = "keeps events, retries with backoff";
     match reason {
         Reason::AssumeRoleDenied => (
             "STS AssumeRole is denied: role, trust policy or external ID",
-            RETRIED,
+            RETRIES,
         ),
         Reason::WriteDenied => (
             "Kinesis denies the write: permission or resource policy",
-            RETRIED,
+            RETRIES,
         ),
-        Reason::KmsDenied => ("the role may not use the stream's KMS key", RETRIED),
-        Reason::StreamNotFound => ("the stream does not exist", RETRIED),
+        Reason::KmsDenied => ("the role may not use the stream's KMS key", RETRIES),
+        Reason::StreamNotFound => ("the stream does not exist", RETRIES),
         Reason::KmsUnavailable => (
-            "the stream's KMS key is disabled, deleted or not to be found",
-            RETRIED,
+            "the stream's KMS key is disabled, deleted or not found",
+            RETRIES,
         ),
         Reason::InvalidConfiguration => (
-            "AWS refuses what is configured: a value, or sessions in the stream's region, which may not be enabled in the account",
-            RETRIED,
+            "AWS refuses a configured value, or refuses sessions in the stream's region, which may not be enabled in the account",
+            RETRIES,
         ),
         Reason::Throttled => (
-            "nothing got through for 60 s (`failing-after-seconds`), for throttling",
+            "nothing was delivered for 60 s (`failing-after-seconds`) because of throttling",
             "keeps events, slows this integration only",
         ),
         Reason::Unreachable => (
-            "nothing got through for 60 s, for time-outs, refused connections or AWS's own errors",
+            "nothing was delivered for 60 s because of time-outs, refused connections or internal errors of AWS",
             BACKS_OFF,
         ),
         Reason::LogUnreadable => (
-            "the service cannot read its own log of this integration; nothing is to be changed in the customer's account",
-            "keeps events until its operator has repaired the storage",
+            "the service cannot read the events that it has stored for this integration; nothing to change in the customer's account",
+            "keeps events until the operator has repaired the storage",
         ),
         Reason::ExternalIdNotRequired => (
-            "the role can be assumed without the external ID, or with any (`external-id-proof`)",
-            RETRIED,
+            "the role can be assumed without the external ID or with any (setting `external-id-proof`)",
+            RETRIES,
         ),
         Reason::ServiceUnavailable => (
-            "nothing got through for 60 s, for a fault of this service: its credentials, clock or settings; nothing is to be changed in the customer's account",
-            "keeps events, retries, and at once when the fault is over; health of `delivery` is NOT_SERVING",
+            "nothing was delivered for 60 s because of a fault of this service (its credentials, clock or settings); nothing to change in the customer's account",
+            "keeps events, retries with backoff and as soon as the fault is over; gRPC health of `delivery` is NOT_SERVING",
         ),
     }
 }
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn has_every_status_and_reason_once() {
+    fn every_status_and_reason_has_one_row() {
         let table = status_table_markdown();
         for reason in Reason::ALL {
             let row = format!("| `{}` | `{}` |", reason.status().as_str(), reason.as_str());
@@ -105,7 +105,7 @@ mod tests {
         }
     }
 
-    /// The README repeats the table between two comments; print it anew with
+    /// The README contains the table between two comments. Print the current one with
     /// `cargo test readme_has_the_status_table -- --nocapture`.
     #[test]
     fn readme_has_the_status_table() {

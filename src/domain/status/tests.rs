@@ -1,7 +1,7 @@
 use super::*;
 use proptest::prelude::*;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const FAILING_AFTER: Duration = Duration::from_secs(60);
 
 fn service(stage: Stage, code: &str, http_status: u16) -> Fault {
     Fault {
@@ -18,11 +18,11 @@ fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(seconds).unwrap()
 }
 
-/// A row: the call that fails, what that means, and each code with its HTTP status.
+/// Row of the table: failed call, meaning, and error codes with their HTTP statuses.
 type Row = (Stage, Meaning, &'static [(&'static str, u16)]);
 
-/// The whole table of codes, with the HTTP status that AWS documents for each; 0 stands
-/// for a record that failed inside an answer of HTTP 200.
+/// All known codes with the HTTP status that AWS documents for each. The status 0 stands for
+/// a single record that failed within an answer of HTTP 200.
 #[rustfmt::skip]
 const TABLE: &[Row] = {
     use Meaning::*;
@@ -79,7 +79,7 @@ const TABLE: &[Row] = {
 };
 
 #[test]
-fn each_row_of_the_table() {
+fn each_code_has_its_meaning() {
     for (stage, meaning, codes) in TABLE {
         for (code, http_status) in *codes {
             let fault = service(*stage, code, *http_status);
@@ -89,7 +89,7 @@ fn each_row_of_the_table() {
     }
 }
 
-/// A status and what it remembers, on a clock of seconds.
+/// Status and stall of an integration, with a clock in seconds.
 struct Watched {
     status: StatusDetail,
     stall: Stall,
@@ -103,12 +103,12 @@ impl Watched {
         }
     }
 
-    /// What an attempt shows that ended then. While it fails, it is tried again.
+    /// Applies an attempt that ended at `second`. A failed one is retried a second later.
     fn see(&mut self, second: i64, observation: &Observation) -> (Status, Option<Reason>) {
         self.status = observe(
             &self.status,
             &mut self.stall,
-            PATIENCE,
+            FAILING_AFTER,
             at(second),
             observation,
         );
@@ -122,7 +122,7 @@ fn failed(stage: Stage, code: &str, http_status: u16) -> Observation {
     Observation::Failed(service(stage, code, http_status))
 }
 
-/// Throttling and each kind of outage, with what they become.
+/// Throttling and each kind of outage, with the reason that they lead to.
 fn lasting() -> [(Observation, Reason); 7] {
     let fault = |cause| {
         Observation::Failed(Fault {
@@ -153,7 +153,7 @@ fn lasting() -> [(Observation, Reason); 7] {
 }
 
 #[test]
-fn a_refused_role_is_told_in_the_promised_words() {
+fn the_message_for_a_refused_role_is_the_promised_one() {
     assert_eq!(
         Reason::AssumeRoleDenied.message(),
         "Unauthorized - check your Role ARN and External ID"
@@ -161,7 +161,7 @@ fn a_refused_role_is_told_in_the_promised_words() {
 }
 
 #[test]
-fn a_refusal_shows_at_once_and_an_accepted_record_heals() {
+fn a_refusal_shows_at_once_and_an_accepted_record_clears_it() {
     let mut watched = Watched::new();
     let denied = failed(Stage::AssumeRole, "AccessDenied", 403);
     let unauthorized = (Status::Unauthorized, Some(Reason::AssumeRoleDenied));
@@ -186,7 +186,7 @@ fn a_refusal_shows_at_once_and_an_accepted_record_heals() {
 }
 
 #[test]
-fn throttling_or_an_outage_shows_after_a_minute_of_nothing() {
+fn throttling_or_an_outage_shows_after_a_minute_without_delivery() {
     for (observation, reason) in lasting() {
         let mut watched = Watched::new();
         watched.see(1, &Observation::Accepted);
@@ -201,7 +201,7 @@ fn throttling_or_an_outage_shows_after_a_minute_of_nothing() {
             watched.see(71, &Observation::Accepted),
             (Status::Active, None)
         );
-        // The minute begins anew.
+        // The minute starts again.
         assert_eq!(watched.see(72, &observation), (Status::Active, None));
     }
 }
@@ -225,20 +225,20 @@ fn one_failed_call_between_successes_changes_nothing() {
 }
 
 #[test]
-fn failures_with_nothing_to_send_between_them_are_no_outage() {
+fn failures_of_an_idle_integration_are_no_outage() {
     for (observation, _) in lasting() {
         let mut watched = Watched::new();
         watched.see(0, &Observation::Accepted);
         for second in [1000, 2000, 3000] {
             assert_eq!(watched.see(second, &observation).0, Status::Active);
-            // Nothing waits: what failed was a test event.
+            // No events wait: the failed record was a test event.
             watched.status.next_retry = None;
         }
     }
 }
 
 #[test]
-fn an_outage_while_refused_keeps_the_refusal_until_it_has_lasted() {
+fn an_outage_replaces_a_refusal_only_after_a_minute() {
     let mut watched = Watched::new();
     let missing = failed(Stage::Write, "ResourceNotFoundException", 400);
     let outage = failed(Stage::Write, "InternalFailure", 500);
@@ -251,7 +251,7 @@ fn an_outage_while_refused_keeps_the_refusal_until_it_has_lasted() {
 }
 
 #[test]
-fn our_own_fault_is_never_blamed_on_the_customer() {
+fn a_fault_of_this_service_never_shows_as_the_customers() {
     for before in [None, Some(Observation::Accepted)] {
         for ours in [
             failed(Stage::AssumeRole, "InvalidClientTokenId", 403),
@@ -280,7 +280,7 @@ fn our_own_fault_is_never_blamed_on_the_customer() {
 }
 
 #[test]
-fn events_that_wait_without_an_attempt_leave_no_status_green() {
+fn waiting_events_without_an_attempt_make_a_status_failing() {
     for before in [None, Some(Observation::Accepted)] {
         let mut watched = Watched::new();
         before.iter().for_each(|seen| {
@@ -299,9 +299,8 @@ fn events_that_wait_without_an_attempt_leave_no_status_green() {
     assert_eq!(watched.see(60, &stalled), denied);
 }
 
-/// However the causes change, nothing is delivered.
 #[test]
-fn an_outage_that_changes_its_cause_is_one() {
+fn an_outage_with_changing_causes_counts_as_one() {
     let mut watched = Watched::new();
     watched.see(0, &Observation::Accepted);
     let causes = [
@@ -316,10 +315,10 @@ fn an_outage_that_changes_its_cause_is_one() {
 }
 
 proptest! {
-    /// Whatever fails, one accepted record in each minute keeps an integration out
-    /// of FAILING for throttling or an outage.
+    /// One accepted record in each minute prevents FAILING because of throttling or an outage,
+    /// whatever fails otherwise.
     #[test]
-    fn something_through_each_minute_is_no_outage(gaps in prop::collection::vec(1i64..60, 1..50), throttled: bool) {
+    fn one_accepted_record_a_minute_is_no_outage(gaps in prop::collection::vec(1i64..60, 1..50), throttled: bool) {
         let fault = match throttled {
             true => service(Stage::Write, "ProvisionedThroughputExceededException", 400),
             false => service(Stage::Write, "InternalFailure", 500),

@@ -12,7 +12,7 @@ use std::convert::Infallible;
 use minicbor::{Encoder, encode};
 
 use crate::{
-    domain::event::{Head, UnreadableEvent},
+    domain::event::{RecordHead, UnreadableEvent},
     sink::Record,
 };
 
@@ -36,7 +36,7 @@ pub(super) enum BodyError {
 
 /// The body, or why there is none.
 pub(super) fn write(
-    head: &Head,
+    head: &RecordHead,
     records: &[Record],
     stream_arn: &str,
 ) -> Result<Vec<u8>, BodyError> {
@@ -108,7 +108,7 @@ mod tests {
                     content: content(sequence, body),
                 })
                 .collect();
-            let head = Head::new(Uuid::from_u128(7));
+            let head = RecordHead::new(Uuid::from_u128(7));
             let body = write(&head, &records, ARN).unwrap();
             let mut read = Decoder::new(&body);
             prop_assert_eq!(read.map().unwrap(), None);

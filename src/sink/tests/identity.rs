@@ -96,7 +96,7 @@ async fn proof(trust_policy: &str) -> ExternalIdProof {
     let report = world.sink.test(&integration(), record.clone()).await;
     let rehearsal = world.sink.rehearse(&integration(), record).await;
     assert_eq!(rehearsal.external_id, report.external_id);
-    assert_eq!(rehearsal.write, Some(Ok(Rehearsed::WouldSucceed)));
+    assert_eq!(rehearsal.write, Some(Ok(DryRun::WouldSucceed)));
     let written = world.sink.put_records(&integration(), records(1)).await;
     let proof = report.external_id.clone().unwrap();
     let accepted = world.control.stream(STREAM).unwrap().accepted;

@@ -11,7 +11,7 @@ fn with_role(base: &Integration, which: i64) -> Arc<Integration> {
     })
 }
 
-async fn rehearse(sink: &AwsSink, integration: &Arc<Integration>) -> RehearsalReport {
+async fn rehearse(sink: &AwsSink, integration: &Arc<Integration>) -> ValidationReport {
     sink.rehearse(integration, records(1).remove(0)).await
 }
 

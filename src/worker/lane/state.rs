@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::expiry::Expiry;
 use crate::{
-    domain::{backoff::Backoff, delivery::Delivery, flow::Flow, status::Reason},
+    domain::{backoff::Backoff, delivery::Delivery, shard_rates::ShardRates, status::Reason},
     worker::places::{Class, Ticket, Turn},
 };
 
@@ -45,7 +45,7 @@ pub(in crate::worker) struct Lane {
     /// When it is looked at again, though it does not back off.
     pub(super) nap_until: Option<Instant>,
     /// What its stream takes, once that has refused something.
-    pub(in crate::worker) flow: Option<Box<Flow>>,
+    pub(in crate::worker) flow: Option<Box<ShardRates>>,
     /// Its stream has to take more before more can go.
     pub(in crate::worker) limited: bool,
     /// While others of its requests are under way, it sends none that has room for more

@@ -5,7 +5,7 @@ use tokio::{sync::watch, time::timeout};
 use super::*;
 use crate::{
     domain::{arn::Partition, status::Fault},
-    sink::{Record, RecordOutcome, RehearsalReport, TestReport},
+    sink::{Record, RecordOutcome, TestReport, ValidationReport},
 };
 
 /// It panics as it is called.
@@ -27,7 +27,7 @@ impl Sink for Broken {
         panic!("a defect");
     }
 
-    async fn rehearse(&self, _: &Arc<Integration>, _: Record) -> RehearsalReport {
+    async fn rehearse(&self, _: &Arc<Integration>, _: Record) -> ValidationReport {
         panic!("a defect");
     }
 

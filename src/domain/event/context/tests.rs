@@ -35,7 +35,7 @@ fn accepts(text: &str) -> bool {
 
 proptest! {
     #[test]
-    fn takes_what_serde_json_writes(value in any_json(), pretty: bool) {
+    fn accepts_objects_written_by_serde_json(value in any_json(), pretty: bool) {
         let text = match pretty {
             true => serde_json::to_string_pretty(&value).unwrap(),
             false => value.to_string(),
@@ -67,20 +67,20 @@ proptest! {
             text.push(' ');
         }
         let text: String = text.into_iter().collect();
-        // serde_json takes lone surrogates where it ignores the value.
+        // serde_json accepts lone surrogates in ignored values.
         prop_assume!(!text.to_lowercase().contains("\\ud"));
         prop_assert_eq!(Context::check(&text).is_ok(), accepts(&text), "{}", text);
     }
 }
 
 #[test]
-fn numbers_keep_their_digits() {
+fn numbers_are_not_rewritten() {
     let text = r#"{"a":1.000000000000000000000000001e+400,"b":-0.0,"c":18446744073709551616}"#;
     assert_eq!(written(text).unwrap(), text);
 }
 
 #[test]
-fn the_grammar_is_kept() {
+fn the_grammar_is_enforced() {
     for good in [
         "{}",
         " { } ",
@@ -130,7 +130,7 @@ fn the_grammar_is_kept() {
 }
 
 #[test]
-fn of_a_repeated_key_the_last_member_stays_at_every_level() {
+fn the_last_member_of_a_repeated_name_is_kept_at_every_level() {
     for (given, expected) in [
         (r#"{"a":1,"a":2}"#, r#"{"a":2}"#),
         (r#"{"a":1, "b" : 3 ,"a":2}"#, r#"{"b" : 3 ,"a":2}"#),
@@ -144,15 +144,15 @@ fn of_a_repeated_key_the_last_member_stays_at_every_level() {
             r#"{"l":[{"a":1,"a":2},{"a":3},[{"b":0,"b":[]}]]}"#,
             r#"{"l":[{"a":2},{"a":3},[{"b":[]}]]}"#,
         ),
-        // In a member that is dropped, and in the one that stays.
+        // Within a removed member, and within the kept one.
         (
             r#"{"o":{"a":1,"a":2},"o":{"b":1,"b":2}}"#,
             r#"{"o":{"b":2}}"#,
         ),
-        // The same key, spelled otherwise.
+        // The same name with and without escapes.
         (r#"{"a":1,"\u0061":2}"#, r#"{"\u0061":2}"#),
         (r#"{"\/":1,"/":2,"\u002f":3}"#, r#"{"\u002f":3}"#),
-        // Keys that only look alike.
+        // Different names with similar or equal fingerprints.
         (
             r#"{"":0,"a":1,"aa":2,"a ":3}"#,
             r#"{"":0,"a":1,"aa":2,"a ":3}"#,
@@ -171,7 +171,7 @@ fn of_a_repeated_key_the_last_member_stays_at_every_level() {
 }
 
 #[test]
-fn a_million_repetitions_take_no_quadratic_time() {
+fn repeated_names_take_linear_time() {
     let same = "\"k\":0,".repeat(1_000_000);
     assert_eq!(
         written(&format!("{{{same}\"k\":1}}")).as_deref(),
@@ -183,7 +183,7 @@ fn a_million_repetitions_take_no_quadratic_time() {
     assert!(written(&text) == Ok(expected));
 }
 
-/// Reads an object and tells whether any in it has a key twice.
+/// Whether any object within a value has a name twice.
 fn repeats(value: &mut serde_json::Deserializer<serde_json::de::StrRead<'_>>) -> bool {
     struct Seen(bool);
     impl<'de> serde::de::DeserializeSeed<'de> for &mut Seen {
@@ -243,10 +243,10 @@ fn repeating_json() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn no_key_stays_twice_and_the_last_value_counts(value in repeating_json()) {
+    fn no_name_is_left_twice_and_the_last_value_counts(value in repeating_json()) {
         let text = format!("{{\"x\":{value}}}");
         let out = written(&text).unwrap();
-        // `Value` keeps the last of a key.
+        // `Value` keeps the last member of a name.
         let read = |text: &str| serde_json::from_str::<Value>(text).unwrap();
         prop_assert_eq!(read(&out), read(&text));
         prop_assert!(!repeats(&mut serde_json::Deserializer::from_str(&out)), "{}", out);

@@ -2,8 +2,8 @@ use proptest::{collection::vec, prelude::*};
 
 use super::*;
 use crate::domain::event::{
-    Detection, Event, Format, Head as RecordHead, MAX_BODY_LENGTH, RECORD_OVERHEAD, Timestamp,
-    finish,
+    Detection, Event, Format, MAX_BODY_LENGTH, RECORD_OVERHEAD, RecordHead, Timestamp,
+    render_record,
     tests::{event, full},
 };
 
@@ -15,22 +15,22 @@ fn usual() -> Format {
 
 fn stored(event: &Event<'_>, format: &Format) -> Vec<u8> {
     let mut out = b"before".to_vec();
-    let told = event.validate().unwrap().store(format, &mut out).unwrap();
+    let info = event.validate().unwrap().store(format, &mut out).unwrap();
     let stored = out.split_off(6);
-    assert_eq!(outline(&stored), Ok(told));
-    assert_eq!(body_length(&stored), Ok(told.body_length));
+    assert_eq!(inspect(&stored), Ok(info));
+    assert_eq!(body_length(&stored), Ok(info.body_length));
     stored
 }
 
 fn record(stored: &[u8]) -> Result<String, UnreadableEvent> {
     let mut out = Vec::new();
-    finish(&RecordHead::new(INTEGRATION), 1, stored, &mut out)?;
+    render_record(&RecordHead::new(INTEGRATION), 1, stored, &mut out)?;
     Ok(String::from_utf8(out).unwrap())
 }
 
-/// What versions before this wrote: it has to be read as it was meant.
+/// The bytes that earlier versions wrote must stay readable.
 #[test]
-fn what_is_in_logs_already_is_read() {
+fn events_of_earlier_versions_are_readable() {
     let mut old = vec![1];
     old.extend([0x11; 16]);
     old.extend([0x22; 16]);
@@ -57,12 +57,12 @@ fn what_is_in_logs_already_is_read() {
     );
     assert_eq!(record(&old).as_deref(), Ok(expected));
     let key = Uuid::from_bytes([0x11; 16]);
-    assert_eq!(outline(&old).map(|outline| outline.partition_key), Ok(key));
+    assert_eq!(inspect(&old).map(|info| info.partition_key), Ok(key));
 }
 
-/// As above, with source, type and id as they were made then, and fields up to the last.
+/// Own source and type, a derived id, and fields up to the last.
 #[test]
-fn what_is_in_logs_already_keeps_its_id() {
+fn events_of_earlier_versions_keep_their_ids() {
     let signature = format!("ET {}", "x".repeat(300));
     let expected = format!(
         concat!(
@@ -82,7 +82,7 @@ fn what_is_in_logs_already_keeps_its_id() {
     let mut old = vec![1];
     old.extend([0x11; 16]);
     old.extend([0x22; 16]);
-    // Three digits fewer: then a time had its shortest fraction.
+    // Three less, because the stored length is that with the shortest fraction.
     old.extend(((expected.len() - RECORD_OVERHEAD - 3) as u32).to_le_bytes());
     old.extend(1_700_000_000_i64.to_le_bytes());
     old.extend(250_000_000_u32.to_le_bytes());
@@ -104,13 +104,13 @@ fn what_is_in_logs_already_keeps_its_id() {
         old.extend(value);
     }
     assert_eq!(record(&old).as_deref(), Ok(&*expected));
-    assert!(outline(&old).is_ok());
+    assert!(inspect(&old).is_ok());
 }
 
-/// Earlier versions wrote a time of a whole second in seven bytes fewer, and took an event
-/// that just fitted.
+/// Earlier versions wrote a time of a whole second with seven bytes less, and accepted events
+/// that just fitted with that.
 #[test]
-fn an_event_of_a_log_at_the_limit_of_a_record_is_read() {
+fn an_event_of_an_earlier_version_at_the_size_limit_is_readable() {
     let whole_second = |padding: usize| {
         let context = format!("{{\"a\":\"{}\"}}", "x".repeat(padding));
         let mut event = event(Detection {
@@ -123,11 +123,11 @@ fn an_event_of_a_log_at_the_limit_of_a_record_is_read() {
         });
         stored(&event, &usual())
     };
-    let spare = MAX_BODY_LENGTH - outline(&whole_second(1_000)).unwrap().body_length;
+    let spare = MAX_BODY_LENGTH - inspect(&whole_second(1_000)).unwrap().body_length;
     let mut old = whole_second(1_000 + spare);
     assert_eq!(body_length(&old), Ok(MAX_BODY_LENGTH));
-    // The context grows by seven bytes, which only the shorter time makes possible.
-    let lengths = [33..37, HEAD_LENGTH + 1..HEAD_LENGTH + 5];
+    // Lengthen the context by seven bytes, which fits only with the shorter time.
+    let lengths = [33..37, HEADER_LENGTH + 1..HEADER_LENGTH + 5];
     for at in lengths {
         let length = u32::from_le_bytes(old[at.clone()].try_into().unwrap()) + 7;
         old[at].copy_from_slice(&length.to_le_bytes());
@@ -137,25 +137,23 @@ fn an_event_of_a_log_at_the_limit_of_a_record_is_read() {
     let text = record(&old).unwrap();
     assert_eq!(text.len(), MAX_BODY_LENGTH + RECORD_OVERHEAD);
     assert!(text.contains(r#""time":"2023-11-14T22:13:20Z""#));
-    assert_eq!(outline(&old).unwrap().body_length, MAX_BODY_LENGTH);
+    assert_eq!(inspect(&old).unwrap().body_length, MAX_BODY_LENGTH);
 }
 
-/// Before events were stored by their fields, bodies were stored as they are.
 #[test]
-fn a_body_that_was_stored_as_it_is_is_read() {
+fn an_event_of_the_older_format_is_readable() {
     let stored = stored(&event(full()), &usual());
     let record_before = record(&stored).unwrap();
     let body = record_before[RECORD_OVERHEAD - 1..].trim_end();
-    let told = outline(body.as_bytes()).unwrap();
-    assert_eq!(Ok(told), outline(&stored));
+    assert_eq!(inspect(body.as_bytes()), inspect(&stored));
     assert_eq!(record(body.as_bytes()).as_deref(), Ok(&*record_before));
     for wrong in ["", "\"", "\"partitionkey\":\"0198", &body[1..]] {
-        assert_eq!(outline(wrong.as_bytes()), Err(UnreadableEvent), "{wrong}");
+        assert_eq!(inspect(wrong.as_bytes()), Err(UnreadableEvent), "{wrong}");
     }
 }
 
 #[test]
-fn settings_are_those_of_when_it_was_published() {
+fn source_and_type_are_those_at_the_time_of_publishing() {
     let format = Format::new("urn:\"other\"", "com.example").unwrap();
     let stored = stored(&event(full()), &format);
     let record: serde_json::Value = serde_json::from_str(&record(&stored).unwrap()).unwrap();
@@ -164,26 +162,26 @@ fn settings_are_those_of_when_it_was_published() {
 }
 
 #[test]
-fn less_than_half_of_a_record_is_stored() {
+fn a_stored_event_has_less_than_half_the_size_of_its_record() {
     let stored = stored(&event(full()), &usual());
     assert!(stored.len() * 2 < record(&stored).unwrap().len());
 }
 
 #[test]
-fn what_is_not_all_there_is_not_read() {
+fn incomplete_events_are_refused() {
     let stored = stored(&event(full()), &usual());
     for end in 0..stored.len() {
-        assert_eq!(outline(&stored[..end]), Err(UnreadableEvent), "{end}");
+        assert_eq!(inspect(&stored[..end]), Err(UnreadableEvent), "{end}");
         assert_eq!(record(&stored[..end]), Err(UnreadableEvent), "{end}");
     }
     let longer = [&stored[..], b"x"].concat();
-    assert_eq!(outline(&longer), Err(UnreadableEvent));
+    assert_eq!(inspect(&longer), Err(UnreadableEvent));
     assert_eq!(record(&longer), Err(UnreadableEvent));
 }
 
 proptest! {
     #[test]
-    fn values_of_every_length_are_read(
+    fn values_of_every_length_round_trip(
         signature in "[a-z\"]{0,600}",
         category in "[a-z]{0,40}",
         id: Option<u128>,
@@ -204,19 +202,19 @@ proptest! {
     }
 
     #[test]
-    fn garbage_is_read_or_refused(at: prop::sample::Index, byte: u8, some in vec(any::<u8>(), 0..80)) {
+    fn damaged_bytes_are_refused_or_readable(at: prop::sample::Index, byte: u8, some in vec(any::<u8>(), 0..80)) {
         let mut stored = stored(&event(full()), &usual());
         let at = at.index(stored.len());
         stored[at] = byte;
         let mut out = Vec::new();
-        let finished = finish(&RecordHead::new(INTEGRATION), 1, &stored, &mut out);
-        if outline(&stored).is_ok() {
-            // What says how long it is is as long.
-            prop_assert_eq!(finished, Ok(()));
+        let rendered = render_record(&RecordHead::new(INTEGRATION), 1, &stored, &mut out);
+        if inspect(&stored).is_ok() {
+            // The record has the stated length.
+            prop_assert_eq!(rendered, Ok(()));
             prop_assert_eq!(out.len(), RECORD_OVERHEAD + body_length(&stored).unwrap());
         }
         let garbage = [&[CODE][..], &some].concat();
-        let _ = outline(&garbage);
-        let _ = finish(&RecordHead::new(INTEGRATION), 1, &garbage, &mut out);
+        let _ = inspect(&garbage);
+        let _ = render_record(&RecordHead::new(INTEGRATION), 1, &garbage, &mut out);
     }
 }

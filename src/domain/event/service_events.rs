@@ -1,33 +1,33 @@
-//! Records that the service writes of its own accord: tests and gaps.
+//! Test events and gap events, which the service itself creates.
 
 use uuid::Uuid;
 
 use super::{
-    Format, Head, Time, id,
+    Format, RecordHead, Time, id,
     json::{write_number, write_string, write_uuid},
     render::{CONTENT_TYPE, write_attributes},
 };
 
-/// A run of events that were accepted and will not be delivered.
+/// Range of accepted events that will not be delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gap {
-    /// The sequence of the first event.
+    /// Sequence of the first event.
     pub first_sequence: u64,
-    /// The sequence of the last event, which is also the gap's own.
+    /// Sequence of the last event, which is also that of the gap event.
     pub last_sequence: u64,
-    /// How many events they are. Fewer than the range is long where others of the range
-    /// were delivered.
+    /// Number of events, which is less than the length of the range if others in it were
+    /// delivered.
     pub count: u64,
-    /// When the first of the events was accepted.
+    /// Time when the first of the events was accepted.
     pub first_time: Time,
-    /// When the last of the events was accepted.
+    /// Time when the last of the events was accepted.
     pub last_time: Time,
-    /// Why they will not be delivered.
+    /// Reason why they will not be delivered.
     pub reason: GapReason,
 }
 
 impl Gap {
-    /// The gap that stands for both.
+    /// Merges two gaps into one that covers both.
     pub fn merge(&self, other: &Self) -> Self {
         Self {
             first_sequence: self.first_sequence.min(other.first_sequence),
@@ -43,18 +43,18 @@ impl Gap {
     }
 }
 
-/// Why events will not be delivered.
+/// Reason why events will not be delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GapReason {
-    /// They waited longer than events are kept.
+    /// They exceeded the age limit of retention.
     RetentionAge,
-    /// More events waited than are kept.
+    /// The pending events exceeded the size limit of retention.
     RetentionSize,
-    /// Kinesis refused the record, while it took others.
+    /// Kinesis refused the record while it accepted others.
     RecordRefused,
-    /// The disk does not give back what was written to the log.
+    /// The stored events are damaged.
     LogDamaged,
-    /// The gap stands for gaps of different reasons.
+    /// Gaps with different reasons were merged.
     Several,
 }
 
@@ -68,7 +68,7 @@ impl GapReason {
         Self::Several,
     ];
 
-    /// As it stands in the gap event.
+    /// Name in the gap event.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::RetentionAge => "RETENTION_AGE",
@@ -80,8 +80,8 @@ impl GapReason {
     }
 }
 
-/// Appends the whole record of a test event, line break included. Its subject and
-/// partition key are the integration's id, and it has no sequence.
+/// Appends the record of a test event with its line break. Subject and partition key are the
+/// integration's id, and there is no sequence.
 pub fn render_test(
     integration_id: Uuid,
     format: &Format,
@@ -94,21 +94,21 @@ pub fn render_test(
     write_uuid(out, integration_id);
     out.extend_from_slice(b"\",");
     let attributes = format.test();
-    start_data(out, integration_id, attributes, event_id, time);
+    write_until_data(out, integration_id, attributes, event_id, time);
     out.extend_from_slice(br#"{"type":"TYPE_TEST","message":"#);
     write_string(out, message);
     out.extend_from_slice(b"}}\n");
 }
 
-/// Appends the whole record of a gap event, line break included, and returns its
-/// id: the same for the same range of the same integration. Its subject and
-/// partition key are the integration's id, its sequence is the last of its range,
-/// its time when the last of the events it stands for was accepted.
+/// Appends the record of a gap event with its line break, and returns its id, which is the
+/// same for the same range of the same integration. Subject and partition key are the
+/// integration's id, the sequence is the last of the range, and the time is when the last of
+/// the events was accepted.
 pub fn render_gap(integration_id: Uuid, format: &Format, gap: &Gap, out: &mut Vec<u8>) -> Uuid {
     let event_id = id::of_gap(integration_id, gap.first_sequence, gap.last_sequence);
-    Head::new(integration_id).write(gap.last_sequence, out);
+    RecordHead::new(integration_id).write(gap.last_sequence, out);
     let attributes = format.gap();
-    start_data(out, integration_id, attributes, event_id, gap.last_time);
+    write_until_data(out, integration_id, attributes, event_id, gap.last_time);
     out.extend_from_slice(br#"{"first_sequence":"#);
     write_number(out, gap.first_sequence);
     out.extend_from_slice(br#","last_sequence":"#);
@@ -125,8 +125,16 @@ pub fn render_gap(integration_id: Uuid, format: &Format, gap: &Gap, out: &mut Ve
     event_id
 }
 
-fn start_data(out: &mut Vec<u8>, key: Uuid, attributes: &[u8], event_id: Uuid, time: Time) {
-    let id_at = write_attributes(out, key, attributes, key);
+/// Appends the attributes, with the integration's id as partition key and subject, up to the
+/// start of `data`.
+fn write_until_data(
+    out: &mut Vec<u8>,
+    integration_id: Uuid,
+    attributes: &[u8],
+    event_id: Uuid,
+    time: Time,
+) {
+    let id_at = write_attributes(out, integration_id, attributes, integration_id);
     event_id
         .hyphenated()
         .encode_lower(&mut out[id_at..id_at + 36]);

@@ -1,4 +1,4 @@
-//! Simulated streams: what gets through, and what is refused.
+//! Simulated streams: the throughput reached and the share of records throttled.
 
 use std::collections::VecDeque;
 
@@ -6,16 +6,16 @@ use super::*;
 
 const ROUND_TRIP: Duration = Duration::from_millis(24);
 
-/// How a stream enforces its limits.
+/// Way in which a simulated stream enforces its limits.
 #[derive(Clone, Copy, Debug)]
 enum Enforced {
-    /// What is not used within a second is saved up.
+    /// A token bucket that holds one second's worth.
     Bucket,
-    /// Each second anew.
+    /// A fresh allowance at the start of each second.
     Window,
 }
 
-/// What a shard takes, in shares of the documented limits.
+/// A simulated shard. Its capacity is a multiple of the documented limits.
 struct Model {
     enforced: Enforced,
     share: f64,
@@ -51,14 +51,14 @@ impl Model {
 
 struct InFlight {
     answered_at: Instant,
-    records: Vec<(Key, usize, bool)>,
+    records: Vec<(PartitionKey, usize, bool)>,
 }
 
 struct Simulation {
     start: Instant,
     now: Instant,
-    flow: Flow,
-    /// By their share of the hashes, evenly.
+    rates: ShardRates,
+    /// Shards with equal hash ranges, in order.
     shards: Vec<Model>,
     weights: Vec<usize>,
     sent: usize,
@@ -74,7 +74,7 @@ impl Simulation {
         Self {
             start,
             now: start,
-            flow: Flow::default(),
+            rates: ShardRates::default(),
             accepted: shards.iter().map(|_| [0.0; 2]).collect(),
             shards,
             weights: weights.to_vec(),
@@ -85,21 +85,21 @@ impl Simulation {
         }
     }
 
-    fn shard_of(&self, key: Key) -> usize {
+    fn shard_of(&self, key: PartitionKey) -> usize {
         let width = u128::MAX / self.shards.len() as u128;
         ((hash(key) / width) as usize).min(self.shards.len() - 1)
     }
 
     fn send(&mut self) {
         let now = self.now.duration_since(self.start).as_secs_f64();
-        self.flow.begin(self.now);
+        self.rates.start_round(self.now);
         let mut request = Vec::new();
-        // What is refused stays for later, and more of other keys is at hand.
+        // Refused records stay for later; records of other keys are available.
         for _ in 0..700 {
             let weight = self.weights[self.sent % self.weights.len()];
-            let key = Key::from(self.sent as u64 % 701) << 64 | 7;
+            let key = PartitionKey::from(self.sent as u64 % 701) << 64 | 7;
             self.sent += 1;
-            if request.len() < 500 && self.flow.admit(key, weight) {
+            if request.len() < 500 && self.rates.admit(key, weight) {
                 let shard = self.shard_of(key);
                 let taken = self.shards[shard].take(now, weight);
                 let accepted = &mut self.accepted[shard];
@@ -128,8 +128,8 @@ impl Simulation {
                 && next.answered_at <= self.now
                 && let Some(InFlight { records, .. }) = self.in_flight.pop_front()
             {
-                // It is asked only from the first refusal on.
-                if self.flow.shards.is_empty() && records.iter().all(|(.., taken)| *taken) {
+                // As in the worker, rates are kept only from the first refusal on.
+                if self.rates.shards.is_empty() && records.iter().all(|(.., taken)| *taken) {
                     continue;
                 }
                 let request = records;
@@ -138,27 +138,27 @@ impl Simulation {
                     .map(|(key, ..)| format!("{}-{}", self.shards.len(), self.shard_of(*key)))
                     .collect();
                 let records = request.iter().zip(&ids).map(|((key, weight, taken), id)| {
-                    let fate = match taken {
-                        true => Fate::Accepted(id.as_str()),
-                        false => Fate::Throttled,
+                    let result = match taken {
+                        true => RecordResult::Accepted(id.as_str()),
+                        false => RecordResult::Throttled,
                     };
-                    (*key, *weight, fate)
+                    (*key, *weight, result)
                 });
-                self.flow.answered(self.now, records);
+                self.rates.record_answer(self.now, records);
             }
-            let waits = self.flow.next_admission().is_some_and(|at| at > self.now);
-            let most = match self.flow.shards.is_empty() {
+            let waits = self.rates.next_admission().is_some_and(|at| at > self.now);
+            let max_in_flight = match self.rates.shards.is_empty() {
                 true => 2,
                 false => 4,
             };
-            if self.in_flight.len() < most && !waits {
+            if self.in_flight.len() < max_in_flight && !waits {
                 self.send();
             }
         }
     }
 
-    /// Runs on, and returns of what the shards take in that time the share that got
-    /// through, and of what was sent the share that was refused.
+    /// Runs for some seconds, and returns the share of the shards' capacity that was used and
+    /// the share of the sent records that was throttled.
     fn measure(&mut self, seconds: u64) -> (f64, f64) {
         self.accepted.fill([0.0; 2]);
         self.refused = 0;
@@ -172,14 +172,14 @@ impl Simulation {
 }
 
 #[track_caller]
-fn check(what: &str, least: f64, (goodput, refused): (f64, f64)) {
-    assert!(goodput >= least, "{what}: goodput {goodput:.3}");
+fn check(what: &str, min: f64, (goodput, refused): (f64, f64)) {
+    assert!(goodput >= min, "{what}: goodput {goodput:.3}");
     assert!(refused <= 0.02, "{what}: refused {refused:.4}");
 }
 
 #[test]
 fn a_shard_is_used_to_its_limit_and_refuses_little() {
-    for (enforced, share, weights, least) in [
+    for (enforced, share, weights, min) in [
         (Enforced::Bucket, 1.0, &[400][..], 0.98),
         (Enforced::Bucket, 1.0, &[3000], 0.98),
         (Enforced::Bucket, 1.0, &[300, 8000, 700], 0.98),
@@ -193,12 +193,12 @@ fn a_shard_is_used_to_its_limit_and_refuses_little() {
         let mut simulation = Simulation::new(vec![Model::new(enforced, share)], weights);
         simulation.run(20);
         let what = format!("{enforced:?} {share} {weights:?}");
-        check(&what, least, simulation.measure(40));
+        check(&what, min, simulation.measure(40));
     }
 }
 
 #[test]
-fn it_is_found_from_the_start_and_few_requests_are_needed() {
+fn the_limit_is_found_at_once_with_few_requests() {
     let model = Model::new(Enforced::Bucket, 1.0);
     let mut simulation = Simulation::new(vec![model], &[700]);
     let (goodput, refused) = simulation.measure(30);
@@ -208,7 +208,7 @@ fn it_is_found_from_the_start_and_few_requests_are_needed() {
 }
 
 #[test]
-fn a_shard_that_takes_nothing_keeps_none_back() {
+fn a_shard_that_accepts_nothing_slows_no_other() {
     let shares = [1.0, 0.0, 1.0, 0.2];
     let models = shares.map(|share| Model::new(Enforced::Bucket, share));
     let mut simulation = Simulation::new(models.into(), &[700]);
@@ -238,7 +238,7 @@ fn new_shards_are_used_within_seconds() {
 }
 
 #[test]
-fn what_others_leave_is_used_again() {
+fn capacity_that_others_free_is_used_again() {
     let model = Model::new(Enforced::Bucket, 0.3);
     let mut simulation = Simulation::new(vec![model], &[700]);
     simulation.run(20);
@@ -247,54 +247,54 @@ fn what_others_leave_is_used_again() {
     check("alone again", 0.95, simulation.measure(20));
 }
 
-/// Refusals that do not come of the rate make it no slower than they are.
+/// Throttling that does not depend on the rate must not reduce it further and further.
 #[test]
-fn refusals_at_random_do_not_slow_it_to_nothing() {
-    let mut flow = Flow::default();
+fn random_throttling_does_not_stop_the_stream() {
+    let mut rates = ShardRates::default();
     let (start, mut accepted, mut number) = (Instant::now(), 0, 0_u64);
     for tick in 0..60_000 {
         let now = start + Duration::from_millis(tick);
-        flow.begin(now);
+        rates.start_round(now);
         let mut request = Vec::new();
         for key in 0..100 {
-            if flow.admit(key, 500) {
+            if rates.admit(key, 500) {
                 number = number
                     .wrapping_mul(6_364_136_223_846_793_005)
                     .wrapping_add(1_442_695_040_888_963_407);
-                let fate = match number >> 63 {
-                    0 => Fate::Accepted("0"),
-                    _ => Fate::Throttled,
+                let result = match number >> 63 {
+                    0 => RecordResult::Accepted("0"),
+                    _ => RecordResult::Throttled,
                 };
-                request.push((key, 500, fate));
+                request.push((key, 500, result));
             }
         }
         if !request.is_empty() {
             accepted += request
                 .iter()
-                .filter(|one| one.2 != Fate::Throttled)
+                .filter(|one| one.2 != RecordResult::Throttled)
                 .count();
-            flow.answered(now, request.iter().copied());
+            rates.record_answer(now, request.iter().copied());
         }
     }
     assert!(accepted >= 60 * 300, "{accepted} in a minute");
 }
 
 #[test]
-fn a_stream_that_takes_nothing_is_left_alone_for_longer_and_longer() {
+fn a_stream_that_accepts_nothing_is_tried_ever_less_often() {
     let model = Model::new(Enforced::Bucket, 0.0);
     let mut simulation = Simulation::new(vec![model], &[700]);
     simulation.run(30);
-    assert!(simulation.flow.stalled() >= Some(Duration::from_secs(5)));
+    assert!(simulation.rates.stalled_for() >= Some(Duration::from_secs(5)));
     let before = simulation.requests;
     simulation.run(60);
     assert!(simulation.requests <= before + 13);
     simulation.shards[0].share = 1.0;
     simulation.run(6);
-    assert_eq!(simulation.flow.stalled(), None);
+    assert_eq!(simulation.rates.stalled_for(), None);
 }
 
 #[test]
-fn a_shard_that_took_nothing_for_long_is_soon_used_again() {
+fn a_shard_that_accepted_nothing_for_long_is_soon_used_again() {
     for weight in [700, 50_000, 250_000] {
         let model = Model::new(Enforced::Bucket, 1.0);
         let mut simulation = Simulation::new(vec![model], &[weight]);
@@ -304,7 +304,7 @@ fn a_shard_that_took_nothing_for_long_is_soon_used_again() {
         simulation.shards[0].share = 1.0;
         let elapsed = simulation.now.duration_since(simulation.start);
         simulation.shards[0].at = elapsed.as_secs_f64();
-        // The longest pause, and a moment.
+        // The longest pause and some time to recover.
         let (goodput, _) = simulation.measure(7);
         assert!(goodput > 0.0, "{weight}: nothing in 7 s");
         let (goodput, refused) = simulation.measure(20);
