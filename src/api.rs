@@ -1,14 +1,14 @@
 //! The gRPC services, and the server that they share.
 
 pub mod errors;
-pub mod wire;
+pub mod event_decoder;
 
 mod checks;
 mod convert;
 mod events;
-mod intake;
 mod integrations;
 mod publishing;
+mod request_body;
 mod trace;
 mod validate;
 
@@ -23,7 +23,9 @@ use tonic::{
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower_http::trace::TraceLayer;
 
-use self::{events::Events, intake::Intake, integrations::Integrations, publishing::Publishing};
+use self::{
+    events::Events, integrations::Integrations, publishing::Publishing, request_body::Intake,
+};
 use crate::{
     domain::{
         arn::Partition,

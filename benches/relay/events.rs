@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use prost::Message;
 use rand::{Rng, rngs::StdRng};
 use siem_relay::{
-    api::wire::decode_event,
+    api::event_decoder::decode_event,
     domain::event::{Format, Head, finish},
     proto::v1::{self, event::Payload},
     publish::eve::{Line, Origin, parse},

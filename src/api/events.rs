@@ -10,8 +10,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     errors::ApiError,
-    intake::{Room, Rooms},
     publishing::Publishing,
+    request_body::{Room, Rooms},
 };
 use crate::proto::v1::{
     PublishRequest, PublishResponse, PublishStreamRequest, PublishStreamResponse,

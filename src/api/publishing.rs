@@ -7,7 +7,7 @@ use std::sync::{
 
 use bytes::Bytes;
 
-use super::{convert, errors::ApiError, intake::Room, wire::decode_event};
+use super::{convert, errors::ApiError, event_decoder::decode_event, request_body::Room};
 use crate::{
     domain::{
         event::{Format, Rejection},
