@@ -1,31 +1,28 @@
-//! Reads a `siem.v1.Event` from its wire bytes without building the generated
-//! structs: every text stays a slice of the request.
+//! Zero-copy decoder of `siem.v1.Event`: strings stay slices of the request, and the
+//! generated structs are never built.
 //!
-//! What it takes, and how it reads that, is what prost does with the generated
-//! message; the tests hold the two side by side.
-
-mod reader;
-
-use reader::{Problem, Reader, WireType};
+//! It accepts, rejects and merges exactly as prost does with the generated message; the
+//! tests compare the two. The wire format is that of
+//! <https://protobuf.dev/programming-guides/encoding/>.
 
 use crate::domain::event::{
     Detection, Event, Metadata, Payload, Rejection, RejectionReason, Timestamp,
 };
 
-/// Messages and groups that may stand in one another, as prost has it.
+/// Depth of nested messages and groups; prost's limit.
 const RECURSION_LIMIT: u32 = 100;
 
-/// The bytes are not a `siem.v1.Event`.
+/// Error for bytes that are not a `siem.v1.Event`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{}is not protobuf of siem.v1.Event: {problem}", Field(.field))]
+#[error("{}is not protobuf of siem.v1.Event: {error}", FieldPrefix(.field))]
 pub struct DecodeError {
     field: &'static str,
-    problem: Problem,
+    error: WireError,
 }
 
-struct Field<'a>(&'a str);
+struct FieldPrefix<'a>(&'a str);
 
-impl std::fmt::Display for Field<'_> {
+impl std::fmt::Display for FieldPrefix<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
             "" => Ok(()),
@@ -35,38 +32,36 @@ impl std::fmt::Display for Field<'_> {
 }
 
 impl DecodeError {
-    /// The path of the field at which reading failed; empty where it was between
-    /// fields.
+    /// Path of the field at which decoding failed; empty if it failed between fields.
     pub fn field(&self) -> &'static str {
         self.field
     }
 }
 
 impl From<DecodeError> for Rejection {
-    fn from(error: DecodeError) -> Self {
+    fn from(DecodeError { field, error }: DecodeError) -> Self {
         Self::new(
             RejectionReason::MalformedEvent,
-            error.field,
+            field,
             format!(
-                "is not protobuf of siem.v1.Event: {}; encode it with the message's own code",
-                error.problem
+                "is not protobuf of siem.v1.Event: {error}; encode it with code generated from the proto file"
             ),
         )
     }
 }
 
-/// Reads one event.
+/// Decodes one event.
 ///
 /// # Errors
 ///
-/// Where prost would fail: truncation, a wrong wire type, text that is not UTF-8,
-/// too deep groups.
+/// Fails where prost fails: truncation, a wrong wire type, strings that are not UTF-8,
+/// groups nested too deeply.
 pub fn decode_event(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
     let mut event = Event::default();
     let mut reader = Reader::new(bytes, RECURSION_LIMIT);
     while !reader.is_empty() {
-        let (tag, wire_type) = reader.key().map_err(|problem| at("", problem))?;
-        match (tag, &mut event.payload) {
+        let (number, wire_type) = reader.next_field().map_err(|error| at("", error))?;
+        match (number, &mut event.payload) {
             (6, Some(Payload::Detection(detection))) => {
                 merge_detection(detection, wire_type, &mut reader)?;
             }
@@ -75,8 +70,8 @@ pub fn decode_event(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
                 merge_detection(&mut detection, wire_type, &mut reader)?;
                 *payload = Some(Payload::Detection(detection));
             }
-            _ => merge_event_field(&mut event, tag, wire_type, &mut reader)
-                .map_err(|problem| at(event_field(tag), problem))?,
+            _ => merge_event_field(&mut event, number, wire_type, &mut reader)
+                .map_err(|error| at(event_field(number), error))?,
         }
     }
     if let Some(Payload::Detection(detection)) = &mut event.payload {
@@ -87,32 +82,32 @@ pub fn decode_event(bytes: &[u8]) -> Result<Event<'_>, DecodeError> {
 
 fn merge_event_field<'a>(
     event: &mut Event<'a>,
-    tag: u32,
+    number: u32,
     wire_type: WireType,
     reader: &mut Reader<'a>,
-) -> Result<(), Problem> {
-    match tag {
-        1 => event.organization_id = reader.text(wire_type)?,
-        2 => event.network_id = reader.text(wire_type)?,
-        3 => event.device_id = reader.text(wire_type)?,
+) -> Result<(), WireError> {
+    match number {
+        1 => event.organization_id = reader.string(wire_type)?,
+        2 => event.network_id = reader.string(wire_type)?,
+        3 => event.device_id = reader.string(wire_type)?,
         4 => {
             let time = event.observed_time.get_or_insert_default();
             merge_timestamp(time, &mut reader.message(wire_type)?)?;
         }
-        5 => event.event_id = Some(reader.text(wire_type)?),
-        _ => reader.skip(tag, wire_type)?,
+        5 => event.event_id = Some(reader.string(wire_type)?),
+        _ => reader.skip(number, wire_type)?,
     }
     Ok(())
 }
 
-fn merge_timestamp(time: &mut Timestamp, reader: &mut Reader<'_>) -> Result<(), Problem> {
+fn merge_timestamp(time: &mut Timestamp, reader: &mut Reader<'_>) -> Result<(), WireError> {
     while !reader.is_empty() {
-        let (tag, wire_type) = reader.key()?;
-        match tag {
-            // Two's complement, and the low 32 bits of an int32: as protobuf has it.
-            1 => time.seconds = reader.number(wire_type)? as i64,
-            2 => time.nanos = reader.number(wire_type)? as i32,
-            _ => reader.skip(tag, wire_type)?,
+        let (number, wire_type) = reader.next_field()?;
+        match number {
+            // Protobuf sends both in two's complement, and int32 as its low 32 bits.
+            1 => time.seconds = reader.uint64(wire_type)? as i64,
+            2 => time.nanos = reader.uint64(wire_type)? as i32,
+            _ => reader.skip(number, wire_type)?,
         }
     }
     Ok(())
@@ -123,79 +118,82 @@ fn merge_detection<'a>(
     wire_type: WireType,
     reader: &mut Reader<'a>,
 ) -> Result<(), DecodeError> {
-    let whole = |problem| at("ids_detection", problem);
+    let whole = |error| at("ids_detection", error);
     let mut reader = reader.message(wire_type).map_err(whole)?;
     while !reader.is_empty() {
-        let (tag, wire_type) = reader.key().map_err(whole)?;
-        merge_detection_field(detection, tag, wire_type, &mut reader)
-            .map_err(|problem| at(detection_field(tag), problem))?;
+        let (number, wire_type) = reader.next_field().map_err(whole)?;
+        merge_detection_field(detection, number, wire_type, &mut reader)
+            .map_err(|error| at(detection_field(number), error))?;
     }
     Ok(())
 }
 
 fn merge_detection_field<'a>(
     detection: &mut Detection<'a>,
-    tag: u32,
+    number: u32,
     wire_type: WireType,
     reader: &mut Reader<'a>,
-) -> Result<(), Problem> {
-    match tag {
-        1 => detection.src_ip = reader.text(wire_type)?,
+) -> Result<(), WireError> {
+    match number {
+        1 => detection.src_ip = reader.string(wire_type)?,
         2 => detection.src_port = Some(reader.uint32(wire_type)?),
-        3 => detection.dest_ip = reader.text(wire_type)?,
+        3 => detection.dest_ip = reader.string(wire_type)?,
         4 => detection.dest_port = Some(reader.uint32(wire_type)?),
-        5 => detection.proto = reader.text(wire_type)?,
-        6 => detection.app_proto = reader.text(wire_type)?,
-        7 => detection.flow_id = Some(reader.number(wire_type)?),
-        8 => detection.community_id = reader.text(wire_type)?,
-        9 => reader.uint32s(wire_type, |id| detection.vlan.push(id))?,
-        10 => detection.in_iface = reader.text(wire_type)?,
-        11 => detection.direction = reader.text(wire_type)?,
-        12 => detection.action = reader.text(wire_type)?,
+        5 => detection.proto = reader.string(wire_type)?,
+        6 => detection.app_proto = reader.string(wire_type)?,
+        7 => detection.flow_id = Some(reader.uint64(wire_type)?),
+        8 => detection.community_id = reader.string(wire_type)?,
+        9 => reader.repeated_uint32(wire_type, |id| detection.vlan.push(id))?,
+        10 => detection.in_iface = reader.string(wire_type)?,
+        11 => detection.direction = reader.string(wire_type)?,
+        12 => detection.action = reader.string(wire_type)?,
         13 => detection.gid = Some(reader.uint32(wire_type)?),
         14 => detection.signature_id = Some(reader.uint32(wire_type)?),
         15 => detection.rev = Some(reader.uint32(wire_type)?),
-        16 => detection.signature = Some(reader.text(wire_type)?),
-        17 => detection.category = Some(reader.text(wire_type)?),
+        16 => detection.signature = Some(reader.string(wire_type)?),
+        17 => detection.category = Some(reader.string(wire_type)?),
         18 => detection.severity = Some(reader.uint32(wire_type)?),
         19 => merge_metadata(&mut detection.metadata, &mut reader.message(wire_type)?)?,
-        20 => detection.context_json = reader.text(wire_type)?,
-        _ => reader.skip(tag, wire_type)?,
+        20 => detection.context_json = reader.string(wire_type)?,
+        _ => reader.skip(number, wire_type)?,
     }
     Ok(())
 }
 
-/// One entry of the map: its key and value may come in any order, or not at all.
-fn merge_metadata<'a>(metadata: &mut Metadata<'a>, reader: &mut Reader<'a>) -> Result<(), Problem> {
+/// Merges one map entry; its key and value may be in any order or absent.
+fn merge_metadata<'a>(
+    metadata: &mut Metadata<'a>,
+    reader: &mut Reader<'a>,
+) -> Result<(), WireError> {
     let mut key = "";
     while !reader.is_empty() {
-        match reader.key()? {
-            (1, wire_type) => key = reader.text(wire_type)?,
+        match reader.next_field()? {
+            (1, wire_type) => key = reader.string(wire_type)?,
             (2, wire_type) => merge_values(metadata, &mut reader.message(wire_type)?)?,
-            (tag, wire_type) => reader.skip(tag, wire_type)?,
+            (number, wire_type) => reader.skip(number, wire_type)?,
         }
     }
     metadata.end_entry(key);
     Ok(())
 }
 
-fn merge_values<'a>(metadata: &mut Metadata<'a>, reader: &mut Reader<'a>) -> Result<(), Problem> {
+fn merge_values<'a>(metadata: &mut Metadata<'a>, reader: &mut Reader<'a>) -> Result<(), WireError> {
     while !reader.is_empty() {
-        match reader.key()? {
-            (1, wire_type) => metadata.push_value(reader.text(wire_type)?),
-            (tag, wire_type) => reader.skip(tag, wire_type)?,
+        match reader.next_field()? {
+            (1, wire_type) => metadata.push_value(reader.string(wire_type)?),
+            (number, wire_type) => reader.skip(number, wire_type)?,
         }
     }
     Ok(())
 }
 
 #[cold]
-fn at(field: &'static str, problem: Problem) -> DecodeError {
-    DecodeError { field, problem }
+fn at(field: &'static str, error: WireError) -> DecodeError {
+    DecodeError { field, error }
 }
 
-fn event_field(tag: u32) -> &'static str {
-    match tag {
+fn event_field(number: u32) -> &'static str {
+    match number {
         1 => "organization_id",
         2 => "network_id",
         3 => "device_id",
@@ -205,8 +203,8 @@ fn event_field(tag: u32) -> &'static str {
     }
 }
 
-fn detection_field(tag: u32) -> &'static str {
-    match tag {
+fn detection_field(number: u32) -> &'static str {
+    match number {
         1 => "ids_detection.src_ip",
         2 => "ids_detection.src_port",
         3 => "ids_detection.dest_ip",
@@ -228,6 +226,200 @@ fn detection_field(tag: u32) -> &'static str {
         19 => "ids_detection.metadata",
         20 => "ids_detection.context_json",
         _ => "ids_detection",
+    }
+}
+
+/// Wire type: the encoding of a field's value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WireType {
+    Varint,
+    SixtyFourBit,
+    LengthDelimited,
+    StartGroup,
+    EndGroup,
+    ThirtyTwoBit,
+}
+
+/// Violation of the wire format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+enum WireError {
+    #[error("it ends in the middle of a value")]
+    Truncated,
+    #[error("an integer is longer than 64 bits or cut short")]
+    Varint,
+    #[error("a field has an impossible number or wire type")]
+    Field,
+    #[error("a field has another wire type than in the proto file")]
+    WireType,
+    #[error("a group ends that did not start")]
+    EndGroup,
+    #[error("groups are nested too deeply")]
+    TooDeep,
+    #[error("text is not UTF-8")]
+    Utf8,
+}
+
+/// Unread rest of one message, and the depth of nesting that is left.
+struct Reader<'a> {
+    rest: &'a [u8],
+    depth: u32,
+}
+
+impl<'a> Reader<'a> {
+    /// Reads a message in which others nest down to `depth` levels.
+    fn new(bytes: &'a [u8], depth: u32) -> Self {
+        Self { rest: bytes, depth }
+    }
+
+    #[inline]
+    fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    /// Number and wire type of the next field.
+    #[inline]
+    fn next_field(&mut self) -> Result<(u32, WireType), WireError> {
+        let tag = u32::try_from(self.varint()?).map_err(|_| WireError::Field)?;
+        let wire_type = match tag & 7 {
+            0 => WireType::Varint,
+            1 => WireType::SixtyFourBit,
+            2 => WireType::LengthDelimited,
+            3 => WireType::StartGroup,
+            4 => WireType::EndGroup,
+            5 => WireType::ThirtyTwoBit,
+            _ => return Err(WireError::Field),
+        };
+        match tag >> 3 {
+            0 => Err(WireError::Field),
+            number => Ok((number, wire_type)),
+        }
+    }
+
+    #[inline]
+    fn string(&mut self, wire_type: WireType) -> Result<&'a str, WireError> {
+        let bytes = self.delimited(wire_type)?;
+        str::from_utf8(bytes).map_err(|_| WireError::Utf8)
+    }
+
+    #[inline]
+    fn uint64(&mut self, wire_type: WireType) -> Result<u64, WireError> {
+        expect(WireType::Varint, wire_type)?;
+        self.varint()
+    }
+
+    /// Low 32 bits of the varint, as prost reads a `uint32`.
+    #[inline]
+    fn uint32(&mut self, wire_type: WireType) -> Result<u32, WireError> {
+        Ok(self.uint64(wire_type)? as u32)
+    }
+
+    /// One field of a `repeated uint32`: a single value, or packed values.
+    fn repeated_uint32(
+        &mut self,
+        wire_type: WireType,
+        mut push: impl FnMut(u32),
+    ) -> Result<(), WireError> {
+        if wire_type != WireType::LengthDelimited {
+            push(self.uint32(wire_type)?);
+            return Ok(());
+        }
+        let mut packed = Reader::new(self.delimited(wire_type)?, self.depth);
+        while !packed.is_empty() {
+            push(packed.uint32(WireType::Varint)?);
+        }
+        Ok(())
+    }
+
+    /// Reader of a nested message or map entry.
+    #[inline]
+    fn message(&mut self, wire_type: WireType) -> Result<Self, WireError> {
+        let bytes = self.delimited(wire_type)?;
+        match self.depth.checked_sub(1) {
+            Some(depth) => Ok(Reader::new(bytes, depth)),
+            None => Err(WireError::TooDeep),
+        }
+    }
+
+    /// Skips an unknown field.
+    fn skip(&mut self, number: u32, wire_type: WireType) -> Result<(), WireError> {
+        self.skip_within(number, wire_type, self.depth)
+    }
+
+    fn skip_within(
+        &mut self,
+        number: u32,
+        wire_type: WireType,
+        depth: u32,
+    ) -> Result<(), WireError> {
+        if depth == 0 {
+            return Err(WireError::TooDeep);
+        }
+        match wire_type {
+            WireType::Varint => self.varint().map(|_| ()),
+            WireType::ThirtyTwoBit => self.take(4).map(|_| ()),
+            WireType::SixtyFourBit => self.take(8).map(|_| ()),
+            WireType::LengthDelimited => self.delimited(wire_type).map(|_| ()),
+            WireType::EndGroup => Err(WireError::EndGroup),
+            WireType::StartGroup => loop {
+                match self.next_field()? {
+                    (inner, WireType::EndGroup) if inner == number => return Ok(()),
+                    (_, WireType::EndGroup) => return Err(WireError::EndGroup),
+                    (inner, wire_type) => self.skip_within(inner, wire_type, depth - 1)?,
+                }
+            },
+        }
+    }
+
+    #[inline]
+    fn delimited(&mut self, wire_type: WireType) -> Result<&'a [u8], WireError> {
+        expect(WireType::LengthDelimited, wire_type)?;
+        let length = self.varint()?;
+        self.take(usize::try_from(length).map_err(|_| WireError::Truncated)?)
+    }
+
+    #[inline]
+    fn take(&mut self, length: usize) -> Result<&'a [u8], WireError> {
+        let (taken, rest) = self
+            .rest
+            .split_at_checked(length)
+            .ok_or(WireError::Truncated)?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    #[inline]
+    fn varint(&mut self) -> Result<u64, WireError> {
+        match self.rest {
+            [byte, rest @ ..] if *byte < 0x80 => {
+                self.rest = rest;
+                Ok(u64::from(*byte))
+            }
+            _ => self.long_varint(),
+        }
+    }
+
+    fn long_varint(&mut self) -> Result<u64, WireError> {
+        let mut value = 0;
+        for (index, &byte) in self.rest.iter().take(10).enumerate() {
+            value |= u64::from(byte & 0x7f) << (index * 7);
+            if byte < 0x80 {
+                if index == 9 && byte > 1 {
+                    break;
+                }
+                self.rest = &self.rest[index + 1..];
+                return Ok(value);
+            }
+        }
+        Err(WireError::Varint)
+    }
+}
+
+#[inline]
+fn expect(expected: WireType, given: WireType) -> Result<(), WireError> {
+    if expected == given {
+        Ok(())
+    } else {
+        Err(WireError::WireType)
     }
 }
 

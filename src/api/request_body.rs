@@ -1,19 +1,27 @@
-//! Requests as they come in: their framing is checked and gzip decompressed before anything
-//! else sees them, and the memory of publishes is bounded from the first byte on: a message
-//! is read off its connection only once there is room for all of it.
-
-mod gzip;
+//! Bodies of requests, between the transport and the decoder: their gRPC framing is checked,
+//! gzip is decompressed, and the memory of publishes is bounded. A message is read from its
+//! connection only once the budget has permits for all of its bytes; until then HTTP/2 flow
+//! control holds the client back.
+//!
+//! Formats: [framing], [compression], gzip ([RFC 1952]). Each compressed message is a gzip
+//! file with one or more members.
+//!
+//! [framing]: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
+//! [compression]: https://github.com/grpc/grpc/blob/master/doc/compression.md
+//! [RFC 1952]: https://www.rfc-editor.org/rfc/rfc1952
 
 use std::{
     collections::VecDeque,
+    io::{self, Read as _},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
-use futures_util::future::{Either, MapOk, Ready, TryFutureExt as _, ready as at_once};
+use bytes::{Buf as _, Bytes, BytesMut, buf::Reader};
+use flate2::bufread::MultiGzDecoder;
+use futures_util::future::{Either, MapOk, Ready, TryFutureExt as _, ready as ready_future};
 use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame};
 use tokio::{
@@ -23,107 +31,128 @@ use tokio::{
 use tonic::Status;
 use tower::{Layer, Service};
 
-use self::gzip::{Arriving, Inflating, inflated_length};
 use super::errors::{ApiError, echo};
+use crate::proto::v1::event_service_server::SERVICE_NAME as EVENT_SERVICE;
 
-/// How long a request that is no stream waits for others to leave memory. A stream
-/// waits as long as it takes; meanwhile its client is held back.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a client may send nothing while there is room for its message. Who begins
-/// one and stops must not keep that room from others.
-const SILENCE: Duration = Duration::from_secs(10);
-/// gRPC's prefix of a message: a flag and its length, [big endian].
-///
-/// [big endian]: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
+/// Wait of a unary request for memory, after which it is refused as OVERLOADED. A stream
+/// waits without a limit: flow control holds its client back meanwhile.
+const MAX_MEMORY_WAIT: Duration = Duration::from_secs(10);
+/// Time without bytes from a client that holds memory for a message. A client that begins a
+/// message and stops must not keep the memory from others.
+const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes before each message: a flag and its length, big endian.
 const PREFIX_BYTES: usize = 5;
-/// Bytes of compressed messages that may be in memory while they come, beside what they
-/// become. They have a bound of their own: a message that is whole waits for room for what
-/// it becomes, and what already has that room never waits for this.
-const COMPRESSED_BYTES: usize = 8 << 20;
+/// Budget for compressed messages, until they are decompressed. It is apart from the budget for
+/// decompressed messages: a message that holds permits of that one never waits for this one,
+/// so the two cannot deadlock.
+const COMPRESSED_BUDGET_BYTES: usize = 8 << 20;
+/// Bytes that are decompressed at once.
+const DECOMPRESSED_PIECE_BYTES: usize = 64 << 10;
 
-/// Room in memory for one message.
-pub(super) type Room = OwnedSemaphorePermit;
+/// Permit for the bytes of one decompressed message.
+pub(super) type MemoryPermit = OwnedSemaphorePermit;
 
-/// The rooms of a request's messages, in their order. An extension of the request.
+/// Permits of a request's messages, in their order. An extension of the request.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Rooms(Arc<Mutex<VecDeque<Room>>>);
+pub(super) struct MemoryPermits(Arc<Mutex<VecDeque<MemoryPermit>>>);
 
-impl Rooms {
-    /// The room of the message that was read last. None where there is no bound.
-    pub(super) fn next(&self) -> Option<Room> {
+impl MemoryPermits {
+    /// Permit of the message that was decoded last; None for a service without a budget.
+    pub(super) fn next(&self) -> Option<MemoryPermit> {
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .pop_front()
     }
 
-    fn push(&self, room: Option<Room>) {
+    fn push(&self, permit: Option<MemoryPermit>) {
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .extend(room);
+            .extend(permit);
     }
 }
 
-/// The layer.
+/// Limits of the messages of a service.
 #[derive(Clone)]
-pub(super) struct Intake {
-    /// None where messages are so small that their memory is not bounded in all.
-    memory: Option<Memory>,
-    most_message: usize,
+struct Limits {
+    max_message: usize,
+    /// None if messages are so small that their sum needs no limit.
+    budget: Option<MemoryBudget>,
 }
 
 #[derive(Clone)]
-struct Memory {
-    /// Until messages are durable.
+struct MemoryBudget {
+    /// Bytes of messages until they are durable.
     messages: Arc<Semaphore>,
-    /// Until messages are decompressed.
+    /// Bytes of compressed messages until they are decompressed.
     compressed: Arc<Semaphore>,
 }
 
-impl Intake {
-    /// Room for `most_bytes`, which is at least `most_message`, the longest message.
-    pub(super) fn new(most_bytes: usize, most_message: usize) -> Self {
-        let permits = most_bytes.max(most_message).min(Semaphore::MAX_PERMITS);
+/// Layer that wraps the body of each request into a [`CheckedBody`].
+#[derive(Clone)]
+pub(super) struct RequestBodyLayer {
+    event_service: Limits,
+    other_services: Limits,
+}
+
+impl RequestBodyLayer {
+    /// `budget_bytes` bounds the messages of EventService in memory. It is raised to
+    /// `max_event_message`, so that the longest message fits.
+    pub(super) fn new(
+        budget_bytes: usize,
+        max_event_message: usize,
+        max_other_message: usize,
+    ) -> Self {
+        let permits = budget_bytes
+            .max(max_event_message)
+            .min(Semaphore::MAX_PERMITS);
+        let compressed_permits = COMPRESSED_BUDGET_BYTES.max(max_event_message);
         Self {
-            memory: Some(Memory {
-                messages: Arc::new(Semaphore::new(permits)),
-                compressed: Arc::new(Semaphore::new(COMPRESSED_BYTES.max(most_message))),
-            }),
-            most_message,
+            event_service: Limits {
+                max_message: max_event_message,
+                budget: Some(MemoryBudget {
+                    messages: Arc::new(Semaphore::new(permits)),
+                    compressed: Arc::new(Semaphore::new(compressed_permits)),
+                }),
+            },
+            other_services: Limits {
+                max_message: max_other_message,
+                budget: None,
+            },
         }
     }
 
-    /// Room for messages of up to `most_message`, however many there are.
-    pub(super) fn of_small(most_message: usize) -> Self {
-        Self {
-            memory: None,
-            most_message,
+    fn limits(&self, path: &str) -> &Limits {
+        let service = path.trim_start_matches('/').split('/').next();
+        match service == Some(EVENT_SERVICE) {
+            true => &self.event_service,
+            false => &self.other_services,
         }
     }
 }
 
-impl<S> Layer<S> for Intake {
-    type Service = IntakeService<S>;
+impl<S> Layer<S> for RequestBodyLayer {
+    type Service = RequestBodyService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        IntakeService {
-            intake: self.clone(),
+        RequestBodyService {
+            layer: self.clone(),
             inner,
         }
     }
 }
 
-/// See [`Intake`].
+/// Service of [`RequestBodyLayer`].
 #[derive(Clone)]
-pub(super) struct IntakeService<S> {
-    intake: Intake,
+pub(super) struct RequestBodyService<S> {
+    layer: RequestBodyLayer,
     inner: S,
 }
 
 type Answer = Response<tonic::body::Body>;
 
-impl<S> Service<Request<tonic::body::Body>> for IntakeService<S>
+impl<S> Service<Request<tonic::body::Body>> for RequestBodyService<S>
 where
     S: Service<Request<tonic::body::Body>, Response = Answer>,
 {
@@ -137,40 +166,43 @@ where
 
     fn call(&mut self, request: Request<tonic::body::Body>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
-        let is_gzip = match is_gzip(&mut parts.headers) {
+        let is_gzip = match take_encoding(&mut parts.headers) {
             Ok(is_gzip) => is_gzip,
-            Err(error) => return Either::Left(at_once(Ok(Status::from(error).into_http()))),
+            Err(error) => return Either::Left(ready_future(Ok(Status::from(error).into_http()))),
         };
-        let rooms = Rooms::default();
-        // Of the methods of others none takes a stream of requests but reflection's.
+        let permits = MemoryPermits::default();
+        parts.extensions.insert(permits.clone());
         let path = parts.uri.path();
-        let is_stream = path.ends_with("/PublishStream") || path.ends_with("ReflectionInfo");
-        parts.extensions.insert(rooms.clone());
-        let metered = Metered {
+        let checked = CheckedBody {
             body,
-            intake: self.intake.clone(),
-            patience: (!is_stream).then_some(PATIENCE),
+            limits: self.layer.limits(path).clone(),
+            is_stream: is_stream(path),
             is_gzip,
-            rooms,
-            buffered: Bytes::new(),
-            held: Bytes::new(),
+            permits,
+            received: Bytes::new(),
+            pending_prefix: Bytes::new(),
             prefix: Prefix::default(),
             rest: 0,
-            arriving: None,
-            inflating: None,
+            compressed: None,
+            decompression: None,
             messages: 0,
             ended: false,
             state: State::Reading,
         };
-        let body = tonic::body::Body::new(metered);
+        let body = tonic::body::Body::new(checked);
         let answer = self.inner.call(Request::from_parts(parts, body));
-        Either::Right(answer.map_ok(with_reason))
+        Either::Right(answer.map_ok(with_decode_error))
     }
 }
 
-/// Takes away the name of the compression, which what comes behind does not see. Returns
-/// whether it is gzip.
-fn is_gzip(headers: &mut HeaderMap) -> Result<bool, ApiError> {
+/// Whether an RPC's request is a stream: PublishStream, and reflection's only method.
+fn is_stream(path: &str) -> bool {
+    path.ends_with("/PublishStream") || path.ends_with("ReflectionInfo")
+}
+
+/// Removes `grpc-encoding`, because the inner services receive uncompressed messages.
+/// Returns whether it is gzip.
+fn take_encoding(headers: &mut HeaderMap) -> Result<bool, ApiError> {
     let Some(encoding) = headers.remove("grpc-encoding") else {
         return Ok(false);
     };
@@ -184,39 +216,39 @@ fn is_gzip(headers: &mut HeaderMap) -> Result<bool, ApiError> {
     }
 }
 
-/// An answer with our own refusal, where bytes could not be decoded.
-fn with_reason(answer: Answer) -> Answer {
+/// Replaces tonic's INTERNAL for bytes that cannot be decoded by MALFORMED_REQUEST.
+fn with_decode_error(answer: Answer) -> Answer {
     let status = answer.extensions().get::<Status>();
-    match status.and_then(ApiError::of_undecodable) {
+    match status.and_then(ApiError::from_decode_failure) {
         Some(error) => Status::from(error).into_http(),
         None => answer,
     }
 }
 
-/// The prefix of a message, as far as it has come.
+/// Prefix of a message, as far as it was received.
 #[derive(Default)]
 struct Prefix {
     bytes: [u8; PREFIX_BYTES],
-    have: usize,
+    received: usize,
 }
 
 impl Prefix {
-    /// Takes what of `data` belongs to it. Returns its flag and the length of the message
-    /// once they are known.
+    /// Moves the prefix's bytes out of `data`. Returns flag and length of the message once
+    /// the prefix is complete.
     fn take(&mut self, data: &mut Bytes) -> Option<(u8, usize)> {
-        let taken = data.split_to(data.len().min(PREFIX_BYTES - self.have));
-        self.bytes[self.have..self.have + taken.len()].copy_from_slice(&taken);
-        self.have += taken.len();
-        if self.have < PREFIX_BYTES {
+        let taken = data.split_to(data.len().min(PREFIX_BYTES - self.received));
+        self.bytes[self.received..self.received + taken.len()].copy_from_slice(&taken);
+        self.received += taken.len();
+        if self.received < PREFIX_BYTES {
             return None;
         }
-        self.have = 0;
+        self.received = 0;
         let [flag, length @ ..] = self.bytes;
         Some((flag, u32::from_be_bytes(length) as usize))
     }
 
-    /// The prefix of a message that is not compressed.
-    fn plain(length: usize) -> Bytes {
+    /// Prefix of an uncompressed message.
+    fn uncompressed(length: usize) -> Bytes {
         let mut bytes = BytesMut::with_capacity(PREFIX_BYTES);
         bytes.extend_from_slice(&[0]);
         bytes.extend_from_slice(&(length as u32).to_be_bytes());
@@ -224,218 +256,273 @@ impl Prefix {
     }
 }
 
-type Acquire = Pin<Box<dyn Future<Output = Result<Room, AcquireError>> + Send>>;
+/// Compressed message that is being received.
+#[derive(Default)]
+struct Compressed {
+    bytes: BytesMut,
+    permit: Option<MemoryPermit>,
+}
 
-/// Size that needs room.
+/// Decompression of a message that was received completely.
+struct Decompression {
+    decoder: MultiGzDecoder<Reader<Bytes>>,
+    /// Decompressed bytes that were not returned yet.
+    left: usize,
+    _permit: Option<MemoryPermit>,
+}
+
+impl Decompression {
+    /// `length` is the message's [`decompressed_length`].
+    fn new(message: Compressed, length: usize) -> Self {
+        Self {
+            decoder: MultiGzDecoder::new(message.bytes.freeze().reader()),
+            left: length,
+            _permit: message.permit,
+        }
+    }
+
+    /// Returns the next bytes; None at the end.
+    fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        let mut piece = vec![0; self.left.min(DECOMPRESSED_PIECE_BYTES)];
+        self.decoder.read_exact(&mut piece).map_err(gzip_error)?;
+        self.left -= piece.len();
+        Ok(Some(piece.into()))
+    }
+}
+
+/// Returns the decompressed length of a gzip file, and checks all of it.
+///
+/// A message is decompressed twice, so that no decompressed bytes are kept before there are
+/// permits for them. The length in gzip's trailer is no substitute: it covers the last
+/// member only, and the sender may write anything there.
+fn decompressed_length(bytes: &[u8], limit: usize) -> Result<usize, ApiError> {
+    let mut decoder = MultiGzDecoder::new(bytes).take(limit as u64 + 1);
+    let length = io::copy(&mut decoder, &mut io::sink()).map_err(gzip_error)? as usize;
+    match length <= limit {
+        true => Ok(length),
+        false => Err(ApiError::MessageTooLarge { limit }),
+    }
+}
+
+fn gzip_error(error: io::Error) -> ApiError {
+    ApiError::Malformed(match error.kind() {
+        io::ErrorKind::UnexpectedEof => "a message is not gzip, or cut off".to_owned(),
+        _ => "a message is not gzip, or damaged".to_owned(),
+    })
+}
+
+type AcquirePermit = Pin<Box<dyn Future<Output = Result<MemoryPermit, AcquireError>> + Send>>;
+
+/// Purpose of a permit.
 #[derive(Clone, Copy)]
-enum Wanted {
-    /// A message as it comes.
+enum Purpose {
+    /// Receive an uncompressed message.
     Message,
-    /// A message as it comes, compressed.
+    /// Receive a compressed message.
     Compressed,
-    /// So many bytes that a message becomes, which has come.
-    Inflated(usize),
+    /// Decompress a received message to so many bytes.
+    Decompressed(usize),
 }
 
 enum State {
-    /// Bytes pass as they come.
+    /// Bytes are passed on as they are received.
     Reading,
-    /// There is no room yet for a message; its prefix waits in hand.
+    /// The budget has no permits yet for a message; its prefix is held back.
     Waiting {
-        wanted: Wanted,
-        room: Acquire,
-        until: Option<Pin<Box<Sleep>>>,
+        purpose: Purpose,
+        permit: AcquirePermit,
+        deadline: Option<Pin<Box<Sleep>>>,
     },
-    /// The rest of a message is due, or the end of a request that is no stream.
-    Receiving { until: Pin<Box<Sleep>> },
+    /// The rest of a message is due, or the end of a unary request.
+    Receiving { deadline: Pin<Box<Sleep>> },
 }
 
-/// A body that is read as there is room for its messages.
-struct Metered {
+/// Body of uncompressed messages, each of which is read once there is memory for it.
+struct CheckedBody {
     body: tonic::body::Body,
-    intake: Intake,
-    patience: Option<Duration>,
+    limits: Limits,
+    is_stream: bool,
     is_gzip: bool,
-    rooms: Rooms,
-    /// Read, but not handed on.
-    buffered: Bytes,
-    /// A prefix, which the transport would take as leave to reserve memory.
-    held: Bytes,
+    permits: MemoryPermits,
+    /// Bytes that were received and not passed on.
+    received: Bytes,
+    /// Prefix that is passed on once there are permits: tonic reserves memory for the length
+    /// in it.
+    pending_prefix: Bytes,
     prefix: Prefix,
-    /// Bytes of the present message that are still to come.
+    /// Bytes of the current message that were not passed on.
     rest: usize,
-    arriving: Option<Arriving>,
-    inflating: Option<Inflating>,
-    /// Messages that have begun.
+    compressed: Option<Compressed>,
+    decompression: Option<Decompression>,
+    /// Number of messages that have begun.
     messages: u64,
     ended: bool,
     state: State,
 }
 
-impl Metered {
-    /// The next bytes to hand on, of one message at the most, so that nobody waits
-    /// for room while a message before is kept from leaving. None where more must be
-    /// read, or [`State::Waiting`] has begun.
+impl CheckedBody {
+    /// Returns the next bytes to pass on, of one message at most, so that no message waits
+    /// for permits while tonic lacks the end of the one before it. None if more must be
+    /// received, or if [`State::Waiting`] has begun.
     fn next_piece(&mut self) -> Result<Option<Bytes>, ApiError> {
-        if !self.held.is_empty() {
-            return Ok(Some(std::mem::take(&mut self.held)));
+        if !self.pending_prefix.is_empty() {
+            return Ok(Some(std::mem::take(&mut self.pending_prefix)));
         }
-        if let Some(inflating) = &mut self.inflating {
-            match inflating.next()? {
+        if let Some(decompression) = &mut self.decompression {
+            match decompression.next()? {
                 Some(piece) => return Ok(Some(piece)),
-                None => self.inflating = None,
+                None => self.decompression = None,
             }
         }
-        if self.buffered.is_empty() {
+        if self.received.is_empty() {
             return Ok(None);
         }
         if self.rest > 0 {
-            let piece = self.buffered.split_to(self.buffered.len().min(self.rest));
+            let piece = self.received.split_to(self.received.len().min(self.rest));
             self.rest -= piece.len();
-            if self.rest == 0 && self.is_stream() {
+            if self.rest == 0 && self.is_stream {
                 self.state = State::Reading;
             }
-            let Some(arriving) = &mut self.arriving else {
+            let Some(compressed) = &mut self.compressed else {
                 return Ok(Some(piece));
             };
-            arriving.bytes.extend_from_slice(&piece);
+            compressed.bytes.extend_from_slice(&piece);
             if self.rest == 0 {
-                let length = inflated_length(&arriving.bytes, self.intake.most_message)?;
-                self.held = Prefix::plain(length);
-                self.reserve(Wanted::Inflated(length), length);
+                let length = decompressed_length(&compressed.bytes, self.limits.max_message)?;
+                self.pending_prefix = Prefix::uncompressed(length);
+                self.reserve(Purpose::Decompressed(length), length);
             }
             return Ok(None);
         }
-        match self.prefix.take(&mut self.buffered) {
-            Some((flag, length)) => self.begin(flag, length).map(|()| None),
+        match self.prefix.take(&mut self.received) {
+            Some((flag, length)) => self.begin_message(flag, length).map(|()| None),
             None => Ok(None),
         }
     }
 
-    /// A message begins.
-    fn begin(&mut self, flag: u8, length: usize) -> Result<(), ApiError> {
+    fn begin_message(&mut self, flag: u8, length: usize) -> Result<(), ApiError> {
         let malformed = |problem: &str| Err(ApiError::Malformed(problem.to_owned()));
-        let most = self.intake.most_message;
+        let limit = self.limits.max_message;
         self.messages += 1;
         match flag {
-            _ if self.messages > 1 && !self.is_stream() => {
+            _ if self.messages > 1 && !self.is_stream => {
                 return malformed("there is more than one message");
             }
-            _ if length > most => return Err(ApiError::MessageTooLarge { most }),
+            _ if length > limit => return Err(ApiError::MessageTooLarge { limit }),
             0 => {}
-            1 if !self.is_gzip => return Err(ApiError::NotCompressed),
+            1 if !self.is_gzip => return Err(ApiError::CompressionNotDeclared),
             1 if length == 0 => return malformed("a message is not gzip, or cut off"),
             1 => {
                 self.rest = length;
-                self.arriving = Some(Arriving::default());
-                self.reserve(Wanted::Compressed, length);
+                self.compressed = Some(Compressed::default());
+                self.reserve(Purpose::Compressed, length);
                 return Ok(());
             }
-            _ => return malformed("a message's flags are neither 0 nor 1"),
+            _ => return malformed("the flag of a message is neither 0 nor 1"),
         }
         self.rest = length;
-        self.held = Prefix::plain(length);
-        self.reserve(Wanted::Message, length);
+        self.pending_prefix = Prefix::uncompressed(length);
+        self.reserve(Purpose::Message, length);
         Ok(())
     }
 
-    /// Goes on where there is room, or waits for it.
-    fn reserve(&mut self, wanted: Wanted, bytes: usize) {
-        let Some(memory) = &self.intake.memory else {
-            return self.admit(wanted, None);
+    /// Acquires permits for `bytes`, or begins to wait for them.
+    fn reserve(&mut self, purpose: Purpose, bytes: usize) {
+        let Some(budget) = &self.limits.budget else {
+            return self.admit(purpose, None);
         };
-        let memory = match wanted {
-            Wanted::Compressed => &memory.compressed,
-            Wanted::Message | Wanted::Inflated(_) => &memory.messages,
+        let semaphore = match purpose {
+            Purpose::Compressed => &budget.compressed,
+            Purpose::Message | Purpose::Decompressed(_) => &budget.messages,
         };
-        let memory = Arc::clone(memory);
+        let semaphore = Arc::clone(semaphore);
         let bytes = bytes as u32;
-        match memory.clone().try_acquire_many_owned(bytes) {
-            Ok(room) => self.admit(wanted, Some(room)),
-            Err(_full) => {
+        match semaphore.clone().try_acquire_many_owned(bytes) {
+            Ok(permit) => self.admit(purpose, Some(permit)),
+            Err(_exhausted) => {
                 self.state = State::Waiting {
-                    wanted,
-                    room: Box::pin(memory.acquire_many_owned(bytes)),
-                    until: self.patience.map(|patience| Box::pin(sleep(patience))),
+                    purpose,
+                    permit: Box::pin(semaphore.acquire_many_owned(bytes)),
+                    deadline: (!self.is_stream).then(|| Box::pin(sleep(MAX_MEMORY_WAIT))),
                 };
             }
         }
     }
 
-    fn admit(&mut self, wanted: Wanted, room: Option<Room>) {
-        match (wanted, &mut self.arriving) {
-            (Wanted::Compressed, Some(arriving)) => arriving.room = room,
-            (Wanted::Inflated(length), arriving) => {
-                self.rooms.push(room);
-                let arrived = arriving.take();
-                self.inflating = arrived.map(|arrived| Inflating::new(arrived, length));
+    fn admit(&mut self, purpose: Purpose, permit: Option<MemoryPermit>) {
+        match (purpose, &mut self.compressed) {
+            (Purpose::Compressed, Some(compressed)) => compressed.permit = permit,
+            (Purpose::Decompressed(length), compressed) => {
+                self.permits.push(permit);
+                let message = compressed.take();
+                self.decompression = message.map(|message| Decompression::new(message, length));
             }
-            (Wanted::Message | Wanted::Compressed, _) => self.rooms.push(room),
+            (Purpose::Message | Purpose::Compressed, _) => self.permits.push(permit),
         }
-        // A request that is no stream is answered only once its end has come.
-        self.state = match self.buffered.len() < self.rest || !self.is_stream() {
-            true if self.intake.memory.is_some() => State::Receiving {
-                until: Box::pin(sleep(SILENCE)),
+        // A unary request holds its permit until its end is received, because only then is
+        // it answered.
+        self.state = match self.received.len() < self.rest || !self.is_stream {
+            true if self.limits.budget.is_some() => State::Receiving {
+                deadline: Box::pin(sleep(RECEIVE_TIMEOUT)),
             },
             _ => State::Reading,
         };
     }
 
-    fn is_stream(&self) -> bool {
-        self.patience.is_none()
-    }
-
-    fn heard(&mut self) {
-        if let State::Receiving { until } = &mut self.state {
-            until.as_mut().reset(Instant::now() + SILENCE);
+    fn extend_receive_deadline(&mut self) {
+        if let State::Receiving { deadline } = &mut self.state {
+            deadline.as_mut().reset(Instant::now() + RECEIVE_TIMEOUT);
         }
     }
 
-    /// Whether something can be done before more is read.
+    /// Whether there is work before more is received.
     fn is_busy(&self) -> bool {
         matches!(self.state, State::Waiting { .. })
-            || !self.held.is_empty()
-            || self.inflating.is_some()
-            || !self.buffered.is_empty()
+            || !self.pending_prefix.is_empty()
+            || self.decompression.is_some()
+            || !self.received.is_empty()
     }
 
-    /// Checks what has come once nothing more will.
+    /// Checks that the body ends between messages, and a unary one after its message.
     fn end(&mut self) -> Result<(), ApiError> {
         self.ended = true;
-        let problem = match (self.prefix.have, self.rest, self.messages) {
-            (0, 0, 0) if !self.is_stream() => "there is no message",
+        let problem = match (self.prefix.received, self.rest, self.messages) {
+            (0, 0, 0) if !self.is_stream => "there is no message",
             (0, 0, _) => return Ok(()),
             _ => "it ends in the middle of a message",
         };
         Err(ApiError::Malformed(problem.to_owned()))
     }
 
-    /// Waits for what the state waits for.
+    /// Waits for permits, and fails when a deadline has passed.
     fn poll_state(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ApiError>> {
         match &mut self.state {
             State::Reading => Poll::Ready(Ok(())),
             State::Waiting {
-                wanted,
-                room,
-                until,
+                purpose,
+                permit,
+                deadline,
             } => {
-                if let Poll::Ready(room) = room.as_mut().poll(cx) {
-                    let wanted = *wanted;
-                    match room {
-                        Ok(room) => self.admit(wanted, Some(room)),
+                if let Poll::Ready(permit) = permit.as_mut().poll(cx) {
+                    let purpose = *purpose;
+                    match permit {
+                        Ok(permit) => self.admit(purpose, Some(permit)),
                         Err(_closed) => return Poll::Ready(Err(ApiError::ShuttingDown)),
                     }
                     return self.poll_state(cx);
                 }
-                match until {
-                    Some(until) => {
-                        ready!(until.as_mut().poll(cx));
+                match deadline {
+                    Some(deadline) => {
+                        ready!(deadline.as_mut().poll(cx));
                         Poll::Ready(Err(ApiError::Overloaded))
                     }
                     None => Poll::Pending,
                 }
             }
-            State::Receiving { until } => match until.as_mut().poll(cx) {
+            State::Receiving { deadline } => match deadline.as_mut().poll(cx) {
                 Poll::Ready(()) => Poll::Ready(Err(ApiError::MessageTimeout)),
                 Poll::Pending => Poll::Ready(Ok(())),
             },
@@ -443,7 +530,7 @@ impl Metered {
     }
 }
 
-impl Body for Metered {
+impl Body for CheckedBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -467,9 +554,9 @@ impl Body for Metered {
                 }
             }
             let frame = ready!(Pin::new(&mut this.body).poll_frame(cx)).transpose()?;
-            this.heard();
+            this.extend_receive_deadline();
             match frame.map(Frame::into_data) {
-                Some(Ok(data)) => this.buffered = data,
+                Some(Ok(data)) => this.received = data,
                 end => {
                     let trailers = end.and_then(Result::err).map(Ok);
                     let ended = this.end().map_err(|error| Err(error.into()));
