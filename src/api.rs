@@ -141,14 +141,13 @@ impl<D: Delivery> Api<D> {
                 .set_service_status(name, ServingStatus::Serving)
                 .await;
         }
-        let has_room = self.store.has_room();
-        tokio::spawn(report_publish_health(
-            health.clone(),
-            has_room,
+        let has_space = self.store.has_room();
+        tokio::spawn(report_health(
+            health,
+            self.own_identity,
+            has_space,
             stop.clone(),
         ));
-        let own_identity = self.own_identity;
-        tokio::spawn(report_delivery_health(health, own_identity, stop.clone()));
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
@@ -204,47 +203,34 @@ impl<D: Delivery> Api<D> {
     }
 }
 
-/// Reports `delivery` as NOT_SERVING while AWS refuses this service's own identity.
-async fn report_delivery_health(
+/// Reports `delivery` as NOT_SERVING while AWS refuses this service's own identity, and `publish`
+/// while the disk has no space for events.
+async fn report_health(
     mut health: HealthReporter,
     mut own_identity: watch::Receiver<Standing>,
+    mut has_space: watch::Receiver<bool>,
     stop: CancellationToken,
 ) {
+    own_identity.mark_changed();
+    has_space.mark_changed();
     loop {
-        let status = match *own_identity.borrow_and_update() {
-            Standing::Good => ServingStatus::Serving,
-            Standing::CredentialsRefused { .. } | Standing::MayNotAssume => {
-                ServingStatus::NotServing
-            }
-        };
-        health.set_service_status(DELIVERY_HEALTH, status).await;
-        tokio::select! {
+        let (name, serves) = tokio::select! {
+            biased;
             () = stop.cancelled() => break,
-            changed = own_identity.changed() => if changed.is_err() { break },
-        }
+            Ok(()) = own_identity.changed() => {
+                let serves = matches!(*own_identity.borrow_and_update(), Standing::Good);
+                (DELIVERY_HEALTH, serves)
+            }
+            Ok(()) = has_space.changed() => (PUBLISH_HEALTH, *has_space.borrow_and_update()),
+        };
+        let status = match serves {
+            true => ServingStatus::Serving,
+            false => ServingStatus::NotServing,
+        };
+        health.set_service_status(name, status).await;
     }
     // Ends the Watch streams of health, which would delay the shutdown.
     for name in HEALTH_NAMES {
         health.clear_service_status(name).await;
-    }
-}
-
-/// Reports `publish` as NOT_SERVING while the disk has no space for events.
-async fn report_publish_health(
-    health: HealthReporter,
-    mut has_space: watch::Receiver<bool>,
-    stop: CancellationToken,
-) {
-    loop {
-        let status = match *has_space.borrow_and_update() {
-            true => ServingStatus::Serving,
-            false => ServingStatus::NotServing,
-        };
-        health.set_service_status(PUBLISH_HEALTH, status).await;
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            changed = has_space.changed() => if changed.is_err() { return },
-        }
     }
 }

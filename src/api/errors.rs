@@ -109,7 +109,6 @@ pub(super) fn echo(text: &str) -> String {
 /// Error of any RPC.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// Missing or malformed fields.
     #[error("invalid request: {0}")]
     Invalid(Violations),
     /// Bytes that are not the RPC's message. Holds the problem.
@@ -123,39 +122,20 @@ pub enum ApiError {
     /// Unknown compression. Holds its name, as [`echo`] returns it.
     #[error("grpc-encoding {0} is not supported; use gzip or identity")]
     UnsupportedEncoding(String),
-    /// Message over the size limit of its service.
     #[error(
         "a message has more than {limit} bytes, counted after decompression; send smaller requests"
     )]
-    MessageTooLarge {
-        /// Largest accepted number of bytes.
-        limit: usize,
-    },
-    /// Too many events in one request.
+    MessageTooLarge { limit: usize },
     #[error("{count} events in one request; send at most {limit}")]
-    TooManyEvents {
-        /// Number of events in the request.
-        count: usize,
-        /// Largest accepted number of events.
-        limit: usize,
-    },
-    /// Too many bytes of events in one request.
+    TooManyEvents { count: usize, limit: usize },
     #[error("{bytes} bytes of events in one request; send at most {limit}")]
-    RequestTooLarge {
-        /// Number of bytes in the request.
-        bytes: usize,
-        /// Largest accepted number of bytes.
-        limit: usize,
-    },
-    /// Organization without an integration.
+    RequestTooLarge { bytes: usize, limit: usize },
     #[error("the organization has no integration; configure one first")]
     NotFound,
-    /// The integration was changed since the caller read its etag.
     #[error(
         "the integration was changed and the etag is no longer current; get the integration and apply the change to it"
     )]
     EtagMismatch,
-    /// The external ID belongs to another organization.
     #[error("another organization uses this external ID; choose a new one")]
     ExternalIdInUse,
     /// The memory budget for requests is exhausted.
@@ -166,13 +146,10 @@ pub enum ApiError {
         "no bytes were received for 10 s before the end of the request; send it again, and end it"
     )]
     MessageTimeout,
-    /// The disk is full, or nearly.
     #[error("the log's disk is nearly full; nothing of the request was accepted; try again later")]
     DiskFull,
-    /// The log cannot be written.
     #[error("the log could not be written; nothing of the request was accepted; try again")]
     StorageFailed,
-    /// The server is shutting down.
     #[error("the server is shutting down; connect again")]
     ShuttingDown,
     /// A defect of this service.

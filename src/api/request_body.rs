@@ -14,7 +14,7 @@ use std::{
     collections::VecDeque,
     io::{self, Read as _},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -59,17 +59,15 @@ pub(super) struct MemoryPermits(Arc<Mutex<VecDeque<MemoryPermit>>>);
 impl MemoryPermits {
     /// Permit of the message that was decoded last; None for a service without a budget.
     pub(super) fn next(&self) -> Option<MemoryPermit> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop_front()
+        self.lock().pop_front()
     }
 
     fn push(&self, permit: Option<MemoryPermit>) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(permit);
+        self.lock().extend(permit);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<MemoryPermit>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -249,10 +247,8 @@ impl Prefix {
 
     /// Prefix of an uncompressed message.
     fn uncompressed(length: usize) -> Bytes {
-        let mut bytes = BytesMut::with_capacity(PREFIX_BYTES);
-        bytes.extend_from_slice(&[0]);
-        bytes.extend_from_slice(&(length as u32).to_be_bytes());
-        bytes.freeze()
+        let [a, b, c, d] = (length as u32).to_be_bytes();
+        Bytes::copy_from_slice(&[0, a, b, c, d])
     }
 }
 
@@ -323,7 +319,7 @@ enum Purpose {
     Message,
     /// Receive a compressed message.
     Compressed,
-    /// Decompress a received message to so many bytes.
+    /// Decompress a received message; holds its decompressed length.
     Decompressed(usize),
 }
 
