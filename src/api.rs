@@ -177,7 +177,7 @@ impl<D: Delivery> Api<D> {
             .concurrency_limit_per_connection(MAX_REQUESTS_PER_CONNECTION)
             // A client that never ends its request must not occupy a handler forever.
             .timeout(DEADLINE)
-            // Before the layers that may refuse a request, so that refusals are traced, too.
+            // Before the layers below, which may refuse a request, so that refusals are traced.
             .layer(
                 TraceLayer::new_for_grpc()
                     .make_span_with(trace::RequestSpans::new(!exports_traces()))

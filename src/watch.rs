@@ -1,8 +1,11 @@
-//! Status streams: a snapshot of the current statuses, then every change. A subscription is a
-//! cursor into the store's changes and keeps no queue of them: a slow subscriber skips
-//! intermediate states, never the last one, and its memory does not grow.
+//! Status streams: a snapshot of the current statuses, then the changes. A subscription is a
+//! cursor into the store's changes and buffers one batch of them: its memory is bounded, and a
+//! slow subscriber skips intermediate statuses, never the last one.
 
-use std::{collections::HashSet, collections::VecDeque, time::Duration};
+use std::{
+    collections::{HashSet, VecDeque},
+    time::Duration,
+};
 
 use futures_util::stream::{self, Stream};
 use tokio::{
@@ -95,7 +98,7 @@ struct Subscriber {
     /// Empty means all.
     organizations: HashSet<OrganizationId>,
     revision: watch::Receiver<u64>,
-    /// Revision up to which everything was sent.
+    /// Revision up to which everything was queued.
     cursor: u64,
     /// Newest revision at the start of the snapshot.
     target: u64,
@@ -217,6 +220,7 @@ impl Subscriber {
             seen_to,
             changes,
         } = self.watch.store.changes_after(self.cursor, BATCH, keep);
+        // A snapshot covers all deletions up to `target`.
         let covered_to = match self.from_snapshot {
             true => self.cursor.max(self.target),
             false => self.cursor,

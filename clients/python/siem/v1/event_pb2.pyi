@@ -23,8 +23,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Event(_message.Message):
-    """One event in the network of one organization. Fields 7 to 15 are reserved for further
-    payloads, 16 and up for attributes of all events.
+    """One event in the network of one organization. Later versions add further payloads with the
+    numbers 7 to 15, and attributes of all events with 16 and up.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
