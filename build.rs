@@ -1,4 +1,4 @@
-//! Compiles `proto/` with protox, so that a fresh machine needs no protoc.
+//! Compiles `proto/` with protox, so that a build needs no protoc.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
@@ -11,8 +11,8 @@ const FILES: [&str; 3] = [
     "siem/v1/integration.proto",
 ];
 
-/// Requests whose `events` stay encoded: `bytes` and a message are the same on
-/// the wire, and the server then walks the events without building structs.
+/// Requests whose `events` stay encoded, so that the server decodes events without building
+/// structs. `bytes` and messages have the same wire format.
 const OPAQUE_EVENTS: [&str; 2] = ["PublishRequest", "PublishStreamRequest"];
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -28,9 +28,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".siem.v1")
         .codec_path("crate::proto::codec::LeanCodec")
         .extern_path(".google.rpc.Status", "::tonic_types::Status")
-        // Sorted keys: equal events have equal bytes.
+        // Sorted keys, so that equal events have equal bytes.
         .btree_map(".siem.v1.IdsDetection.metadata")
-        // It holds the external ID in clear, which must not be printable.
+        // They contain the external ID, which must not be printed; src/proto.rs redacts it.
         .skip_debug([
             "siem.v1.ConfigureRequest",
             "siem.v1.GenerateExternalIdResponse",

@@ -1,14 +1,25 @@
-//! The gRPC services, and the server that they share.
+//! The gRPC server and its services.
+//!
+//! A request passes these layers, in this order; [`Api::serve`] builds them:
+//!
+//! 1. HTTP/2: keepalive and flow control windows
+//! 2. concurrency limit of the connection
+//! 3. deadline of the answer
+//! 4. `trace`: a span, and a log line if the request fails
+//! 5. `request_body`: framing, gzip, size of a message, memory budget of publishes
+//! 6. router and codec of the service
+//! 7. handler: `events` or `integrations`, health or reflection
+//!
+//! `errors` is the table of all errors, `validate` converts requests into domain values, and
+//! `convert` domain values into answers.
 
-pub mod errors;
-pub mod wire;
+pub mod event_decoder;
 
-mod checks;
 mod convert;
+mod errors;
 mod events;
-mod intake;
 mod integrations;
-mod publishing;
+mod request_body;
 mod trace;
 mod validate;
 
@@ -16,14 +27,11 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    service::LayerExt,
-    transport::{Server, server::TcpIncoming},
-};
+use tonic::transport::{Server, server::TcpIncoming};
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower_http::trace::TraceLayer;
 
-use self::{events::Events, intake::Intake, integrations::Integrations, publishing::Publishing};
+use self::{events::Events, integrations::Integrations, request_body::RequestBodyLayer};
 use crate::{
     domain::{
         arn::Partition,
@@ -35,8 +43,8 @@ use crate::{
     proto::{
         DESCRIPTOR_SET,
         v1::{
-            self, event_service_server::EventServiceServer,
-            siem_integration_service_server::SiemIntegrationServiceServer,
+            event_service_server::{self, EventServiceServer},
+            siem_integration_service_server::{self, SiemIntegrationServiceServer},
         },
     },
     store::{Deleted, Store},
@@ -44,63 +52,74 @@ use crate::{
     watch::Watch,
 };
 
-/// Bytes of one message of EventService.
-const MOST_MESSAGE_BYTES: usize = 8 << 20;
-/// Bytes of one message of any other service. 1,000 organizations take a quarter of it.
-const MOST_SMALL_MESSAGE_BYTES: usize = 256 << 10;
-/// How long an answer that is no stream may take.
+/// Bytes of one message to EventService.
+const MAX_EVENT_MESSAGE_BYTES: usize = 8 << 20;
+/// Bytes of one message to any other service. 1,000 organization ids take a quarter of it.
+const MAX_OTHER_MESSAGE_BYTES: usize = 256 << 10;
+/// Time for a unary answer, or for a stream to begin.
 const DEADLINE: Duration = Duration::from_secs(60);
-/// Requests of one connection that are being answered; the streams among them count
-/// only until they have begun.
-const REQUESTS_PER_CONNECTION: usize = 256;
-/// Bytes of one request that may arrive before they are read.
+/// Requests in progress on one connection. A stream counts only until it has begun.
+const MAX_REQUESTS_PER_CONNECTION: usize = 256;
+/// Bytes of one request that HTTP/2 buffers before they are read.
 const STREAM_WINDOW: u32 = 256 << 10;
-/// How often a silent connection is asked whether its peer still lives.
+/// Interval of HTTP/2 pings on an idle connection.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// What the API needs of delivery.
+/// Name in `grpc.health.v1` of the state of delivery.
+const DELIVERY_HEALTH: &str = "delivery";
+/// Name in `grpc.health.v1` of the state of publishing.
+const PUBLISH_HEALTH: &str = "publish";
+/// All names in `grpc.health.v1`; the empty one is the server as a whole.
+const HEALTH_NAMES: [&str; 5] = [
+    "",
+    DELIVERY_HEALTH,
+    PUBLISH_HEALTH,
+    siem_integration_service_server::SERVICE_NAME,
+    event_service_server::SERVICE_NAME,
+];
+
+/// Operations of delivery that the API uses.
 pub trait Delivery: Send + Sync + 'static {
-    /// Writes a test event, and waits behind nothing.
+    /// Writes a test event at once, ahead of all pending events.
     fn send_test(
         &self,
         organization_id: &str,
     ) -> impl Future<Output = Result<TestVerdict, TestError>> + Send;
 
-    /// Tests an integration that need not exist, writing nothing.
+    /// Tests an integration that need not be stored, without writing to its stream.
     fn rehearse(
         &self,
         integration: &Arc<Integration>,
     ) -> impl Future<Output = Result<ValidationReport, TestError>> + Send;
 
-    /// Partition of the credentials that roles are assumed with, once it is known.
+    /// AWS partition of this service's credentials, once it is known.
     fn partition(&self) -> Option<Partition>;
 
-    /// Ends what is under way for an integration that was deleted. When it returns,
-    /// no AWS call for it begins any more.
+    /// Stops delivery for a deleted integration. After it returns, no AWS call for it starts.
     fn deleted(&self, deleted: &Deleted) -> impl Future<Output = ()> + Send;
 }
 
-/// What the API is made of.
+/// Dependencies and settings of the API.
 pub struct Api<D> {
-    /// Where integrations and events are kept.
+    /// Integrations and events.
     pub store: Store,
     /// Test events and deletion.
     pub delivery: D,
     /// Status changes.
     pub watch: Watch,
-    /// The attributes that all events share.
+    /// CloudEvents attributes common to all events.
     pub format: Arc<Format>,
-    /// Only external IDs that were issued will do.
+    /// Configure accepts only external IDs that GenerateExternalId issued.
     pub issued_external_ids_only: bool,
-    /// How this service itself stands with AWS, for health.
-    pub standing: watch::Receiver<Standing>,
+    /// State of this service's own AWS identity, for health.
+    pub own_identity: watch::Receiver<Standing>,
     /// Bytes of publishes in memory until they are durable.
     pub publish_bytes_in_flight: usize,
-    /// Streams end when it is cancelled.
+    /// Ends the server and all streams.
     pub stop: CancellationToken,
 }
 
-/// Why the API ended early.
+/// Error that ends the API early.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The transport failed.
@@ -111,130 +130,107 @@ pub enum ServeError {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// The name under which `grpc.health.v1` tells whether events can be delivered at all.
-pub const DELIVERY_HEALTH: &str = "delivery";
-
-/// Delivery is NOT_SERVING while this service's own AWS identity is refused.
-async fn tell_standing(
-    mut health: HealthReporter,
-    mut standing: watch::Receiver<Standing>,
-    stop: CancellationToken,
-) {
-    loop {
-        let status = match *standing.borrow_and_update() {
-            Standing::Good => ServingStatus::Serving,
-            Standing::CredentialsRefused { .. } | Standing::MayNotAssume => {
-                ServingStatus::NotServing
-            }
-        };
-        health.set_service_status(DELIVERY_HEALTH, status).await;
-        tokio::select! {
-            () = stop.cancelled() => break,
-            changed = standing.changed() => if changed.is_err() { break },
-        }
-    }
-    // Ends the streams of those who watch, which would outlive everything else.
-    for service in health_names() {
-        health.clear_service_status(service).await;
-    }
-}
-
-/// The name under which `grpc.health.v1` tells whether events are taken.
-pub const PUBLISH_HEALTH: &str = "publish";
-
-/// Publishing is NOT_SERVING while the disk has no room for events.
-async fn tell_room(
-    health: HealthReporter,
-    mut has_room: watch::Receiver<bool>,
-    stop: CancellationToken,
-) {
-    loop {
-        let status = match *has_room.borrow_and_update() {
-            true => ServingStatus::Serving,
-            false => ServingStatus::NotServing,
-        };
-        health.set_service_status(PUBLISH_HEALTH, status).await;
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            changed = has_room.changed() => if changed.is_err() { return },
-        }
-    }
-}
-
-fn health_names() -> [&'static str; 5] {
-    [
-        "",
-        DELIVERY_HEALTH,
-        PUBLISH_HEALTH,
-        v1::siem_integration_service_server::SERVICE_NAME,
-        v1::event_service_server::SERVICE_NAME,
-    ]
-}
-
 impl<D: Delivery> Api<D> {
-    /// Serves until `stop`; then takes no more, and returns when every request under
-    /// way is answered and every stream has ended.
+    /// Serves until `stop`. Then it accepts nothing more, and returns once every request in
+    /// progress is answered and every stream has ended.
     pub async fn serve(self, listener: TcpListener) -> Result<(), ServeError> {
         let stop = self.stop.clone();
-        let events = EventServiceServer::new(Events {
-            publishing: Publishing::new(self.store.clone(), self.format),
-            stop: stop.clone(),
-        })
-        .max_decoding_message_size(MOST_MESSAGE_BYTES);
-        let has_room = self.store.has_room();
-        // A message is read only once there is room for it.
-        let events =
-            Intake::new(self.publish_bytes_in_flight, MOST_MESSAGE_BYTES).named_layer(events);
-        let small = Intake::of_small(MOST_SMALL_MESSAGE_BYTES);
-        let integrations = SiemIntegrationServiceServer::new(Integrations {
+        let (health, health_service) = tonic_health::server::health_reporter();
+        for name in HEALTH_NAMES {
+            health
+                .set_service_status(name, ServingStatus::Serving)
+                .await;
+        }
+        let has_space = self.store.has_room();
+        tokio::spawn(report_health(
+            health,
+            self.own_identity,
+            has_space,
+            stop.clone(),
+        ));
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                // Lets generic clients decode the details of errors.
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+        };
+        let events = Events::new(self.store.clone(), self.format, stop.clone());
+        let integrations = Integrations {
             store: self.store,
             delivery: Arc::new(self.delivery),
             watch: self.watch,
             issued_only: self.issued_external_ids_only,
             deletions: Arc::default(),
-        });
-        let (health, health_service) = tonic_health::server::health_reporter();
-        for service in health_names() {
-            health
-                .set_service_status(service, ServingStatus::Serving)
-                .await;
-        }
-        tokio::spawn(tell_room(health.clone(), has_room, stop.clone()));
-        tokio::spawn(tell_standing(health, self.standing, stop.clone()));
-        let reflection = || {
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-                // So that generic clients can read the details of an error.
-                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         Server::builder()
+            // Detects clients that are gone without having closed their connection.
             .http2_keepalive_interval(Some(KEEPALIVE))
             .initial_stream_window_size(STREAM_WINDOW)
-            // So that requests that wait for memory never keep the rest of a connection
-            // from arriving.
-            .initial_connection_window_size(STREAM_WINDOW * REQUESTS_PER_CONNECTION as u32)
+            // Requests that wait for memory fill their own windows only, never that of the
+            // connection, so that its other requests are received.
+            .initial_connection_window_size(STREAM_WINDOW * MAX_REQUESTS_PER_CONNECTION as u32)
             // Status streams are long-lived, and many share a connection.
             .max_concurrent_streams(Some(20_000))
-            // A request is not even read while so many of its connection are answered.
-            .concurrency_limit_per_connection(REQUESTS_PER_CONNECTION)
-            // A client that waits for ever must not hold a handler for ever.
+            // Beyond it the requests of a connection are not even read.
+            .concurrency_limit_per_connection(MAX_REQUESTS_PER_CONNECTION)
+            // A client that never ends its request must not occupy a handler forever.
             .timeout(DEADLINE)
-            // Outermost: what is refused below is traced as well.
+            // Before the layers below, which may refuse a request, so that refusals are traced.
             .layer(
                 TraceLayer::new_for_grpc()
-                    .make_span_with(trace::Spans::new(!exports_traces()))
+                    .make_span_with(trace::RequestSpans::new(!exports_traces()))
                     .on_failure(trace::log_failure),
             )
-            .add_service(small.named_layer(health_service))
-            .add_service(small.named_layer(reflection().build_v1()?))
-            .add_service(small.named_layer(reflection().build_v1alpha()?))
-            .add_service(small.named_layer(integrations))
-            .add_service(events)
+            // Before the codecs, so that no message is read without memory for it.
+            .layer(RequestBodyLayer::new(
+                self.publish_bytes_in_flight,
+                MAX_EVENT_MESSAGE_BYTES,
+                MAX_OTHER_MESSAGE_BYTES,
+            ))
+            .add_service(
+                // The codec's own limit must not be below that of the layer.
+                EventServiceServer::new(events).max_decoding_message_size(MAX_EVENT_MESSAGE_BYTES),
+            )
+            .add_service(SiemIntegrationServiceServer::new(integrations))
+            .add_service(health_service)
+            .add_service(reflection().build_v1()?)
+            .add_service(reflection().build_v1alpha()?)
             .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
             .await?;
         Ok(())
+    }
+}
+
+/// Reports `delivery` as NOT_SERVING while AWS refuses this service's own identity, and `publish`
+/// while the disk has no space for events.
+async fn report_health(
+    mut health: HealthReporter,
+    mut own_identity: watch::Receiver<Standing>,
+    mut has_space: watch::Receiver<bool>,
+    stop: CancellationToken,
+) {
+    own_identity.mark_changed();
+    has_space.mark_changed();
+    loop {
+        let (name, serves) = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            Ok(()) = own_identity.changed() => {
+                let serves = matches!(*own_identity.borrow_and_update(), Standing::Good);
+                (DELIVERY_HEALTH, serves)
+            }
+            Ok(()) = has_space.changed() => (PUBLISH_HEALTH, *has_space.borrow_and_update()),
+        };
+        let status = match serves {
+            true => ServingStatus::Serving,
+            false => ServingStatus::NotServing,
+        };
+        health.set_service_status(name, status).await;
+    }
+    // Ends the Watch streams of health, which would delay the shutdown.
+    for name in HEALTH_NAMES {
+        health.clear_service_status(name).await;
     }
 }

@@ -175,7 +175,7 @@ impl App {
             watch,
             format: self.format,
             issued_external_ids_only: self.issued_external_ids_only,
-            standing: self.worker.standing(),
+            own_identity: self.worker.standing(),
             publish_bytes_in_flight: self.publish_bytes_in_flight,
             stop: api_stop.clone(),
         };

@@ -1,7 +1,11 @@
-//! Status changes to subscribers: what is, then what changes. A subscriber is a
-//! cursor into the store's changes; it holds no memory that grows with them.
+//! Status streams: a snapshot of the current statuses, then the changes. A subscription is a
+//! cursor into the store's changes and buffers one batch of them: its memory is bounded, and a
+//! slow subscriber skips intermediate statuses, never the last one.
 
-use std::{collections::HashSet, collections::VecDeque, time::Duration};
+use std::{
+    collections::{HashSet, VecDeque},
+    time::Duration,
+};
 
 use futures_util::stream::{self, Stream};
 use tokio::{
@@ -19,10 +23,10 @@ use crate::{
     store::{Change, Changes, Store, Tombstone},
 };
 
-/// Changes that one look at the store takes.
-const LOOK: usize = 64;
+/// Changes that are read from the store at once.
+const BATCH: usize = 64;
 
-/// Where subscriptions are made. Cheap to clone.
+/// Source of subscriptions. Cheap to clone.
 #[derive(Clone)]
 pub struct Watch {
     store: Store,
@@ -30,7 +34,7 @@ pub struct Watch {
     stop: CancellationToken,
 }
 
-/// What a subscriber is told.
+/// Content of a message to a subscriber.
 #[derive(Clone, Debug)]
 pub enum Update {
     /// The current status of one integration.
@@ -39,29 +43,29 @@ pub enum Update {
     Deleted(Tombstone),
     /// A named organization has no integration.
     Absent(OrganizationId),
-    /// All that was asked for is told.
+    /// The snapshot is complete; changes follow.
     Synced,
-    /// Forget what was known.
+    /// The resume token cannot be continued; a new snapshot follows.
     Reset,
-    /// The subscription is alive.
+    /// Nothing has changed since the previous message.
     Heartbeat,
 }
 
-/// An update and the token that continues after it.
+/// Update with the token that resumes after it.
 #[derive(Clone, Debug)]
 pub struct Message {
-    /// Opaque; for [`Watch::subscribe`].
+    /// Argument of [`Watch::subscribe`]: `<database id>.<revision>`, opaque to subscribers.
     pub resume_token: String,
-    /// What is told.
+    /// Content.
     pub update: Update,
 }
 
-/// The service is shutting down; subscribe again.
+/// End of a subscription because the service is shutting down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended;
 
 impl Watch {
-    /// Subscriptions to a store's changes, with a heartbeat, until `stop`.
+    /// Creates a source of subscriptions that send a heartbeat when idle and end at `stop`.
     pub fn new(store: Store, heartbeat: Duration, stop: CancellationToken) -> Self {
         Self {
             store,
@@ -70,8 +74,8 @@ impl Watch {
         }
     }
 
-    /// Tells the status of the named integrations, or of all where none is named;
-    /// with a token of an earlier subscription, what changed since.
+    /// Subscribes to the named organizations, or to all if none is named. With a token of an
+    /// earlier subscription, the stream begins with the changes since then.
     pub fn subscribe(
         &self,
         organizations: Vec<OrganizationId>,
@@ -94,14 +98,15 @@ struct Subscriber {
     /// Empty means all.
     organizations: HashSet<OrganizationId>,
     revision: watch::Receiver<u64>,
-    /// All changes up to here are told.
+    /// Revision up to which everything was queued.
     cursor: u64,
-    /// The newest revision at the start.
+    /// Newest revision at the start of the snapshot.
     target: u64,
-    /// Nothing was told before `target`, so that deletions up to it do not matter.
-    fresh: bool,
+    /// The stream began with a snapshot rather than a resume token: the subscriber knows of
+    /// no integration that was deleted up to `target`.
+    from_snapshot: bool,
     synced: bool,
-    waiting: VecDeque<Message>,
+    queue: VecDeque<Message>,
     next_heartbeat: Instant,
 }
 
@@ -120,45 +125,45 @@ impl Subscriber {
             revision,
             cursor: 0,
             target,
-            fresh: false,
+            from_snapshot: false,
             synced: false,
-            waiting: VecDeque::new(),
+            queue: VecDeque::new(),
             next_heartbeat,
         };
-        match subscriber.read_token(resume_token) {
-            // Given before anything was told but who is absent, perhaps not all of it.
-            Some(0) => subscriber.start_over(),
+        match subscriber.parse_token(resume_token) {
+            // The token of Reset and Absent, which precede the snapshot.
+            Some(0) => subscriber.start_snapshot(),
             Some(revision) => subscriber.cursor = revision,
-            None if resume_token.is_empty() => subscriber.start_over(),
+            None if resume_token.is_empty() => subscriber.start_snapshot(),
             None => subscriber.reset(),
         }
         subscriber
     }
 
-    /// A revision of this database that is not in the future.
-    fn read_token(&self, token: &str) -> Option<u64> {
+    /// Returns the revision of a token, if it is of this database and not in the future.
+    fn parse_token(&self, token: &str) -> Option<u64> {
         let (database, revision) = token.split_once('.')?;
         let revision = revision.parse().ok()?;
         (database == self.watch.store.database_id() && revision <= self.target).then_some(revision)
     }
 
-    fn tell(&mut self, revision: u64, update: Update) {
+    fn push(&mut self, revision: u64, update: Update) {
         let resume_token = format!("{}.{revision}", self.watch.store.database_id());
-        self.waiting.push_back(Message {
+        self.queue.push_back(Message {
             resume_token,
             update,
         });
     }
 
     fn reset(&mut self) {
-        self.tell(0, Update::Reset);
-        self.start_over();
+        self.push(0, Update::Reset);
+        self.start_snapshot();
     }
 
-    fn start_over(&mut self) {
+    fn start_snapshot(&mut self) {
         self.target = *self.revision.borrow_and_update();
         self.cursor = 0;
-        self.fresh = true;
+        self.from_snapshot = true;
         self.synced = false;
         let mut absent: Vec<OrganizationId> = self
             .organizations
@@ -168,20 +173,20 @@ impl Subscriber {
             .collect();
         absent.sort();
         for organization in absent {
-            self.tell(0, Update::Absent(organization));
+            self.push(0, Update::Absent(organization));
         }
     }
 
     async fn next(&mut self) -> Result<Message, Ended> {
         loop {
-            if let Some(message) = self.waiting.pop_front() {
+            if let Some(message) = self.queue.pop_front() {
                 self.next_heartbeat = Instant::now() + self.watch.heartbeat;
                 return Ok(message);
             }
             if self.watch.stop.is_cancelled() {
                 return Err(Ended);
             }
-            if self.look() {
+            if self.read_store() {
                 continue;
             }
             let stop = self.watch.stop.clone();
@@ -194,16 +199,16 @@ impl Subscriber {
                     }
                 }
                 () = sleep_until(self.next_heartbeat) => {
-                    self.tell(self.cursor, Update::Heartbeat);
+                    self.push(self.cursor, Update::Heartbeat);
                 }
             }
         }
     }
 
-    /// Takes in what the store has after the cursor. False where there is nothing.
-    fn look(&mut self) -> bool {
-        if self.fresh && self.cursor < self.target && !self.organizations.is_empty() {
-            self.look_up();
+    /// Queues what the store has after the cursor. Returns false if there is nothing.
+    fn read_store(&mut self) -> bool {
+        if self.from_snapshot && self.cursor < self.target && !self.organizations.is_empty() {
+            self.read_named();
             return true;
         }
         let organizations = &self.organizations;
@@ -214,49 +219,51 @@ impl Subscriber {
             forgotten_to,
             seen_to,
             changes,
-        } = self.watch.store.changes_after(self.cursor, LOOK, keep);
-        let known_to = match self.fresh {
+        } = self.watch.store.changes_after(self.cursor, BATCH, keep);
+        // A snapshot covers all deletions up to `target`.
+        let covered_to = match self.from_snapshot {
             true => self.cursor.max(self.target),
             false => self.cursor,
         };
-        if known_to < forgotten_to {
+        if covered_to < forgotten_to {
             self.reset();
             return true;
         }
         let more = seen_to > self.cursor;
         for (revision, change) in changes {
             match change {
-                Change::Current(snapshot) => self.tell(revision, Update::Current(snapshot)),
-                Change::Deleted(_) if self.fresh && revision <= self.target => {}
-                Change::Deleted(tombstone) => self.tell(revision, Update::Deleted(tombstone)),
+                Change::Current(snapshot) => self.push(revision, Update::Current(snapshot)),
+                Change::Deleted(_) if self.from_snapshot && revision <= self.target => {}
+                Change::Deleted(tombstone) => self.push(revision, Update::Deleted(tombstone)),
             }
         }
         self.cursor = seen_to;
-        // Not before: what changed meanwhile has moved behind what was asked for.
+        // Only once the store has nothing more: an integration that changed during the snapshot
+        // has a revision above `target`.
         if !more && !self.synced {
             self.synced = true;
             self.cursor = self.cursor.max(self.target);
-            self.tell(self.cursor, Update::Synced);
+            self.push(self.cursor, Update::Synced);
         }
-        more || !self.waiting.is_empty()
+        more || !self.queue.is_empty()
     }
 
-    /// Takes in what the named integrations were at the start, without a look at all others.
-    fn look_up(&mut self) {
+    /// Queues the named integrations of the snapshot, without iterating over all others.
+    fn read_named(&mut self) {
         let wanted = self.cursor + 1..=self.target;
         let store = &self.watch.store;
-        let current = store.current_of(&self.organizations, wanted, LOOK);
+        let current = store.current_of(&self.organizations, wanted, BATCH);
         self.cursor = match current.last() {
-            Some(last) if current.len() == LOOK => last.revision,
+            Some(last) if current.len() == BATCH => last.revision,
             _ => self.target,
         };
         for snapshot in current {
-            self.tell(snapshot.revision, Update::Current(snapshot));
+            self.push(snapshot.revision, Update::Current(snapshot));
         }
     }
 }
 
-/// Logs each change of status, for whoever is woken at night.
+/// Logs each change of status, for operators.
 pub async fn log_changes(watch: Watch) {
     use futures_util::StreamExt;
     let newest = format!(

@@ -6,7 +6,7 @@ use prost::Message;
 use rand::{Rng, rngs::StdRng};
 use siem_client::v1::{self, event::Payload};
 use siem_relay::{
-    api::wire::decode_event,
+    api::event_decoder::decode_event,
     domain::event::{Format, RecordHead, render_record},
     publish::eve::{Line, Origin, parse},
 };

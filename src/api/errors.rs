@@ -1,4 +1,4 @@
-//! The one table of refusals: what went wrong inside, and what gRPC says of it.
+//! Errors of the API: one table from [`ApiError`] to gRPC code, reason and retry delay.
 
 use std::{collections::HashMap, fmt::Display, time::Duration};
 
@@ -8,38 +8,38 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
     domain::verdict::TestError,
-    proto::{UNDECODABLE, v1::ErrorReason},
+    proto::{DECODE_FAILURE, v1::ErrorReason as Reason},
     store::{ConfigureError, StoreError},
 };
 
-/// The domain of every `ErrorInfo`.
-pub const ERROR_DOMAIN: &str = "siem.v1";
-/// Violations that one answer names.
-const MOST_VIOLATIONS: usize = 20;
-/// Violations that the message repeats in words; a Configure has hardly more.
-const MOST_IN_MESSAGE: usize = 5;
-/// Bytes of a message, each of which takes up to three in `grpc-message`.
-const MOST_MESSAGE_BYTES: usize = 1024;
-/// Bytes of `grpc-status-details-bin` before base64, which makes 4 KiB of them. Clients
-/// refuse headers and trailers beyond 8 KiB; with the longest message this stays below.
-const MOST_DETAILS_BYTES: usize = 3072;
-/// Bytes of one description, of which [`MOST_IN_MESSAGE`] and their fields fit into a message.
-const MOST_DESCRIPTION_BYTES: usize = 160;
-/// Characters of a text of the caller's that an answer repeats.
-const MOST_ECHOED: usize = 64;
-/// The compressions of requests, in the form of `grpc-accept-encoding`.
+/// Domain of every `ErrorInfo`.
+const ERROR_DOMAIN: &str = "siem.v1";
+/// Violations in the details of one error.
+const MAX_VIOLATIONS: usize = 20;
+/// Violations in the message of one error. A Configure seldom has more.
+const MAX_IN_MESSAGE: usize = 5;
+/// Bytes of a message. Percent-encoding makes up to three of each in `grpc-message`.
+const MAX_MESSAGE_BYTES: usize = 1024;
+/// Bytes of `grpc-status-details-bin` before base64, 4 KiB after it. Clients refuse headers
+/// and trailers over 8 KiB; this and the longest message together stay below.
+const MAX_DETAILS_BYTES: usize = 3072;
+/// Bytes of one description, so that [`MAX_IN_MESSAGE`] of them fit into a message.
+const MAX_DESCRIPTION_BYTES: usize = 160;
+/// Characters of a caller's text that an error repeats.
+const MAX_ECHO: usize = 64;
+/// Supported compressions of requests, in the form of `grpc-accept-encoding`.
 const ENCODINGS: &str = "identity,gzip";
 
-/// A field of a request and what is wrong with it.
+/// Invalid field of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// Its path.
+    /// Path of the field.
     pub field: String,
-    /// What is wrong and what to do. It does not repeat the value.
+    /// Problem and remedy, without the value.
     pub description: String,
 }
 
-/// The violations of one request: the first that were found, and how many there are.
+/// Violations of one request: the first ones in full, and the number of all.
 #[derive(Debug, Default)]
 pub struct Violations {
     named: Vec<Violation>,
@@ -47,23 +47,23 @@ pub struct Violations {
 }
 
 impl Violations {
-    /// Adds one. Only the first [`MOST_VIOLATIONS`] are kept.
+    /// Adds a violation. Only the first [`MAX_VIOLATIONS`] are kept.
     pub fn add(&mut self, field: impl Display, description: impl Display) {
         self.count += 1;
-        if self.named.len() < MOST_VIOLATIONS {
+        if self.named.len() < MAX_VIOLATIONS {
             self.named.push(Violation {
                 field: field.to_string(),
-                description: cut(description.to_string(), MOST_DESCRIPTION_BYTES),
+                description: truncate(description.to_string(), MAX_DESCRIPTION_BYTES),
             });
         }
     }
 
-    /// Whether there are none.
+    /// Returns whether the request is valid.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// Those that are named.
+    /// Violations for the details, at most [`MAX_VIOLATIONS`].
     pub fn named(&self) -> &[Violation] {
         &self.named
     }
@@ -71,34 +71,34 @@ impl Violations {
 
 impl Display for Violations {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let told = self.named.len().min(MOST_IN_MESSAGE);
-        for (index, violation) in self.named[..told].iter().enumerate() {
+        let shown = self.named.len().min(MAX_IN_MESSAGE);
+        for (index, violation) in self.named[..shown].iter().enumerate() {
             let separator = if index == 0 { "" } else { "; " };
             let Violation { field, description } = violation;
             write!(f, "{separator}{field} {description}")?;
         }
-        match self.count - told {
+        match self.count - shown {
             0 => Ok(()),
             more => write!(f, "; and {more} more"),
         }
     }
 }
 
-/// Cuts a text at a character's border, and shows that it was cut.
-fn cut(mut text: String, most_bytes: usize) -> String {
-    const CUT: &str = "…";
-    if text.len() > most_bytes {
-        text.truncate(text.floor_char_boundary(most_bytes - CUT.len()));
-        text.push_str(CUT);
+/// Truncates a text to `max_bytes` at a character boundary, and marks the cut.
+fn truncate(mut text: String, max_bytes: usize) -> String {
+    const ELLIPSIS: &str = "…";
+    if text.len() > max_bytes {
+        text.truncate(text.floor_char_boundary(max_bytes - ELLIPSIS.len()));
+        text.push_str(ELLIPSIS);
     }
     text
 }
 
-/// Makes a text from outside fit to be repeated: short, and without characters that are not
-/// seen.
+/// Shortens a caller's text and escapes its invisible characters, so that an error may
+/// repeat it.
 pub(super) fn echo(text: &str) -> String {
     let mut characters = text.chars();
-    let start = characters.by_ref().take(MOST_ECHOED);
+    let start = characters.by_ref().take(MAX_ECHO);
     let mut shown: String = start.flat_map(char::escape_debug).collect();
     if characters.next().is_some() {
         shown.push('…');
@@ -106,124 +106,104 @@ pub(super) fn echo(text: &str) -> String {
     shown
 }
 
-/// Everything that the API refuses.
+/// Error of any RPC.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// Fields are missing or malformed; all of them are named.
     #[error("invalid request: {0}")]
     Invalid(Violations),
-    /// The request's bytes are not its message.
+    /// Bytes that are not the RPC's message. Holds the problem.
     #[error("the request cannot be read: {0}")]
     Malformed(String),
-    /// A message has the flag for compression, and the request names none.
-    #[error("a message has the flag for compression, and there is no grpc-encoding")]
-    NotCompressed,
-    /// The request is compressed in a way that is not known. Holds its name, fit to be told.
+    /// Compressed message in a request without `grpc-encoding`.
+    #[error(
+        "a message has the compressed flag, but the request has no grpc-encoding; send grpc-encoding: gzip"
+    )]
+    CompressionNotDeclared,
+    /// Unknown compression. Holds its name, as [`echo`] returns it.
     #[error("grpc-encoding {0} is not supported; use gzip or identity")]
     UnsupportedEncoding(String),
-    /// One message has more bytes than are read.
     #[error(
-        "a message of the request has more than {most} bytes, counted as decompressed; send less at once"
+        "a message has more than {limit} bytes, counted after decompression; send smaller requests"
     )]
-    MessageTooLarge {
-        /// Upper bound of the count.
-        most: usize,
-    },
-    /// More events than a request may hold.
-    #[error("{count} events in one request; send at most {most}")]
-    TooManyEvents {
-        /// How many there are.
-        count: usize,
-        /// Upper bound of the count.
-        most: usize,
-    },
-    /// More bytes than a request may hold.
-    #[error("{bytes} bytes of events in one request; send at most {most}")]
-    RequestTooLarge {
-        /// How many there are.
-        bytes: usize,
-        /// Upper bound of the count.
-        most: usize,
-    },
-    /// No integration.
+    MessageTooLarge { limit: usize },
+    #[error("{count} events in one request; send at most {limit}")]
+    TooManyEvents { count: usize, limit: usize },
+    #[error("{bytes} bytes of events in one request; send at most {limit}")]
+    RequestTooLarge { bytes: usize, limit: usize },
     #[error("the organization has no integration; configure one first")]
     NotFound,
-    /// Someone changed it in between.
-    #[error("the etag is not the current one; get the integration and decide anew")]
+    #[error(
+        "the integration was changed and the etag is no longer current; get the integration and apply the change to it"
+    )]
     EtagMismatch,
-    /// The external ID belongs to another organization.
     #[error("another organization uses this external ID; choose a new one")]
     ExternalIdInUse,
-    /// A bound is reached.
-    #[error("too much is in flight; try again")]
+    /// The memory budget for requests is exhausted.
+    #[error("too many bytes of requests are in flight; try again")]
     Overloaded,
-    /// The client began a message and stopped.
+    /// The client stopped sending before the end of the request.
     #[error(
-        "nothing came for 10 s of a message that was begun; send it again, and end the request"
+        "no bytes were received for 10 s before the end of the request; send it again, and end it"
     )]
     MessageTimeout,
-    /// The disk is full, or nearly.
-    #[error("the log's disk nears full; nothing of the request was accepted; try again later")]
+    #[error("the log's disk is nearly full; nothing of the request was accepted; try again later")]
     DiskFull,
-    /// The log cannot be written.
     #[error("the log could not be written; nothing of the request was accepted; try again")]
     StorageFailed,
-    /// The server ends.
     #[error("the server is shutting down; connect again")]
     ShuttingDown,
-    /// A defect.
+    /// A defect of this service.
     #[error("internal error; the server's log has the details")]
     Internal,
 }
 
 impl ApiError {
-    /// One field is wrong.
+    /// Creates the error for one invalid field.
     pub fn invalid(field: impl Display, description: impl Display) -> Self {
         let mut violations = Violations::default();
         violations.add(field, description);
         Self::Invalid(violations)
     }
 
-    /// The refusal that takes the place of a status of tonic's, where bytes could not be
-    /// decoded.
-    pub(super) fn of_undecodable(status: &Status) -> Option<Self> {
-        let problem = status.message().strip_prefix(UNDECODABLE)?;
+    /// Converts tonic's status for bytes that cannot be decoded, which has the code INTERNAL.
+    /// Returns None for any other status.
+    pub(super) fn from_decode_failure(status: &Status) -> Option<Self> {
+        let problem = status.message().strip_prefix(DECODE_FAILURE)?;
         let problem = problem.trim_start_matches(": ");
         (status.code() == Code::Internal).then(|| Self::Malformed(problem.to_owned()))
     }
 
-    /// The table.
-    fn row(&self) -> (Code, ErrorReason, Option<Duration>) {
+    /// Row of the table: gRPC code, reason in `ErrorInfo`, delay in `RetryInfo`.
+    fn row(&self) -> (Code, Reason, Option<Duration>) {
+        const NO_RETRY: Option<Duration> = None;
         const SOON: Option<Duration> = Some(Duration::from_secs(1));
         const LATER: Option<Duration> = Some(Duration::from_secs(10));
         match self {
-            Self::Invalid(_) => (Code::InvalidArgument, ErrorReason::InvalidField, None),
-            Self::Malformed(_) => (Code::InvalidArgument, ErrorReason::MalformedRequest, None),
-            // https://github.com/grpc/grpc/blob/master/doc/compression.md asks for both codes.
-            Self::NotCompressed => (Code::Internal, ErrorReason::MalformedRequest, None),
+            Self::Invalid(_) => (Code::InvalidArgument, Reason::InvalidField, NO_RETRY),
+            Self::Malformed(_) => (Code::InvalidArgument, Reason::MalformedRequest, NO_RETRY),
+            // https://github.com/grpc/grpc/blob/master/doc/compression.md demands the codes of
+            // these two.
+            Self::CompressionNotDeclared => (Code::Internal, Reason::MalformedRequest, NO_RETRY),
             Self::UnsupportedEncoding(_) => {
-                (Code::Unimplemented, ErrorReason::UnsupportedEncoding, None)
+                (Code::Unimplemented, Reason::UnsupportedEncoding, NO_RETRY)
             }
-            Self::MessageTooLarge { .. } => {
-                (Code::InvalidArgument, ErrorReason::RequestTooLarge, None)
+            Self::MessageTooLarge { .. } | Self::RequestTooLarge { .. } => {
+                (Code::InvalidArgument, Reason::RequestTooLarge, NO_RETRY)
             }
-            Self::TooManyEvents { .. } => (Code::InvalidArgument, ErrorReason::TooManyEvents, None),
-            Self::RequestTooLarge { .. } => {
-                (Code::InvalidArgument, ErrorReason::RequestTooLarge, None)
-            }
-            Self::NotFound => (Code::NotFound, ErrorReason::IntegrationNotFound, None),
-            Self::EtagMismatch => (Code::Aborted, ErrorReason::EtagMismatch, None),
-            Self::ExternalIdInUse => (Code::AlreadyExists, ErrorReason::ExternalIdInUse, None),
-            Self::Overloaded => (Code::ResourceExhausted, ErrorReason::Overloaded, SOON),
-            Self::MessageTimeout => (Code::DeadlineExceeded, ErrorReason::MessageTimeout, SOON),
-            Self::DiskFull => (Code::ResourceExhausted, ErrorReason::DiskFull, LATER),
-            Self::StorageFailed => (Code::Unavailable, ErrorReason::StorageFailed, LATER),
-            Self::ShuttingDown => (Code::Unavailable, ErrorReason::ShuttingDown, SOON),
-            Self::Internal => (Code::Internal, ErrorReason::Internal, None),
+            Self::TooManyEvents { .. } => (Code::InvalidArgument, Reason::TooManyEvents, NO_RETRY),
+            Self::NotFound => (Code::NotFound, Reason::IntegrationNotFound, NO_RETRY),
+            Self::EtagMismatch => (Code::Aborted, Reason::EtagMismatch, NO_RETRY),
+            Self::ExternalIdInUse => (Code::AlreadyExists, Reason::ExternalIdInUse, NO_RETRY),
+            Self::Overloaded => (Code::ResourceExhausted, Reason::Overloaded, SOON),
+            Self::MessageTimeout => (Code::DeadlineExceeded, Reason::MessageTimeout, SOON),
+            Self::DiskFull => (Code::ResourceExhausted, Reason::DiskFull, LATER),
+            Self::StorageFailed => (Code::Unavailable, Reason::StorageFailed, LATER),
+            Self::ShuttingDown => (Code::Unavailable, Reason::ShuttingDown, SOON),
+            Self::Internal => (Code::Internal, Reason::Internal, NO_RETRY),
         }
     }
 
-    /// The status as a message, for an answer that carries it.
+    /// Converts the error into a message, for an answer of a stream that continues.
     pub fn into_message(self) -> tonic_types::Status {
         let status = Status::from(self);
         tonic_types::Status::decode(status.details()).unwrap_or_else(|_| tonic_types::Status {
@@ -238,7 +218,7 @@ impl From<ApiError> for Status {
     fn from(error: ApiError) -> Self {
         let (code, reason, retry) = error.row();
         let reason = reason.as_str_name().trim_start_matches("ERROR_REASON_");
-        let message = cut(error.to_string(), MOST_MESSAGE_BYTES);
+        let message = truncate(error.to_string(), MAX_MESSAGE_BYTES);
         let named = match &error {
             ApiError::Invalid(violations) => violations.named(),
             _ => &[],
@@ -254,8 +234,8 @@ impl From<ApiError> for Status {
             }
             Self::with_error_details(code, &message, details)
         };
-        // The details repeat the message, so that only encoding them shows their length.
-        let fits = |status: &Self| status.details().len() <= MOST_DETAILS_BYTES;
+        // The details repeat the message, so their length is known only once they are encoded.
+        let fits = |status: &Self| status.details().len() <= MAX_DETAILS_BYTES;
         let fewer = (0..=named.len()).rev().map(|count| status(&named[..count]));
         let fitting = fewer.into_iter().find(fits);
         let mut status = fitting.unwrap_or_else(|| Self::new(code, &message));
@@ -273,7 +253,7 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match &error {
             StoreError::Closed => Self::ShuttingDown,
-            // The store tells its log once, not for each request.
+            // The store logs a full disk once, not for each request.
             full if full.is_full() => Self::DiskFull,
             StoreError::NoRoom | StoreError::Database(_) => {
                 tracing::error!(%error, "the store failed");
@@ -318,7 +298,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_every_violation_and_the_reason() {
+    fn details_name_every_violation_and_the_reason() {
         let mut violations = Violations::default();
         violations.add("role_arn", "is required");
         violations.add("external_id", "is required");
@@ -340,7 +320,7 @@ mod tests {
         assert_eq!(fields, ["role_arn", "external_id"]);
     }
 
-    /// Bytes of the headers or trailers that carry a status, as HTTP/2 counts them.
+    /// Bytes of a status as headers or trailers, as HTTP/2 counts them.
     fn header_bytes(status: &Status) -> usize {
         let mut headers = http::HeaderMap::new();
         status.add_header(&mut headers).unwrap();
@@ -350,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_bounded_whatever_is_wrong() {
+    fn an_error_is_bounded_whatever_the_violations() {
         // Three bytes of UTF-8 become nine in grpc-message.
         for text in ["x", "is not one of ours; give another one", "\u{200b}検出"] {
             for length in [1, 40, 4_000] {
@@ -364,9 +344,12 @@ mod tests {
                     assert!((1..=20).contains(&named.len()));
                     assert!(status.details().len().div_ceil(3) * 4 <= 4096);
                     assert!(header_bytes(&status) < 7_600);
-                    let told = status.message();
+                    let message = status.message();
                     if let Some(more) = count.checked_sub(5).filter(|more| *more > 0) {
-                        assert!(told.ends_with(&format!("; and {more} more")), "{told}");
+                        assert!(
+                            message.ends_with(&format!("; and {more} more")),
+                            "{message}"
+                        );
                     }
                 }
             }
@@ -380,26 +363,26 @@ mod tests {
     }
 
     #[test]
-    fn what_is_repeated_is_short_and_seen() {
+    fn echo_is_short_and_visible() {
         assert_eq!(echo("gzip"), "gzip");
         assert_eq!(echo("a\u{200b}\n\u{1b}"), "a\\u{200b}\\n\\u{1b}");
         assert_eq!(echo(&"é".repeat(65)), format!("{}…", "é".repeat(64)));
     }
 
     #[test]
-    fn knows_what_prost_says_of_bytes() {
+    fn recognises_prosts_decode_failure() {
         let error = crate::proto::v1::GetRequest::decode(&b"\x0a\x01\xff"[..]).unwrap_err();
-        let refusal = ApiError::of_undecodable(&Status::internal(error.to_string())).unwrap();
-        let told = refusal.to_string();
+        let error = ApiError::from_decode_failure(&Status::internal(error.to_string())).unwrap();
+        let message = error.to_string();
         assert!(
-            told.starts_with("the request cannot be read: GetRequest.organization_id"),
-            "{told}"
+            message.starts_with("the request cannot be read: GetRequest.organization_id"),
+            "{message}"
         );
-        assert!(ApiError::of_undecodable(&Status::internal("failed")).is_none());
+        assert!(ApiError::from_decode_failure(&Status::internal("failed")).is_none());
     }
 
     #[test]
-    fn an_answer_carries_the_same_status() {
+    fn into_message_keeps_code_and_details() {
         let message = ApiError::Overloaded.into_message();
         assert_eq!(message.code, Code::ResourceExhausted as i32);
         assert_eq!(message.details.len(), 2);

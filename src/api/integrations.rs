@@ -1,4 +1,4 @@
-//! `siem.v1.SiemIntegrationService`.
+//! `siem.v1.SiemIntegrationService`: configuration, tests and status of integrations.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -6,11 +6,11 @@ use futures_util::stream::{Stream, StreamExt};
 use tokio::sync::RwLock;
 use tonic::{Request, Response, Status};
 
-use super::{Delivery, checks, convert, errors::ApiError, validate};
+use super::{Delivery, convert, errors::ApiError, validate};
 use crate::{
     domain::{integration::Snapshot, organization::OrganizationId},
     proto::v1::{
-        ConfigureRequest, ConfigureResponse, DeleteRequest, DeleteResponse,
+        self, ConfigureRequest, ConfigureResponse, DeleteRequest, DeleteResponse,
         GenerateExternalIdRequest, GenerateExternalIdResponse, GetRequest, GetResponse,
         ListRequest, ListResponse, SendTestRequest, SendTestResponse, StreamStatusRequest,
         StreamStatusResponse, siem_integration_service_server::SiemIntegrationService,
@@ -23,17 +23,15 @@ pub(super) struct Integrations<D> {
     pub(super) store: Store,
     pub(super) delivery: Arc<D>,
     pub(super) watch: Watch,
-    /// Only external IDs that were issued will do.
+    /// Configure accepts only external IDs that GenerateExternalId issued.
     pub(super) issued_only: bool,
-    /// Read while a deletion goes on.
+    /// Locked for reading during each deletion.
     pub(super) deletions: Arc<RwLock<()>>,
 }
 
 impl<D: Delivery> Integrations<D> {
-    async fn message(
-        &self,
-        snapshot: &Snapshot,
-    ) -> Result<crate::proto::v1::Integration, StoreError> {
+    /// Converts an integration, with the age of its oldest pending event.
+    async fn message(&self, snapshot: &Snapshot) -> Result<v1::Integration, StoreError> {
         let key = snapshot.integration.key;
         let oldest = match snapshot.progress.pending() {
             0 => None,
@@ -42,7 +40,7 @@ impl<D: Delivery> Integrations<D> {
         Ok(convert::integration(snapshot, oldest))
     }
 
-    /// What a Configure would make, and whether it would work.
+    /// Answers a Configure with `validate_only`.
     async fn rehearse(&self, configure: Configure) -> Result<ConfigureResponse, ApiError> {
         let snapshot = self.store.rehearse(configure).await?;
         let report = self.delivery.rehearse(&snapshot.integration).await?;
@@ -53,13 +51,13 @@ impl<D: Delivery> Integrations<D> {
         }
         Ok(ConfigureResponse {
             integration: Some(integration),
-            checks: checks::rehearsal(&report, &snapshot.integration),
-            warnings: checks::warnings(&snapshot.integration),
+            checks: convert::rehearsal_checks(&report, &snapshot.integration),
+            warnings: convert::warnings(&snapshot.integration),
         })
     }
 }
 
-/// Deletes an integration, and ends what is under way for it.
+/// Deletes an integration, and waits until no AWS call for it is in flight.
 async fn delete<D: Delivery>(
     store: Store,
     delivery: Arc<D>,
@@ -67,7 +65,7 @@ async fn delete<D: Delivery>(
     organization_id: OrganizationId,
     caller: Box<str>,
 ) -> Result<Option<Deleted>, ApiError> {
-    let _going_on = deletions.read().await;
+    let _in_progress = deletions.read().await;
     let deleted = store.delete(organization_id, caller).await?;
     if let Some(deleted) = &deleted {
         delivery.deleted(deleted).await;
@@ -75,7 +73,7 @@ async fn delete<D: Delivery>(
     Ok(deleted)
 }
 
-/// Who asks, for the audit: there is no authentication yet.
+/// Caller for the audit log. There is no authentication yet.
 fn caller<T>(request: &Request<T>) -> Box<str> {
     match request.remote_addr() {
         Some(address) => format!("unauthenticated {address}").into(),
@@ -107,7 +105,7 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
         Ok(Response::new(ConfigureResponse {
             integration: Some(integration),
             checks: Vec::new(),
-            warnings: checks::warnings(&snapshot.integration),
+            warnings: convert::warnings(&snapshot.integration),
         }))
     }
 
@@ -143,7 +141,7 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
         let keep = |snapshot: &Snapshot| {
             page.statuses.is_empty() || page.statuses.contains(&snapshot.status.status)
         };
-        // One more tells whether there is a next page.
+        // One more than a page, to see whether there is a next page.
         let mut snapshots = self.store.page(&page.after, page.size + 1, keep);
         let more = snapshots.len() > page.size;
         snapshots.truncate(page.size);
@@ -151,10 +149,12 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
             Some(last) if more => last.integration.organization_id.as_str().to_owned(),
             _ => String::new(),
         };
-        let pending = snapshots
+        let with_pending = snapshots
             .iter()
             .filter(|snapshot| snapshot.progress.pending() > 0);
-        let keys: Vec<_> = pending.map(|snapshot| snapshot.integration.key).collect();
+        let keys: Vec<_> = with_pending
+            .map(|snapshot| snapshot.integration.key)
+            .collect();
         let oldest = self
             .store
             .oldest_pending(&keys)
@@ -180,7 +180,7 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
         let caller = caller(&request);
         let request = request.into_inner();
         let organization_id = validate::organization_id(&request.organization_id)?;
-        // A task of its own: a caller that goes away must not stop it half-way.
+        // A separate task, so that a cancelled call does not interrupt the deletion.
         let deleting = tokio::spawn(delete(
             self.store.clone(),
             Arc::clone(&self.delivery),
@@ -190,7 +190,8 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
         ));
         let deleted = deleting.await.map_err(|_| ApiError::Internal)??;
         if deleted.is_none() {
-            // Another call may be deleting it; what this one says must be true as well.
+            // Another call may be deleting it: this one, too, answers only once no AWS call
+            // is in flight.
             drop(self.deletions.write().await);
         }
         match deleted {
@@ -215,7 +216,7 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
             .send_test(organization_id.as_str())
             .await
             .map_err(ApiError::from)?;
-        Ok(Response::new(checks::verdict(&verdict)))
+        Ok(Response::new(convert::test_response(&verdict)))
     }
 
     type StreamStatusStream =
@@ -226,14 +227,10 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
         request: Request<StreamStatusRequest>,
     ) -> Result<Response<Self::StreamStatusStream>, Status> {
         let request = request.into_inner();
-        let organizations = validate::organization_ids(&request.organization_ids)?;
-        if request.resume_token.len() > 256 {
-            let error = ApiError::invalid("resume_token", "is not one that this service gave");
-            return Err(error.into());
-        }
+        let organizations = validate::status_stream(&request)?;
         let updates = self.watch.subscribe(organizations, &request.resume_token);
         let answers = updates.map(|update| match update {
-            Ok(message) => Ok(convert::update(message)),
+            Ok(message) => Ok(convert::status_update(message)),
             Err(Ended) => Err(ApiError::ShuttingDown.into()),
         });
         Ok(Response::new(Box::pin(answers)))

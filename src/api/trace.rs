@@ -1,5 +1,4 @@
-//! The spans of requests, children of their callers' traces, and a log line where a
-//! request fails.
+//! Spans of requests, as children of the callers' traces, and log lines for failed requests.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,43 +11,43 @@ use tracing::Span;
 
 use crate::telemetry::continue_trace;
 
-/// RPCs that come so often that a span of its own for each request would show in its cost.
+/// RPCs so frequent that a span for each request would slow them down measurably.
 const FREQUENT: [&str; 2] = [
     "/siem.v1.EventService/Publish",
     "/siem.v1.EventService/PublishStream",
 ];
 
-/// Makes the spans of requests.
+/// Creates the spans of requests.
 #[derive(Clone)]
-pub(super) struct Spans {
+pub(super) struct RequestSpans {
     shared: Arc<[(&'static str, Span)]>,
 }
 
-impl Spans {
-    /// Where only the log sees spans, all requests of a frequent RPC may share one: there it
-    /// says no more than which RPC it is.
+impl RequestSpans {
+    /// With `may_share`, all requests of a frequent RPC share one span. In the log the span
+    /// only names the RPC, so this is safe unless traces are exported.
     pub(super) fn new(may_share: bool) -> Self {
         let shared = FREQUENT.into_iter().filter(|_| may_share);
         Self {
-            shared: shared.map(|path| (path, named(path))).collect(),
+            shared: shared.map(|path| (path, rpc_span(path))).collect(),
         }
     }
 }
 
-impl<B> MakeSpan<B> for Spans {
+impl<B> MakeSpan<B> for RequestSpans {
     fn make_span(&mut self, request: &Request<B>) -> Span {
         let path = request.uri().path();
         if let Some((_, span)) = self.shared.iter().find(|(shared, _)| *shared == path) {
             return span.clone();
         }
-        let span = named(path);
+        let span = rpc_span(path);
         continue_trace(&span, request.headers());
         span
     }
 }
 
-/// Named after the RPC, without anything of its content.
-fn named(path: &str) -> Span {
+/// Span that names the RPC, without any content of the request.
+fn rpc_span(path: &str) -> Span {
     let (service, method) = path
         .trim_start_matches('/')
         .split_once('/')
@@ -63,8 +62,9 @@ fn named(path: &str) -> Span {
     )
 }
 
-/// Logs an answer that shows a defect of ours. Other errors tell the caller what it
-/// did wrong, or that a shutdown ends its stream; that is no news to whoever runs us.
+/// Logs a failed request: as an error if the code indicates a defect of this service,
+/// otherwise for debugging only, because operators need not act on a caller's mistake or a
+/// stream that a shutdown ended.
 pub(super) fn log_failure(failure: GrpcFailureClass, latency: Duration, _: &Span) {
     let latency_ms = latency.as_millis();
     let code = match &failure {
@@ -90,14 +90,14 @@ mod tests {
     use super::*;
     use crate::proto::DESCRIPTOR_SET;
 
-    fn span(spans: &mut Spans, path: &str) -> Span {
+    fn span(spans: &mut RequestSpans, path: &str) -> Span {
         let request = Request::builder().uri(path).body(()).unwrap();
         spans.make_span(&request)
     }
 
-    /// How many spans there are for three requests of each.
-    fn spans_of(paths: &[&str], may_share: bool) -> usize {
-        let mut spans = Spans::new(may_share);
+    /// Number of different spans for three requests of each path.
+    fn count_spans(paths: &[&str], may_share: bool) -> usize {
+        let mut spans = RequestSpans::new(may_share);
         let paths = std::iter::repeat_n(paths, 3).flatten();
         let kept: Vec<Span> = paths.map(|path| span(&mut spans, path)).collect();
         let ids = kept.iter().map(|span| span.id().unwrap().into_u64());
@@ -105,12 +105,12 @@ mod tests {
     }
 
     #[test]
-    fn only_frequent_rpcs_share_spans_and_only_where_they_may() {
+    fn only_frequent_rpcs_share_spans_and_only_if_allowed() {
         tracing::subscriber::with_default(registry(), || {
-            assert_eq!(spans_of(&FREQUENT, true), FREQUENT.len());
-            assert_eq!(spans_of(&FREQUENT, false), 3 * FREQUENT.len());
+            assert_eq!(count_spans(&FREQUENT, true), FREQUENT.len());
+            assert_eq!(count_spans(&FREQUENT, false), 3 * FREQUENT.len());
             let get = "/siem.v1.SiemIntegrationService/Get";
-            assert_eq!(spans_of(&[get], true), 3);
+            assert_eq!(count_spans(&[get], true), 3);
         });
     }
 

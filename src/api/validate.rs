@@ -1,4 +1,5 @@
-//! Requests to domain values: every violation of a request at once.
+//! Conversion of requests into domain values. All violations of a request are reported at
+//! once.
 
 use std::{collections::BTreeSet, fmt::Display};
 
@@ -13,22 +14,25 @@ use crate::{
         organization::OrganizationId,
         status::Status,
     },
-    proto::v1::{ConfigureRequest, ListRequest},
+    proto::v1::{ConfigureRequest, ListRequest, StreamStatusRequest},
     store::Configure,
 };
 
-/// Organizations that one status stream may name.
-const MOST_ORGANIZATIONS: usize = 1000;
+/// Organizations in the request of one status stream.
+const MAX_ORGANIZATIONS: usize = 1000;
 const DEFAULT_PAGE: usize = 100;
-const MOST_PAGE: u32 = 1000;
-/// An etag is shorter than this.
-const MOST_ETAG: usize = 128;
-
-/// Entries of a List's filter. There are four statuses; a few more do no harm.
-const MOST_STATUSES: usize = 100;
+const MAX_PAGE: u32 = 1000;
+/// Bytes of an etag. Issued ones are shorter.
+const MAX_ETAG: usize = 128;
+/// Bytes of a resume token. Issued ones are shorter.
+const MAX_RESUME_TOKEN: usize = 256;
+/// Entries of a List's filter: more than there are statuses, so that duplicates and future
+/// statuses are no error of size.
+const MAX_STATUSES: usize = 100;
 
 impl Violations {
-    fn read<T, E: Display>(&mut self, field: impl Display, value: Result<T, E>) -> Option<T> {
+    /// Returns the value, or adds its error as a violation.
+    fn parsed<T, E: Display>(&mut self, field: impl Display, value: Result<T, E>) -> Option<T> {
         match value {
             Ok(value) => Some(value),
             Err(error) => {
@@ -38,8 +42,12 @@ impl Violations {
         }
     }
 
-    fn refuse(self) -> ApiError {
-        ApiError::Invalid(self)
+    /// Returns the value of a valid request.
+    fn check<T>(self, value: T) -> Result<T, ApiError> {
+        match self.is_empty() {
+            true => Ok(value),
+            false => Err(ApiError::Invalid(self)),
+        }
     }
 }
 
@@ -47,32 +55,37 @@ pub(super) fn organization_id(text: &str) -> Result<OrganizationId, ApiError> {
     OrganizationId::new(text).map_err(|error| ApiError::invalid("organization_id", error))
 }
 
-/// The organizations of a status stream; empty means all.
-pub(super) fn organization_ids(texts: &[String]) -> Result<Vec<OrganizationId>, ApiError> {
+/// Returns the organizations of a status stream; empty means all.
+pub(super) fn status_stream(
+    request: &StreamStatusRequest,
+) -> Result<Vec<OrganizationId>, ApiError> {
     let mut violations = Violations::default();
-    if texts.len() > MOST_ORGANIZATIONS {
+    if request.resume_token.len() > MAX_RESUME_TOKEN {
+        violations.add(
+            "resume_token",
+            "was not issued by this service; leave it empty for a full snapshot",
+        );
+    }
+    if request.organization_ids.len() > MAX_ORGANIZATIONS {
         violations.add(
             "organization_ids",
-            format!("may name at most {MOST_ORGANIZATIONS} organizations; name none for all"),
+            format_args!("may have at most {MAX_ORGANIZATIONS} entries; leave it empty for all"),
         );
-        return Err(violations.refuse());
     }
+    let texts = request.organization_ids.iter().take(MAX_ORGANIZATIONS);
     let mut organizations = Vec::with_capacity(texts.len());
-    for (index, text) in texts.iter().enumerate() {
+    for (index, text) in texts.enumerate() {
         let field = format_args!("organization_ids[{index}]");
-        organizations.extend(violations.read(field, OrganizationId::new(text)));
+        organizations.extend(violations.parsed(field, OrganizationId::new(text)));
     }
-    match violations.is_empty() {
-        true => Ok(organizations),
-        false => Err(violations.refuse()),
-    }
+    violations.check(organizations)
 }
 
-/// A page of a list.
+/// Validated [`ListRequest`].
 #[derive(Debug)]
 pub(super) struct Page {
     pub(super) size: usize,
-    /// The organization after which it begins.
+    /// Last organization of the previous page; empty for the first page.
     pub(super) after: String,
     /// Empty means all.
     pub(super) statuses: Vec<Status>,
@@ -80,53 +93,50 @@ pub(super) struct Page {
 
 pub(super) fn page(request: ListRequest) -> Result<Page, ApiError> {
     let mut violations = Violations::default();
-    if request.page_size > MOST_PAGE {
+    if request.page_size > MAX_PAGE {
         violations.add(
             "page_size",
-            format!("may be at most {MOST_PAGE}; 0 means {DEFAULT_PAGE}"),
+            format_args!("may be at most {MAX_PAGE}; 0 means {DEFAULT_PAGE}"),
         );
     }
     if !request.page_token.is_empty() && OrganizationId::new(&request.page_token).is_err() {
         violations.add(
             "page_token",
-            "is not one that this service gave; leave it empty to begin",
+            "was not issued by this service; leave it empty for the first page",
         );
     }
     let mut statuses = Vec::new();
-    if request.statuses.len() > MOST_STATUSES {
+    if request.statuses.len() > MAX_STATUSES {
         violations.add(
             "statuses",
-            format_args!("may have at most {MOST_STATUSES} entries; leave it empty for all"),
+            format_args!("may have at most {MAX_STATUSES} entries; leave it empty for all"),
         );
     }
-    let given = request.statuses.iter().take(MOST_STATUSES).enumerate();
+    let given = request.statuses.iter().take(MAX_STATUSES).enumerate();
     let mut unknown = BTreeSet::new();
     for (index, value) in given {
         match convert::status_filter(*value) {
             Some(status) if statuses.contains(&status) => {}
             Some(status) => statuses.push(status),
-            // Each unknown number is named once.
+            // Each unknown number is reported once.
             None if unknown.insert(*value) => violations.add(
                 format_args!("statuses[{index}]"),
-                format_args!("is {value}, which is not a status to filter by"),
+                format_args!("is {value}, which is not a status that integrations have"),
             ),
             None => {}
         }
     }
-    match violations.is_empty() {
-        true => Ok(Page {
-            size: match request.page_size {
-                0 => DEFAULT_PAGE,
-                size => size as usize,
-            },
-            after: request.page_token,
-            statuses,
-        }),
-        false => Err(violations.refuse()),
-    }
+    violations.check(Page {
+        size: match request.page_size {
+            0 => DEFAULT_PAGE,
+            size => size as usize,
+        },
+        after: request.page_token,
+        statuses,
+    })
 }
 
-/// `exists` tells whether there is an integration whose external ID may be kept.
+/// `exists`: the organization has an integration, whose external ID an empty one keeps.
 pub(super) fn configure(
     request: ConfigureRequest,
     exists: bool,
@@ -135,15 +145,15 @@ pub(super) fn configure(
     caller: Box<str>,
 ) -> Result<Configure, ApiError> {
     let mut violations = Violations::default();
-    let organization_id = violations.read(
+    let organization_id = violations.parsed(
         "organization_id",
         OrganizationId::new(&request.organization_id),
     );
-    let stream_arn = violations.read(
+    let stream_arn = violations.parsed(
         "kinesis_stream_arn",
         StreamArn::parse(&request.kinesis_stream_arn),
     );
-    let role_arn = violations.read("role_arn", RoleArn::parse(&request.role_arn));
+    let role_arn = violations.parsed("role_arn", RoleArn::parse(&request.role_arn));
     let external_id = match request.external_id {
         empty if empty.is_empty() => {
             if !exists {
@@ -151,23 +161,26 @@ pub(super) fn configure(
             }
             None
         }
-        text => violations.read("external_id", ExternalId::parse(text)),
+        text => violations.parsed("external_id", ExternalId::parse(text)),
     };
     if request.keep_previous_external_id && external_id.is_none() {
         violations.add(
             "keep_previous_external_id",
-            "needs a new external_id beside it",
+            "requires a new external_id in the same request",
         );
     }
-    if request.etag.len() > MOST_ETAG {
-        violations.add("etag", "is not one that this service gave");
+    if request.etag.len() > MAX_ETAG {
+        violations.add(
+            "etag",
+            "was not issued by this service; take it from the integration",
+        );
     }
     if let (Some(stream_arn), Some(role_arn)) = (&stream_arn, &role_arn)
         && !stream_arn.same_partition(role_arn)
     {
         violations.add(
             "role_arn",
-            "is in another AWS partition than the stream; no role is assumed across partitions",
+            "is in another AWS partition than the stream; roles cannot be assumed across partitions",
         );
     }
     if let (Some(own), Some(stream_arn)) = (own_partition, &stream_arn)
@@ -176,7 +189,7 @@ pub(super) fn configure(
         violations.add(
             "kinesis_stream_arn",
             format!(
-                "is in AWS partition {}, and this service's own credentials are of partition {own}: it can deliver to partition {own} only",
+                "is in AWS partition {}, but this service has credentials for partition {own} and can deliver only there",
                 stream_arn.partition()
             ),
         );
@@ -194,7 +207,7 @@ pub(super) fn configure(
                 caller,
             })
         }
-        _ => Err(violations.refuse()),
+        _ => Err(ApiError::Invalid(violations)),
     }
 }
 
@@ -213,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn names_every_violation_of_a_configure() {
+    fn configure_reports_every_violation() {
         let error = configure(
             ConfigureRequest::default(),
             false,
@@ -234,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_a_role_of_another_partition() {
+    fn refuses_a_role_in_another_partition() {
         let request = ConfigureRequest {
             organization_id: "acme".into(),
             kinesis_stream_arn: "arn:aws:kinesis:us-east-1:111122223333:stream/alerts".into(),
@@ -247,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_a_partition_that_our_credentials_are_not_of() {
+    fn refuses_a_partition_other_than_that_of_our_credentials() {
         let configured = |own| {
             let request = ConfigureRequest {
                 organization_id: "acme".into(),
@@ -268,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_bounded() {
+    fn list_reports_every_violation() {
         let request = ListRequest {
             page_size: 1001,
             page_token: "not an organization".into(),
@@ -282,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_is_bounded() {
+    fn list_bounds_its_filter() {
         let of = |statuses| ListRequest {
             statuses,
             ..ListRequest::default()

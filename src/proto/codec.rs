@@ -1,7 +1,7 @@
-//! How messages are encoded: into memory of their own size. tonic's own encoder sets 8 KiB
-//! aside for each call and keeps them as long as it lasts, which is most of what a
-//! status stream at rest would cost. And how they are decoded: only what has not too many
-//! fields.
+//! Protobuf codec with two differences from tonic's: it encodes into a buffer of the message's
+//! size, and it refuses messages with too many fields. tonic's encoder allocates 8 KiB for each
+//! call and keeps them until it ends, which would be most of the memory of an idle status
+//! stream.
 
 use std::marker::PhantomData;
 
@@ -16,15 +16,15 @@ use tonic::{
 };
 use tonic_prost::ProstDecoder;
 
-use super::UNDECODABLE;
+use super::DECODE_FAILURE;
 
-/// Encoded bytes that are handed on without waiting for more.
+/// Encoded bytes after which tonic sends without waiting for further messages.
 const YIELD_BYTES: usize = 32 << 10;
-/// Fields of a message, those of its own fields not counted. An empty entry of a repeated
-/// field takes two bytes on the wire and 32 in memory.
-const MOST_FIELDS: usize = 1 << 16;
+/// Fields of a message, not counting those of nested messages. An empty entry of a repeated
+/// field takes 2 bytes on the wire and 32 in memory.
+const MAX_FIELDS: usize = 1 << 16;
 
-/// Protobuf by prost, as [`tonic_prost::ProstCodec`].
+/// Replacement of [`tonic_prost::ProstCodec`].
 pub struct LeanCodec<T, U>(PhantomData<(T, U)>);
 
 impl<T, U> Default for LeanCodec<T, U> {
@@ -52,7 +52,7 @@ where
     }
 }
 
-/// The decoder of [`LeanCodec`].
+/// Decoder of [`LeanCodec`].
 pub struct LeanDecoder<U>(ProstDecoder<U>);
 
 impl<U: Message + Default> Decoder for LeanDecoder<U> {
@@ -62,7 +62,7 @@ impl<U: Message + Default> Decoder for LeanDecoder<U> {
     fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         let problem = match has_too_many_fields(bytes.chunk()) {
             Ok(false) => return self.0.decode(bytes),
-            Ok(true) => format!("{UNDECODABLE}: it has more than {MOST_FIELDS} fields"),
+            Ok(true) => format!("{DECODE_FAILURE}: it has more than {MAX_FIELDS} fields"),
             Err(error) => error.to_string(),
         };
         Err(Status::internal(problem))
@@ -74,20 +74,20 @@ impl<U: Message + Default> Decoder for LeanDecoder<U> {
 }
 
 fn has_too_many_fields(mut bytes: &[u8]) -> Result<bool, DecodeError> {
-    // A field takes two bytes at the least.
-    let mut most = MOST_FIELDS;
-    while bytes.len() / 2 > most {
-        if most == 0 {
+    let mut fields_left = MAX_FIELDS;
+    // A field takes at least two bytes: fewer bytes cannot exceed the limit and are not parsed.
+    while bytes.len() / 2 > fields_left {
+        if fields_left == 0 {
             return Ok(true);
         }
-        most -= 1;
+        fields_left -= 1;
         let (tag, wire_type) = decode_key(&mut bytes)?;
         skip_field(wire_type, tag, &mut bytes, DecodeContext::default())?;
     }
     Ok(false)
 }
 
-/// The encoder of [`LeanCodec`].
+/// Encoder of [`LeanCodec`].
 pub struct LeanEncoder<T>(PhantomData<T>);
 
 impl<T: Message> Encoder for LeanEncoder<T> {
@@ -101,7 +101,7 @@ impl<T: Message> Encoder for LeanEncoder<T> {
     }
 
     fn buffer_settings(&self) -> BufferSettings {
-        // tonic divides by it where it compresses.
+        // Not 0: tonic divides by the buffer size when it compresses.
         BufferSettings::new(1, YIELD_BYTES)
     }
 }

@@ -35,7 +35,7 @@ async fn a_rotation_leaves_no_gap() {
     publish(&world, &mut load, 1).await;
     arrive(&world.aws, &customer.stream_arn, 2).await;
     let test = world.api.send_test("acme").await;
-    assert!(test.delivered && test.checks[0].message.contains("still refused"));
+    assert!(test.delivered && test.checks[0].message.contains("the new one is refused"));
 
     // The customer changes its trust policy: the new one takes over, for good.
     new.make_role(&world.aws);

@@ -25,92 +25,112 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Never sent."""
     ERROR_REASON_INVALID_FIELD: _ErrorReason.ValueType  # 1
-    """One or more fields are missing or malformed; `google.rpc.BadRequest` names each."""
+    """INVALID_ARGUMENT, or a rejection: fields are missing or malformed.
+    `google.rpc.BadRequest` names each of them.
+    """
     ERROR_REASON_TOO_MANY_EVENTS: _ErrorReason.ValueType  # 2
-    """More than 1,000 events in one request."""
+    """INVALID_ARGUMENT: more than 1,000 events in one request."""
     ERROR_REASON_REQUEST_TOO_LARGE: _ErrorReason.ValueType  # 3
-    """The events of one request exceed 4 MiB, or a message exceeds what is read of one:
-    8 MiB of EventService, 256 KiB of every other service.
+    """INVALID_ARGUMENT: the events of a request exceed 4 MiB, or a message exceeds the limit of
+    its service: 8 MiB for EventService, 256 KiB for all others.
     """
     ERROR_REASON_RECORD_TOO_LARGE: _ErrorReason.ValueType  # 4
-    """The event would exceed the 1 MiB that Kinesis takes as one record, key included."""
+    """Rejection: the event's record, including its partition key, would exceed 1 MiB, the limit of
+    Kinesis.
+    """
     ERROR_REASON_MALFORMED_EVENT: _ErrorReason.ValueType  # 5
-    """The event's bytes are not a `siem.v1.Event`."""
+    """Rejection: the event's bytes are not a `siem.v1.Event`."""
     ERROR_REASON_INTEGRATION_NOT_FOUND: _ErrorReason.ValueType  # 6
-    """The organization has no integration."""
+    """NOT_FOUND: the organization has no integration."""
     ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 7
-    """The etag is not the current one: someone changed the integration in between."""
+    """ABORTED: the integration was changed since the caller read its etag."""
     ERROR_REASON_EXTERNAL_ID_IN_USE: _ErrorReason.ValueType  # 8
-    """Another organization uses this external ID."""
+    """ALREADY_EXISTS: another organization uses this external ID."""
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 9
-    """A bound on memory or work in flight is reached; try again as RetryInfo says."""
+    """RESOURCE_EXHAUSTED: the server's memory for requests in flight is exhausted. Try again
+    after the delay in `google.rpc.RetryInfo`.
+    """
     ERROR_REASON_STORAGE_FAILED: _ErrorReason.ValueType  # 10
-    """The log could not be written; nothing of the request was accepted."""
+    """UNAVAILABLE: the event log could not be written. Nothing of the request was accepted. Try
+    again after the delay in `google.rpc.RetryInfo`.
+    """
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 11
-    """The server is shutting down; connect again."""
+    """UNAVAILABLE: the server is shutting down. Connect again."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 12
-    """A defect of the server."""
+    """INTERNAL: a defect of the server; its log has the details."""
     ERROR_REASON_MESSAGE_TIMEOUT: _ErrorReason.ValueType  # 13
-    """A client began a message, and then nothing more of the request came for 10 s."""
+    """DEADLINE_EXCEEDED: no bytes were received for 10 s before the end of the request."""
     ERROR_REASON_DISK_FULL: _ErrorReason.ValueType  # 14
-    """The log's disk nears full; nothing of the request was accepted. Delivery goes on and
-    makes room; try again as RetryInfo says.
+    """RESOURCE_EXHAUSTED: the disk of the event log is nearly full. Nothing of the request was
+    accepted. Delivery continues and frees space: try again after the delay in
+    `google.rpc.RetryInfo`.
     """
     ERROR_REASON_MALFORMED_REQUEST: _ErrorReason.ValueType  # 15
-    """The request's bytes are not the RPC's message, or not compressed as `grpc-encoding`
-    says.
+    """INVALID_ARGUMENT: the request's bytes are not the message of the RPC, or not compressed
+    as `grpc-encoding` says. INTERNAL: a message has the compressed flag, but the request has
+    no `grpc-encoding`.
     """
     ERROR_REASON_UNSUPPORTED_ENCODING: _ErrorReason.ValueType  # 16
-    """`grpc-encoding` names a compression other than gzip."""
+    """UNIMPLEMENTED: `grpc-encoding` names a compression other than gzip."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
-    """Every reason this service gives for a refusal. A gRPC error carries it, without
-    the prefix, as `google.rpc.ErrorInfo.reason` with the domain `siem.v1`; a
-    rejected event carries it as `Rejection.reason`.
+    """Reasons of errors. A gRPC error carries one, without the prefix `ERROR_REASON_`, as
+    `google.rpc.ErrorInfo.reason` with the domain `siem.v1`; a rejected event carries one as
+    `Rejection.reason`. Clients handle a reason that they do not know by the gRPC code alone.
 
-    An error is bounded: `google.rpc.BadRequest` names at most the first 20 violations, and
-    the details take at most 4 KiB in base64, the message 1 KiB. Where there is more, the
-    message ends with "and N more".
+    The size of an error is bounded: `google.rpc.BadRequest` contains the first 20 violations
+    at most, the message has at most 1 KiB, and all details together have at most 4 KiB in
+    base64. A message about more violations than it names ends with "and N more".
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never sent."""
 ERROR_REASON_INVALID_FIELD: ErrorReason.ValueType  # 1
-"""One or more fields are missing or malformed; `google.rpc.BadRequest` names each."""
+"""INVALID_ARGUMENT, or a rejection: fields are missing or malformed.
+`google.rpc.BadRequest` names each of them.
+"""
 ERROR_REASON_TOO_MANY_EVENTS: ErrorReason.ValueType  # 2
-"""More than 1,000 events in one request."""
+"""INVALID_ARGUMENT: more than 1,000 events in one request."""
 ERROR_REASON_REQUEST_TOO_LARGE: ErrorReason.ValueType  # 3
-"""The events of one request exceed 4 MiB, or a message exceeds what is read of one:
-8 MiB of EventService, 256 KiB of every other service.
+"""INVALID_ARGUMENT: the events of a request exceed 4 MiB, or a message exceeds the limit of
+its service: 8 MiB for EventService, 256 KiB for all others.
 """
 ERROR_REASON_RECORD_TOO_LARGE: ErrorReason.ValueType  # 4
-"""The event would exceed the 1 MiB that Kinesis takes as one record, key included."""
+"""Rejection: the event's record, including its partition key, would exceed 1 MiB, the limit of
+Kinesis.
+"""
 ERROR_REASON_MALFORMED_EVENT: ErrorReason.ValueType  # 5
-"""The event's bytes are not a `siem.v1.Event`."""
+"""Rejection: the event's bytes are not a `siem.v1.Event`."""
 ERROR_REASON_INTEGRATION_NOT_FOUND: ErrorReason.ValueType  # 6
-"""The organization has no integration."""
+"""NOT_FOUND: the organization has no integration."""
 ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 7
-"""The etag is not the current one: someone changed the integration in between."""
+"""ABORTED: the integration was changed since the caller read its etag."""
 ERROR_REASON_EXTERNAL_ID_IN_USE: ErrorReason.ValueType  # 8
-"""Another organization uses this external ID."""
+"""ALREADY_EXISTS: another organization uses this external ID."""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 9
-"""A bound on memory or work in flight is reached; try again as RetryInfo says."""
+"""RESOURCE_EXHAUSTED: the server's memory for requests in flight is exhausted. Try again
+after the delay in `google.rpc.RetryInfo`.
+"""
 ERROR_REASON_STORAGE_FAILED: ErrorReason.ValueType  # 10
-"""The log could not be written; nothing of the request was accepted."""
+"""UNAVAILABLE: the event log could not be written. Nothing of the request was accepted. Try
+again after the delay in `google.rpc.RetryInfo`.
+"""
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 11
-"""The server is shutting down; connect again."""
+"""UNAVAILABLE: the server is shutting down. Connect again."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 12
-"""A defect of the server."""
+"""INTERNAL: a defect of the server; its log has the details."""
 ERROR_REASON_MESSAGE_TIMEOUT: ErrorReason.ValueType  # 13
-"""A client began a message, and then nothing more of the request came for 10 s."""
+"""DEADLINE_EXCEEDED: no bytes were received for 10 s before the end of the request."""
 ERROR_REASON_DISK_FULL: ErrorReason.ValueType  # 14
-"""The log's disk nears full; nothing of the request was accepted. Delivery goes on and
-makes room; try again as RetryInfo says.
+"""RESOURCE_EXHAUSTED: the disk of the event log is nearly full. Nothing of the request was
+accepted. Delivery continues and frees space: try again after the delay in
+`google.rpc.RetryInfo`.
 """
 ERROR_REASON_MALFORMED_REQUEST: ErrorReason.ValueType  # 15
-"""The request's bytes are not the RPC's message, or not compressed as `grpc-encoding`
-says.
+"""INVALID_ARGUMENT: the request's bytes are not the message of the RPC, or not compressed
+as `grpc-encoding` says. INTERNAL: a message has the compressed flag, but the request has
+no `grpc-encoding`.
 """
 ERROR_REASON_UNSUPPORTED_ENCODING: ErrorReason.ValueType  # 16
-"""`grpc-encoding` names a compression other than gzip."""
+"""UNIMPLEMENTED: `grpc-encoding` names a compression other than gzip."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

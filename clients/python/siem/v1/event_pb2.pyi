@@ -23,7 +23,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Event(_message.Message):
-    """One event of one organization's network."""
+    """One event in the network of one organization. Later versions add further payloads with the
+    numbers 7 to 15, and attributes of all events with 16 and up.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -34,18 +36,20 @@ class Event(_message.Message):
     EVENT_ID_FIELD_NUMBER: _builtins.int
     IDS_DETECTION_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
-    """The organization, `[A-Za-z0-9_-]{1,64}`. Required."""
+    """Organization id, `[A-Za-z0-9_-]{1,64}`. Required."""
     network_id: _builtins.str
-    """The network in which it happened, a UUID. Required."""
+    """UUID of the network in which the event was observed, hyphenated. Required."""
     device_id: _builtins.str
-    """The sensor that saw it, a UUID. Required. Events of one device stay in order."""
+    """UUID of the sensor that observed the event, hyphenated. Required. Events of one device are
+    delivered in order.
+    """
     event_id: _builtins.str
-    """The CloudEvents id, a UUID. Without one, the id is derived from network,
-    device, time and content, so that the same detection has the same id.
+    """CloudEvents id, a hyphenated UUID. If unset, the id is derived from network, device, time and
+    content, so that the same detection always has the same id.
     """
     @_builtins.property
     def observed_time(self) -> _timestamp_pb2.Timestamp:
-        """When the sensor saw it. Required. Years 1 to 9999."""
+        """Time of the observation, in the years 1 to 9999. Required."""
 
     @_builtins.property
     def ids_detection(self) -> Global___IdsDetection:
@@ -78,8 +82,8 @@ Global___Event: _TypeAlias = Event  # noqa: Y015
 
 @_typing.final
 class IdsDetection(_message.Message):
-    """An alert of an intrusion detection system. The names are those of Suricata's
-    EVE JSON. A field that is not set is left out of the record.
+    """An alert of an intrusion detection system. Names and meanings are those of Suricata's EVE
+    JSON. All fields are optional; an unset one is left out of the delivered record.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -126,13 +130,13 @@ class IdsDetection(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     CONTEXT_JSON_FIELD_NUMBER: _builtins.int
     src_ip: _builtins.str
-    """IPv4 or IPv6 address of the packet's source."""
+    """Source address of the packet, IPv4 or IPv6."""
     src_port: _builtins.int
-    """0 to 65535; not set where the protocol has no ports."""
+    """Source port, 0 to 65535. Unset if the protocol has no ports."""
     dest_ip: _builtins.str
-    """IPv4 or IPv6 address of the packet's destination."""
+    """Destination address of the packet, IPv4 or IPv6."""
     dest_port: _builtins.int
-    """0 to 65535; not set where the protocol has no ports."""
+    """Destination port, 0 to 65535. Unset if the protocol has no ports."""
     proto: _builtins.str
     """Transport protocol, such as `TCP`, `UDP`, `ICMP` or `IPv6-ICMP`."""
     app_proto: _builtins.str
@@ -148,29 +152,28 @@ class IdsDetection(_message.Message):
     action: _builtins.str
     """`allowed` or `blocked`."""
     gid: _builtins.int
-    """Generator of the rule."""
+    """Generator id (gid) of the rule."""
     signature_id: _builtins.int
-    """The rule's sid."""
+    """Signature id (sid) of the rule."""
     rev: _builtins.int
-    """The rule's revision."""
+    """Revision of the rule."""
     signature: _builtins.str
-    """The rule's message."""
+    """Message of the rule."""
     category: _builtins.str
-    """The rule's classification."""
+    """Classification of the rule."""
     severity: _builtins.int
-    """The rule's priority; 1 is the most severe."""
+    """Priority of the rule; 1 is the most severe."""
     context_json: _builtins.str
-    """Any further JSON object (`http`, `tls`, `dns`, ...) as text. It is checked to
-    be an object, at most 64 levels deep, and kept digit for digit. Of a key that an
-    object repeats, the last value is kept.
+    """A further JSON object (`http`, `tls`, `dns`, ...) as text, at most 64 levels deep. Numbers are
+    delivered digit for digit. If an object repeats a key, the last value is kept.
     """
     @_builtins.property
     def vlan(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """VLAN identifiers, outermost first, each 0 to 4095."""
+        """VLAN identifiers, outermost first, each 0 to 4095; at most 8."""
 
     @_builtins.property
     def metadata(self) -> _containers.MessageMap[_builtins.str, Global___MetadataValues]:
-        """The rule's metadata."""
+        """Metadata of the rule."""
 
     def __init__(
         self,
@@ -241,14 +244,14 @@ Global___IdsDetection: _TypeAlias = IdsDetection  # noqa: Y015
 
 @_typing.final
 class MetadataValues(_message.Message):
-    """The values of one metadata key."""
+    """Values of one metadata key."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     VALUES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """In the rule's order."""
+        """Values, in the rule's order."""
 
     def __init__(
         self,
@@ -272,7 +275,7 @@ class PublishRequest(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
-        """Up to 1,000 events and 4 MiB."""
+        """Events of any organizations, at most 1,000 and 4 MiB."""
 
     def __init__(
         self,
@@ -289,8 +292,8 @@ Global___PublishRequest: _TypeAlias = PublishRequest  # noqa: Y015
 
 @_typing.final
 class PublishResponse(_message.Message):
-    """Response of EventService.Publish. `accepted + unconfigured + rejections` is
-    the number of events of the request.
+    """Response of EventService.Publish. `accepted + unconfigured + number of rejections` is the
+    number of events in the request.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -299,13 +302,13 @@ class PublishResponse(_message.Message):
     UNCONFIGURED_FIELD_NUMBER: _builtins.int
     REJECTIONS_FIELD_NUMBER: _builtins.int
     accepted: _builtins.int
-    """Events that are durable now."""
+    """Number of events that are durable now."""
     unconfigured: _builtins.int
-    """Events of organizations that have no integration; they are not kept."""
+    """Number of events whose organization has no integration. They are not stored."""
     @_builtins.property
     def rejections(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rejection]:
-        """Events that were refused, in the request's order, each with its first problem: at most
-        1,000, each shorter than 512 bytes.
+        """Rejected events, in the order of the request, each with its first problem: at most 1,000
+        entries, each under 512 bytes.
         """
 
     def __init__(
@@ -325,7 +328,7 @@ Global___PublishResponse: _TypeAlias = PublishResponse  # noqa: Y015
 
 @_typing.final
 class Rejection(_message.Message):
-    """Why one event was refused."""
+    """A rejected event."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -334,13 +337,13 @@ class Rejection(_message.Message):
     FIELD_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """Its place in the request, from 0."""
+    """Index of the event in the request, from 0."""
     reason: _error_pb2.ErrorReason.ValueType
-    """The kind of problem."""
+    """Reason: INVALID_FIELD, RECORD_TOO_LARGE or MALFORMED_EVENT."""
     field: _builtins.str
-    """The field, such as `ids_detection.src_ip`; empty where it is the whole event."""
+    """Path of the field, such as `ids_detection.src_ip`; empty if the whole event is concerned."""
     message: _builtins.str
-    """What is wrong and what to do."""
+    """Problem and remedy, in English."""
     def __init__(
         self,
         *,
@@ -366,10 +369,10 @@ class PublishStreamRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Echoed in the answer; chosen by the caller, at most 128 bytes."""
+    """Identifier that the response repeats; chosen by the caller, at most 128 bytes."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
-        """Up to 1,000 events and 4 MiB."""
+        """Events of any organizations, at most 1,000 and 4 MiB."""
 
     def __init__(
         self,
@@ -387,7 +390,7 @@ Global___PublishStreamRequest: _TypeAlias = PublishStreamRequest  # noqa: Y015
 
 @_typing.final
 class PublishStreamResponse(_message.Message):
-    """The answer to one request of a PublishStream."""
+    """Response to one request on a PublishStream."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -395,14 +398,14 @@ class PublishStreamResponse(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """The request_id of the request."""
+    """request_id of the request; empty if that was too long."""
     @_builtins.property
     def result(self) -> Global___PublishResponse:
-        """As Publish would have answered."""
+        """Response as of Publish."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """As Publish would have failed. Nothing of the request was accepted. The stream goes on."""
+        """Error as of Publish: nothing of the request was accepted. The stream continues."""
 
     def __init__(
         self,

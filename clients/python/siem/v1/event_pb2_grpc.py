@@ -26,10 +26,10 @@ if _version_not_supported:
 
 
 class EventServiceStub:
-    """Takes events and keeps them until they are delivered.
+    """Accepts events and stores them durably until they are delivered.
 
     A message may have 8 MiB and may be compressed by gzip (`grpc-encoding`); every limit
-    counts what it decompresses to.
+    applies to the decompressed size. See ErrorReason for errors and their retry delays.
     """
 
     def __init__(self, channel):
@@ -51,23 +51,28 @@ class EventServiceStub:
 
 
 class EventServiceServicer:
-    """Takes events and keeps them until they are delivered.
+    """Accepts events and stores them durably until they are delivered.
 
     A message may have 8 MiB and may be compressed by gzip (`grpc-encoding`); every limit
-    counts what it decompresses to.
+    applies to the decompressed size. See ErrorReason for errors and their retry delays.
     """
 
     def Publish(self, request, context):
-        """Publish answers when every accepted event is durable. It takes up to 1,000
-        events or 4 MiB; a problem of one event does not refuse the others.
+        """Publish stores events and answers once all accepted ones are durable. A request has at most
+        1,000 events and 4 MiB. An invalid event is rejected alone; the others are accepted.
+
+        If it fails with one of the reasons of ErrorReason, nothing of the request was accepted.
+        If it fails without one, for example because the connection is lost, the events may have been
+        accepted. Send them again unchanged: they get the same CloudEvents ids, by which consumers
+        drop duplicates.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PublishStream(self, request_iterator, context):
-        """PublishStream is Publish over one stream with many requests in flight.
-        Answers come in the order of the requests.
+        """PublishStream is Publish over one stream with up to 64 requests in flight. Responses arrive
+        in the order of the requests.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,10 +100,10 @@ def add_EventServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EventService:
-    """Takes events and keeps them until they are delivered.
+    """Accepts events and stores them durably until they are delivered.
 
     A message may have 8 MiB and may be compressed by gzip (`grpc-encoding`); every limit
-    counts what it decompresses to.
+    applies to the decompressed size. See ErrorReason for errors and their retry delays.
     """
 
     @staticmethod

@@ -27,10 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EventServiceStub:
-    """Takes events and keeps them until they are delivered.
+    """Accepts events and stores them durably until they are delivered.
 
     A message may have 8 MiB and may be compressed by gzip (`grpc-encoding`); every limit
-    counts what it decompresses to.
+    applies to the decompressed size. See ErrorReason for errors and their retry delays.
     """
 
     @_typing.overload
@@ -38,37 +38,47 @@ class EventServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EventServiceAsyncStub: ...
     Publish: _grpc.UnaryUnaryMultiCallable[_event_pb2.PublishRequest, _event_pb2.PublishResponse]
-    """Publish answers when every accepted event is durable. It takes up to 1,000
-    events or 4 MiB; a problem of one event does not refuse the others.
+    """Publish stores events and answers once all accepted ones are durable. A request has at most
+    1,000 events and 4 MiB. An invalid event is rejected alone; the others are accepted.
+
+    If it fails with one of the reasons of ErrorReason, nothing of the request was accepted.
+    If it fails without one, for example because the connection is lost, the events may have been
+    accepted. Send them again unchanged: they get the same CloudEvents ids, by which consumers
+    drop duplicates.
     """
     PublishStream: _grpc.StreamStreamMultiCallable[_event_pb2.PublishStreamRequest, _event_pb2.PublishStreamResponse]
-    """PublishStream is Publish over one stream with many requests in flight.
-    Answers come in the order of the requests.
+    """PublishStream is Publish over one stream with up to 64 requests in flight. Responses arrive
+    in the order of the requests.
     """
 
 @_typing.type_check_only
 class EventServiceAsyncStub(EventServiceStub):
-    """Takes events and keeps them until they are delivered.
+    """Accepts events and stores them durably until they are delivered.
 
     A message may have 8 MiB and may be compressed by gzip (`grpc-encoding`); every limit
-    counts what it decompresses to.
+    applies to the decompressed size. See ErrorReason for errors and their retry delays.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Publish: _aio.UnaryUnaryMultiCallable[_event_pb2.PublishRequest, _event_pb2.PublishResponse]  # type: ignore[assignment]
-    """Publish answers when every accepted event is durable. It takes up to 1,000
-    events or 4 MiB; a problem of one event does not refuse the others.
+    """Publish stores events and answers once all accepted ones are durable. A request has at most
+    1,000 events and 4 MiB. An invalid event is rejected alone; the others are accepted.
+
+    If it fails with one of the reasons of ErrorReason, nothing of the request was accepted.
+    If it fails without one, for example because the connection is lost, the events may have been
+    accepted. Send them again unchanged: they get the same CloudEvents ids, by which consumers
+    drop duplicates.
     """
     PublishStream: _aio.StreamStreamMultiCallable[_event_pb2.PublishStreamRequest, _event_pb2.PublishStreamResponse]  # type: ignore[assignment]
-    """PublishStream is Publish over one stream with many requests in flight.
-    Answers come in the order of the requests.
+    """PublishStream is Publish over one stream with up to 64 requests in flight. Responses arrive
+    in the order of the requests.
     """
 
 class EventServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Takes events and keeps them until they are delivered.
+    """Accepts events and stores them durably until they are delivered.
 
     A message may have 8 MiB and may be compressed by gzip (`grpc-encoding`); every limit
-    counts what it decompresses to.
+    applies to the decompressed size. See ErrorReason for errors and their retry delays.
     """
 
     @_abc_1.abstractmethod
@@ -77,8 +87,13 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _event_pb2.PublishRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_event_pb2.PublishResponse, _abc.Awaitable[_event_pb2.PublishResponse]]:
-        """Publish answers when every accepted event is durable. It takes up to 1,000
-        events or 4 MiB; a problem of one event does not refuse the others.
+        """Publish stores events and answers once all accepted ones are durable. A request has at most
+        1,000 events and 4 MiB. An invalid event is rejected alone; the others are accepted.
+
+        If it fails with one of the reasons of ErrorReason, nothing of the request was accepted.
+        If it fails without one, for example because the connection is lost, the events may have been
+        accepted. Send them again unchanged: they get the same CloudEvents ids, by which consumers
+        drop duplicates.
         """
 
     @_abc_1.abstractmethod
@@ -87,8 +102,8 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_event_pb2.PublishStreamRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_event_pb2.PublishStreamResponse], _abc.AsyncIterator[_event_pb2.PublishStreamResponse]]:
-        """PublishStream is Publish over one stream with many requests in flight.
-        Answers come in the order of the requests.
+        """PublishStream is Publish over one stream with up to 64 requests in flight. Responses arrive
+        in the order of the requests.
         """
 
 def add_EventServiceServicer_to_server(servicer: EventServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -30,27 +30,27 @@ class _StatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Status.ValueTy
     STATUS_UNSPECIFIED: _Status.ValueType  # 0
     """Never sent."""
     STATUS_UNKNOWN: _Status.ValueType  # 1
-    """No attempt has shown anything yet."""
+    """No delivery attempt has been conclusive since the integration was created or changed."""
     STATUS_ACTIVE: _Status.ValueType  # 2
-    """The last record that was attempted got through."""
+    """The stream accepted a record in the last attempt."""
     STATUS_UNAUTHORIZED: _Status.ValueType  # 3
-    """The customer's account refuses: role, stream policy or key policy."""
+    """The customer's account denies access: role, stream policy or key policy."""
     STATUS_FAILING: _Status.ValueType  # 4
-    """Nothing gets through for another reason."""
+    """Nothing is delivered, for another reason."""
 
 class Status(_Status, metaclass=_StatusEnumTypeWrapper):
-    """How an integration fares."""
+    """Status of an integration. Clients treat an unknown value as STATUS_UNKNOWN."""
 
 STATUS_UNSPECIFIED: Status.ValueType  # 0
 """Never sent."""
 STATUS_UNKNOWN: Status.ValueType  # 1
-"""No attempt has shown anything yet."""
+"""No delivery attempt has been conclusive since the integration was created or changed."""
 STATUS_ACTIVE: Status.ValueType  # 2
-"""The last record that was attempted got through."""
+"""The stream accepted a record in the last attempt."""
 STATUS_UNAUTHORIZED: Status.ValueType  # 3
-"""The customer's account refuses: role, stream policy or key policy."""
+"""The customer's account denies access: role, stream policy or key policy."""
 STATUS_FAILING: Status.ValueType  # 4
-"""Nothing gets through for another reason."""
+"""Nothing is delivered, for another reason."""
 Global___Status: _TypeAlias = Status  # noqa: Y015
 
 class _StatusReason:
@@ -60,7 +60,7 @@ class _StatusReason:
 class _StatusReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StatusReason.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     STATUS_REASON_UNSPECIFIED: _StatusReason.ValueType  # 0
-    """The status needs no reason."""
+    """The status is neither STATUS_UNAUTHORIZED nor STATUS_FAILING."""
     STATUS_REASON_ASSUME_ROLE_DENIED: _StatusReason.ValueType  # 1
     """STS AssumeRole answered AccessDenied."""
     STATUS_REASON_WRITE_DENIED: _StatusReason.ValueType  # 2
@@ -72,31 +72,37 @@ class _StatusReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StatusRe
     STATUS_REASON_KMS_UNAVAILABLE: _StatusReason.ValueType  # 5
     """The stream's KMS key is disabled, deleted or in another unusable state."""
     STATUS_REASON_INVALID_CONFIGURATION: _StatusReason.ValueType  # 6
-    """AWS refuses the request's values, whatever the batch, or this integration's region
-    refuses sessions that are good elsewhere.
+    """AWS refuses the configured values with every batch, or the stream's region refuses sessions
+    that other regions accept, for example because it is not enabled in the account.
     """
     STATUS_REASON_THROTTLED: _StatusReason.ValueType  # 7
-    """Nothing got through for 60 s, or what the operator set, because of throttling."""
+    """Nothing was delivered for 60 s (the operator's setting `failing-after-seconds`) because of
+    throttling.
+    """
     STATUS_REASON_UNREACHABLE: _StatusReason.ValueType  # 8
-    """Nothing got through for as long because of time-outs, refused connections or AWS 5xx."""
+    """Nothing was delivered for 60 s (`failing-after-seconds`) because of timeouts, refused
+    connections or server errors of AWS.
+    """
     STATUS_REASON_LOG_UNREADABLE: _StatusReason.ValueType  # 9
-    """The service cannot read its own log of this integration; nothing is lost, and its
-    operator has to act.
+    """This service cannot read its own event log of the integration. Its operator has to repair
+    the storage; until then the events are kept.
     """
     STATUS_REASON_EXTERNAL_ID_NOT_REQUIRED: _StatusReason.ValueType  # 10
-    """The role can be assumed without the external ID, or with any: nothing is delivered until
-    its trust policy requires it.
+    """The role can be assumed without the external ID, or with any other. Nothing is delivered until
+    its trust policy requires the external ID.
     """
     STATUS_REASON_SERVICE_UNAVAILABLE: _StatusReason.ValueType  # 11
-    """Nothing got through for 60 s, or what the operator set, for a fault of this service: its
-    credentials, clock or settings. Nothing is to be changed in the customer's account.
+    """Nothing was delivered for 60 s (`failing-after-seconds`) because of a fault of this service:
+    its credentials, clock or settings. Nothing has to be changed in the customer's account.
     """
 
 class StatusReason(_StatusReason, metaclass=_StatusReasonEnumTypeWrapper):
-    """Why a status is UNAUTHORIZED or FAILING."""
+    """Reason of STATUS_UNAUTHORIZED or STATUS_FAILING. Clients show an unknown value with the
+    message of its status.
+    """
 
 STATUS_REASON_UNSPECIFIED: StatusReason.ValueType  # 0
-"""The status needs no reason."""
+"""The status is neither STATUS_UNAUTHORIZED nor STATUS_FAILING."""
 STATUS_REASON_ASSUME_ROLE_DENIED: StatusReason.ValueType  # 1
 """STS AssumeRole answered AccessDenied."""
 STATUS_REASON_WRITE_DENIED: StatusReason.ValueType  # 2
@@ -108,24 +114,28 @@ STATUS_REASON_STREAM_NOT_FOUND: StatusReason.ValueType  # 4
 STATUS_REASON_KMS_UNAVAILABLE: StatusReason.ValueType  # 5
 """The stream's KMS key is disabled, deleted or in another unusable state."""
 STATUS_REASON_INVALID_CONFIGURATION: StatusReason.ValueType  # 6
-"""AWS refuses the request's values, whatever the batch, or this integration's region
-refuses sessions that are good elsewhere.
+"""AWS refuses the configured values with every batch, or the stream's region refuses sessions
+that other regions accept, for example because it is not enabled in the account.
 """
 STATUS_REASON_THROTTLED: StatusReason.ValueType  # 7
-"""Nothing got through for 60 s, or what the operator set, because of throttling."""
+"""Nothing was delivered for 60 s (the operator's setting `failing-after-seconds`) because of
+throttling.
+"""
 STATUS_REASON_UNREACHABLE: StatusReason.ValueType  # 8
-"""Nothing got through for as long because of time-outs, refused connections or AWS 5xx."""
+"""Nothing was delivered for 60 s (`failing-after-seconds`) because of timeouts, refused
+connections or server errors of AWS.
+"""
 STATUS_REASON_LOG_UNREADABLE: StatusReason.ValueType  # 9
-"""The service cannot read its own log of this integration; nothing is lost, and its
-operator has to act.
+"""This service cannot read its own event log of the integration. Its operator has to repair
+the storage; until then the events are kept.
 """
 STATUS_REASON_EXTERNAL_ID_NOT_REQUIRED: StatusReason.ValueType  # 10
-"""The role can be assumed without the external ID, or with any: nothing is delivered until
-its trust policy requires it.
+"""The role can be assumed without the external ID, or with any other. Nothing is delivered until
+its trust policy requires the external ID.
 """
 STATUS_REASON_SERVICE_UNAVAILABLE: StatusReason.ValueType  # 11
-"""Nothing got through for 60 s, or what the operator set, for a fault of this service: its
-credentials, clock or settings. Nothing is to be changed in the customer's account.
+"""Nothing was delivered for 60 s (`failing-after-seconds`) because of a fault of this service:
+its credentials, clock or settings. Nothing has to be changed in the customer's account.
 """
 Global___StatusReason: _TypeAlias = StatusReason  # noqa: Y015
 
@@ -140,28 +150,28 @@ class _CheckNameEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CheckName.V
     CHECK_NAME_ASSUME_ROLE: _CheckName.ValueType  # 1
     """The role can be assumed with the external ID."""
     CHECK_NAME_EXTERNAL_ID_REQUIRED: _CheckName.ValueType  # 2
-    """The role can not be assumed without the external ID, or with another one."""
+    """The role cannot be assumed without the external ID or with another one."""
     CHECK_NAME_WRITE_RECORD: _CheckName.ValueType  # 3
     """The stream accepts a record."""
     CHECK_NAME_USE_KMS_KEY: _CheckName.ValueType  # 4
-    """The role may use the stream's KMS key, where it has one. With validate_only it is
-    always skipped; a test finds it out by writing.
+    """The role may use the stream's KMS key, if it has one. Only with validate_only, and always
+    skipped there; SendTest checks it by writing a record.
     """
 
 class CheckName(_CheckName, metaclass=_CheckNameEnumTypeWrapper):
-    """What a check looks at."""
+    """Subject of a check."""
 
 CHECK_NAME_UNSPECIFIED: CheckName.ValueType  # 0
 """Never sent."""
 CHECK_NAME_ASSUME_ROLE: CheckName.ValueType  # 1
 """The role can be assumed with the external ID."""
 CHECK_NAME_EXTERNAL_ID_REQUIRED: CheckName.ValueType  # 2
-"""The role can not be assumed without the external ID, or with another one."""
+"""The role cannot be assumed without the external ID or with another one."""
 CHECK_NAME_WRITE_RECORD: CheckName.ValueType  # 3
 """The stream accepts a record."""
 CHECK_NAME_USE_KMS_KEY: CheckName.ValueType  # 4
-"""The role may use the stream's KMS key, where it has one. With validate_only it is
-always skipped; a test finds it out by writing.
+"""The role may use the stream's KMS key, if it has one. Only with validate_only, and always
+skipped there; SendTest checks it by writing a record.
 """
 Global___CheckName: _TypeAlias = CheckName  # noqa: Y015
 
@@ -174,28 +184,28 @@ class _CheckResultEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CheckResu
     CHECK_RESULT_UNSPECIFIED: _CheckResult.ValueType  # 0
     """Never sent."""
     CHECK_RESULT_PASSED: _CheckResult.ValueType  # 1
-    """As it should be."""
+    """The requirement is met."""
     CHECK_RESULT_FAILED: _CheckResult.ValueType  # 2
-    """Not as it should be; see the remedy."""
+    """The requirement is not met; see the remedy."""
     CHECK_RESULT_SKIPPED: _CheckResult.ValueType  # 3
-    """Not looked at; the message says why."""
+    """Not checked; the message says why."""
 
 class CheckResult(_CheckResult, metaclass=_CheckResultEnumTypeWrapper):
-    """How a check ended."""
+    """Result of a check."""
 
 CHECK_RESULT_UNSPECIFIED: CheckResult.ValueType  # 0
 """Never sent."""
 CHECK_RESULT_PASSED: CheckResult.ValueType  # 1
-"""As it should be."""
+"""The requirement is met."""
 CHECK_RESULT_FAILED: CheckResult.ValueType  # 2
-"""Not as it should be; see the remedy."""
+"""The requirement is not met; see the remedy."""
 CHECK_RESULT_SKIPPED: CheckResult.ValueType  # 3
-"""Not looked at; the message says why."""
+"""Not checked; the message says why."""
 Global___CheckResult: _TypeAlias = CheckResult  # noqa: Y015
 
 @_typing.final
 class IntegrationStatus(_message.Message):
-    """The status of one integration."""
+    """Status of one integration, with its evidence."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -209,30 +219,30 @@ class IntegrationStatus(_message.Message):
     AWS_ERROR_CODE_FIELD_NUMBER: _builtins.int
     AWS_REQUEST_ID_FIELD_NUMBER: _builtins.int
     status: Global___Status.ValueType
-    """The badge."""
+    """Status."""
     reason: Global___StatusReason.ValueType
-    """Why, where the status is UNAUTHORIZED or FAILING."""
+    """Reason, if the status is STATUS_UNAUTHORIZED or STATUS_FAILING."""
     message: _builtins.str
-    """What is wrong and what to do, in plain words."""
+    """Problem and remedy, in English. Empty for STATUS_ACTIVE."""
     aws_error_code: _builtins.str
-    """AWS's own error code, such as `AccessDenied`."""
+    """Error code of AWS, such as `AccessDenied`."""
     aws_request_id: _builtins.str
-    """AWS's request id, for a support case."""
+    """Request id of AWS, for a support case."""
     @_builtins.property
     def since_time(self) -> _timestamp_pb2.Timestamp:
-        """Since when status and reason are what they are."""
+        """Time of the last change of status or reason."""
 
     @_builtins.property
     def last_attempt_time(self) -> _timestamp_pb2.Timestamp:
-        """The last AWS call for it."""
+        """Time of the last delivery attempt. Unset before the first one."""
 
     @_builtins.property
     def last_delivery_time(self) -> _timestamp_pb2.Timestamp:
-        """The last record that the stream accepted."""
+        """Time of the last attempt in which the stream accepted a record. Unset before the first one."""
 
     @_builtins.property
     def next_retry_time(self) -> _timestamp_pb2.Timestamp:
-        """When the next attempt is due, while backing off."""
+        """Time of the next attempt, during backoff."""
 
     def __init__(
         self,
@@ -257,7 +267,9 @@ Global___IntegrationStatus: _TypeAlias = IntegrationStatus  # noqa: Y015
 
 @_typing.final
 class EventCounts(_message.Message):
-    """`accepted = delivered + expired + discarded + pending`, always."""
+    """Counts of an integration's events since its creation. The equation
+    `accepted = delivered + expired + discarded + pending` always holds.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -269,22 +281,24 @@ class EventCounts(_message.Message):
     PENDING_BYTES_FIELD_NUMBER: _builtins.int
     OLDEST_PENDING_TIME_FIELD_NUMBER: _builtins.int
     accepted: _builtins.int
-    """Events that Publish accepted since the integration was created."""
+    """Events that Publish accepted."""
     delivered: _builtins.int
     """Events that the stream accepted."""
     expired: _builtins.int
-    """Events that retention removed before delivery."""
+    """Events that were removed before delivery, by retention or because Kinesis refused the record
+    while it accepted others. A gap event in the stream announces them.
+    """
     discarded: _builtins.int
     """Events that Delete removed before delivery."""
     pending: _builtins.int
-    """Events that wait."""
+    """Events that were accepted and are not yet delivered, expired or discarded."""
     pending_bytes: _builtins.int
-    """Bytes of the events that wait, as the log holds them before compression:
-    half to two thirds of what they are as records where context_json is short.
+    """Size of the pending events in the event log, before compression. With a short context_json it
+    is half to two thirds of the size of the delivered records.
     """
     @_builtins.property
     def oldest_pending_time(self) -> _timestamp_pb2.Timestamp:
-        """When the oldest of them was accepted."""
+        """Time at which the oldest pending event was accepted."""
 
     def __init__(
         self,
@@ -307,7 +321,7 @@ Global___EventCounts: _TypeAlias = EventCounts  # noqa: Y015
 
 @_typing.final
 class Integration(_message.Message):
-    """An organization's SIEM integration."""
+    """SIEM integration of an organization."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -325,46 +339,46 @@ class Integration(_message.Message):
     PREVIOUS_EXTERNAL_ID_HINT_FIELD_NUMBER: _builtins.int
     PREVIOUS_EXTERNAL_ID_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
-    """The organization."""
+    """Organization id."""
     integration_id: _builtins.str
-    """UUIDv7, new at every creation; the `integrationid` of each record."""
+    """UUIDv7 of the integration, new at every creation; `integrationid` in each delivered record."""
     kinesis_stream_arn: _builtins.str
-    """The Kinesis data stream."""
+    """ARN of the Kinesis data stream to which events are written."""
     role_arn: _builtins.str
-    """The role that is assumed."""
+    """ARN of the IAM role that this service assumes for it."""
     external_id_hint: _builtins.str
-    """The last characters of the external ID: four, or fewer where it is short.
-    The external ID itself is never returned.
+    """Last characters of the external ID: four, or a quarter of one with under 16 characters. The
+    external ID itself is never returned.
     """
     etag: _builtins.str
-    """Changes with each Configure; see ConfigureRequest.etag."""
+    """Version of the configuration; changes with each Configure. See ConfigureRequest.etag."""
     previous_external_id_hint: _builtins.str
-    """The last characters of the external ID before, while it still serves because no
-    AssumeRole with the new one has worked.
+    """Last characters of the previous external ID, while that is in use because AssumeRole has not
+    succeeded with the new one yet. See ConfigureRequest.keep_previous_external_id.
     """
     @_builtins.property
     def external_id_set_time(self) -> _timestamp_pb2.Timestamp:
-        """When the external ID was set."""
+        """Time at which the external ID was set."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When the integration was created."""
+        """Time of the creation."""
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was last configured."""
+        """Time of the last Configure."""
 
     @_builtins.property
     def status(self) -> Global___IntegrationStatus:
-        """How it fares."""
+        """Status of delivery."""
 
     @_builtins.property
     def counts(self) -> Global___EventCounts:
-        """What became of its events."""
+        """Counts of its events."""
 
     @_builtins.property
     def previous_external_id_expire_time(self) -> _timestamp_pb2.Timestamp:
-        """Until when it serves at the most."""
+        """Time after which the previous external ID is no longer used in any case."""
 
     def __init__(
         self,
@@ -405,26 +419,30 @@ class ConfigureRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     KEEP_PREVIOUS_EXTERNAL_ID_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
-    """The organization, `[A-Za-z0-9_-]{1,64}`. Required."""
+    """Organization id, `[A-Za-z0-9_-]{1,64}`. Required."""
     kinesis_stream_arn: _builtins.str
-    """`arn:aws:kinesis:REGION:ACCOUNT:stream/NAME`. Required."""
+    """ARN of the Kinesis data stream, `arn:aws:kinesis:REGION:ACCOUNT:stream/NAME`. Required. Its
+    partition (`aws`, `aws-cn`, ...) must be that of this service's own credentials.
+    """
     role_arn: _builtins.str
-    """`arn:aws:iam::ACCOUNT:role/NAME`. Required."""
+    """ARN of the role to assume, `arn:aws:iam::ACCOUNT:role/NAME`, in the partition of the stream.
+    Required.
+    """
     external_id: _builtins.str
-    """2 to 1,224 characters of `[A-Za-z0-9_+=,.@:/-]`. Required on creation; empty
-    on replacement keeps the stored one. Write-only.
+    """External ID in the role's trust policy, 2 to 1,224 characters of `[A-Za-z0-9_+=,.@:/-]`.
+    Required for a new integration; empty keeps the stored one. Never returned.
     """
     etag: _builtins.str
-    """Where set, the request applies only if it is the integration's current etag;
-    otherwise ABORTED.
+    """If set, the request is applied only if the integration has this etag. Otherwise it fails
+    with ETAG_MISMATCH.
     """
     validate_only: _builtins.bool
-    """Saves nothing and tells what a test would find."""
+    """Saves nothing, and runs the checks of SendTest without writing an event (`DryRun` of Kinesis)."""
     keep_previous_external_id: _builtins.bool
-    """Only with a new external_id on replacement: the stored one goes on serving until an
-    AssumeRole with the new one works, for seven days at the most. Where the stored one
-    has not worked either, the one before it goes on serving in its place, until its own
-    time is over: so a wrong external ID can be corrected without a gap.
+    """Together with a new external_id: the stored external ID remains in use until an AssumeRole with
+    the new one succeeds, for seven days at most. If AssumeRole has not succeeded with the stored
+    one either, the one before that remains in use instead, until its own time has passed. So a
+    wrong external ID can be corrected without interrupting delivery.
     """
     def __init__(
         self,
@@ -453,7 +471,7 @@ class GenerateExternalIdRequest(_message.Message):
 
     ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
-    """The organization, `[A-Za-z0-9_-]{1,64}`; it needs no integration yet. Required."""
+    """Organization id, `[A-Za-z0-9_-]{1,64}`. Required. The organization needs no integration yet."""
     def __init__(
         self,
         *,
@@ -475,7 +493,7 @@ class GenerateExternalIdResponse(_message.Message):
 
     EXTERNAL_ID_FIELD_NUMBER: _builtins.int
     external_id: _builtins.str
-    """64 hexadecimal characters. A secret between the customer and this service."""
+    """External ID of 64 hexadecimal characters. A secret between the customer and this service."""
     def __init__(
         self,
         *,
@@ -500,17 +518,17 @@ class ConfigureResponse(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def integration(self) -> Global___Integration:
-        """The integration as it is now; with validate_only, as it would be: without
-        integration_id and etag where it would be created.
+        """The stored integration. With validate_only the one that would be stored, without
+        integration_id and etag if it would be new.
         """
 
     @_builtins.property
     def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Check]:
-        """With validate_only: what was checked."""
+        """With validate_only, the checks and their results, in order."""
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What is allowed but seldom meant, such as a role of another account than the stream."""
+        """Warnings about valid but unusual values, such as a role in another account than the stream."""
 
     def __init__(
         self,
@@ -535,7 +553,7 @@ class GetRequest(_message.Message):
 
     ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
-    """The organization. Required."""
+    """Organization id. Required."""
     def __init__(
         self,
         *,
@@ -558,7 +576,7 @@ class GetResponse(_message.Message):
     INTEGRATION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def integration(self) -> Global___Integration:
-        """The integration."""
+        """Integration of the organization."""
 
     def __init__(
         self,
@@ -583,12 +601,12 @@ class ListRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     STATUSES_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most so many; 0 means 100, the most is 1,000."""
+    """Number of integrations on a page, at most 1,000. 0 means 100."""
     page_token: _builtins.str
-    """next_page_token of the page before."""
+    """next_page_token of the previous page; empty for the first page."""
     @_builtins.property
     def statuses(self) -> _containers.RepeatedScalarFieldContainer[Global___Status.ValueType]:
-        """Only integrations with one of these statuses, at most 100 entries; empty means all."""
+        """Statuses of the integrations to return, at most 100 entries; empty means all."""
 
     def __init__(
         self,
@@ -614,10 +632,10 @@ class ListResponse(_message.Message):
     INTEGRATIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """Token of the next page; empty on the last page."""
     @_builtins.property
     def integrations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Integration]:
-        """In the order of organization_id, at most 1,000."""
+        """Integrations, ordered by organization_id."""
 
     def __init__(
         self,
@@ -642,9 +660,9 @@ class DeleteRequest(_message.Message):
     ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
     ALLOW_MISSING_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
-    """The organization. Required."""
+    """Organization id. Required."""
     allow_missing: _builtins.bool
-    """Answer OK where there is no integration."""
+    """Succeed if the organization has no integration."""
     def __init__(
         self,
         *,
@@ -668,7 +686,7 @@ class DeleteResponse(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def counts(self) -> Global___EventCounts:
-        """The final counts; nothing is pending. Not set where nothing was deleted."""
+        """Final counts, with no pending events. Unset if there was no integration."""
 
     def __init__(
         self,
@@ -691,7 +709,7 @@ class SendTestRequest(_message.Message):
 
     ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
-    """The organization. Required."""
+    """Organization id. Required."""
     def __init__(
         self,
         *,
@@ -720,24 +738,24 @@ class SendTestResponse(_message.Message):
     delivered: _builtins.bool
     """Whether the stream accepted the test event."""
     message: _builtins.str
-    """The verdict in plain words. For a refused role it is exactly
+    """Verdict, in English. For a refused role it is exactly
     `Unauthorized - check your Role ARN and External ID`.
     """
     @_builtins.property
     def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Check]:
-        """Each stage, in order."""
+        """Checks and their results, in order."""
 
     @_builtins.property
     def receipt(self) -> Global___TestReceipt:
-        """Where it was delivered."""
+        """Proof of delivery. Unset if the test event was not delivered."""
 
     @_builtins.property
     def status(self) -> Global___IntegrationStatus:
-        """The status after the test."""
+        """Status of the integration after the test."""
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What is allowed but seldom meant, such as a role of another account than the stream."""
+        """Warnings about valid but unusual values, such as a role in another account than the stream."""
 
     def __init__(
         self,
@@ -759,7 +777,7 @@ Global___SendTestResponse: _TypeAlias = SendTestResponse  # noqa: Y015
 
 @_typing.final
 class Check(_message.Message):
-    """One check of a test."""
+    """One check of SendTest, or of Configure with validate_only."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -770,17 +788,17 @@ class Check(_message.Message):
     AWS_ERROR_CODE_FIELD_NUMBER: _builtins.int
     AWS_REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: Global___CheckName.ValueType
-    """What was looked at."""
+    """Subject."""
     result: Global___CheckResult.ValueType
-    """How it ended."""
+    """Result."""
     message: _builtins.str
-    """What was found; empty where it passed."""
+    """Finding, in English. Usually empty if the check passed."""
     remedy: _builtins.str
-    """What to do; empty where it passed."""
+    """Remedy, in English. Usually empty if the check passed."""
     aws_error_code: _builtins.str
-    """AWS's own error code."""
+    """Error code of AWS; empty without an error."""
     aws_request_id: _builtins.str
-    """AWS's request id."""
+    """Request id of AWS; empty without an error."""
     def __init__(
         self,
         *,
@@ -810,14 +828,14 @@ class TestReceipt(_message.Message):
     SEQUENCE_NUMBER_FIELD_NUMBER: _builtins.int
     LATENCY_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
-    """The CloudEvents id."""
+    """CloudEvents id of the test event."""
     shard_id: _builtins.str
-    """The shard that took it."""
+    """Shard of the stream that accepted it."""
     sequence_number: _builtins.str
-    """The sequence number that Kinesis gave it."""
+    """Sequence number that Kinesis assigned."""
     @_builtins.property
     def latency(self) -> _duration_pb2.Duration:
-        """From the first AWS call to the last answer."""
+        """Time from the first AWS request to the last response."""
 
     def __init__(
         self,
@@ -844,12 +862,10 @@ class StreamStatusRequest(_message.Message):
     ORGANIZATION_IDS_FIELD_NUMBER: _builtins.int
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
-    """The resume_token of the last message that was received; empty starts with a
-    full snapshot.
-    """
+    """resume_token of the last message received; empty for a full snapshot."""
     @_builtins.property
     def organization_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The organizations, at most 1,000; empty means all."""
+        """Organization ids, at most 1,000; empty means all."""
 
     def __init__(
         self,
@@ -879,10 +895,12 @@ class StreamStatusResponse(_message.Message):
     RESET_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
-    """Continues the stream after this message, also over a restart of the server."""
+    """Opaque token that resumes the stream after this message, even if the server was restarted. Keep
+    it from every message, including those whose event is unknown to the client and ignored.
+    """
     @_builtins.property
     def current(self) -> Global___StatusCurrent:
-        """The current status of one integration."""
+        """Current status of one integration."""
 
     @_builtins.property
     def deleted(self) -> Global___StatusDeleted:
@@ -894,17 +912,19 @@ class StreamStatusResponse(_message.Message):
 
     @_builtins.property
     def synced(self) -> Global___StatusSynced:
-        """All that was asked for is told; what follows are changes."""
+        """The snapshot is complete; changes follow."""
 
     @_builtins.property
     def reset(self) -> Global___StatusReset:
-        """The resume_token is too old or of another server: forget what was known, a
-        full snapshot follows.
+        """The resume_token is too old or of another server. Discard all known statuses; a full
+        snapshot follows.
         """
 
     @_builtins.property
     def heartbeat(self) -> Global___StatusHeartbeat:
-        """Nothing changed; the stream is alive."""
+        """Nothing has changed. Sent after 30 s (the operator's setting `heartbeat-seconds`) without
+        another message.
+        """
 
     def __init__(
         self,
@@ -929,7 +949,7 @@ Global___StreamStatusResponse: _TypeAlias = StreamStatusResponse  # noqa: Y015
 
 @_typing.final
 class StatusCurrent(_message.Message):
-    """The current status of one integration."""
+    """Current status of one integration."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -937,12 +957,12 @@ class StatusCurrent(_message.Message):
     INTEGRATION_ID_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
-    """The organization."""
+    """Organization id."""
     integration_id: _builtins.str
-    """The integration."""
+    """UUID of the integration."""
     @_builtins.property
     def status(self) -> Global___IntegrationStatus:
-        """How it fares."""
+        """Status of the integration."""
 
     def __init__(
         self,
@@ -969,12 +989,12 @@ class StatusDeleted(_message.Message):
     INTEGRATION_ID_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
-    """The organization."""
+    """Organization id."""
     integration_id: _builtins.str
-    """The integration that was deleted."""
+    """UUID of the deleted integration."""
     @_builtins.property
     def delete_time(self) -> _timestamp_pb2.Timestamp:
-        """When."""
+        """Time of the deletion."""
 
     def __init__(
         self,
@@ -999,7 +1019,7 @@ class StatusAbsent(_message.Message):
 
     ORGANIZATION_ID_FIELD_NUMBER: _builtins.int
     organization_id: _builtins.str
-    """The organization."""
+    """Organization id."""
     def __init__(
         self,
         *,
@@ -1015,7 +1035,7 @@ Global___StatusAbsent: _TypeAlias = StatusAbsent  # noqa: Y015
 
 @_typing.final
 class StatusSynced(_message.Message):
-    """All that was asked for is told."""
+    """The snapshot is complete."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1032,7 +1052,7 @@ Global___StatusSynced: _TypeAlias = StatusSynced  # noqa: Y015
 
 @_typing.final
 class StatusReset(_message.Message):
-    """Forget what was known."""
+    """A new snapshot follows."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1049,7 +1069,7 @@ Global___StatusReset: _TypeAlias = StatusReset  # noqa: Y015
 
 @_typing.final
 class StatusHeartbeat(_message.Message):
-    """The stream is alive."""
+    """Nothing has changed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

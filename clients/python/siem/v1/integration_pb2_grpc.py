@@ -26,10 +26,11 @@ if _version_not_supported:
 
 
 class SiemIntegrationServiceStub:
-    """Keeps each organization's SIEM integration and tells how it fares.
+    """Configures, tests and monitors the SIEM integrations of organizations.
 
     A request may have 256 KiB and may be compressed by gzip (`grpc-encoding`); the limit
-    counts what it decompresses to. Errors are bounded: see ErrorReason.
+    applies to the decompressed size. See ErrorReason for errors and their bounds. Every RPC that
+    names an organization fails with INVALID_FIELD if the name is malformed.
     """
 
     def __init__(self, channel):
@@ -76,62 +77,74 @@ class SiemIntegrationServiceStub:
 
 
 class SiemIntegrationServiceServicer:
-    """Keeps each organization's SIEM integration and tells how it fares.
+    """Configures, tests and monitors the SIEM integrations of organizations.
 
     A request may have 256 KiB and may be compressed by gzip (`grpc-encoding`); the limit
-    counts what it decompresses to. Errors are bounded: see ErrorReason.
+    applies to the decompressed size. See ErrorReason for errors and their bounds. Every RPC that
+    names an organization fails with INVALID_FIELD if the name is malformed.
     """
 
     def Configure(self, request, context):
-        """Configure creates or replaces the organization's integration. It calls no
-        AWS: a new integration is UNKNOWN until the first attempt.
+        """Configure creates or replaces the integration of an organization. It calls no AWS service:
+        a new integration, or one with another stream, role or external ID, has STATUS_UNKNOWN until
+        the first delivery attempt. Pending events are delivered to the new stream.
+
+        Errors: INVALID_FIELD with all violations, ETAG_MISMATCH, EXTERNAL_ID_IN_USE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GenerateExternalId(self, request, context):
-        """GenerateExternalId issues a fresh external ID to an organization, for the customer's
-        trust policy and for Configure. It is shown only here; no other organization may
-        use it. An organization holds the ten newest.
+        """GenerateExternalId issues a new external ID to an organization, for the customer's trust
+        policy and for Configure. No other RPC returns it, and no other organization may use it.
+        The ten newest of an organization are valid.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Get(self, request, context):
-        """Get returns the integration with its status and counts.
+        """Get returns an integration with its status and counts.
+
+        Errors: INTEGRATION_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """List pages over the integrations.
+        """List returns the integrations of all organizations, in pages.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Delete(self, request, context):
-        """Delete removes the integration and its pending events. When it has answered,
-        no new AWS write starts for it.
+        """Delete removes an integration and its pending events. Once it has answered, no new AWS write
+        starts for the integration.
+
+        Errors: INTEGRATION_NOT_FOUND, unless allow_missing is set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SendTest(self, request, context):
-        """SendTest writes a test event on the very path that delivery takes, with
-        credentials assumed anew, and answers with a verdict.
+        """SendTest writes a test event in the same way as delivery, with newly assumed credentials and
+        ahead of all pending events, and sets the status of the integration accordingly. A failed test
+        is no error: the response contains the verdict.
+
+        Errors: INTEGRATION_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamStatus(self, request, context):
-        """StreamStatus sends the current status of each integration that was asked
-        for, then `synced`, then each change.
+        """StreamStatus sends the current statuses, then `synced`, then every change and deletion. It
+        ends with SHUTTING_DOWN when the server stops: call it again with the last resume_token. A
+        slow subscriber misses intermediate statuses, never the last one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -184,10 +197,11 @@ def add_SiemIntegrationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SiemIntegrationService:
-    """Keeps each organization's SIEM integration and tells how it fares.
+    """Configures, tests and monitors the SIEM integrations of organizations.
 
     A request may have 256 KiB and may be compressed by gzip (`grpc-encoding`); the limit
-    counts what it decompresses to. Errors are bounded: see ErrorReason.
+    applies to the decompressed size. See ErrorReason for errors and their bounds. Every RPC that
+    names an organization fails with INVALID_FIELD if the name is malformed.
     """
 
     @staticmethod

@@ -27,10 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SiemIntegrationServiceStub:
-    """Keeps each organization's SIEM integration and tells how it fares.
+    """Configures, tests and monitors the SIEM integrations of organizations.
 
     A request may have 256 KiB and may be compressed by gzip (`grpc-encoding`); the limit
-    counts what it decompresses to. Errors are bounded: see ErrorReason.
+    applies to the decompressed size. See ErrorReason for errors and their bounds. Every RPC that
+    names an organization fails with INVALID_FIELD if the name is malformed.
     """
 
     @_typing.overload
@@ -38,71 +39,97 @@ class SiemIntegrationServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SiemIntegrationServiceAsyncStub: ...
     Configure: _grpc.UnaryUnaryMultiCallable[_integration_pb2.ConfigureRequest, _integration_pb2.ConfigureResponse]
-    """Configure creates or replaces the organization's integration. It calls no
-    AWS: a new integration is UNKNOWN until the first attempt.
+    """Configure creates or replaces the integration of an organization. It calls no AWS service:
+    a new integration, or one with another stream, role or external ID, has STATUS_UNKNOWN until
+    the first delivery attempt. Pending events are delivered to the new stream.
+
+    Errors: INVALID_FIELD with all violations, ETAG_MISMATCH, EXTERNAL_ID_IN_USE.
     """
     GenerateExternalId: _grpc.UnaryUnaryMultiCallable[_integration_pb2.GenerateExternalIdRequest, _integration_pb2.GenerateExternalIdResponse]
-    """GenerateExternalId issues a fresh external ID to an organization, for the customer's
-    trust policy and for Configure. It is shown only here; no other organization may
-    use it. An organization holds the ten newest.
+    """GenerateExternalId issues a new external ID to an organization, for the customer's trust
+    policy and for Configure. No other RPC returns it, and no other organization may use it.
+    The ten newest of an organization are valid.
     """
     Get: _grpc.UnaryUnaryMultiCallable[_integration_pb2.GetRequest, _integration_pb2.GetResponse]
-    """Get returns the integration with its status and counts."""
+    """Get returns an integration with its status and counts.
+
+    Errors: INTEGRATION_NOT_FOUND.
+    """
     List: _grpc.UnaryUnaryMultiCallable[_integration_pb2.ListRequest, _integration_pb2.ListResponse]
-    """List pages over the integrations."""
+    """List returns the integrations of all organizations, in pages."""
     Delete: _grpc.UnaryUnaryMultiCallable[_integration_pb2.DeleteRequest, _integration_pb2.DeleteResponse]
-    """Delete removes the integration and its pending events. When it has answered,
-    no new AWS write starts for it.
+    """Delete removes an integration and its pending events. Once it has answered, no new AWS write
+    starts for the integration.
+
+    Errors: INTEGRATION_NOT_FOUND, unless allow_missing is set.
     """
     SendTest: _grpc.UnaryUnaryMultiCallable[_integration_pb2.SendTestRequest, _integration_pb2.SendTestResponse]
-    """SendTest writes a test event on the very path that delivery takes, with
-    credentials assumed anew, and answers with a verdict.
+    """SendTest writes a test event in the same way as delivery, with newly assumed credentials and
+    ahead of all pending events, and sets the status of the integration accordingly. A failed test
+    is no error: the response contains the verdict.
+
+    Errors: INTEGRATION_NOT_FOUND.
     """
     StreamStatus: _grpc.UnaryStreamMultiCallable[_integration_pb2.StreamStatusRequest, _integration_pb2.StreamStatusResponse]
-    """StreamStatus sends the current status of each integration that was asked
-    for, then `synced`, then each change.
+    """StreamStatus sends the current statuses, then `synced`, then every change and deletion. It
+    ends with SHUTTING_DOWN when the server stops: call it again with the last resume_token. A
+    slow subscriber misses intermediate statuses, never the last one.
     """
 
 @_typing.type_check_only
 class SiemIntegrationServiceAsyncStub(SiemIntegrationServiceStub):
-    """Keeps each organization's SIEM integration and tells how it fares.
+    """Configures, tests and monitors the SIEM integrations of organizations.
 
     A request may have 256 KiB and may be compressed by gzip (`grpc-encoding`); the limit
-    counts what it decompresses to. Errors are bounded: see ErrorReason.
+    applies to the decompressed size. See ErrorReason for errors and their bounds. Every RPC that
+    names an organization fails with INVALID_FIELD if the name is malformed.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Configure: _aio.UnaryUnaryMultiCallable[_integration_pb2.ConfigureRequest, _integration_pb2.ConfigureResponse]  # type: ignore[assignment]
-    """Configure creates or replaces the organization's integration. It calls no
-    AWS: a new integration is UNKNOWN until the first attempt.
+    """Configure creates or replaces the integration of an organization. It calls no AWS service:
+    a new integration, or one with another stream, role or external ID, has STATUS_UNKNOWN until
+    the first delivery attempt. Pending events are delivered to the new stream.
+
+    Errors: INVALID_FIELD with all violations, ETAG_MISMATCH, EXTERNAL_ID_IN_USE.
     """
     GenerateExternalId: _aio.UnaryUnaryMultiCallable[_integration_pb2.GenerateExternalIdRequest, _integration_pb2.GenerateExternalIdResponse]  # type: ignore[assignment]
-    """GenerateExternalId issues a fresh external ID to an organization, for the customer's
-    trust policy and for Configure. It is shown only here; no other organization may
-    use it. An organization holds the ten newest.
+    """GenerateExternalId issues a new external ID to an organization, for the customer's trust
+    policy and for Configure. No other RPC returns it, and no other organization may use it.
+    The ten newest of an organization are valid.
     """
     Get: _aio.UnaryUnaryMultiCallable[_integration_pb2.GetRequest, _integration_pb2.GetResponse]  # type: ignore[assignment]
-    """Get returns the integration with its status and counts."""
+    """Get returns an integration with its status and counts.
+
+    Errors: INTEGRATION_NOT_FOUND.
+    """
     List: _aio.UnaryUnaryMultiCallable[_integration_pb2.ListRequest, _integration_pb2.ListResponse]  # type: ignore[assignment]
-    """List pages over the integrations."""
+    """List returns the integrations of all organizations, in pages."""
     Delete: _aio.UnaryUnaryMultiCallable[_integration_pb2.DeleteRequest, _integration_pb2.DeleteResponse]  # type: ignore[assignment]
-    """Delete removes the integration and its pending events. When it has answered,
-    no new AWS write starts for it.
+    """Delete removes an integration and its pending events. Once it has answered, no new AWS write
+    starts for the integration.
+
+    Errors: INTEGRATION_NOT_FOUND, unless allow_missing is set.
     """
     SendTest: _aio.UnaryUnaryMultiCallable[_integration_pb2.SendTestRequest, _integration_pb2.SendTestResponse]  # type: ignore[assignment]
-    """SendTest writes a test event on the very path that delivery takes, with
-    credentials assumed anew, and answers with a verdict.
+    """SendTest writes a test event in the same way as delivery, with newly assumed credentials and
+    ahead of all pending events, and sets the status of the integration accordingly. A failed test
+    is no error: the response contains the verdict.
+
+    Errors: INTEGRATION_NOT_FOUND.
     """
     StreamStatus: _aio.UnaryStreamMultiCallable[_integration_pb2.StreamStatusRequest, _integration_pb2.StreamStatusResponse]  # type: ignore[assignment]
-    """StreamStatus sends the current status of each integration that was asked
-    for, then `synced`, then each change.
+    """StreamStatus sends the current statuses, then `synced`, then every change and deletion. It
+    ends with SHUTTING_DOWN when the server stops: call it again with the last resume_token. A
+    slow subscriber misses intermediate statuses, never the last one.
     """
 
 class SiemIntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Keeps each organization's SIEM integration and tells how it fares.
+    """Configures, tests and monitors the SIEM integrations of organizations.
 
     A request may have 256 KiB and may be compressed by gzip (`grpc-encoding`); the limit
-    counts what it decompresses to. Errors are bounded: see ErrorReason.
+    applies to the decompressed size. See ErrorReason for errors and their bounds. Every RPC that
+    names an organization fails with INVALID_FIELD if the name is malformed.
     """
 
     @_abc_1.abstractmethod
@@ -111,8 +138,11 @@ class SiemIntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _integration_pb2.ConfigureRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_integration_pb2.ConfigureResponse, _abc.Awaitable[_integration_pb2.ConfigureResponse]]:
-        """Configure creates or replaces the organization's integration. It calls no
-        AWS: a new integration is UNKNOWN until the first attempt.
+        """Configure creates or replaces the integration of an organization. It calls no AWS service:
+        a new integration, or one with another stream, role or external ID, has STATUS_UNKNOWN until
+        the first delivery attempt. Pending events are delivered to the new stream.
+
+        Errors: INVALID_FIELD with all violations, ETAG_MISMATCH, EXTERNAL_ID_IN_USE.
         """
 
     @_abc_1.abstractmethod
@@ -121,9 +151,9 @@ class SiemIntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _integration_pb2.GenerateExternalIdRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_integration_pb2.GenerateExternalIdResponse, _abc.Awaitable[_integration_pb2.GenerateExternalIdResponse]]:
-        """GenerateExternalId issues a fresh external ID to an organization, for the customer's
-        trust policy and for Configure. It is shown only here; no other organization may
-        use it. An organization holds the ten newest.
+        """GenerateExternalId issues a new external ID to an organization, for the customer's trust
+        policy and for Configure. No other RPC returns it, and no other organization may use it.
+        The ten newest of an organization are valid.
         """
 
     @_abc_1.abstractmethod
@@ -132,7 +162,10 @@ class SiemIntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _integration_pb2.GetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_integration_pb2.GetResponse, _abc.Awaitable[_integration_pb2.GetResponse]]:
-        """Get returns the integration with its status and counts."""
+        """Get returns an integration with its status and counts.
+
+        Errors: INTEGRATION_NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def List(
@@ -140,7 +173,7 @@ class SiemIntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _integration_pb2.ListRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_integration_pb2.ListResponse, _abc.Awaitable[_integration_pb2.ListResponse]]:
-        """List pages over the integrations."""
+        """List returns the integrations of all organizations, in pages."""
 
     @_abc_1.abstractmethod
     def Delete(
@@ -148,8 +181,10 @@ class SiemIntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _integration_pb2.DeleteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_integration_pb2.DeleteResponse, _abc.Awaitable[_integration_pb2.DeleteResponse]]:
-        """Delete removes the integration and its pending events. When it has answered,
-        no new AWS write starts for it.
+        """Delete removes an integration and its pending events. Once it has answered, no new AWS write
+        starts for the integration.
+
+        Errors: INTEGRATION_NOT_FOUND, unless allow_missing is set.
         """
 
     @_abc_1.abstractmethod
@@ -158,8 +193,11 @@ class SiemIntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _integration_pb2.SendTestRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_integration_pb2.SendTestResponse, _abc.Awaitable[_integration_pb2.SendTestResponse]]:
-        """SendTest writes a test event on the very path that delivery takes, with
-        credentials assumed anew, and answers with a verdict.
+        """SendTest writes a test event in the same way as delivery, with newly assumed credentials and
+        ahead of all pending events, and sets the status of the integration accordingly. A failed test
+        is no error: the response contains the verdict.
+
+        Errors: INTEGRATION_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
@@ -168,8 +206,9 @@ class SiemIntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _integration_pb2.StreamStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_integration_pb2.StreamStatusResponse], _abc.AsyncIterator[_integration_pb2.StreamStatusResponse]]:
-        """StreamStatus sends the current status of each integration that was asked
-        for, then `synced`, then each change.
+        """StreamStatus sends the current statuses, then `synced`, then every change and deletion. It
+        ends with SHUTTING_DOWN when the server stops: call it again with the last resume_token. A
+        slow subscriber misses intermediate statuses, never the last one.
         """
 
 def add_SiemIntegrationServiceServicer_to_server(servicer: SiemIntegrationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -12,13 +12,13 @@ export const file_siem_v1_error: GenFile = /*@__PURE__*/
   fileDesc("ChNzaWVtL3YxL2Vycm9yLnByb3RvEgdzaWVtLnYxKsUECgtFcnJvclJlYXNvbhIcChhFUlJPUl9SRUFTT05fVU5TUEVDSUZJRUQQABIeChpFUlJPUl9SRUFTT05fSU5WQUxJRF9GSUVMRBABEiAKHEVSUk9SX1JFQVNPTl9UT09fTUFOWV9FVkVOVFMQAhIiCh5FUlJPUl9SRUFTT05fUkVRVUVTVF9UT09fTEFSR0UQAxIhCh1FUlJPUl9SRUFTT05fUkVDT1JEX1RPT19MQVJHRRAEEiAKHEVSUk9SX1JFQVNPTl9NQUxGT1JNRURfRVZFTlQQBRImCiJFUlJPUl9SRUFTT05fSU5URUdSQVRJT05fTk9UX0ZPVU5EEAYSHgoaRVJST1JfUkVBU09OX0VUQUdfTUlTTUFUQ0gQBxIjCh9FUlJPUl9SRUFTT05fRVhURVJOQUxfSURfSU5fVVNFEAgSGwoXRVJST1JfUkVBU09OX09WRVJMT0FERUQQCRIfChtFUlJPUl9SRUFTT05fU1RPUkFHRV9GQUlMRUQQChIeChpFUlJPUl9SRUFTT05fU0hVVFRJTkdfRE9XThALEhkKFUVSUk9SX1JFQVNPTl9JTlRFUk5BTBAMEiAKHEVSUk9SX1JFQVNPTl9NRVNTQUdFX1RJTUVPVVQQDRIaChZFUlJPUl9SRUFTT05fRElTS19GVUxMEA4SIgoeRVJST1JfUkVBU09OX01BTEZPUk1FRF9SRVFVRVNUEA8SJQohRVJST1JfUkVBU09OX1VOU1VQUE9SVEVEX0VOQ09ESU5HEBBiBnByb3RvMw");
 
 /**
- * Every reason this service gives for a refusal. A gRPC error carries it, without
- * the prefix, as `google.rpc.ErrorInfo.reason` with the domain `siem.v1`; a
- * rejected event carries it as `Rejection.reason`.
+ * Reasons of errors. A gRPC error carries one, without the prefix `ERROR_REASON_`, as
+ * `google.rpc.ErrorInfo.reason` with the domain `siem.v1`; a rejected event carries one as
+ * `Rejection.reason`. Clients handle a reason that they do not know by the gRPC code alone.
  *
- * An error is bounded: `google.rpc.BadRequest` names at most the first 20 violations, and
- * the details take at most 4 KiB in base64, the message 1 KiB. Where there is more, the
- * message ends with "and N more".
+ * The size of an error is bounded: `google.rpc.BadRequest` contains the first 20 violations
+ * at most, the message has at most 1 KiB, and all details together have at most 4 KiB in
+ * base64. A message about more violations than it names ends with "and N more".
  *
  * @generated from enum siem.v1.ErrorReason
  */
@@ -31,115 +31,121 @@ export enum ErrorReason {
   UNSPECIFIED = 0,
 
   /**
-   * One or more fields are missing or malformed; `google.rpc.BadRequest` names each.
+   * INVALID_ARGUMENT, or a rejection: fields are missing or malformed.
+   * `google.rpc.BadRequest` names each of them.
    *
    * @generated from enum value: ERROR_REASON_INVALID_FIELD = 1;
    */
   INVALID_FIELD = 1,
 
   /**
-   * More than 1,000 events in one request.
+   * INVALID_ARGUMENT: more than 1,000 events in one request.
    *
    * @generated from enum value: ERROR_REASON_TOO_MANY_EVENTS = 2;
    */
   TOO_MANY_EVENTS = 2,
 
   /**
-   * The events of one request exceed 4 MiB, or a message exceeds what is read of one:
-   * 8 MiB of EventService, 256 KiB of every other service.
+   * INVALID_ARGUMENT: the events of a request exceed 4 MiB, or a message exceeds the limit of
+   * its service: 8 MiB for EventService, 256 KiB for all others.
    *
    * @generated from enum value: ERROR_REASON_REQUEST_TOO_LARGE = 3;
    */
   REQUEST_TOO_LARGE = 3,
 
   /**
-   * The event would exceed the 1 MiB that Kinesis takes as one record, key included.
+   * Rejection: the event's record, including its partition key, would exceed 1 MiB, the limit of
+   * Kinesis.
    *
    * @generated from enum value: ERROR_REASON_RECORD_TOO_LARGE = 4;
    */
   RECORD_TOO_LARGE = 4,
 
   /**
-   * The event's bytes are not a `siem.v1.Event`.
+   * Rejection: the event's bytes are not a `siem.v1.Event`.
    *
    * @generated from enum value: ERROR_REASON_MALFORMED_EVENT = 5;
    */
   MALFORMED_EVENT = 5,
 
   /**
-   * The organization has no integration.
+   * NOT_FOUND: the organization has no integration.
    *
    * @generated from enum value: ERROR_REASON_INTEGRATION_NOT_FOUND = 6;
    */
   INTEGRATION_NOT_FOUND = 6,
 
   /**
-   * The etag is not the current one: someone changed the integration in between.
+   * ABORTED: the integration was changed since the caller read its etag.
    *
    * @generated from enum value: ERROR_REASON_ETAG_MISMATCH = 7;
    */
   ETAG_MISMATCH = 7,
 
   /**
-   * Another organization uses this external ID.
+   * ALREADY_EXISTS: another organization uses this external ID.
    *
    * @generated from enum value: ERROR_REASON_EXTERNAL_ID_IN_USE = 8;
    */
   EXTERNAL_ID_IN_USE = 8,
 
   /**
-   * A bound on memory or work in flight is reached; try again as RetryInfo says.
+   * RESOURCE_EXHAUSTED: the server's memory for requests in flight is exhausted. Try again
+   * after the delay in `google.rpc.RetryInfo`.
    *
    * @generated from enum value: ERROR_REASON_OVERLOADED = 9;
    */
   OVERLOADED = 9,
 
   /**
-   * The log could not be written; nothing of the request was accepted.
+   * UNAVAILABLE: the event log could not be written. Nothing of the request was accepted. Try
+   * again after the delay in `google.rpc.RetryInfo`.
    *
    * @generated from enum value: ERROR_REASON_STORAGE_FAILED = 10;
    */
   STORAGE_FAILED = 10,
 
   /**
-   * The server is shutting down; connect again.
+   * UNAVAILABLE: the server is shutting down. Connect again.
    *
    * @generated from enum value: ERROR_REASON_SHUTTING_DOWN = 11;
    */
   SHUTTING_DOWN = 11,
 
   /**
-   * A defect of the server.
+   * INTERNAL: a defect of the server; its log has the details.
    *
    * @generated from enum value: ERROR_REASON_INTERNAL = 12;
    */
   INTERNAL = 12,
 
   /**
-   * A client began a message, and then nothing more of the request came for 10 s.
+   * DEADLINE_EXCEEDED: no bytes were received for 10 s before the end of the request.
    *
    * @generated from enum value: ERROR_REASON_MESSAGE_TIMEOUT = 13;
    */
   MESSAGE_TIMEOUT = 13,
 
   /**
-   * The log's disk nears full; nothing of the request was accepted. Delivery goes on and
-   * makes room; try again as RetryInfo says.
+   * RESOURCE_EXHAUSTED: the disk of the event log is nearly full. Nothing of the request was
+   * accepted. Delivery continues and frees space: try again after the delay in
+   * `google.rpc.RetryInfo`.
    *
    * @generated from enum value: ERROR_REASON_DISK_FULL = 14;
    */
   DISK_FULL = 14,
 
   /**
-   * The request's bytes are not the RPC's message, or not compressed as `grpc-encoding`
-   * says.
+   * INVALID_ARGUMENT: the request's bytes are not the message of the RPC, or not compressed
+   * as `grpc-encoding` says. INTERNAL: a message has the compressed flag, but the request has
+   * no `grpc-encoding`.
    *
    * @generated from enum value: ERROR_REASON_MALFORMED_REQUEST = 15;
    */
   MALFORMED_REQUEST = 15,
 
   /**
-   * `grpc-encoding` names a compression other than gzip.
+   * UNIMPLEMENTED: `grpc-encoding` names a compression other than gzip.
    *
    * @generated from enum value: ERROR_REASON_UNSUPPORTED_ENCODING = 16;
    */

@@ -19,49 +19,51 @@ export const file_siem_v1_event: GenFile = /*@__PURE__*/
   fileDesc("ChNzaWVtL3YxL2V2ZW50LnByb3RvEgdzaWVtLnYxItkBCgVFdmVudBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSEgoKbmV0d29ya19pZBgCIAEoCRIRCglkZXZpY2VfaWQYAyABKAkSMQoNb2JzZXJ2ZWRfdGltZRgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFQoIZXZlbnRfaWQYBSABKAlIAYgBARIuCg1pZHNfZGV0ZWN0aW9uGAYgASgLMhUuc2llbS52MS5JZHNEZXRlY3Rpb25IAEIJCgdwYXlsb2FkQgsKCV9ldmVudF9pZCL7BAoMSWRzRGV0ZWN0aW9uEg4KBnNyY19pcBgBIAEoCRIVCghzcmNfcG9ydBgCIAEoDUgAiAEBEg8KB2Rlc3RfaXAYAyABKAkSFgoJZGVzdF9wb3J0GAQgASgNSAGIAQESDQoFcHJvdG8YBSABKAkSEQoJYXBwX3Byb3RvGAYgASgJEhQKB2Zsb3dfaWQYByABKARIAogBARIUCgxjb21tdW5pdHlfaWQYCCABKAkSDAoEdmxhbhgJIAMoDRIQCghpbl9pZmFjZRgKIAEoCRIRCglkaXJlY3Rpb24YCyABKAkSDgoGYWN0aW9uGAwgASgJEhAKA2dpZBgNIAEoDUgDiAEBEhkKDHNpZ25hdHVyZV9pZBgOIAEoDUgEiAEBEhAKA3JldhgPIAEoDUgFiAEBEhYKCXNpZ25hdHVyZRgQIAEoCUgGiAEBEhUKCGNhdGVnb3J5GBEgASgJSAeIAQESFQoIc2V2ZXJpdHkYEiABKA1ICIgBARI1CghtZXRhZGF0YRgTIAMoCzIjLnNpZW0udjEuSWRzRGV0ZWN0aW9uLk1ldGFkYXRhRW50cnkSFAoMY29udGV4dF9qc29uGBQgASgJGkgKDU1ldGFkYXRhRW50cnkSCwoDa2V5GAEgASgJEiYKBXZhbHVlGAIgASgLMhcuc2llbS52MS5NZXRhZGF0YVZhbHVlczoCOAFCCwoJX3NyY19wb3J0QgwKCl9kZXN0X3BvcnRCCgoIX2Zsb3dfaWRCBgoEX2dpZEIPCg1fc2lnbmF0dXJlX2lkQgYKBF9yZXZCDAoKX3NpZ25hdHVyZUILCglfY2F0ZWdvcnlCCwoJX3NldmVyaXR5IiAKDk1ldGFkYXRhVmFsdWVzEg4KBnZhbHVlcxgBIAMoCSIwCg5QdWJsaXNoUmVxdWVzdBIeCgZldmVudHMYASADKAsyDi5zaWVtLnYxLkV2ZW50ImEKD1B1Ymxpc2hSZXNwb25zZRIQCghhY2NlcHRlZBgBIAEoDRIUCgx1bmNvbmZpZ3VyZWQYAiABKA0SJgoKcmVqZWN0aW9ucxgDIAMoCzISLnNpZW0udjEuUmVqZWN0aW9uImAKCVJlamVjdGlvbhINCgVpbmRleBgBIAEoDRIkCgZyZWFzb24YAiABKA4yFC5zaWVtLnYxLkVycm9yUmVhc29uEg0KBWZpZWxkGAMgASgJEg8KB21lc3NhZ2UYBCABKAkiSgoUUHVibGlzaFN0cmVhbVJlcXVlc3QSEgoKcmVxdWVzdF9pZBgBIAEoCRIeCgZldmVudHMYAiADKAsyDi5zaWVtLnYxLkV2ZW50IocBChVQdWJsaXNoU3RyZWFtUmVzcG9uc2USEgoKcmVxdWVzdF9pZBgBIAEoCRIqCgZyZXN1bHQYAiABKAsyGC5zaWVtLnYxLlB1Ymxpc2hSZXNwb25zZUgAEiMKBWVycm9yGAMgASgLMhIuZ29vZ2xlLnJwYy5TdGF0dXNIAEIJCgdvdXRjb21lMqABCgxFdmVudFNlcnZpY2USPAoHUHVibGlzaBIXLnNpZW0udjEuUHVibGlzaFJlcXVlc3QaGC5zaWVtLnYxLlB1Ymxpc2hSZXNwb25zZRJSCg1QdWJsaXNoU3RyZWFtEh0uc2llbS52MS5QdWJsaXNoU3RyZWFtUmVxdWVzdBoeLnNpZW0udjEuUHVibGlzaFN0cmVhbVJlc3BvbnNlKAEwAWIGcHJvdG8z", [file_google_protobuf_timestamp, file_google_rpc_status, file_siem_v1_error]);
 
 /**
- * One event of one organization's network.
+ * One event in the network of one organization. Later versions add further payloads with the
+ * numbers 7 to 15, and attributes of all events with 16 and up.
  *
  * @generated from message siem.v1.Event
  */
 export type Event = Message<"siem.v1.Event"> & {
   /**
-   * The organization, `[A-Za-z0-9_-]{1,64}`. Required.
+   * Organization id, `[A-Za-z0-9_-]{1,64}`. Required.
    *
    * @generated from field: string organization_id = 1;
    */
   organizationId: string;
 
   /**
-   * The network in which it happened, a UUID. Required.
+   * UUID of the network in which the event was observed, hyphenated. Required.
    *
    * @generated from field: string network_id = 2;
    */
   networkId: string;
 
   /**
-   * The sensor that saw it, a UUID. Required. Events of one device stay in order.
+   * UUID of the sensor that observed the event, hyphenated. Required. Events of one device are
+   * delivered in order.
    *
    * @generated from field: string device_id = 3;
    */
   deviceId: string;
 
   /**
-   * When the sensor saw it. Required. Years 1 to 9999.
+   * Time of the observation, in the years 1 to 9999. Required.
    *
    * @generated from field: google.protobuf.Timestamp observed_time = 4;
    */
   observedTime?: Timestamp | undefined;
 
   /**
-   * The CloudEvents id, a UUID. Without one, the id is derived from network,
-   * device, time and content, so that the same detection has the same id.
+   * CloudEvents id, a hyphenated UUID. If unset, the id is derived from network, device, time and
+   * content, so that the same detection always has the same id.
    *
    * @generated from field: optional string event_id = 5;
    */
   eventId?: string | undefined;
 
   /**
-   * What happened. Required.
+   * Content of the event. Required.
    *
    * @generated from oneof siem.v1.Event.payload
    */
@@ -84,35 +86,35 @@ export const EventSchema: GenMessage<Event> = /*@__PURE__*/
   messageDesc(file_siem_v1_event, 0);
 
 /**
- * An alert of an intrusion detection system. The names are those of Suricata's
- * EVE JSON. A field that is not set is left out of the record.
+ * An alert of an intrusion detection system. Names and meanings are those of Suricata's EVE
+ * JSON. All fields are optional; an unset one is left out of the delivered record.
  *
  * @generated from message siem.v1.IdsDetection
  */
 export type IdsDetection = Message<"siem.v1.IdsDetection"> & {
   /**
-   * IPv4 or IPv6 address of the packet's source.
+   * Source address of the packet, IPv4 or IPv6.
    *
    * @generated from field: string src_ip = 1;
    */
   srcIp: string;
 
   /**
-   * 0 to 65535; not set where the protocol has no ports.
+   * Source port, 0 to 65535. Unset if the protocol has no ports.
    *
    * @generated from field: optional uint32 src_port = 2;
    */
   srcPort?: number | undefined;
 
   /**
-   * IPv4 or IPv6 address of the packet's destination.
+   * Destination address of the packet, IPv4 or IPv6.
    *
    * @generated from field: string dest_ip = 3;
    */
   destIp: string;
 
   /**
-   * 0 to 65535; not set where the protocol has no ports.
+   * Destination port, 0 to 65535. Unset if the protocol has no ports.
    *
    * @generated from field: optional uint32 dest_port = 4;
    */
@@ -147,7 +149,7 @@ export type IdsDetection = Message<"siem.v1.IdsDetection"> & {
   communityId: string;
 
   /**
-   * VLAN identifiers, outermost first, each 0 to 4095.
+   * VLAN identifiers, outermost first, each 0 to 4095; at most 8.
    *
    * @generated from field: repeated uint32 vlan = 9;
    */
@@ -175,58 +177,57 @@ export type IdsDetection = Message<"siem.v1.IdsDetection"> & {
   action: string;
 
   /**
-   * Generator of the rule.
+   * Generator id (gid) of the rule.
    *
    * @generated from field: optional uint32 gid = 13;
    */
   gid?: number | undefined;
 
   /**
-   * The rule's sid.
+   * Signature id (sid) of the rule.
    *
    * @generated from field: optional uint32 signature_id = 14;
    */
   signatureId?: number | undefined;
 
   /**
-   * The rule's revision.
+   * Revision of the rule.
    *
    * @generated from field: optional uint32 rev = 15;
    */
   rev?: number | undefined;
 
   /**
-   * The rule's message.
+   * Message of the rule.
    *
    * @generated from field: optional string signature = 16;
    */
   signature?: string | undefined;
 
   /**
-   * The rule's classification.
+   * Classification of the rule.
    *
    * @generated from field: optional string category = 17;
    */
   category?: string | undefined;
 
   /**
-   * The rule's priority; 1 is the most severe.
+   * Priority of the rule; 1 is the most severe.
    *
    * @generated from field: optional uint32 severity = 18;
    */
   severity?: number | undefined;
 
   /**
-   * The rule's metadata.
+   * Metadata of the rule.
    *
    * @generated from field: map<string, siem.v1.MetadataValues> metadata = 19;
    */
   metadata: { [key: string]: MetadataValues };
 
   /**
-   * Any further JSON object (`http`, `tls`, `dns`, ...) as text. It is checked to
-   * be an object, at most 64 levels deep, and kept digit for digit. Of a key that an
-   * object repeats, the last value is kept.
+   * A further JSON object (`http`, `tls`, `dns`, ...) as text, at most 64 levels deep. Numbers are
+   * delivered digit for digit. If an object repeats a key, the last value is kept.
    *
    * @generated from field: string context_json = 20;
    */
@@ -241,13 +242,13 @@ export const IdsDetectionSchema: GenMessage<IdsDetection> = /*@__PURE__*/
   messageDesc(file_siem_v1_event, 1);
 
 /**
- * The values of one metadata key.
+ * Values of one metadata key.
  *
  * @generated from message siem.v1.MetadataValues
  */
 export type MetadataValues = Message<"siem.v1.MetadataValues"> & {
   /**
-   * In the rule's order.
+   * Values, in the rule's order.
    *
    * @generated from field: repeated string values = 1;
    */
@@ -268,7 +269,7 @@ export const MetadataValuesSchema: GenMessage<MetadataValues> = /*@__PURE__*/
  */
 export type PublishRequest = Message<"siem.v1.PublishRequest"> & {
   /**
-   * Up to 1,000 events and 4 MiB.
+   * Events of any organizations, at most 1,000 and 4 MiB.
    *
    * @generated from field: repeated siem.v1.Event events = 1;
    */
@@ -283,29 +284,29 @@ export const PublishRequestSchema: GenMessage<PublishRequest> = /*@__PURE__*/
   messageDesc(file_siem_v1_event, 3);
 
 /**
- * Response of EventService.Publish. `accepted + unconfigured + rejections` is
- * the number of events of the request.
+ * Response of EventService.Publish. `accepted + unconfigured + number of rejections` is the
+ * number of events in the request.
  *
  * @generated from message siem.v1.PublishResponse
  */
 export type PublishResponse = Message<"siem.v1.PublishResponse"> & {
   /**
-   * Events that are durable now.
+   * Number of events that are durable now.
    *
    * @generated from field: uint32 accepted = 1;
    */
   accepted: number;
 
   /**
-   * Events of organizations that have no integration; they are not kept.
+   * Number of events whose organization has no integration. They are not stored.
    *
    * @generated from field: uint32 unconfigured = 2;
    */
   unconfigured: number;
 
   /**
-   * Events that were refused, in the request's order, each with its first problem: at most
-   * 1,000, each shorter than 512 bytes.
+   * Rejected events, in the order of the request, each with its first problem: at most 1,000
+   * entries, each under 512 bytes.
    *
    * @generated from field: repeated siem.v1.Rejection rejections = 3;
    */
@@ -320,34 +321,34 @@ export const PublishResponseSchema: GenMessage<PublishResponse> = /*@__PURE__*/
   messageDesc(file_siem_v1_event, 4);
 
 /**
- * Why one event was refused.
+ * A rejected event.
  *
  * @generated from message siem.v1.Rejection
  */
 export type Rejection = Message<"siem.v1.Rejection"> & {
   /**
-   * Its place in the request, from 0.
+   * Index of the event in the request, from 0.
    *
    * @generated from field: uint32 index = 1;
    */
   index: number;
 
   /**
-   * The kind of problem.
+   * Reason: INVALID_FIELD, RECORD_TOO_LARGE or MALFORMED_EVENT.
    *
    * @generated from field: siem.v1.ErrorReason reason = 2;
    */
   reason: ErrorReason;
 
   /**
-   * The field, such as `ids_detection.src_ip`; empty where it is the whole event.
+   * Path of the field, such as `ids_detection.src_ip`; empty if the whole event is concerned.
    *
    * @generated from field: string field = 3;
    */
   field: string;
 
   /**
-   * What is wrong and what to do.
+   * Problem and remedy, in English.
    *
    * @generated from field: string message = 4;
    */
@@ -368,14 +369,14 @@ export const RejectionSchema: GenMessage<Rejection> = /*@__PURE__*/
  */
 export type PublishStreamRequest = Message<"siem.v1.PublishStreamRequest"> & {
   /**
-   * Echoed in the answer; chosen by the caller, at most 128 bytes.
+   * Identifier that the response repeats; chosen by the caller, at most 128 bytes.
    *
    * @generated from field: string request_id = 1;
    */
   requestId: string;
 
   /**
-   * Up to 1,000 events and 4 MiB.
+   * Events of any organizations, at most 1,000 and 4 MiB.
    *
    * @generated from field: repeated siem.v1.Event events = 2;
    */
@@ -390,26 +391,26 @@ export const PublishStreamRequestSchema: GenMessage<PublishStreamRequest> = /*@_
   messageDesc(file_siem_v1_event, 6);
 
 /**
- * The answer to one request of a PublishStream.
+ * Response to one request on a PublishStream.
  *
  * @generated from message siem.v1.PublishStreamResponse
  */
 export type PublishStreamResponse = Message<"siem.v1.PublishStreamResponse"> & {
   /**
-   * The request_id of the request.
+   * request_id of the request; empty if that was too long.
    *
    * @generated from field: string request_id = 1;
    */
   requestId: string;
 
   /**
-   * What became of it.
+   * Outcome of the request.
    *
    * @generated from oneof siem.v1.PublishStreamResponse.outcome
    */
   outcome: {
     /**
-     * As Publish would have answered.
+     * Response as of Publish.
      *
      * @generated from field: siem.v1.PublishResponse result = 2;
      */
@@ -417,7 +418,7 @@ export type PublishStreamResponse = Message<"siem.v1.PublishStreamResponse"> & {
     case: "result";
   } | {
     /**
-     * As Publish would have failed. Nothing of the request was accepted. The stream goes on.
+     * Error as of Publish: nothing of the request was accepted. The stream continues.
      *
      * @generated from field: google.rpc.Status error = 3;
      */
@@ -434,17 +435,22 @@ export const PublishStreamResponseSchema: GenMessage<PublishStreamResponse> = /*
   messageDesc(file_siem_v1_event, 7);
 
 /**
- * Takes events and keeps them until they are delivered.
+ * Accepts events and stores them durably until they are delivered.
  *
  * A message may have 8 MiB and may be compressed by gzip (`grpc-encoding`); every limit
- * counts what it decompresses to.
+ * applies to the decompressed size. See ErrorReason for errors and their retry delays.
  *
  * @generated from service siem.v1.EventService
  */
 export const EventService: GenService<{
   /**
-   * Publish answers when every accepted event is durable. It takes up to 1,000
-   * events or 4 MiB; a problem of one event does not refuse the others.
+   * Publish stores events and answers once all accepted ones are durable. A request has at most
+   * 1,000 events and 4 MiB. An invalid event is rejected alone; the others are accepted.
+   *
+   * If it fails with one of the reasons of ErrorReason, nothing of the request was accepted.
+   * If it fails without one, for example because the connection is lost, the events may have been
+   * accepted. Send them again unchanged: they get the same CloudEvents ids, by which consumers
+   * drop duplicates.
    *
    * @generated from rpc siem.v1.EventService.Publish
    */
@@ -454,8 +460,8 @@ export const EventService: GenService<{
     output: typeof PublishResponseSchema;
   },
   /**
-   * PublishStream is Publish over one stream with many requests in flight.
-   * Answers come in the order of the requests.
+   * PublishStream is Publish over one stream with up to 64 requests in flight. Responses arrive
+   * in the order of the requests.
    *
    * @generated from rpc siem.v1.EventService.PublishStream
    */

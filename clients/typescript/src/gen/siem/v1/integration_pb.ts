@@ -15,69 +15,69 @@ export const file_siem_v1_integration: GenFile = /*@__PURE__*/
   fileDesc("ChlzaWVtL3YxL2ludGVncmF0aW9uLnByb3RvEgdzaWVtLnYxIvACChFJbnRlZ3JhdGlvblN0YXR1cxIfCgZzdGF0dXMYASABKA4yDy5zaWVtLnYxLlN0YXR1cxIlCgZyZWFzb24YAiABKA4yFS5zaWVtLnYxLlN0YXR1c1JlYXNvbhIPCgdtZXNzYWdlGAMgASgJEi4KCnNpbmNlX3RpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjUKEWxhc3RfYXR0ZW1wdF90aW1lGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI2ChJsYXN0X2RlbGl2ZXJ5X3RpbWUYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjMKD25leHRfcmV0cnlfdGltZRgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFgoOYXdzX2Vycm9yX2NvZGUYCCABKAkSFgoOYXdzX3JlcXVlc3RfaWQYCSABKAkitwEKC0V2ZW50Q291bnRzEhAKCGFjY2VwdGVkGAEgASgEEhEKCWRlbGl2ZXJlZBgCIAEoBBIPCgdleHBpcmVkGAMgASgEEhEKCWRpc2NhcmRlZBgEIAEoBBIPCgdwZW5kaW5nGAUgASgEEhUKDXBlbmRpbmdfYnl0ZXMYBiABKAQSNwoTb2xkZXN0X3BlbmRpbmdfdGltZRgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAi6wMKC0ludGVncmF0aW9uEhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRIWCg5pbnRlZ3JhdGlvbl9pZBgCIAEoCRIaChJraW5lc2lzX3N0cmVhbV9hcm4YAyABKAkSEAoIcm9sZV9hcm4YBCABKAkSGAoQZXh0ZXJuYWxfaWRfaGludBgFIAEoCRI4ChRleHRlcm5hbF9pZF9zZXRfdGltZRgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoLY3JlYXRlX3RpbWUYByABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC3VwZGF0ZV90aW1lGAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIMCgRldGFnGAkgASgJEioKBnN0YXR1cxgKIAEoCzIaLnNpZW0udjEuSW50ZWdyYXRpb25TdGF0dXMSJAoGY291bnRzGAsgASgLMhQuc2llbS52MS5FdmVudENvdW50cxIhChlwcmV2aW91c19leHRlcm5hbF9pZF9oaW50GAwgASgJEkQKIHByZXZpb3VzX2V4dGVybmFsX2lkX2V4cGlyZV90aW1lGA0gASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCK2AQoQQ29uZmlndXJlUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSGgoSa2luZXNpc19zdHJlYW1fYXJuGAIgASgJEhAKCHJvbGVfYXJuGAMgASgJEhMKC2V4dGVybmFsX2lkGAQgASgJEgwKBGV0YWcYBSABKAkSFQoNdmFsaWRhdGVfb25seRgGIAEoCBIhChlrZWVwX3ByZXZpb3VzX2V4dGVybmFsX2lkGAcgASgIIjQKGUdlbmVyYXRlRXh0ZXJuYWxJZFJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJIjEKGkdlbmVyYXRlRXh0ZXJuYWxJZFJlc3BvbnNlEhMKC2V4dGVybmFsX2lkGAEgASgJInAKEUNvbmZpZ3VyZVJlc3BvbnNlEikKC2ludGVncmF0aW9uGAEgASgLMhQuc2llbS52MS5JbnRlZ3JhdGlvbhIeCgZjaGVja3MYAiADKAsyDi5zaWVtLnYxLkNoZWNrEhAKCHdhcm5pbmdzGAMgAygJIiUKCkdldFJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJIjgKC0dldFJlc3BvbnNlEikKC2ludGVncmF0aW9uGAEgASgLMhQuc2llbS52MS5JbnRlZ3JhdGlvbiJXCgtMaXN0UmVxdWVzdBIRCglwYWdlX3NpemUYASABKA0SEgoKcGFnZV90b2tlbhgCIAEoCRIhCghzdGF0dXNlcxgDIAMoDjIPLnNpZW0udjEuU3RhdHVzIlMKDExpc3RSZXNwb25zZRIqCgxpbnRlZ3JhdGlvbnMYASADKAsyFC5zaWVtLnYxLkludGVncmF0aW9uEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSI/Cg1EZWxldGVSZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRIVCg1hbGxvd19taXNzaW5nGAIgASgIIjYKDkRlbGV0ZVJlc3BvbnNlEiQKBmNvdW50cxgBIAEoCzIULnNpZW0udjEuRXZlbnRDb3VudHMiKgoPU2VuZFRlc3RSZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCSK7AQoQU2VuZFRlc3RSZXNwb25zZRIRCglkZWxpdmVyZWQYASABKAgSDwoHbWVzc2FnZRgCIAEoCRIeCgZjaGVja3MYAyADKAsyDi5zaWVtLnYxLkNoZWNrEiUKB3JlY2VpcHQYBCABKAsyFC5zaWVtLnYxLlRlc3RSZWNlaXB0EioKBnN0YXR1cxgFIAEoCzIaLnNpZW0udjEuSW50ZWdyYXRpb25TdGF0dXMSEAoId2FybmluZ3MYBiADKAkioAEKBUNoZWNrEiAKBG5hbWUYASABKA4yEi5zaWVtLnYxLkNoZWNrTmFtZRIkCgZyZXN1bHQYAiABKA4yFC5zaWVtLnYxLkNoZWNrUmVzdWx0Eg8KB21lc3NhZ2UYAyABKAkSDgoGcmVtZWR5GAQgASgJEhYKDmF3c19lcnJvcl9jb2RlGAUgASgJEhYKDmF3c19yZXF1ZXN0X2lkGAYgASgJInYKC1Rlc3RSZWNlaXB0EhAKCGV2ZW50X2lkGAEgASgJEhAKCHNoYXJkX2lkGAIgASgJEhcKD3NlcXVlbmNlX251bWJlchgDIAEoCRIqCgdsYXRlbmN5GAQgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIkUKE1N0cmVhbVN0YXR1c1JlcXVlc3QSGAoQb3JnYW5pemF0aW9uX2lkcxgBIAMoCRIUCgxyZXN1bWVfdG9rZW4YAiABKAkiswIKFFN0cmVhbVN0YXR1c1Jlc3BvbnNlEhQKDHJlc3VtZV90b2tlbhgBIAEoCRIpCgdjdXJyZW50GAIgASgLMhYuc2llbS52MS5TdGF0dXNDdXJyZW50SAASKQoHZGVsZXRlZBgDIAEoCzIWLnNpZW0udjEuU3RhdHVzRGVsZXRlZEgAEicKBmFic2VudBgEIAEoCzIVLnNpZW0udjEuU3RhdHVzQWJzZW50SAASJwoGc3luY2VkGAUgASgLMhUuc2llbS52MS5TdGF0dXNTeW5jZWRIABIlCgVyZXNldBgGIAEoCzIULnNpZW0udjEuU3RhdHVzUmVzZXRIABItCgloZWFydGJlYXQYByABKAsyGC5zaWVtLnYxLlN0YXR1c0hlYXJ0YmVhdEgAQgcKBWV2ZW50ImwKDVN0YXR1c0N1cnJlbnQSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEhYKDmludGVncmF0aW9uX2lkGAIgASgJEioKBnN0YXR1cxgDIAEoCzIaLnNpZW0udjEuSW50ZWdyYXRpb25TdGF0dXMicQoNU3RhdHVzRGVsZXRlZBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSFgoOaW50ZWdyYXRpb25faWQYAiABKAkSLwoLZGVsZXRlX3RpbWUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIicKDFN0YXR1c0Fic2VudBIXCg9vcmdhbml6YXRpb25faWQYASABKAkiDgoMU3RhdHVzU3luY2VkIg0KC1N0YXR1c1Jlc2V0IhEKD1N0YXR1c0hlYXJ0YmVhdCp0CgZTdGF0dXMSFgoSU1RBVFVTX1VOU1BFQ0lGSUVEEAASEgoOU1RBVFVTX1VOS05PV04QARIRCg1TVEFUVVNfQUNUSVZFEAISFwoTU1RBVFVTX1VOQVVUSE9SSVpFRBADEhIKDlNUQVRVU19GQUlMSU5HEAQqsgMKDFN0YXR1c1JlYXNvbhIdChlTVEFUVVNfUkVBU09OX1VOU1BFQ0lGSUVEEAASJAogU1RBVFVTX1JFQVNPTl9BU1NVTUVfUk9MRV9ERU5JRUQQARIeChpTVEFUVVNfUkVBU09OX1dSSVRFX0RFTklFRBACEhwKGFNUQVRVU19SRUFTT05fS01TX0RFTklFRBADEiIKHlNUQVRVU19SRUFTT05fU1RSRUFNX05PVF9GT1VORBAEEiEKHVNUQVRVU19SRUFTT05fS01TX1VOQVZBSUxBQkxFEAUSJwojU1RBVFVTX1JFQVNPTl9JTlZBTElEX0NPTkZJR1VSQVRJT04QBhIbChdTVEFUVVNfUkVBU09OX1RIUk9UVExFRBAHEh0KGVNUQVRVU19SRUFTT05fVU5SRUFDSEFCTEUQCBIgChxTVEFUVVNfUkVBU09OX0xPR19VTlJFQURBQkxFEAkSKgomU1RBVFVTX1JFQVNPTl9FWFRFUk5BTF9JRF9OT1RfUkVRVUlSRUQQChIlCiFTVEFUVVNfUkVBU09OX1NFUlZJQ0VfVU5BVkFJTEFCTEUQCyqhAQoJQ2hlY2tOYW1lEhoKFkNIRUNLX05BTUVfVU5TUEVDSUZJRUQQABIaChZDSEVDS19OQU1FX0FTU1VNRV9ST0xFEAESIwofQ0hFQ0tfTkFNRV9FWFRFUk5BTF9JRF9SRVFVSVJFRBACEhsKF0NIRUNLX05BTUVfV1JJVEVfUkVDT1JEEAMSGgoWQ0hFQ0tfTkFNRV9VU0VfS01TX0tFWRAEKncKC0NoZWNrUmVzdWx0EhwKGENIRUNLX1JFU1VMVF9VTlNQRUNJRklFRBAAEhcKE0NIRUNLX1JFU1VMVF9QQVNTRUQQARIXChNDSEVDS19SRVNVTFRfRkFJTEVEEAISGAoUQ0hFQ0tfUkVTVUxUX1NLSVBQRUQQAzLtAwoWU2llbUludGVncmF0aW9uU2VydmljZRJCCglDb25maWd1cmUSGS5zaWVtLnYxLkNvbmZpZ3VyZVJlcXVlc3QaGi5zaWVtLnYxLkNvbmZpZ3VyZVJlc3BvbnNlEl0KEkdlbmVyYXRlRXh0ZXJuYWxJZBIiLnNpZW0udjEuR2VuZXJhdGVFeHRlcm5hbElkUmVxdWVzdBojLnNpZW0udjEuR2VuZXJhdGVFeHRlcm5hbElkUmVzcG9uc2USMAoDR2V0EhMuc2llbS52MS5HZXRSZXF1ZXN0GhQuc2llbS52MS5HZXRSZXNwb25zZRIzCgRMaXN0EhQuc2llbS52MS5MaXN0UmVxdWVzdBoVLnNpZW0udjEuTGlzdFJlc3BvbnNlEjkKBkRlbGV0ZRIWLnNpZW0udjEuRGVsZXRlUmVxdWVzdBoXLnNpZW0udjEuRGVsZXRlUmVzcG9uc2USPwoIU2VuZFRlc3QSGC5zaWVtLnYxLlNlbmRUZXN0UmVxdWVzdBoZLnNpZW0udjEuU2VuZFRlc3RSZXNwb25zZRJNCgxTdHJlYW1TdGF0dXMSHC5zaWVtLnYxLlN0cmVhbVN0YXR1c1JlcXVlc3QaHS5zaWVtLnYxLlN0cmVhbVN0YXR1c1Jlc3BvbnNlMAFiBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
- * The status of one integration.
+ * Status of one integration, with its evidence.
  *
  * @generated from message siem.v1.IntegrationStatus
  */
 export type IntegrationStatus = Message<"siem.v1.IntegrationStatus"> & {
   /**
-   * The badge.
+   * Status.
    *
    * @generated from field: siem.v1.Status status = 1;
    */
   status: Status;
 
   /**
-   * Why, where the status is UNAUTHORIZED or FAILING.
+   * Reason, if the status is STATUS_UNAUTHORIZED or STATUS_FAILING.
    *
    * @generated from field: siem.v1.StatusReason reason = 2;
    */
   reason: StatusReason;
 
   /**
-   * What is wrong and what to do, in plain words.
+   * Problem and remedy, in English. Empty for STATUS_ACTIVE.
    *
    * @generated from field: string message = 3;
    */
   message: string;
 
   /**
-   * Since when status and reason are what they are.
+   * Time of the last change of status or reason.
    *
    * @generated from field: google.protobuf.Timestamp since_time = 4;
    */
   sinceTime?: Timestamp | undefined;
 
   /**
-   * The last AWS call for it.
+   * Time of the last delivery attempt. Unset before the first one.
    *
    * @generated from field: google.protobuf.Timestamp last_attempt_time = 5;
    */
   lastAttemptTime?: Timestamp | undefined;
 
   /**
-   * The last record that the stream accepted.
+   * Time of the last attempt in which the stream accepted a record. Unset before the first one.
    *
    * @generated from field: google.protobuf.Timestamp last_delivery_time = 6;
    */
   lastDeliveryTime?: Timestamp | undefined;
 
   /**
-   * When the next attempt is due, while backing off.
+   * Time of the next attempt, during backoff.
    *
    * @generated from field: google.protobuf.Timestamp next_retry_time = 7;
    */
   nextRetryTime?: Timestamp | undefined;
 
   /**
-   * AWS's own error code, such as `AccessDenied`.
+   * Error code of AWS, such as `AccessDenied`.
    *
    * @generated from field: string aws_error_code = 8;
    */
   awsErrorCode: string;
 
   /**
-   * AWS's request id, for a support case.
+   * Request id of AWS, for a support case.
    *
    * @generated from field: string aws_request_id = 9;
    */
@@ -92,13 +92,14 @@ export const IntegrationStatusSchema: GenMessage<IntegrationStatus> = /*@__PURE_
   messageDesc(file_siem_v1_integration, 0);
 
 /**
- * `accepted = delivered + expired + discarded + pending`, always.
+ * Counts of an integration's events since its creation. The equation
+ * `accepted = delivered + expired + discarded + pending` always holds.
  *
  * @generated from message siem.v1.EventCounts
  */
 export type EventCounts = Message<"siem.v1.EventCounts"> & {
   /**
-   * Events that Publish accepted since the integration was created.
+   * Events that Publish accepted.
    *
    * @generated from field: uint64 accepted = 1;
    */
@@ -112,7 +113,8 @@ export type EventCounts = Message<"siem.v1.EventCounts"> & {
   delivered: bigint;
 
   /**
-   * Events that retention removed before delivery.
+   * Events that were removed before delivery, by retention or because Kinesis refused the record
+   * while it accepted others. A gap event in the stream announces them.
    *
    * @generated from field: uint64 expired = 3;
    */
@@ -126,22 +128,22 @@ export type EventCounts = Message<"siem.v1.EventCounts"> & {
   discarded: bigint;
 
   /**
-   * Events that wait.
+   * Events that were accepted and are not yet delivered, expired or discarded.
    *
    * @generated from field: uint64 pending = 5;
    */
   pending: bigint;
 
   /**
-   * Bytes of the events that wait, as the log holds them before compression:
-   * half to two thirds of what they are as records where context_json is short.
+   * Size of the pending events in the event log, before compression. With a short context_json it
+   * is half to two thirds of the size of the delivered records.
    *
    * @generated from field: uint64 pending_bytes = 6;
    */
   pendingBytes: bigint;
 
   /**
-   * When the oldest of them was accepted.
+   * Time at which the oldest pending event was accepted.
    *
    * @generated from field: google.protobuf.Timestamp oldest_pending_time = 7;
    */
@@ -156,99 +158,99 @@ export const EventCountsSchema: GenMessage<EventCounts> = /*@__PURE__*/
   messageDesc(file_siem_v1_integration, 1);
 
 /**
- * An organization's SIEM integration.
+ * SIEM integration of an organization.
  *
  * @generated from message siem.v1.Integration
  */
 export type Integration = Message<"siem.v1.Integration"> & {
   /**
-   * The organization.
+   * Organization id.
    *
    * @generated from field: string organization_id = 1;
    */
   organizationId: string;
 
   /**
-   * UUIDv7, new at every creation; the `integrationid` of each record.
+   * UUIDv7 of the integration, new at every creation; `integrationid` in each delivered record.
    *
    * @generated from field: string integration_id = 2;
    */
   integrationId: string;
 
   /**
-   * The Kinesis data stream.
+   * ARN of the Kinesis data stream to which events are written.
    *
    * @generated from field: string kinesis_stream_arn = 3;
    */
   kinesisStreamArn: string;
 
   /**
-   * The role that is assumed.
+   * ARN of the IAM role that this service assumes for it.
    *
    * @generated from field: string role_arn = 4;
    */
   roleArn: string;
 
   /**
-   * The last characters of the external ID: four, or fewer where it is short.
-   * The external ID itself is never returned.
+   * Last characters of the external ID: four, or a quarter of one with under 16 characters. The
+   * external ID itself is never returned.
    *
    * @generated from field: string external_id_hint = 5;
    */
   externalIdHint: string;
 
   /**
-   * When the external ID was set.
+   * Time at which the external ID was set.
    *
    * @generated from field: google.protobuf.Timestamp external_id_set_time = 6;
    */
   externalIdSetTime?: Timestamp | undefined;
 
   /**
-   * When the integration was created.
+   * Time of the creation.
    *
    * @generated from field: google.protobuf.Timestamp create_time = 7;
    */
   createTime?: Timestamp | undefined;
 
   /**
-   * When it was last configured.
+   * Time of the last Configure.
    *
    * @generated from field: google.protobuf.Timestamp update_time = 8;
    */
   updateTime?: Timestamp | undefined;
 
   /**
-   * Changes with each Configure; see ConfigureRequest.etag.
+   * Version of the configuration; changes with each Configure. See ConfigureRequest.etag.
    *
    * @generated from field: string etag = 9;
    */
   etag: string;
 
   /**
-   * How it fares.
+   * Status of delivery.
    *
    * @generated from field: siem.v1.IntegrationStatus status = 10;
    */
   status?: IntegrationStatus | undefined;
 
   /**
-   * What became of its events.
+   * Counts of its events.
    *
    * @generated from field: siem.v1.EventCounts counts = 11;
    */
   counts?: EventCounts | undefined;
 
   /**
-   * The last characters of the external ID before, while it still serves because no
-   * AssumeRole with the new one has worked.
+   * Last characters of the previous external ID, while that is in use because AssumeRole has not
+   * succeeded with the new one yet. See ConfigureRequest.keep_previous_external_id.
    *
    * @generated from field: string previous_external_id_hint = 12;
    */
   previousExternalIdHint: string;
 
   /**
-   * Until when it serves at the most.
+   * Time after which the previous external ID is no longer used in any case.
    *
    * @generated from field: google.protobuf.Timestamp previous_external_id_expire_time = 13;
    */
@@ -269,54 +271,56 @@ export const IntegrationSchema: GenMessage<Integration> = /*@__PURE__*/
  */
 export type ConfigureRequest = Message<"siem.v1.ConfigureRequest"> & {
   /**
-   * The organization, `[A-Za-z0-9_-]{1,64}`. Required.
+   * Organization id, `[A-Za-z0-9_-]{1,64}`. Required.
    *
    * @generated from field: string organization_id = 1;
    */
   organizationId: string;
 
   /**
-   * `arn:aws:kinesis:REGION:ACCOUNT:stream/NAME`. Required.
+   * ARN of the Kinesis data stream, `arn:aws:kinesis:REGION:ACCOUNT:stream/NAME`. Required. Its
+   * partition (`aws`, `aws-cn`, ...) must be that of this service's own credentials.
    *
    * @generated from field: string kinesis_stream_arn = 2;
    */
   kinesisStreamArn: string;
 
   /**
-   * `arn:aws:iam::ACCOUNT:role/NAME`. Required.
+   * ARN of the role to assume, `arn:aws:iam::ACCOUNT:role/NAME`, in the partition of the stream.
+   * Required.
    *
    * @generated from field: string role_arn = 3;
    */
   roleArn: string;
 
   /**
-   * 2 to 1,224 characters of `[A-Za-z0-9_+=,.@:/-]`. Required on creation; empty
-   * on replacement keeps the stored one. Write-only.
+   * External ID in the role's trust policy, 2 to 1,224 characters of `[A-Za-z0-9_+=,.@:/-]`.
+   * Required for a new integration; empty keeps the stored one. Never returned.
    *
    * @generated from field: string external_id = 4;
    */
   externalId: string;
 
   /**
-   * Where set, the request applies only if it is the integration's current etag;
-   * otherwise ABORTED.
+   * If set, the request is applied only if the integration has this etag. Otherwise it fails
+   * with ETAG_MISMATCH.
    *
    * @generated from field: string etag = 5;
    */
   etag: string;
 
   /**
-   * Saves nothing and tells what a test would find.
+   * Saves nothing, and runs the checks of SendTest without writing an event (`DryRun` of Kinesis).
    *
    * @generated from field: bool validate_only = 6;
    */
   validateOnly: boolean;
 
   /**
-   * Only with a new external_id on replacement: the stored one goes on serving until an
-   * AssumeRole with the new one works, for seven days at the most. Where the stored one
-   * has not worked either, the one before it goes on serving in its place, until its own
-   * time is over: so a wrong external ID can be corrected without a gap.
+   * Together with a new external_id: the stored external ID remains in use until an AssumeRole with
+   * the new one succeeds, for seven days at most. If AssumeRole has not succeeded with the stored
+   * one either, the one before that remains in use instead, until its own time has passed. So a
+   * wrong external ID can be corrected without interrupting delivery.
    *
    * @generated from field: bool keep_previous_external_id = 7;
    */
@@ -337,7 +341,7 @@ export const ConfigureRequestSchema: GenMessage<ConfigureRequest> = /*@__PURE__*
  */
 export type GenerateExternalIdRequest = Message<"siem.v1.GenerateExternalIdRequest"> & {
   /**
-   * The organization, `[A-Za-z0-9_-]{1,64}`; it needs no integration yet. Required.
+   * Organization id, `[A-Za-z0-9_-]{1,64}`. Required. The organization needs no integration yet.
    *
    * @generated from field: string organization_id = 1;
    */
@@ -358,7 +362,7 @@ export const GenerateExternalIdRequestSchema: GenMessage<GenerateExternalIdReque
  */
 export type GenerateExternalIdResponse = Message<"siem.v1.GenerateExternalIdResponse"> & {
   /**
-   * 64 hexadecimal characters. A secret between the customer and this service.
+   * External ID of 64 hexadecimal characters. A secret between the customer and this service.
    *
    * @generated from field: string external_id = 1;
    */
@@ -379,22 +383,22 @@ export const GenerateExternalIdResponseSchema: GenMessage<GenerateExternalIdResp
  */
 export type ConfigureResponse = Message<"siem.v1.ConfigureResponse"> & {
   /**
-   * The integration as it is now; with validate_only, as it would be: without
-   * integration_id and etag where it would be created.
+   * The stored integration. With validate_only the one that would be stored, without
+   * integration_id and etag if it would be new.
    *
    * @generated from field: siem.v1.Integration integration = 1;
    */
   integration?: Integration | undefined;
 
   /**
-   * With validate_only: what was checked.
+   * With validate_only, the checks and their results, in order.
    *
    * @generated from field: repeated siem.v1.Check checks = 2;
    */
   checks: Check[];
 
   /**
-   * What is allowed but seldom meant, such as a role of another account than the stream.
+   * Warnings about valid but unusual values, such as a role in another account than the stream.
    *
    * @generated from field: repeated string warnings = 3;
    */
@@ -415,7 +419,7 @@ export const ConfigureResponseSchema: GenMessage<ConfigureResponse> = /*@__PURE_
  */
 export type GetRequest = Message<"siem.v1.GetRequest"> & {
   /**
-   * The organization. Required.
+   * Organization id. Required.
    *
    * @generated from field: string organization_id = 1;
    */
@@ -436,7 +440,7 @@ export const GetRequestSchema: GenMessage<GetRequest> = /*@__PURE__*/
  */
 export type GetResponse = Message<"siem.v1.GetResponse"> & {
   /**
-   * The integration.
+   * Integration of the organization.
    *
    * @generated from field: siem.v1.Integration integration = 1;
    */
@@ -457,21 +461,21 @@ export const GetResponseSchema: GenMessage<GetResponse> = /*@__PURE__*/
  */
 export type ListRequest = Message<"siem.v1.ListRequest"> & {
   /**
-   * At most so many; 0 means 100, the most is 1,000.
+   * Number of integrations on a page, at most 1,000. 0 means 100.
    *
    * @generated from field: uint32 page_size = 1;
    */
   pageSize: number;
 
   /**
-   * next_page_token of the page before.
+   * next_page_token of the previous page; empty for the first page.
    *
    * @generated from field: string page_token = 2;
    */
   pageToken: string;
 
   /**
-   * Only integrations with one of these statuses, at most 100 entries; empty means all.
+   * Statuses of the integrations to return, at most 100 entries; empty means all.
    *
    * @generated from field: repeated siem.v1.Status statuses = 3;
    */
@@ -492,14 +496,14 @@ export const ListRequestSchema: GenMessage<ListRequest> = /*@__PURE__*/
  */
 export type ListResponse = Message<"siem.v1.ListResponse"> & {
   /**
-   * In the order of organization_id, at most 1,000.
+   * Integrations, ordered by organization_id.
    *
    * @generated from field: repeated siem.v1.Integration integrations = 1;
    */
   integrations: Integration[];
 
   /**
-   * Empty on the last page.
+   * Token of the next page; empty on the last page.
    *
    * @generated from field: string next_page_token = 2;
    */
@@ -520,14 +524,14 @@ export const ListResponseSchema: GenMessage<ListResponse> = /*@__PURE__*/
  */
 export type DeleteRequest = Message<"siem.v1.DeleteRequest"> & {
   /**
-   * The organization. Required.
+   * Organization id. Required.
    *
    * @generated from field: string organization_id = 1;
    */
   organizationId: string;
 
   /**
-   * Answer OK where there is no integration.
+   * Succeed if the organization has no integration.
    *
    * @generated from field: bool allow_missing = 2;
    */
@@ -548,7 +552,7 @@ export const DeleteRequestSchema: GenMessage<DeleteRequest> = /*@__PURE__*/
  */
 export type DeleteResponse = Message<"siem.v1.DeleteResponse"> & {
   /**
-   * The final counts; nothing is pending. Not set where nothing was deleted.
+   * Final counts, with no pending events. Unset if there was no integration.
    *
    * @generated from field: siem.v1.EventCounts counts = 1;
    */
@@ -569,7 +573,7 @@ export const DeleteResponseSchema: GenMessage<DeleteResponse> = /*@__PURE__*/
  */
 export type SendTestRequest = Message<"siem.v1.SendTestRequest"> & {
   /**
-   * The organization. Required.
+   * Organization id. Required.
    *
    * @generated from field: string organization_id = 1;
    */
@@ -597,7 +601,7 @@ export type SendTestResponse = Message<"siem.v1.SendTestResponse"> & {
   delivered: boolean;
 
   /**
-   * The verdict in plain words. For a refused role it is exactly
+   * Verdict, in English. For a refused role it is exactly
    * `Unauthorized - check your Role ARN and External ID`.
    *
    * @generated from field: string message = 2;
@@ -605,28 +609,28 @@ export type SendTestResponse = Message<"siem.v1.SendTestResponse"> & {
   message: string;
 
   /**
-   * Each stage, in order.
+   * Checks and their results, in order.
    *
    * @generated from field: repeated siem.v1.Check checks = 3;
    */
   checks: Check[];
 
   /**
-   * Where it was delivered.
+   * Proof of delivery. Unset if the test event was not delivered.
    *
    * @generated from field: siem.v1.TestReceipt receipt = 4;
    */
   receipt?: TestReceipt | undefined;
 
   /**
-   * The status after the test.
+   * Status of the integration after the test.
    *
    * @generated from field: siem.v1.IntegrationStatus status = 5;
    */
   status?: IntegrationStatus | undefined;
 
   /**
-   * What is allowed but seldom meant, such as a role of another account than the stream.
+   * Warnings about valid but unusual values, such as a role in another account than the stream.
    *
    * @generated from field: repeated string warnings = 6;
    */
@@ -641,48 +645,48 @@ export const SendTestResponseSchema: GenMessage<SendTestResponse> = /*@__PURE__*
   messageDesc(file_siem_v1_integration, 14);
 
 /**
- * One check of a test.
+ * One check of SendTest, or of Configure with validate_only.
  *
  * @generated from message siem.v1.Check
  */
 export type Check = Message<"siem.v1.Check"> & {
   /**
-   * What was looked at.
+   * Subject.
    *
    * @generated from field: siem.v1.CheckName name = 1;
    */
   name: CheckName;
 
   /**
-   * How it ended.
+   * Result.
    *
    * @generated from field: siem.v1.CheckResult result = 2;
    */
   result: CheckResult;
 
   /**
-   * What was found; empty where it passed.
+   * Finding, in English. Usually empty if the check passed.
    *
    * @generated from field: string message = 3;
    */
   message: string;
 
   /**
-   * What to do; empty where it passed.
+   * Remedy, in English. Usually empty if the check passed.
    *
    * @generated from field: string remedy = 4;
    */
   remedy: string;
 
   /**
-   * AWS's own error code.
+   * Error code of AWS; empty without an error.
    *
    * @generated from field: string aws_error_code = 5;
    */
   awsErrorCode: string;
 
   /**
-   * AWS's request id.
+   * Request id of AWS; empty without an error.
    *
    * @generated from field: string aws_request_id = 6;
    */
@@ -703,28 +707,28 @@ export const CheckSchema: GenMessage<Check> = /*@__PURE__*/
  */
 export type TestReceipt = Message<"siem.v1.TestReceipt"> & {
   /**
-   * The CloudEvents id.
+   * CloudEvents id of the test event.
    *
    * @generated from field: string event_id = 1;
    */
   eventId: string;
 
   /**
-   * The shard that took it.
+   * Shard of the stream that accepted it.
    *
    * @generated from field: string shard_id = 2;
    */
   shardId: string;
 
   /**
-   * The sequence number that Kinesis gave it.
+   * Sequence number that Kinesis assigned.
    *
    * @generated from field: string sequence_number = 3;
    */
   sequenceNumber: string;
 
   /**
-   * From the first AWS call to the last answer.
+   * Time from the first AWS request to the last response.
    *
    * @generated from field: google.protobuf.Duration latency = 4;
    */
@@ -745,15 +749,14 @@ export const TestReceiptSchema: GenMessage<TestReceipt> = /*@__PURE__*/
  */
 export type StreamStatusRequest = Message<"siem.v1.StreamStatusRequest"> & {
   /**
-   * The organizations, at most 1,000; empty means all.
+   * Organization ids, at most 1,000; empty means all.
    *
    * @generated from field: repeated string organization_ids = 1;
    */
   organizationIds: string[];
 
   /**
-   * The resume_token of the last message that was received; empty starts with a
-   * full snapshot.
+   * resume_token of the last message received; empty for a full snapshot.
    *
    * @generated from field: string resume_token = 2;
    */
@@ -774,20 +777,21 @@ export const StreamStatusRequestSchema: GenMessage<StreamStatusRequest> = /*@__P
  */
 export type StreamStatusResponse = Message<"siem.v1.StreamStatusResponse"> & {
   /**
-   * Continues the stream after this message, also over a restart of the server.
+   * Opaque token that resumes the stream after this message, even if the server was restarted. Keep
+   * it from every message, including those whose event is unknown to the client and ignored.
    *
    * @generated from field: string resume_token = 1;
    */
   resumeToken: string;
 
   /**
-   * What it says.
+   * Content.
    *
    * @generated from oneof siem.v1.StreamStatusResponse.event
    */
   event: {
     /**
-     * The current status of one integration.
+     * Current status of one integration.
      *
      * @generated from field: siem.v1.StatusCurrent current = 2;
      */
@@ -811,7 +815,7 @@ export type StreamStatusResponse = Message<"siem.v1.StreamStatusResponse"> & {
     case: "absent";
   } | {
     /**
-     * All that was asked for is told; what follows are changes.
+     * The snapshot is complete; changes follow.
      *
      * @generated from field: siem.v1.StatusSynced synced = 5;
      */
@@ -819,8 +823,8 @@ export type StreamStatusResponse = Message<"siem.v1.StreamStatusResponse"> & {
     case: "synced";
   } | {
     /**
-     * The resume_token is too old or of another server: forget what was known, a
-     * full snapshot follows.
+     * The resume_token is too old or of another server. Discard all known statuses; a full
+     * snapshot follows.
      *
      * @generated from field: siem.v1.StatusReset reset = 6;
      */
@@ -828,7 +832,8 @@ export type StreamStatusResponse = Message<"siem.v1.StreamStatusResponse"> & {
     case: "reset";
   } | {
     /**
-     * Nothing changed; the stream is alive.
+     * Nothing has changed. Sent after 30 s (the operator's setting `heartbeat-seconds`) without
+     * another message.
      *
      * @generated from field: siem.v1.StatusHeartbeat heartbeat = 7;
      */
@@ -845,27 +850,27 @@ export const StreamStatusResponseSchema: GenMessage<StreamStatusResponse> = /*@_
   messageDesc(file_siem_v1_integration, 18);
 
 /**
- * The current status of one integration.
+ * Current status of one integration.
  *
  * @generated from message siem.v1.StatusCurrent
  */
 export type StatusCurrent = Message<"siem.v1.StatusCurrent"> & {
   /**
-   * The organization.
+   * Organization id.
    *
    * @generated from field: string organization_id = 1;
    */
   organizationId: string;
 
   /**
-   * The integration.
+   * UUID of the integration.
    *
    * @generated from field: string integration_id = 2;
    */
   integrationId: string;
 
   /**
-   * How it fares.
+   * Status of the integration.
    *
    * @generated from field: siem.v1.IntegrationStatus status = 3;
    */
@@ -886,21 +891,21 @@ export const StatusCurrentSchema: GenMessage<StatusCurrent> = /*@__PURE__*/
  */
 export type StatusDeleted = Message<"siem.v1.StatusDeleted"> & {
   /**
-   * The organization.
+   * Organization id.
    *
    * @generated from field: string organization_id = 1;
    */
   organizationId: string;
 
   /**
-   * The integration that was deleted.
+   * UUID of the deleted integration.
    *
    * @generated from field: string integration_id = 2;
    */
   integrationId: string;
 
   /**
-   * When.
+   * Time of the deletion.
    *
    * @generated from field: google.protobuf.Timestamp delete_time = 3;
    */
@@ -921,7 +926,7 @@ export const StatusDeletedSchema: GenMessage<StatusDeleted> = /*@__PURE__*/
  */
 export type StatusAbsent = Message<"siem.v1.StatusAbsent"> & {
   /**
-   * The organization.
+   * Organization id.
    *
    * @generated from field: string organization_id = 1;
    */
@@ -936,7 +941,7 @@ export const StatusAbsentSchema: GenMessage<StatusAbsent> = /*@__PURE__*/
   messageDesc(file_siem_v1_integration, 21);
 
 /**
- * All that was asked for is told.
+ * The snapshot is complete.
  *
  * @generated from message siem.v1.StatusSynced
  */
@@ -951,7 +956,7 @@ export const StatusSyncedSchema: GenMessage<StatusSynced> = /*@__PURE__*/
   messageDesc(file_siem_v1_integration, 22);
 
 /**
- * Forget what was known.
+ * A new snapshot follows.
  *
  * @generated from message siem.v1.StatusReset
  */
@@ -966,7 +971,7 @@ export const StatusResetSchema: GenMessage<StatusReset> = /*@__PURE__*/
   messageDesc(file_siem_v1_integration, 23);
 
 /**
- * The stream is alive.
+ * Nothing has changed.
  *
  * @generated from message siem.v1.StatusHeartbeat
  */
@@ -981,7 +986,7 @@ export const StatusHeartbeatSchema: GenMessage<StatusHeartbeat> = /*@__PURE__*/
   messageDesc(file_siem_v1_integration, 24);
 
 /**
- * How an integration fares.
+ * Status of an integration. Clients treat an unknown value as STATUS_UNKNOWN.
  *
  * @generated from enum siem.v1.Status
  */
@@ -994,28 +999,28 @@ export enum Status {
   UNSPECIFIED = 0,
 
   /**
-   * No attempt has shown anything yet.
+   * No delivery attempt has been conclusive since the integration was created or changed.
    *
    * @generated from enum value: STATUS_UNKNOWN = 1;
    */
   UNKNOWN = 1,
 
   /**
-   * The last record that was attempted got through.
+   * The stream accepted a record in the last attempt.
    *
    * @generated from enum value: STATUS_ACTIVE = 2;
    */
   ACTIVE = 2,
 
   /**
-   * The customer's account refuses: role, stream policy or key policy.
+   * The customer's account denies access: role, stream policy or key policy.
    *
    * @generated from enum value: STATUS_UNAUTHORIZED = 3;
    */
   UNAUTHORIZED = 3,
 
   /**
-   * Nothing gets through for another reason.
+   * Nothing is delivered, for another reason.
    *
    * @generated from enum value: STATUS_FAILING = 4;
    */
@@ -1029,13 +1034,14 @@ export const StatusSchema: GenEnum<Status> = /*@__PURE__*/
   enumDesc(file_siem_v1_integration, 0);
 
 /**
- * Why a status is UNAUTHORIZED or FAILING.
+ * Reason of STATUS_UNAUTHORIZED or STATUS_FAILING. Clients show an unknown value with the
+ * message of its status.
  *
  * @generated from enum siem.v1.StatusReason
  */
 export enum StatusReason {
   /**
-   * The status needs no reason.
+   * The status is neither STATUS_UNAUTHORIZED nor STATUS_FAILING.
    *
    * @generated from enum value: STATUS_REASON_UNSPECIFIED = 0;
    */
@@ -1077,46 +1083,48 @@ export enum StatusReason {
   KMS_UNAVAILABLE = 5,
 
   /**
-   * AWS refuses the request's values, whatever the batch, or this integration's region
-   * refuses sessions that are good elsewhere.
+   * AWS refuses the configured values with every batch, or the stream's region refuses sessions
+   * that other regions accept, for example because it is not enabled in the account.
    *
    * @generated from enum value: STATUS_REASON_INVALID_CONFIGURATION = 6;
    */
   INVALID_CONFIGURATION = 6,
 
   /**
-   * Nothing got through for 60 s, or what the operator set, because of throttling.
+   * Nothing was delivered for 60 s (the operator's setting `failing-after-seconds`) because of
+   * throttling.
    *
    * @generated from enum value: STATUS_REASON_THROTTLED = 7;
    */
   THROTTLED = 7,
 
   /**
-   * Nothing got through for as long because of time-outs, refused connections or AWS 5xx.
+   * Nothing was delivered for 60 s (`failing-after-seconds`) because of timeouts, refused
+   * connections or server errors of AWS.
    *
    * @generated from enum value: STATUS_REASON_UNREACHABLE = 8;
    */
   UNREACHABLE = 8,
 
   /**
-   * The service cannot read its own log of this integration; nothing is lost, and its
-   * operator has to act.
+   * This service cannot read its own event log of the integration. Its operator has to repair
+   * the storage; until then the events are kept.
    *
    * @generated from enum value: STATUS_REASON_LOG_UNREADABLE = 9;
    */
   LOG_UNREADABLE = 9,
 
   /**
-   * The role can be assumed without the external ID, or with any: nothing is delivered until
-   * its trust policy requires it.
+   * The role can be assumed without the external ID, or with any other. Nothing is delivered until
+   * its trust policy requires the external ID.
    *
    * @generated from enum value: STATUS_REASON_EXTERNAL_ID_NOT_REQUIRED = 10;
    */
   EXTERNAL_ID_NOT_REQUIRED = 10,
 
   /**
-   * Nothing got through for 60 s, or what the operator set, for a fault of this service: its
-   * credentials, clock or settings. Nothing is to be changed in the customer's account.
+   * Nothing was delivered for 60 s (`failing-after-seconds`) because of a fault of this service:
+   * its credentials, clock or settings. Nothing has to be changed in the customer's account.
    *
    * @generated from enum value: STATUS_REASON_SERVICE_UNAVAILABLE = 11;
    */
@@ -1130,7 +1138,7 @@ export const StatusReasonSchema: GenEnum<StatusReason> = /*@__PURE__*/
   enumDesc(file_siem_v1_integration, 1);
 
 /**
- * What a check looks at.
+ * Subject of a check.
  *
  * @generated from enum siem.v1.CheckName
  */
@@ -1150,7 +1158,7 @@ export enum CheckName {
   ASSUME_ROLE = 1,
 
   /**
-   * The role can not be assumed without the external ID, or with another one.
+   * The role cannot be assumed without the external ID or with another one.
    *
    * @generated from enum value: CHECK_NAME_EXTERNAL_ID_REQUIRED = 2;
    */
@@ -1164,8 +1172,8 @@ export enum CheckName {
   WRITE_RECORD = 3,
 
   /**
-   * The role may use the stream's KMS key, where it has one. With validate_only it is
-   * always skipped; a test finds it out by writing.
+   * The role may use the stream's KMS key, if it has one. Only with validate_only, and always
+   * skipped there; SendTest checks it by writing a record.
    *
    * @generated from enum value: CHECK_NAME_USE_KMS_KEY = 4;
    */
@@ -1179,7 +1187,7 @@ export const CheckNameSchema: GenEnum<CheckName> = /*@__PURE__*/
   enumDesc(file_siem_v1_integration, 2);
 
 /**
- * How a check ended.
+ * Result of a check.
  *
  * @generated from enum siem.v1.CheckResult
  */
@@ -1192,21 +1200,21 @@ export enum CheckResult {
   UNSPECIFIED = 0,
 
   /**
-   * As it should be.
+   * The requirement is met.
    *
    * @generated from enum value: CHECK_RESULT_PASSED = 1;
    */
   PASSED = 1,
 
   /**
-   * Not as it should be; see the remedy.
+   * The requirement is not met; see the remedy.
    *
    * @generated from enum value: CHECK_RESULT_FAILED = 2;
    */
   FAILED = 2,
 
   /**
-   * Not looked at; the message says why.
+   * Not checked; the message says why.
    *
    * @generated from enum value: CHECK_RESULT_SKIPPED = 3;
    */
@@ -1220,17 +1228,21 @@ export const CheckResultSchema: GenEnum<CheckResult> = /*@__PURE__*/
   enumDesc(file_siem_v1_integration, 3);
 
 /**
- * Keeps each organization's SIEM integration and tells how it fares.
+ * Configures, tests and monitors the SIEM integrations of organizations.
  *
  * A request may have 256 KiB and may be compressed by gzip (`grpc-encoding`); the limit
- * counts what it decompresses to. Errors are bounded: see ErrorReason.
+ * applies to the decompressed size. See ErrorReason for errors and their bounds. Every RPC that
+ * names an organization fails with INVALID_FIELD if the name is malformed.
  *
  * @generated from service siem.v1.SiemIntegrationService
  */
 export const SiemIntegrationService: GenService<{
   /**
-   * Configure creates or replaces the organization's integration. It calls no
-   * AWS: a new integration is UNKNOWN until the first attempt.
+   * Configure creates or replaces the integration of an organization. It calls no AWS service:
+   * a new integration, or one with another stream, role or external ID, has STATUS_UNKNOWN until
+   * the first delivery attempt. Pending events are delivered to the new stream.
+   *
+   * Errors: INVALID_FIELD with all violations, ETAG_MISMATCH, EXTERNAL_ID_IN_USE.
    *
    * @generated from rpc siem.v1.SiemIntegrationService.Configure
    */
@@ -1240,9 +1252,9 @@ export const SiemIntegrationService: GenService<{
     output: typeof ConfigureResponseSchema;
   },
   /**
-   * GenerateExternalId issues a fresh external ID to an organization, for the customer's
-   * trust policy and for Configure. It is shown only here; no other organization may
-   * use it. An organization holds the ten newest.
+   * GenerateExternalId issues a new external ID to an organization, for the customer's trust
+   * policy and for Configure. No other RPC returns it, and no other organization may use it.
+   * The ten newest of an organization are valid.
    *
    * @generated from rpc siem.v1.SiemIntegrationService.GenerateExternalId
    */
@@ -1252,7 +1264,9 @@ export const SiemIntegrationService: GenService<{
     output: typeof GenerateExternalIdResponseSchema;
   },
   /**
-   * Get returns the integration with its status and counts.
+   * Get returns an integration with its status and counts.
+   *
+   * Errors: INTEGRATION_NOT_FOUND.
    *
    * @generated from rpc siem.v1.SiemIntegrationService.Get
    */
@@ -1262,7 +1276,7 @@ export const SiemIntegrationService: GenService<{
     output: typeof GetResponseSchema;
   },
   /**
-   * List pages over the integrations.
+   * List returns the integrations of all organizations, in pages.
    *
    * @generated from rpc siem.v1.SiemIntegrationService.List
    */
@@ -1272,8 +1286,10 @@ export const SiemIntegrationService: GenService<{
     output: typeof ListResponseSchema;
   },
   /**
-   * Delete removes the integration and its pending events. When it has answered,
-   * no new AWS write starts for it.
+   * Delete removes an integration and its pending events. Once it has answered, no new AWS write
+   * starts for the integration.
+   *
+   * Errors: INTEGRATION_NOT_FOUND, unless allow_missing is set.
    *
    * @generated from rpc siem.v1.SiemIntegrationService.Delete
    */
@@ -1283,8 +1299,11 @@ export const SiemIntegrationService: GenService<{
     output: typeof DeleteResponseSchema;
   },
   /**
-   * SendTest writes a test event on the very path that delivery takes, with
-   * credentials assumed anew, and answers with a verdict.
+   * SendTest writes a test event in the same way as delivery, with newly assumed credentials and
+   * ahead of all pending events, and sets the status of the integration accordingly. A failed test
+   * is no error: the response contains the verdict.
+   *
+   * Errors: INTEGRATION_NOT_FOUND.
    *
    * @generated from rpc siem.v1.SiemIntegrationService.SendTest
    */
@@ -1294,8 +1313,9 @@ export const SiemIntegrationService: GenService<{
     output: typeof SendTestResponseSchema;
   },
   /**
-   * StreamStatus sends the current status of each integration that was asked
-   * for, then `synced`, then each change.
+   * StreamStatus sends the current statuses, then `synced`, then every change and deletion. It
+   * ends with SHUTTING_DOWN when the server stops: call it again with the last resume_token. A
+   * slow subscriber misses intermediate statuses, never the last one.
    *
    * @generated from rpc siem.v1.SiemIntegrationService.StreamStatus
    */

@@ -1,4 +1,4 @@
-//! Each test holds the decoder beside prost's.
+//! Each test compares the decoder with prost's.
 
 use proptest::{collection::vec, prelude::*, sample::Index};
 use prost::Message;
@@ -6,8 +6,8 @@ use prost::Message;
 use super::*;
 use crate::{domain::event::Vlans, proto::v1};
 
-/// The decoded event as prost would have it, and its VLANs apart: the decoder
-/// holds no more than the first few.
+/// The decoded event as prost's message, and its VLANs apart: the decoder keeps only the
+/// first few.
 fn as_prost(event: &Event<'_>) -> (v1::Event, Vlans) {
     let mut vlans = Vlans::default();
     let payload = event.payload.as_ref().map(|Payload::Detection(detection)| {
@@ -57,7 +57,7 @@ fn detection_as_prost(detection: &Detection<'_>) -> v1::IdsDetection {
     }
 }
 
-/// Decodes both ways and compares; tells whether the bytes were an event.
+/// Decodes both ways and compares. Returns whether the bytes are an event.
 fn same_as_prost(bytes: &[u8]) -> bool {
     let decoded = decode_event(bytes);
     let mut expected = v1::Event::decode(bytes);
@@ -75,7 +75,7 @@ fn same_as_prost(bytes: &[u8]) -> bool {
             assert_sorted(event);
         }
         (Err(_), Err(_)) => {}
-        (decoded, expected) => panic!("decoded {decoded:?} where prost has {expected:?}"),
+        (decoded, expected) => panic!("decoded {decoded:?} where prost decoded {expected:?}"),
     }
     decoded.is_ok()
 }
@@ -171,43 +171,43 @@ fn varint(mut value: u64) -> Vec<u8> {
     out
 }
 
-fn key(tag: u32, wire_type: u64) -> Vec<u8> {
-    varint(u64::from(tag) << 3 | wire_type)
+fn tag(number: u32, wire_type: u64) -> Vec<u8> {
+    varint(u64::from(number) << 3 | wire_type)
 }
 
-fn delimited(tag: u32, bytes: &[u8]) -> Vec<u8> {
-    [&key(tag, 2)[..], &varint(bytes.len() as u64), bytes].concat()
+fn delimited(number: u32, bytes: &[u8]) -> Vec<u8> {
+    [&tag(number, 2)[..], &varint(bytes.len() as u64), bytes].concat()
 }
 
-/// Text, at times broken.
-fn wire_text(tag: u32) -> BoxedStrategy<Vec<u8>> {
+/// String field, sometimes not UTF-8.
+fn wire_string(number: u32) -> BoxedStrategy<Vec<u8>> {
     prop_oneof![
-        20 => "[a-c]{0,2}".prop_map(move |text| delimited(tag, text.as_bytes())),
-        10 => any::<String>().prop_map(move |text| delimited(tag, text.as_bytes())),
-        1 => vec(any::<u8>(), 0..4).prop_map(move |bytes| delimited(tag, &bytes)),
+        20 => "[a-c]{0,2}".prop_map(move |text| delimited(number, text.as_bytes())),
+        10 => any::<String>().prop_map(move |text| delimited(number, text.as_bytes())),
+        1 => vec(any::<u8>(), 0..4).prop_map(move |bytes| delimited(number, &bytes)),
     ]
     .boxed()
 }
 
-fn wire_number(tag: u32) -> BoxedStrategy<Vec<u8>> {
+fn wire_uint64(number: u32) -> BoxedStrategy<Vec<u8>> {
     any::<u64>()
-        .prop_map(move |number| [key(tag, 0), varint(number)].concat())
+        .prop_map(move |value| [tag(number, 0), varint(value)].concat())
         .boxed()
 }
 
-/// A field that the message does not know, or knows otherwise.
-fn wire_stranger() -> BoxedStrategy<Vec<u8>> {
+/// Field with an unknown number, or a known one with another wire type.
+fn wire_unknown() -> BoxedStrategy<Vec<u8>> {
     let scalar = (1..40_u32, 0..8_u64, vec(any::<u8>(), 0..12))
-        .prop_map(|(tag, wire_type, bytes)| [key(tag, wire_type), bytes].concat());
+        .prop_map(|(number, wire_type, bytes)| [tag(number, wire_type), bytes].concat());
     let skipped = (21..1_000_u32, any::<u64>(), vec(any::<u8>(), 0..8)).prop_flat_map(
-        |(tag, number, bytes)| {
+        |(number, value, bytes)| {
             let fields = vec![
-                [key(tag, 0), varint(number)].concat(),
-                [key(tag, 1), number.to_le_bytes().to_vec()].concat(),
-                delimited(tag, &bytes),
-                [key(tag, 5), vec![0; 4]].concat(),
+                [tag(number, 0), varint(value)].concat(),
+                [tag(number, 1), value.to_le_bytes().to_vec()].concat(),
+                delimited(number, &bytes),
+                [tag(number, 5), vec![0; 4]].concat(),
             ];
-            let group = [key(tag, 3), fields.concat(), key(tag, 4)].concat();
+            let group = [tag(number, 3), fields.concat(), tag(number, 4)].concat();
             prop::sample::select([fields, vec![group]].concat())
         },
     );
@@ -215,12 +215,12 @@ fn wire_stranger() -> BoxedStrategy<Vec<u8>> {
 }
 
 fn wire_message(
-    tag: u32,
+    number: u32,
     fields: impl Strategy<Value = Vec<u8>> + 'static,
-    most: usize,
+    max: usize,
 ) -> BoxedStrategy<Vec<u8>> {
-    vec(fields, 0..most)
-        .prop_map(move |fields| delimited(tag, &fields.concat()))
+    vec(fields, 0..max)
+        .prop_map(move |fields| delimited(number, &fields.concat()))
         .boxed()
 }
 
@@ -229,47 +229,47 @@ fn wire_detection() -> BoxedStrategy<Vec<u8>> {
     let numbers = prop::sample::select(vec![2, 4, 7, 9, 13, 14, 15, 18]);
     let packed = vec(any::<u64>(), 0..5)
         .prop_map(|ids| delimited(9, &ids.into_iter().flat_map(varint).collect::<Vec<_>>()));
-    let values = wire_message(2, prop_oneof![9 => wire_text(1), 1 => wire_stranger()], 4);
+    let values = wire_message(2, prop_oneof![9 => wire_string(1), 1 => wire_unknown()], 4);
     let entry = prop_oneof![
-        10 => wire_text(1),
+        10 => wire_string(1),
         10 => values,
-        1 => wire_stranger()
+        1 => wire_unknown()
     ];
     let field = prop_oneof![
-        8 => texts.prop_flat_map(wire_text),
-        6 => numbers.prop_flat_map(wire_number),
+        8 => texts.prop_flat_map(wire_string),
+        6 => numbers.prop_flat_map(wire_uint64),
         2 => packed,
         6 => wire_message(19, entry, 4),
-        1 => wire_stranger(),
+        1 => wire_unknown(),
     ];
     wire_message(6, field, 12)
 }
 
 fn wire_event() -> BoxedStrategy<Vec<u8>> {
     let texts = prop::sample::select(vec![1, 2, 3, 5]);
-    let time = wire_message(4, prop_oneof![wire_number(1), wire_number(2)], 3);
+    let time = wire_message(4, prop_oneof![wire_uint64(1), wire_uint64(2)], 3);
     let field = prop_oneof![
-        4 => texts.prop_flat_map(wire_text),
+        4 => texts.prop_flat_map(wire_string),
         2 => time,
         4 => wire_detection(),
-        1 => wire_stranger(),
+        1 => wire_unknown(),
     ];
     vec(field, 0..8).prop_map(|fields| fields.concat()).boxed()
 }
 
 proptest! {
     #[test]
-    fn events_are_read_as_prost_reads_them(event in any_event()) {
+    fn decodes_events_as_prost_does(event in any_event()) {
         prop_assert!(same_as_prost(&event.encode_to_vec()));
     }
 
     #[test]
-    fn fields_may_come_twice_in_pieces_and_in_any_order(bytes in wire_event()) {
+    fn merges_repeated_and_reordered_fields_as_prost_does(bytes in wire_event()) {
         same_as_prost(&bytes);
     }
 
     #[test]
-    fn damage_is_seen_as_prost_sees_it(
+    fn rejects_damaged_bytes_as_prost_does(
         bytes in wire_event(),
         damage in vec((any::<Index>(), any::<u8>()), 0..3),
         end: Index,
@@ -285,25 +285,25 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_answered(bytes in vec(any::<u8>(), 0..200)) {
+    fn decodes_any_bytes_as_prost_does(bytes in vec(any::<u8>(), 0..200)) {
         same_as_prost(&bytes);
     }
 }
 
 #[test]
-fn varints_overflow_where_prosts_do() {
+fn varints_overflow_as_in_prost() {
     let with = |last: u8| [&[0x08][..], &[0xff; 9], &[last]].concat();
-    let number = |bytes: &[u8]| delimited(4, bytes);
-    assert!(same_as_prost(&number(&with(1))));
-    assert!(!same_as_prost(&number(&with(2))));
-    assert!(!same_as_prost(&number(&with(0x80))));
-    assert!(same_as_prost(&number(&[0x08, 0x80, 0x00])));
-    assert!(!same_as_prost(&number(&[0x08, 0x80])));
+    let timestamp = |bytes: &[u8]| delimited(4, bytes);
+    assert!(same_as_prost(&timestamp(&with(1))));
+    assert!(!same_as_prost(&timestamp(&with(2))));
+    assert!(!same_as_prost(&timestamp(&with(0x80))));
+    assert!(same_as_prost(&timestamp(&[0x08, 0x80, 0x00])));
+    assert!(!same_as_prost(&timestamp(&[0x08, 0x80])));
 }
 
 #[test]
-fn groups_nest_as_deep_as_prost_lets_them() {
-    let groups = |depth: usize| [key(30, 3).repeat(depth), key(30, 4).repeat(depth)].concat();
+fn nesting_limit_is_prosts() {
+    let groups = |depth: usize| [tag(30, 3).repeat(depth), tag(30, 4).repeat(depth)].concat();
     let in_detection = |bytes: &[u8]| delimited(6, bytes);
     let in_entry = |bytes: &[u8]| in_detection(&delimited(19, bytes));
     let in_values = |bytes: &[u8]| in_entry(&delimited(2, bytes));
@@ -317,9 +317,9 @@ fn groups_nest_as_deep_as_prost_lets_them() {
         answers.push(same_as_prost(&delimited(4, &groups)));
     }
     assert!(answers.contains(&true) && answers.contains(&false));
-    assert!(!same_as_prost(&key(30, 3).repeat(1_000_000)));
-    assert!(!same_as_prost(&[key(30, 3), key(31, 4)].concat()));
-    assert!(!same_as_prost(&key(30, 4)));
+    assert!(!same_as_prost(&tag(30, 3).repeat(1_000_000)));
+    assert!(!same_as_prost(&[tag(30, 3), tag(31, 4)].concat()));
+    assert!(!same_as_prost(&tag(30, 4)));
 }
 
 #[test]

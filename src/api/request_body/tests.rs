@@ -7,7 +7,7 @@ use tonic::Code;
 
 use super::*;
 
-/// A body whose chunks come from a channel.
+/// Body whose chunks are received from a channel.
 struct Chunks(mpsc::UnboundedReceiver<Bytes>);
 
 impl Body for Chunks {
@@ -23,30 +23,30 @@ impl Body for Chunks {
     }
 }
 
-/// A request as its handler sees it.
+/// Request as its handler receives it.
 struct Incoming {
     body: tonic::body::Body,
-    rooms: Rooms,
+    permits: MemoryPermits,
 }
 
 impl Incoming {
-    fn new(intake: &Intake, path: &str) -> (mpsc::UnboundedSender<Bytes>, Self) {
+    fn new(layer: &RequestBodyLayer, path: &str) -> (mpsc::UnboundedSender<Bytes>, Self) {
         let (chunks, received) = mpsc::unbounded_channel();
         let mut request = None;
         let keep = tower::service_fn(|incoming: Request<tonic::body::Body>| {
             request = Some(incoming);
             std::future::ready(Ok::<_, ()>(Answer::default()))
         });
-        let mut service = intake.layer(keep);
+        let mut service = layer.layer(keep);
         let body = tonic::body::Body::new(Chunks(received));
         let sent = Request::builder().uri(path).header("grpc-encoding", "gzip");
         let sent = sent.body(body).unwrap();
         let _called = service.call(sent);
         drop(service);
         let request = request.unwrap();
-        let rooms = request.extensions().get::<Rooms>().unwrap().clone();
+        let permits = request.extensions().get::<MemoryPermits>().unwrap().clone();
         let body = request.into_body();
-        (chunks, Self { body, rooms })
+        (chunks, Self { body, permits })
     }
 
     async fn next(&mut self) -> Option<Result<Bytes, Status>> {
@@ -74,7 +74,12 @@ impl Incoming {
 const UNARY: &str = "/siem.v1.EventService/Publish";
 const STREAM: &str = "/siem.v1.EventService/PublishStream";
 
-/// A message that takes as many bytes, and what they are compressed to.
+/// Layer with a budget for EventService, and the limit of one message.
+fn layer(budget_bytes: usize, max_message: usize) -> RequestBodyLayer {
+    RequestBodyLayer::new(budget_bytes, max_message, 1)
+}
+
+/// Compressed message of `length` bytes before compression.
 fn compressed(length: usize) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
     encoder.write_all(&message(length)[PREFIX_BYTES..]).unwrap();
@@ -94,7 +99,7 @@ fn message(length: usize) -> Vec<u8> {
 
 proptest! {
     #[test]
-    fn passes_every_byte_however_it_is_cut(
+    fn passes_on_every_byte_whatever_the_frames(
         messages in prop::collection::vec((0_usize..300, any::<bool>()), 0..20),
         cuts in prop::collection::vec(1_usize..40, 1..200),
     ) {
@@ -108,8 +113,8 @@ proptest! {
             })
             .collect();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let (received, rooms) = runtime.block_on(async {
-            let (chunks, mut incoming) = Incoming::new(&Intake::new(1 << 20, 300), STREAM);
+        let (received, permits) = runtime.block_on(async {
+            let (chunks, mut incoming) = Incoming::new(&layer(1 << 20, 300), STREAM);
             let mut rest = &sent[..];
             for cut in cuts.iter().cycle() {
                 if rest.is_empty() {
@@ -121,111 +126,117 @@ proptest! {
             }
             drop(chunks);
             let received = incoming.all().await;
-            let rooms: Vec<usize> = std::iter::from_fn(|| incoming.rooms.next())
-                .map(|room| room.num_permits())
+            let permits: Vec<usize> = std::iter::from_fn(|| incoming.permits.next())
+                .map(|permit| permit.num_permits())
                 .collect();
-            (received, rooms)
+            (received, permits)
         });
         prop_assert_eq!(received, wanted);
-        prop_assert_eq!(rooms, lengths);
+        prop_assert_eq!(permits, lengths);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn reads_on_only_once_there_is_room() {
-    let intake = Intake::new(100, 100);
-    let (first_chunks, mut first) = Incoming::new(&intake, STREAM);
+async fn waits_for_permits_before_it_passes_a_message_on() {
+    let layer = layer(100, 100);
+    let (first_chunks, mut first) = Incoming::new(&layer, STREAM);
     first_chunks.send(message(60).into()).unwrap();
     drop(first_chunks);
     assert_eq!(first.all().await, message(60));
-    let (chunks, mut second) = Incoming::new(&intake, STREAM);
+    let (chunks, mut second) = Incoming::new(&layer, STREAM);
     chunks.send(message(50).into()).unwrap();
     let waits = tokio::time::timeout(Duration::from_secs(3600), second.next()).await;
-    assert!(waits.is_err(), "not even the prefix is handed on");
-    drop(first.rooms.next().unwrap());
+    assert!(waits.is_err(), "not even the prefix is passed on");
+    drop(first.permits.next().unwrap());
     assert_eq!(second.next().await.unwrap().unwrap(), message(50)[..5]);
     assert_eq!(second.next().await.unwrap().unwrap(), message(50)[5..]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_compressed_message_waits_for_room_for_what_it_becomes() {
-    let intake = Intake::new(100_000, 100_000);
-    let (first_chunks, mut first) = Incoming::new(&intake, STREAM);
+async fn a_compressed_message_waits_for_permits_of_its_decompressed_length() {
+    let layer = layer(100_000, 100_000);
+    let (first_chunks, mut first) = Incoming::new(&layer, STREAM);
     first_chunks.send(compressed(60_000).into()).unwrap();
     drop(first_chunks);
     assert_eq!(first.all().await, message(60_000));
-    let (chunks, mut second) = Incoming::new(&intake, STREAM);
-    assert!(compressed(50_000).len() < 40_000, "it has room as it comes");
+    let (chunks, mut second) = Incoming::new(&layer, STREAM);
+    assert!(
+        compressed(50_000).len() < 40_000,
+        "it fits while it is compressed"
+    );
     chunks.send(compressed(50_000).into()).unwrap();
     drop(chunks);
     let waits = tokio::time::timeout(Duration::from_secs(3600), second.next()).await;
-    assert!(waits.is_err(), "not even the prefix is handed on");
-    let room = first.rooms.next().unwrap();
-    assert_eq!(room.num_permits(), 60_000);
-    drop(room);
+    assert!(waits.is_err(), "not even the prefix is passed on");
+    let permit = first.permits.next().unwrap();
+    assert_eq!(permit.num_permits(), 60_000);
+    drop(permit);
     assert_eq!(second.all().await, message(50_000));
-    let memory = intake.memory.as_ref().unwrap();
-    assert_eq!(memory.messages.available_permits(), 50_000);
-    assert_eq!(memory.compressed.available_permits(), COMPRESSED_BYTES);
+    let budget = layer.event_service.budget.as_ref().unwrap();
+    assert_eq!(budget.messages.available_permits(), 50_000);
+    assert_eq!(
+        budget.compressed.available_permits(),
+        COMPRESSED_BUDGET_BYTES
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn compressed_messages_that_wait_let_others_by() {
-    let intake = Intake::new(100, 100);
-    // Each has come whole, and waits for all there is.
-    let (chunks, mut holder) = Incoming::new(&intake, STREAM);
+async fn waiting_compressed_messages_do_not_block_one_another() {
+    let layer = layer(100, 100);
+    // Each was received completely, and waits for the whole budget.
+    let (chunks, mut holder) = Incoming::new(&layer, STREAM);
     chunks.send(message(100).into()).unwrap();
     holder.next().await.unwrap().unwrap();
     let waiting: Vec<_> = (0..3)
         .map(|_| {
-            let (chunks, mut incoming) = Incoming::new(&intake, STREAM);
+            let (chunks, mut incoming) = Incoming::new(&layer, STREAM);
             chunks.send(compressed(100).into()).unwrap();
             drop(chunks);
             tokio::spawn(async move {
                 let all = incoming.all().await;
-                drop(incoming.rooms.next());
+                drop(incoming.permits.next());
                 all
             })
         })
         .collect();
     tokio::task::yield_now().await;
-    drop(holder.rooms.next());
+    drop(holder.permits.next());
     for one in waiting {
         assert_eq!(one.await.unwrap(), message(100));
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_is_no_stream_is_refused_after_a_while() {
-    let intake = Intake::new(100, 100);
-    let (chunks, mut first) = Incoming::new(&intake, UNARY);
+async fn a_unary_request_is_refused_when_it_has_waited_too_long() {
+    let layer = layer(100, 100);
+    let (chunks, mut first) = Incoming::new(&layer, UNARY);
     chunks.send(message(60).into()).unwrap();
     drop(chunks);
     first.all().await;
-    let (chunks, mut second) = Incoming::new(&intake, UNARY);
+    let (chunks, mut second) = Incoming::new(&layer, UNARY);
     chunks.send(message(50).into()).unwrap();
     let status = second.fails().await;
     assert_eq!(status.code(), Code::ResourceExhausted);
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_begins_a_message_and_stops_gives_the_room_back() {
-    let intake = Intake::new(100, 100);
-    let (stalled, mut first) = Incoming::new(&intake, STREAM);
+async fn a_client_that_stops_within_a_message_releases_its_permits() {
+    let layer = layer(100, 100);
+    let (stalled, mut first) = Incoming::new(&layer, STREAM);
     stalled.send(message(100)[..50].to_vec().into()).unwrap();
     let status = first.fails().await;
     assert_eq!(status.code(), Code::DeadlineExceeded);
     drop(first);
-    let (chunks, mut second) = Incoming::new(&intake, UNARY);
+    let (chunks, mut second) = Incoming::new(&layer, UNARY);
     chunks.send(message(100).into()).unwrap();
     drop(chunks);
     assert_eq!(second.all().await, message(100));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_client_is_heard_to_the_end() {
-    let intake = Intake::new(100, 100);
-    let (chunks, mut slow) = Incoming::new(&intake, STREAM);
+async fn a_slow_client_is_not_cut_off() {
+    let layer = layer(100, 100);
+    let (chunks, mut slow) = Incoming::new(&layer, STREAM);
     let client = async {
         for byte in message(20) {
             sleep(Duration::from_secs(9)).await;
@@ -238,9 +249,9 @@ async fn a_slow_client_is_heard_to_the_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_whose_end_does_not_come_gives_the_room_back() {
-    let intake = Intake::new(100, 100);
-    let (open, mut whole) = Incoming::new(&intake, UNARY);
+async fn a_request_without_its_end_releases_its_permits() {
+    let layer = layer(100, 100);
+    let (open, mut whole) = Incoming::new(&layer, UNARY);
     open.send(message(100).into()).unwrap();
     let status = whole.fails().await;
     assert_eq!(status.code(), Code::DeadlineExceeded);
