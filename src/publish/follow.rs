@@ -2,7 +2,7 @@
 //! place, so that a restart goes on where the answers ended.
 
 mod file;
-mod place;
+mod state_file;
 mod tail;
 #[cfg(test)]
 mod tests;
@@ -17,10 +17,10 @@ use std::{
 
 use tokio::sync::mpsc;
 
-pub use self::place::PlaceError;
+pub use self::state_file::PlaceError;
 pub(super) use self::{
     file::Followed,
-    place::Keeper,
+    state_file::Keeper,
     tail::{Begin, Step},
 };
 use super::{

@@ -4,7 +4,7 @@ use prost::Message;
 
 use super::*;
 
-mod whole;
+mod round_trip;
 
 const TIMESTAMP: &str = "2026-03-29T11:01:38.221126-0600";
 

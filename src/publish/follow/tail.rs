@@ -22,7 +22,7 @@ use bytes::Bytes;
 use super::{
     Told,
     file::{self, Entry, FileId, Followed, HEAD_BYTES, Known, Read, open},
-    place::Place,
+    state_file::Place,
 };
 use current::{Current, More};
 

@@ -8,10 +8,10 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{place::Place, *};
+use super::{state_file::Place, *};
 use crate::publish::lines::Lines;
 
-mod known;
+mod selection;
 
 /// Far more than any test needs.
 const MOST_STEPS: usize = 10_000;

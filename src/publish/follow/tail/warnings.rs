@@ -10,7 +10,7 @@ use super::{
     Tail, Told,
     file::{self, FileId},
 };
-use crate::publish::follow::place::Place;
+use crate::publish::follow::state_file::Place;
 
 /// Between warnings of the same.
 const WARN_AGAIN: Duration = Duration::from_secs(60);

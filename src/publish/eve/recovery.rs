@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use serde_json::value::RawValue;
 
-use super::object::Object;
+use super::json::Object;
 
 /// A part of a line.
 #[derive(Debug, PartialEq, Eq)]
