@@ -6,7 +6,7 @@ use uuid::{Uuid, uuid};
 
 use crate::{
     proto::v1::{Event, event::Payload},
-    publish::eve::{self, Line, Origin},
+    publish::eve::{self, Origin, Record},
 };
 
 const LINES: &str = include_str!("samples.jsonl");
@@ -48,8 +48,8 @@ impl Samples {
             let origin = Origin::new(organization, network, *device);
             // A test proves that every line is an alert.
             match eve::parse(line, &origin) {
-                Ok(Line::Alert(event)) => Some(*event),
-                Ok(Line::Other(_)) | Err(_) => None,
+                Ok(Record::Alert(event)) => Some(*event),
+                Ok(Record::Other(_)) | Err(_) => None,
             }
         });
         Self {

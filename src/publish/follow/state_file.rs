@@ -1,4 +1,4 @@
-//! The place that is remembered: a small file that is replaced as a whole.
+//! The state file: the position in a followed file, stored across runs.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -11,61 +11,61 @@ use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
 use super::{
-    Position,
-    file::{self, FileId, Followed, Known, Print, Read},
+    Position, directory,
+    file::{self, Checkpoint, FileId, Fingerprint, FollowedFile, KnownFile},
 };
 
-/// How far a file was published, and how to find the file again.
+/// Content of the state file: how far a log was published, and how to find the file again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::publish) struct Place {
-    /// The file's name, so that one state is not used for two files.
+pub(in crate::publish) struct SavedState {
+    /// Path of the log, so that a state file is not used for two logs.
     path: PathBuf,
-    /// 0 and 0 where nothing was there yet.
+    /// [`FileId::NONE`] if the log did not exist yet.
     #[serde(flatten)]
     pub(super) id: FileId,
-    /// Every alert before is answered.
+    /// Position up to which every alert is answered.
     #[serde(flatten)]
-    pub(super) read: Read,
+    pub(super) checkpoint: Checkpoint,
     #[serde(flatten)]
-    pub(super) print: Print,
-    /// Nanoseconds since 1970.
+    pub(super) fingerprint: Fingerprint,
+    /// Last modification of the file, in nanoseconds since 1970.
     modified: u64,
-    /// Other files. Absent in the state of versions that went by the time of a file.
+    /// Other files. Absent in state files of earlier versions, which compared modification times
+    /// instead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    known: Option<Vec<Known>>,
+    known: Option<Vec<KnownFile>>,
 }
 
-impl Place {
+impl SavedState {
     fn new(path: &Path, position: &Position) -> Self {
         let file = &position.file;
         Self {
             path: path.to_owned(),
             id: file.id,
-            read: Read {
-                offset: position.offset,
-                line: position.line,
-            },
-            print: file.print(),
-            modified: nanoseconds(file.seen().modified),
+            checkpoint: position.checkpoint,
+            fingerprint: file.fingerprint(),
+            modified: nanoseconds(file.last_read().modified),
             known: Some(file.known.clone()),
         }
     }
 
-    /// Before anything is read: the file that the path names now counts from its start, and
-    /// no other file that is there.
-    fn start(path: &Path, now: SystemTime) -> io::Result<Self> {
-        // One that cannot be opened yet is waited for.
+    /// Returns the state before anything is read: the file at the path is read from its start,
+    /// and none of the other existing files.
+    fn initial(path: &Path, now: SystemTime) -> io::Result<Self> {
+        // A file that cannot be opened is treated as absent, since following waits for it.
         let opened = file::open(path).ok().flatten();
-        let followed = opened.map(|(file, _)| Followed::new(&file)).transpose()?;
+        let followed = opened
+            .map(|(file, _)| FollowedFile::new(&file))
+            .transpose()?;
         Ok(Self {
             path: path.to_owned(),
             id: followed.as_ref().map_or(FileId::NONE, |file| file.id),
-            read: Read::START,
-            print: followed
+            checkpoint: Checkpoint::START,
+            fingerprint: followed
                 .as_ref()
-                .map_or_else(|| Print::of(&[]), Followed::print),
-            modified: nanoseconds(followed.map_or(now, |file| file.seen().modified)),
-            known: Some(file::rotated_before(path)),
+                .map_or_else(|| Fingerprint::of(&[]), FollowedFile::fingerprint),
+            modified: nanoseconds(followed.map_or(now, |file| file.last_read().modified)),
+            known: Some(directory::rotated_files(path)),
         })
     }
 
@@ -73,14 +73,15 @@ impl Place {
         UNIX_EPOCH + Duration::from_nanos(self.modified)
     }
 
-    /// Other files. For a state without them: what was rotated and not written to since.
-    pub(super) fn known(&self) -> Vec<Known> {
+    /// Returns the other known files. Without a stored list they are the rotated files that were
+    /// not written to since.
+    pub(super) fn known(&self) -> Vec<KnownFile> {
         self.known.clone().unwrap_or_else(|| {
-            let mut known = file::rotated_before(&self.path);
-            let written: Vec<FileId> = file::beside(&self.path)
+            let mut known = directory::rotated_files(&self.path);
+            let written: Vec<FileId> = directory::siblings(&self.path)
                 .into_iter()
-                .filter(|entry| entry.modified() >= self.modified())
-                .map(|entry| entry.id())
+                .filter(|sibling| sibling.modified() >= self.modified())
+                .map(|sibling| sibling.id())
                 .collect();
             known.retain(|known| known.id != self.id && !written.contains(&known.id));
             known
@@ -93,62 +94,59 @@ fn nanoseconds(time: SystemTime) -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Why the place cannot be kept.
+/// Reason why the state file cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum PlaceError {
-    /// The file cannot be read or written.
-    #[error("the state file {} cannot be used: {error}; name another with --state-file", path.display())]
-    File {
+pub enum StateFileError {
+    /// It cannot be read or written.
+    #[error("the state file {} cannot be read or written: {error}; name another with --state-file", path.display())]
+    Io {
         /// The state file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         error: io::Error,
     },
-    /// Another process has it.
+    /// Another process has locked it.
     #[error("the state file {} is in use by another process; name another with --state-file", path.display())]
     InUse {
         /// The state file.
         path: PathBuf,
     },
-    /// It holds something else.
-    #[error("{} is no state file: {error}; remove it to start at the beginning, or name another with --state-file", path.display())]
+    /// It is damaged, or not a state file.
+    #[error("the state file {} is damaged or is another kind of file: {error}; remove it to start at the beginning of the log, or name another with --state-file", path.display())]
     Damaged {
         /// The state file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error of reading it.
         error: serde_json::Error,
     },
-    /// It belongs to another file.
-    #[error("the state file {} is of {}; name another with --state-file", path.display(), other.display())]
-    OfAnother {
+    /// It belongs to another log.
+    #[error("the state file {} belongs to the log {}; name another with --state-file", path.display(), other.display())]
+    OtherLog {
         /// The state file.
         path: PathBuf,
-        /// The file that it is of.
+        /// The log that it belongs to.
         other: PathBuf,
     },
 }
 
-/// Keeps the place, alone.
+/// The state file of a log, locked by this process.
 #[derive(Debug)]
-pub(in crate::publish) struct Keeper {
-    /// Absolute, so that it means the same from wherever it is started.
-    followed: PathBuf,
-    state_file: PathBuf,
-    kept: Option<Place>,
+pub(in crate::publish) struct StateFile {
+    /// Absolute path, so that the working directory of a run does not matter.
+    log: PathBuf,
+    path: PathBuf,
+    saved: Option<SavedState>,
     _lock: File,
 }
 
-impl Keeper {
-    pub(in crate::publish) fn open(
-        followed: &Path,
-        state_file: PathBuf,
-    ) -> Result<Self, PlaceError> {
-        let failed = |error| PlaceError::File {
-            path: state_file.clone(),
+impl StateFile {
+    pub(in crate::publish) fn open(log: &Path, path: PathBuf) -> Result<Self, StateFileError> {
+        let failed = |error| StateFileError::Io {
+            path: path.clone(),
             error,
         };
-        let followed = std::path::absolute(followed).map_err(failed)?;
-        let mut lock_file = state_file.clone().into_os_string();
+        let log = std::path::absolute(log).map_err(failed)?;
+        let mut lock_file = path.clone().into_os_string();
         lock_file.push(".lock");
         let lock = OpenOptions::new()
             .create(true)
@@ -158,90 +156,88 @@ impl Keeper {
             .map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(PlaceError::InUse { path: state_file }),
+            Err(TryLockError::WouldBlock) => return Err(StateFileError::InUse { path }),
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
-        let kept = match fs::read(&state_file) {
-            Ok(text) => match serde_json::from_slice::<Place>(&text) {
-                Ok(place) => Some(place),
-                Err(error) => {
-                    let path = state_file;
-                    return Err(PlaceError::Damaged { path, error });
-                }
+        let saved = match fs::read(&path) {
+            Ok(text) => match serde_json::from_slice::<SavedState>(&text) {
+                Ok(saved) => Some(saved),
+                Err(error) => return Err(StateFileError::Damaged { path, error }),
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(failed(error)),
         };
-        if let Some(place) = &kept
-            && place.path != followed
+        if let Some(saved) = &saved
+            && saved.path != log
         {
-            return Err(PlaceError::OfAnother {
-                path: state_file,
-                other: place.path.clone(),
-            });
+            let other = saved.path.clone();
+            return Err(StateFileError::OtherLog { path, other });
         }
-        let mut keeper = Self {
-            followed,
-            state_file,
-            kept,
+        let mut state_file = Self {
+            log,
+            path,
+            saved,
             _lock: lock,
         };
-        if keeper.kept.is_none() {
-            keeper.start()?;
+        if state_file.saved.is_none() {
+            // Without an initial state, a kill would forget files that are rotated before the
+            // first position is saved.
+            let initial = state_file
+                .initial_state()
+                .map_err(|error| state_file.failed(error))?;
+            state_file.write(initial)?;
         }
-        Ok(keeper)
+        Ok(state_file)
     }
 
-    pub(in crate::publish) fn kept(&self) -> Option<&Place> {
-        self.kept.as_ref()
+    pub(in crate::publish) fn saved(&self) -> Option<&SavedState> {
+        self.saved.as_ref()
     }
 
-    /// Keeps that nothing was read. Without it, what is rotated before the first place
-    /// is kept would be forgotten by a kill.
-    fn start(&mut self) -> Result<(), PlaceError> {
-        let failed = |error| PlaceError::File {
-            path: self.state_file.clone(),
+    fn failed(&self, error: io::Error) -> StateFileError {
+        StateFileError::Io {
+            path: self.path.clone(),
             error,
-        };
-        // The time that files are given, which runs a little behind the clock.
-        let now = self
-            .temporary()
-            .and_then(|file| file.as_file().metadata()?.modified());
-        let place = Place::start(&self.followed, now.map_err(failed)?).map_err(failed)?;
-        self.write(&place).map_err(failed)?;
-        self.kept = Some(place);
+        }
+    }
+
+    fn initial_state(&self) -> io::Result<SavedState> {
+        // The clock of the file system, which may be slightly behind the system clock.
+        let now = self.temporary_file()?.as_file().metadata()?.modified()?;
+        SavedState::initial(&self.log, now)
+    }
+
+    /// Writes the position, unless it is stored already.
+    pub(in crate::publish) fn save(&mut self, position: &Position) -> Result<(), StateFileError> {
+        let state = SavedState::new(&self.log, position);
+        match self.saved.as_ref() == Some(&state) {
+            true => Ok(()),
+            false => self.write(state),
+        }
+    }
+
+    fn write(&mut self, state: SavedState) -> Result<(), StateFileError> {
+        self.replace(&state).map_err(|error| self.failed(error))?;
+        self.saved = Some(state);
         Ok(())
     }
 
-    /// Replaces what is kept, unless it is the same.
-    pub(in crate::publish) fn keep(&mut self, position: &Position) -> Result<(), PlaceError> {
-        let place = Place::new(&self.followed, position);
-        if self.kept.as_ref() == Some(&place) {
-            return Ok(());
-        }
-        self.write(&place).map_err(|error| PlaceError::File {
-            path: self.state_file.clone(),
-            error,
-        })?;
-        self.kept = Some(place);
-        Ok(())
-    }
-
-    fn temporary(&self) -> io::Result<NamedTempFile> {
-        let directory = match self.state_file.parent() {
+    fn temporary_file(&self) -> io::Result<NamedTempFile> {
+        let directory = match self.path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
         NamedTempFile::new_in(directory)
     }
 
-    fn write(&self, place: &Place) -> io::Result<()> {
-        let mut file = self.temporary()?;
-        serde_json::to_writer(&mut file, place)?;
+    /// Replaces the whole file. Synced before the rename: losing the newest position costs
+    /// duplicates only, but a torn file would cost every position.
+    fn replace(&self, state: &SavedState) -> io::Result<()> {
+        let mut file = self.temporary_file()?;
+        serde_json::to_writer(&mut file, state)?;
         file.write_all(b"\n")?;
-        // An older place costs duplicates only; half a file would cost the place.
         file.as_file().sync_all()?;
-        file.persist(&self.state_file)?;
+        file.persist(&self.path)?;
         Ok(())
     }
 }
