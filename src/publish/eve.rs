@@ -13,7 +13,7 @@
 //! the server removes repeated keys below. A value that nests deeper than the API accepts is
 //! stored as a string.
 //!
-//! A line may contain several records, and damage: see [`recovery`]. Bytes that are not UTF-8
+//! A line may contain several records, and damage: see the module `recovery`. Bytes that are not UTF-8
 //! and escapes of lone surrogates are replaced by U+FFFD.
 //!
 //! Field names: Suricata's EVE JSON format documentation and `etc/schema.json`.

@@ -7,7 +7,10 @@ use tokio::{sync::mpsc, time::timeout};
 
 use super::*;
 use crate::{
-    client::testing::{Fault, FaultyServer, Running, TEST_TIMEOUT, Verdict},
+    client::{
+        Ack, Update,
+        testing::{Fault, FaultyServer, Running, TEST_TIMEOUT, Verdict},
+    },
     proto::v1,
 };
 
@@ -308,6 +311,27 @@ async fn an_interrupt_does_not_wait_forever() {
     assert!(matches!(summary.end, End::Interrupted));
     assert!(summary.counts.unanswered() > 0);
     assert_eq!((summary.exit_code(), summary.resume_line), (1, 8));
+}
+
+/// The publisher may pass on an answer before the feeder records the alert as sent.
+#[tokio::test]
+async fn an_early_answer_does_not_hold_back_the_resume_line() {
+    let running = Running::port_0(FaultyServer::default());
+    let summary = Summary::new(options(&running, "eve.json"));
+    let mut reporter = ();
+    let mut session = Session::new(&mut reporter, summary, None);
+    let tag = session::tag(0, 1, true);
+    let outcome = Ok(v1::PublishResponse {
+        accepted: 1,
+        ..v1::PublishResponse::default()
+    });
+    session.update(Update::Ack(Ack {
+        tags: vec![tag],
+        outcome,
+    }));
+    session.published(tag, 10);
+    session.handled(tag, 10);
+    assert_eq!(session.finish(End::Interrupted).resume_line, 2);
 }
 
 /// Each alert is accepted before the next one is written.
