@@ -1,5 +1,5 @@
-//! Suricata EVE files into the service: the alerts of a file or a pipe, over one
-//! [`Publisher`] with many requests in flight.
+//! Publishing of the alerts of Suricata EVE files, over one [`Publisher`] with many
+//! requests in flight.
 //!
 //! ```text
 //! source ──chunks──▶ lines ──text──▶ eve ──events──▶ client::Publisher
@@ -18,10 +18,11 @@ use tokio::time::{interval, sleep};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use uuid::Uuid;
 
-use siem_client::v1;
 use siem_client::{
-    self, AddressError, EventSender, Publisher, PublisherError, PublisherOptions, Updates,
+    AddressError, EventSender, Publisher, PublisherError, PublisherOptions, Updates, v1,
 };
+
+use crate::domain::organization::{OrganizationId, OrganizationIdError};
 
 pub mod eve;
 mod follow;
@@ -29,42 +30,40 @@ mod lines;
 mod report;
 mod session;
 mod source;
-mod summary;
 
-use eve::{EveError, Line, Origin, Record};
-use follow::Keeper;
+use eve::{EveError, Origin, Parsed, Record};
+use follow::{Checkpoint, StateFile};
 use lines::{Lines, RawLine};
 use session::Session;
 use source::{Part, Source};
 
-pub use follow::{PlaceError, default_state_file};
-pub use report::{ConsoleReporter, Notice, Progress, Reporter};
-pub use summary::{End, Summary};
+pub use follow::{StateFileError, default_state_file};
+pub use report::{ConsoleReporter, Counts, Notice, Reporter};
+pub use session::{End, Summary};
 
-/// Between one keeping of the place and the next; a kill costs that much again.
-const KEEP: Duration = Duration::from_millis(500);
-/// A longer line is broken; it is skipped without being kept.
+/// Interval between writes of the state file. After a kill, so much is published twice.
+const SAVE_INTERVAL: Duration = Duration::from_millis(500);
+/// Maximum length of a line. A longer one is broken, and is skipped without buffering it.
 const MAX_LINE_BYTES: usize = 16 << 20;
 
-/// Where the lines come from.
+/// Source of the lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
     /// Standard input, until it ends.
     Stdin,
     /// A file, or anything else that can be opened and read to its end.
     File(PathBuf),
-    /// A file as `tail -F` reads it, across rotation and truncation, until it is told
-    /// to stop.
+    /// A file as `tail -F` reads it, across rotation and truncation, until a shutdown.
     Follow {
         /// The file.
         path: PathBuf,
-        /// Where its place is kept, so that the next run goes on there. By custom
+        /// File that stores the position from which the next run resumes; usually
         /// [`default_state_file`].
         state_file: PathBuf,
     },
 }
 
-/// What to publish, and where.
+/// Input, origin and destination of a run.
 #[derive(Debug, Clone)]
 pub struct PublishOptions {
     /// EVE JSON, one object a line.
@@ -77,20 +76,20 @@ pub struct PublishOptions {
     pub device_id: Uuid,
     /// The service, such as [`client::DEFAULT_ADDRESS`].
     pub address: String,
-    /// The first line that counts, from 1; those before are passed over.
+    /// Number of the first line to publish, from 1.
     pub from_line: u64,
-    /// How long a shutdown waits for the answers in flight.
+    /// Time that a shutdown waits for the answers in flight.
     pub shutdown_grace: Duration,
-    /// Batches, windows and retries.
+    /// Batching, limits in flight and retries.
     pub publisher: PublisherOptions,
 }
 
-/// Why nothing was published.
+/// Reason why a run could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
     /// The organization is not a valid id.
-    #[error("organization must be 1 to 64 characters of A-Z, a-z, 0-9, _ and -")]
-    Organization,
+    #[error("organization {0}")]
+    Organization(#[from] OrganizationIdError),
     /// The address cannot be used.
     #[error(transparent)]
     Address(#[from] AddressError),
@@ -99,39 +98,39 @@ pub enum PublishError {
     Open {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         error: io::Error,
     },
-    /// The path to be followed is a pattern.
+    /// The path to follow is a pattern.
     #[error(
-        "{} is a pattern, and there is no such file: name the one file that is to be followed; \
-         for Suricata set a filename without % and threaded: no for eve-log, and rotate with \
-         logrotate, or run a publisher for each file",
+        "{} is a pattern, and no such file exists: name the one file to follow; \
+         for Suricata set a filename without % and threaded: no for eve-log and rotate with \
+         logrotate, or run one publisher per file",
         path.display()
     )]
     Pattern {
         /// The path.
         path: PathBuf,
     },
-    /// The place of a file that is followed cannot be kept.
+    /// The state file of a followed file cannot be used.
     #[error(transparent)]
-    Place(#[from] PlaceError),
+    StateFile(#[from] StateFileError),
 }
 
 impl PublishError {
-    /// Whether the options are wrong, whatever the input and the service.
+    /// Whether the options are wrong, regardless of the input and the service.
     pub fn is_usage(&self) -> bool {
         match self {
-            Self::Organization | Self::Address(_) | Self::Pattern { .. } => true,
-            Self::Open { .. } | Self::Place(_) => false,
+            Self::Organization(_) | Self::Address(_) | Self::Pattern { .. } => true,
+            Self::Open { .. } | Self::StateFile(_) => false,
         }
     }
 }
 
-/// Why a line is broken.
+/// Reason why a line is broken.
 #[derive(Debug, thiserror::Error)]
 pub enum LineError {
-    /// Too long to be kept.
+    /// Longer than the limit.
     #[error("longer than {} MiB", MAX_LINE_BYTES >> 20)]
     TooLong,
     /// Not an EVE record.
@@ -139,23 +138,21 @@ pub enum LineError {
     Eve(#[from] EveError),
 }
 
-/// Publishes every alert of the input, and answers when each was answered.
+/// Publishes every alert of the input, and returns once each was answered.
 ///
-/// `shutdown` stops the reading; what was sent has a while to be answered. The
-/// summary then tells the line to resume from.
+/// `shutdown` stops the reading; the answers in flight are awaited for
+/// [`PublishOptions::shutdown_grace`]. The summary then contains the line to resume from.
 ///
 /// # Errors
 ///
-/// [`PublishError`] where nothing could start. What goes wrong later is told by
-/// the [`Summary`].
+/// [`PublishError`] if the run could not start. Later errors are part of the
+/// [`Summary`].
 pub async fn run(
     options: PublishOptions,
     reporter: &mut (dyn Reporter + Send),
     shutdown: CancellationToken,
 ) -> Result<Summary, PublishError> {
-    if !is_organization_id(&options.organization_id) {
-        return Err(PublishError::Organization);
-    }
+    OrganizationId::new(&options.organization_id)?;
     let channel = siem_client::channel(&options.address)?;
     let origin = Origin::new(
         &options.organization_id,
@@ -163,14 +160,16 @@ pub async fn run(
         options.device_id,
     );
     let from_line = options.from_line.max(1);
+    let grace = options.shutdown_grace;
     let mut source = tokio::select! {
         source = source::open(options.input.clone()) => source?,
-        () = shutdown.cancelled() => return Ok(Summary::nothing(options, End::Interrupted)),
+        () = shutdown.cancelled() => return Ok(Summary::new(options)),
     };
     let (sender, updates, publisher) = Publisher::new(channel, options.publisher.clone());
     let publisher = AbortOnDropHandle::new(tokio::spawn(publisher.run()));
-    let session = Mutex::new(Session::new(reporter, from_line, source.total_bytes));
-    let keeper = source.keeper.take();
+    let summary = Summary::new(options);
+    let session = Mutex::new(Session::new(reporter, summary, source.total_bytes));
+    let state_file = source.state_file.take();
     let feeder = Feeder {
         source,
         sender,
@@ -181,43 +180,37 @@ pub async fn run(
     let answered = CancellationToken::new();
     let answers = async {
         let _answered = answered.clone().drop_guard();
-        let grace = options.shutdown_grace;
-        answers(publisher, updates, &session, &shutdown, grace).await
+        receive_answers(publisher, updates, &session, &shutdown, grace).await
     };
-    let (end, result, kept) = tokio::join!(
+    let (end, result, saved) = tokio::join!(
         feeder.run(from_line),
         answers,
-        keep(keeper, &session, &answered)
+        save_position(state_file, &session, &answered)
     );
-    let end = match (result, kept) {
+    let end = match (result, saved) {
         (Err(error), _) => End::Stopped(error),
-        (_, Err(error)) => End::NotKept(error),
+        (_, Err(error)) => End::NotSaved(error),
         (Ok(()), Ok(())) => end,
     };
-    let session = lock(&session);
-    Ok(session.summary(options, end))
-}
-
-fn is_organization_id(text: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
-    (1..=64).contains(&text.len()) && text.bytes().all(allowed)
+    let session = session.into_inner();
+    Ok(session.unwrap_or_else(PoisonError::into_inner).finish(end))
 }
 
 fn lock<'a, 'b>(session: &'a Mutex<Session<'b>>) -> MutexGuard<'a, Session<'b>> {
     session.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Keeps the place of a file that is followed, every now and then, and at the end.
-async fn keep(
-    keeper: Option<Keeper>,
+/// Writes the position in a followed file to its state file, periodically and at the end.
+async fn save_position(
+    state_file: Option<StateFile>,
     session: &Mutex<Session<'_>>,
     answered: &CancellationToken,
-) -> Result<(), PlaceError> {
-    let Some(mut keeper) = keeper else {
+) -> Result<(), StateFileError> {
+    let Some(mut state_file) = state_file else {
         return Ok(());
     };
-    let mut due = interval(KEEP);
-    let mut kept = Ok(());
+    let mut due = interval(SAVE_INTERVAL);
+    let mut saved = Ok(());
     loop {
         let last = tokio::select! {
             _ = due.tick() => false,
@@ -225,49 +218,49 @@ async fn keep(
         };
         let position = lock(session).position();
         if let Some(position) = position {
-            let failing = kept.is_err();
-            kept = keeper.keep(&position);
-            // What is not kept is sent again by the next run.
-            if let (Err(error), false) = (&kept, failing) {
+            let was_failing = saved.is_err();
+            saved = state_file.save(&position);
+            // Publishing continues: without a newer position the next run only repeats events.
+            if let (Err(error), false) = (&saved, was_failing) {
                 lock(session).note(&error.to_string());
             }
         }
         if last {
-            return kept;
+            return saved;
         }
     }
 }
 
-/// Tells what came back, until all did or the grace after a shutdown is over.
-async fn answers(
+/// Records the answers, until all have arrived or the grace period of a shutdown is over.
+async fn receive_answers(
     publisher: AbortOnDropHandle<Result<(), PublisherError>>,
     mut updates: Updates,
     session: &Mutex<Session<'_>>,
     shutdown: &CancellationToken,
     grace: Duration,
 ) -> Result<(), PublisherError> {
-    let patience = async {
+    let grace_over = async {
         shutdown.cancelled().await;
         sleep(grace).await;
     };
-    tokio::pin!(patience);
+    tokio::pin!(grace_over);
     loop {
         tokio::select! {
             update = updates.recv() => match update {
                 Some(update) => lock(session).update(update),
                 None => break,
             },
-            () = &mut patience => {
+            () = &mut grace_over => {
                 publisher.abort();
                 break;
             }
         }
     }
-    // A task that was aborted, or that panicked, leaves unanswered events; they count.
+    // After an abort or a panic, the summary counts the events as unanswered.
     publisher.await.unwrap_or(Ok(()))
 }
 
-/// Reads, and hands alerts to the publisher.
+/// Reads the input, and hands its alerts to the publisher.
 struct Feeder<'a, 'b> {
     source: Source,
     sender: EventSender,
@@ -279,37 +272,38 @@ struct Feeder<'a, 'b> {
 impl Feeder<'_, '_> {
     async fn run(mut self, from_line: u64) -> End {
         let mut lines = Lines::new(MAX_LINE_BYTES);
-        let mut above = 0;
+        let mut file_bits = 0;
         loop {
-            let part = match self.part().await {
+            let part = match self.next_part().await {
                 Ok(part) => part,
                 Err(end) => return end,
             };
-            let (mut begun, ended) = (None, part.is_none());
+            let (mut started, ended) = (None, part.is_none());
             match part {
                 Some(Part::Bytes(chunk)) => {
                     lock(self.session).progress(chunk.len());
                     lines.feed(chunk);
                 }
-                Some(Part::Told(told)) => lock(self.session).told(&told),
-                Some(Part::Begin(begin)) => {
-                    if begin.ends_last {
+                Some(Part::Notice(notice)) => lock(self.session).file_notice(&notice),
+                Some(Part::FileStart(start)) => {
+                    if start.completes_last_line {
                         lines.end();
                     }
-                    begun = Some(begin);
+                    started = Some(start.position);
                 }
                 None => lines.end(),
             }
             while let Some(line) = lines.next_line() {
                 if line.number >= from_line
-                    && let Err(end) = self.take(line, above).await
+                    && let Err(end) = self.publish_line(line, file_bits).await
                 {
                     return end;
                 }
             }
-            if let Some(begin) = begun {
-                above = lock(self.session).begin(&begin);
-                lines = Lines::after(MAX_LINE_BYTES, begin.offset, begin.line);
+            if let Some(position) = started {
+                file_bits = lock(self.session).start_file(&position);
+                let Checkpoint { offset, line } = position.checkpoint;
+                lines = Lines::after(MAX_LINE_BYTES, offset, line);
             }
             if ended {
                 return End::Complete;
@@ -317,8 +311,8 @@ impl Feeder<'_, '_> {
         }
     }
 
-    /// More of the input; `None` at its end.
-    async fn part(&mut self) -> Result<Option<Part>, End> {
+    /// Returns more of the input; none at its end.
+    async fn next_part(&mut self) -> Result<Option<Part>, End> {
         tokio::select! {
             biased;
             () = self.shutdown.cancelled() => Err(End::Interrupted),
@@ -327,43 +321,45 @@ impl Feeder<'_, '_> {
         }
     }
 
-    async fn take(&self, line: RawLine, above: u64) -> Result<(), End> {
+    async fn publish_line(&self, line: RawLine, file_bits: u64) -> Result<(), End> {
         let (number, end) = (line.number, line.end);
         match line.text {
-            Ok(text) => self.take_records(&text, number, end, above).await?,
+            Ok(text) => self.publish_records(&text, number, end, file_bits).await?,
             Err(error) => lock(self.session).broken(number, &error),
         }
         if line.nuls > 0 {
             lock(self.session).nuls(number, line.nuls);
         }
-        lock(self.session).handled(session::tag(above, number, true), end);
+        lock(self.session).handled(session::tag(file_bits, number, true), end);
         Ok(())
     }
 
-    async fn take_records(&self, text: &[u8], line: u64, end: u64, above: u64) -> Result<(), End> {
-        // The alert that is sent once it is known whether another follows in the line.
+    async fn publish_records(
+        &self,
+        text: &[u8],
+        line: u64,
+        end: u64,
+        file_bits: u64,
+    ) -> Result<(), End> {
+        // Sent once it is known whether another alert follows in the line.
         let mut held: Option<Box<v1::Event>> = None;
-        for Record {
-            line: read,
-            repairs,
-        } in eve::records(text, &self.origin)
-        {
-            match read {
-                Ok(Line::Alert(event)) => {
+        for Parsed { record, repairs } in eve::records(text, &self.origin) {
+            match record {
+                Ok(Record::Alert(event)) => {
                     lock(self.session).repaired(line, &repairs);
-                    if let Some(before) = held.replace(event) {
-                        let tag = session::tag(above, line, false);
-                        self.send(&before, tag, end).await?;
+                    if let Some(previous) = held.replace(event) {
+                        let tag = session::tag(file_bits, line, false);
+                        self.send(&previous, tag, end).await?;
                     }
                 }
-                Ok(Line::Other(event_type)) => lock(self.session).skipped(event_type),
+                Ok(Record::Other(event_type)) => lock(self.session).skipped(event_type),
                 Err(error) => lock(self.session).broken(line, &error.into()),
             }
         }
         match held {
             Some(event) => {
-                self.send(&event, session::tag(above, line, true), end)
-                    .await
+                let tag = session::tag(file_bits, line, true);
+                self.send(&event, tag, end).await
             }
             None => Ok(()),
         }

@@ -1,10 +1,10 @@
-//! Proves from a stream's records that nothing is missing: what `siem-relay verify`
-//! does. Pure; whoever calls it brings the records.
+//! Proof from a stream's records that nothing is missing, for `siem-relay verify`. Pure; the
+//! caller reads the files and the stream.
 //!
 //! ```text
-//! files ──bytes──▶ Intake (framer, wrapper) ──records──┐
-//!                                                      ▼
-//! GetRecords ─────────────records───────────────────▶ Audit ──▶ Report
+//! files ──bytes──▶ Intake (framer) ──records──┐
+//!                                             ▼
+//! GetRecords ─────────records──────────────▶ Audit ──▶ Report
 //! ```
 
 mod audit;
@@ -12,19 +12,16 @@ mod event;
 mod framer;
 mod intake;
 mod integration;
-mod prints;
 mod report;
 mod sequences;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
-mod text;
-mod wrapper;
 
-pub use audit::{Audit, Expectation, First};
+pub use audit::{Audit, Expectation, Start};
 pub use intake::Intake;
 pub use report::{
-    ForeignRecord, GapReport, Gaps, Holes, IntegrationReport, LateEvent, Listed, MalformedRecord,
-    OutOfOrder, Range, Report, UnderstatedRange, Verdict,
+    ForeignRecord, GapRange, GapReport, Gaps, Holes, IntegrationReport, LateEvent, Listed,
+    MalformedRecord, OutOfOrder, Range, Report, Verdict,
 };

@@ -8,7 +8,7 @@ use siem_client::v1::{self, event::Payload};
 use siem_relay::{
     api::event_decoder::decode_event,
     domain::event::{Format, RecordHead, render_record},
-    publish::eve::{Line, Origin, parse},
+    publish::eve::{Origin, Record, parse},
 };
 use uuid::Uuid;
 
@@ -54,8 +54,8 @@ impl Source {
         let detections: Vec<_> = text
             .lines()
             .filter_map(|line| match parse(line, &origin) {
-                Ok(Line::Alert(event)) => event.payload,
-                Ok(Line::Other(_)) | Err(_) => None,
+                Ok(Record::Alert(event)) => event.payload,
+                Ok(Record::Other(_)) | Err(_) => None,
             })
             .map(|Payload::IdsDetection(detection)| detection)
             .collect();

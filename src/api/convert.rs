@@ -9,7 +9,7 @@ use crate::{
         event::{Rejection, RejectionReason},
         integration::{Integration, Progress, Snapshot},
         status::{Fault, Meaning, Reason, Status},
-        verdict::{AssumedWith, ExternalIdProof, ValidationReport, DryRun, TestVerdict},
+        verdict::{AssumedWith, DryRun, ExternalIdProof, TestVerdict, ValidationReport},
     },
     proto::v1,
     watch::{Message, Update},

@@ -16,7 +16,7 @@ use super::complain;
 use crate::{
     domain::arn::StreamArn,
     sink::{ReadError, StreamReader},
-    verify::{Audit, Expectation, First, Intake, Report, Verdict},
+    verify::{Audit, Expectation, Intake, Report, Start, Verdict},
 };
 
 /// Something is missing, or contradicts what was promised.
@@ -112,8 +112,8 @@ impl VerifyArgs {
         Expectation {
             integrations: self.integrations.clone(),
             first: match self.from_first_read {
-                true => First::Read,
-                false => First::Sequence(self.first_sequence.unwrap_or(1)),
+                true => Start::LowestRead,
+                false => Start::At(self.first_sequence.unwrap_or(1)),
             },
             last: self.last_sequence,
             strict_order: self.strict_order,

@@ -1,19 +1,20 @@
-//! One line of Suricata's EVE JSON becomes a [`v1::Event`].
+//! Conversion of Suricata's EVE JSON, line by line, into [`v1::Event`]s.
 //!
-//! The fields of [`v1::IdsDetection`] come from the record's top level and from
-//! its `alert` object. Everything else goes into `context_json`, in the line's
-//! order and digit for digit: raw text, never through a number type. So does a
-//! value that its field cannot hold, under its own name: a port that is a string
-//! or negative, a `null`, an empty string where an empty field means "not set"; and so does one
-//! that the API refuses: an address with a zone or a mask, a port over 65535, a VLAN over 4095,
+//! The fields of [`v1::IdsDetection`] are filled from the record's top level and from
+//! its `alert` object. All other members go into `context_json`, in the order of the line
+//! and as raw text, so that no digit of a number changes. A value that its field
+//! cannot hold goes there too, under its own key: a port that is a string or negative,
+//! `null`, an empty string where an empty field means "not set". So does a value that
+//! the API refuses: an address with a zone or a mask, a port over 65535, a VLAN over 4095,
 //! more VLANs than a packet may carry.
 //!
-//! Not repeated in the context: `event_type`, and `timestamp`, which becomes
-//! `observed_time`. Where a key is repeated, the last value counts; the server sees to the
-//! levels below. A value of the context that nests deeper than the API takes becomes a string.
+//! The context repeats neither `event_type` nor `timestamp`, which becomes
+//! `observed_time`. Of a repeated key at the top level or in `alert` the last value counts;
+//! the server removes repeated keys below. A value that nests deeper than the API accepts is
+//! stored as a string.
 //!
-//! A line may hold several records, and damage: see [`pieces`]. Bytes that are not UTF-8, and
-//! escapes of lone surrogates, are replaced by U+FFFD.
+//! A line may contain several records, and damage: see the module `recovery`. Bytes that are not UTF-8
+//! and escapes of lone surrogates are replaced by U+FFFD.
 //!
 //! Field names: Suricata's EVE JSON format documentation and `etc/schema.json`.
 
@@ -25,19 +26,16 @@ use uuid::Uuid;
 use crate::domain::event::{MAX_VLAN_ID, MAX_VLANS};
 use siem_client::v1;
 
-mod context;
-mod object;
-mod pieces;
-mod text;
+mod json;
+mod recovery;
 mod timestamp;
 
-use context::Context;
-use object::Object;
-use pieces::{Piece, Pieces, is_object};
+use json::{Context, Object};
+use recovery::{Fragment, Fragments, is_object};
 
 pub use timestamp::TimestampError;
 
-/// Whose events a file holds: EVE does not say.
+/// Organization, network and sensor of a file's events, which EVE does not name.
 #[derive(Debug, Clone)]
 pub struct Origin {
     organization_id: String,
@@ -46,7 +44,7 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// The organization, the network and the sensor of every line.
+    /// Creates the origin that every event of a file gets.
     pub fn new(organization_id: impl Into<String>, network_id: Uuid, device_id: Uuid) -> Self {
         Self {
             organization_id: organization_id.into(),
@@ -56,36 +54,45 @@ impl Origin {
     }
 }
 
-/// A record of a line, or a damaged part of it.
+/// Result of reading one record, or one damaged part, of a line.
 #[derive(Debug)]
-pub struct Record {
-    /// The record, or what is wrong.
-    pub line: Result<Line, EveError>,
+pub struct Parsed {
+    /// The record, or the reason why it cannot be read.
+    pub record: Result<Record, EveError>,
     /// Repairs that were needed to read it.
     pub repairs: Vec<Repair>,
+}
+
+impl From<EveError> for Parsed {
+    fn from(error: EveError) -> Self {
+        Self {
+            record: Err(error),
+            repairs: Vec::new(),
+        }
+    }
 }
 
 /// A repair that was needed to read a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Repair {
-    /// Text before the record was passed over.
+    /// Skipped text before the record, cut to its first 100 bytes.
     Prefix(String),
-    /// So many sequences of bytes that are not UTF-8 were replaced by U+FFFD.
+    /// Number of byte sequences that are not UTF-8 and were replaced by U+FFFD.
     Utf8(usize),
-    /// So many escapes of lone surrogates were replaced by U+FFFD.
+    /// Number of escapes of lone surrogates that were replaced by U+FFFD.
     Surrogates(usize),
 }
 
-/// A record's kind.
+/// One EVE record.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Line {
+pub enum Record {
     /// An `alert` record.
     Alert(Box<v1::Event>),
-    /// A record of another `event_type`, which is named.
+    /// The `event_type` of any other record.
     Other(String),
 }
 
-/// Why a line is broken.
+/// Reason why a line, or a part of it, is broken.
 #[derive(Debug, thiserror::Error)]
 pub enum EveError {
     /// The text is not JSON.
@@ -100,16 +107,16 @@ pub enum EveError {
         /// Bytes of the line.
         column: usize,
     },
-    /// JSON, but no object or one with an unusable key.
+    /// JSON, but not an object, or an object with an unusable key.
     #[error("not a JSON object")]
     NotAnObject,
-    /// UTF-16, of whatever byte order.
+    /// UTF-16 of either byte order.
     #[error(
         "this is UTF-16, as PowerShell's > writes it; EVE JSON is UTF-8: convert the file, \
          for example with iconv -f UTF-16 -t UTF-8"
     )]
     Utf16,
-    /// Neither an `event_type` that is a string nor an `alert` object.
+    /// A record with neither an `event_type` that is a string nor an `alert` object.
     #[error("event_type is missing or not a string; is this EVE JSON?")]
     EventType,
     /// An alert record without an `alert` object.
@@ -134,17 +141,17 @@ impl From<serde_json::Error> for EveError {
     }
 }
 
-/// Reads a line, without its line end: usually one record. None comes of a line of white space
-/// and NULs.
+/// Reads a line, given without its line break. It usually contains one record, and none if it
+/// consists of white space and NULs.
 pub fn records<'a>(line: &'a [u8], origin: &'a Origin) -> Records<'a> {
     Records {
         line,
         origin,
-        rest: Rest::Whole,
+        rest: Rest::Line,
     }
 }
 
-/// Yields the records of a line and its damaged parts, in order.
+/// Iterator over the records and the damaged parts of a line, in order.
 #[derive(Debug)]
 pub struct Records<'a> {
     line: &'a [u8],
@@ -152,87 +159,78 @@ pub struct Records<'a> {
     rest: Rest<'a>,
 }
 
-/// The part of a line that is still to be read.
+/// The part of a line that has not been read.
 #[derive(Debug)]
 enum Rest<'a> {
-    Whole,
-    /// Its parts, and what is wrong with the whole.
-    Pieces(Pieces<'a>, Option<EveError>),
+    Line,
+    /// The fragments of a line that is not one record, and the error of reading it as one.
+    Fragments(Fragments<'a>, Option<EveError>),
     Nothing,
 }
 
 impl Iterator for Records<'_> {
-    type Item = Record;
+    type Item = Parsed;
 
-    fn next(&mut self) -> Option<Record> {
-        if let Rest::Whole = self.rest {
+    fn next(&mut self) -> Option<Parsed> {
+        if let Rest::Line = self.rest {
             self.rest = Rest::Nothing;
-            if text::is_blank(self.line) {
+            if recovery::is_blank(self.line) {
                 return None;
             }
-            if text::is_utf16(self.line) {
-                return Some(Record {
-                    line: Err(EveError::Utf16),
-                    repairs: Vec::new(),
-                });
+            if recovery::is_utf16(self.line) {
+                return Some(EveError::Utf16.into());
             }
-            match record(self.line, None, self.origin) {
-                Ok(record) => return Some(record),
+            match read_object(self.line, None, self.origin) {
+                Ok(parsed) => return Some(parsed),
                 Err(error) => {
-                    self.rest = Rest::Pieces(Pieces::new(self.line), Some(error.into()));
+                    self.rest = Rest::Fragments(Fragments::new(self.line), Some(error));
                 }
             }
         }
-        let Rest::Pieces(pieces, error) = &mut self.rest else {
+        let Rest::Fragments(fragments, line_error) = &mut self.rest else {
             return None;
         };
-        // Only damage that comes first is what is wrong with the whole.
-        let error = error.take();
-        Some(match pieces.next()? {
-            Piece::Object { object, prefix } => {
+        // The error of the whole line describes its first fragment only.
+        let line_error = line_error.take();
+        Some(match fragments.next()? {
+            Fragment::Object { object, prefix } => {
                 let prefix = prefix.map(|prefix| &self.line[prefix]);
-                record(&self.line[object], prefix, self.origin).unwrap_or_else(|error| Record {
-                    line: Err(error.into()),
-                    repairs: Vec::new(),
-                })
+                read_object(&self.line[object], prefix, self.origin).unwrap_or_else(Parsed::from)
             }
-            Piece::Damaged(_, at) => Record {
-                line: Err(error.unwrap_or(match at < self.line.len() {
-                    true => EveError::Syntax { column: at + 1 },
-                    false => EveError::Truncated { column: at },
-                })),
-                repairs: Vec::new(),
-            },
+            Fragment::Damaged { error_at, .. } => line_error
+                .unwrap_or(match error_at < self.line.len() {
+                    true => EveError::Syntax {
+                        column: error_at + 1,
+                    },
+                    false => EveError::Truncated { column: error_at },
+                })
+                .into(),
         })
     }
 }
 
-/// Reads a line that is one record.
+/// Reads a line that contains exactly one record.
 ///
 /// # Errors
 ///
-/// [`EveError`] where the line is not a JSON object, has neither `event_type` nor `alert`, or
-/// is an alert without a usable `timestamp` or `alert`.
-pub fn parse(line: &str, origin: &Origin) -> Result<Line, EveError> {
-    record(line.as_bytes(), None, origin)?.line
+/// [`EveError`] if the line is not a JSON object, has neither `event_type` nor `alert`, or
+/// is an alert without a valid `timestamp` or `alert`.
+pub fn parse(line: &str, origin: &Origin) -> Result<Record, EveError> {
+    read_object(line.as_bytes(), None, origin)?.record
 }
 
-/// Reads one JSON object.
-fn record(
-    object: &[u8],
-    prefix: Option<&[u8]>,
-    origin: &Origin,
-) -> Result<Record, serde_json::Error> {
-    let (text, repairs) = text::mend(object, prefix);
-    let line = line(Object::parse(&text)?, origin);
-    Ok(Record { line, repairs })
+/// Reads one JSON object. The error is one of JSON syntax; other faults are part of the result.
+fn read_object(object: &[u8], prefix: Option<&[u8]>, origin: &Origin) -> Result<Parsed, EveError> {
+    let (text, repairs) = recovery::repair(object, prefix);
+    let record = read_record(Object::parse(&text)?, origin);
+    Ok(Parsed { record, repairs })
 }
 
-fn line(record: Object<'_>, origin: &Origin) -> Result<Line, EveError> {
+fn read_record(record: Object<'_>, origin: &Origin) -> Result<Record, EveError> {
     let event_type: Option<String> = record.get("event_type").and_then(read);
     match event_type {
-        Some(event_type) if event_type != "alert" => return Ok(Line::Other(event_type)),
-        // Old Suricata writes none.
+        Some(event_type) if event_type != "alert" => return Ok(Record::Other(event_type)),
+        // Old versions of Suricata write no event_type.
         None if !record.get("alert").is_some_and(is_object) => return Err(EveError::EventType),
         _ => {}
     }
@@ -245,7 +243,7 @@ fn line(record: Object<'_>, origin: &Origin) -> Result<Line, EveError> {
         .get("alert")
         .and_then(|raw| Object::parse(raw.get()).ok())
         .ok_or(EveError::Alert)?;
-    Ok(Line::Alert(Box::new(v1::Event {
+    Ok(Record::Alert(Box::new(v1::Event {
         organization_id: origin.organization_id.clone(),
         network_id: origin.network_id.clone(),
         device_id: origin.device_id.clone(),
@@ -257,14 +255,14 @@ fn line(record: Object<'_>, origin: &Origin) -> Result<Line, EveError> {
 
 fn detection(record: Object<'_>, alert: Object<'_>) -> v1::IdsDetection {
     let mut detection = v1::IdsDetection::default();
-    let alert_context = take_alert(&mut detection, alert);
+    let alert_context = set_alert(&mut detection, alert);
     let mut context = Context::default();
     for (key, raw) in record {
         match &*key {
             "timestamp" => {}
             "event_type" if read::<Cow<'_, str>>(raw).is_some() => {}
             "alert" => context.push_object(&key, &alert_context),
-            _ if take_field(&mut detection, &key, raw) => {}
+            _ if set_field(&mut detection, &key, raw) => {}
             _ => context.push_value(&key, raw.get()),
         }
     }
@@ -272,48 +270,48 @@ fn detection(record: Object<'_>, alert: Object<'_>) -> v1::IdsDetection {
     detection
 }
 
-/// Tells whether the detection has this field and now holds the value.
-fn take_field(detection: &mut v1::IdsDetection, key: &str, raw: &RawValue) -> bool {
+/// Sets the field of this name; false if there is none or it cannot hold the value.
+fn set_field(detection: &mut v1::IdsDetection, key: &str, raw: &RawValue) -> bool {
     match key {
-        "src_ip" => take_ip(&mut detection.src_ip, raw),
-        "src_port" => take_port(&mut detection.src_port, raw),
-        "dest_ip" => take_ip(&mut detection.dest_ip, raw),
-        "dest_port" => take_port(&mut detection.dest_port, raw),
-        "proto" => take_text(&mut detection.proto, raw),
-        "app_proto" => take_text(&mut detection.app_proto, raw),
-        "flow_id" => take(&mut detection.flow_id, raw),
-        "community_id" => take_text(&mut detection.community_id, raw),
-        "vlan" => take_vlan(&mut detection.vlan, raw),
-        "in_iface" => take_text(&mut detection.in_iface, raw),
-        "direction" => take_text(&mut detection.direction, raw),
+        "src_ip" => set_ip(&mut detection.src_ip, raw),
+        "src_port" => set_port(&mut detection.src_port, raw),
+        "dest_ip" => set_ip(&mut detection.dest_ip, raw),
+        "dest_port" => set_port(&mut detection.dest_port, raw),
+        "proto" => set_text(&mut detection.proto, raw),
+        "app_proto" => set_text(&mut detection.app_proto, raw),
+        "flow_id" => set(&mut detection.flow_id, raw),
+        "community_id" => set_text(&mut detection.community_id, raw),
+        "vlan" => set_vlan(&mut detection.vlan, raw),
+        "in_iface" => set_text(&mut detection.in_iface, raw),
+        "direction" => set_text(&mut detection.direction, raw),
         _ => false,
     }
 }
 
-/// Answers what of `alert` has no field.
-fn take_alert(detection: &mut v1::IdsDetection, alert: Object<'_>) -> Context {
+/// Sets the fields of the `alert` object, and returns the members that have none.
+fn set_alert(detection: &mut v1::IdsDetection, alert: Object<'_>) -> Context {
     let mut context = Context::default();
     for (key, raw) in alert {
-        let held = match &*key {
-            "action" => take_text(&mut detection.action, raw),
-            "gid" => take(&mut detection.gid, raw),
-            "signature_id" => take(&mut detection.signature_id, raw),
-            "rev" => take(&mut detection.rev, raw),
-            "signature" => take(&mut detection.signature, raw),
-            "category" => take(&mut detection.category, raw),
-            "severity" => take(&mut detection.severity, raw),
-            "metadata" => take_metadata(detection, raw, &mut context),
+        let is_set = match &*key {
+            "action" => set_text(&mut detection.action, raw),
+            "gid" => set(&mut detection.gid, raw),
+            "signature_id" => set(&mut detection.signature_id, raw),
+            "rev" => set(&mut detection.rev, raw),
+            "signature" => set(&mut detection.signature, raw),
+            "category" => set(&mut detection.category, raw),
+            "severity" => set(&mut detection.severity, raw),
+            "metadata" => set_metadata(detection, raw, &mut context),
             _ => false,
         };
-        if !held {
+        if !is_set {
             context.push_value(&key, raw.get());
         }
     }
     context
 }
 
-/// Each key of the rule's metadata; those that are no strings go to the context.
-fn take_metadata(detection: &mut v1::IdsDetection, raw: &RawValue, context: &mut Context) -> bool {
+/// Sets the rule's metadata; values that are not strings go into the context.
+fn set_metadata(detection: &mut v1::IdsDetection, raw: &RawValue, context: &mut Context) -> bool {
     let Ok(metadata) = Object::parse(raw.get()) else {
         return false;
     };
@@ -341,7 +339,7 @@ fn read_strings(raw: &RawValue) -> Option<Vec<String>> {
     }
 }
 
-/// A string, or a number as its own digits.
+/// Reads a string, or a number as its digits.
 fn read_string(raw: &RawValue) -> Option<String> {
     let text = raw.get();
     match text.as_bytes().first() {
@@ -350,8 +348,8 @@ fn read_string(raw: &RawValue) -> Option<String> {
     }
 }
 
-/// An address without a zone or a mask.
-fn take_ip(field: &mut String, raw: &RawValue) -> bool {
+/// Sets an IP address, which the API accepts without a zone or a mask only.
+fn set_ip(field: &mut String, raw: &RawValue) -> bool {
     let text: Option<String> = read(raw);
     *field = text
         .filter(|text| text.parse::<IpAddr>().is_ok())
@@ -359,28 +357,28 @@ fn take_ip(field: &mut String, raw: &RawValue) -> bool {
     !field.is_empty()
 }
 
-fn take_port(field: &mut Option<u32>, raw: &RawValue) -> bool {
+fn set_port(field: &mut Option<u32>, raw: &RawValue) -> bool {
     *field = read::<u16>(raw).map(u32::from);
     field.is_some()
 }
 
-/// An array; older Suricata wrote the only VLAN as a number.
-fn take_vlan(field: &mut Vec<u32>, raw: &RawValue) -> bool {
+/// Sets the VLANs: an array, or in older versions of Suricata one number.
+fn set_vlan(field: &mut Vec<u32>, raw: &RawValue) -> bool {
     let ids: Option<Vec<u32>> = read(raw).or_else(|| read(raw).map(|id| vec![id]));
     let fits = |ids: &Vec<u32>| ids.len() <= MAX_VLANS && ids.iter().all(|id| *id <= MAX_VLAN_ID);
     *field = ids.filter(fits).unwrap_or_default();
     !field.is_empty()
 }
 
-/// An empty string would be the same as none, so it counts as not held.
-fn take_text(field: &mut String, raw: &RawValue) -> bool {
+/// Sets a string; an empty one is the same as an unset field, so the value is kept elsewhere.
+fn set_text(field: &mut String, raw: &RawValue) -> bool {
     if let Some(text) = read(raw) {
         *field = text;
     }
     !field.is_empty()
 }
 
-fn take<'a, T: serde::Deserialize<'a>>(field: &mut Option<T>, raw: &'a RawValue) -> bool {
+fn set<'a, T: serde::Deserialize<'a>>(field: &mut Option<T>, raw: &'a RawValue) -> bool {
     *field = read(raw);
     field.is_some()
 }

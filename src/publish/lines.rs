@@ -1,39 +1,39 @@
-//! Cuts chunks into lines, with bounded memory. Pure.
+//! Splitting of chunks into lines, with bounded memory. Pure.
 
 use bytes::Bytes;
 
 use super::LineError;
 
-/// A line without its end.
+/// A line without its line break.
 #[derive(Debug)]
 pub(super) struct RawLine {
-    /// From 1.
+    /// Line number, from 1.
     pub(super) number: u64,
-    /// Bytes of the input up to its end, line break included.
+    /// Offset in the input after the line break.
     pub(super) end: u64,
-    /// Without NULs at its start, and with one for each run of them elsewhere.
+    /// The text without NULs at its start, and with one NUL for each run of them elsewhere.
     pub(super) text: Result<Bytes, LineError>,
-    /// NULs of the input.
+    /// Number of NULs in the input.
     pub(super) nuls: u64,
 }
 
-/// Takes chunks of any size; a line may span many. `\n` and `\r\n` end a line, and
-/// so does the end of the input. A byte order mark at the start is dropped. NULs are what a
-/// crash or a truncation leaves where nothing was written, gigabytes of them; they take no
-/// memory and do not count towards the length.
+/// Splitter of chunks of any size. `\n`, `\r\n` and the end of the input end a line. A byte
+/// order mark at the start is dropped. A crash or a truncation may leave gigabytes of NULs
+/// where nothing was written; they take no memory and do not count towards the length of a
+/// line.
 #[derive(Debug)]
 pub(super) struct Lines {
     max_line_bytes: usize,
     chunk: Bytes,
-    /// The start of a line whose end has not come yet.
+    /// Start of a line whose end has not been received.
     partial: Vec<u8>,
-    /// The line is too long: the rest of it is dropped as it comes.
+    /// Whether the line is too long, so that the rest of it is dropped.
     dropping: bool,
-    /// NULs of the line so far.
+    /// Number of NULs in the line so far.
     nuls: u64,
     number: u64,
-    /// Bytes that were taken.
-    taken: u64,
+    /// Offset in the input up to which lines were split.
+    offset: u64,
     ended: bool,
 }
 
@@ -42,7 +42,7 @@ impl Lines {
         Self::after(max_line_bytes, 0, 0)
     }
 
-    /// For an input of which so many bytes and lines are passed over.
+    /// Creates a splitter for the rest of an input, after so many bytes and lines.
     pub(super) fn after(max_line_bytes: usize, bytes: u64, lines: u64) -> Self {
         Self {
             max_line_bytes,
@@ -51,35 +51,35 @@ impl Lines {
             dropping: false,
             nuls: 0,
             number: lines,
-            taken: bytes,
+            offset: bytes,
             ended: false,
         }
     }
 
-    /// More of the input, once [`Self::next_line`] has answered `None`.
+    /// Adds more of the input. Requires that [`Self::next_line`] has returned none.
     pub(super) fn feed(&mut self, chunk: Bytes) {
-        debug_assert!(self.chunk.is_empty(), "lines of the last chunk are left");
+        debug_assert!(self.chunk.is_empty(), "the last chunk still has lines");
         self.chunk = chunk;
     }
 
-    /// There is no more input.
+    /// Marks the end of the input.
     pub(super) fn end(&mut self) {
         self.ended = true;
     }
 
-    /// The next line that is complete.
+    /// Returns the next complete line.
     pub(super) fn next_line(&mut self) -> Option<RawLine> {
         match self.chunk.iter().position(|byte| *byte == b'\n') {
             Some(at) => {
                 let rest = self.chunk.split_off(at + 1);
                 let mut part = std::mem::replace(&mut self.chunk, rest);
-                self.taken += part.len() as u64;
+                self.offset += part.len() as u64;
                 part.truncate(at);
                 Some(self.complete(part))
             }
             None => {
                 let part = std::mem::take(&mut self.chunk);
-                self.taken += part.len() as u64;
+                self.offset += part.len() as u64;
                 self.keep(&part);
                 let left = self.dropping || !self.partial.is_empty() || self.nuls > 0;
                 (self.ended && left).then(|| self.complete(Bytes::new()))
@@ -106,7 +106,7 @@ impl Lines {
 
     fn complete(&mut self, part: Bytes) -> RawLine {
         self.number += 1;
-        let (number, end) = (self.number, self.taken);
+        let (number, end) = (self.number, self.offset);
         let is_whole = self.partial.is_empty() && !self.dropping && !part.contains(&0);
         let mut text = if is_whole && part.len() <= self.max_line_bytes {
             part
@@ -146,7 +146,7 @@ mod tests {
 
     const MAX: usize = 8;
 
-    /// Each line's number, and its text unless it is too long.
+    /// Returns each line's number, and its text unless it is too long.
     fn split(chunks: &[&[u8]]) -> Vec<(u64, Option<String>)> {
         let mut lines = Lines::new(MAX);
         let mut found = vec![];
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_end_as_files_do() {
+    fn line_breaks_and_the_end_of_input_end_lines() {
         check(&[], &[]);
         check(&[""], &[]);
         check(&["a\nb\n"], &[Some("a"), Some("b")]);
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn each_line_tells_where_it_ends() {
+    fn lines_have_numbers_and_end_offsets() {
         let mut lines = Lines::after(MAX, 100, 7);
         let mut ends = vec![];
         for chunk in ["a\r", "\nbc\n0123456789", "\n\nd"] {
@@ -244,7 +244,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn where_chunks_are_cut_does_not_matter(
+        fn chunk_borders_do_not_matter(
             text in "[ab\r\n\0]{0,60}",
             mut cuts in prop::collection::vec(0usize..60, 0..8),
         ) {

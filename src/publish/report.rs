@@ -1,4 +1,4 @@
-//! What a run tells while it goes on.
+//! Counts and notices of a run, and their output to a terminal.
 
 use std::io::Write;
 
@@ -9,89 +9,101 @@ use super::{LineError, eve::Repair};
 use siem_client::Retrying;
 use siem_client::v1::{ErrorReason, Rejection};
 
-/// Lines of each kind that are told in full.
-const MAX_TOLD: u64 = 20;
+/// Maximum number of notices of one kind that are printed.
+const MAX_PRINTED: u64 = 20;
 
-/// The counts so far.
+/// Counts so far.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
+pub struct Counts {
     /// Bytes read.
     pub bytes: u64,
-    /// Bytes of the input, where that is known.
+    /// Length of the input in bytes, if known.
     pub total_bytes: Option<u64>,
-    /// Records read, and damaged parts of lines.
+    /// Records and damaged parts of lines that were read.
     pub read: u64,
     /// Alerts sent.
     pub published: u64,
-    /// Alerts that are durable with the service.
+    /// Alerts that the service has stored durably.
     pub accepted: u64,
     /// Alerts that the service refused.
     pub rejected: u64,
-    /// Alerts that were not kept because the organization has no integration.
+    /// Alerts that were not stored because the organization has no integration.
     pub unconfigured: u64,
     /// Records of other event types.
     pub skipped: u64,
-    /// Lines, and parts of lines, that are no EVE records.
+    /// Lines and parts of lines that are not EVE records.
     pub broken: u64,
-    /// Alerts sent with U+FFFD in place of what is no text.
+    /// Alerts sent with U+FFFD in place of invalid characters.
     pub repaired: u64,
-    /// NULs that were passed over.
+    /// NULs that were skipped.
     pub nuls: u64,
 }
 
-/// Something worth telling.
+impl Counts {
+    /// Alerts of which it is known whether they were accepted.
+    fn answered(&self) -> u64 {
+        self.accepted + self.rejected + self.unconfigured
+    }
+
+    /// Alerts that were sent, and of which it is unknown whether they were accepted.
+    pub fn unanswered(&self) -> u64 {
+        self.published.saturating_sub(self.answered())
+    }
+}
+
+/// A notice about the run.
 #[derive(Debug)]
 pub enum Notice<'a> {
     /// A line could not be read.
     Broken {
-        /// From 1.
+        /// Line number, from 1.
         line: u64,
-        /// What is wrong.
+        /// The reason.
         error: &'a LineError,
     },
-    /// A line has NULs, which were passed over.
+    /// A line contains NULs, which were skipped.
     Nuls {
-        /// From 1.
+        /// Line number, from 1.
         line: u64,
         /// Number of NULs.
         count: u64,
     },
     /// An alert could be read only after a repair.
     Repaired {
-        /// From 1.
+        /// Line number, from 1.
         line: u64,
         /// The repair.
         repair: &'a Repair,
     },
     /// The service refused one alert.
     Rejected {
-        /// From 1.
+        /// Line number, from 1.
         line: u64,
-        /// Why.
+        /// The reason.
         rejection: &'a Rejection,
     },
     /// The service refused a whole request.
     Refused {
-        /// Of its first alert.
+        /// Line of its first alert.
         first_line: u64,
-        /// Of its last alert.
+        /// Line of its last alert.
         last_line: u64,
-        /// Alerts in it.
+        /// Number of its alerts.
         events: usize,
-        /// Why.
+        /// The reason.
         status: &'a Status,
     },
-    /// Something that happened to a file that is followed.
+    /// An incident in following a file.
     Note(&'a str),
-    /// The connection broke, or the service asked to try again.
+    /// A request is retried, because the connection broke or the service asked for it.
     Retrying(&'a Retrying),
     /// The counts changed.
-    Progress(Progress),
+    Progress(Counts),
 }
 
-/// Told what happens, in order.
+/// Receiver of notices, in order.
 pub trait Reporter {
-    /// Called often; it should be quick.
+    /// Handles a notice. It is called often and must be quick.
     fn report(&mut self, notice: Notice<'_>);
 }
 
@@ -101,52 +113,52 @@ impl<F: FnMut(Notice<'_>)> Reporter for F {
     }
 }
 
-/// Nothing is told.
+/// Drops all notices.
 impl Reporter for () {
     fn report(&mut self, _: Notice<'_>) {}
 }
 
-/// How much of one kind was told.
+/// Limit for printing notices of one kind.
 #[derive(Debug, Default)]
-struct Limited {
-    told: u64,
+struct PrintLimit {
+    printed: u64,
     left_out: u64,
 }
 
-impl Limited {
-    /// Whether these are to be told.
-    fn more(&mut self, events: u64) -> bool {
-        let tell = self.told < MAX_TOLD;
-        if tell {
-            self.told += 1;
+impl PrintLimit {
+    /// Whether to print a notice about so many events; counts them as left out if not.
+    fn allows(&mut self, events: u64) -> bool {
+        let is_allowed = self.printed < MAX_PRINTED;
+        if is_allowed {
+            self.printed += 1;
         } else {
             self.left_out += events;
         }
-        tell
+        is_allowed
     }
 }
 
-/// Writes lines for a person, and draws a progress bar where stderr is a terminal.
+/// Reporter that prints notices for people, with a progress bar if stderr is a terminal.
 #[derive(Debug)]
 pub struct ConsoleReporter<W> {
     out: W,
     bar: ProgressBar,
-    broken: Limited,
-    rejected: Limited,
-    repaired: Limited,
-    nuls: Limited,
-    /// The cause that was told last, while nothing gets through.
+    broken: PrintLimit,
+    rejected: PrintLimit,
+    repaired: PrintLimit,
+    nuls: PrintLimit,
+    /// The cause that was printed last, while no answer has arrived since.
     retrying: Option<String>,
     answered: u64,
 }
 
 impl<W: Write> ConsoleReporter<W> {
-    /// `out` is stderr, but for tests.
+    /// Creates a reporter with a progress bar; `out` is stderr except in tests.
     pub fn new(out: W) -> Self {
         Self::with_target(out, ProgressDrawTarget::stderr())
     }
 
-    /// No progress bar, for where something else is on the screen.
+    /// Creates a reporter without a progress bar, for a screen with other output.
     pub fn without_bar(out: W) -> Self {
         Self::with_target(out, ProgressDrawTarget::hidden())
     }
@@ -155,16 +167,16 @@ impl<W: Write> ConsoleReporter<W> {
         Self {
             out,
             bar: ProgressBar::with_draw_target(None, target),
-            broken: Limited::default(),
-            rejected: Limited::default(),
-            repaired: Limited::default(),
-            nuls: Limited::default(),
+            broken: PrintLimit::default(),
+            rejected: PrintLimit::default(),
+            repaired: PrintLimit::default(),
+            nuls: PrintLimit::default(),
             retrying: None,
             answered: 0,
         }
     }
 
-    /// Removes the bar and tells how many lines were left out.
+    /// Removes the bar and prints how many notices were left out.
     pub fn finish(mut self) -> W {
         self.bar.finish_and_clear();
         let left_out = [
@@ -173,18 +185,18 @@ impl<W: Write> ConsoleReporter<W> {
             (&self.repaired, "repaired"),
             (&self.nuls, "with NULs"),
         ];
-        for (count, what) in left_out.map(|(limited, what)| (limited.left_out, what)) {
+        for (count, what) in left_out.map(|(limit, what)| (limit.left_out, what)) {
             if count > 0 {
-                self.say(&format!("and {count} more {what}"));
+                self.print(&format!("and {count} more {what}"));
             }
         }
         self.out
     }
 
-    fn say(&mut self, text: &str) {
+    fn print(&mut self, text: &str) {
         let out = &mut self.out;
-        // With stderr gone there is nobody left to tell. Foreign text must not
-        // steer the terminal.
+        // Control characters in foreign text could steer the terminal. An error is ignored,
+        // since a closed stderr leaves no place to report it.
         self.bar.suspend(|| {
             let text = text.replace(char::is_control, "\u{fffd}");
             let _ = writeln!(out, "{text}");
@@ -192,7 +204,7 @@ impl<W: Write> ConsoleReporter<W> {
     }
 
     fn rejected(&mut self, line: u64, rejection: &Rejection) {
-        if !self.rejected.more(1) {
+        if !self.rejected.allows(1) {
             return;
         }
         let reason = ErrorReason::try_from(rejection.reason).unwrap_or_default();
@@ -202,29 +214,31 @@ impl<W: Write> ConsoleReporter<W> {
             field => format!("{field}: "),
         };
         let message = &rejection.message;
-        self.say(&format!(
+        self.print(&format!(
             "line {line}: rejected: {field}{message} ({reason})"
         ));
     }
 
     fn repaired(&mut self, line: u64, repair: &Repair) {
-        if !self.repaired.more(1) {
+        if !self.repaired.allows(1) {
             return;
         }
         let text = match repair {
             Repair::Prefix(prefix) => format!(
-                "the text before the record is passed over, here and in further lines: {prefix}"
+                "the text before the record is skipped, here and in further lines: {prefix}"
             ),
-            Repair::Utf8(count) => format!("{count} times not UTF-8, replaced by U+FFFD"),
+            Repair::Utf8(count) => {
+                format!("{count} sequences are not UTF-8, replaced by U+FFFD")
+            }
             Repair::Surrogates(count) => {
                 format!("{count} escapes of a lone surrogate, replaced by U+FFFD")
             }
         };
-        self.say(&format!("line {line}: {text}"));
+        self.print(&format!("line {line}: {text}"));
     }
 
     fn refused(&mut self, lines: (u64, u64), events: usize, status: &Status) {
-        if !self.rejected.more(events as u64) {
+        if !self.rejected.allows(events as u64) {
             return;
         }
         let which = match lines {
@@ -232,36 +246,36 @@ impl<W: Write> ConsoleReporter<W> {
             (first, last) => format!("lines {first} to {last}: {events} alerts rejected"),
         };
         let (code, message) = (status.code(), status.message());
-        self.say(&format!("{which}: {message} ({code:?})"));
+        self.print(&format!("{which}: {message} ({code:?})"));
     }
 
     fn retrying(&mut self, retrying: &Retrying) {
         let cause = format!("{} ({:?})", retrying.cause.message(), retrying.cause.code());
         if self.retrying.as_ref() != Some(&cause) {
-            self.say(&format!("held up: {cause}; trying again"));
+            self.print(&format!("retrying: {cause}"));
             self.retrying = Some(cause);
         }
     }
 
-    fn progress(&mut self, progress: Progress) {
-        let answered = progress.accepted + progress.rejected + progress.unconfigured;
+    fn progress(&mut self, counts: Counts) {
+        let answered = counts.answered();
         if answered > self.answered && self.retrying.take().is_some() {
-            self.say("going on");
+            self.print("the service answers again");
         }
         self.answered = answered;
         if self.bar.is_hidden() {
             return;
         }
-        if self.bar.length() != progress.total_bytes || self.bar.position() == 0 {
-            self.bar.set_style(style(progress.total_bytes));
-            if let Some(total) = progress.total_bytes {
+        if self.bar.length() != counts.total_bytes || self.bar.position() == 0 {
+            self.bar.set_style(style(counts.total_bytes));
+            if let Some(total) = counts.total_bytes {
                 self.bar.set_length(total);
             }
         }
-        self.bar.set_position(progress.bytes);
+        self.bar.set_position(counts.bytes);
         self.bar.set_message(format!(
             "{} published, {} accepted, {} rejected, {} broken",
-            progress.published, progress.accepted, progress.rejected, progress.broken
+            counts.published, counts.accepted, counts.rejected, counts.broken
         ));
     }
 }
@@ -278,14 +292,14 @@ impl<W: Write> Reporter for ConsoleReporter<W> {
     fn report(&mut self, notice: Notice<'_>) {
         match notice {
             Notice::Broken { line, error } => {
-                if self.broken.more(1) {
-                    self.say(&format!("line {line}: broken: {error}"));
+                if self.broken.allows(1) {
+                    self.print(&format!("line {line}: broken: {error}"));
                 }
             }
             Notice::Nuls { line, count } => {
-                if self.nuls.more(1) {
-                    self.say(&format!(
-                        "line {line}: {count} NULs passed over; if a crash left them, what was to be there is lost"
+                if self.nuls.allows(1) {
+                    self.print(&format!(
+                        "line {line}: {count} NULs skipped; if a crash left them, the content in their place is lost"
                     ));
                 }
             }
@@ -297,9 +311,9 @@ impl<W: Write> Reporter for ConsoleReporter<W> {
                 events,
                 status,
             } => self.refused((first_line, last_line), events, status),
-            Notice::Note(note) => self.say(note),
+            Notice::Note(note) => self.print(note),
             Notice::Retrying(retrying) => self.retrying(retrying),
-            Notice::Progress(progress) => self.progress(progress),
+            Notice::Progress(counts) => self.progress(counts),
         }
     }
 }

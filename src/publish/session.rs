@@ -1,224 +1,390 @@
-//! What one run has counted so far.
+//! Counts of a run, the position to resume from, and the summary at its end.
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    fmt, io,
+    path::PathBuf,
     sync::Arc,
 };
 
 use super::{
-    End, LineError, Notice, Progress, PublishOptions, Reporter, Summary,
+    Counts, Input, LineError, Notice, PublishOptions, Reporter,
     eve::{EveError, Repair},
-    follow::{Begin, Followed, Position, Told},
-    summary::OTHER_TYPES,
+    follow::{Checkpoint, FileNotice, FollowedFile, Position, StateFileError},
 };
-use siem_client::{Ack, Update};
+use siem_client::{Ack, PublisherError, Update};
 
-/// Distinct event types that are counted each; a hostile file could hold millions.
+/// Number of event types that are counted separately; a hostile file could contain millions.
 const MAX_EVENT_TYPES: usize = 100;
 const MAX_EVENT_TYPE_CHARS: usize = 64;
+/// Key under which all further event types are counted.
+const OTHER_TYPES: &str = "(others)";
 
-/// Bits of a tag that are the line; those above count the files that were begun, so
-/// that tags rise. The lowest bit tells whether nothing follows in the line: a line counts as
-/// answered when its last alert is.
-const LINE_BITS: u32 = 40;
-
-/// The tag of an alert.
-pub(super) fn tag(above: u64, line: u64, is_last: bool) -> u64 {
-    above | line << 1 | u64::from(is_last)
-}
-
-/// The line of a tag.
-fn line_of(tag: u64) -> u64 {
-    tag >> 1 & ((1 << (LINE_BITS - 1)) - 1)
-}
-
-/// The last line of which everything is answered once this tag is.
-fn whole_line_of(tag: u64) -> u64 {
-    line_of(tag) - u64::from(tag & 1 == 0)
-}
-
-/// Where in a file that is followed things are. Ordered by tag.
+/// Reason for the end of a run.
 #[derive(Debug)]
-struct Track {
-    /// The files, each with the tag of what stands before its first line.
-    files: VecDeque<(u64, Arc<Followed>)>,
-    /// Alerts that are not answered, each with the place to go on from once it is: the end of
-    /// its line, or what was handled before where more of the line follows.
-    sent: VecDeque<(u64, (u64, u64))>,
-    /// The last line that was handled, and its end.
-    handled: (u64, u64),
-    /// Place to go on from, by the last alert that was answered.
-    answered: (u64, u64),
+pub enum End {
+    /// The input was read to its end, and every alert was answered.
+    Complete,
+    /// A shutdown was requested.
+    Interrupted,
+    /// The input cannot be read any further.
+    ReadFailed(io::Error),
+    /// The state file of a followed file cannot be written.
+    NotSaved(StateFileError),
+    /// The service no longer answers, or refuses the call.
+    Stopped(PublisherError),
 }
 
-/// Counts, and tells the reporter.
-pub(super) struct Session<'a> {
-    reporter: &'a mut (dyn Reporter + Send),
-    progress: Progress,
-    skipped: BTreeMap<String, u64>,
-    /// The last line that was read, parsed and, if it is an alert, sent.
-    handled_line: u64,
-    /// Every alert up to this line is answered.
-    answered_line: u64,
-    track: Option<Track>,
-    /// Whether a prefix was told, which is told once.
-    told_prefix: bool,
-    /// Whether the input is UTF-16, where every other byte may be a NUL.
-    is_utf16: bool,
-    lost: bool,
-    absent: bool,
+/// Counts by outcome and the reason for the end; its text is for a terminal.
+///
+/// `read = published + skipped + broken`, and
+/// `published = accepted + rejected + unconfigured + unanswered`.
+#[derive(Debug)]
+pub struct Summary {
+    /// The counts.
+    pub counts: Counts,
+    /// Records that are not alerts, by event type.
+    pub skipped: BTreeMap<String, u64>,
+    /// The first line that may not be published; a run from there publishes the rest.
+    pub resume_line: u64,
+    /// Reason for the end.
+    pub end: End,
+    /// The organization of the events.
+    pub organization_id: String,
+    /// The state file, if the input is followed.
+    pub state_file: Option<PathBuf>,
+    /// Whether some content of a followed file could not be read.
+    pub lost: bool,
+    /// Whether the followed file does not exist or cannot be opened.
+    pub absent: bool,
 }
 
-impl<'a> Session<'a> {
-    pub(super) fn new(
-        reporter: &'a mut (dyn Reporter + Send),
-        from_line: u64,
-        total_bytes: Option<u64>,
-    ) -> Self {
+impl Summary {
+    /// Creates the summary of a run that was interrupted before it read anything.
+    pub(super) fn new(options: PublishOptions) -> Self {
         Self {
-            reporter,
-            progress: Progress {
-                total_bytes,
-                ..Progress::default()
-            },
+            counts: Counts::default(),
             skipped: BTreeMap::new(),
-            handled_line: from_line - 1,
-            answered_line: from_line - 1,
-            track: None,
-            told_prefix: false,
-            is_utf16: false,
+            resume_line: options.from_line.max(1),
+            end: End::Interrupted,
+            organization_id: options.organization_id,
+            state_file: match options.input {
+                Input::Follow { state_file, .. } => Some(state_file),
+                Input::Stdin | Input::File(_) => None,
+            },
             lost: false,
             absent: false,
         }
     }
 
-    pub(super) fn progress(&mut self, bytes: usize) {
-        self.progress.bytes += bytes as u64;
-        self.tell(Notice::Progress(self.progress));
+    /// Whether the whole input was read, no line was broken and every alert was accepted. A
+    /// followed file has no end, so that an interrupted run counts as a success there.
+    pub fn is_success(&self) -> bool {
+        let ended = match self.end {
+            End::Complete => true,
+            End::Interrupted => self.state_file.is_some(),
+            _ => false,
+        };
+        ended
+            && self.counts.broken == 0
+            && self.counts.accepted == self.counts.published
+            && !self.has_only_nuls()
+            && !self.lost
+            && !self.absent
     }
 
-    /// Starts the next file. Returns the upper bits, the file's number, of the tags of its lines.
-    pub(super) fn begin(&mut self, begin: &Begin) -> u64 {
-        let files = self.track.as_ref().and_then(|track| track.files.back());
-        let above = files.map_or(0, |(tag, _)| ((tag >> LINE_BITS) + 1) << LINE_BITS);
-        let start = (tag(above, begin.line, true), begin.offset);
-        let track = self.track.get_or_insert_with(|| Track {
+    /// Exit code of the process: 0 for a [success](Self::is_success), otherwise 1.
+    pub fn exit_code(&self) -> u8 {
+        u8::from(!self.is_success())
+    }
+
+    fn has_only_nuls(&self) -> bool {
+        self.counts.read == 0 && self.counts.nuls > 0
+    }
+
+    fn fmt_skipped(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "skipped       {}", self.counts.skipped)?;
+        let mut separator = " (";
+        for (event_type, count) in &self.skipped {
+            // The text is not ours, and control characters could steer the terminal.
+            write!(f, "{separator}{} {count}", event_type.escape_debug())?;
+            separator = ", ";
+        }
+        let end = if self.skipped.is_empty() { "" } else { ")" };
+        writeln!(f, "{end}")
+    }
+
+    fn fmt_end(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.counts.unconfigured > 0 {
+            writeln!(
+                f,
+                "organization {} has no integration, so {} alerts were not stored: \
+                 create one with siem.v1.SiemIntegrationService/Configure and publish again",
+                self.organization_id, self.counts.unconfigured
+            )?;
+        }
+        if self.has_only_nuls() || self.counts.broken > 0 && self.counts.broken == self.counts.read
+        {
+            writeln!(f, "no line of the input could be read; is this EVE JSON?")?;
+        } else if self.counts.published == 0 && self.is_success() {
+            writeln!(f, "the input contains no alert")?;
+        }
+        if self.lost {
+            writeln!(
+                f,
+                "some content of the log was not read; see the warnings above"
+            )?;
+        }
+        if self.absent {
+            writeln!(f, "the file does not exist or cannot be opened")?;
+        }
+        match &self.end {
+            End::Complete => return Ok(()),
+            End::Interrupted => writeln!(f, "interrupted")?,
+            End::NotSaved(error) => writeln!(f, "{error}")?,
+            End::ReadFailed(error) => writeln!(f, "the input cannot be read further: {error}")?,
+            End::Stopped(error) => writeln!(f, "{error}")?,
+        }
+        match &self.state_file {
+            Some(state_file) => {
+                writeln!(f, "the next run resumes from {}", state_file.display())
+            }
+            None => writeln!(f, "resume with --from-line {}", self.resume_line),
+        }
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = &self.counts;
+        writeln!(f, "read          {}", counts.read)?;
+        writeln!(f, "published     {}", counts.published)?;
+        writeln!(f, "accepted      {}", counts.accepted)?;
+        writeln!(f, "rejected      {}", counts.rejected)?;
+        writeln!(f, "unconfigured  {}", counts.unconfigured)?;
+        if counts.unanswered() > 0 {
+            writeln!(f, "unanswered    {}", counts.unanswered())?;
+        }
+        self.fmt_skipped(f)?;
+        writeln!(f, "broken        {}", counts.broken)?;
+        if counts.repaired > 0 {
+            writeln!(
+                f,
+                "repaired      {} (sent with U+FFFD in place of invalid characters)",
+                counts.repaired
+            )?;
+        }
+        if counts.nuls > 0 {
+            writeln!(f, "NULs          {}", counts.nuls)?;
+        }
+        self.fmt_end(f)
+    }
+}
+
+/// Number of low bits of a tag that hold the line and the last-in-line flag. The bits above
+/// hold the number of the file, so that tags rise across the files that are followed.
+const LINE_BITS: u32 = 40;
+
+/// Returns the tag of an alert. Its lowest bit is set for the last alert of a line, since a
+/// line is answered when that is. `file_bits` is the result of [`Session::start_file`], or 0.
+pub(super) fn tag(file_bits: u64, line: u64, is_last: bool) -> u64 {
+    file_bits | line << 1 | u64::from(is_last)
+}
+
+fn line_of(tag: u64) -> u64 {
+    tag >> 1 & ((1 << (LINE_BITS - 1)) - 1)
+}
+
+/// End of a line, as the tag of its last alert and the offset after its line break.
+#[derive(Debug, Clone, Copy)]
+struct LineEnd {
+    tag: u64,
+    offset: u64,
+}
+
+/// Counts, resume position and reporting of one run.
+pub(super) struct Session<'a> {
+    reporter: &'a mut (dyn Reporter + Send),
+    summary: Summary,
+    /// The files that were followed, each with the tag that precedes its first line. The first
+    /// is the one that holds the resume position.
+    files: VecDeque<(u64, Arc<FollowedFile>)>,
+    /// Tags of unanswered alerts, each with the position to resume from once it is answered: the
+    /// end of its line, or of the line before if more alerts of its line follow.
+    sent: VecDeque<(u64, LineEnd)>,
+    /// End of the last line that was read, parsed and sent as far as it has alerts.
+    handled: LineEnd,
+    /// Tag of the last alert that was answered.
+    answered_tag: u64,
+    /// Position to resume from according to the last answer.
+    answered: LineEnd,
+    /// Whether a prefix was reported, which happens once.
+    reported_prefix: bool,
+    /// Whether the input is UTF-16, in which every other byte may be a NUL.
+    is_utf16: bool,
+}
+
+impl<'a> Session<'a> {
+    pub(super) fn new(
+        reporter: &'a mut (dyn Reporter + Send),
+        mut summary: Summary,
+        total_bytes: Option<u64>,
+    ) -> Self {
+        summary.counts.total_bytes = total_bytes;
+        let start = LineEnd {
+            tag: tag(0, summary.resume_line - 1, true),
+            offset: 0,
+        };
+        Self {
+            reporter,
+            summary,
             files: VecDeque::new(),
             sent: VecDeque::new(),
             handled: start,
+            answered_tag: 0,
             answered: start,
-        });
-        self.absent = false;
-        track.files.push_back((start.0, Arc::clone(&begin.file)));
-        track.handled = start;
-        above
-    }
-
-    /// An alert was sent under this tag; its line ends there.
-    pub(super) fn published(&mut self, tag: u64, end: u64) {
-        self.progress.read += 1;
-        self.progress.published += 1;
-        if let Some(track) = &mut self.track {
-            let place = match tag & 1 {
-                1 => (tag, end),
-                _ => track.handled,
-            };
-            track.sent.push_back((tag, place));
+            reported_prefix: false,
+            is_utf16: false,
         }
     }
 
-    /// Where to go on after a restart.
-    pub(super) fn position(&mut self) -> Option<Position> {
-        let track = self.track.as_mut()?;
-        let (tag, offset) = match track.sent.is_empty() {
-            true => track.handled,
-            false => track.answered,
+    pub(super) fn progress(&mut self, bytes: usize) {
+        self.summary.counts.bytes += bytes as u64;
+        self.report(Notice::Progress(self.summary.counts));
+    }
+
+    /// Starts the next followed file. Returns the upper bits, its number, of its lines' tags.
+    pub(super) fn start_file(&mut self, start: &Position) -> u64 {
+        let file_bits = match self.files.back() {
+            Some((tag, _)) => ((tag >> LINE_BITS) + 1) << LINE_BITS,
+            None => 0,
         };
-        while track.files.len() > 1 && track.files[1].0 <= tag {
-            track.files.pop_front();
+        let Position { file, checkpoint } = start;
+        self.handled = LineEnd {
+            tag: tag(file_bits, checkpoint.line, true),
+            offset: checkpoint.offset,
+        };
+        if self.files.is_empty() {
+            self.answered = self.handled;
         }
-        let (_, file) = track.files.front()?;
+        self.files.push_back((self.handled.tag, Arc::clone(file)));
+        self.summary.absent = false;
+        file_bits
+    }
+
+    /// Records that an alert was sent under this tag; its line ends at `offset`.
+    pub(super) fn published(&mut self, tag: u64, offset: u64) {
+        self.summary.counts.read += 1;
+        self.summary.counts.published += 1;
+        let resume = match tag & 1 {
+            1 => LineEnd { tag, offset },
+            _ => self.handled,
+        };
+        if tag <= self.answered_tag {
+            // The answer was faster than this record of it.
+            self.answered = resume;
+        } else {
+            self.sent.push_back((tag, resume));
+        }
+    }
+
+    /// Returns the end of the last line up to which everything is answered.
+    fn resume(&self) -> LineEnd {
+        match self.sent.is_empty() {
+            true => self.handled,
+            false => self.answered,
+        }
+    }
+
+    /// Returns the position from which the next run resumes; none if no file is followed yet.
+    pub(super) fn position(&mut self) -> Option<Position> {
+        let LineEnd { tag, offset } = self.resume();
+        while self.files.len() > 1 && self.files[1].0 <= tag {
+            self.files.pop_front();
+        }
+        let (_, file) = self.files.front()?;
         Some(Position {
             file: Arc::clone(file),
-            offset,
-            line: line_of(tag),
+            checkpoint: Checkpoint {
+                offset,
+                line: line_of(tag),
+            },
         })
     }
 
-    /// Something happened to the file that is followed.
-    pub(super) fn told(&mut self, told: &Told) {
-        match told {
-            Told::Warning(text) => self.note(text),
-            Told::Loss(text) => {
-                self.lost = true;
+    /// Records and reports an incident in following a file.
+    pub(super) fn file_notice(&mut self, notice: &FileNotice) {
+        match notice {
+            FileNotice::Warning(text) => self.note(text),
+            FileNotice::Loss(text) => {
+                self.summary.lost = true;
                 self.note(text);
             }
-            Told::Absent(text) => {
-                // The content so far has been read.
-                self.absent = self.track.is_none();
+            FileNotice::Absent(text) => {
+                // A file that disappears after it was read, as in a rotation, is no failure.
+                self.summary.absent = self.files.is_empty();
                 self.note(text);
             }
-            Told::There => self.absent = false,
+            FileNotice::Present => self.summary.absent = false,
         }
     }
 
     pub(super) fn note(&mut self, note: &str) {
-        self.tell(Notice::Note(note));
+        self.report(Notice::Note(note));
     }
 
     pub(super) fn skipped(&mut self, mut event_type: String) {
-        self.progress.read += 1;
-        self.progress.skipped += 1;
+        self.summary.counts.read += 1;
+        self.summary.counts.skipped += 1;
         if let Some((end, _)) = event_type.char_indices().nth(MAX_EVENT_TYPE_CHARS) {
             event_type.truncate(end);
         }
-        if !self.skipped.contains_key(&event_type) && self.skipped.len() >= MAX_EVENT_TYPES {
+        let skipped = &mut self.summary.skipped;
+        if !skipped.contains_key(&event_type) && skipped.len() >= MAX_EVENT_TYPES {
             event_type = OTHER_TYPES.into();
         }
-        *self.skipped.entry(event_type).or_default() += 1;
+        *skipped.entry(event_type).or_default() += 1;
     }
 
     pub(super) fn broken(&mut self, line: u64, error: &LineError) {
-        self.progress.read += 1;
-        self.progress.broken += 1;
+        self.summary.counts.read += 1;
+        self.summary.counts.broken += 1;
         self.is_utf16 |= matches!(error, LineError::Eve(EveError::Utf16));
-        self.tell(Notice::Broken { line, error });
+        self.report(Notice::Broken { line, error });
     }
 
-    /// NULs were passed over.
+    /// Records that NULs were skipped.
     pub(super) fn nuls(&mut self, line: u64, count: u64) {
         if self.is_utf16 {
             return;
         }
-        self.progress.nuls += count;
-        self.tell(Notice::Nuls { line, count });
+        self.summary.counts.nuls += count;
+        self.report(Notice::Nuls { line, count });
     }
 
-    /// An alert could be read only after a repair.
+    /// Records the repairs with which an alert could be read.
     pub(super) fn repaired(&mut self, line: u64, repairs: &[Repair]) {
         let mut replaced = false;
         for repair in repairs {
             match repair {
-                Repair::Prefix(_) if std::mem::replace(&mut self.told_prefix, true) => continue,
+                Repair::Prefix(_) if std::mem::replace(&mut self.reported_prefix, true) => continue,
                 Repair::Prefix(_) => {}
                 Repair::Utf8(_) | Repair::Surrogates(_) => replaced = true,
             }
-            self.tell(Notice::Repaired { line, repair });
+            self.report(Notice::Repaired { line, repair });
         }
-        self.progress.repaired += u64::from(replaced);
+        self.summary.counts.repaired += u64::from(replaced);
     }
 
-    pub(super) fn handled(&mut self, tag: u64, end: u64) {
-        self.handled_line = line_of(tag);
-        if let Some(track) = &mut self.track {
-            track.handled = (tag, end);
-        }
+    /// Records that a line was parsed and its alerts were sent.
+    pub(super) fn handled(&mut self, tag: u64, offset: u64) {
+        self.handled = LineEnd { tag, offset };
     }
 
     pub(super) fn update(&mut self, update: Update) {
         match update {
             Update::Ack(ack) => self.ack(&ack),
-            Update::Retrying(retrying) => self.tell(Notice::Retrying(&retrying)),
+            Update::Retrying(retrying) => self.report(Notice::Retrying(&retrying)),
         }
     }
 
@@ -227,26 +393,24 @@ impl<'a> Session<'a> {
             return;
         };
         let (first_line, last_line) = (line_of(*first_tag), line_of(*last_tag));
-        self.answered_line = whole_line_of(*last_tag);
-        if let Some(track) = &mut self.track {
-            while let Some((_, place)) = track.sent.pop_front_if(|(tag, _)| *tag <= *last_tag) {
-                track.answered = place;
-            }
+        self.answered_tag = *last_tag;
+        while let Some((_, resume)) = self.sent.pop_front_if(|(tag, _)| *tag <= *last_tag) {
+            self.answered = resume;
         }
         match &ack.outcome {
             Ok(response) => {
-                self.progress.accepted += u64::from(response.accepted);
-                self.progress.unconfigured += u64::from(response.unconfigured);
-                self.progress.rejected += response.rejections.len() as u64;
+                self.summary.counts.accepted += u64::from(response.accepted);
+                self.summary.counts.unconfigured += u64::from(response.unconfigured);
+                self.summary.counts.rejected += response.rejections.len() as u64;
                 for rejection in &response.rejections {
                     let tag = ack.tags.get(rejection.index as usize).copied();
                     let line = tag.map_or(first_line, line_of);
-                    self.tell(Notice::Rejected { line, rejection });
+                    self.report(Notice::Rejected { line, rejection });
                 }
             }
             Err(status) => {
-                self.progress.rejected += ack.tags.len() as u64;
-                self.tell(Notice::Refused {
+                self.summary.counts.rejected += ack.tags.len() as u64;
+                self.report(Notice::Refused {
                     first_line,
                     last_line,
                     events: ack.tags.len(),
@@ -254,28 +418,25 @@ impl<'a> Session<'a> {
                 });
             }
         }
-        self.tell(Notice::Progress(self.progress));
+        self.report(Notice::Progress(self.summary.counts));
     }
 
-    fn tell(&mut self, notice: Notice<'_>) {
+    fn report(&mut self, notice: Notice<'_>) {
         self.reporter.report(notice);
     }
 
-    pub(super) fn summary(&self, options: PublishOptions, end: End) -> Summary {
-        let mut summary = Summary {
-            resume_line: self.handled_line + 1,
-            counts: self.progress,
-            skipped: self.skipped.clone(),
-            lost: self.lost,
-            absent: self.absent,
-            ..Summary::nothing(options, end)
+    /// Returns the summary of a run that ended for this reason.
+    pub(super) fn finish(self, end: End) -> Summary {
+        let resume_line = line_of(self.resume().tag) + 1;
+        let end = match end {
+            // The publisher was aborted, or panicked, before everything was answered.
+            End::Complete if self.summary.counts.unanswered() > 0 => End::Interrupted,
+            end => end,
         };
-        if summary.unanswered() > 0 {
-            summary.resume_line = self.answered_line + 1;
-            if matches!(summary.end, End::Complete) {
-                summary.end = End::Interrupted;
-            }
+        Summary {
+            resume_line,
+            end,
+            ..self.summary
         }
-        summary
     }
 }

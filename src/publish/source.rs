@@ -1,8 +1,8 @@
-//! Reads the input on a thread of its own.
+//! The input, read by a separate thread.
 //!
-//! Reading a pipe can block for ever. On a plain thread that holds up neither the
-//! runtime nor the end of the process. What is there is passed on at once, so that
-//! a live pipe is prompt. Whatever else yields parts can take this one's place.
+//! Reading a pipe can block forever. A plain thread then blocks neither the runtime nor the
+//! exit of the process. Bytes are passed on as soon as they arrive, so that a live pipe is
+//! published without delay.
 
 use std::{
     fs::File,
@@ -16,33 +16,33 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Input, PublishError,
-    follow::{self, Begin, Keeper, Told},
+    follow::{self, FileNotice, FileStart, StateFile},
 };
 
 pub(super) const CHUNK_BYTES: usize = 128 << 10;
-/// Parts that were read and not taken yet.
+/// Capacity of the channel of parts.
 pub(super) const PARTS_AHEAD: usize = 4;
 
-/// What comes of an input.
+/// A part of an input.
 #[derive(Debug)]
 pub(super) enum Part {
-    /// What follows is of this file.
-    Begin(Begin),
+    /// Start of a followed file, to which the next bytes belong.
+    FileStart(FileStart),
     /// More of the input.
     Bytes(Bytes),
-    /// Something that happened to a file that is followed.
-    Told(Told),
+    /// An incident in following a file.
+    Notice(FileNotice),
 }
 
 /// An input that is being read.
 #[derive(Debug)]
 pub(super) struct Source {
-    /// Ends where the input does, or after an error.
+    /// The parts, up to the end of the input or its first error.
     pub(super) parts: mpsc::Receiver<io::Result<Part>>,
-    /// How much there is, where that is known.
+    /// Length of the input, if known.
     pub(super) total_bytes: Option<u64>,
-    /// Remembers the place, where the input is followed.
-    pub(super) keeper: Option<Keeper>,
+    /// Stores the position, if the input is followed.
+    pub(super) state_file: Option<StateFile>,
 }
 
 pub(super) async fn open(input: Input) -> Result<Source, PublishError> {
@@ -61,7 +61,7 @@ pub(super) async fn open(input: Input) -> Result<Source, PublishError> {
             let _ = opened.send(Ok(None));
             pump(io::stdin().lock(), &sender);
         }
-        // Opening blocks as well where it is a named pipe.
+        // Opening a named pipe blocks too.
         Input::File(path) | Input::Follow { path, .. } => match open_file(&path) {
             Ok((file, total_bytes)) => {
                 let _ = opened.send(Ok(total_bytes));
@@ -80,7 +80,7 @@ pub(super) async fn open(input: Input) -> Result<Source, PublishError> {
         Ok(Ok(total_bytes)) => Ok(Source {
             parts,
             total_bytes,
-            keeper: None,
+            state_file: None,
         }),
         Ok(Err(error)) => Err(failed(error)),
         Err(_) => Err(failed(io::Error::other("the reading thread ended"))),
@@ -97,7 +97,7 @@ fn open_file(path: &Path) -> io::Result<(File, Option<u64>)> {
     Ok((file, total_bytes))
 }
 
-/// Ends when nobody takes the parts any more.
+/// Reads until the end of the input, an error, or the drop of the receiver.
 fn pump(mut input: impl Read, parts: &mpsc::Sender<io::Result<Part>>) {
     loop {
         let mut chunk = vec![0; CHUNK_BYTES];

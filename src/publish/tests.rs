@@ -1,4 +1,4 @@
-//! Whole runs against a real gRPC server.
+//! Runs against a gRPC server with planned faults.
 
 use std::{fmt::Write as _, fs, io::Write as _};
 
@@ -6,8 +6,11 @@ use tempfile::NamedTempFile;
 use tokio::{sync::mpsc, time::timeout};
 
 use super::*;
-use siem_client::testing::{Fault, FaultyServer, Running, TEST_TIMEOUT, Verdict};
-use siem_client::v1;
+use siem_client::{
+    Ack, Update,
+    testing::{Fault, FaultyServer, Running, TEST_TIMEOUT, Verdict},
+    v1,
+};
 
 fn alert(number: u64) -> String {
     format!(
@@ -50,24 +53,25 @@ fn detection(event: &v1::Event) -> &v1::IdsDetection {
     detection
 }
 
-/// The flow ids of what the server accepted; tests number their lines by it.
+/// Returns the flow ids of the accepted events; tests use them to number their lines.
 fn flow_ids(server: &FaultyServer) -> Vec<u64> {
     let events = server.events();
     let id = |event| detection(event).flow_id.unwrap();
     events.iter().map(id).collect()
 }
 
-struct Told {
+struct Finished {
     summary: Summary,
+    /// Output of the reporter.
     text: String,
 }
 
-async fn publish(options: PublishOptions) -> Told {
+async fn publish(options: PublishOptions) -> Finished {
     let mut reporter = ConsoleReporter::new(Vec::new());
     let run = run(options, &mut reporter, CancellationToken::new());
     let summary = timeout(TEST_TIMEOUT, run).await.expect("it hangs").unwrap();
     let text = String::from_utf8(reporter.finish()).unwrap();
-    Told { summary, text }
+    Finished { summary, text }
 }
 
 #[tokio::test]
@@ -75,18 +79,18 @@ async fn every_alert_of_a_file_arrives_in_order() {
     let server = FaultyServer::default();
     let running = Running::start_on_free_port(server.clone()).unwrap();
     let file = file(alerts(0..5_000));
-    let told = publish(options(&running, file.path())).await;
+    let finished = publish(options(&running, file.path())).await;
     assert_eq!(flow_ids(&server), (0..5_000).collect::<Vec<_>>());
-    assert!(told.summary.is_success());
-    assert_eq!(told.summary.exit_code(), 0);
-    assert_eq!(told.text, "");
+    assert!(finished.summary.is_success());
+    assert_eq!(finished.summary.exit_code(), 0);
+    assert_eq!(finished.text, "");
     let expect = "read          5000\npublished     5000\naccepted      5000\nrejected      0\n\
         unconfigured  0\nskipped       0\nbroken        0\n";
-    assert_eq!(told.summary.to_string(), expect);
+    assert_eq!(finished.summary.to_string(), expect);
 }
 
 #[tokio::test]
-async fn what_is_no_alert_is_told_and_the_rest_goes_on() {
+async fn broken_lines_are_reported_and_the_rest_is_published() {
     let server = FaultyServer::default();
     let running = Running::start_on_free_port(server.clone()).unwrap();
     let mut text = b"\xef\xbb\xbf".to_vec();
@@ -95,16 +99,16 @@ async fn what_is_no_alert_is_told_and_the_rest_goes_on() {
     text.extend_from_slice(b"{\"event_type\":\"dns\"}\n{\"event_type\":\"flow\xff\n");
     text.extend_from_slice(alert(1).as_bytes());
     let file = file(text);
-    let told = publish(options(&running, file.path())).await;
+    let finished = publish(options(&running, file.path())).await;
     assert_eq!(flow_ids(&server), [0, 1]);
-    assert_eq!(told.summary.exit_code(), 1);
+    assert_eq!(finished.summary.exit_code(), 1);
     assert_eq!(
-        told.text,
+        finished.text,
         "line 6: broken: not valid JSON at column 2\nline 8: broken: the JSON ends early, after 22 bytes; was the line cut?\n"
     );
     let expect = "read          7\npublished     2\naccepted      2\nrejected      0\n\
         unconfigured  0\nskipped       3 (dns 2, flow 1)\nbroken        2\n";
-    assert_eq!(told.summary.to_string(), expect);
+    assert_eq!(finished.summary.to_string(), expect);
 }
 
 #[tokio::test]
@@ -119,19 +123,20 @@ async fn rejections_name_their_lines() {
     };
     let running = Running::start_on_free_port(server).unwrap();
     let file = file(format!("{{\"event_type\":\"dns\"}}\n{}", alerts(0..20)));
-    let told = publish(options(&running, file.path())).await;
+    let finished = publish(options(&running, file.path())).await;
     assert_eq!(
-        told.text,
+        finished.text,
         "line 5: rejected: ids_detection.src_ip: not an IP address (INVALID_FIELD)\n"
     );
-    assert_eq!(told.summary.exit_code(), 1);
-    let counts = told.summary.counts;
+    assert_eq!(finished.summary.exit_code(), 1);
+    let counts = finished.summary.counts;
     assert_eq!(
         (counts.accepted, counts.rejected, counts.unconfigured),
         (18, 1, 1)
     );
     assert!(
-        told.summary
+        finished
+            .summary
             .to_string()
             .contains("organization acme has no integration")
     );
@@ -146,38 +151,39 @@ async fn a_refused_request_counts_all_its_alerts() {
     let server = FaultyServer::with_plan(plan);
     let running = Running::start_on_free_port(server).unwrap();
     let file = file(alerts(0..21));
-    let told = publish(options(&running, file.path())).await;
+    let finished = publish(options(&running, file.path())).await;
     assert_eq!(
-        told.text,
+        finished.text,
         "lines 8 to 14: 7 alerts rejected: planned (InvalidArgument)\n"
     );
-    let counts = told.summary.counts;
+    let counts = finished.summary.counts;
     assert_eq!((counts.accepted, counts.rejected), (14, 7));
 }
 
 #[tokio::test]
-async fn many_broken_lines_are_told_briefly() {
+async fn the_number_of_reported_broken_lines_is_limited() {
     let running = Running::start_on_free_port(FaultyServer::default()).unwrap();
     let file = file("x\n".repeat(50));
-    let told = publish(options(&running, file.path())).await;
-    assert_eq!(told.text.lines().count(), 21);
-    assert!(told.text.ends_with("and 30 more broken\n"));
-    assert_eq!(told.summary.counts.broken, 50);
+    let finished = publish(options(&running, file.path())).await;
+    assert_eq!(finished.text.lines().count(), 21);
+    assert!(finished.text.ends_with("and 30 more broken\n"));
+    assert_eq!(finished.summary.counts.broken, 50);
 }
 
 #[tokio::test]
-async fn event_types_are_counted_up_to_a_bound() {
+async fn the_number_of_counted_event_types_is_limited() {
     let running = Running::start_on_free_port(FaultyServer::default()).unwrap();
     let mut text = String::new();
     for number in 0..150 {
         writeln!(text, r#"{{"event_type":"{number:03}{}"}}"#, "é".repeat(200)).unwrap();
     }
     let file = file(text);
-    let told = publish(options(&running, file.path())).await;
-    assert_eq!(told.summary.skipped.len(), 101);
-    assert_eq!(told.summary.skipped["(others)"], 50);
+    let finished = publish(options(&running, file.path())).await;
+    assert_eq!(finished.summary.skipped.len(), 101);
+    assert_eq!(finished.summary.skipped["(others)"], 50);
     assert!(
-        told.summary
+        finished
+            .summary
             .skipped
             .keys()
             .all(|name| name.chars().count() <= 64)
@@ -185,13 +191,13 @@ async fn event_types_are_counted_up_to_a_bound() {
 }
 
 #[tokio::test]
-async fn a_line_too_long_to_keep_is_broken() {
+async fn a_line_that_is_too_long_is_broken() {
     let server = FaultyServer::default();
     let running = Running::start_on_free_port(server.clone()).unwrap();
     let long = "x".repeat(MAX_LINE_BYTES + 1);
     let file = file(format!("{}{long}\n{}", alerts(0..2), alerts(2..4)));
-    let told = publish(options(&running, file.path())).await;
-    assert_eq!(told.text, "line 3: broken: longer than 16 MiB\n");
+    let finished = publish(options(&running, file.path())).await;
+    assert_eq!(finished.text, "line 3: broken: longer than 16 MiB\n");
     assert_eq!(flow_ids(&server), [0, 1, 2, 3]);
 }
 
@@ -202,13 +208,13 @@ async fn a_run_can_start_at_a_line() {
     let file = file(format!("broken\n{}", alerts(0..10)));
     let mut options = options(&running, file.path());
     options.from_line = 9;
-    let told = publish(options).await;
-    assert!(told.summary.is_success());
+    let finished = publish(options).await;
+    assert!(finished.summary.is_success());
     assert_eq!(flow_ids(&server), [7, 8, 9]);
 }
 
 #[tokio::test]
-async fn a_server_that_goes_away_is_told_and_met_again() {
+async fn a_lost_connection_is_reported_and_restored() {
     let server = FaultyServer::default();
     let running = Running::start_on_free_port(server.clone()).unwrap();
     let file = file(alerts(0..2_000));
@@ -233,31 +239,32 @@ async fn a_server_that_goes_away_is_told_and_met_again() {
     assert_eq!(flow_ids(&server), (0..2_000).collect::<Vec<_>>());
     let text = String::from_utf8(console.finish()).unwrap();
     assert!(
-        text.contains("trying again") && text.ends_with("going on\n"),
+        text.starts_with("retrying: ") && text.ends_with("the service answers again\n"),
         "{text}"
     );
 }
 
 #[tokio::test]
-async fn an_end_of_patience_tells_where_to_resume() {
+async fn giving_up_names_the_line_to_resume_from() {
     let plan = vec![Fault::Accept, Fault::Accept, Fault::End];
     let server = FaultyServer::with_plan(plan);
     let running = Running::start_on_free_port(server).unwrap();
     let file = file(alerts(0..100));
     let mut options = options(&running, file.path());
     options.publisher.give_up_after = Duration::ZERO;
-    let told = publish(options).await;
-    assert!(matches!(told.summary.end, End::Stopped(_)));
-    assert_eq!(told.summary.exit_code(), 1);
-    assert_eq!(told.summary.resume_line, 15);
+    let finished = publish(options).await;
+    assert!(matches!(finished.summary.end, End::Stopped(_)));
+    assert_eq!(finished.summary.exit_code(), 1);
+    assert_eq!(finished.summary.resume_line, 15);
     assert!(
-        told.summary
+        finished
+            .summary
             .to_string()
             .ends_with("resume with --from-line 15\n")
     );
 }
 
-/// Interrupts once more than so many alerts were accepted.
+/// Interrupts the run after more than `accepted` alerts were accepted.
 fn interrupter(shutdown: CancellationToken, accepted: u64) -> impl Reporter + Send {
     move |notice: Notice<'_>| {
         if let Notice::Progress(progress) = notice
@@ -269,7 +276,7 @@ fn interrupter(shutdown: CancellationToken, accepted: u64) -> impl Reporter + Se
 }
 
 #[tokio::test]
-async fn an_interrupt_waits_for_answers_and_tells_where_to_resume() {
+async fn an_interrupt_waits_for_answers_and_names_the_line_to_resume_from() {
     let server = FaultyServer::default();
     let running = Running::start_on_free_port(server.clone()).unwrap();
     let file = file(alerts(0..20_000));
@@ -281,7 +288,7 @@ async fn an_interrupt_waits_for_answers_and_tells_where_to_resume() {
         .expect("it hangs")
         .unwrap();
     assert!(matches!(summary.end, End::Interrupted));
-    assert_eq!(summary.unanswered(), 0);
+    assert_eq!(summary.counts.unanswered(), 0);
     assert_eq!(summary.exit_code(), 1);
 
     let mut rest = options(&running, file.path());
@@ -291,7 +298,7 @@ async fn an_interrupt_waits_for_answers_and_tells_where_to_resume() {
 }
 
 #[tokio::test]
-async fn an_interrupt_does_not_wait_for_ever() {
+async fn an_interrupt_does_not_wait_forever() {
     let mut plan = vec![Fault::Silence; 1_000];
     plan[0] = Fault::Accept;
     let running = Running::start_on_free_port(FaultyServer::with_plan(plan)).unwrap();
@@ -303,14 +310,35 @@ async fn an_interrupt_does_not_wait_for_ever() {
     let summary = timeout(TEST_TIMEOUT, run(options, &mut reporter, shutdown));
     let summary = summary.await.expect("it hangs").unwrap();
     assert!(matches!(summary.end, End::Interrupted));
-    assert!(summary.unanswered() > 0);
+    assert!(summary.counts.unanswered() > 0);
     assert_eq!((summary.exit_code(), summary.resume_line), (1, 8));
 }
 
-/// A pipe is read as it comes: the first alert is accepted before the second is written.
+/// The publisher may pass on an answer before the feeder records the alert as sent.
+#[tokio::test]
+async fn an_early_answer_does_not_hold_back_the_resume_line() {
+    let running = Running::start_on_free_port(FaultyServer::default()).unwrap();
+    let summary = Summary::new(options(&running, "eve.json"));
+    let mut reporter = ();
+    let mut session = Session::new(&mut reporter, summary, None);
+    let tag = session::tag(0, 1, true);
+    let outcome = Ok(v1::PublishResponse {
+        accepted: 1,
+        ..v1::PublishResponse::default()
+    });
+    session.update(Update::Ack(Ack {
+        tags: vec![tag],
+        outcome,
+    }));
+    session.published(tag, 10);
+    session.handled(tag, 10);
+    assert_eq!(session.finish(End::Interrupted).resume_line, 2);
+}
+
+/// Each alert is accepted before the next one is written.
 #[cfg(unix)]
 #[tokio::test]
-async fn a_live_pipe_is_prompt() {
+async fn a_live_pipe_is_published_without_delay() {
     let server = FaultyServer::default();
     let running = Running::start_on_free_port(server.clone()).unwrap();
     let directory = tempfile::tempdir().unwrap();
@@ -343,7 +371,7 @@ async fn a_live_pipe_is_prompt() {
 }
 
 #[tokio::test]
-async fn wrong_options_are_told() {
+async fn wrong_options_are_refused() {
     let running = Running::start_on_free_port(FaultyServer::default()).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let check = async |change: &dyn Fn(&mut PublishOptions), usage: bool, expect: &str| {

@@ -4,7 +4,7 @@
 use jiff::Timestamp;
 use uuid::{Uuid, uuid};
 
-use crate::publish::eve::{self, Line, Origin};
+use crate::publish::eve::{self, Origin, Record};
 use siem_client::v1::{Event, event::Payload};
 
 const LINES: &str = include_str!("samples.jsonl");
@@ -47,8 +47,8 @@ impl Samples {
             let origin = Origin::new(organization, network, *device);
             // A test proves that every line is an alert.
             match eve::parse(line, &origin) {
-                Ok(Line::Alert(event)) => Some(*event),
-                Ok(Line::Other(_)) | Err(_) => None,
+                Ok(Record::Alert(event)) => Some(*event),
+                Ok(Record::Other(_)) | Err(_) => None,
             }
         });
         Self {

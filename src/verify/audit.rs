@@ -1,4 +1,4 @@
-//! Takes records in, and says what is proven.
+//! The audit of records against the promises of the service.
 
 use std::collections::BTreeMap;
 
@@ -6,36 +6,35 @@ use uuid::Uuid;
 
 use super::{
     event::{self, Event, Kind},
-    integration::{Integration, Samples},
-    prints::Prints,
-    report::{ForeignRecord, Report},
+    integration::Integration,
+    report::{ForeignRecord, GapRange, Listed, Report},
+    sequences::IdHashes,
 };
 
-/// How much of a record is shown that is none of ours.
+/// Maximum length of the excerpt of a foreign record.
 const EXCERPT_CHARS: usize = 120;
 
-/// Where the records of an integration are to begin.
+/// First sequence that is judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum First {
-    /// With this sequence. Every integration starts at 1.
-    Sequence(u64),
-    /// With whatever is read: the beginning was not captured.
-    Read,
+pub enum Start {
+    /// This sequence. Every integration starts at 1.
+    At(u64),
+    /// The lowest sequence that is read, if the beginning was not captured.
+    LowestRead,
 }
 
-/// What is to be proven.
+/// Claim to be proven.
 #[derive(Clone, Debug)]
 pub struct Expectation {
-    /// Only of these integrations; of all that are met where there is none. One that
-    /// is named and not met is incomplete.
+    /// Integrations to judge; all if empty. One that is named and has no record is incomplete.
     pub integrations: Vec<Uuid>,
-    /// Where the records begin.
-    pub first: First,
-    /// Up to which sequence the records reach, where that is known.
+    /// First sequence that is judged.
+    pub first: Start,
+    /// Last sequence that is judged, if known; otherwise the last that was read.
     pub last: Option<u64>,
-    /// Whether events that arrived after later ones of their device are a failure.
+    /// Whether an event that arrived after a later one of its device is a failure.
     pub strict_order: bool,
-    /// How many of anything are listed one by one; all are counted.
+    /// Maximum number of findings of one kind that are listed; all are counted.
     pub listed: usize,
 }
 
@@ -43,7 +42,7 @@ impl Default for Expectation {
     fn default() -> Self {
         Self {
             integrations: Vec::new(),
-            first: First::Sequence(1),
+            first: Start::At(1),
             last: None,
             strict_order: false,
             listed: 20,
@@ -51,31 +50,31 @@ impl Default for Expectation {
     }
 }
 
-/// What was read so far. Its memory does not grow with records, but with devices, gap
-/// events and the raggedness of what is missing.
+/// Evidence from the records read so far. Its memory does not grow with the number of records,
+/// but with the number of devices, of gap events and of missing ranges.
 #[derive(Debug)]
 pub struct Audit {
     pub(super) expectation: Expectation,
     pub(super) integrations: Vec<Integration>,
     by_id: BTreeMap<Uuid, usize>,
-    prints: Prints,
+    hashes: IdHashes,
     pub(super) records: u64,
-    /// Records of integrations that were not asked for.
+    /// Records of integrations that are not to be judged.
     pub(super) unasked: u64,
-    pub(super) foreign: Samples<ForeignRecord>,
+    pub(super) foreign: Listed<ForeignRecord>,
     has_horizon: bool,
 }
 
 impl Audit {
-    /// Nothing read yet.
+    /// Creates an audit without records.
     pub fn new(expectation: Expectation) -> Self {
         let mut audit = Self {
             integrations: Vec::new(),
             by_id: BTreeMap::new(),
-            prints: Prints::default(),
+            hashes: IdHashes::default(),
             records: 0,
             unasked: 0,
-            foreign: Samples::new(expectation.listed),
+            foreign: Listed::default(),
             has_horizon: false,
             expectation,
         };
@@ -85,8 +84,8 @@ impl Audit {
         audit
     }
 
-    /// Takes the next record; `partition_key` is the one that Kinesis had it under, and
-    /// `place` says where it was found.
+    /// Adds the next record; `partition_key` is that of the Kinesis record, if known, and `place`
+    /// returns the position of the record in the input.
     pub fn take(&mut self, data: &[u8], partition_key: Option<&str>, place: &dyn Fn() -> String) {
         match event::read(data, partition_key) {
             Ok(event) => self.event(event, place),
@@ -109,16 +108,16 @@ impl Audit {
                 sequence,
                 id,
                 device,
-            } => integration.detection(sequence, &id, device, &mut self.prints),
+            } => integration.detection(sequence, &id, device, &mut self.hashes),
             Kind::Gap(gap) => integration.gap(&gap),
             Kind::Test => integration.tests += 1,
-            Kind::Malformed(what) => integration.malformed.add(|| (place(), what)),
+            Kind::Malformed(why) => integration.malformed(why, place()),
         }
     }
 
     pub(super) fn foreign(&mut self, why: &str, data: &[u8], place: &dyn Fn() -> String) {
         self.records += 1;
-        self.foreign.add(|| ForeignRecord {
+        self.foreign.add(self.expectation.listed, || ForeignRecord {
             place: place(),
             why: why.to_owned(),
             excerpt: excerpt(data),
@@ -137,8 +136,8 @@ impl Audit {
         number
     }
 
-    /// From here on, what comes above the highest sequence of now fills no hole that
-    /// was there, and makes none: a stream that is written to is judged up to here.
+    /// Limits the judgement of each integration to the highest sequence read so far. A stream that
+    /// is written to can be judged up to that, while later records may still fill its holes.
     pub fn set_horizon(&mut self) {
         self.has_horizon = true;
         for integration in &mut self.integrations {
@@ -151,17 +150,18 @@ impl Audit {
     pub fn is_whole(&self) -> bool {
         self.integrations.iter().all(|integration| {
             let (first, last) = self.judged(integration);
+            let gaps = integration.gap_ranges(first, last);
             integration.accounted().holes(first, last).is_empty()
-                && integration.understated(first, last).is_empty()
+                && !gaps.iter().any(GapRange::is_understated)
         })
     }
 
-    /// First and last sequence that are to be there; the first is above the last where
-    /// none is.
+    /// Returns the first and last sequence that are judged; the first is above the last if there
+    /// are none.
     pub(super) fn judged(&self, integration: &Integration) -> (u64, u64) {
         let first = match self.expectation.first {
-            First::Sequence(first) => first,
-            First::Read => {
+            Start::At(first) => first,
+            Start::LowestRead => {
                 let lowest = integration.beginning.or_else(|| integration.lowest());
                 lowest.unwrap_or(1)
             }
@@ -170,13 +170,13 @@ impl Audit {
         (first, self.expectation.last.unwrap_or(read))
     }
 
-    /// What is proven so far.
+    /// Returns the findings so far.
     pub fn report(&self) -> Report {
         Report::new(self)
     }
 }
 
-/// The start of foreign text, without what would steer a terminal.
+/// Returns the start of foreign text, without control characters, which could steer a terminal.
 fn excerpt(data: &[u8]) -> String {
     let start = &data[..data.len().min(4 * EXCERPT_CHARS)];
     let text = String::from_utf8_lossy(start);

@@ -1,4 +1,4 @@
-//! What one record says: an event of siem-relay's, or something else.
+//! Parsing of one record as an event of siem-relay.
 
 use std::borrow::Cow;
 
@@ -8,11 +8,11 @@ use uuid::Uuid;
 
 /// The type of a test event, which has no sequence.
 const TEST: &str = "TYPE_TEST";
-/// What the type of a gap event ends with; before it stands a setting of the service.
+/// End of the type of a gap event; the prefix before it is a setting of the service.
 const GAP: &str = ".siem.gap";
 const SEQUENCE_DIGITS: usize = 20;
 
-/// One CloudEvent of siem-relay's.
+/// One CloudEvent of siem-relay.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Event<'a> {
     pub(super) integration_id: Uuid,
@@ -28,11 +28,11 @@ pub(super) enum Kind<'a> {
     },
     Gap(Gap<'a>),
     Test,
-    /// It claims to be of an integration, and is not as promised.
+    /// A record with an integration id that is not a valid event, and the reason.
     Malformed(String),
 }
 
-/// What a gap event stands for.
+/// Data of a gap event.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Gap<'a> {
     pub(super) first: u64,
@@ -41,7 +41,7 @@ pub(super) struct Gap<'a> {
     pub(super) reason: Cow<'a, str>,
 }
 
-/// A text that borrows where it has no escapes, also inside an option.
+/// A string that is borrowed if it has no escapes, also inside an option.
 #[derive(Debug, Deserialize)]
 #[serde(transparent)]
 pub(super) struct Text<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
@@ -75,11 +75,11 @@ struct GapData<'a> {
     reason: Text<'a>,
 }
 
-/// Reads a record; `record_key` is the key under which Kinesis had it, where known.
+/// Reads a record; `record_key` is the partition key of the Kinesis record, if known.
 ///
 /// # Errors
 ///
-/// Why it is no CloudEvent of siem-relay's.
+/// The reason why it is not a CloudEvent of siem-relay.
 pub(super) fn read<'a>(
     data: &'a [u8],
     record_key: Option<&str>,
@@ -89,56 +89,58 @@ pub(super) fn read<'a>(
         Err(error) => return unreadable(data, &error),
     };
     if event.specversion.is_none() {
-        return Err("no CloudEvent");
+        return Err("not a CloudEvent");
     }
     let Some(integration_id) = &event.integrationid else {
         return Err("a CloudEvent without integrationid");
     };
     let integration_id =
-        Uuid::try_parse(&integration_id.0).map_err(|_| "its integrationid is no UUID")?;
-    let kind = kind(event, record_key).unwrap_or_else(|what| Kind::Malformed(what.to_owned()));
+        Uuid::try_parse(&integration_id.0).map_err(|_| "integrationid is not a UUID")?;
+    let kind = kind(event, record_key).unwrap_or_else(|why| Kind::Malformed(why.to_owned()));
     Ok(Event {
         integration_id,
         kind,
     })
 }
 
-/// A record that names its integration is one of ours, whatever is wrong with it.
+/// Reads a record that is not a well-formed event. If it names an integration, it counts as an
+/// event of siem-relay that is malformed.
 fn unreadable<'a>(data: &'a [u8], error: &serde_json::Error) -> Result<Event<'a>, &'static str> {
     let Ok(value) = serde_json::from_slice::<Value>(data) else {
-        return Err("no JSON");
+        return Err("not JSON");
     };
     let integration_id = value.get("integrationid").and_then(Value::as_str);
     let integration_id = integration_id.and_then(|id| Uuid::try_parse(id).ok());
     Ok(Event {
-        integration_id: integration_id.ok_or("no CloudEvent")?,
+        integration_id: integration_id.ok_or("not a CloudEvent")?,
         kind: Kind::Malformed(error.to_string()),
     })
 }
 
 fn kind<'a>(event: CloudEvent<'a>, record_key: Option<&str>) -> Result<Kind<'a>, &'static str> {
-    let given = |text: Option<Text<'a>>, missing| match text {
+    let required = |text: Option<Text<'a>>, missing| match text {
         Some(Text(text)) if !text.is_empty() => Ok(text),
         _ => Err(missing),
     };
     if event.specversion.is_none_or(|version| version.0 != "1.0") {
         return Err("specversion is not 1.0");
     }
-    let id = given(event.id, "id is missing")?;
-    let r#type = given(event.r#type, "type is missing")?;
-    given(event.source, "source is missing")?;
-    let partition_key = given(event.partitionkey, "partitionkey is missing")?;
+    let id = required(event.id, "id is missing")?;
+    let r#type = required(event.r#type, "type is missing")?;
+    required(event.source, "source is missing")?;
+    let partition_key = required(event.partitionkey, "partitionkey is missing")?;
     if record_key.is_some_and(|key| key != partition_key) {
-        return Err("partitionkey is not the record's partition key");
+        return Err("partitionkey differs from the partition key of the record");
     }
-    let device = Uuid::try_parse(&partition_key).map_err(|_| "partitionkey is no UUID")?;
+    let device = Uuid::try_parse(&partition_key).map_err(|_| "partitionkey is not a UUID")?;
     let Some(sequence) = event.sequence else {
         return match &*r#type == TEST {
             true => Ok(Kind::Test),
             false => Err("sequence is missing"),
         };
     };
-    let sequence = sequence_of(&sequence.0).ok_or("sequence is not 20 digits from 1")?;
+    let sequence =
+        sequence_of(&sequence.0).ok_or("sequence is not a number above 0 of 20 digits")?;
     match r#type.ends_with(GAP) {
         true => gap(event.data, sequence).map(Kind::Gap),
         false => Ok(Kind::Detection {
@@ -162,10 +164,10 @@ fn gap(data: Option<&RawValue>, sequence: u64) -> Result<Gap<'_>, &'static str> 
     };
     let (first, last) = (data.first_sequence, data.last_sequence);
     if first == 0 || first > last {
-        return Err("a gap whose range is not one");
+        return Err("a gap whose first_sequence is 0 or above its last_sequence");
     }
     if sequence != last {
-        return Err("a gap whose sequence is not the last of its range");
+        return Err("a gap whose sequence is not its last_sequence");
     }
     if data.count == 0 || data.count > (last - first).saturating_add(1) {
         return Err("a gap whose count does not fit its range");
@@ -228,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_service_writes_is_read() {
+    fn events_of_the_service_are_read() {
         let record = detection(42);
         let event = read(&record, Some(DEVICE)).unwrap();
         assert_eq!(event.integration_id, INTEGRATION);
@@ -272,11 +274,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ours_is_told_from_what_is_broken() {
+    fn foreign_records_are_distinguished_from_malformed_ones() {
         let foreign = |data: &str| read(data.as_bytes(), None).unwrap_err();
-        assert_eq!(foreign("{"), "no JSON");
-        assert_eq!(foreign("[1]"), "no CloudEvent");
-        assert_eq!(foreign(r#"{"a":1}"#), "no CloudEvent");
+        assert_eq!(foreign("{"), "not JSON");
+        assert_eq!(foreign("[1]"), "not a CloudEvent");
+        assert_eq!(foreign(r#"{"a":1}"#), "not a CloudEvent");
         assert_eq!(
             foreign(r#"{"specversion":"1.0","id":"1","source":"x","type":"y"}"#),
             "a CloudEvent without integrationid"
@@ -313,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_must_make_sense() {
+    fn a_gap_must_be_consistent() {
         for (first, last, count, good) in [
             (1, 5, 5, true),
             (1, 5, 2, true),

@@ -1,54 +1,58 @@
-//! Cuts what was captured into JSON objects, however they are put together. Pure.
+//! Splitting of captured bytes into JSON objects. Pure.
 //!
-//! Objects stand one a line, end to end, in arrays, or over several lines. What is cut
-//! off or damaged costs its own lines, and the rest is read.
+//! Objects may be one per line, end to end, in arrays, or over several lines. Damage affects
+//! its own lines only; the rest is read.
 
 use std::collections::VecDeque;
 
-/// A longer object or line is taken apart. A GetRecords answers up to 10 MiB, which
-/// base64 makes a third longer.
+/// Maximum length of an object or a line; a longer one is split into its lines. A response of
+/// GetRecords has up to 10 MiB, and a third more in base64.
 const MAX_BYTES: usize = 64 << 20;
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
-/// A part of the input, and the line on which it starts, from 1.
+/// An object or a text of the input.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Piece {
+pub(super) struct Frame {
+    /// Number of its first line, from 1.
     pub(super) line: u64,
     pub(super) content: Content,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Content {
-    /// Has the brackets of an object; whether it is JSON shows when it is parsed.
+    /// Text with the matching brackets of an object, which may not be valid JSON.
     Object(Vec<u8>),
-    /// A line, or the rest of one, that is no object.
+    /// A line, or the rest of one, that is not an object.
     Text(Vec<u8>),
 }
 
-/// Takes chunks of any size.
+/// Splitter of chunks of any size.
 #[derive(Debug)]
 pub(super) struct Framer {
     buffer: Vec<u8>,
-    /// Where what is not told yet begins.
+    /// Index of the first byte that is not part of a frame yet.
     start: usize,
-    /// Where to read on.
+    /// Index of the next byte to scan.
     at: usize,
-    /// The line of `start`.
+    /// Line number at `start`.
     line: u64,
     scan: Scan,
-    queue: VecDeque<Piece>,
+    queue: VecDeque<Frame>,
+    /// Whether the input has ended.
     ended: bool,
+    /// Whether a byte order mark was looked for.
     begun: bool,
 }
 
-/// Where in an object the reading is.
+/// State of the scan within an object.
 #[derive(Debug, Default)]
 struct Scan {
     depth: u32,
     in_string: bool,
     escaped: bool,
-    /// The last byte that is no space.
+    /// The last byte that is not white space.
     last: u8,
+    /// Whether only white space was read since the last line break.
     line_begins: bool,
     newlines: u64,
 }
@@ -67,7 +71,7 @@ impl Framer {
         }
     }
 
-    /// More of the input, once [`Self::next_piece`] has answered `None`.
+    /// Adds more of the input. Requires that [`Self::next_frame`] has returned none.
     pub(super) fn feed(&mut self, chunk: &[u8]) {
         self.buffer.drain(..self.start);
         self.at -= self.start;
@@ -75,29 +79,29 @@ impl Framer {
         self.buffer.extend_from_slice(chunk);
     }
 
-    /// There is no more input.
+    /// Marks the end of the input.
     pub(super) fn end(&mut self) {
         self.ended = true;
     }
 
-    /// The next part that is complete.
-    pub(super) fn next_piece(&mut self) -> Option<Piece> {
+    /// Returns the next complete frame.
+    pub(super) fn next_frame(&mut self) -> Option<Frame> {
         loop {
-            if let Some(piece) = self.queue.pop_front() {
-                return Some(piece);
+            if let Some(frame) = self.queue.pop_front() {
+                return Some(frame);
             }
-            let more = match self.scan.depth {
-                0 => self.between(),
-                _ => self.inside(),
+            let has_progress = match self.scan.depth {
+                0 => self.between_objects(),
+                _ => self.in_object(),
             };
-            if !more {
+            if !has_progress {
                 return None;
             }
         }
     }
 
-    /// Reads up to where an object begins; false where more input is needed.
-    fn between(&mut self) -> bool {
+    /// Scans up to the start of an object; false if more input is needed.
+    fn between_objects(&mut self) -> bool {
         if !self.begun {
             let here = &self.buffer[self.at..];
             if here.len() < BYTE_ORDER_MARK.len() && !self.ended {
@@ -139,7 +143,7 @@ impl Framer {
             None if self.ended || rest.len() > MAX_BYTES => rest.len(),
             None => return false,
         };
-        self.queue.push_back(Piece {
+        self.queue.push_back(Frame {
             line: self.line,
             content: Content::Text(rest[..end].to_vec()),
         });
@@ -148,42 +152,41 @@ impl Framer {
         true
     }
 
-    /// Reads an object to its end; false where more input is needed.
-    fn inside(&mut self) -> bool {
+    /// Scans an object to its end; false if more input is needed.
+    fn in_object(&mut self) -> bool {
         while let Some(byte) = self.buffer.get(self.at) {
             match self.scan.take(*byte) {
-                Step::On => self.at += 1,
+                Step::Continue => self.at += 1,
                 Step::Complete => {
                     self.at += 1;
                     let object = self.buffer[self.start..self.at].to_vec();
-                    self.tell(Content::Object(object));
+                    let line = self.line;
+                    let content = Content::Object(object);
+                    self.queue.push_back(Frame { line, content });
+                    self.end_object();
                     return true;
                 }
                 Step::CutOff => {
-                    self.take_apart();
+                    self.split_lines();
                     return true;
                 }
             }
         }
         let waits = !self.ended && self.at - self.start <= MAX_BYTES;
         if !waits {
-            self.take_apart();
+            self.split_lines();
         }
         !waits
     }
 
-    fn tell(&mut self, content: Content) {
-        let line = self.line;
-        self.queue.push_back(Piece { line, content });
-        self.line += self.scan.newlines;
-        self.scan = Scan::default();
-        self.start = self.at;
-    }
-
-    /// What was read of an object that does not end is not one.
-    fn take_apart(&mut self) {
+    /// Splits the text of an object without an end into its lines.
+    fn split_lines(&mut self) {
         let object = &self.buffer[self.start..self.at];
         self.queue.extend(lines(object, self.line));
+        self.end_object();
+    }
+
+    fn end_object(&mut self) {
         self.line += self.scan.newlines;
         self.scan = Scan::default();
         self.start = self.at;
@@ -191,9 +194,9 @@ impl Framer {
 }
 
 enum Step {
-    On,
+    Continue,
     Complete,
-    /// The byte does not belong to the object, which has no end.
+    /// The byte is not part of the object, whose end is missing.
     CutOff,
 }
 
@@ -201,7 +204,7 @@ impl Scan {
     fn take(&mut self, byte: u8) -> Step {
         if self.in_string {
             match byte {
-                // JSON has no line breaks in its strings.
+                // A JSON string contains no line break.
                 b'\n' => return Step::CutOff,
                 _ if self.escaped => self.escaped = false,
                 b'\\' => self.escaped = true,
@@ -211,16 +214,16 @@ impl Scan {
                 }
                 _ => {}
             }
-            return Step::On;
+            return Step::Continue;
         }
         match byte {
             b'\n' => {
                 self.newlines += 1;
                 self.line_begins = true;
-                return Step::On;
+                return Step::Continue;
             }
             b' ' | b'\t' | b'\r' => {}
-            // Where no value can stand, it begins another record.
+            // No value is valid here, so it starts another record.
             b'{' if self.line_begins && !matches!(self.last, b'[' | b',' | b':') => {
                 return Step::CutOff;
             }
@@ -235,31 +238,31 @@ impl Scan {
         }
         match self.depth {
             0 => Step::Complete,
-            _ => Step::On,
+            _ => Step::Continue,
         }
     }
 }
 
-/// Reads each line for itself; a single line is text.
-pub(super) fn lines(bytes: &[u8], first_line: u64) -> Vec<Piece> {
-    let text = |line, bytes: &[u8]| Piece {
+/// Splits each line separately; a single line becomes text.
+pub(super) fn lines(bytes: &[u8], first_line: u64) -> Vec<Frame> {
+    let text = |line, bytes: &[u8]| Frame {
         line,
         content: Content::Text(bytes.to_vec()),
     };
     if !bytes.contains(&b'\n') {
         return vec![text(first_line, bytes)];
     }
-    let mut pieces = Vec::new();
+    let mut frames = Vec::new();
     for (line, bytes) in (first_line..).zip(bytes.split(|byte| *byte == b'\n')) {
         let mut framer = Framer::new();
         framer.line = line;
         framer.feed(bytes);
         framer.end();
-        while let Some(piece) = framer.next_piece() {
-            pieces.push(piece);
+        while let Some(frame) = framer.next_frame() {
+            frames.push(frame);
         }
     }
-    pieces
+    frames
 }
 
 #[cfg(test)]
@@ -268,17 +271,17 @@ mod tests {
 
     use super::*;
 
-    fn pieces(chunks: &[&[u8]]) -> Vec<(u64, bool, String)> {
+    fn frames(chunks: &[&[u8]]) -> Vec<(u64, bool, String)> {
         let mut framer = Framer::new();
         let mut found = Vec::new();
         let mut take = |framer: &mut Framer| {
-            while let Some(piece) = framer.next_piece() {
-                let (is_object, bytes) = match piece.content {
+            while let Some(frame) = framer.next_frame() {
+                let (is_object, bytes) = match frame.content {
                     Content::Object(bytes) => (true, bytes),
                     Content::Text(bytes) => (false, bytes),
                 };
                 let text = String::from_utf8_lossy(&bytes).into_owned();
-                found.push((piece.line, is_object, text));
+                found.push((frame.line, is_object, text));
             }
         };
         for chunk in chunks {
@@ -290,7 +293,7 @@ mod tests {
         found
     }
 
-    /// Objects are given as they are, text with a tilde before it.
+    /// Checks the frames; a tilde precedes a text.
     #[track_caller]
     fn check(input: &str, expected: &[(u64, &str)]) {
         let expected: Vec<_> = expected
@@ -300,11 +303,11 @@ mod tests {
                 None => (*line, true, (*text).to_owned()),
             })
             .collect();
-        assert_eq!(pieces(&[input.as_bytes()]), expected, "{input}");
+        assert_eq!(frames(&[input.as_bytes()]), expected, "{input}");
     }
 
     #[test]
-    fn objects_are_found_however_they_are_put_together() {
+    fn objects_are_found_in_every_arrangement() {
         check("", &[]);
         check(" \n\r\n", &[]);
         check(
@@ -325,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_damaged_costs_its_own_line() {
+    fn damage_affects_its_own_line_only() {
         check("x\n{}", &[(1, "~x"), (2, "{}")]);
         check("{}x\n{}", &[(1, "{}"), (1, "~x"), (2, "{}")]);
         check("{\"a\":\"b\n{}", &[(1, "~{\"a\":\"b"), (2, "{}")]);
@@ -333,7 +336,7 @@ mod tests {
             "{\"a\":{\n{}{\"b\":1}\n{}",
             &[(1, "~{\"a\":{"), (2, "{}"), (2, "{\"b\":1}"), (3, "{}")],
         );
-        // A value may follow a comma: only the next line shows that none did.
+        // A value may follow a comma; only the line after shows that none did.
         check(
             "{\"a\":1,\n{}{}\n{}\n{}",
             &[
@@ -349,7 +352,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn where_chunks_are_cut_does_not_matter(
+        fn chunk_borders_do_not_matter(
             text in "([{}\\[\\],:\"\\\\ x\n]|\\{\"a\":\\{\\}\\}\n){0,40}",
             mut cuts in prop::collection::vec(0usize..60, 0..8),
         ) {
@@ -358,14 +361,14 @@ mod tests {
             cuts.sort_unstable();
             let chunks: Vec<&[u8]> =
                 cuts.windows(2).map(|cut| &text.as_bytes()[cut[0]..cut[1]]).collect();
-            prop_assert_eq!(pieces(&chunks), pieces(&[text.as_bytes()]));
+            prop_assert_eq!(frames(&chunks), frames(&[text.as_bytes()]));
         }
 
         #[test]
-        fn whole_lines_are_read_whatever_stands_between_them(
+        fn whole_lines_between_damaged_ones_are_read(
             damage in prop::collection::vec(prop::option::of("[{}\\[\\],:\"\\\\ x]{0,12}"), 0..12),
         ) {
-            // A comma or an opening bracket at the end of a line reaches for the next one.
+            // A comma or an opening bracket at the end of a line may join it with the next one.
             let mut input = String::new();
             for (number, damage) in damage.iter().enumerate() {
                 if let Some(damage) = damage {
@@ -373,11 +376,11 @@ mod tests {
                 }
                 input += &format!("{{\"whole\":{number}}}\n");
             }
-            let found = pieces(&[input.as_bytes()]);
+            let found = frames(&[input.as_bytes()]);
             for number in 0..damage.len() {
                 let whole = format!("{{\"whole\":{number}}}");
                 prop_assert!(
-                    found.iter().any(|piece| piece.2.contains(&whole)),
+                    found.iter().any(|frame| frame.2.contains(&whole)),
                     "{} of {}", whole, input
                 );
             }

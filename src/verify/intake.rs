@@ -1,14 +1,28 @@
-//! From captured bytes to records.
+//! Extraction of records from captured bytes.
+//!
+//! A record may be wrapped: in a response of GetRecords (`aws kinesis get-records`), as one of
+//! its records, in an event for Lambda, or in bare base64.
+
+use base64::{
+    Engine as _, alphabet,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::{
-    Audit, event,
-    framer::{self, Content, Framer, Piece},
-    wrapper,
+    Audit,
+    event::{self, Text},
+    framer::{self, Content, Frame, Framer},
 };
 
-/// One input that is read into an [`Audit`]: CloudEvents one a line, end to end or in
-/// arrays; answers of `aws kinesis get-records`, their records one by one, what Lambda
-/// gets, and bare base64. What is none of it is counted as foreign, and the rest is read.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// Reader of one input into an [`Audit`]: CloudEvents one per line, end to end or in arrays,
+/// bare or wrapped. Anything else is counted as foreign, and the rest is read.
 #[derive(Debug)]
 pub struct Intake<'a> {
     audit: &'a mut Audit,
@@ -17,7 +31,7 @@ pub struct Intake<'a> {
 }
 
 impl<'a> Intake<'a> {
-    /// `name` is told with the places of what is wrong.
+    /// Creates a reader; `name` appears in the positions of foreign and malformed records.
     pub fn new(audit: &'a mut Audit, name: &str) -> Self {
         Self {
             audit,
@@ -26,27 +40,27 @@ impl<'a> Intake<'a> {
         }
     }
 
-    /// More of the input, in chunks of any size.
+    /// Adds more of the input, in chunks of any size.
     pub fn feed(&mut self, chunk: &[u8]) {
         self.framer.feed(chunk);
-        self.take_pieces();
+        self.take_frames();
     }
 
-    /// There is no more.
+    /// Ends the input.
     pub fn end(mut self) {
         self.framer.end();
-        self.take_pieces();
+        self.take_frames();
     }
 
-    fn take_pieces(&mut self) {
-        while let Some(piece) = self.framer.next_piece() {
-            self.piece(piece);
+    fn take_frames(&mut self) {
+        while let Some(frame) = self.framer.next_frame() {
+            self.frame(frame);
         }
     }
 
-    fn piece(&mut self, piece: Piece) {
-        let line = piece.line;
-        match piece.content {
+    fn frame(&mut self, frame: Frame) {
+        let line = frame.line;
+        match frame.content {
             Content::Text(text) => self.text(line, &text),
             Content::Object(object) => self.object(line, &object),
         }
@@ -55,9 +69,9 @@ impl<'a> Intake<'a> {
     fn text(&mut self, line: u64, text: &[u8]) {
         let name = &self.name;
         let place = || format!("{name}:{line}");
-        match wrapper::bare(text) {
+        match decode_base64(text) {
             Some(data) => self.audit.take(&data, None, &place),
-            None => self.audit.foreign("no JSON", text, &place),
+            None => self.audit.foreign("not JSON", text, &place),
         }
     }
 
@@ -68,7 +82,7 @@ impl<'a> Intake<'a> {
             Ok(event) => return self.audit.event(event, &place),
             Err(why) => why,
         };
-        if let Some(records) = wrapper::open(object) {
+        if let Some(records) = unwrap_records(object) {
             for (number, record) in (1u64..).zip(records) {
                 let place = || format!("{name}:{line}: record {number}");
                 match record {
@@ -76,20 +90,87 @@ impl<'a> Intake<'a> {
                         let key = record.partition_key.as_deref();
                         self.audit.take(&record.data, key, &place);
                     }
-                    None => self.audit.foreign("no record of Kinesis", object, &place),
+                    None => self.audit.foreign("not a Kinesis record", object, &place),
                 }
             }
             return;
         }
         let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(object).is_ok();
         match !is_json && object.contains(&b'\n') {
-            // Damage may have put several lines into one.
+            // Damage may have joined several lines into one object.
             true => framer::lines(object, line)
                 .into_iter()
-                .for_each(|piece| self.piece(piece)),
+                .for_each(|frame| self.frame(frame)),
             false => self.audit.foreign(why, object, &place),
         }
     }
+}
+
+/// A record without its wrapping.
+#[derive(Debug, PartialEq, Eq)]
+struct Unwrapped {
+    /// Partition key of the Kinesis record, if the wrapping contains it.
+    partition_key: Option<String>,
+    data: Vec<u8>,
+}
+
+#[derive(Deserialize)]
+struct GetRecordsResponse<'a> {
+    #[serde(rename = "Records", borrow)]
+    records: Vec<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Record<'a> {
+    #[serde(rename = "Data", alias = "data", borrow)]
+    data: Text<'a>,
+    #[serde(
+        rename = "PartitionKey",
+        alias = "partitionKey",
+        alias = "partition_key",
+        borrow
+    )]
+    partition_key: Option<Text<'a>>,
+}
+
+#[derive(Deserialize)]
+struct LambdaRecord<'a> {
+    #[serde(borrow)]
+    kinesis: Record<'a>,
+}
+
+/// Returns the records that an object wraps; none if it wraps nothing, and none in place of a
+/// record that cannot be read.
+fn unwrap_records(object: &[u8]) -> Option<Vec<Option<Unwrapped>>> {
+    if let Ok(response) = serde_json::from_slice::<GetRecordsResponse<'_>>(object) {
+        let records = response.records.iter();
+        return Some(
+            records
+                .map(|record| unwrap_record(record.get().as_bytes()))
+                .collect(),
+        );
+    }
+    unwrap_record(object).map(|record| vec![Some(record)])
+}
+
+/// Returns the data of a line that consists of base64, with or without quotes.
+fn decode_base64(text: &[u8]) -> Option<Vec<u8>> {
+    let around = |byte: &u8| byte.is_ascii_whitespace() || matches!(byte, b'"' | b',' | b']');
+    let from = text.iter().position(|byte| !around(byte))?;
+    let to = text.iter().rposition(|byte| !around(byte))?;
+    let data = BASE64.decode(&text[from..=to]).ok()?;
+    data.starts_with(b"{").then_some(data)
+}
+
+fn unwrap_record(record: &[u8]) -> Option<Unwrapped> {
+    let record: Record<'_> = match serde_json::from_slice::<LambdaRecord<'_>>(record) {
+        Ok(record) => record.kinesis,
+        Err(_) => serde_json::from_slice(record).ok()?,
+    };
+    Some(Unwrapped {
+        data: BASE64.decode(record.data.0.as_bytes()).ok()?,
+        partition_key: record.partition_key.map(|key| key.0.into_owned()),
+    })
 }
 
 #[cfg(test)]
@@ -117,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn every_shape_is_read() {
+    fn every_kind_of_capture_is_read() {
         let one = records(1..=6);
         let wrapped = |record: &String| {
             json!({
@@ -162,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_costs_what_is_damaged() {
+    fn damage_affects_its_own_records_only() {
         let one = records(1..=5);
         let cut = &one[2][..one[2].len() / 2];
         let input = format!(
@@ -196,8 +277,58 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_not_complete() {
+    fn an_input_without_events_is_not_complete() {
         assert_eq!(audited(b"").verdict, Verdict::NothingRead);
         assert_eq!(audited(b"noise").verdict, Verdict::NothingRead);
+    }
+
+    fn unwrapped(partition_key: Option<&str>, data: &str) -> Unwrapped {
+        Unwrapped {
+            partition_key: partition_key.map(str::to_owned),
+            data: data.into(),
+        }
+    }
+
+    #[test]
+    fn responses_of_get_records_are_unwrapped() {
+        let answer = br#"{
+            "Records": [
+                {"SequenceNumber": "49", "ApproximateArrivalTimestamp": 1.5, "Data": "e30K", "PartitionKey": "k"},
+                {"SequenceNumber": "50", "Data": "?", "PartitionKey": "k"}
+            ],
+            "NextShardIterator": "AAAA", "MillisBehindLatest": 0
+        }"#;
+        let expected = vec![Some(unwrapped(Some("k"), "{}\n")), None];
+        assert_eq!(unwrap_records(answer), Some(expected));
+        assert_eq!(unwrap_records(br#"{"Records": []}"#), Some(vec![]));
+    }
+
+    #[test]
+    fn single_records_and_events_for_lambda_are_unwrapped() {
+        let record = br#"{"Data": "e30K", "PartitionKey": "k"}"#;
+        assert_eq!(
+            unwrap_records(record),
+            Some(vec![Some(unwrapped(Some("k"), "{}\n"))])
+        );
+        let record = br#"{"index": 0, "data": "e30", "text": "{}"}"#;
+        assert_eq!(
+            unwrap_records(record),
+            Some(vec![Some(unwrapped(None, "{}"))])
+        );
+        let event = br#"{"Records": [{"kinesis": {"partitionKey": "k", "data": "e30K"}, "eventID": "s:1"}]}"#;
+        assert_eq!(
+            unwrap_records(event),
+            Some(vec![Some(unwrapped(Some("k"), "{}\n"))])
+        );
+        assert_eq!(decode_base64(b"e30K\r"), Some(b"{}\n".to_vec()));
+        assert_eq!(decode_base64(b"\"e30K\","), Some(b"{}\n".to_vec()));
+    }
+
+    #[test]
+    fn other_json_is_not_unwrapped() {
+        assert_eq!(unwrap_records(br#"{"data": {"type": "x"}}"#), None);
+        assert_eq!(unwrap_records(br#"{"specversion": "1.0"}"#), None);
+        assert_eq!(decode_base64(b"nonsense"), None);
+        assert_eq!(decode_base64(b""), None);
     }
 }

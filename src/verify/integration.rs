@@ -1,4 +1,4 @@
-//! What was read of one integration.
+//! Evidence about one integration: which of its events and gaps were read.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -6,68 +6,19 @@ use uuid::Uuid;
 
 use super::{
     event::Gap,
-    prints::{Compared, Prints},
-    sequences::SequenceSet,
+    report::{GapRange, GapReport, LateEvent, Listed, MalformedRecord, OutOfOrder},
+    sequences::{IdComparison, IdHashes, SequenceSet},
 };
 
-/// Devices whose order is watched; those of further ones are counted.
-const MOST_DEVICES: usize = 1_000_000;
-/// A gap's reason is told up to here; ours are shorter.
-const MOST_REASON_BYTES: usize = 64;
-
-/// How many there were, and the first of them.
-#[derive(Clone, Debug)]
-pub(super) struct Samples<T> {
-    pub(super) count: u64,
-    pub(super) first: Vec<T>,
-    most: usize,
-}
-
-impl<T> Samples<T> {
-    pub(super) fn new(most: usize) -> Self {
-        Self {
-            count: 0,
-            first: Vec::new(),
-            most,
-        }
-    }
-
-    pub(super) fn add(&mut self, sample: impl FnOnce() -> T) {
-        self.count += 1;
-        if self.first.len() < self.most {
-            self.first.push(sample());
-        }
-    }
-}
-
-/// A gap event, by the last of its range.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Announced {
-    pub(super) first: u64,
-    pub(super) count: u64,
-    pub(super) reason: Box<str>,
-}
-
-impl Announced {
-    /// Whether it holds all of another gap with the same last sequence, and more.
-    fn contains(&self, other: &Self) -> bool {
-        self.first < other.first && self.count > other.count
-    }
-}
-
-/// An event that came after a later one of its device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Late {
-    pub(super) device: Uuid,
-    pub(super) sequence: u64,
-    /// The highest that had come before it.
-    pub(super) after: u64,
-}
+/// Maximum number of devices whose order is checked; events of further ones are counted.
+const MAX_DEVICES: usize = 1_000_000;
+/// Maximum length of a gap's reason in the report; the service writes shorter ones.
+const MAX_REASON_BYTES: usize = 64;
 
 #[derive(Debug, Default)]
 struct Device {
     highest: u64,
-    late: u64,
+    has_late_events: bool,
 }
 
 #[derive(Debug)]
@@ -75,26 +26,25 @@ pub(super) struct Integration {
     pub(super) id: Uuid,
     /// Its number among those that were read.
     number: usize,
+    /// Maximum length of the lists.
+    listed: usize,
     pub(super) records: u64,
     pub(super) events: SequenceSet,
     pub(super) duplicates: u64,
-    /// Duplicates of what came too long before to be compared.
-    pub(super) not_compared: u64,
-    /// Sequences under which two different events came.
-    pub(super) conflicts: Samples<u64>,
-    pub(super) gaps: BTreeMap<u64, Announced>,
+    /// Duplicates that were read too long after the first event to compare the ids.
+    pub(super) duplicates_not_compared: u64,
+    /// Sequences with two different events, or two different gaps.
+    pub(super) id_conflicts: Listed<u64>,
+    /// Gap events by the last sequence of their range.
+    pub(super) gaps: BTreeMap<u64, GapReport>,
     pub(super) gap_duplicates: u64,
     pub(super) tests: u64,
-    /// Where, and what is wrong.
-    pub(super) malformed: Samples<(String, String)>,
+    pub(super) malformed: Listed<MalformedRecord>,
     devices: HashMap<Uuid, Device>,
-    pub(super) late: Samples<Late>,
-    pub(super) late_devices: u64,
-    /// Events whose device was one too many to watch.
-    pub(super) unwatched: u64,
-    /// What comes beyond it is not judged: its time has not come yet.
+    pub(super) out_of_order: OutOfOrder,
+    /// Last sequence that is judged; later ones may not have been written yet.
     pub(super) horizon: Option<u64>,
-    /// The lowest sequence of a record that was read before the horizon was set.
+    /// The lowest sequence of the records that were read before the horizon was set.
     pub(super) beginning: Option<u64>,
 }
 
@@ -103,44 +53,49 @@ impl Integration {
         Self {
             id,
             number,
+            listed,
             records: 0,
             events: SequenceSet::default(),
             duplicates: 0,
-            not_compared: 0,
-            conflicts: Samples::new(listed),
+            duplicates_not_compared: 0,
+            id_conflicts: Listed::default(),
             gaps: BTreeMap::new(),
             gap_duplicates: 0,
             tests: 0,
-            malformed: Samples::new(listed),
+            malformed: Listed::default(),
             devices: HashMap::new(),
-            late: Samples::new(listed),
-            late_devices: 0,
-            unwatched: 0,
+            out_of_order: OutOfOrder::default(),
             horizon: None,
             beginning: None,
         }
     }
 
-    pub(super) fn detection(&mut self, sequence: u64, id: &str, device: Uuid, prints: &mut Prints) {
+    pub(super) fn detection(
+        &mut self,
+        sequence: u64,
+        id: &str,
+        device: Uuid,
+        hashes: &mut IdHashes,
+    ) {
         if self.events.insert(sequence) {
-            prints.remember(self.number, sequence, id);
-            self.order(sequence, device);
+            hashes.insert(self.number, sequence, id);
+            self.check_order(sequence, device);
             return;
         }
-        // Sent again, as after a crash: it has had its place in the order.
-        match prints.compare(self.number, sequence, id) {
-            Compared::Same => self.duplicates += 1,
-            Compared::Another => self.conflicts.add(|| sequence),
-            Compared::Forgotten => {
+        // The order of a repeated event, as after a crash, was checked at its first arrival.
+        match hashes.compare(self.number, sequence, id) {
+            IdComparison::Same => self.duplicates += 1,
+            IdComparison::Different => self.id_conflicts.add(self.listed, || sequence),
+            IdComparison::Unknown => {
                 self.duplicates += 1;
-                self.not_compared += 1;
+                self.duplicates_not_compared += 1;
             }
         }
     }
 
-    fn order(&mut self, sequence: u64, device: Uuid) {
-        if self.devices.len() >= MOST_DEVICES && !self.devices.contains_key(&device) {
-            self.unwatched += 1;
+    fn check_order(&mut self, sequence: u64, device: Uuid) {
+        if self.devices.len() >= MAX_DEVICES && !self.devices.contains_key(&device) {
+            self.out_of_order.not_watched += 1;
             return;
         }
         let state = self.devices.entry(device).or_default();
@@ -149,9 +104,10 @@ impl Integration {
             return;
         }
         let after = state.highest;
-        self.late_devices += u64::from(state.late == 0);
-        state.late += 1;
-        self.late.add(|| Late {
+        if !std::mem::replace(&mut state.has_late_events, true) {
+            self.out_of_order.devices += 1;
+        }
+        self.out_of_order.events.add(self.listed, || LateEvent {
             device,
             sequence,
             after,
@@ -160,46 +116,51 @@ impl Integration {
 
     pub(super) fn gap(&mut self, gap: &Gap<'_>) {
         let mut reason = gap.reason.to_string();
-        reason.truncate(gap.reason.floor_char_boundary(MOST_REASON_BYTES));
-        let announced = Announced {
+        reason.truncate(gap.reason.floor_char_boundary(MAX_REASON_BYTES));
+        let new = GapReport {
             first: gap.first,
+            last: gap.last,
             count: gap.count,
-            reason: reason.into(),
+            reason,
         };
         match self.gaps.get_mut(&gap.last) {
             None => {
-                self.gaps.insert(gap.last, announced);
+                self.gaps.insert(gap.last, new);
             }
-            Some(before) if *before == announced => self.gap_duplicates += 1,
-            // The same sequence twice and not the same gap: the wider one holds both. It
-            // may have taken in the other, of which the answer was lost.
-            Some(before) => {
-                let last = gap.last;
-                match announced.contains(before) || before.contains(&announced) {
+            Some(previous) if *previous == new => self.gap_duplicates += 1,
+            // Two different gaps with the same last sequence. The wider one contains the other if
+            // the answer to the narrower one was lost, and more events expired before the retry.
+            Some(previous) => {
+                match new.contains(previous) || previous.contains(&new) {
                     true => self.gap_duplicates += 1,
-                    false => self.conflicts.add(|| last),
+                    false => self.id_conflicts.add(self.listed, || gap.last),
                 }
-                if announced.first < before.first {
-                    *before = announced;
+                if new.first < previous.first {
+                    *previous = new;
                 }
             }
         }
     }
 
-    /// The lowest sequence that was read, or that a gap stands for.
+    pub(super) fn malformed(&mut self, why: String, place: String) {
+        self.malformed
+            .add(self.listed, || MalformedRecord { place, why });
+    }
+
+    /// Returns the lowest sequence that was read, or that is in the range of a gap.
     pub(super) fn first(&self) -> Option<u64> {
         let event = self.events.first();
         let gap = self.gaps.values().map(|gap| gap.first).min();
         event.into_iter().chain(gap).min()
     }
 
-    /// The highest sequence that was read.
+    /// Returns the highest sequence that was read.
     pub(super) fn last(&self) -> Option<u64> {
         let gap = self.gaps.keys().next_back().copied();
         self.events.last().into_iter().chain(gap).max()
     }
 
-    /// All that was read, and all that gaps stand for.
+    /// Returns all sequences that were read or are in the range of a gap.
     pub(super) fn accounted(&self) -> SequenceSet {
         let mut accounted = self.events.clone();
         for (last, gap) in &self.gaps {
@@ -208,61 +169,47 @@ impl Integration {
         accounted
     }
 
-    /// The lowest sequence that a record has; a gap has the last of its range.
+    /// Returns the lowest sequence of a record; that of a gap is the last of its range.
     pub(super) fn lowest(&self) -> Option<u64> {
         let gap = self.gaps.keys().next().copied();
         self.events.first().into_iter().chain(gap).min()
     }
 
-    /// What gaps stand for of a range, in order, those that overlap as one.
-    pub(super) fn told(&self, first: u64, last: u64) -> Vec<Told> {
-        let mut gaps: Vec<Told> = self
+    /// Returns the ranges of gaps from `first` to `last`, in order; overlapping ones are merged.
+    pub(super) fn gap_ranges(&self, first: u64, last: u64) -> Vec<GapRange> {
+        let mut ranges: Vec<GapRange> = self
             .gaps
-            .iter()
-            .map(|(to, gap)| Told {
+            .values()
+            .map(|gap| GapRange {
                 first: gap.first.max(first),
-                last: (*to).min(last),
+                last: gap.last.min(last),
                 announced: gap.count,
+                missing: 0,
                 gaps: 1,
             })
-            .filter(|told| told.first <= told.last)
+            .filter(|range| range.first <= range.last)
             .collect();
-        gaps.sort_unstable_by_key(|told| (told.first, told.last));
-        let mut together: Vec<Told> = Vec::new();
-        for told in gaps {
-            match together.last_mut() {
-                Some(before) if told.first <= before.last => {
-                    before.last = before.last.max(told.last);
-                    before.announced = before.announced.saturating_add(told.announced);
-                    before.gaps += 1;
-                }
-                _ => together.push(told),
+        ranges.sort_unstable_by_key(|range| (range.first, range.last));
+        ranges.dedup_by(|next, range| {
+            let overlaps = next.first <= range.last;
+            if overlaps {
+                range.last = range.last.max(next.last);
+                range.announced = range.announced.saturating_add(next.announced);
+                range.gaps += 1;
             }
+            overlaps
+        });
+        for range in &mut ranges {
+            let read = self.events.count(range.first, range.last);
+            range.missing = range.len() - read;
         }
-        together
-    }
-
-    /// How many events are missing of a range.
-    pub(super) fn missing(&self, first: u64, last: u64) -> u64 {
-        (last - first).saturating_add(1) - self.events.count(first, last)
-    }
-
-    /// What gaps stand for of a range and of which more is missing than their events have
-    /// counted: what is missing beyond is lost in silence. How many of a gap's events lie
-    /// outside of the range is not known.
-    pub(super) fn understated(&self, first: u64, last: u64) -> Vec<Told> {
-        let mut told = self.told(first, last);
-        told.retain(|told| self.missing(told.first, told.last) > told.announced);
-        told
+        ranges
     }
 }
 
-/// What gaps that overlap stand for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Told {
-    pub(super) first: u64,
-    pub(super) last: u64,
-    pub(super) announced: u64,
-    /// How many they are.
-    pub(super) gaps: u64,
+impl GapReport {
+    /// Whether it covers another gap with the same last sequence, and more.
+    fn contains(&self, other: &Self) -> bool {
+        self.first < other.first && self.count > other.count
+    }
 }

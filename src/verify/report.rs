@@ -1,182 +1,216 @@
-//! What was found, for programs; [`super::text`] tells it to people.
+//! The findings of an audit: as JSON for programs, as text for people.
+
+use std::fmt;
 
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{
-    Audit,
-    integration::{Integration, Samples, Told},
-};
+use super::{Audit, integration::Integration};
 
-/// What is proven.
+/// Result of an audit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// Every sequence is there, or a gap event stands for it, and nothing contradicts.
+    /// Every sequence was read or is announced as missing by a gap event, and nothing
+    /// contradicts another record.
     Complete,
-    /// Something is missing in silence, or contradicts what was promised.
+    /// Something is missing without a gap event, or contradicts the promises of the service.
     Incomplete,
-    /// There was nothing of siem-relay's to judge.
+    /// No event of siem-relay was read.
     NothingRead,
 }
 
-/// Sequences from the first to the last.
+/// A range of sequences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Range {
-    /// The first.
+    /// The first sequence.
     pub first: u64,
-    /// The last.
+    /// The last sequence.
     pub last: u64,
 }
 
-/// Some of many.
+/// Number of findings of one kind, and a list of the first of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Listed<T> {
-    /// How many there are.
+    /// Number of all findings.
     pub count: u64,
-    /// The first of them.
+    /// The first findings, up to a limit.
     pub first: Vec<T>,
 }
 
-/// All that was found.
+impl<T> Default for Listed<T> {
+    fn default() -> Self {
+        Self {
+            count: 0,
+            first: Vec::new(),
+        }
+    }
+}
+
+impl<T> Listed<T> {
+    /// Counts a finding, and lists it if the list is shorter than `limit`.
+    pub(super) fn add(&mut self, limit: usize, finding: impl FnOnce() -> T) {
+        self.count += 1;
+        if self.first.len() < limit {
+            self.first.push(finding());
+        }
+    }
+}
+
+/// All findings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// Over all integrations.
+    /// Verdict over all integrations.
     pub verdict: Verdict,
-    /// Records that were read.
+    /// Number of records that were read.
     pub records: u64,
-    /// Records of integrations that were not asked for.
+    /// Number of records of integrations that were not to be judged.
     pub unasked: u64,
-    /// Records that are no CloudEvent of siem-relay's; a stream may be shared.
+    /// Records that are not CloudEvents of siem-relay; a stream may be shared.
     pub foreign: Listed<ForeignRecord>,
-    /// In the order in which they were created.
+    /// Findings for each integration, in the order of creation.
     pub integrations: Vec<IntegrationReport>,
 }
 
-/// A record that is none of ours.
+/// A record that is not an event of siem-relay.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ForeignRecord {
-    /// Where it was found.
+    /// Its position in the input.
     pub place: String,
-    /// What it is, or is not.
+    /// Reason why it is not an event of siem-relay.
     pub why: String,
-    /// How it begins.
+    /// Its first characters.
     pub excerpt: String,
 }
 
-/// What was found of one integration.
+/// Findings for one integration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct IntegrationReport {
-    /// Whose.
+    /// The integration.
     pub integration_id: Uuid,
-    /// Over all below.
+    /// Verdict over the findings below.
     pub verdict: Verdict,
-    /// The lowest sequence that was read, or that a gap stands for.
+    /// The lowest sequence that was read, or that is in the range of a gap.
     pub first_sequence: Option<u64>,
     /// The highest sequence that was read.
     pub last_sequence: Option<u64>,
-    /// From where to where nothing may be missing; none where nothing is expected.
+    /// Range in which nothing may be missing; none if no sequence is expected.
     pub judged: Option<Range>,
-    /// Records, of every kind.
+    /// Number of records of every kind.
     pub records: u64,
-    /// Events that were read, each counted once.
+    /// Number of different events.
     pub events: u64,
-    /// Events that came again. Delivery is at least once.
+    /// Number of repeated events. Delivery is at least once.
     pub duplicates: u64,
-    /// Those of them that came too long after the first to compare their ids.
+    /// Number of repeated events that were read too long after the first to compare their ids.
     pub duplicates_not_compared: u64,
-    /// Test events.
+    /// Number of test events.
     pub tests: u64,
-    /// What is missing in silence. A failure.
+    /// Missing sequences without a gap event. A failure.
     pub holes: Holes,
-    /// What is missing and was announced.
+    /// Gap events, which announce that sequences are missing.
     pub gaps: Gaps,
     /// Sequences under which different events, or different gaps, were read. A failure.
     pub id_conflicts: Listed<u64>,
-    /// Records that are not as promised. A failure.
+    /// Records that are not valid events. A failure.
     pub malformed: Listed<MalformedRecord>,
-    /// Events that arrived after later ones of their device.
+    /// Events that arrived after later ones of their device. A failure if order is strict.
     pub out_of_order: OutOfOrder,
 }
 
-/// Sequences that are missing, and no gap event says so.
+/// Missing sequences without a gap event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Holes {
-    /// How many sequences.
+    /// Number of missing sequences.
     pub sequences: u64,
-    /// How many ranges.
+    /// Number of ranges.
     pub count: u64,
-    /// The first of the ranges.
+    /// The first ranges, up to a limit.
     pub first: Vec<Range>,
 }
 
 /// Gap events.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Gaps {
-    /// How many, each counted once.
+    /// Number of different gap events.
     pub events: u64,
-    /// How many came again.
+    /// Number of repeated gap events.
     pub duplicates: u64,
-    /// How many overlap another. Their counts add up, though one may have taken in the
-    /// other, so that as much may be missing of what they share.
+    /// Number of gap events that overlap another. Their counts are added although one may
+    /// include the other, so that a loss of as many events as they share is not noticed.
     pub overlapping: u64,
-    /// Sequences that they stand for and that were not read.
+    /// Number of sequences in their ranges that were not read.
     pub sequences: u64,
-    /// Sequences within their ranges that were read: of events that were delivered before
-    /// others beside them expired, or of which the answer was lost before they did.
+    /// Number of sequences in their ranges that were read: of events that were delivered before
+    /// their neighbours expired, or whose answer was lost before they expired.
     pub arrived: u64,
-    /// The first of them.
+    /// The first gap events, up to a limit.
     pub first: Vec<GapReport>,
-    /// Ranges of which more is missing than their gap events count. A failure.
-    pub understated: Listed<UnderstatedRange>,
+    /// Ranges in which more is missing than their gap events count. A failure.
+    pub understated: Listed<GapRange>,
 }
 
 /// One gap event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct GapReport {
-    /// The first sequence of its range.
+    /// First sequence of its range.
     pub first: u64,
-    /// The last.
+    /// Last sequence of its range.
     pub last: u64,
-    /// How many events it stands for.
+    /// Number of events that it announces as missing.
     pub count: u64,
-    /// Why they were not delivered.
+    /// Reason why they were not delivered.
     pub reason: String,
 }
 
-/// More is missing than was announced.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct UnderstatedRange {
-    /// The first sequence of the gaps.
+/// The judged part of the range of a gap event, or of several that overlap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct GapRange {
+    /// First sequence of the range.
     pub first: u64,
-    /// The last.
+    /// Last sequence of the range.
     pub last: u64,
-    /// What they count.
+    /// Number of events that the gap events announce as missing.
     pub announced: u64,
-    /// What is missing.
+    /// Number of sequences that were not read.
     pub missing: u64,
+    /// Number of gap events.
+    #[serde(skip)]
+    pub(super) gaps: u64,
 }
 
-/// A record of an integration that is not as promised.
+impl GapRange {
+    /// Number of sequences in the range.
+    pub(super) fn len(&self) -> u64 {
+        (self.last - self.first).saturating_add(1)
+    }
+
+    /// Whether more is missing than announced, so that events are lost without notice. The gap
+    /// events may announce events outside the range; their number is not known.
+    pub(super) fn is_understated(&self) -> bool {
+        self.missing > self.announced
+    }
+}
+
+/// A record of an integration that is not a valid event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MalformedRecord {
-    /// Where it was found.
+    /// Its position in the input.
     pub place: String,
-    /// What is wrong.
+    /// The reason.
     pub why: String,
 }
 
 /// Events that arrived after later ones of their device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct OutOfOrder {
-    /// How many events.
-    pub count: u64,
-    /// Of how many devices.
+    /// The events.
+    #[serde(flatten)]
+    pub events: Listed<LateEvent>,
+    /// Number of their devices.
     pub devices: u64,
-    /// Events of devices beyond the first million, whose order was not watched.
+    /// Number of events of devices beyond the first million, whose order was not checked.
     pub not_watched: u64,
-    /// The first of them.
-    pub first: Vec<LateEvent>,
 }
 
 /// An event that arrived after a later one of its device.
@@ -184,9 +218,9 @@ pub struct OutOfOrder {
 pub struct LateEvent {
     /// The device, which is the partition key.
     pub device: Uuid,
-    /// The event's sequence.
+    /// Sequence of the event.
     pub sequence: u64,
-    /// The highest sequence of the device that had arrived.
+    /// The highest sequence of the device that had arrived before it.
     pub after: u64,
 }
 
@@ -210,7 +244,7 @@ impl Report {
             verdict,
             records: audit.records,
             unasked: audit.unasked,
-            foreign: listed(&audit.foreign, ForeignRecord::clone),
+            foreign: audit.foreign.clone(),
             integrations,
         }
     }
@@ -228,16 +262,13 @@ impl IntegrationReport {
             records: integration.records,
             events: integration.events.len(),
             duplicates: integration.duplicates,
-            duplicates_not_compared: integration.not_compared,
+            duplicates_not_compared: integration.duplicates_not_compared,
             tests: integration.tests,
             holes: holes(audit, integration),
             gaps: gaps(audit, integration),
-            id_conflicts: listed(&integration.conflicts, |sequence| *sequence),
-            malformed: listed(&integration.malformed, |(place, why)| MalformedRecord {
-                place: place.clone(),
-                why: why.clone(),
-            }),
-            out_of_order: out_of_order(integration),
+            id_conflicts: integration.id_conflicts.clone(),
+            malformed: integration.malformed.clone(),
+            out_of_order: integration.out_of_order.clone(),
         };
         if report.fails(audit.expectation.strict_order) {
             report.verdict = Verdict::Incomplete;
@@ -251,14 +282,7 @@ impl IntegrationReport {
             || self.gaps.understated.count > 0
             || self.id_conflicts.count > 0
             || self.malformed.count > 0
-            || (strict_order && self.out_of_order.count > 0)
-    }
-}
-
-fn listed<T, U>(samples: &Samples<T>, tell: impl Fn(&T) -> U) -> Listed<U> {
-    Listed {
-        count: samples.count,
-        first: samples.first.iter().map(tell).collect(),
+            || (strict_order && self.out_of_order.events.count > 0)
     }
 }
 
@@ -285,59 +309,190 @@ fn holes(audit: &Audit, integration: &Integration) -> Holes {
 fn gaps(audit: &Audit, integration: &Integration) -> Gaps {
     let listed = audit.expectation.listed;
     let (first, last) = audit.judged(integration);
-    let told = integration.told(first, last);
-    let missing = |told: &Told| integration.missing(told.first, told.last);
-    let sequences: u64 = told.iter().map(missing).sum();
-    let announced: u64 = told.iter().map(|told| told.last - told.first + 1).sum();
-    let overlapping = told.iter().map(|told| told.gaps).filter(|gaps| *gaps > 1);
-    let understated = integration.understated(first, last);
+    let ranges = integration.gap_ranges(first, last);
+    let sequences: u64 = ranges.iter().map(|range| range.missing).sum();
+    let covered: u64 = ranges.iter().map(GapRange::len).sum();
+    let mut understated = Listed::default();
+    for range in ranges.iter().filter(|range| range.is_understated()) {
+        understated.add(listed, || *range);
+    }
+    let overlapping = ranges.iter().map(|range| range.gaps);
     Gaps {
         events: integration.gaps.len() as u64,
         duplicates: integration.gap_duplicates,
-        overlapping: overlapping.sum(),
+        overlapping: overlapping.filter(|gaps| *gaps > 1).sum(),
         sequences,
-        arrived: announced - sequences,
-        first: integration
-            .gaps
-            .iter()
-            .take(listed)
-            .map(|(last, gap)| GapReport {
-                first: gap.first,
-                last: *last,
-                count: gap.count,
-                reason: gap.reason.to_string(),
-            })
-            .collect(),
-        understated: Listed {
-            count: understated.len() as u64,
-            first: understated
-                .iter()
-                .take(listed)
-                .map(|range| UnderstatedRange {
-                    first: range.first,
-                    last: range.last,
-                    announced: range.announced,
-                    missing: missing(range),
-                })
-                .collect(),
-        },
+        arrived: covered - sequences,
+        first: integration.gaps.values().take(listed).cloned().collect(),
+        understated,
     }
 }
 
-fn out_of_order(integration: &Integration) -> OutOfOrder {
-    OutOfOrder {
-        count: integration.late.count,
-        devices: integration.late_devices,
-        not_watched: integration.unwatched,
-        first: integration
-            .late
-            .first
-            .iter()
-            .map(|late| LateEvent {
-                device: late.device,
-                sequence: late.sequence,
-                after: late.after,
-            })
-            .collect(),
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Complete => "complete",
+            Self::Incomplete => "INCOMPLETE",
+            Self::NothingRead => "no event of siem-relay was read",
+        })
+    }
+}
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.first == self.last {
+            true => write!(f, "{}", self.first),
+            false => write!(f, "{} to {}", self.first, self.last),
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for integration in &self.integrations {
+            writeln!(f, "{integration}")?;
+        }
+        writeln!(f, "records       {}", self.records)?;
+        if self.unasked > 0 {
+            writeln!(f, "not judged    {} of other integrations", self.unasked)?;
+        }
+        if self.foreign.count > 0 {
+            writeln!(f, "foreign       {}", self.foreign.count)?;
+            list(f, self.foreign.count, &self.foreign.first, |record| {
+                format!("{}: {}: {}", record.place, record.why, record.excerpt)
+            })?;
+        }
+        writeln!(f, "verdict       {}", self.verdict)
+    }
+}
+
+impl fmt::Display for IntegrationReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "integration   {}", self.integration_id)?;
+        match (self.first_sequence, self.last_sequence) {
+            (Some(first), Some(last)) => writeln!(f, "sequences     {}", Range { first, last })?,
+            _ => writeln!(f, "sequences     none")?,
+        }
+        if let Some(judged) = self.judged
+            && (Some(judged.first), Some(judged.last)) != (self.first_sequence, self.last_sequence)
+        {
+            writeln!(f, "judged        {judged}")?;
+        }
+        writeln!(f, "events        {}", self.events)?;
+        write!(f, "duplicates    {}", self.duplicates)?;
+        match self.duplicates_not_compared {
+            0 => writeln!(f)?,
+            count => writeln!(f, " ({count} too late to compare the ids)")?,
+        }
+        writeln!(f, "tests         {}", self.tests)?;
+        self.fmt_missing(f)?;
+        self.fmt_order(f)?;
+        if self.id_conflicts.count > 0 {
+            let count = self.id_conflicts.count;
+            writeln!(f, "CONFLICTS     {count} sequences had more than one event")?;
+            list(f, count, &self.id_conflicts.first, u64::to_string)?;
+        }
+        if self.malformed.count > 0 {
+            writeln!(f, "MALFORMED     {}", self.malformed.count)?;
+            list(f, self.malformed.count, &self.malformed.first, |one| {
+                format!("{}: {}", one.place, one.why)
+            })?;
+        }
+        writeln!(f, "verdict       {}", self.verdict)
+    }
+}
+
+impl IntegrationReport {
+    fn fmt_missing(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gaps = &self.gaps;
+        match gaps.events {
+            0 => writeln!(f, "gaps          none")?,
+            events => {
+                writeln!(
+                    f,
+                    "gaps          {events}, for {} missing events",
+                    gaps.sequences
+                )?;
+                list(f, events, &gaps.first, |gap| {
+                    let (first, last) = (gap.first, gap.last);
+                    let range = Range { first, last };
+                    format!(
+                        "{range}: {} events, {}",
+                        gap.count,
+                        gap.reason.escape_debug()
+                    )
+                })?;
+            }
+        }
+        if gaps.arrived > 0 {
+            writeln!(
+                f,
+                "              {} events within their ranges were delivered",
+                gaps.arrived
+            )?;
+        }
+        if gaps.overlapping > 0 {
+            writeln!(
+                f,
+                "              {} of them overlap: events in several ranges may be counted twice",
+                gaps.overlapping
+            )?;
+        }
+        if gaps.understated.count > 0 {
+            writeln!(f, "UNDERSTATED   {} ranges", gaps.understated.count)?;
+            list(f, gaps.understated.count, &gaps.understated.first, |one| {
+                let (first, last) = (one.first, one.last);
+                let range = Range { first, last };
+                format!(
+                    "{range}: {} are missing, {} were announced",
+                    one.missing, one.announced
+                )
+            })?;
+        }
+        let holes = &self.holes;
+        match holes.count {
+            0 => writeln!(f, "holes         none"),
+            count => {
+                writeln!(f, "HOLES         {count}, of {} events", holes.sequences)?;
+                list(f, count, &holes.first, Range::to_string)
+            }
+        }
+    }
+
+    fn fmt_order(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let order = &self.out_of_order;
+        if order.not_watched > 0 {
+            let count = order.not_watched;
+            writeln!(
+                f,
+                "              order not checked for {count} events: too many devices"
+            )?;
+        }
+        match order.events.count {
+            0 => writeln!(f, "out of order  none"),
+            count => {
+                writeln!(f, "out of order  {count}, of {} devices", order.devices)?;
+                list(f, count, &order.events.first, |late| {
+                    let (device, sequence, after) = (late.device, late.sequence, late.after);
+                    format!("{sequence} arrived after {after} of device {device}")
+                })
+            }
+        }
+    }
+}
+
+/// Writes the listed findings, and the number of further ones.
+fn list<T>(
+    f: &mut fmt::Formatter<'_>,
+    count: u64,
+    first: &[T],
+    describe: impl Fn(&T) -> String,
+) -> fmt::Result {
+    for one in first {
+        writeln!(f, "              {}", describe(one))?;
+    }
+    match count - first.len() as u64 {
+        0 => Ok(()),
+        more => writeln!(f, "              and {more} more"),
     }
 }

@@ -1,29 +1,33 @@
-//! A set of sequences that stays small: runs are kept by their ends, and what is ragged
-//! by a bit a sequence.
+//! The sequences that were read, and hashes of their event ids, in bounded or compact form.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    hash::{DefaultHasher, Hash, Hasher},
+};
 
-/// Sequences of one block; what is full becomes part of a run.
-pub(super) const BLOCK: u64 = 512;
+/// Number of sequences in a block. Full blocks are merged into runs.
+const BLOCK: u64 = 512;
 const WORDS: usize = 8;
+/// Maximum number of blocks of hashes, of 2 KiB each: 256 MiB, for 67 million sequences.
+const MAX_HASH_BLOCKS: usize = 1 << 17;
 
-/// A set of numbers that mostly lie side by side. It takes memory by runs, and in a
-/// block that is not full yet by about 100 bytes.
+/// Set of mostly adjacent sequences. Its memory depends on the number of runs, plus about 100
+/// bytes for each block that is not full.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SequenceSet {
-    /// Blocks that are full: the first and the last of each run. No two touch.
+    /// First and last block of each run of full blocks. No two runs are adjacent.
     full: BTreeMap<u64, u64>,
     partial: BTreeMap<u64, [u64; WORDS]>,
     len: u64,
 }
 
 impl SequenceSet {
-    /// How many there are.
+    /// Returns the number of sequences.
     pub(super) fn len(&self) -> u64 {
         self.len
     }
 
-    /// The lowest.
+    /// Returns the lowest sequence.
     pub(super) fn first(&self) -> Option<u64> {
         let full = self.full.keys().next().map(|block| block * BLOCK);
         let partial = self.partial.iter().next().and_then(|(block, words)| {
@@ -33,7 +37,7 @@ impl SequenceSet {
         full.into_iter().chain(partial).min()
     }
 
-    /// The highest.
+    /// Returns the highest sequence.
     pub(super) fn last(&self) -> Option<u64> {
         let full = self.full.values().next_back();
         let full = full.map(|block| block * BLOCK + (BLOCK - 1));
@@ -44,7 +48,7 @@ impl SequenceSet {
         full.into_iter().chain(partial).max()
     }
 
-    /// Adds one; false where it was there.
+    /// Adds a sequence; false if it was present.
     pub(super) fn insert(&mut self, sequence: u64) -> bool {
         let (block, bit) = (sequence / BLOCK, (sequence % BLOCK) as usize);
         if self.is_full(block) {
@@ -64,9 +68,9 @@ impl SequenceSet {
         true
     }
 
-    /// Adds all from `first` to `last`.
+    /// Adds all sequences from `first` to `last`.
     pub(super) fn insert_range(&mut self, first: u64, last: u64) {
-        // Whole blocks are a run; the two ends go in one by one.
+        // Whole blocks are added as a run, the sequences at both ends one by one.
         let whole_from = first.div_ceil(BLOCK);
         let whole_to = match last % BLOCK == BLOCK - 1 {
             true => last / BLOCK + 1,
@@ -94,7 +98,7 @@ impl SequenceSet {
         }
     }
 
-    /// How many there are from `first` to `last`.
+    /// Returns the number of sequences from `first` to `last`.
     pub(super) fn count(&self, first: u64, last: u64) -> u64 {
         let from = self
             .full
@@ -119,7 +123,7 @@ impl SequenceSet {
         full.chain(partial).fold(0, u64::saturating_add)
     }
 
-    /// First and last of each run, in order; no two touch.
+    /// Returns the first and last sequence of each run, in order; no two runs are adjacent.
     pub(super) fn runs(&self) -> Vec<(u64, u64)> {
         let full = self
             .full
@@ -148,7 +152,7 @@ impl SequenceSet {
         }
     }
 
-    /// First and last of each run of `first` to `last` that is not in the set.
+    /// Returns the first and last sequence of each run from `first` to `last` that is absent.
     pub(super) fn holes(&self, first: u64, last: u64) -> Vec<(u64, u64)> {
         let mut holes = Vec::new();
         let mut next = first;
@@ -178,7 +182,7 @@ impl SequenceSet {
         before.is_some_and(|(_, end)| block <= *end)
     }
 
-    /// Makes a run of blocks full, of which any may be already.
+    /// Marks a run of blocks as full; some may be full already.
     fn fill(&mut self, mut from: u64, mut to: u64) {
         if let Some((start, end)) = self.full.range(..=from).next_back()
             && end.saturating_add(1) >= from
@@ -199,6 +203,64 @@ fn has(words: &[u64; WORDS], bit: u64) -> bool {
     words[bit as usize / 64] & (1 << (bit % 64)) != 0
 }
 
+/// Result of comparing an event with the first one of its sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum IdComparison {
+    Same,
+    Different,
+    /// The hash of the first id is no longer kept.
+    Unknown,
+}
+
+/// Hash of the first event id of each sequence. Two different ids have the same hash once in
+/// four billion times.
+#[derive(Debug, Default)]
+pub(super) struct IdHashes {
+    /// Hashes by number of the integration and of the block; 0 for an unknown id.
+    blocks: HashMap<(usize, u64), Box<[u32]>>,
+    /// Keys of the blocks, the oldest first.
+    order: VecDeque<(usize, u64)>,
+}
+
+impl IdHashes {
+    /// Keeps the hash of the first id of a sequence.
+    pub(super) fn insert(&mut self, integration: usize, sequence: u64, id: &str) {
+        self.insert_bounded(MAX_HASH_BLOCKS, integration, sequence, id);
+    }
+
+    fn insert_bounded(&mut self, max_blocks: usize, integration: usize, sequence: u64, id: &str) {
+        let key = (integration, sequence / BLOCK);
+        if !self.blocks.contains_key(&key) {
+            if self.blocks.len() >= max_blocks
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.blocks.remove(&oldest);
+            }
+            self.order.push_back(key);
+        }
+        let new = || vec![0; BLOCK as usize].into_boxed_slice();
+        let block = self.blocks.entry(key).or_insert_with(new);
+        block[(sequence % BLOCK) as usize] = hash(id);
+    }
+
+    /// Compares an id with the first one of its sequence.
+    pub(super) fn compare(&self, integration: usize, sequence: u64, id: &str) -> IdComparison {
+        let block = self.blocks.get(&(integration, sequence / BLOCK));
+        match block.map_or(0, |block| block[(sequence % BLOCK) as usize]) {
+            0 => IdComparison::Unknown,
+            first if first == hash(id) => IdComparison::Same,
+            _ => IdComparison::Different,
+        }
+    }
+}
+
+/// Returns a hash other than 0, which stands for an unknown id.
+fn hash(id: &str) -> u32 {
+    let mut hasher = DefaultHasher::new();
+    id.hash(&mut hasher);
+    (hasher.finish() as u32).max(1)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -207,7 +269,7 @@ mod tests {
 
     use super::*;
 
-    /// Sequences around the edges of blocks, and ranges over several of them.
+    /// Generates sequences around the borders of blocks, and ranges over several of them.
     fn steps() -> impl Strategy<Value = Vec<(u64, u64)>> {
         let one = (0..3_000u64).prop_map(|sequence| (sequence, sequence));
         let range = (0..3_000u64, 0..1_800u64).prop_map(|(first, more)| (first, first + more));
@@ -216,7 +278,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_the_set_that_it_stands_for(steps in steps(), from in 0..3_000u64, more in 0..3_000u64) {
+        fn it_behaves_as_a_btree_set(steps in steps(), from in 0..3_000u64, more in 0..3_000u64) {
             let (mut set, mut naive) = (SequenceSet::default(), BTreeSet::new());
             for (first, last) in steps {
                 match first == last {
@@ -242,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_numbers_fit() {
+    fn the_largest_sequences_do_not_overflow() {
         let mut set = SequenceSet::default();
         assert!(set.insert(u64::MAX));
         set.insert_range(1, u64::MAX - 5_000);
@@ -254,12 +316,27 @@ mod tests {
     }
 
     #[test]
-    fn what_is_whole_is_one_run() {
+    fn adjacent_sequences_are_one_run() {
         let mut set = SequenceSet::default();
         for sequence in (1..=1_000_000).rev() {
             set.insert(sequence);
         }
         assert_eq!(set.runs(), [(1, 1_000_000)]);
         assert!(set.full.len() == 1 && set.partial.len() <= 2);
+    }
+
+    #[test]
+    fn the_oldest_hashes_are_dropped_and_ids_compared_as_unknown() {
+        let mut hashes = IdHashes::default();
+        for sequence in [1, 600, 1_200] {
+            hashes.insert_bounded(2, 0, sequence, &sequence.to_string());
+        }
+        hashes.insert_bounded(2, 0, 601, "601");
+        assert_eq!(hashes.compare(0, 1, "1"), IdComparison::Unknown);
+        assert_eq!(hashes.compare(0, 600, "600"), IdComparison::Same);
+        assert_eq!(hashes.compare(0, 601, "600"), IdComparison::Different);
+        assert_eq!(hashes.compare(0, 1_200, "1200"), IdComparison::Same);
+        assert_eq!(hashes.compare(1, 1_200, "1200"), IdComparison::Unknown);
+        assert_eq!((hashes.blocks.len(), hashes.order.len()), (2, 2));
     }
 }

@@ -1,4 +1,4 @@
-//! Records for tests.
+//! Records for the tests of this module.
 
 use serde_json::{Value, json};
 use uuid::Uuid;

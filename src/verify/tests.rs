@@ -1,4 +1,4 @@
-//! The audit against a naive one, and against planted faults.
+//! The audit compared with a naive one, and with planted faults.
 
 mod naive;
 mod window;
@@ -13,7 +13,7 @@ use super::{
     *,
 };
 
-/// A record, as far as it matters.
+/// The relevant fields of a record.
 #[derive(Clone, Debug, PartialEq)]
 enum Record {
     Event {
@@ -75,8 +75,8 @@ fn expand(ranges: &[Range]) -> Vec<u64> {
         .collect()
 }
 
-/// A record after the other, without any order or sense.
-fn anything() -> impl Strategy<Value = Vec<Record>> {
+/// Generates arbitrary records in arbitrary order.
+fn any_records() -> impl Strategy<Value = Vec<Record>> {
     let event = (1..60u64, 0..20u8, 0..3u128).prop_map(|(sequence, other, device)| Record::Event {
         sequence,
         id: u128::from(sequence) + if other == 0 { 1_000 } else { 0 },
@@ -92,11 +92,11 @@ fn anything() -> impl Strategy<Value = Vec<Record>> {
 
 proptest! {
     #[test]
-    fn it_finds_what_the_naive_one_finds(records in anything(), window in window::anywhere()) {
+    fn findings_are_those_of_the_naive_audit(records in any_records(), window in window::anywhere()) {
         let expectation = Expectation { integrations: vec![INTEGRATION], ..window.expectation() };
         let report = audited(&records, expectation).integrations.swap_remove(0);
         let naive = naive(&records, &window);
-        let late = report.out_of_order.first.iter().map(|late| (late.sequence, late.after));
+        let late = report.out_of_order.events.first.iter().map(|late| (late.sequence, late.after));
         let understated = report.gaps.understated.first.iter().map(|one| (one.first, one.last));
         let found = Found {
             events: report.events,
@@ -118,14 +118,14 @@ proptest! {
     }
 }
 
-/// What a run of sequences became.
+/// Fate of a range of sequences.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     Delivered,
     Expired,
-    /// Its first event was accepted, and the answer lost before it expired.
+    /// The first event was accepted, but its answer was lost, and the range expired.
     Arrived,
-    /// Those of some devices were delivered, and the others expired.
+    /// The events of some devices were delivered, and the others expired.
     Sparse,
 }
 
@@ -138,9 +138,9 @@ fn fate() -> impl Strategy<Value = Fate> {
     ]
 }
 
-/// What a service that keeps its promises writes: runs of events and gaps in order, some
-/// of which are sent again after a crash or because an answer was lost.
-fn promised() -> impl Strategy<Value = Vec<Record>> {
+/// Generates the records of a correct service: ranges of events and gaps in order, some of which
+/// are repeated after a crash or a lost answer.
+fn correct_records() -> impl Strategy<Value = Vec<Record>> {
     let run = (1..12u64, fate(), any::<u16>(), prop::bool::weighted(0.3));
     prop::collection::vec(run, 1..12).prop_map(|runs| {
         let (mut records, mut next) = (Vec::new(), 1);
@@ -167,7 +167,7 @@ fn promised() -> impl Strategy<Value = Vec<Record>> {
     })
 }
 
-/// The chosen are delivered; the last and what else there is expires after them.
+/// Delivers the chosen events; the others, and always the last, expire after them.
 fn sparse(first: u64, last: u64, chosen: u16) -> Vec<Record> {
     let (delivered, expired): (Vec<u64>, Vec<u64>) =
         (first..=last).partition(|one| *one < last && chosen >> (one - first) & 1 == 1);
@@ -205,7 +205,7 @@ fn is_covered(records: &[Record], sequence: u64) -> bool {
     })
 }
 
-/// Verifies against the end that the unharmed records had, so that a loss there shows.
+/// Verifies up to the last sequence of the undamaged records, so that a loss at the end is found.
 fn judged(records: &[Record], whole: &[Record]) -> IntegrationReport {
     let expectation = Expectation {
         integrations: vec![INTEGRATION],
@@ -217,36 +217,36 @@ fn judged(records: &[Record], whole: &[Record]) -> IntegrationReport {
 
 proptest! {
     #[test]
-    fn what_was_promised_is_complete(records in promised()) {
+    fn correct_records_are_complete(records in correct_records()) {
         let report = of(&records);
         prop_assert_eq!(report.verdict, Verdict::Complete, "{}", report);
-        prop_assert_eq!(report.out_of_order.count, 0);
+        prop_assert_eq!(report.out_of_order.events.count, 0);
     }
 
     #[test]
-    fn a_skipped_event_is_a_hole(records in promised(), pick in any::<prop::sample::Index>()) {
-        let there: Vec<u64> = sequences(&records).into_iter().filter(|one| !is_covered(&records, *one)).collect();
-        prop_assume!(!there.is_empty());
-        let lost = there[pick.index(there.len())];
-        let harmed: Vec<Record> = records
+    fn a_skipped_event_is_a_hole(records in correct_records(), pick in any::<prop::sample::Index>()) {
+        let present: Vec<u64> = sequences(&records).into_iter().filter(|one| !is_covered(&records, *one)).collect();
+        prop_assume!(!present.is_empty());
+        let lost = present[pick.index(present.len())];
+        let damaged: Vec<Record> = records
             .iter()
             .filter(|record| !matches!(record, Record::Event { sequence, .. } if *sequence == lost))
             .cloned()
             .collect();
-        let report = judged(&harmed, &records);
+        let report = judged(&damaged, &records);
         prop_assert_eq!(report.verdict, Verdict::Incomplete);
         prop_assert_eq!(expand(&report.holes.first), [lost]);
     }
 
     #[test]
-    fn a_lost_gap_is_a_hole(records in promised(), pick in any::<prop::sample::Index>()) {
+    fn a_lost_gap_is_a_hole(records in correct_records(), pick in any::<prop::sample::Index>()) {
         let gaps: Vec<Record> = records.iter().filter(|record| matches!(record, Record::Gap { .. })).cloned().collect();
         prop_assume!(!gaps.is_empty());
         let lost = &gaps[pick.index(gaps.len())];
-        let harmed: Vec<Record> = records.iter().filter(|record| *record != lost).cloned().collect();
+        let damaged: Vec<Record> = records.iter().filter(|record| *record != lost).cloned().collect();
         let Record::Gap { first, last, .. } = *lost else { unreachable!() };
         let missing: Vec<u64> = (first..=last).filter(|one| !sequences(&records).contains(one)).collect();
-        let report = judged(&harmed, &records);
+        let report = judged(&damaged, &records);
         prop_assert_eq!(expand(&report.holes.first), missing.clone());
         prop_assert_eq!(report.verdict == Verdict::Complete, missing.is_empty());
     }
@@ -262,37 +262,37 @@ proptest! {
     }
 
     #[test]
-    fn a_renumbering_is_a_conflict(records in promised(), pick in any::<prop::sample::Index>()) {
+    fn a_renumbering_is_a_conflict(records in correct_records(), pick in any::<prop::sample::Index>()) {
         let at = pick.index(records.len());
         let Record::Event { sequence, id, device } = records[at] else { return Ok(()) };
-        let mut harmed = records.clone();
-        harmed.push(Record::Event { sequence, id: id + 1_000, device });
-        let report = of(&harmed);
+        let mut damaged = records.clone();
+        damaged.push(Record::Event { sequence, id: id + 1_000, device });
+        let report = of(&damaged);
         prop_assert_eq!(report.verdict, Verdict::Incomplete);
         prop_assert_eq!(report.id_conflicts.first, [sequence]);
     }
 
     #[test]
-    fn a_reordering_is_told_and_fails_only_where_asked(records in promised(), pick in any::<prop::sample::Index>()) {
-        let there: Vec<u64> = sequences(&records).into_iter().collect();
-        prop_assume!(!there.is_empty());
-        let moved = there[pick.index(there.len())];
-        let later = there.iter().any(|one| *one > moved && one % 3 == moved % 3);
-        let (mut harmed, late): (Vec<Record>, Vec<Record>) = records
+    fn a_reordering_is_reported_and_fails_only_if_order_is_strict(records in correct_records(), pick in any::<prop::sample::Index>()) {
+        let present: Vec<u64> = sequences(&records).into_iter().collect();
+        prop_assume!(!present.is_empty());
+        let moved = present[pick.index(present.len())];
+        let later = present.iter().any(|one| *one > moved && one % 3 == moved % 3);
+        let (mut damaged, late): (Vec<Record>, Vec<Record>) = records
             .iter()
             .cloned()
             .partition(|record| !matches!(record, Record::Event { sequence, .. } if *sequence == moved));
-        harmed.extend(late);
-        let report = of(&harmed);
+        damaged.extend(late);
+        let report = of(&damaged);
         prop_assert_eq!(report.verdict, Verdict::Complete);
-        prop_assert_eq!(report.out_of_order.count, u64::from(later));
-        let strict = audited(&harmed, Expectation { strict_order: true, ..Expectation::default() });
+        prop_assert_eq!(report.out_of_order.events.count, u64::from(later));
+        let strict = audited(&damaged, Expectation { strict_order: true, ..Expectation::default() });
         prop_assert_eq!(strict.verdict == Verdict::Incomplete, later);
     }
 }
 
 #[test]
-fn a_capture_may_begin_and_end_within() {
+fn a_capture_may_be_a_part_of_the_stream() {
     let records: Vec<Record> = (100..=200).map(Record::event).collect();
     assert_eq!(of(&records).holes.first, [Range { first: 1, last: 99 }]);
     let expect = |first, last| Expectation {
@@ -301,22 +301,25 @@ fn a_capture_may_begin_and_end_within() {
         ..Expectation::default()
     };
     let verdict = |expectation| audited(&records, expectation).verdict;
-    assert_eq!(verdict(expect(First::Read, None)), Verdict::Complete);
+    assert_eq!(verdict(expect(Start::LowestRead, None)), Verdict::Complete);
+    assert_eq!(verdict(expect(Start::At(100), None)), Verdict::Complete);
+    assert_eq!(verdict(expect(Start::At(99), None)), Verdict::Incomplete);
     assert_eq!(
-        verdict(expect(First::Sequence(100), None)),
+        verdict(expect(Start::LowestRead, Some(200))),
         Verdict::Complete
     );
     assert_eq!(
-        verdict(expect(First::Sequence(99), None)),
+        verdict(expect(Start::LowestRead, Some(201))),
         Verdict::Incomplete
     );
-    assert_eq!(verdict(expect(First::Read, Some(200))), Verdict::Complete);
-    assert_eq!(verdict(expect(First::Read, Some(201))), Verdict::Incomplete);
-    assert_eq!(verdict(expect(First::Read, Some(150))), Verdict::Complete);
+    assert_eq!(
+        verdict(expect(Start::LowestRead, Some(150))),
+        Verdict::Complete
+    );
 }
 
 #[test]
-fn integrations_are_told_apart_and_may_be_picked() {
+fn integrations_are_judged_separately_and_may_be_selected() {
     let mut other = detection(5);
     other["integrationid"] = "01980000-0000-7000-8000-0000000000ff".into();
     let mut test = detection(1);
@@ -331,13 +334,13 @@ fn integrations_are_told_apart_and_may_be_picked() {
     };
     let report = all(Expectation::default());
     assert_eq!(report.verdict, Verdict::Incomplete);
-    let told: Vec<_> = report
+    let found: Vec<_> = report
         .integrations
         .iter()
         .map(|one| (one.verdict, one.records, one.tests))
         .collect();
     assert_eq!(
-        told,
+        found,
         [(Verdict::Complete, 3, 1), (Verdict::Incomplete, 1, 0)]
     );
     let picked = |id| Expectation {
@@ -351,7 +354,7 @@ fn integrations_are_told_apart_and_may_be_picked() {
 }
 
 #[test]
-fn beyond_the_horizon_holes_are_filled_and_none_are_made() {
+fn records_beyond_the_horizon_fill_holes_and_make_none() {
     let mut audit = Audit::new(Expectation::default());
     let take = |audit: &mut Audit, sequence| {
         audit.take(detection(sequence).to_string().as_bytes(), None, &|| {

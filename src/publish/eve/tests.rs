@@ -4,7 +4,7 @@ use prost::Message;
 
 use super::*;
 
-mod whole;
+mod round_trip;
 
 const TIMESTAMP: &str = "2026-03-29T11:01:38.221126-0600";
 
@@ -14,7 +14,7 @@ fn origin() -> Origin {
 
 fn event(line: &str) -> v1::Event {
     match parse(line, &origin()) {
-        Ok(Line::Alert(event)) => *event,
+        Ok(Record::Alert(event)) => *event,
         other => panic!("no alert: {other:?} of {line}"),
     }
 }
@@ -26,7 +26,7 @@ fn detection_of(event: v1::Event) -> v1::IdsDetection {
     detection
 }
 
-/// The detection of a record with these further members.
+/// Returns the detection of a record with additional members.
 fn detection(members: &str) -> v1::IdsDetection {
     detection_of(event(&format!(
         r#"{{"timestamp":"{TIMESTAMP}","event_type":"alert"{members}}}"#
@@ -34,7 +34,7 @@ fn detection(members: &str) -> v1::IdsDetection {
 }
 
 #[test]
-fn every_field_lands_where_the_api_has_it() {
+fn every_field_of_the_api_is_filled() {
     let line = r#"{"timestamp":"2026-03-29T11:01:38.221126-0600","flow_id":1959620435402694,
         "in_iface":"eth0","event_type":"alert","vlan":[10,20],"src_ip":"2001:db8::7",
         "src_port":49152,"dest_ip":"2001:db8::53","dest_port":443,"proto":"TCP",
@@ -99,7 +99,7 @@ fn context_keeps_order_and_digits() {
 }
 
 #[test]
-fn an_alert_with_nothing_more_has_no_context() {
+fn an_alert_without_further_members_has_no_context() {
     assert_eq!(detection(r#","alert":{"gid":1}"#).context_json, "");
 }
 
@@ -145,7 +145,7 @@ fn a_value_that_does_not_fit_its_field_stays_in_the_context() {
 }
 
 #[test]
-fn so_does_one_of_the_alert_object() {
+fn a_value_of_the_alert_object_that_does_not_fit_stays_in_the_context() {
     for member in [
         r#""severity":"high""#,
         r#""gid":null"#,
@@ -200,7 +200,7 @@ fn metadata_may_be_single_values() {
 }
 
 #[test]
-fn an_old_single_vlan_and_empty_texts_that_count() {
+fn a_vlan_may_be_a_number_and_optional_texts_may_be_empty() {
     let d = detection(r#","vlan":10,"alert":{"signature":"","category":""}"#);
     assert_eq!(d.vlan, [10]);
     assert_eq!(
@@ -247,11 +247,14 @@ fn equal_lines_make_equal_bytes() {
 #[test]
 fn other_event_types_are_named() {
     let line = r#"{"event_type":"flow","timestamp":7}"#;
-    assert_eq!(parse(line, &origin()).unwrap(), Line::Other("flow".into()));
+    assert_eq!(
+        parse(line, &origin()).unwrap(),
+        Record::Other("flow".into())
+    );
 }
 
 #[test]
-fn a_broken_line_says_what_is_wrong() {
+fn an_error_says_what_is_wrong_with_the_line() {
     let check = |line: &str, expect: &str| {
         assert_eq!(
             parse(line, &origin()).unwrap_err().to_string(),
@@ -302,7 +305,7 @@ fn hostile_lines_neither_crash_nor_hang() {
     let context: serde_json::Value = serde_json::from_str(&d.context_json).unwrap();
     assert_eq!(
         context["deep"], deep,
-        "too deep for the API, and so a string"
+        "too deep for the API, so it is a string"
     );
     let d = detection(&format!(
         r#","alert":{{"metadata":{deep}}},"src_ip":{deep},"vlan":{deep}"#
@@ -312,12 +315,12 @@ fn hostile_lines_neither_crash_nor_hang() {
     detection(&format!(r#"{many},"alert":{{}}"#));
 }
 
-/// The records of a line: each alert's flow, `other`, or what is wrong.
+/// Returns, for each record of a line, the alert's flow id, its event type, or the error.
 fn read_line(line: impl AsRef<[u8]>) -> Vec<String> {
     records(line.as_ref(), &origin())
-        .map(|record| match record.line {
-            Ok(Line::Alert(event)) => format!("{:?}", detection_of(*event).flow_id),
-            Ok(Line::Other(event_type)) => event_type,
+        .map(|parsed| match parsed.record {
+            Ok(Record::Alert(event)) => format!("{:?}", detection_of(*event).flow_id),
+            Ok(Record::Other(event_type)) => event_type,
             Err(error) => error.to_string(),
         })
         .collect()
@@ -326,8 +329,8 @@ fn read_line(line: impl AsRef<[u8]>) -> Vec<String> {
 fn one(line: impl AsRef<[u8]>) -> (v1::IdsDetection, Vec<Repair>) {
     let origin = origin();
     let mut records = records(line.as_ref(), &origin);
-    let Some(Record {
-        line: Ok(Line::Alert(event)),
+    let Some(Parsed {
+        record: Ok(Record::Alert(event)),
         repairs,
     }) = records.next()
     else {
@@ -338,7 +341,7 @@ fn one(line: impl AsRef<[u8]>) -> (v1::IdsDetection, Vec<Repair>) {
 }
 
 #[test]
-fn a_damaged_line_gives_what_is_intact() {
+fn the_intact_records_of_a_damaged_line_are_read() {
     let alert = format!(r#"{{"timestamp":"{TIMESTAMP}","flow_id":7,"alert":{{}}}}"#);
     assert_eq!(
         read_line(&alert),
@@ -365,13 +368,13 @@ fn a_damaged_line_gives_what_is_intact() {
 }
 
 #[test]
-fn an_alert_whose_event_type_is_no_text_keeps_it() {
+fn an_event_type_that_is_not_a_string_stays_in_the_context() {
     let line = format!(r#"{{"timestamp":"{TIMESTAMP}","event_type":7,"alert":{{}}}}"#);
     assert_eq!(one(line).0.context_json, r#"{"event_type":7}"#);
 }
 
 #[test]
-fn what_is_no_text_is_replaced() {
+fn invalid_characters_are_replaced() {
     let line = |member: &[u8]| {
         let start = format!(r#"{{"timestamp":"{TIMESTAMP}","event_type":"alert","#);
         [start.as_bytes(), member, br#","alert":{"signature":"x"}}"#].concat()
@@ -411,7 +414,7 @@ fn what_is_no_text_is_replaced() {
 }
 
 #[test]
-fn utf_16_is_named() {
+fn utf_16_is_recognised() {
     let text = format!(r#"{{"timestamp":"{TIMESTAMP}","alert":{{}}}}"#);
     let little: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
     let big: Vec<u8> = text.encode_utf16().flat_map(u16::to_be_bytes).collect();
@@ -423,10 +426,10 @@ fn utf_16_is_named() {
         big[1..].to_vec(),
         [&little[..], &[b'\r', 0]].concat(),
     ] {
-        let told = read_line(&line);
+        let read = read_line(&line);
         assert!(
-            told.len() == 1 && told[0].starts_with("this is UTF-16"),
-            "{told:?}"
+            read.len() == 1 && read[0].starts_with("this is UTF-16"),
+            "{read:?}"
         );
     }
 }

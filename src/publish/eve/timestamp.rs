@@ -1,20 +1,20 @@
-//! The times that Suricata and its relatives write.
+//! Timestamps of Suricata and compatible tools.
 //!
-//! Suricata writes `2015-03-29T11:01:38.221126-0600`. Also read: an offset with a
-//! colon, `Z`, any fraction of up to nine digits or none, and no offset at all,
-//! which is taken as UTC. A leap second (`:60`) counts as the second before it.
+//! Suricata writes `2015-03-29T11:01:38.221126-0600`. Also accepted: an offset with a
+//! colon, `Z`, a fraction of up to nine digits or none, and no offset, which means
+//! UTC. A leap second (`:60`) is read as the second before it.
 
 use jiff::{Timestamp, civil::DateTime, fmt::temporal::DateTimeParser, tz::TimeZone};
 
-/// Why a text is not a time that an event can carry.
+/// Reason why a text cannot be the time of an event.
 #[derive(Debug, thiserror::Error)]
 pub enum TimestampError {
-    /// Not a date with a time of day, or a day that does not exist.
+    /// Not a date with a time of day, or a date that does not exist.
     #[error(
         "is not a time such as 2015-03-29T11:01:38.221126-0600, or out of the calendar's range"
     )]
     Unreadable,
-    /// An event's time is of the years 1 to 9999.
+    /// Outside the years 1 to 9999, which are the range of `google.protobuf.Timestamp`.
     #[error("is outside the years 1 to 9999")]
     OutOfRange,
 }
@@ -38,7 +38,7 @@ pub(super) fn parse(text: &str) -> Result<siem_client::Timestamp, TimestampError
     }
     let nanos = time.as_nanosecond();
     Ok(siem_client::Timestamp {
-        // Both fit: the years are bounded, and a remainder is below its divisor.
+        // Neither overflows: the year is bounded, and a remainder is less than its divisor.
         seconds: nanos.div_euclid(1_000_000_000) as i64,
         nanos: nanos.rem_euclid(1_000_000_000) as i32,
     })
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_suricata_and_others_write() {
+    fn formats_of_suricata_and_other_tools_are_read() {
         check(
             "2015-03-29T11:01:38.221126-0600",
             1_427_648_498,
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_not_a_time() {
+    fn a_text_that_is_not_a_time_is_refused() {
         for text in [
             "",
             "T",
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_years_that_the_api_cannot_hold() {
+    fn a_year_that_the_api_cannot_hold_is_refused() {
         assert!(matches!(
             parse("0000-12-31T23:59:59Z"),
             Err(TimestampError::OutOfRange)

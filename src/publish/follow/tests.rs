@@ -1,4 +1,4 @@
-//! Rotation and truncation in every order, without a service: what is read, line by line.
+//! Lines that are read across rotations and truncations in every order, without a service.
 
 use std::{
     fs::{self, OpenOptions},
@@ -8,45 +8,46 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{place::Place, *};
+use super::{state_file::SavedState, *};
 use crate::publish::lines::Lines;
 
-mod known;
+mod selection;
 
-/// Far more than any test needs.
-const MOST_STEPS: usize = 10_000;
+/// More steps than any test needs.
+const MAX_STEPS: usize = 10_000;
 
 /// A log that is written and followed.
 struct Log {
     dir: TempDir,
     tail: Option<Tail>,
     lines: Lines,
-    file: Option<Arc<Followed>>,
-    /// Every line that was read, and where it ends.
+    file: Option<Arc<FollowedFile>>,
+    /// Every line that was read.
     read: Vec<String>,
+    /// End of the last line that was read.
     position: Option<Position>,
-    notes: Vec<Told>,
+    notices: Vec<FileNotice>,
     written: u32,
 }
 
 impl Log {
     fn new() -> Self {
-        let mut log = Self::unstarted();
+        let mut log = Self::unfollowed();
         log.start();
         log
     }
 
-    /// Three lines of it have been read.
-    fn begun() -> Self {
+    /// Creates a log of which three lines have been read.
+    fn with_three_lines_read() -> Self {
         let mut log = Self::new();
         log.write(3);
         log.read();
-        log.notes.clear();
+        log.notices.clear();
         log
     }
 
-    /// Nobody follows it yet.
-    fn unstarted() -> Self {
+    /// Creates a log that is not followed yet.
+    fn unfollowed() -> Self {
         Self {
             dir: TempDir::new().unwrap(),
             tail: None,
@@ -54,7 +55,7 @@ impl Log {
             file: None,
             read: Vec::new(),
             position: None,
-            notes: Vec::new(),
+            notices: Vec::new(),
             written: 0,
         }
     }
@@ -67,21 +68,21 @@ impl Log {
         self.dir.path().join(name)
     }
 
-    /// Follows, from where the last one kept its place.
+    /// Starts to follow from the saved state.
     fn start(&mut self) {
         self.tail = None;
         let state_file = default_state_file(&self.path());
-        let keeper = Keeper::open(&self.path(), state_file).unwrap();
-        self.tail = Some(Tail::new(self.path(), keeper.kept().cloned()));
+        let state_file = StateFile::open(&self.path(), state_file).unwrap();
+        self.tail = Some(Tail::new(self.path(), state_file.saved().cloned()));
         self.lines = Lines::new(1_000);
     }
 
-    /// Ends as a kill does, with this as the last that was kept.
+    /// Saves the current position, and restarts as after a kill.
     fn restart(&mut self) {
         if let Some(position) = &self.position {
             let state_file = default_state_file(&self.path());
-            let mut keeper = Keeper::open(&self.path(), state_file).unwrap();
-            keeper.keep(position).unwrap();
+            let mut state_file = StateFile::open(&self.path(), state_file).unwrap();
+            state_file.save(position).unwrap();
         }
         self.start();
     }
@@ -95,7 +96,7 @@ impl Log {
         file.write_all(text.as_bytes()).unwrap();
     }
 
-    /// Writes so many lines.
+    /// Writes numbered lines.
     fn write(&mut self, count: u32) {
         self.write_to(&self.path(), count);
     }
@@ -108,35 +109,30 @@ impl Log {
         }
     }
 
-    /// Reads what there is.
+    /// Reads until the log is idle.
     fn read(&mut self) {
-        for _ in 0..MOST_STEPS {
-            match self.tail.as_mut().unwrap().step().unwrap() {
-                Step::Idle => return,
-                Step::Told(Told::There) => {}
-                Step::Told(told @ (Told::Warning(_) | Told::Loss(_) | Told::Absent(_))) => {
-                    self.notes.push(told)
-                }
-                Step::Bytes(bytes) => {
+        for _ in 0..MAX_STEPS {
+            match self.tail.as_mut().unwrap().next_part().unwrap() {
+                None => return,
+                Some(Part::Notice(FileNotice::Present)) => {}
+                Some(Part::Notice(notice)) => self.notices.push(notice),
+                Some(Part::Bytes(bytes)) => {
                     self.lines.feed(bytes);
                     self.take();
                 }
-                Step::Begin(begin) => {
-                    if begin.ends_last {
+                Some(Part::FileStart(start)) => {
+                    if start.completes_last_line {
                         self.lines.end();
                         self.take();
                     }
-                    self.lines = Lines::after(1_000, begin.offset, begin.line);
-                    self.position = Some(Position {
-                        file: Arc::clone(&begin.file),
-                        offset: begin.offset,
-                        line: begin.line,
-                    });
-                    self.file = Some(begin.file);
+                    let Checkpoint { offset, line } = start.position.checkpoint;
+                    self.lines = Lines::after(1_000, offset, line);
+                    self.file = Some(Arc::clone(&start.position.file));
+                    self.position = Some(start.position);
                 }
             }
         }
-        panic!("it never rests");
+        panic!("the log never becomes idle");
     }
 
     fn take(&mut self) {
@@ -145,27 +141,29 @@ impl Log {
             self.read.push(text.trim().to_owned());
             self.position = self.file.clone().map(|file| Position {
                 file,
-                offset: line.end,
-                line: line.number,
+                checkpoint: Checkpoint {
+                    offset: line.end,
+                    line: line.number,
+                },
             });
         }
     }
 
-    /// Everything was read, in order and once.
+    /// Checks that every line is read in order and once.
     #[track_caller]
     fn check(&mut self) {
         self.read();
         let expected: Vec<String> = (1..=self.written).map(|line| line.to_string()).collect();
         assert_eq!(self.read, expected);
-        assert_eq!(self.notes, []);
+        assert_eq!(self.notices, []);
     }
 
-    /// The last that was told is a loss with these words.
+    /// Checks that the last notice is a loss with these words.
     #[track_caller]
     fn check_lost(&self, words: &str) {
-        match self.notes.last() {
-            Some(Told::Loss(text)) if text.contains(words) => {}
-            other => panic!("{other:?} is no loss with: {words}"),
+        match self.notices.last() {
+            Some(FileNotice::Loss(text)) if text.contains(words) => {}
+            other => panic!("{other:?} is not a loss with: {words}"),
         }
     }
 
@@ -194,11 +192,11 @@ impl Log {
 }
 
 #[test]
-fn what_is_appended_is_read_once_its_line_is_complete() {
+fn an_appended_line_is_read_once_it_is_complete() {
     let mut log = Log::new();
     log.read();
-    assert_eq!(log.notes.len(), 1, "it is not there yet");
-    log.notes.clear();
+    assert_eq!(log.notices.len(), 1, "the log does not exist yet");
+    log.notices.clear();
     log.write(3);
     log.check();
     log.append(&log.path(), "  4");
@@ -209,13 +207,13 @@ fn what_is_appended_is_read_once_its_line_is_complete() {
 }
 
 #[test]
-fn a_rotation_is_followed_and_the_old_file_finished() {
+fn a_rotation_is_followed_and_the_old_file_read_to_its_end() {
     let mut log = Log::new();
     log.write(3);
     log.read();
     log.write(3);
     log.rotate();
-    // The writer has the old file until it opens the new one.
+    // The writer keeps the old file open until it opens the new one.
     log.write_to(&log.named("eve.json.1"), 2);
     log.read();
     fs::write(log.path(), "").unwrap();
@@ -223,7 +221,7 @@ fn a_rotation_is_followed_and_the_old_file_finished() {
     log.check();
     log.write(4);
     log.check();
-    // Twice, unseen.
+    // Two rotations between two reads.
     log.write(2);
     log.rotate();
     log.write(5);
@@ -245,7 +243,7 @@ fn a_copy_that_is_truncated_is_followed() {
     log.copy_truncate();
     log.write(1);
     log.check();
-    // It has grown beyond where it was read before that is looked at.
+    // After the truncation it grows beyond the last position before the next read.
     log.write(1);
     log.copy_truncate();
     log.write(8);
@@ -253,7 +251,7 @@ fn a_copy_that_is_truncated_is_followed() {
 }
 
 #[test]
-fn a_truncation_without_a_copy_is_told() {
+fn a_truncation_without_a_copy_is_reported() {
     let mut log = Log::new();
     log.write(5);
     log.read();
@@ -261,12 +259,12 @@ fn a_truncation_without_a_copy_is_told() {
     log.write(2);
     log.read();
     assert_eq!(log.read.len(), 7);
-    assert_eq!(log.notes.len(), 1);
+    assert_eq!(log.notices.len(), 1);
     log.check_lost("truncated");
 }
 
 #[test]
-fn a_restart_goes_on_where_it_was() {
+fn a_restart_resumes_at_the_saved_position() {
     let mut log = Log::new();
     log.write(5);
     log.check();
@@ -275,8 +273,8 @@ fn a_restart_goes_on_where_it_was() {
     log.write(5);
     log.restart();
     log.check();
-    assert_eq!(log.position.as_ref().unwrap().line, 10);
-    // Half a line is read again when it is whole.
+    assert_eq!(log.position.as_ref().unwrap().checkpoint.line, 10);
+    // A partial line is read again when it is complete.
     log.append(&log.path(), "   1");
     log.read();
     log.restart();
@@ -286,7 +284,7 @@ fn a_restart_goes_on_where_it_was() {
 }
 
 #[test]
-fn what_happened_meanwhile_is_caught_up_with() {
+fn rotations_while_nothing_follows_are_read() {
     for before in [0, 4] {
         let mut log = Log::new();
         log.write(3);
@@ -299,7 +297,7 @@ fn what_happened_meanwhile_is_caught_up_with() {
         log.read();
         log.write(4);
         log.check();
-        // The last one, and none between.
+        // One rotation, without a new file.
         log.write(before);
         log.rotate();
         log.restart();
@@ -307,7 +305,7 @@ fn what_happened_meanwhile_is_caught_up_with() {
         log.write(2);
         log.restart();
         log.check();
-        // By copying.
+        // By copytruncate.
         log.write(before);
         log.copy_truncate();
         log.write(9);
@@ -317,7 +315,7 @@ fn what_happened_meanwhile_is_caught_up_with() {
 }
 
 #[test]
-fn what_is_rotated_before_a_place_is_kept_is_not_lost() {
+fn files_that_are_rotated_before_a_position_is_saved_are_read() {
     for written in [0, 3] {
         for copies in [false, true] {
             let mut log = Log::new();
@@ -333,7 +331,7 @@ fn what_is_rotated_before_a_place_is_kept_is_not_lost() {
                 }
                 log.write(3);
             }
-            // Killed before it had read anything.
+            // A kill before anything was read.
             log.start();
             log.check();
         }
@@ -341,7 +339,7 @@ fn what_is_rotated_before_a_place_is_kept_is_not_lost() {
 }
 
 #[test]
-fn a_file_that_is_gone_is_told_and_the_rest_is_read() {
+fn a_removed_file_is_reported_and_the_rest_is_read() {
     let mut log = Log::new();
     log.write(3);
     log.read();
@@ -353,33 +351,32 @@ fn a_file_that_is_gone_is_told_and_the_rest_is_read() {
     log.restart();
     log.read();
     assert_eq!(log.read.len(), 9);
-    assert_eq!(log.notes.len(), 1);
+    assert_eq!(log.notices.len(), 1);
     log.check_lost("is gone");
 }
 
 #[test]
-fn a_place_is_of_one_file_and_one_process() {
+fn a_state_file_serves_one_log_and_one_process() {
     let dir = TempDir::new().unwrap();
     let (path, state_file) = (dir.path().join("eve.json"), dir.path().join("state"));
     fs::write(&path, "x\n").unwrap();
-    let mut keeper = Keeper::open(&path, state_file.clone()).unwrap();
-    let again = Keeper::open(&path, state_file.clone());
-    assert!(matches!(again, Err(PlaceError::InUse { .. })));
+    let mut first = StateFile::open(&path, state_file.clone()).unwrap();
+    let second = StateFile::open(&path, state_file.clone());
+    assert!(matches!(second, Err(StateFileError::InUse { .. })));
     let (file, _) = file::open(&path).unwrap().unwrap();
     let position = Position {
-        file: Arc::new(Followed::new(&file).unwrap()),
-        offset: 2,
-        line: 1,
+        file: Arc::new(FollowedFile::new(&file).unwrap()),
+        checkpoint: Checkpoint { offset: 2, line: 1 },
     };
-    keeper.keep(&position).unwrap();
-    let kept: Option<Place> = keeper.kept().cloned();
-    drop(keeper);
-    let keeper = Keeper::open(&path, state_file.clone()).unwrap();
-    assert_eq!(keeper.kept(), kept.as_ref());
-    drop(keeper);
-    let other = Keeper::open(&dir.path().join("other.json"), state_file.clone());
-    assert!(matches!(other, Err(PlaceError::OfAnother { .. })));
+    first.save(&position).unwrap();
+    let saved: Option<SavedState> = first.saved().cloned();
+    drop(first);
+    let next = StateFile::open(&path, state_file.clone()).unwrap();
+    assert_eq!(next.saved(), saved.as_ref());
+    drop(next);
+    let other = StateFile::open(&dir.path().join("other.json"), state_file.clone());
+    assert!(matches!(other, Err(StateFileError::OtherLog { .. })));
     fs::write(&state_file, "{").unwrap();
-    let damaged = Keeper::open(&path, state_file);
-    assert!(matches!(damaged, Err(PlaceError::Damaged { .. })));
+    let damaged = StateFile::open(&path, state_file);
+    assert!(matches!(damaged, Err(StateFileError::Damaged { .. })));
 }

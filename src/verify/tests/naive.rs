@@ -1,10 +1,10 @@
-//! The same findings, by sets of everything.
+//! A naive audit, with sets of all sequences.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{Record, window::Window};
 
-/// What a reader with all the memory in the world finds.
+/// Findings of an audit with unlimited memory.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Found {
     pub(super) events: u64,
@@ -69,7 +69,7 @@ pub(super) fn naive(records: &[Record], window: &Window) -> Found {
     let first = window.first.or(lowest.copied()).unwrap_or(1);
     let last = window.last.or(highest.copied()).unwrap_or(0);
     let is_there = |sequence: &u64| ids.contains_key(sequence);
-    // What a gap says of sequences that are not judged proves nothing, either way.
+    // The part of a gap outside the judged range proves nothing.
     let ranges: Vec<(BTreeSet<u64>, u64)> = gaps
         .into_iter()
         .map(|(to, (from, count))| ((from.max(first)..=to.min(last)).collect(), count))
@@ -89,7 +89,7 @@ pub(super) fn naive(records: &[Record], window: &Window) -> Found {
         others.count() > 1
     };
     found.overlapping = ranges.iter().filter(|(range, _)| meets(range)).count() as u64;
-    // Gaps belong together where they share a sequence, over others if need be.
+    // Gaps are merged if they share a sequence, directly or through others.
     let mut groups: Vec<(BTreeSet<u64>, u64)> = Vec::new();
     for (mut range, mut count) in ranges {
         groups.retain(|(other, more)| {

@@ -1,15 +1,15 @@
-//! Captures that begin or end within gaps, and streams that are written to.
+//! Captures that begin or end within gaps, and streams that are being written.
 
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
 use super::{
-    super::{Audit, Expectation, First, IntegrationReport, Range, Verdict},
-    INTEGRATION, Record, last, listing, of, promised,
+    super::{Audit, Expectation, IntegrationReport, Range, Start, Verdict},
+    INTEGRATION, Record, correct_records, last, listing, of,
 };
 
-/// From where to where it is judged; by what was read where there is none.
+/// First and last sequence that are judged; by default those that were read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Window {
     pub(super) first: Option<u64>,
@@ -19,7 +19,7 @@ pub(super) struct Window {
 impl Window {
     pub(super) fn expectation(&self) -> Expectation {
         Expectation {
-            first: self.first.map_or(First::Read, First::Sequence),
+            first: self.first.map_or(Start::LowestRead, Start::At),
             last: self.last,
             ..listing()
         }
@@ -63,13 +63,13 @@ fn events(sequences: impl Iterator<Item = u64>) -> Vec<Record> {
     sequences.map(Record::event).collect()
 }
 
-/// One key of ten was stuck: of 1 to 150 its events expired, and the others' were delivered.
+/// Returns events of which one device of ten was blocked: its events from 1 to 150 expired.
 fn sparse() -> (Vec<Record>, Record) {
     let delivered = events((1..=200).filter(|one| *one > 150 || one % 10 != 0));
     (delivered, gap(1, 150, 15))
 }
 
-/// Without the events of some sequences.
+/// Removes the events of some sequences.
 fn without(records: &[Record], lost: impl Fn(u64) -> bool) -> Vec<Record> {
     let is_there =
         |record: &&Record| !matches!(record, Record::Event { sequence, .. } if lost(*sequence));
@@ -92,7 +92,7 @@ fn a_gap_that_begins_before_the_capture_is_judged_within_it() {
         let missing = if first == 100 { 6 } else { 5 };
         assert_eq!(report.gaps.sequences, missing, "{report}");
     }
-    // What the gap counts, and no more, may be missing of the rest.
+    // As many events as the gap counts, and no more, may be missing.
     let most = without(&kept, |sequence| sequence < 110);
     assert_eq!(judged(&most, Some(100)).verdict, Verdict::Complete);
     let too_few = without(&kept, |sequence| sequence < 112);
@@ -101,7 +101,7 @@ fn a_gap_that_begins_before_the_capture_is_judged_within_it() {
     let understated = &report.gaps.understated.first[0];
     assert_eq!((understated.first, understated.last), (100, 150));
     assert_eq!((understated.announced, understated.missing), (15, 16));
-    // Before the capture there is nothing to say.
+    // A gap before the capture is not judged.
     assert_eq!(judged(&kept, Some(151)).verdict, Verdict::Complete);
     assert_eq!(judged(&kept, Some(151)).gaps.sequences, 0);
 }
@@ -120,7 +120,7 @@ fn a_gap_that_ends_after_what_is_judged_is_judged_up_to_there() {
 }
 
 #[test]
-fn what_is_on_its_way_within_a_gap_is_waited_for() {
+fn an_event_within_a_gap_may_arrive_after_the_horizon_was_set() {
     let (delivered, gap) = sparse();
     let read = without(&delivered, |sequence| sequence == 141);
     let mut audit = Audit::new(listing());
@@ -154,7 +154,7 @@ fn a_gap_that_was_read_while_waiting_is_judged_up_to_the_horizon() {
 }
 
 #[test]
-fn what_came_late_does_not_move_the_beginning() {
+fn late_records_do_not_move_the_beginning() {
     let mut audit = Audit::new(
         Window {
             first: None,
@@ -181,8 +181,8 @@ fn what_came_late_does_not_move_the_beginning() {
 }
 
 #[test]
-fn gaps_that_overlap_are_told() {
-    // The first was sent, its answer lost, and it took in what expired next to it.
+fn overlapping_gaps_are_reported() {
+    // The answer to the first gap was lost, and a wider one was sent after more events expired.
     let mut records = vec![gap(1, 50, 10), gap(1, 100, 20)];
     records.extend(events(21..=120));
     let report = of(&records);
@@ -190,7 +190,7 @@ fn gaps_that_overlap_are_told() {
     assert_eq!(report.gaps.overlapping, 2);
     assert!(report.to_string().contains("2 of them overlap"), "{report}");
     assert!(report.gaps.understated.first.is_empty());
-    // Where only one of them reaches, its count stands alone.
+    // From 51 on only one of them is judged.
     let alone = within(
         &records,
         Window {
@@ -203,9 +203,9 @@ fn gaps_that_overlap_are_told() {
 }
 
 proptest! {
-    /// The stream has lost what it had longest; gaps came late, and are all there.
+    /// The stream has lost its oldest events, but no gap, since gaps are written late.
     #[test]
-    fn a_promise_holds_wherever_a_capture_begins(records in promised(), pick in any::<prop::sample::Index>()) {
+    fn correct_records_are_complete_from_any_first_sequence(records in correct_records(), pick in any::<prop::sample::Index>()) {
         let first = 1 + pick.index(last(&records) as usize) as u64;
         let kept = without(&records, |sequence| sequence < first);
         let window = Window { first: Some(first), last: Some(last(&records)) };
@@ -214,16 +214,16 @@ proptest! {
         prop_assert_eq!(report.verdict, Verdict::Complete, "{}", report);
     }
 
-    /// As a file that begins in the middle.
+    /// The capture begins in the middle of the stream.
     #[test]
-    fn a_promise_holds_from_what_was_read_first(records in promised(), pick in any::<prop::sample::Index>()) {
+    fn correct_records_are_complete_from_the_lowest_read(records in correct_records(), pick in any::<prop::sample::Index>()) {
         let kept = &records[pick.index(records.len())..];
         let report = within(kept, Window { first: None, last: None });
         prop_assert_eq!(report.verdict, Verdict::Complete, "{}", report);
     }
 
     #[test]
-    fn a_promise_holds_wherever_it_is_to_end(records in promised(), pick in any::<prop::sample::Index>()) {
+    fn correct_records_are_complete_up_to_any_last_sequence(records in correct_records(), pick in any::<prop::sample::Index>()) {
         let end = 1 + pick.index(last(&records) as usize) as u64;
         let kept = without(&records, |sequence| sequence > end);
         let report = within(&kept, Window { first: Some(1), last: Some(end) });
@@ -231,11 +231,11 @@ proptest! {
         prop_assert_eq!(report.verdict, Verdict::Complete, "{}", report);
     }
 
-    /// A stream is read while it is written to: some is late, and comes, and what is
-    /// beyond the horizon is not whole yet.
+    /// The stream is read while it is being written: records before the horizon arrive late, and
+    /// those beyond it are incomplete.
     #[test]
-    fn a_promise_holds_up_to_the_horizon(
-        records in promised(),
+    fn correct_records_are_complete_up_to_the_horizon(
+        records in correct_records(),
         picks in prop::collection::vec(any::<bool>(), 200),
         end in any::<prop::sample::Index>(),
     ) {
@@ -258,9 +258,9 @@ proptest! {
         prop_assert_eq!(found(&audit).verdict, Verdict::Complete, "{}", found(&audit));
     }
 
-    /// Never stops to wait where the report would fail.
+    /// Waiting for late records never ends while the report would fail.
     #[test]
-    fn what_is_whole_does_not_fail_for_what_is_missing(
+    fn a_report_fails_for_missing_events_until_the_audit_is_whole(
         records in prop::collection::vec(prop_oneof![
             6 => (1..40u64).prop_map(Record::event),
             1 => (1..30u64, 0..12u64, 1..4u64).prop_map(|(first, more, count)| gap(first, first + more, count.min(more + 1))),
@@ -279,24 +279,24 @@ proptest! {
     }
 
     #[test]
-    fn a_loss_within_a_gap_shows_wherever_the_capture_begins(first in 1..150u64, pick in any::<prop::sample::Index>()) {
+    fn a_loss_within_a_gap_is_found_from_any_first_sequence(first in 1..150u64, pick in any::<prop::sample::Index>()) {
         let (delivered, gap) = sparse();
         let mut kept = without(&delivered, |sequence| sequence < first);
         kept.push(gap);
-        let there: BTreeSet<u64> = super::sequences(&kept).into_iter().filter(|one| *one <= 150).collect();
+        let present: BTreeSet<u64> = super::sequences(&kept).into_iter().filter(|one| *one <= 150).collect();
         let expired = (first..=150).filter(|one| one % 10 == 0).count();
         // As many as the gap counts may have expired; one more may not be missing.
         let lost = 15 - expired + 1;
-        prop_assume!(there.len() >= lost);
-        let start = pick.index(there.len() - lost + 1);
-        let gone: BTreeSet<u64> = there.into_iter().skip(start).take(lost).collect();
-        let harmed = without(&kept, |sequence| gone.contains(&sequence));
-        let report = within(&harmed, Window { first: Some(first), last: None });
+        prop_assume!(present.len() >= lost);
+        let start = pick.index(present.len() - lost + 1);
+        let gone: BTreeSet<u64> = present.into_iter().skip(start).take(lost).collect();
+        let damaged = without(&kept, |sequence| gone.contains(&sequence));
+        let report = within(&damaged, Window { first: Some(first), last: None });
         prop_assert_eq!(report.verdict, Verdict::Incomplete, "{}", report);
         let one_less = *gone.first().unwrap();
-        let mut healed = harmed;
-        healed.push(Record::event(one_less));
-        let report = within(&healed, Window { first: Some(first), last: None });
+        let mut restored = damaged;
+        restored.push(Record::event(one_less));
+        let report = within(&restored, Window { first: Some(first), last: None });
         prop_assert_eq!(report.verdict, Verdict::Complete, "{}", report);
     }
 }

@@ -91,7 +91,7 @@ async fn what_is_intact_of_a_damaged_file_is_delivered() {
     let (ended, records) = ground.deliver(input, 3).await;
     assert_eq!(flows(&records), [1, 2, 3]);
     assert!(ended.stdout.contains("broken        1\n"), "{ended:?}");
-    let words = "line 2: 20971520 NULs passed over";
+    let words = "line 2: 20971520 NULs skipped";
     assert!(ended.stderr.contains(words), "{ended:?}");
 }
 
@@ -152,7 +152,7 @@ async fn what_is_no_text_is_replaced_and_counted() {
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(ended.stdout.contains("repaired      2 "), "{ended:?}");
     assert!(
-        ended.stderr.contains("line 1: 2 times not UTF-8"),
+        ended.stderr.contains("line 1: 2 sequences are not UTF-8"),
         "{ended:?}"
     );
     assert!(
@@ -213,7 +213,7 @@ async fn prefixes_and_old_formats_are_read() {
 async fn the_exit_code_tells_whether_everything_was_read() {
     let ground = Ground::new().await;
     let flow = r#"{"timestamp":"2026-02-03T04:05:06Z","event_type":"flow"}"#;
-    let none = "there was no alert in the input\n";
+    let none = "the input contains no alert\n";
     let unreadable = "no line of the input could be read";
     for (input, code, words) in [
         ("", 0, none),

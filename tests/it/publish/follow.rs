@@ -222,7 +222,7 @@ async fn a_log_is_followed_until_it_is_told_to_stop() {
     let told = String::from_utf8_lossy(&ended.stdout).into_owned();
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");
     assert!(told.contains("accepted      120\n"), "{told}");
-    assert!(told.contains("the next run goes on from"), "{told}");
+    assert!(told.contains("the next run resumes from"), "{told}");
     // Nothing comes twice after an end in order.
     log.write(5);
     let publisher = log.publish(&address);
@@ -320,9 +320,7 @@ async fn what_cannot_be_opened_is_skipped_or_waited_for() {
     // The path, at the start.
     close(log.path());
     let (publisher, mut warnings) = start(&log);
-    warnings
-        .until("eve.json cannot be opened, and is waited for")
-        .await;
+    warnings.until("eve.json, which cannot be opened").await;
     log.write(10);
     fs::set_permissions(log.path(), Permissions::from_mode(0o644)).unwrap();
     seen.until(10).await;
@@ -338,7 +336,7 @@ async fn what_cannot_be_opened_is_skipped_or_waited_for() {
     log.write(5);
     let (publisher, mut warnings) = start(&log);
     warnings
-        .until("eve.json.1 is skipped, since it cannot be opened")
+        .until("eve.json.1 is skipped because it cannot be opened")
         .await;
     seen.until(15).await;
     assert!(!seen.numbers.contains(&(unread - 1)));
@@ -346,15 +344,16 @@ async fn what_cannot_be_opened_is_skipped_or_waited_for() {
     log.rotate();
     close(log.path());
     log.write(5);
-    warnings
-        .until("eve.json cannot be opened, and is waited for")
-        .await;
+    warnings.until("eve.json, which cannot be opened").await;
     fs::set_permissions(log.path(), Permissions::from_mode(0o644)).unwrap();
     seen.until(20).await;
     let ended = terminate(publisher).await;
     assert_eq!(ended.status.code(), Some(1), "{ended:?}");
     let told = String::from_utf8_lossy(&ended.stdout).into_owned();
-    assert!(told.contains("something was not read"), "{told}");
+    assert!(
+        told.contains("some content of the log was not read"),
+        "{told}"
+    );
     // Once it can be read, nothing of it is missing.
     for number in 1..9 {
         let rotated = log.dir.path().join(format!("eve.json.{number}"));
@@ -404,9 +403,7 @@ async fn a_path_that_never_comes_is_told() {
     fs::rename(log.path(), log.dir.path().join("eve-2.json")).unwrap();
     let mut publisher = log.publish(&address);
     let mut warnings = Warnings::of(&mut publisher);
-    warnings
-        .until("eve.json is not there yet, and is waited for")
-        .await;
+    warnings.until("eve.json, which does not exist").await;
     let ended = terminate(publisher).await;
     assert_eq!(ended.status.code(), Some(1), "nothing was read: {ended:?}");
 }

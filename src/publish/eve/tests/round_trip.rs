@@ -1,4 +1,4 @@
-//! Whole records: what goes in comes out, be it in a field or in the context.
+//! Whole records: every member is preserved, in a field or in the context.
 
 use std::{fs, io, io::Write};
 
@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::*;
 
-/// Puts the record together again, to compare it with what the line said.
+/// Rebuilds the record from the detection, to compare it with the line.
 fn reassemble(d: &v1::IdsDetection) -> Map<String, Value> {
     let mut record: Map<String, Value> = match d.context_json.as_str() {
         "" => Map::new(),
@@ -20,11 +20,7 @@ fn reassemble(d: &v1::IdsDetection) -> Map<String, Value> {
     };
     let mut put = |key: &str, value: Value| {
         if value != json!(null) && value != json!("") && value != json!([]) {
-            assert_eq!(
-                record.insert(key.into(), value),
-                None,
-                "{key} is there twice"
-            );
+            assert_eq!(record.insert(key.into(), value), None, "{key} is repeated");
         }
     };
     put("src_ip", json!(d.src_ip));
@@ -40,11 +36,7 @@ fn reassemble(d: &v1::IdsDetection) -> Map<String, Value> {
     put("direction", json!(d.direction));
     let mut put = |key: &str, value: Value| {
         if value != json!(null) {
-            assert_eq!(
-                alert.insert(key.into(), value),
-                None,
-                "{key} is there twice"
-            );
+            assert_eq!(alert.insert(key.into(), value), None, "{key} is repeated");
         }
     };
     put(
@@ -62,18 +54,18 @@ fn reassemble(d: &v1::IdsDetection) -> Map<String, Value> {
     if !d.metadata.is_empty() {
         let metadata = alert.entry("metadata").or_insert_with(|| json!({}));
         for (key, values) in &d.metadata {
-            let held = metadata
+            let previous = metadata
                 .as_object_mut()
                 .unwrap()
                 .insert(key.clone(), json!(values.values));
-            assert_eq!(held, None, "{key} is there twice");
+            assert_eq!(previous, None, "{key} is repeated");
         }
     }
     record.insert("alert".into(), Value::Object(alert));
     record
 }
 
-/// Any JSON value, without numbers that a comparison through `f64` would blur.
+/// Generates any JSON value, without numbers that lose precision as `f64`.
 fn any_value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -155,12 +147,12 @@ proptest! {
     }
 }
 
-/// A capture is not ours to ship; whoever has one names it.
+/// Real captures cannot be distributed, so the path of one is given in a variable.
 #[test]
 fn a_real_file_loses_nothing() {
     const VARIABLE: &str = "SIEM_RELAY_TEST_EVE";
     let Some(path) = std::env::var_os(VARIABLE) else {
-        // The test harness keeps what `eprintln!` says of a test that passes.
+        // The test harness hides the output of `eprintln!` in a test that passes.
         let mut stderr = io::stderr();
         writeln!(stderr, "\nSKIPPED a_real_file_loses_nothing: set {VARIABLE}=/path/to/eve.json to run it on a real Suricata EVE file").unwrap();
         return;

@@ -1,16 +1,16 @@
-//! Which files are read, and which never are.
+//! Selection of the files that are read.
 
 use std::time::{Duration, SystemTime};
 
 use super::*;
 
-/// Writes foreign lines, newer than anything else.
-fn foreign(log: &Log, name: &str) {
+/// Writes a file that must not be read, newer than all others.
+fn write_foreign(log: &Log, name: &str) {
     log.append(&log.named(name), &format!("{:>80}\n", "foreign"));
     touch(log, name, 600);
 }
 
-/// So many seconds from now.
+/// Sets the modification time to so many seconds from now.
 fn touch(log: &Log, name: &str, seconds: i64) {
     let now = SystemTime::now();
     let change = Duration::from_secs(seconds.unsigned_abs());
@@ -27,24 +27,24 @@ fn touch(log: &Log, name: &str, seconds: i64) {
 }
 
 #[test]
-fn at_a_first_start_only_the_path_is_read() {
-    for is_there in [true, false] {
-        let mut log = Log::unstarted();
+fn only_the_path_is_read_at_the_first_start() {
+    for exists in [true, false] {
+        let mut log = Log::unfollowed();
         for name in ["eve.json.1", "eve.json-20260102", "eve.json.old"] {
-            foreign(&log, name);
+            write_foreign(&log, name);
         }
-        if is_there {
+        if exists {
             log.write(3);
         }
         log.start();
-        // Killed before anything was read.
+        // A kill before anything was read.
         log.start();
         log.write(2);
         log.read();
-        log.notes.clear();
+        log.notices.clear();
         log.check();
         log.restart();
-        // The earlier ones are shifted with it.
+        // The rotation also renames the earlier files.
         log.rotate();
         log.write(2);
         log.check();
@@ -57,15 +57,15 @@ fn at_a_first_start_only_the_path_is_read() {
 }
 
 #[test]
-fn another_log_beside_it_is_never_read() {
-    let mut log = Log::begun();
+fn another_log_in_the_directory_is_never_read() {
+    let mut log = Log::with_three_lines_read();
     for name in [
         "eve-2.json",
         "eve-flow.json",
         "eve-2.json.1",
         "eve.json.bak",
     ] {
-        foreign(&log, name);
+        write_foreign(&log, name);
     }
     for _ in 0..2 {
         log.write(2);
@@ -84,15 +84,15 @@ fn another_log_beside_it_is_never_read() {
 }
 
 #[test]
-fn a_file_that_was_the_path_is_found_under_any_name() {
+fn a_file_that_was_the_log_is_found_under_any_name() {
     for name in ["eve-20260102.json", "eve.1.json", "moved"] {
-        let mut log = Log::begun();
+        let mut log = Log::with_three_lines_read();
         log.write(2);
         fs::rename(log.path(), log.named(name)).unwrap();
         log.restart();
         log.write(2);
         log.check();
-        // A copy, by its first bytes.
+        // A copy is found by its first bytes.
         log.write(2);
         fs::copy(log.path(), log.named("copy")).unwrap();
         fs::write(log.path(), "").unwrap();
@@ -103,8 +103,8 @@ fn a_file_that_was_the_path_is_found_under_any_name() {
 }
 
 #[test]
-fn a_copy_that_is_made_by_hand_is_not_read_again() {
-    let mut log = Log::begun();
+fn a_manual_copy_is_not_read_again() {
+    let mut log = Log::with_three_lines_read();
     fs::copy(log.path(), log.named("eve.json.20260102")).unwrap();
     log.rotate();
     log.write(2);
@@ -117,8 +117,8 @@ fn a_copy_that_is_made_by_hand_is_not_read_again() {
 }
 
 #[test]
-fn what_is_written_to_the_old_file_after_a_rotation_is_read() {
-    let mut log = Log::begun();
+fn lines_written_to_the_old_file_after_a_rotation_are_read() {
+    let mut log = Log::with_three_lines_read();
     log.rotate();
     log.write(2);
     log.check();
@@ -128,14 +128,14 @@ fn what_is_written_to_the_old_file_after_a_rotation_is_read() {
         log.write(2);
         log.check();
     }
-    // Also where nothing was written for long before the rotation.
+    // The same if nothing was written for a long time before the rotation.
     touch(&log, "eve.json", -600);
     log.rotate();
     log.write(1);
     log.check();
     log.write_to(&log.named("eve.json.1"), 1);
     log.check();
-    // A line that is completed late, with the new file in the middle of a line.
+    // A line that is completed late, while the new file ends with a partial line.
     log.append(&log.named("eve.json.1"), "     ");
     log.append(&log.path(), "    ");
     log.read();
@@ -145,7 +145,7 @@ fn what_is_written_to_the_old_file_after_a_rotation_is_read() {
     log.append(&log.path(), &format!("{}\n", log.written + 1));
     log.written += 1;
     log.check();
-    // And where it is removed or was compressed meanwhile.
+    // The same if the old file was removed, as after a compression.
     log.rotate();
     log.write(2);
     log.check();
@@ -160,18 +160,18 @@ fn what_is_written_to_the_old_file_after_a_rotation_is_read() {
 }
 
 #[test]
-fn what_is_written_to_the_old_file_while_nobody_follows_is_read() {
-    let mut log = Log::begun();
+fn lines_written_to_the_old_file_while_nothing_follows_are_read() {
+    let mut log = Log::with_three_lines_read();
     log.rotate();
     log.write(2);
     log.check();
     log.restart();
     log.write_to(&log.named("eve.json.1"), 2);
-    // The new file is the one that was being read.
+    // The state file names the new file.
     log.write(1);
     log.read();
     let last = log.read.split_off(5);
-    assert_eq!(last, ["8", "6", "7"], "first it goes on where it was");
+    assert_eq!(last, ["8", "6", "7"], "the saved position is first");
     log.rotate();
     log.write(1);
     log.read();
@@ -180,14 +180,14 @@ fn what_is_written_to_the_old_file_while_nobody_follows_is_read() {
 }
 
 #[test]
-fn a_state_of_an_earlier_version_is_gone_on_with() {
-    let mut log = Log::unstarted();
-    foreign(&log, "eve.json.2");
+fn a_state_file_of_an_earlier_version_is_resumed() {
+    let mut log = Log::unfollowed();
+    write_foreign(&log, "eve.json.2");
     touch(&log, "eve.json.2", -3_600);
     log.write(3);
     let (file, metadata) = file::open(&log.path()).unwrap().unwrap();
     let head = file::head(&file, file::HEAD_BYTES).unwrap();
-    let print = serde_json::to_value(file::Print::of(&head)).unwrap();
+    let fingerprint = serde_json::to_value(file::Fingerprint::of(&head)).unwrap();
     let id = file::FileId::of(&metadata);
     let modified = metadata.modified().unwrap();
     let modified = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap();
@@ -196,8 +196,8 @@ fn a_state_of_an_earlier_version_is_gone_on_with() {
         log.path(),
         id.device,
         id.inode,
-        print["head_length"],
-        print["head_sha1"],
+        fingerprint["head_length"],
+        fingerprint["head_sha1"],
         modified.as_nanos()
     );
     fs::write(default_state_file(&log.path()), state).unwrap();
@@ -214,59 +214,60 @@ fn a_state_of_an_earlier_version_is_gone_on_with() {
 }
 
 #[test]
-fn dated_or_threaded_files_in_place_of_the_path_are_an_error() {
+fn a_log_per_day_or_thread_instead_of_the_path_is_an_error() {
     for name in ["eve-20260102.json", "eve.1.json"] {
-        let mut log = Log::unstarted();
-        foreign(&log, name);
+        let mut log = Log::unfollowed();
+        write_foreign(&log, name);
         log.start();
-        let error = log.tail.as_mut().unwrap().step().unwrap_err().to_string();
+        let error = log.tail.as_mut().unwrap().next_part().unwrap_err();
+        let error = error.to_string();
         assert!(
             error.contains(name) && error.contains("threaded: no"),
             "{error}"
         );
     }
-    // They may come later.
+    // Such files may appear later.
     let mut log = Log::new();
     log.read();
-    assert!(matches!(log.notes[..], [Told::Absent(_)]));
-    foreign(&log, "eve-2.json");
+    assert!(matches!(log.notices[..], [FileNotice::Absent(_)]));
+    write_foreign(&log, "eve-2.json");
     log.read();
-    foreign(&log, "eve.2.json");
-    assert!(log.tail.as_mut().unwrap().step().is_err());
+    write_foreign(&log, "eve.2.json");
+    assert!(log.tail.as_mut().unwrap().next_part().is_err());
     // A path that existed before is waited for.
     let mut log = Log::new();
     log.write(2);
     log.read();
-    foreign(&log, "eve.2.json");
+    write_foreign(&log, "eve.2.json");
     touch(&log, "eve.2.json", -600);
     fs::rename(log.path(), log.named("eve.json.1")).unwrap();
     log.restart();
     log.read();
     log.write(2);
-    log.notes.clear();
+    log.notices.clear();
     log.check();
 }
 
 #[test]
-fn a_sensor_that_writes_elsewhere_is_warned_of() {
-    let mut log = Log::unstarted();
+fn a_warning_names_the_file_that_the_sensor_writes_instead() {
+    let mut log = Log::unfollowed();
     log.write(2);
     touch(&log, "eve.json", -600);
     for name in ["eve-2.json", "eve-20260102.json"] {
-        foreign(&log, name);
+        write_foreign(&log, name);
     }
     log.start();
     log.read();
     log.read();
-    let [Told::Warning(text)] = &log.notes[..] else {
-        panic!("{:?}", log.notes);
+    let [FileNotice::Warning(text)] = &log.notices[..] else {
+        panic!("{:?}", log.notices);
     };
     assert!(text.contains("eve-20260102.json"), "{text}");
     assert_eq!(log.read.len(), 2);
 }
 
 #[test]
-fn what_was_compressed_before_it_was_read_is_told() {
+fn a_file_that_was_compressed_unread_is_reported() {
     let mut log = Log::new();
     log.write(3);
     log.read();
@@ -277,22 +278,22 @@ fn what_was_compressed_before_it_was_read_is_told() {
     fs::write(&before, "compressed").unwrap();
     touch(&log, "eve.json.2.gz", -3_600);
     log.write(1);
-    log.notes.clear();
+    log.notices.clear();
     log.restart();
     log.read();
     log.check_lost("eve.json.1.gz");
     assert!(
-        log.notes
+        log.notices
             .iter()
-            .all(|told| !format!("{told:?}").contains("json.2.gz"))
+            .all(|notice| !format!("{notice:?}").contains("json.2.gz"))
     );
     assert_eq!(log.read.last().unwrap(), "6");
 }
 
 #[test]
-fn a_rotation_of_files_full_of_nuls_reads_what_comes_after() {
-    // A writer without O_APPEND goes on at its old offset after a truncation.
-    let mut log = Log::unstarted();
+fn lines_after_nuls_are_read_across_a_truncation() {
+    // A writer without O_APPEND continues at its old offset after a truncation.
+    let mut log = Log::unfollowed();
     fs::write(log.path(), vec![0; 5_000]).unwrap();
     log.write(2);
     log.start();
@@ -312,8 +313,8 @@ fn a_rotation_of_files_full_of_nuls_reads_what_comes_after() {
 }
 
 #[test]
-fn a_last_line_without_its_line_break_counts_once_nobody_writes_any_more() {
-    let mut log = Log::begun();
+fn a_last_line_without_a_line_break_is_read_once_the_file_is_idle() {
+    let mut log = Log::with_three_lines_read();
     log.append(&log.path(), "     4");
     log.read();
     touch(&log, "eve.json", -600);
@@ -326,10 +327,10 @@ fn a_last_line_without_its_line_break_counts_once_nobody_writes_any_more() {
 }
 
 #[test]
-fn many_rotations_leave_a_state_of_bounded_size() {
-    let mut log = Log::unstarted();
+fn the_state_file_has_a_bounded_size() {
+    let mut log = Log::unfollowed();
     for number in 1..10 {
-        foreign(&log, &format!("eve.json-2026010{number}"));
+        write_foreign(&log, &format!("eve.json-2026010{number}"));
     }
     log.start();
     for round in 0..200 {
@@ -342,16 +343,16 @@ fn many_rotations_leave_a_state_of_bounded_size() {
             log.restart();
         }
     }
-    log.notes.clear();
+    log.notices.clear();
     log.check();
     let known = &log.position.as_ref().unwrap().file.known;
     assert!((10..=140).contains(&known.len()), "{}", known.len());
 }
 
-/// The first bytes of a file with a hole say nothing of it: once it is written anew, only its
+/// The first bytes of a file with a hole do not identify it: after it is rewritten, only its
 /// inode is the same.
 #[test]
-fn a_file_that_began_with_nuls_and_is_written_anew_is_read_from_its_start() {
+fn a_rewritten_file_that_began_with_nuls_is_read_from_its_start() {
     let mut log = Log::new();
     log.append(&log.path(), &"\0".repeat(4_096));
     log.write(20);

@@ -12,12 +12,12 @@ fn alert(number: u32) -> String {
     )
 }
 
-/// The text of each object, and `!` for damage.
+/// Returns the text of each object, and `!` for damage.
 fn parts(text: &str) -> Vec<&str> {
-    Pieces::new(text.as_bytes())
-        .map(|piece| match piece {
-            Piece::Object { object, .. } => &text[object],
-            Piece::Damaged(..) => "!",
+    Fragments::new(text.as_bytes())
+        .map(|fragment| match fragment {
+            Fragment::Object { object, .. } => &text[object],
+            Fragment::Damaged { .. } => "!",
         })
         .collect()
 }
@@ -29,7 +29,7 @@ fn objects(text: &str) -> Vec<&str> {
 }
 
 #[test]
-fn records_glued_to_each_other_are_apart() {
+fn records_without_a_line_break_between_them_are_separated() {
     let (a, b) = (alert(1), flow(2));
     assert_eq!(parts(&format!("{a}{b}")), [&a, &b]);
     assert_eq!(parts(&format!(" {a} \t{b}{a}\0\0{b} \0")), [&a, &b, &a, &b]);
@@ -40,7 +40,7 @@ fn records_glued_to_each_other_are_apart() {
 }
 
 #[test]
-fn wherever_a_record_is_cut_the_next_one_is_found() {
+fn the_record_after_a_cut_one_is_found() {
     let (a, b, c) = (alert(1), alert(2), flow(3));
     for cut in (1..a.len()).filter(|cut| a.is_char_boundary(*cut)) {
         let cut = &a[..cut];
@@ -57,7 +57,7 @@ fn wherever_a_record_is_cut_the_next_one_is_found() {
         }
         assert_eq!(parts(cut), ["!"]);
     }
-    // The start is missing.
+    // A record whose start is missing.
     for cut in (1..a.len()).filter(|cut| a.is_char_boundary(*cut)) {
         let cut = &a[cut..];
         assert_eq!(objects(&format!("{cut}{b}")), [&b], "{cut}");
@@ -65,7 +65,7 @@ fn wherever_a_record_is_cut_the_next_one_is_found() {
 }
 
 #[test]
-fn an_object_within_another_is_no_record() {
+fn a_nested_object_is_not_a_record() {
     let inner = r#"{"timestamp":"2026-02-03T04:05:06Z","event_type":"alert","alert":{"gid":1}}"#;
     let escaped = inner.replace('"', "\\\"");
     let outer = format!(
@@ -74,7 +74,7 @@ fn an_object_within_another_is_no_record() {
     assert_eq!(parts(&outer), [&outer]);
     for cut in 1..outer.len() {
         let cut = &outer[..cut];
-        // Nothing tells a whole object at the very end from the next record.
+        // A whole nested object at the very end cannot be distinguished from the next record.
         if !cut.ends_with(inner) {
             assert_eq!(parts(cut), ["!"], "{cut}");
         }
@@ -88,7 +88,7 @@ fn an_object_within_another_is_no_record() {
 }
 
 #[test]
-fn what_does_not_look_like_a_record_is_not_taken_out_of_damage() {
+fn an_object_without_the_members_of_a_record_is_damage() {
     for other in [
         r#"{"a":1}"#,
         r#"{"timestamp":"t"}"#,
@@ -104,13 +104,13 @@ fn what_does_not_look_like_a_record_is_not_taken_out_of_damage() {
 }
 
 #[test]
-fn a_prefix_is_told_from_damage() {
+fn a_prefix_is_distinguished_from_damage() {
     let record = alert(1);
     let prefixes = |text: &str| -> Vec<Option<String>> {
-        Pieces::new(text.as_bytes())
-            .map(|piece| match piece {
-                Piece::Object { prefix, .. } => prefix.map(|range| text[range].to_owned()),
-                Piece::Damaged(..) => Some("!".to_owned()),
+        Fragments::new(text.as_bytes())
+            .map(|fragment| match fragment {
+                Fragment::Object { prefix, .. } => prefix.map(|range| text[range].to_owned()),
+                Fragment::Damaged { .. } => Some("!".to_owned()),
             })
             .collect()
     };
@@ -143,7 +143,7 @@ fn a_prefix_is_told_from_damage() {
 #[test]
 fn a_hostile_line_takes_linear_time() {
     let record = alert(1);
-    let many = 1 << 20;
+    let length = 1 << 20;
     for unit in [
         "{",
         "{\"",
@@ -159,26 +159,29 @@ fn a_hostile_line_takes_linear_time() {
         "\0",
         "}",
     ] {
-        let line = unit.repeat(many / unit.len()) + &record;
+        let line = unit.repeat(length / unit.len()) + &record;
         assert_eq!(objects(&line).last(), Some(&&*record), "{unit}");
-        let line = unit.repeat(many / unit.len());
-        assert!(Pieces::new(line.as_bytes()).count() <= line.len(), "{unit}");
+        let line = unit.repeat(length / unit.len());
+        assert!(
+            Fragments::new(line.as_bytes()).count() <= line.len(),
+            "{unit}"
+        );
     }
 }
 
 proptest! {
     #[test]
-    fn any_text_ends(text in r#"[{}\[\]":,\\a0 \x00]{0,200}"#) {
+    fn fragments_of_any_text_are_disjoint_and_in_order(text in r#"[{}\[\]":,\\a0 \x00]{0,200}"#) {
         let mut end = 0;
-        for piece in Pieces::new(text.as_bytes()) {
-            let range = match piece {
-                Piece::Object { object, .. } => {
+        for fragment in Fragments::new(text.as_bytes()) {
+            let range = match fragment {
+                Fragment::Object { object, .. } => {
                     let whole = serde_json::from_str::<&RawValue>(&text[object.clone()]);
-                    // A number is not checked here.
+                    // The scan does not check numbers.
                     prop_assert!(whole.is_ok() || text.contains('0'), "{}", text);
                     object
                 }
-                Piece::Damaged(range, _) => range,
+                Fragment::Damaged { range, .. } => range,
             };
             prop_assert!(end <= range.start && range.start < range.end);
             end = range.end;
