@@ -8,6 +8,7 @@
 )]
 
 mod delivery;
+mod docs;
 mod harness;
 mod house;
 mod integrations;
