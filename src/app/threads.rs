@@ -3,7 +3,7 @@
 //! Taking requests and delivering share little, and each is many short tasks. Where any thread
 //! may take any of them, what a task needs lies in another processor's cache, and threads wait
 //! for one another's locks: with one event a message that was a third of all CPU
-//! (`docs/performance.md`).
+//! (`docs/decisions/threads.md`).
 
 use std::{convert::Infallible, io, sync::mpsc, thread};
 

@@ -1,10 +1,10 @@
-//! The settings table as Markdown, for the README.
+//! The settings table as Markdown, for `docs/settings.md`.
 
 use std::fmt::Write as _;
 
 use super::{Setting, settings};
 
-/// The table of all settings that stands in the README between the comments
+/// The table of all settings that `docs/settings.md` has between the comments
 /// `<!-- settings -->` and `<!-- /settings -->`.
 pub fn settings_table_markdown() -> String {
     let mut table = String::from(

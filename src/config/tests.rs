@@ -361,13 +361,13 @@ fn the_table_has_every_setting_once_with_words() {
     }
 }
 
-/// The README repeats the table between two comments; print it anew with
-/// `cargo test readme_has_the_settings_table -- --nocapture`.
+/// `docs/settings.md` repeats the table between two comments; print it anew with
+/// `cargo test docs_have_the_settings_table`.
 #[test]
-fn readme_has_the_settings_table() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    let readme = fs::read_to_string(path).unwrap();
-    let (_, rest) = readme
+fn docs_have_the_settings_table() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/settings.md");
+    let page = fs::read_to_string(path).unwrap();
+    let (_, rest) = page
         .split_once("<!-- settings -->")
         .expect("an opening comment");
     let (section, _) = rest
@@ -376,7 +376,7 @@ fn readme_has_the_settings_table() {
     let table = settings_table_markdown();
     assert!(
         section.trim() == table.trim(),
-        "the settings table of README.md is stale; it should be\n\n{table}"
+        "the settings table of docs/settings.md is stale; it should be\n\n{table}"
     );
 }
 

@@ -9,6 +9,7 @@
 
 mod borders;
 mod delivery;
+mod docs;
 mod harness;
 mod integrations;
 mod process;

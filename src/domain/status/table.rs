@@ -1,10 +1,10 @@
-//! Markdown table of all statuses and reasons for the documentation.
+//! The table of statuses as Markdown, for `docs/status.md`.
 
 use std::fmt::Write as _;
 
 use super::{Reason, Status};
 
-/// Returns the table of all statuses and reasons. The README has it between the comments
+/// Returns the table of all statuses and reasons. `docs/status.md` has it between the comments
 /// `<!-- statuses -->` and `<!-- /statuses -->`.
 pub fn status_table_markdown() -> String {
     let mut table = String::from(
@@ -105,13 +105,13 @@ mod tests {
         }
     }
 
-    /// The README contains the table between two comments. Print the current one with
-    /// `cargo test readme_has_the_status_table -- --nocapture`.
+    /// `docs/status.md` repeats the table between two comments; print it anew with
+    /// `cargo test docs_have_the_status_table`.
     #[test]
-    fn readme_has_the_status_table() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-        let readme = fs::read_to_string(path).unwrap();
-        let (_, rest) = readme
+    fn docs_have_the_status_table() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/status.md");
+        let page = fs::read_to_string(path).unwrap();
+        let (_, rest) = page
             .split_once("<!-- statuses -->")
             .expect("an opening comment");
         let (section, _) = rest
@@ -120,7 +120,7 @@ mod tests {
         let table = status_table_markdown();
         assert!(
             section.trim() == table.trim(),
-            "the status table of README.md is stale; it should be\n\n{table}"
+            "the status table of docs/status.md is stale; it should be\n\n{table}"
         );
     }
 }
