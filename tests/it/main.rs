@@ -7,9 +7,9 @@
     reason = "a test that meets what it does not expect has failed"
 )]
 
+mod borders;
 mod delivery;
 mod harness;
-mod house;
 mod integrations;
 mod process;
 mod publish;

@@ -1,0 +1,273 @@
+//! Borders between the modules of `src`, as `src/lib.rs` lists them. What a crate of the
+//! workspace may use is in its Cargo.toml.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use proc_macro2::{TokenStream, TokenTree};
+use syn::visit::{self, Visit};
+
+/// Reason why a file may not use a path, if it may not. `path` starts at `src`; `used` starts
+/// with `crate` or the name of a crate.
+fn violation(path: &str, used: &[String]) -> Option<&'static str> {
+    let module = path.split('/').next().unwrap_or_default();
+    let module = module.trim_end_matches(".rs");
+    let mut segments = used.iter().map(String::as_str);
+    let (first, second) = (segments.next()?, segments.next().unwrap_or_default());
+    match first {
+        "crate" if second == module => None,
+        "crate" => match (module, second) {
+            ("domain", _) => Some("domain sees nothing but itself"),
+            ("store" | "sink", used) if used != "domain" => Some("an adapter sees domain only"),
+            ("onboarding" | "verify", used) if used != "domain" => Some("it sees domain only"),
+            ("api", "worker" | "sink" | "app" | "cli") => Some("api sees domain and ports"),
+            ("worker", "api" | "watch" | "app" | "cli") => Some("worker sees domain and ports"),
+            (module, "proto") if module != "api" => Some("the server's messages belong to api"),
+            _ => None,
+        },
+        "tonic" | "tonic_health" | "tonic_prost" | "tonic_reflection" | "tonic_types" | "prost"
+        | "prost_types" => {
+            (!["api", "proto"].contains(&module)).then_some("only api knows tonic and prost")
+        }
+        "sea_orm" | "sea_orm_migration" | "sqlx" => {
+            (module != "store").then_some("only store knows the database")
+        }
+        "aws_lc_rs" | "aws_stand_in" => None,
+        sdk if sdk.starts_with("aws_") => {
+            (module != "sink").then_some("only sink knows the AWS SDK")
+        }
+        "clap" => (!["config", "cli"].contains(&module))
+            .then_some("only config and cli know the command line"),
+        "tokio" | "tokio_util" | "tokio_stream" => {
+            (module == "domain").then_some("domain is pure: no IO, no clock, no tasks")
+        }
+        _ => None,
+    }
+}
+
+fn violations(path: &str, source: &str) -> Vec<String> {
+    let depth = match path {
+        "lib.rs" | "main.rs" => 0,
+        _ => path.split('/').count(),
+    };
+    let mut paths = Paths {
+        depth,
+        found: Vec::new(),
+    };
+    paths.visit_file(&syn::parse_file(source).unwrap());
+    let mut found: Vec<String> = paths
+        .found
+        .iter()
+        .filter_map(|used| {
+            let why = violation(path, used)?;
+            Some(format!("{path}: {}: {why}", used.join("::")))
+        })
+        .collect();
+    found.dedup();
+    if path.ends_with("mod.rs") {
+        found.push(format!("{path}: a module is a file beside its folder"));
+    }
+    found
+}
+
+/// Collects the paths that a file uses, those inside of macros included.
+struct Paths {
+    /// Modules between the crate's root and the one that is visited.
+    depth: usize,
+    found: Vec<Vec<String>>,
+}
+
+impl Paths {
+    /// Notes a path; one into this crate starts with `crate`, however it was written.
+    fn add(&mut self, mut path: Vec<String>) {
+        let supers = path.iter().take_while(|part| *part == "super").count();
+        let into_crate = match path.first().map(String::as_str) {
+            Some("crate" | "siem_relay") => 1,
+            Some("super") if supers == self.depth => supers,
+            _ => 0,
+        };
+        if into_crate > 0 {
+            path.splice(..into_crate, ["crate".to_owned()]);
+        }
+        self.found.push(path);
+    }
+
+    fn add_use(&mut self, mut path: Vec<String>, tree: &syn::UseTree) {
+        match tree {
+            syn::UseTree::Path(part) => {
+                path.push(part.ident.to_string());
+                self.add_use(path, &part.tree);
+            }
+            syn::UseTree::Name(syn::UseName { ident })
+            | syn::UseTree::Rename(syn::UseRename { ident, .. }) => {
+                path.push(ident.to_string());
+                self.add(path);
+            }
+            syn::UseTree::Glob(_) => self.add(path),
+            syn::UseTree::Group(group) => {
+                for tree in &group.items {
+                    self.add_use(path.clone(), tree);
+                }
+            }
+        }
+    }
+
+    /// The arguments of a macro are no syntax tree: takes words joined by `::`.
+    fn add_tokens(&mut self, tokens: TokenStream) {
+        let mut path = Vec::new();
+        let mut colons = 0;
+        for token in tokens {
+            match token {
+                TokenTree::Ident(word) => {
+                    if colons != 2 {
+                        self.add(std::mem::take(&mut path));
+                    }
+                    path.push(word.to_string());
+                    colons = 0;
+                }
+                TokenTree::Punct(mark) if mark.as_char() == ':' => colons += 1,
+                token => {
+                    self.add(std::mem::take(&mut path));
+                    colons = 0;
+                    if let TokenTree::Group(group) = token {
+                        self.add_tokens(group.stream());
+                    }
+                }
+            }
+        }
+        self.add(path);
+    }
+}
+
+impl<'a> Visit<'a> for Paths {
+    fn visit_item_use(&mut self, item: &'a syn::ItemUse) {
+        self.add_use(Vec::new(), &item.tree);
+    }
+
+    fn visit_path(&mut self, path: &'a syn::Path) {
+        let parts = path.segments.iter().map(|part| part.ident.to_string());
+        self.add(parts.collect());
+        visit::visit_path(self, path);
+    }
+
+    fn visit_macro(&mut self, item: &'a syn::Macro) {
+        self.visit_path(&item.path);
+        self.add_tokens(item.tokens.clone());
+    }
+
+    fn visit_item_mod(&mut self, item: &'a syn::ItemMod) {
+        self.depth += 1;
+        visit::visit_item_mod(self, item);
+        self.depth -= 1;
+    }
+}
+
+/// Every Rust file of `src`: its path from there, with slashes, and its text.
+fn files() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    let mut folders = vec![root.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path: PathBuf = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.strip_prefix(&root).unwrap();
+                let name = name.to_str().unwrap().replace('\\', "/");
+                found.push((name, fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn no_module_crosses_a_border() {
+    let files = files();
+    assert!(files.len() > 50, "found only {} files", files.len());
+    let found: Vec<String> = files
+        .iter()
+        .flat_map(|(path, source)| violations(path, source))
+        .collect();
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+#[test]
+fn a_planted_violation_is_found() {
+    for (path, source, used) in [
+        ("worker/turn.rs", "use tonic::Status;", "tonic::Status"),
+        (
+            "domain/arn.rs",
+            "fn f() { tokio::time::sleep(d); }",
+            "tokio::time::sleep",
+        ),
+        (
+            "api/events.rs",
+            "use crate::{domain::x, worker::{Worker}};",
+            "crate::worker::Worker",
+        ),
+        (
+            "api.rs",
+            "use super::worker::Worker;",
+            "crate::worker::Worker",
+        ),
+        (
+            "worker/lane.rs",
+            "fn f() -> super::super::api::Api { g() }",
+            "crate::api::Api",
+        ),
+        (
+            "store.rs",
+            "mod a { use super::super::sink; }",
+            "crate::sink",
+        ),
+        (
+            "onboarding/policy.rs",
+            "use crate::config::Config;",
+            "crate::config::Config",
+        ),
+        ("verify.rs", "use crate::sink::Sink;", "crate::sink::Sink"),
+        ("watch.rs", "use sea_orm as db;", "sea_orm"),
+        (
+            "app.rs",
+            "use { std::fmt, aws_config::Region };",
+            "aws_config::Region",
+        ),
+        ("main.rs", "use siem_relay::proto::v1;", "crate::proto::v1"),
+        (
+            "telemetry.rs",
+            "fn f() { m!(\"{}\", g(clap::Parser)) }",
+            "clap::Parser",
+        ),
+    ] {
+        let found = violations(path, source);
+        let named = format!("{path}: {used}: ");
+        assert!(
+            found.len() == 1 && found[0].starts_with(&named),
+            "{found:?} is not one about {used}"
+        );
+    }
+    assert_eq!(violations("domain/mod.rs", "").len(), 1);
+}
+
+#[test]
+fn sound_files_have_no_violation() {
+    for (path, source) in [
+        ("domain.rs", "const A: &str = \"tokio::x\"; // use sqlx::y;"),
+        (
+            "store/open.rs",
+            "mod tests { use super::*; use super::super::read; }",
+        ),
+        ("telemetry.rs", "fn f() { builder.with_tonic(); }"),
+        ("store/secret.rs", "use aws_lc_rs::aead::Aad;"),
+        (
+            "domain.rs",
+            "#[cfg(test)] mod tests { use super::*; use crate::domain::x; }",
+        ),
+    ] {
+        assert_eq!(violations(path, source), Vec::<String>::new());
+    }
+}
