@@ -4,7 +4,7 @@ use std::{fs::File, io::Write, path::Path};
 
 use super::{
     Failure,
-    samples::{Latency, Samples, now_nanos},
+    stats::{Latency, Samples, now_nanos},
 };
 
 const SYNCS: usize = 300;

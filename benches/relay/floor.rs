@@ -24,9 +24,9 @@ use tokio::{
 
 use super::{
     Failure,
-    child::Orders,
     events::record,
-    samples::{Latency, Samples, now_nanos},
+    process::Orders,
+    stats::{Latency, Samples, now_nanos},
     workload::Workload,
 };
 

@@ -9,8 +9,8 @@ use super::{
     Failure, loader,
     measure::{Bench, Size},
     report::{Figures, Run},
-    samples::now_nanos,
     sink::{self, Tally, Watch},
+    stats::now_nanos,
     table::tell,
     workload::Workload,
 };

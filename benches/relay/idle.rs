@@ -6,7 +6,7 @@ use serde::Serialize;
 use tokio::time::sleep;
 
 use super::{
-    Failure, child::Child, configure::Admin, measure::Size, service::Service, sink, table::tell,
+    Failure, configure::Admin, measure::Size, process::Child, service::Service, sink, table::tell,
 };
 
 /// After the start, until memory and CPU are looked at.

@@ -28,7 +28,7 @@ use tonic::{
 use tower::service_fn;
 
 use self::{log::Log, opaque::Opaque};
-use super::{Failure, child::Orders};
+use super::{Failure, process::Orders};
 
 /// Requests of one stream that wait for a sync.
 const UNANSWERED: usize = 256;

@@ -22,9 +22,9 @@ use tonic::transport::Channel;
 use self::calls::Sending;
 use super::{
     Failure,
-    child::Orders,
     frames::{Frame, frames, greetings},
-    samples::{Latency, Samples, now_nanos},
+    process::Orders,
+    stats::{Latency, Samples, now_nanos},
     workload::{Rpc, Workload},
 };
 

@@ -11,7 +11,6 @@
 //! This binary starts itself in the roles loader, sink, floor, intake and subscribers;
 //! `cargo bench --bench relay -- --help` names the options. See docs/performance.md.
 
-mod child;
 mod configure;
 mod disk;
 mod events;
@@ -24,12 +23,13 @@ mod intake;
 mod loader;
 mod measure;
 mod options;
+mod process;
 mod report;
-mod samples;
 mod sanity;
 mod service;
 mod sink;
 mod spread;
+mod stats;
 mod subscribers;
 mod table;
 mod usage;
@@ -47,7 +47,7 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
-    let ended = match child::Role::of_this_process() {
+    let ended = match process::Role::of_this_process() {
         Some(Ok(role)) => role.run(),
         Some(Err(failure)) => Err(failure),
         None => options::run(),

@@ -11,10 +11,10 @@ use tokio::time::{sleep, timeout};
 pub use self::intake::Intake;
 use super::{
     Failure,
-    child::Child,
     configure::Admin,
     floor::{self, Means},
     loader,
+    process::Child,
     report::{AlikeRun, FloorRun, Measured, RateRun, Run, WorkloadReport},
     service::Service,
     sink::{self, Tally, Watch},

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{samples::Latency, spread::Spread, workload::Workload};
+use super::{spread::Spread, stats::Latency, workload::Workload};
 
 /// One piece of work by the service.
 #[derive(Clone, Debug, Serialize)]

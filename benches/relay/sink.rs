@@ -14,8 +14,8 @@ use tokio::{net::TcpListener, sync::Notify, task::LocalSet};
 use self::{answers::Answers, ledger::Ledger, stamp::Stamps};
 use super::{
     Failure,
-    child::Orders,
-    samples::{Latency, Samples, now_nanos},
+    process::Orders,
+    stats::{Latency, Samples, now_nanos},
 };
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -14,13 +14,13 @@ use tonic::Streaming;
 
 use super::{
     Failure,
-    child::{Child, Orders},
     configure::Admin,
     measure::Size,
-    samples::{Latency, Samples, now_nanos},
+    process::{Child, Orders},
     service::Service,
     sink,
     spread::Spread,
+    stats::{Latency, Samples, now_nanos},
     table::tell,
     workload::Workload,
 };

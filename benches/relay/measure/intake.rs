@@ -2,9 +2,9 @@
 
 use super::{Failure, Size};
 use crate::{
-    child::Child,
     intake::{Plan, Ready},
     loader,
+    process::Child,
     report::IntakeRun,
     workload::Workload,
 };
