@@ -1,20 +1,20 @@
-//! Times that were measured, each kept, so that percentiles are exact.
+//! Statistics: percentiles of the latencies within a run, and the median over several runs.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-/// Nanoseconds since 1970: what processes of one machine can compare.
+/// Returns nanoseconds since 1970, which processes of one machine can compare.
 pub fn now_nanos() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |now| now.as_nanos() as u64)
 }
 
-/// Times in microseconds.
+/// Latencies in microseconds. All are kept, so that percentiles are exact.
 #[derive(Default)]
 pub struct Samples(Vec<u32>);
 
-/// The percentiles of times, in milliseconds.
+/// Percentiles of latencies.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Latency {
     pub count: usize,
@@ -25,13 +25,13 @@ pub struct Latency {
 }
 
 impl Samples {
-    /// From and to in nanoseconds.
+    /// Adds the time between two readings of [`now_nanos`].
     pub fn add(&mut self, from: u64, to: u64) {
         let micros = to.saturating_sub(from) / 1000;
         self.0.push(u32::try_from(micros).unwrap_or(u32::MAX));
     }
 
-    /// Takes the samples; nothing is left.
+    /// Returns the percentiles and removes all samples.
     pub fn take(&mut self) -> Latency {
         let mut sorted = std::mem::take(&mut self.0);
         sorted.sort_unstable();
@@ -46,6 +46,36 @@ impl Samples {
             p99_ms: at(0.99),
             p999_ms: at(0.999),
             max_ms: at(1.0),
+        }
+    }
+}
+
+/// Median and range of one figure over several runs.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Spread {
+    pub runs: usize,
+    pub median: f64,
+    pub least: f64,
+    pub most: f64,
+}
+
+impl Spread {
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let middle = values.len() / 2;
+        let median = match values.as_slice() {
+            [] => 0.0,
+            sorted if sorted.len().is_multiple_of(2) => {
+                f64::midpoint(sorted[middle - 1], sorted[middle])
+            }
+            sorted => sorted[middle],
+        };
+        Self {
+            runs: values.len(),
+            median,
+            least: values.first().copied().unwrap_or_default(),
+            most: values.last().copied().unwrap_or_default(),
         }
     }
 }
