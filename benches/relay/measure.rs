@@ -1,5 +1,5 @@
-//! Measurement of a workload: saturated runs of the service and of both baselines in turn,
-//! then runs at fixed rates.
+//! Measurement of a workload: saturated runs of the service and of both baselines, one after
+//! the other, then runs at fixed rates.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -241,7 +241,7 @@ pub async fn workload(workload: &Workload, scope: &Scope) -> Result<WorkloadRepo
             matched_floor
                 .as_ref()
                 .map_or_else(String::new, |matched| format!(
-                    ", with as many by the floor {:.2} and a bare socket {:.2}",
+                    ", floor with as many records a request {:.2}, bare socket {:.2}",
                     matched.sdk.cpu_per_million, matched.bare.cpu_per_million
                 )),
         ));
