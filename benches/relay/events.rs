@@ -1,9 +1,16 @@
-//! The detections that are published.
+//! Events that are published: detections, and Publish requests that are encoded before the
+//! measurement. Only the time of sending is inserted later; the sink reads it back as the
+//! CloudEvents attribute `time` and so measures how long an event took.
 
 use std::{fs, path::Path};
 
+use bytes::Bytes;
 use prost::Message;
-use rand::{Rng, rngs::StdRng};
+use rand::{
+    Rng, SeedableRng,
+    distr::{Distribution, weighted::WeightedIndex},
+    rngs::StdRng,
+};
 use siem_client::v1::{self, event::Payload};
 use siem_relay::{
     api::event_decoder::decode_event,
@@ -12,11 +19,21 @@ use siem_relay::{
 };
 use uuid::Uuid;
 
-use super::Failure;
+use super::{
+    Failure,
+    workload::{Mix, Rpc, Workload},
+};
 
-/// Bytes of the field `observed_time` as it is laid out here: always the same, so
-/// that the time of sending can be put in later.
-pub const TIME_LENGTH: usize = 14;
+/// Length of the encoded field `observed_time`, which is constant here, so that the time of
+/// sending can be inserted later.
+const TIME_LENGTH: usize = 14;
+/// Limits of the distinct events of a workload, by number and in all.
+const MAX_EVENTS: usize = 100_000;
+const MAX_BYTES: usize = 64 << 20;
+/// Events of the requests that precede the measurement.
+const WARMUP_BATCH: usize = 100;
+/// Constant, so that every run publishes the same events.
+const SEED: u64 = 7;
 
 const SIGNATURES: [(&str, &str); 6] = [
     ("ET SCAN Potential SSH Scan", "Attempted Information Leak"),
@@ -39,16 +56,17 @@ const SIGNATURES: [(&str, &str); 6] = [
     ),
 ];
 
-/// Where events come from.
-pub enum Source {
-    /// Of so many bytes as published, or the least that a detection takes.
-    Made { bytes: usize },
-    /// The alerts of an EVE file.
-    Real(Vec<v1::IdsDetection>),
+/// Origin of detections.
+pub enum EventSource {
+    /// Random detections, with which an event is of about this size as published, or as
+    /// short as a detection can be.
+    Generated { bytes: usize },
+    /// Alerts of an EVE file, drawn at random.
+    File(Vec<v1::IdsDetection>),
 }
 
-impl Source {
-    pub fn real(path: &Path) -> Result<Self, Failure> {
+impl EventSource {
+    pub fn from_file(path: &Path) -> Result<Self, Failure> {
         let origin = Origin::new("any", Uuid::nil(), Uuid::nil());
         let text = fs::read_to_string(path)?;
         let detections: Vec<_> = text
@@ -60,12 +78,12 @@ impl Source {
             .map(|Payload::IdsDetection(detection)| detection)
             .collect();
         match detections.is_empty() {
-            true => Err(format!("{} holds no alert", path.display()).into()),
-            false => Ok(Self::Real(detections)),
+            true => Err(format!("{} has no alert", path.display()).into()),
+            false => Ok(Self::File(detections)),
         }
     }
 
-    /// An encoded event without its time, which is the last [`TIME_LENGTH`] bytes.
+    /// Returns an encoded event. Its last [`TIME_LENGTH`] bytes are `observed_time`.
     pub fn event(&self, rng: &mut StdRng, organization_id: &str, device: u128) -> Vec<u8> {
         let mut event = v1::Event {
             organization_id: organization_id.to_owned(),
@@ -77,8 +95,8 @@ impl Source {
             payload: None,
         };
         let detection = match self {
-            Self::Real(all) => all[rng.random_range(0..all.len())].clone(),
-            Self::Made { bytes } => made(rng, &mut event, *bytes),
+            Self::File(all) => all[rng.random_range(0..all.len())].clone(),
+            Self::Generated { bytes } => generate(rng, &mut event, *bytes),
         };
         event.payload = Some(Payload::IdsDetection(detection));
         let mut encoded = event.encode_to_vec();
@@ -89,13 +107,13 @@ impl Source {
     }
 }
 
-/// A detection with which the event is about so long.
-fn made(rng: &mut StdRng, event: &mut v1::Event, bytes: usize) -> v1::IdsDetection {
+/// Returns a detection with which the encoded event has about this length.
+fn generate(rng: &mut StdRng, event: &mut v1::Event, bytes: usize) -> v1::IdsDetection {
     let mut detection = detection(rng);
     event.payload = Some(Payload::IdsDetection(detection.clone()));
-    let bare = event.encoded_len() + TIME_LENGTH;
-    // Tag and length of the text, and the longer lengths of what holds it.
-    if let Some(missing) = bytes.checked_sub(bare + 8) {
+    let minimum = event.encoded_len() + TIME_LENGTH;
+    // Tag and length of `context_json`, and the longer lengths of the enclosing messages.
+    if let Some(missing) = bytes.checked_sub(minimum + 8) {
         detection.context_json = context(rng, missing);
     }
     detection
@@ -123,7 +141,8 @@ fn detection(rng: &mut StdRng) -> v1::IdsDetection {
     }
 }
 
-/// A JSON object of exactly so many bytes, or nothing where that is too few for one.
+/// Returns a JSON object of exactly this length, or an empty string if the length is too
+/// small for one.
 fn context(rng: &mut StdRng, length: usize) -> String {
     const LAST: &str = r#""note":""}"#;
     let mut text = "{".to_owned();
@@ -155,15 +174,15 @@ fn context(rng: &mut StdRng, length: usize) -> String {
     text + &LAST.replace(r#""}"#, &format!(r#"{note}"}}"#))
 }
 
-/// Field 4, a `google.protobuf.Timestamp` of two varints of five bytes each.
-pub fn write_time(out: &mut [u8], nanos: u64) {
+/// Writes field 4, a `google.protobuf.Timestamp` of two varints of five bytes each.
+fn write_time(out: &mut [u8], nanos: u64) {
     out[..3].copy_from_slice(&[0x22, 12, 0x08]);
     write_varint(&mut out[3..8], nanos / 1_000_000_000);
     out[8] = 0x10;
     write_varint(&mut out[9..14], nanos % 1_000_000_000);
 }
 
-/// Five bytes whatever the value, which the wire format allows.
+/// Writes five bytes for any value, padded as the wire format allows.
 fn write_varint(out: &mut [u8], mut value: u64) {
     for byte in &mut out[..4] {
         *byte = value as u8 | 0x80;
@@ -172,17 +191,17 @@ fn write_varint(out: &mut [u8], mut value: u64) {
     out[4] = value as u8 & 0x7f;
 }
 
-/// The record that the service makes of an event.
+/// Returns the record that the service writes to Kinesis for an encoded event.
 pub fn record(event: &[u8], sequence: u64) -> Result<Vec<u8>, Failure> {
     let event = decode_event(event)?;
-    let valid = event
-        .validate()
-        .map_err(|rejection| format!("the service rejects its event: {rejection:?}"))?;
+    let valid = event.validate().map_err(|rejection| {
+        format!("the service rejects an event of the benchmark: {rejection:?}")
+    })?;
     let format = Format::new("https://meter.com", "com.meter")?;
     let mut stored = Vec::new();
-    valid
-        .store(&format, &mut stored)
-        .map_err(|rejection| format!("the service rejects its event: {rejection:?}"))?;
+    valid.store(&format, &mut stored).map_err(|rejection| {
+        format!("the service rejects an event of the benchmark: {rejection:?}")
+    })?;
     let mut record = Vec::new();
     render_record(
         &RecordHead::new(Uuid::nil()),
@@ -191,4 +210,92 @@ pub fn record(event: &[u8], sequence: u64) -> Result<Vec<u8>, Failure> {
         &mut record,
     )?;
     Ok(record)
+}
+
+/// Encoded request without its times.
+pub struct EncodedRequest {
+    bytes: Vec<u8>,
+    /// Offset of each event's time.
+    times: Vec<usize>,
+}
+
+impl EncodedRequest {
+    fn new(rpc: Rpc, events: &[Vec<u8>]) -> Self {
+        // Tag of the repeated field `events`: number 1 in PublishRequest, 2 in
+        // PublishStreamRequest.
+        let tag = match rpc {
+            Rpc::Publish => 0x0a,
+            Rpc::PublishStream => 0x12,
+        };
+        let (mut bytes, mut times) = (Vec::new(), Vec::new());
+        for event in events {
+            bytes.push(tag);
+            prost::encode_length_delimiter(event.len(), &mut bytes).unwrap_or_default();
+            bytes.extend_from_slice(event);
+            times.push(bytes.len() - TIME_LENGTH);
+        }
+        Self { bytes, times }
+    }
+
+    pub fn events(&self) -> u64 {
+        self.times.len() as u64
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    /// Returns the request with a time of sending in nanoseconds since 1970.
+    pub fn sent_at(&self, nanos: u64) -> Bytes {
+        let mut bytes = self.bytes.clone();
+        for &at in &self.times {
+            write_time(&mut bytes[at..at + TIME_LENGTH], nanos);
+        }
+        bytes.into()
+    }
+}
+
+/// Returns the requests of a workload, which the loader sends over and over.
+pub fn requests(workload: &Workload, batch: usize) -> Result<Vec<EncodedRequest>, Failure> {
+    let source = workload.event_source()?;
+    let mut rng = StdRng::seed_from_u64(SEED);
+    let organizations = organization_weights(workload)?;
+    let (mut requests, mut events, mut bytes) = (Vec::new(), 0, 0);
+    while events < MAX_EVENTS && bytes < MAX_BYTES {
+        let only = organizations.sample(&mut rng);
+        let encoded: Vec<Vec<u8>> = (0..batch)
+            .map(|_| {
+                let organization = match workload.mix {
+                    Mix::Grouped => only,
+                    Mix::Even | Mix::Zipf => organizations.sample(&mut rng),
+                };
+                let device = rng.random_range(0..workload.devices);
+                source.event(&mut rng, &Workload::organization(organization), device)
+            })
+            .collect();
+        let request = EncodedRequest::new(workload.rpc, &encoded);
+        events += batch;
+        bytes += request.bytes.len();
+        requests.push(request);
+    }
+    Ok(requests)
+}
+
+/// Returns requests with one event of each organization.
+pub fn warmup_requests(workload: &Workload) -> Result<Vec<EncodedRequest>, Failure> {
+    let source = workload.event_source()?;
+    let mut rng = StdRng::seed_from_u64(SEED);
+    let events: Vec<Vec<u8>> = (0..workload.organizations)
+        .map(|number| source.event(&mut rng, &Workload::organization(number), 0))
+        .collect();
+    let request = |events: &[Vec<u8>]| EncodedRequest::new(workload.rpc, events);
+    Ok(events.chunks(WARMUP_BATCH).map(request).collect())
+}
+
+fn organization_weights(workload: &Workload) -> Result<WeightedIndex<f64>, Failure> {
+    let weights = (0..workload.organizations).map(|number| match workload.mix {
+        Mix::Even | Mix::Grouped => 1.0,
+        Mix::Zipf => 1.0 / (number + 1) as f64,
+    });
+    Ok(WeightedIndex::new(weights)?)
 }

@@ -1,10 +1,12 @@
-//! The least that writing to Kinesis takes with the AWS SDK: ready-made requests, of 500
-//! records or as few as the service's had, and nothing else. And what remains of that
-//! without the SDK.
+//! Baseline of sending (`floor`): ready-made PutRecords requests, sent to the sink by the AWS
+//! SDK or by a bare socket. Requests are full, or have as many records as the service's.
 
-mod bare;
-
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use aws_sdk_kinesis::{
     Client,
@@ -14,9 +16,12 @@ use aws_sdk_kinesis::{
     primitives::Blob,
     types::PutRecordsRequestEntry,
 };
+use minicbor::{Encoder, encode};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 use tokio::{
+    io::AsyncWriteExt,
+    net::TcpStream,
     sync::Mutex,
     task::JoinSet,
     time::{Instant, sleep_until},
@@ -24,68 +29,76 @@ use tokio::{
 
 use super::{
     Failure,
-    child::Orders,
     events::record,
-    samples::{Latency, Samples, now_nanos},
+    http,
+    process::Controller,
+    stats::{Latency, Samples, now_nanos},
     workload::Workload,
 };
 
 /// Records of a full request.
-pub const RECORDS: usize = 500;
-const REQUEST_BYTES: usize = 5 << 20;
-const IN_FLIGHT: usize = 4;
+pub const FULL_REQUEST: usize = 500;
+const MAX_REQUEST_BYTES: usize = 5 << 20;
+const REQUESTS_IN_FLIGHT: usize = 4;
+/// Number of requests that differ.
+const DISTINCT_REQUESTS: usize = 32;
 const SEED: u64 = 7;
 const STREAM_ARN: &str = "arn:aws:kinesis:us-east-1:222222222222:stream/detections";
-/// Requests that differ.
-const DISTINCT: usize = 32;
+/// Head of a request by the bare socket, as long as that of a signed one.
+const BARE_HEAD: &str = "POST / HTTP/1.1\r\nhost: kinesis.us-east-1.amazonaws.com\r\n\
+    content-type: application/x-amz-cbor-1.1\r\nx-amz-target: Kinesis_20131202.PutRecords\r\n";
+const SIGNATURE_BYTES: usize = 360 + 64 + 200;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Plan {
+pub struct Config {
     pub sink: SocketAddr,
     pub workload: Workload,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Order {
+pub struct Command {
     pub records: u64,
-    /// On average, as far as the requests that are ready have so many.
+    /// Average, limited by the size of the ready-made requests.
     pub records_per_request: f64,
-    /// None sends as fast as that goes.
+    /// None sends as fast as possible.
     pub records_per_second: Option<f64>,
-    pub means: Means,
+    pub method: Method,
 }
 
-/// What sends.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Means {
+pub enum Method {
+    /// AWS SDK, which serializes, signs and parses.
     Sdk,
-    /// A socket alone: nothing is made, signed or understood.
+    /// TCP socket, which writes encoded requests and reads responses without parsing them.
     Bare,
 }
 
-impl Order {
-    /// Of a request by its number: the whole numbers around the average take turns.
+impl Command {
+    /// Returns the records of a request by its number: one of the two integers around the
+    /// average, so that the average holds over all requests.
     fn records_of(&self, number: usize) -> usize {
         let before = |number: usize| (number as f64 * self.records_per_request) as usize;
         before(number + 1) - before(number)
     }
 
-    /// All that [`Order::records_of`] may say.
-    fn counts(&self) -> [usize; 2] {
-        let fewest = self.records_per_request as usize;
-        [fewest, fewest + 1]
+    /// Returns all values of [`Command::records_of`].
+    fn record_counts(&self) -> [usize; 2] {
+        let lower = self.records_per_request as usize;
+        [lower, lower + 1]
     }
 }
 
+/// Answer at the start.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Ready {
-    /// Bytes of a record, on average.
+    /// Average size of a record.
     pub record_bytes: f64,
 }
 
+/// Answer to a command.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Done {
+pub struct Sent {
     pub records: u64,
     pub first_nanos: u64,
     pub request: Latency,
@@ -93,27 +106,21 @@ pub struct Done {
 
 type Requests = Arc<Vec<Vec<PutRecordsRequestEntry>>>;
 
-/// Says first what it has ready.
-pub fn run(plan: Plan) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let requests = Arc::new(requests(&plan.workload)?);
-        let client = client(plan.sink);
-        let mut orders = Orders::new();
-        let ready = ready(&requests);
-        orders.answer(&ready).await?;
-        let mut made = Arc::new(bare::Made::default());
-        while let Some(order) = orders.next::<Order>().await? {
-            if let (Means::Bare, Some(made)) = (order.means, Arc::get_mut(&mut made)) {
-                made.make(&requests, order.counts())?;
-            }
-            let done = send(&plan, &client, &requests, &made, order).await?;
-            orders.answer(&done).await?;
+pub async fn run(config: Config) -> Result<(), Failure> {
+    let requests = Arc::new(requests(&config.workload)?);
+    let client = client(config.sink);
+    let mut controller = Controller::new();
+    let ready = ready(&requests);
+    controller.answer(&ready).await?;
+    let mut encoded = Arc::new(EncodedRequests::default());
+    while let Some(command) = controller.next::<Command>().await? {
+        if let (Method::Bare, Some(encoded)) = (command.method, Arc::get_mut(&mut encoded)) {
+            encoded.prepare(&requests, command.record_counts())?;
         }
-        Ok(())
-    })
+        let sent = send(&config, &client, &requests, &encoded, command).await?;
+        controller.answer(&sent).await?;
+    }
+    Ok(())
 }
 
 fn client(sink: SocketAddr) -> Client {
@@ -135,12 +142,12 @@ fn client(sink: SocketAddr) -> Client {
 }
 
 fn requests(workload: &Workload) -> Result<Vec<Vec<PutRecordsRequestEntry>>, Failure> {
-    let source = workload.source()?;
+    let source = workload.event_source()?;
     let mut rng = StdRng::seed_from_u64(SEED);
     let mut all = Vec::new();
-    for _ in 0..DISTINCT {
+    for _ in 0..DISTINCT_REQUESTS {
         let (mut entries, mut bytes) = (Vec::new(), 0);
-        while entries.len() < RECORDS && bytes < REQUEST_BYTES - (64 << 10) {
+        while entries.len() < FULL_REQUEST && bytes < MAX_REQUEST_BYTES - (64 << 10) {
             let device = rng.random_range(0..workload.devices);
             let event = source.event(&mut rng, "org-000000", device);
             let data = record(&event, entries.len() as u64 + 1)?;
@@ -164,10 +171,10 @@ fn ready(requests: &Requests) -> Ready {
     }
 }
 
-/// One of those that send at the same time.
+/// One of the tasks' means of sending.
 enum Sender {
     Sdk(Client),
-    Bare(bare::Connection, Arc<bare::Made>),
+    Bare(BareConnection, Arc<EncodedRequests>),
 }
 
 impl Sender {
@@ -185,12 +192,12 @@ impl Sender {
                 request.set_records(Some(entries)).send().await?;
                 Ok(())
             }
-            Self::Bare(connection, made) => connection.put(made, number, count).await,
+            Self::Bare(connection, encoded) => connection.put(encoded.get(number, count)?).await,
         }
     }
 }
 
-/// How far they are together.
+/// Progress of all senders together.
 #[derive(Default)]
 struct Progress {
     records: u64,
@@ -199,22 +206,31 @@ struct Progress {
 }
 
 async fn send(
-    plan: &Plan,
+    config: &Config,
     client: &Client,
     requests: &Requests,
-    made: &Arc<bare::Made>,
-    order: Order,
-) -> Result<Done, Failure> {
+    encoded: &Arc<EncodedRequests>,
+    command: Command,
+) -> Result<Sent, Failure> {
+    let mut senders = Vec::new();
+    for _ in 0..REQUESTS_IN_FLIGHT {
+        senders.push(match command.method {
+            Method::Sdk => Sender::Sdk(client.clone()),
+            Method::Bare => {
+                let connection = BareConnection::open(config.sink).await?;
+                Sender::Bare(connection, Arc::clone(encoded))
+            }
+        });
+    }
     let progress = Arc::new(Mutex::new(Progress::default()));
-    let senders = senders(plan, client, made, order).await?;
     let start = Instant::now();
     let first_nanos = now_nanos();
     let mut sending = JoinSet::new();
     for sender in senders {
-        sending.spawn(work(
+        sending.spawn(send_share(
             sender,
             Arc::clone(requests),
-            order,
+            command,
             Arc::clone(&progress),
             start,
         ));
@@ -223,50 +239,33 @@ async fn send(
         ended??;
     }
     let mut progress = progress.lock().await;
-    Ok(Done {
+    Ok(Sent {
         records: progress.records,
         first_nanos,
         request: progress.samples.take(),
     })
 }
 
-async fn senders(
-    plan: &Plan,
-    client: &Client,
-    made: &Arc<bare::Made>,
-    order: Order,
-) -> Result<Vec<Sender>, Failure> {
-    if let Means::Sdk = order.means {
-        let senders = std::iter::repeat_with(|| Sender::Sdk(client.clone()));
-        return Ok(senders.take(IN_FLIGHT).collect());
-    }
-    let mut senders = Vec::new();
-    for _ in 0..IN_FLIGHT {
-        let connection = bare::Connection::open(plan.sink).await?;
-        senders.push(Sender::Bare(connection, Arc::clone(made)));
-    }
-    Ok(senders)
-}
-
-async fn work(
+/// Sends requests one after another, until all senders together have sent all records.
+async fn send_share(
     mut sender: Sender,
     requests: Requests,
-    order: Order,
+    command: Command,
     progress: Arc<Mutex<Progress>>,
     start: Instant,
 ) -> Result<(), Failure> {
     loop {
         let (number, count) = {
             let mut progress = progress.lock().await;
-            if progress.records >= order.records {
+            if progress.records >= command.records {
                 return Ok(());
             }
-            if let Some(rate) = order.records_per_second {
+            if let Some(rate) = command.records_per_second {
                 let due = Duration::from_secs_f64(progress.records as f64 / rate);
                 sleep_until(start + due).await;
             }
             let number = progress.requests % requests.len();
-            let count = order.records_of(progress.requests);
+            let count = command.records_of(progress.requests);
             let count = count.min(requests[number].len());
             progress.records += count as u64;
             progress.requests += 1;
@@ -276,5 +275,92 @@ async fn work(
         sender.put(&requests, number, count).await?;
         let end = now_nanos();
         progress.lock().await.samples.add(start, end);
+    }
+}
+
+/// Requests as bytes, for the bare socket.
+#[derive(Default)]
+struct EncodedRequests {
+    record_counts: [usize; 2],
+    /// By the number of the request and the number of its records.
+    requests: HashMap<(usize, usize), Vec<u8>>,
+}
+
+impl EncodedRequests {
+    /// Encodes each request with each number of records, if that is not done yet.
+    fn prepare(
+        &mut self,
+        requests: &[Vec<PutRecordsRequestEntry>],
+        record_counts: [usize; 2],
+    ) -> Result<(), Failure> {
+        if self.record_counts == record_counts {
+            return Ok(());
+        }
+        self.record_counts = record_counts;
+        self.requests.clear();
+        for (number, entries) in requests.iter().enumerate() {
+            for count in record_counts.map(|count| count.min(entries.len())) {
+                if let Entry::Vacant(vacant) = self.requests.entry((number, count)) {
+                    vacant.insert(encode_request(&entries[..count])?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn get(&self, number: usize, count: usize) -> Result<&[u8], Failure> {
+        let request = self.requests.get(&(number, count));
+        Ok(request.ok_or("the request was not encoded")?)
+    }
+}
+
+fn encode_request(entries: &[PutRecordsRequestEntry]) -> Result<Vec<u8>, Failure> {
+    let body = encode_body(entries)?;
+    let signature = "a".repeat(SIGNATURE_BYTES);
+    let length = body.len();
+    let head = format!("{BARE_HEAD}authorization: {signature}\r\ncontent-length: {length}\r\n\r\n");
+    Ok([head.as_bytes(), &body].concat())
+}
+
+fn encode_body(entries: &[PutRecordsRequestEntry]) -> Result<Vec<u8>, Failure> {
+    let mut to = Encoder::new(Vec::new());
+    let mut write = || {
+        to.begin_map()?.str("StreamARN")?.str(STREAM_ARN)?;
+        to.str("Records")?.begin_array()?;
+        for entry in entries {
+            to.begin_map()?.str("Data")?.bytes(entry.data().as_ref())?;
+            let key = entry.partition_key().unwrap_or_default();
+            to.str("PartitionKey")?.str(key)?.end()?;
+        }
+        to.end()?.end()?.ok()
+    };
+    let written: Result<(), encode::Error<_>> = write();
+    written?;
+    Ok(to.into_writer())
+}
+
+/// Connection of the bare socket, which is kept alive.
+struct BareConnection {
+    stream: TcpStream,
+    response: Vec<u8>,
+}
+
+impl BareConnection {
+    async fn open(sink: SocketAddr) -> Result<Self, Failure> {
+        let stream = TcpStream::connect(sink).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self {
+            stream,
+            response: Vec::with_capacity(64 << 10),
+        })
+    }
+
+    async fn put(&mut self, request: &[u8]) -> Result<(), Failure> {
+        self.stream.write_all(request).await?;
+        self.response.clear();
+        let response = http::read(&mut self.stream, &mut self.response).await?;
+        response
+            .map(drop)
+            .ok_or("the sink closed the connection".into())
     }
 }

@@ -1,4 +1,7 @@
-//! HTTP/1.1 messages with a content-length, one after another on one connection.
+//! Reader of HTTP/1.1 messages with a content-length, for the sink and the bare socket.
+//!
+//! Not an HTTP library: the bare socket measures the least CPU that a request can take, and
+//! the sink shares the processors with the service.
 
 use std::io;
 
@@ -6,16 +9,16 @@ use memchr::memmem;
 use tokio::{io::AsyncReadExt, net::TcpStream};
 
 const HEAD_END: &[u8] = b"\r\n\r\n";
-const LENGTH: &[u8] = b"content-length:";
+const CONTENT_LENGTH: &[u8] = b"content-length:";
 
-/// Where a message's body begins and where it ends.
+/// Offsets of a message's body in the buffer.
 pub struct Message {
-    pub head: usize,
+    pub body: usize,
     pub end: usize,
 }
 
-/// Reads until a whole message is at the buffer's start; its head becomes lowercase. None
-/// once the peer has closed.
+/// Reads until the buffer starts with a whole message, and makes its head lowercase. Returns
+/// None if the peer has closed the connection.
 pub async fn read(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option<Message>> {
     let Some(message) = read_head(stream, buffer).await? else {
         return Ok(None);
@@ -33,9 +36,9 @@ async fn read_head(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<O
     loop {
         if let Some(at) = memmem::find(buffer, HEAD_END) {
             buffer[..at].make_ascii_lowercase();
-            let head = at + HEAD_END.len();
-            let end = head + content_length(&buffer[..at]);
-            return Ok(Some(Message { head, end }));
+            let body = at + HEAD_END.len();
+            let end = body + content_length(&buffer[..at]);
+            return Ok(Some(Message { body, end }));
         }
         buffer.reserve(64 << 10);
         if stream.read_buf(buffer).await? == 0 {
@@ -44,8 +47,9 @@ async fn read_head(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<O
     }
 }
 
+/// Returns 0 if the head names no length.
 fn content_length(head: &[u8]) -> usize {
-    let value = memmem::find(head, LENGTH).map(|at| &head[at + LENGTH.len()..]);
+    let value = memmem::find(head, CONTENT_LENGTH).map(|at| &head[at + CONTENT_LENGTH.len()..]);
     let digits = value.map(|value| value.trim_ascii_start());
     let digits = digits.and_then(|value| value.split(|byte| !byte.is_ascii_digit()).next());
     let text = digits.and_then(|digits| str::from_utf8(digits).ok());

@@ -1,4 +1,4 @@
-//! What many integrations cost that have nothing to do.
+//! Cost of idle integrations (`--idle`).
 
 use std::time::{Duration, Instant};
 
@@ -6,67 +6,76 @@ use serde::Serialize;
 use tokio::time::sleep;
 
 use super::{
-    Failure, child::Child, configure::Admin, measure::Size, service::Service, sink, table::tell,
+    Failure,
+    measure::Scope,
+    process::{Child, Role},
+    service::{Admin, Service},
+    sink,
+    table::progress,
 };
 
-/// After the start, until memory and CPU are looked at.
-const CALM: Duration = Duration::from_secs(2);
+/// Time after which the service has finished its work and is idle.
+pub const IDLE_AFTER: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Idle {
     pub integrations: usize,
-    /// To configure them all, many at once.
+    /// Time of configuring all integrations by concurrent calls.
     pub configure_seconds: f64,
     pub empty_megabytes: f64,
-    /// After all were configured, and after a restart.
+    /// Memory after all were configured.
     pub configured_megabytes: f64,
+    /// Memory after a restart.
     pub restarted_megabytes: f64,
-    /// Over the empty service, after the restart.
+    /// Memory after the restart beyond that of the empty service.
     pub bytes_per_integration: f64,
     pub empty_start_seconds: f64,
-    /// From the start of the process until it listens, and until it answers.
+    /// Time from the start of the process until it listens.
     pub start_seconds: f64,
+    /// Time from the start of the process until it answers a call.
     pub answer_seconds: f64,
-    /// At rest: CPU seconds in a second.
-    pub cpu_at_rest: f64,
-    pub empty_cpu_at_rest: f64,
+    /// CPU seconds per second.
+    #[serde(rename = "cpu_at_rest")]
+    pub idle_cpu: f64,
+    #[serde(rename = "empty_cpu_at_rest")]
+    pub empty_idle_cpu: f64,
 }
 
 fn megabytes(service: &Service) -> Result<f64, Failure> {
     Ok(service.usage()?.resident_bytes as f64 / 1e6)
 }
 
-async fn cpu_at_rest(service: &Service, seconds: f64) -> Result<f64, Failure> {
+/// Measures CPU seconds per second.
+pub async fn idle_cpu(service: &Service, seconds: f64) -> Result<f64, Failure> {
     let before = service.usage()?.cpu_seconds;
     sleep(Duration::from_secs_f64(seconds)).await;
     Ok((service.usage()?.cpu_seconds - before) / seconds)
 }
 
-pub async fn measure(integrations: usize, size: &Size) -> Result<Idle, Failure> {
-    tell(&format!("idle: {integrations} integrations"));
-    std::fs::create_dir_all(&size.data_dir)?;
-    let data_dir = tempfile::tempdir_in(&size.data_dir)?;
-    let mut sink = Child::start("sink", &sink::Plan { delay_ms: 0 })?;
-    let address = sink.answer().await?;
+pub async fn measure(integrations: usize, scope: &Scope) -> Result<Idle, Failure> {
+    progress(&format!("idle: {integrations} integrations"));
+    let data_dir = tempfile::tempdir_in(&scope.data_dir)?;
+    let role = Role::Sink(sink::Config { delay_ms: 0 });
+    let (_sink, address) = Child::start(role).await?;
 
     let service = Service::start(data_dir.path(), address).await?;
-    sleep(CALM).await;
+    sleep(IDLE_AFTER).await;
     let empty_megabytes = megabytes(&service)?;
     let empty_start_seconds = service.started_in.as_secs_f64();
-    let empty_cpu_at_rest = cpu_at_rest(&service, size.rate_seconds).await?;
-    let begun = Instant::now();
+    let empty_idle_cpu = idle_cpu(&service, scope.rate_seconds).await?;
+    let start = Instant::now();
     Admin::new(service.address)?.configure(integrations).await?;
-    let configure_seconds = begun.elapsed().as_secs_f64();
-    sleep(CALM).await;
+    let configure_seconds = start.elapsed().as_secs_f64();
+    sleep(IDLE_AFTER).await;
     let configured_megabytes = megabytes(&service)?;
     service.stop().await?;
 
-    let begun = Instant::now();
+    let start = Instant::now();
     let service = Service::start(data_dir.path(), address).await?;
     let admin = Admin::new(service.address)?;
     while !admin.answers().await {}
-    let answer_seconds = begun.elapsed().as_secs_f64();
-    sleep(CALM).await;
+    let answer_seconds = start.elapsed().as_secs_f64();
+    sleep(IDLE_AFTER).await;
     let restarted_megabytes = megabytes(&service)?;
     let idle = Idle {
         integrations,
@@ -78,8 +87,8 @@ pub async fn measure(integrations: usize, size: &Size) -> Result<Idle, Failure> 
         empty_start_seconds,
         start_seconds: service.started_in.as_secs_f64(),
         answer_seconds,
-        cpu_at_rest: cpu_at_rest(&service, size.rate_seconds).await?,
-        empty_cpu_at_rest,
+        idle_cpu: idle_cpu(&service, scope.rate_seconds).await?,
+        empty_idle_cpu,
     };
     service.stop().await?;
     Ok(idle)

@@ -1,192 +1,366 @@
-//! The client that publishes. Its requests are encoded beforehand, so that it costs
-//! little beyond what the connection takes.
-
-mod calls;
-mod codec;
-mod pace;
+//! Load generator: publishes the events of a workload over gRPC. Its requests are encoded
+//! beforehand, so that it uses little CPU beyond that of its connections.
 
 use std::{
+    collections::VecDeque,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    thread,
+    time::{Duration, Instant},
 };
 
+use bytes::Bytes;
+use futures_util::stream;
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 use siem_client::channel;
-use siem_client::v1;
-use tokio::task::JoinSet;
-use tonic::transport::Channel;
+use siem_client::v1::{PublishResponse, PublishStreamResponse, publish_stream_response::Outcome};
+use tokio::{
+    sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc},
+    task::JoinSet,
+};
+use tonic::{Request, client::Grpc, codegen::http::uri::PathAndQuery, transport::Channel};
 
-use self::calls::Sending;
 use super::{
     Failure,
-    child::Orders,
-    frames::{Frame, frames, greetings},
-    samples::{Latency, Samples, now_nanos},
+    codec::EncodedRequests,
+    events::{EncodedRequest, requests, warmup_requests},
+    process::Controller,
+    stats::{Latency, Samples, now_nanos},
     workload::{Rpc, Workload},
 };
 
+/// Limit of unanswered requests on a connection at a fixed rate.
+const PACED_WINDOW: usize = 4096;
+/// Limit of requests that are due and not sent; beyond it, the rate cannot be kept.
+const MAX_DUE: usize = 1 << 20;
+/// Seed of the intervals between requests.
+const PACE_SEED: u64 = 11;
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Plan {
+pub struct Config {
     pub address: SocketAddr,
     pub workload: Workload,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Order {
-    /// One event to each organization.
-    Greet,
-    /// So many events, as fast as they are answered.
+pub enum Command {
+    /// Publishes one event of each organization.
+    Warmup,
+    /// Publishes this number of events as fast as they are answered.
     Saturate { events: u64 },
-    /// At a rate, whatever the answers do.
+    /// Publishes at a fixed average rate, independent of the answers.
     Pace {
         events_per_second: f64,
         seconds: f64,
     },
 }
 
-/// What became of an order's events.
+/// Answer at the start.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Ready {
+    /// Average size of an event as published.
+    pub event_bytes: f64,
+}
+
+/// Answer to a command.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub struct Sent {
+pub struct Published {
     pub accepted: u64,
     pub unconfigured: u64,
     pub rejected: u64,
     pub first_nanos: u64,
     pub last_nanos: u64,
-    /// From when a request was due to its answer.
+    /// Time from when a request was due until its answer.
     pub ack: Latency,
 }
 
-/// What a loader has ready.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Ready {
-    /// Bytes of an event as published, on average.
-    pub event_bytes: f64,
-}
-
-/// What the answers of one order add up to.
+/// Responses to the requests of one command.
 #[derive(Default)]
-pub struct Answers {
-    sent: Sent,
+struct Responses {
+    published: Published,
     samples: Samples,
 }
 
-impl Answers {
-    fn add(&mut self, due: u64, response: &v1::PublishResponse) {
+impl Responses {
+    fn add(&mut self, due: u64, response: &PublishResponse) {
         let now = now_nanos();
-        self.sent.accepted += u64::from(response.accepted);
-        self.sent.unconfigured += u64::from(response.unconfigured);
-        self.sent.rejected += response.rejections.len() as u64;
-        self.sent.last_nanos = now;
+        self.published.accepted += u64::from(response.accepted);
+        self.published.unconfigured += u64::from(response.unconfigured);
+        self.published.rejected += response.rejections.len() as u64;
+        self.published.last_nanos = now;
         self.samples.add(due, now);
     }
 }
 
-/// Frames in turn, for all connections.
-pub struct Supply {
-    frames: Vec<Frame>,
-    next: AtomicUsize,
-}
-
-impl Supply {
-    fn new(frames: Vec<Frame>) -> Self {
-        Self {
-            frames,
-            next: AtomicUsize::new(0),
-        }
-    }
-
-    fn next(&self) -> &Frame {
-        let at = self.next.fetch_add(1, Ordering::Relaxed);
-        &self.frames[at % self.frames.len()]
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Loader {
     workload: Workload,
     channels: Vec<Channel>,
-    full: Arc<Supply>,
-    paced: Arc<Supply>,
+    saturated: Arc<RequestCycle>,
+    paced: Arc<RequestCycle>,
 }
 
-pub fn run(plan: Plan) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let loader = Loader::new(plan)?;
-        let mut orders = Orders::new();
-        orders.answer(&loader.ready()).await?;
-        while let Some(order) = orders.next().await? {
-            let sent = loader.obey(order).await?;
-            orders.answer(&sent).await?;
-        }
-        Ok(())
-    })
+pub async fn run(config: Config) -> Result<(), Failure> {
+    let loader = Loader::new(config)?;
+    let mut controller = Controller::new();
+    controller.answer(&loader.ready()).await?;
+    while let Some(command) = controller.next().await? {
+        let published = loader.execute(command).await?;
+        controller.answer(&published).await?;
+    }
+    Ok(())
 }
 
 impl Loader {
-    fn new(plan: Plan) -> Result<Self, Failure> {
-        let workload = plan.workload;
-        let channels = (0..workload.connections).map(|_| channel(&plan.address.to_string()));
-        let full = Arc::new(Supply::new(frames(&workload, workload.batch)?));
+    fn new(Config { address, workload }: Config) -> Result<Self, Failure> {
+        let channels = (0..workload.connections).map(|_| channel(&address.to_string()));
+        let cycle = |batch| requests(&workload, batch).map(|all| Arc::new(RequestCycle::new(all)));
+        let saturated = cycle(workload.batch)?;
         let paced = match workload.rate_batch == workload.batch {
-            true => Arc::clone(&full),
-            false => Arc::new(Supply::new(frames(&workload, workload.rate_batch)?)),
+            true => Arc::clone(&saturated),
+            false => cycle(workload.rate_batch)?,
         };
         Ok(Self {
             channels: channels.collect::<Result<_, _>>()?,
-            full,
+            saturated,
             paced,
             workload,
         })
     }
 
     fn ready(&self) -> Ready {
-        let sum = |of: fn(&Frame) -> u64| self.full.frames.iter().map(of).sum::<u64>() as f64;
+        let requests = &self.saturated.requests;
+        let sum = |of: fn(&EncodedRequest) -> u64| requests.iter().map(of).sum::<u64>() as f64;
         Ready {
-            event_bytes: sum(Frame::bytes) / sum(Frame::events),
+            event_bytes: sum(EncodedRequest::bytes) / sum(EncodedRequest::events),
         }
     }
 
-    async fn obey(&self, order: Order) -> Result<Sent, Failure> {
-        let answers = Arc::new(Mutex::new(Answers::default()));
+    async fn execute(&self, command: Command) -> Result<Published, Failure> {
+        let responses = Arc::new(Mutex::new(Responses::default()));
         let first_nanos = now_nanos();
-        let mut senders = JoinSet::new();
-        let sendings = match order {
-            Order::Greet => {
-                let supply = Arc::new(Supply::new(greetings(&self.workload)?));
-                let events = self.workload.organizations as u64;
-                Sending::closed(&self.workload, &supply, events)
+        let schedule = self.schedule(command)?;
+        let mut connections = JoinSet::new();
+        for channel in &self.channels {
+            let (channel, schedule) = (channel.clone(), schedule.clone());
+            let responses = Arc::clone(&responses);
+            match self.workload.rpc {
+                Rpc::Publish => connections.spawn(publish(channel, schedule, responses)),
+                Rpc::PublishStream => {
+                    connections.spawn(publish_stream(channel, schedule, responses))
+                }
+            };
+        }
+        while let Some(ended) = connections.join_next().await {
+            ended??;
+        }
+        let mut responses = lock(&responses);
+        Ok(Published {
+            first_nanos,
+            ack: responses.samples.take(),
+            ..responses.published
+        })
+    }
+
+    fn schedule(&self, command: Command) -> Result<Schedule, Failure> {
+        let unpaced = |requests: &Arc<RequestCycle>, events| Schedule {
+            requests: Arc::clone(requests),
+            window: self.workload.window,
+            remaining: Remaining::Events(Arc::new(AtomicU64::new(events))),
+        };
+        Ok(match command {
+            Command::Warmup => {
+                let requests = RequestCycle::new(warmup_requests(&self.workload)?);
+                unpaced(&Arc::new(requests), self.workload.organizations as u64)
             }
-            Order::Saturate { events } => Sending::closed(&self.workload, &self.full, events),
-            Order::Pace {
+            Command::Saturate { events } => unpaced(&self.saturated, events),
+            Command::Pace {
                 events_per_second,
                 seconds,
             } => {
-                let gap = self.workload.rate_batch as f64 / events_per_second;
-                let ticks = pace::ticks(gap, seconds);
-                Sending::paced(&self.workload, &self.paced, &ticks)
+                let interval = self.workload.rate_batch as f64 / events_per_second;
+                Schedule {
+                    requests: Arc::clone(&self.paced),
+                    window: PACED_WINDOW,
+                    remaining: Remaining::DueTimes(Arc::new(due_times(interval, seconds))),
+                }
             }
-        };
-        for (channel, sending) in self.channels.iter().zip(sendings) {
-            let (channel, answers) = (channel.clone(), Arc::clone(&answers));
-            match self.workload.rpc {
-                Rpc::Publish => senders.spawn(calls::publish(channel, sending, answers)),
-                Rpc::PublishStream => senders.spawn(calls::stream(channel, sending, answers)),
-            };
-        }
-        while let Some(ended) = senders.join_next().await {
-            ended??;
-        }
-        let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(Sent {
-            first_nanos,
-            ack: answers.samples.take(),
-            ..answers.sent
         })
     }
+}
+
+/// Encoded requests in an endless cycle, which all connections share.
+struct RequestCycle {
+    requests: Vec<EncodedRequest>,
+    next: AtomicUsize,
+}
+
+impl RequestCycle {
+    fn new(requests: Vec<EncodedRequest>) -> Self {
+        Self {
+            requests,
+            next: AtomicUsize::new(0),
+        }
+    }
+
+    fn next(&self) -> &EncodedRequest {
+        let at = self.next.fetch_add(1, Ordering::Relaxed);
+        &self.requests[at % self.requests.len()]
+    }
+}
+
+/// Requests of one command, which all connections share, and the times to send them.
+#[derive(Clone)]
+struct Schedule {
+    requests: Arc<RequestCycle>,
+    /// Limit of unanswered requests on each connection.
+    window: usize,
+    remaining: Remaining,
+}
+
+#[derive(Clone)]
+enum Remaining {
+    /// Number of events to send.
+    Events(Arc<AtomicU64>),
+    DueTimes(Arc<DueTimes>),
+}
+
+impl Schedule {
+    /// Returns the next request and the time at which it was due, or None at the end.
+    async fn next(&self) -> Option<(u64, Bytes)> {
+        match &self.remaining {
+            Remaining::Events(left) => {
+                let request = self.requests.next();
+                let take = |left: u64| (left > 0).then(|| left.saturating_sub(request.events()));
+                left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
+                    .ok()?;
+                let now = now_nanos();
+                Some((now, request.sent_at(now)))
+            }
+            Remaining::DueTimes(due_times) => {
+                let due = due_times.lock().await.recv().await?;
+                Some((due, self.requests.next().sent_at(due)))
+            }
+        }
+    }
+}
+
+/// Due times of requests in nanoseconds since 1970; each arrives when it is due.
+type DueTimes = AsyncMutex<mpsc::Receiver<u64>>;
+
+/// Starts a Poisson process with an average interval in seconds, as from many independent
+/// sensors. It has a thread, since the runtime's timers have a resolution of milliseconds.
+fn due_times(interval: f64, seconds: f64) -> DueTimes {
+    let (due, receiver) = mpsc::channel(MAX_DUE);
+    thread::spawn(move || {
+        let (start, start_nanos) = (Instant::now(), now_nanos());
+        let mut rng = StdRng::seed_from_u64(PACE_SEED);
+        let mut at = 0.0;
+        loop {
+            at -= interval * (1.0 - rng.random::<f64>()).ln();
+            if at >= seconds {
+                return;
+            }
+            let after = Duration::from_secs_f64(at);
+            while let Some(early) = after.checked_sub(start.elapsed()) {
+                thread::park_timeout(early);
+            }
+            let nanos = start_nanos + after.as_nanos() as u64;
+            if due.blocking_send(nanos).is_err() {
+                return;
+            }
+        }
+    });
+    AsyncMutex::new(receiver)
+}
+
+/// Makes concurrent calls of Publish on one connection.
+async fn publish(
+    channel: Channel,
+    schedule: Schedule,
+    responses: Arc<Mutex<Responses>>,
+) -> Result<(), Failure> {
+    let window = Arc::new(Semaphore::new(schedule.window));
+    let mut calls = JoinSet::new();
+    loop {
+        let permit = Arc::clone(&window).acquire_owned().await?;
+        while let Some(ended) = calls.try_join_next() {
+            ended??;
+        }
+        let Some((due, request)) = schedule.next().await else {
+            break;
+        };
+        let call = call(
+            channel.clone(),
+            due,
+            request,
+            Arc::clone(&responses),
+            permit,
+        );
+        calls.spawn(call);
+    }
+    while let Some(ended) = calls.join_next().await {
+        ended??;
+    }
+    Ok(())
+}
+
+async fn call(
+    channel: Channel,
+    due: u64,
+    request: Bytes,
+    responses: Arc<Mutex<Responses>>,
+    _permit: OwnedSemaphorePermit,
+) -> Result<(), Failure> {
+    let mut grpc = Grpc::new(channel);
+    grpc.ready().await?;
+    let path = PathAndQuery::from_static("/siem.v1.EventService/Publish");
+    let codec = EncodedRequests::<PublishResponse>::default();
+    let response = grpc.unary(Request::new(request), path, codec).await?;
+    lock(&responses).add(due, response.get_ref());
+    Ok(())
+}
+
+/// Sends the requests of one connection on one PublishStream.
+async fn publish_stream(
+    channel: Channel,
+    schedule: Schedule,
+    responses: Arc<Mutex<Responses>>,
+) -> Result<(), Failure> {
+    let unanswered = Arc::new(Mutex::new(VecDeque::new()));
+    let window = Arc::new(Semaphore::new(schedule.window));
+    let requests = stream::unfold(
+        (schedule, Arc::clone(&window), Arc::clone(&unanswered)),
+        async |(schedule, window, unanswered)| {
+            window.acquire().await.ok()?.forget();
+            let (due, request) = schedule.next().await?;
+            lock(&unanswered).push_back(due);
+            Some((request, (schedule, window, unanswered)))
+        },
+    );
+    let mut grpc = Grpc::new(channel);
+    grpc.ready().await?;
+    let path = PathAndQuery::from_static("/siem.v1.EventService/PublishStream");
+    let codec = EncodedRequests::<PublishStreamResponse>::default();
+    let request = Request::new(Box::pin(requests));
+    let mut answers = grpc.streaming(request, path, codec).await?.into_inner();
+    while let Some(answer) = answers.message().await? {
+        let due = lock(&unanswered).pop_front();
+        let due = due.ok_or("more answers than requests")?;
+        window.add_permits(1);
+        match answer.outcome {
+            Some(Outcome::Result(result)) => lock(&responses).add(due, &result),
+            Some(Outcome::Error(error)) => return Err(error.message.into()),
+            None => return Err("an answer has no outcome".into()),
+        }
+    }
+    Ok(())
 }

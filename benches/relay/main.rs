@@ -1,22 +1,27 @@
-//! What the service costs, measured on its real binary: `cargo bench --bench relay`.
+//! Benchmark of the service's real binary: `cargo bench --bench relay`.
 //!
-//! Every part is a process of its own, so that the CPU of each can be told apart:
+//! Each part is a process, so that its CPU time can be measured separately. This binary
+//! starts itself in five roles:
+//!
+//! | role | task |
+//! | --- | --- |
+//! | `loader` | load generator: publishes events over gRPC |
+//! | `sink` | minimal stand-in for STS and Kinesis: accepts every record and counts it |
+//! | `floor` | baseline of sending: the AWS SDK, or a bare socket, sends ready-made requests |
+//! | `intake` | baseline of receiving: tonic writes each request to a file and syncs it |
+//! | `subscribers` | subscribers of StreamStatus |
 //!
 //! ```text
 //! loader ──gRPC──▶ siem-relay ──HTTP──▶ sink      the service
-//!                    floor ─────HTTP──▶ sink      the AWS SDK and nothing else, or a bare socket
-//! loader ──gRPC──▶ intake                         tonic, a file that is synced, and nothing else
+//!                    floor ─────HTTP──▶ sink      the baseline of sending
+//! loader ──gRPC──▶ intake                         the baseline of receiving
 //! ```
 //!
-//! This binary starts itself in the roles loader, sink, floor, intake and subscribers;
-//! `cargo bench --bench relay -- --help` names the options. See docs/performance.md.
+//! `cargo bench --bench relay -- --help` lists the options; docs/performance.md has results.
 
-mod child;
-mod configure;
-mod disk;
+mod codec;
 mod events;
 mod floor;
-mod frames;
 mod growth;
 mod http;
 mod idle;
@@ -24,38 +29,36 @@ mod intake;
 mod loader;
 mod measure;
 mod options;
+mod process;
 mod report;
-mod samples;
 mod sanity;
 mod service;
 mod sink;
-mod spread;
+mod stats;
 mod subscribers;
 mod table;
-mod usage;
 mod workload;
 
 use std::process::ExitCode;
 
 use mimalloc::MiMalloc;
 
-/// As the service has it, so that the floor is not dearer for its allocator.
+/// The service's allocator, so that the baselines do not cost more for another one.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
-/// Any problem ends the run; its text is all that is needed.
+/// Any error; all of them end the benchmark and are only printed.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
-    let ended = match child::Role::of_this_process() {
-        Some(Ok(role)) => role.run(),
-        Some(Err(failure)) => Err(failure),
+    let result = match process::Role::of_this_process() {
+        Some(role) => role.and_then(process::Role::run),
         None => options::run(),
     };
-    match ended {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            table::tell(&format!("failed: {failure}"));
+            table::progress(&format!("failed: {failure}"));
             ExitCode::FAILURE
         }
     }

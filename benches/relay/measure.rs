@@ -1,51 +1,45 @@
-//! One workload: the service and the floor side by side, then latencies at shares of
-//! the service's maximum rate.
+//! Measurement of a workload: saturated runs of the service and of both baselines, one after
+//! the other, then runs at fixed rates.
 
-mod intake;
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use std::{path::PathBuf, time::Duration};
-
-use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 
-pub use self::intake::Intake;
 use super::{
     Failure,
-    child::Child,
-    configure::Admin,
-    floor::{self, Means},
+    floor::{self, Method},
+    intake::Intake,
     loader,
-    report::{AlikeRun, FloorRun, Measured, RateRun, Run, WorkloadReport},
-    service::Service,
-    sink::{self, Tally, Watch},
-    spread::Spread,
-    table::tell,
-    usage::Usage,
+    process::{Child, Role, Usage},
+    report::{FloorRun, MatchedFloor, Measured, RateRun, Run, WorkloadReport},
+    service::{Admin, Service},
+    sink::{self, Inspect, Tally},
+    stats::Spread,
+    table::progress,
     workload::Workload,
 };
 
-/// After the last record, the service settles; that belongs to its cost.
-const SETTLED: Duration = Duration::from_millis(300);
-/// Without progress for so long, something is broken.
-const PATIENCE: Duration = Duration::from_secs(300);
-/// Requests of the floor where they are no fuller than the service's.
-const MOST_ALIKE: f64 = 20_000.0;
+/// Time in which the service records the last deliveries, which is part of its cost.
+const SETTLE_TIME: Duration = Duration::from_millis(300);
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(300);
+/// Limit of the floor's requests in a run with as many records per request as the service.
+const MAX_MATCHED_REQUESTS: f64 = 20_000.0;
 
-/// How much is measured.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Size {
+/// Extent of the measurements.
+#[derive(Clone, Debug)]
+pub struct Scope {
     pub events: u64,
     pub runs: usize,
     pub rate_seconds: f64,
-    /// Shares of the maximum rate.
+    /// Fixed rates as shares of the maximum rate.
     pub shares: Vec<f64>,
-    /// Rates in events a second.
+    /// Fixed rates in events per second.
     pub rates: Vec<f64>,
     pub sink_delay_ms: u64,
     pub data_dir: PathBuf,
 }
 
-/// The processes of one workload, ready.
+/// Service, sink and loader, ready for a workload.
 pub struct Bench {
     pub service: Service,
     pub sink: Child,
@@ -53,163 +47,161 @@ pub struct Bench {
     pub admin: Admin,
     pub event_bytes: f64,
     workload: Workload,
-    sink_address: std::net::SocketAddr,
+    sink_address: SocketAddr,
     data_dir: tempfile::TempDir,
 }
 
-/// CPU of each process over a piece of work.
-struct Before {
+/// Usage of each process at one time.
+struct Usages {
     service: Usage,
     sink: Usage,
     loader: Usage,
 }
 
 impl Bench {
-    /// Starts them, configures the integrations, and has one event delivered for each, so
-    /// that no role need be assumed later.
-    pub async fn start(workload: &Workload, size: &Size) -> Result<Self, Failure> {
-        std::fs::create_dir_all(&size.data_dir)?;
-        let data_dir = tempfile::tempdir_in(&size.data_dir)?;
-        let plan = sink::Plan {
-            delay_ms: size.sink_delay_ms,
-        };
-        let mut sink = Child::start("sink", &plan)?;
-        let sink_address = sink.answer().await?;
+    /// Starts the processes, configures the integrations and delivers one event of each, so
+    /// that all roles are assumed before the first run.
+    pub async fn start(workload: &Workload, scope: &Scope) -> Result<Self, Failure> {
+        let data_dir = tempfile::tempdir_in(&scope.data_dir)?;
+        let delay_ms = scope.sink_delay_ms;
+        let role = Role::Sink(sink::Config { delay_ms });
+        let (sink, sink_address) = Child::start(role).await?;
         let service = Service::start(data_dir.path(), sink_address).await?;
         let admin = Admin::new(service.address)?;
         admin.configure(workload.organizations).await?;
-        let plan = loader::Plan {
+        let role = Role::Loader(loader::Config {
             address: service.address,
             workload: workload.clone(),
-        };
-        let mut loader = Child::start("loader", &plan)?;
-        let ready: loader::Ready = loader.answer().await?;
+        });
+        let (loader, loader::Ready { event_bytes }) = Child::start(role).await?;
         let mut bench = Self {
             service,
             sink,
             loader,
             admin,
-            event_bytes: ready.event_bytes,
+            event_bytes,
             workload: workload.clone(),
             sink_address,
             data_dir,
         };
-        bench.order(loader::Order::Greet, Watch::Nothing).await?;
+        let warmup = loader::Command::Warmup;
+        bench.publish(warmup, Inspect::Nothing).await?;
         Ok(bench)
     }
 
-    /// Has the loader do something, and waits until everything has arrived.
-    async fn order(
+    /// Publishes, and waits until everything has arrived and is settled.
+    async fn publish(
         &mut self,
-        order: loader::Order,
-        watch: Watch,
-    ) -> Result<(loader::Sent, Tally), Failure> {
-        let _before: Tally = self.sink.ask(&sink::Order::Reset { watch }).await?;
-        let sent: loader::Sent = self.loader.ask(&order).await?;
-        if sent.rejected + sent.unconfigured > 0 {
-            return Err(format!("not all events were accepted: {sent:?}").into());
+        command: loader::Command,
+        inspect: Inspect,
+    ) -> Result<(loader::Published, Tally), Failure> {
+        self.reset_sink(inspect).await?;
+        let published: loader::Published = self.loader.call(&command).await?;
+        if published.rejected + published.unconfigured > 0 {
+            return Err(format!("the service did not accept every event: {published:?}").into());
         }
-        let all = sink::Order::Until {
-            records: sent.accepted,
-        };
-        let arrived = timeout(PATIENCE, self.sink.ask::<Tally>(&all)).await;
-        let tally = arrived.map_err(|_| "events that were accepted did not arrive")??;
-        sleep(SETTLED).await;
-        Ok((sent, tally))
+        let arrived = timeout(ARRIVAL_TIMEOUT, self.await_records(published.accepted)).await;
+        let tally = arrived.map_err(|_| "accepted events did not arrive in time")??;
+        sleep(SETTLE_TIME).await;
+        Ok((published, tally))
     }
 
-    fn before(&self) -> Result<Before, Failure> {
-        self.service.reset_peak()?;
-        Ok(Before {
+    pub async fn reset_sink(&mut self, inspect: Inspect) -> Result<(), Failure> {
+        let command = sink::Command::Reset { inspect };
+        let _old: Tally = self.sink.call(&command).await?;
+        Ok(())
+    }
+
+    pub async fn await_records(&mut self, records: u64) -> Result<Tally, Failure> {
+        let command = sink::Command::AwaitRecords { records };
+        self.sink.call(&command).await
+    }
+
+    fn usages(&self) -> Result<Usages, Failure> {
+        Ok(Usages {
             service: self.service.usage()?,
             sink: self.sink.usage()?,
             loader: self.loader.usage()?,
         })
     }
 
-    /// Measures one order.
-    pub async fn run(&mut self, order: loader::Order, watch: Watch) -> Result<Run, Failure> {
-        let before = self.before()?;
-        let (sent, tally) = self.order(order, watch).await?;
-        let (service, sink, loader) = (
-            self.service.usage()?,
-            self.sink.usage()?,
-            self.loader.usage()?,
-        );
-        let events = sent.accepted as f64;
+    pub async fn run(
+        &mut self,
+        command: loader::Command,
+        inspect: Inspect,
+    ) -> Result<Run, Failure> {
+        self.service.reset_peak()?;
+        let before = self.usages()?;
+        let (published, tally) = self.publish(command, inspect).await?;
+        let after = self.usages()?;
+        let events = published.accepted as f64;
         let millions = events / 1e6;
-        let seconds = tally.last_nanos.saturating_sub(sent.first_nanos) as f64 / 1e9;
+        let seconds = tally.last_nanos.saturating_sub(published.first_nanos) as f64 / 1e9;
+        let written = after.service.written_bytes - before.service.written_bytes;
         let cpu = |after: Usage, before: Usage| (after.cpu_seconds - before.cpu_seconds) / millions;
         Ok(Run {
-            events: sent.accepted,
+            events: published.accepted,
             seconds,
             events_per_second: events / seconds,
-            cpu_per_million: cpu(service, before.service),
-            sink_cpu_per_million: cpu(sink, before.sink),
-            loader_cpu_per_million: cpu(loader, before.loader),
-            peak_megabytes: service.peak_bytes as f64 / 1e6,
-            written_bytes_per_event: (service.written_bytes - before.service.written_bytes) as f64
-                / events,
+            cpu_per_million: cpu(after.service, before.service),
+            sink_cpu_per_million: cpu(after.sink, before.sink),
+            loader_cpu_per_million: cpu(after.loader, before.loader),
+            peak_megabytes: after.service.peak_bytes as f64 / 1e6,
+            written_bytes_per_event: written as f64 / events,
             requests: tally.requests,
             records_per_request: tally.records as f64 / tally.requests as f64,
             request_bytes_per_record: tally.bytes as f64 / tally.records as f64,
             assumed_roles: tally.assumed_roles,
-            ack: sent.ack,
+            ack: published.ack,
             to_stream: tally.latency,
             distinct: tally.distinct,
         })
     }
 
-    /// That the service's own counts say the same.
+    /// Fails unless the service's own counts say that everything is delivered.
     pub async fn check_counts(&self) -> Result<(), Failure> {
         let counts = self.admin.counts().await?;
         match counts.accepted == counts.delivered && counts.pending == 0 {
             true => Ok(()),
-            false => Err(format!("the counts do not add up: {counts:?}").into()),
+            false => Err(format!("the service's counts do not add up: {counts:?}").into()),
         }
     }
 
-    /// The floor, which is to write to the same sink.
-    pub async fn floor(&self) -> Result<(Child, floor::Ready), Failure> {
-        let plan = floor::Plan {
+    /// Starts the floor, which sends to the same sink.
+    pub async fn start_floor(&self) -> Result<(Child, floor::Ready), Failure> {
+        let role = Role::Floor(floor::Config {
             sink: self.sink_address,
             workload: self.workload.clone(),
-        };
-        let mut floor = Child::start("floor", &plan)?;
-        let ready = floor.answer().await?;
-        Ok((floor, ready))
+        });
+        Child::start(role).await
     }
 
     pub async fn floor_run(
         &mut self,
         floor: &mut Child,
-        order: floor::Order,
+        command: floor::Command,
     ) -> Result<FloorRun, Failure> {
-        let watch = Watch::Nothing;
-        let _before: Tally = self.sink.ask(&sink::Order::Reset { watch }).await?;
-        // What is to be ready is made before anything is measured.
-        let nothing = floor::Order {
+        self.reset_sink(Inspect::Nothing).await?;
+        // Makes the floor prepare its requests before the measurement.
+        let prepare = floor::Command {
             records: 0,
-            ..order
+            ..command
         };
-        let _ready: floor::Done = floor.ask(&nothing).await?;
+        let _prepared: floor::Sent = floor.call(&prepare).await?;
         floor.reset_peak()?;
         let (before, sink_before) = (floor.usage()?, self.sink.usage()?);
-        let done: floor::Done = floor.ask(&order).await?;
+        let sent: floor::Sent = floor.call(&command).await?;
         let (after, sink_after) = (floor.usage()?, self.sink.usage()?);
-        let all = sink::Order::Until {
-            records: done.records,
-        };
-        let tally: Tally = self.sink.ask(&all).await?;
-        let millions = done.records as f64 / 1e6;
-        let seconds = tally.last_nanos.saturating_sub(done.first_nanos) as f64 / 1e9;
+        let tally = self.await_records(sent.records).await?;
+        let millions = sent.records as f64 / 1e6;
+        let seconds = tally.last_nanos.saturating_sub(sent.first_nanos) as f64 / 1e9;
         Ok(FloorRun {
-            events_per_second: done.records as f64 / seconds,
+            events_per_second: sent.records as f64 / seconds,
             cpu_per_million: (after.cpu_seconds - before.cpu_seconds) / millions,
             sink_cpu_per_million: (sink_after.cpu_seconds - sink_before.cpu_seconds) / millions,
             peak_megabytes: after.peak_bytes as f64 / 1e6,
             records_per_request: tally.records as f64 / tally.requests as f64,
-            request: done.request,
+            request: sent.request,
         })
     }
 
@@ -220,51 +212,49 @@ impl Bench {
     }
 }
 
-/// Measures a workload.
-pub async fn workload(workload: &Workload, size: &Size) -> Result<WorkloadReport, Failure> {
-    tell(&format!("{}: {}", workload.name, workload.about));
-    let mut bench = Bench::start(workload, size).await?;
-    let (mut floor, floor_ready) = bench.floor().await?;
-    let mut intake = Intake::start(workload, size).await?;
-    let events = (size.events * workload.tenths / 10).max(1);
-    let order = loader::Order::Saturate { events };
+pub async fn workload(workload: &Workload, scope: &Scope) -> Result<WorkloadReport, Failure> {
+    progress(&format!("{}: {}", workload.name, workload.about));
+    let mut bench = Bench::start(workload, scope).await?;
+    let (mut floor, floor_ready) = bench.start_floor().await?;
+    let mut intake = Intake::start(workload, scope).await?;
+    let events = (scope.events * workload.tenths / 10).max(1);
+    let command = loader::Command::Saturate { events };
     let mut runs = Vec::new();
-    for number in 1..=size.runs {
-        let run = bench.run(order, Watch::Nothing).await?;
-        let full = floor::Order {
+    for number in 1..=scope.runs {
+        let run = bench.run(command, Inspect::Nothing).await?;
+        let full = floor::Command {
             records: events,
-            records_per_request: floor::RECORDS as f64,
+            records_per_request: floor::FULL_REQUEST as f64,
             records_per_second: None,
-            means: Means::Sdk,
+            method: Method::Sdk,
         };
         let floor_run = bench.floor_run(&mut floor, full).await?;
-        let alike_run = match as_full(&run) {
-            Some(order) => Some(alike_run(&mut bench, &mut floor, order).await?),
-            None => None,
-        };
-        let intake_run = intake.run(order).await?;
-        tell(&format!(
+        let matched_floor = matched_floor(&mut bench, &mut floor, &run).await?;
+        let intake_run = intake.run(command).await?;
+        progress(&format!(
             "  run {number}: {:.0} events/s, {:.2} CPU-s per million, floor {:.2}, intake alone {:.2}, {:.1} records a request{}",
             run.events_per_second,
             run.cpu_per_million,
             floor_run.cpu_per_million,
             intake_run.cpu_per_million,
             run.records_per_request,
-            alike_run.as_ref().map_or_else(String::new, |alike| format!(
-                ", floor with as few {:.2}, bare {:.2}",
-                alike.sdk.cpu_per_million, alike.bare.cpu_per_million
-            )),
+            matched_floor
+                .as_ref()
+                .map_or_else(String::new, |matched| format!(
+                    ", floor with as many records a request {:.2}, bare socket {:.2}",
+                    matched.sdk.cpu_per_million, matched.bare.cpu_per_million
+                )),
         ));
         runs.push(Measured {
             run,
             floor_run,
-            alike_run,
+            matched_floor,
             intake_run,
         });
     }
-    let speeds = runs.iter().map(|measured| measured.run.events_per_second);
-    let most = Spread::of(speeds).median;
-    let rates = rates(&mut bench, &mut floor, &mut intake, size, most).await?;
+    let rates = runs.iter().map(|measured| measured.run.events_per_second);
+    let max_rate = Spread::of(rates).median;
+    let rates = rate_runs(&mut bench, &mut floor, &mut intake, scope, max_rate).await?;
     drop((floor, intake));
     bench.check_counts().await?;
     let event_bytes = bench.event_bytes;
@@ -278,70 +268,71 @@ pub async fn workload(workload: &Workload, size: &Size) -> Result<WorkloadReport
     ))
 }
 
-/// The floor with requests as full as those of a run; None where those hold half of what
-/// they may, or more.
-fn as_full(run: &Run) -> Option<floor::Order> {
-    let records_per_request = run.records_per_request.max(1.0);
-    (records_per_request < floor::RECORDS as f64 / 2.0).then_some(floor::Order {
-        records: run.events.min((MOST_ALIKE * records_per_request) as u64),
-        records_per_request,
-        records_per_second: None,
-        means: Means::Sdk,
-    })
-}
-
-async fn alike_run(
+/// Runs the floor with as many records per request as a run of the service had. Returns None
+/// if that run's requests were at least half full.
+async fn matched_floor(
     bench: &mut Bench,
     floor: &mut Child,
-    order: floor::Order,
-) -> Result<AlikeRun, Failure> {
-    let sdk = bench.floor_run(floor, order).await?;
-    let means = Means::Bare;
-    let bare = bench
-        .floor_run(floor, floor::Order { means, ..order })
-        .await?;
-    Ok(AlikeRun { sdk, bare })
+    run: &Run,
+) -> Result<Option<MatchedFloor>, Failure> {
+    let records_per_request = run.records_per_request.max(1.0);
+    if records_per_request >= floor::FULL_REQUEST as f64 / 2.0 {
+        return Ok(None);
+    }
+    let mut matched_run = async |method| {
+        let command = floor::Command {
+            records: (run.events).min((MAX_MATCHED_REQUESTS * records_per_request) as u64),
+            records_per_request,
+            records_per_second: None,
+            method,
+        };
+        bench.floor_run(floor, command).await
+    };
+    Ok(Some(MatchedFloor {
+        sdk: matched_run(Method::Sdk).await?,
+        bare: matched_run(Method::Bare).await?,
+    }))
 }
 
-async fn rates(
+async fn rate_runs(
     bench: &mut Bench,
     floor: &mut Child,
     intake: &mut Intake,
-    size: &Size,
-    most: f64,
+    scope: &Scope,
+    max_rate: f64,
 ) -> Result<Vec<RateRun>, Failure> {
-    let shares = size.shares.iter().map(|share| (Some(*share), share * most));
-    let fixed = size.rates.iter().map(|rate| (None, *rate));
-    let fixed = fixed.filter(|(_, rate)| *rate < most);
+    let shares = scope.shares.iter();
+    let shares = shares.map(|share| (Some(*share), share * max_rate));
+    let fixed = scope.rates.iter().map(|rate| (None, *rate));
+    let fixed = fixed.filter(|(_, rate)| *rate < max_rate);
     let mut all = Vec::new();
     for (share, rate) in shares.chain(fixed) {
-        for _ in 0..size.runs {
-            let order = loader::Order::Pace {
+        for _ in 0..scope.runs {
+            let command = loader::Command::Pace {
                 events_per_second: rate,
-                seconds: size.rate_seconds,
+                seconds: scope.rate_seconds,
             };
-            let run = bench.run(order, Watch::Times).await?;
-            let floor_order = floor::Order {
-                records: run.events,
-                records_per_request: floor::RECORDS as f64,
-                records_per_second: Some(rate),
-                means: Means::Sdk,
+            let run = bench.run(command, Inspect::Times).await?;
+            let mut floor_run = async |method| {
+                let command = floor::Command {
+                    records: run.events,
+                    records_per_request: floor::FULL_REQUEST as f64,
+                    records_per_second: Some(rate),
+                    method,
+                };
+                bench.floor_run(floor, command).await
             };
-            let floor_run = bench.floor_run(floor, floor_order).await?;
-            let bare_order = floor::Order {
-                means: Means::Bare,
-                ..floor_order
-            };
-            let bare_run = bench.floor_run(floor, bare_order).await?;
-            let intake_run = intake.run(order).await?;
-            tell(&format!(
+            let sdk_run = floor_run(Method::Sdk).await?;
+            let bare_run = floor_run(Method::Bare).await?;
+            let intake_run = intake.run(command).await?;
+            progress(&format!(
                 "  at {rate:.0} events/s: ack p50 {:.2} p99 {:.2} ms, to stream p50 {:.1} p99 {:.1} ms, {:.2} CPU-s per million, floor {:.2}, bare {:.2}, intake alone {:.2}",
                 run.ack.p50_ms,
                 run.ack.p99_ms,
                 run.to_stream.p50_ms,
                 run.to_stream.p99_ms,
                 run.cpu_per_million,
-                floor_run.cpu_per_million,
+                sdk_run.cpu_per_million,
                 bare_run.cpu_per_million,
                 intake_run.cpu_per_million,
             ));
@@ -349,7 +340,7 @@ async fn rates(
                 share,
                 rate,
                 run,
-                floor_run,
+                sdk_run,
                 bare_run,
                 intake_run,
             });

@@ -1,29 +1,31 @@
-//! What is asked for on the command line.
+//! Command line of the benchmark.
 
 use std::{fs, path::PathBuf};
 
 use clap::Parser;
 
 use super::{
-    Failure, disk, growth, idle,
-    measure::{self, Size},
+    Failure, growth, idle,
+    measure::{self, Scope},
+    process,
     report::{Machine, Report},
     sanity, subscribers,
-    table::{self, tell},
-    workload,
+    table::{self, progress},
+    workload::{self, Workload},
 };
 
-/// A real EVE file is measured where this names one.
+/// Environment variable with the path of the EVE file of the workload `eve`.
 const EVE_VARIABLE: &str = "SIEM_RELAY_TEST_EVE";
+/// Fixed rates as shares of the maximum rate.
 const SHARES: [f64; 3] = [0.1, 0.5, 0.9];
-/// Far from saturation.
+/// Fixed rate in events per second, far from saturation.
 const RATE: f64 = 10_000.0;
 
-/// Measures the service against its floor. Without a choice: every workload.
+/// Measures the service and its baselines. Without a selection, it measures all workloads.
 #[derive(Debug, Parser)]
 #[command(name = "relay")]
 struct Options {
-    /// Only these workloads, as --list names them; may be repeated.
+    /// Workload to measure, as named by --list; may be repeated.
     #[arg(long)]
     workload: Vec<String>,
     /// Lists the workloads.
@@ -32,161 +34,160 @@ struct Options {
     /// Events of each saturated run.
     #[arg(long, default_value_t = 1_000_000)]
     events: u64,
-    /// Runs of each kind, of which the median counts.
+    /// Runs of each kind; the report has their median.
     #[arg(long, default_value_t = 3)]
     runs: usize,
-    /// Seconds of each run at a rate.
+    /// Seconds of each run at a fixed rate.
     #[arg(long, default_value_t = 5.0)]
     rate_seconds: f64,
-    /// No runs at rates.
+    /// Skips the runs at fixed rates.
     #[arg(long)]
     saturated_only: bool,
-    /// One short run of everything that is asked for.
+    /// Makes one short run of each kind.
     #[arg(long)]
     quick: bool,
-    /// Events of another size as published, in bytes.
+    /// Size of an event as published, in bytes; overrides the workload's.
     #[arg(long)]
     event_bytes: Option<usize>,
-    /// Another number of events in each request of a saturated run.
+    /// Events per request of a saturated run; overrides the workload's.
     #[arg(long)]
     batch: Option<usize>,
-    /// Another number of sensors in each integration.
+    /// Sensors of each integration; overrides the workload's.
     #[arg(long)]
     devices: Option<u128>,
-    /// How long the sink takes for each PutRecords.
+    /// Time until the sink answers a PutRecords request.
     #[arg(long, default_value_t = 0)]
     sink_delay_ms: u64,
-    /// Configured integrations at rest, such as 100000, in place of workloads.
+    /// Measures this number of idle integrations, such as 100000, instead of workloads.
     #[arg(long)]
     idle: Option<usize>,
-    /// Status subscribers, such as 10000, in place of workloads.
+    /// Measures this number of status subscribers, such as 10000, instead of workloads.
     #[arg(long)]
     subscribers: Option<usize>,
     /// Connections that the subscribers share.
     #[arg(long, default_value_t = 1)]
     connections: usize,
-    /// Even load over so many integrations, such as 1,10,100, in place of workloads.
+    /// Measures an even load over these numbers of integrations, such as 1,10,100, instead of
+    /// workloads.
     #[arg(long, value_delimiter = ',')]
     growth: Vec<usize>,
-    /// Backlogs of so many events, such as 10000,100000, in place of workloads.
+    /// Measures backlogs of these numbers of events, such as 10000,100000, instead of
+    /// workloads.
     #[arg(long, value_delimiter = ',')]
     backlog: Vec<u64>,
-    /// Integrations over which a backlog is spread.
+    /// Integrations that share a backlog.
     #[arg(long, default_value_t = 1)]
     backlog_integrations: usize,
-    /// Only that everything runs and arrives; nothing is measured.
+    /// Checks that everything runs and that every event arrives; measures nothing.
     #[arg(long)]
     sanity: bool,
-    /// Where the report goes, as JSON.
+    /// File for the report in JSON.
     #[arg(long, default_value = concat!(env!("CARGO_TARGET_TMPDIR"), "/relay-bench.json"))]
     json: PathBuf,
-    /// Where the service keeps its data: on the disk to be measured.
+    /// Directory for the service's data, on the disk to be measured.
     #[arg(long, default_value = env!("CARGO_TARGET_TMPDIR"))]
     data_dir: PathBuf,
-    /// Given by cargo.
+    /// Passed by cargo bench.
     #[arg(long, hide = true)]
     bench: bool,
 }
 
 pub fn run() -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(Options::parse().run())
+    process::one_thread()?.block_on(Options::parse().run())
 }
 
 impl Options {
     async fn run(self) -> Result<(), Failure> {
-        let size = self.size();
+        let scope = self.scope();
         if self.list {
             for workload in workload::all(Some(PathBuf::new())) {
                 table::print(&format!("{:<14} {}", workload.name, workload.about));
             }
             return Ok(());
         }
+        fs::create_dir_all(&scope.data_dir)?;
         if self.sanity {
-            return sanity::run(size).await;
+            return sanity::run(scope).await;
         }
-        let report = self.measure(&size).await?;
+        let report = self.measure(&scope).await?;
         fs::write(&self.json, serde_json::to_string_pretty(&report)?)?;
         table::report(&report);
-        tell(&format!("the whole report is in {}", self.json.display()));
+        progress(&format!("the full report is in {}", self.json.display()));
         Ok(())
     }
 
-    fn size(&self) -> Size {
-        let none = self.saturated_only;
-        let size = Size {
+    fn scope(&self) -> Scope {
+        let fixed_rates = |rates: &[f64]| match self.saturated_only {
+            true => Vec::new(),
+            false => rates.to_vec(),
+        };
+        let scope = Scope {
             events: self.events,
             runs: self.runs.max(1),
             rate_seconds: self.rate_seconds,
-            shares: if none { Vec::new() } else { SHARES.to_vec() },
-            rates: if none { Vec::new() } else { vec![RATE] },
+            shares: fixed_rates(&SHARES),
+            rates: fixed_rates(&[RATE]),
             sink_delay_ms: self.sink_delay_ms,
             data_dir: self.data_dir.clone(),
         };
         match self.quick {
-            true => Size {
+            true => Scope {
                 events: self.events.min(100_000),
                 runs: 1,
                 rate_seconds: self.rate_seconds.min(1.0),
-                ..size
+                ..scope
             },
-            false => size,
+            false => scope,
         }
     }
 
-    async fn measure(&self, size: &Size) -> Result<Report, Failure> {
-        fs::create_dir_all(&size.data_dir)?;
+    async fn measure(&self, scope: &Scope) -> Result<Report, Failure> {
         let mut report = Report {
-            machine: Machine {
-                processors: std::thread::available_parallelism()?.get(),
-                disk_sync: disk::sync_latency(&size.data_dir)?,
-            },
+            machine: Machine::examine(&scope.data_dir)?,
             ..Report::default()
         };
         if let Some(integrations) = self.idle {
-            report.idle = Some(idle::measure(integrations, size).await?);
+            report.idle = Some(idle::measure(integrations, scope).await?);
         }
         if let Some(number) = self.subscribers {
-            let measured = subscribers::measure(number, self.connections, size).await?;
+            let measured = subscribers::measure(number, self.connections, scope).await?;
             report.subscribers = Some(measured);
         }
         for &number in &self.growth {
             report
                 .growth
-                .push(growth::integrations(number, size).await?);
+                .push(growth::integrations(number, scope).await?);
         }
         for &events in &self.backlog {
-            let backlog = growth::backlog(events, self.backlog_integrations, size).await?;
+            let backlog = growth::backlog(events, self.backlog_integrations, scope).await?;
             report.backlogs.push(backlog);
         }
-        let asked_for_others = self.idle.is_some()
+        let others_selected = self.idle.is_some()
             || self.subscribers.is_some()
             || !self.growth.is_empty()
             || !self.backlog.is_empty();
-        if !asked_for_others || !self.workload.is_empty() {
+        if !others_selected || !self.workload.is_empty() {
             for workload in self.workloads()? {
                 report
                     .workloads
-                    .push(measure::workload(&workload, size).await?);
+                    .push(measure::workload(&workload, scope).await?);
             }
         }
         Ok(report)
     }
 
-    /// The workloads that are asked for, with what is asked of each.
-    fn workloads(&self) -> Result<Vec<workload::Workload>, Failure> {
+    /// Returns the selected workloads with the options applied.
+    fn workloads(&self) -> Result<Vec<Workload>, Failure> {
         let eve = std::env::var_os(EVE_VARIABLE).map(PathBuf::from);
         if eve.is_none() {
-            tell(&format!(
-                "skipped: the workload eve needs a real EVE file, named by {EVE_VARIABLE}"
+            progress(&format!(
+                "skipped: the workload eve; set {EVE_VARIABLE} to the path of a real EVE file"
             ));
         }
         let mut all = workload::all(eve);
         for name in &self.workload {
             if all.iter().all(|workload| workload.name != *name) {
-                return Err(format!("there is no workload {name:?}; see --list").into());
+                return Err(format!("unknown workload {name:?}; --list names all").into());
             }
         }
         all.retain(|workload| self.workload.is_empty() || self.workload.contains(&workload.name));

@@ -1,16 +1,29 @@
-//! What was measured, as JSON has it.
+//! Report of all measurements, as written in JSON. Reports of different versions are compared,
+//! so keys never change; a field that is renamed keeps its key.
+
+use std::{fs::File, io::Write, path::Path};
 
 use serde::Serialize;
 
-use super::{samples::Latency, spread::Spread, workload::Workload};
+use super::{
+    Failure,
+    growth::{Backlog, Growth},
+    idle::Idle,
+    stats::{Latency, Samples, Spread, now_nanos},
+    subscribers::Subscribers,
+    workload::Workload,
+};
 
-/// One piece of work by the service.
+/// Synced appends from which the disk's latency is measured.
+const SYNCS: usize = 300;
+
+/// Run of the service.
 #[derive(Clone, Debug, Serialize)]
 pub struct Run {
     pub events: u64,
     pub seconds: f64,
     pub events_per_second: f64,
-    /// User and system seconds of the service's process for a million events.
+    /// User and system time of the service in seconds per million events.
     pub cpu_per_million: f64,
     pub sink_cpu_per_million: f64,
     pub loader_cpu_per_million: f64,
@@ -26,7 +39,7 @@ pub struct Run {
     pub distinct: u64,
 }
 
-/// The same work by the AWS SDK alone.
+/// Run of the baseline of sending.
 #[derive(Clone, Debug, Serialize)]
 pub struct FloorRun {
     pub events_per_second: f64,
@@ -37,7 +50,7 @@ pub struct FloorRun {
     pub request: Latency,
 }
 
-/// Events that were taken and synced, and nothing else.
+/// Run of the baseline of receiving.
 #[derive(Clone, Debug, Serialize)]
 pub struct IntakeRun {
     pub events_per_second: f64,
@@ -45,56 +58,54 @@ pub struct IntakeRun {
     pub ack: Latency,
 }
 
-/// A run, and the floors beside it.
+/// Run of the service and runs of the baselines after it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Measured {
     pub run: Run,
-    /// With full requests.
+    /// By the AWS SDK with full requests.
     pub floor_run: FloorRun,
-    /// With requests as full as the run's; None where those hold half of what they may, or
-    /// more.
-    pub alike_run: Option<AlikeRun>,
+    #[serde(rename = "alike_run")]
+    pub matched_floor: Option<MatchedFloor>,
     pub intake_run: IntakeRun,
 }
 
 impl Measured {
-    /// CPU that sending requests as full as the run's and taking its events come to.
-    fn both_floors(&self) -> f64 {
-        let sending = self.alike_run.as_ref().map(|alike| &alike.sdk);
-        sending.unwrap_or(&self.floor_run).cpu_per_million + self.intake_run.cpu_per_million
+    /// CPU of both baselines together, with as many records per request as the run had.
+    fn cpu_of_baselines(&self) -> f64 {
+        let matched = self.matched_floor.as_ref().map(|matched| &matched.sdk);
+        matched.unwrap_or(&self.floor_run).cpu_per_million + self.intake_run.cpu_per_million
     }
 }
 
-/// Ready-made requests that are as full as those of a run.
+/// Runs of the baseline of sending with as many records per request as a run of the service
+/// had; only for runs whose requests were less than half full.
 #[derive(Clone, Debug, Serialize)]
-pub struct AlikeRun {
+pub struct MatchedFloor {
     pub sdk: FloorRun,
-    /// By a socket alone.
+    /// By a bare socket.
     pub bare: FloorRun,
 }
 
-/// A run at a rate.
-#[derive(Clone, Debug, Serialize)]
+/// Run of the service at a fixed rate, and runs of the baselines with as many events at the
+/// same rate.
 pub struct RateRun {
-    /// Of the maximum; None where the rate itself was asked for.
+    /// Share of the maximum rate; None if the rate was given in events per second.
     pub share: Option<f64>,
     pub rate: f64,
     pub run: Run,
-    /// The same number of records at the same rate.
-    pub floor_run: FloorRun,
-    /// By a socket alone.
+    pub sdk_run: FloorRun,
     pub bare_run: FloorRun,
     pub intake_run: IntakeRun,
 }
 
 impl RateRun {
-    fn ratio_to_both(&self) -> f64 {
-        let both = self.floor_run.cpu_per_million + self.intake_run.cpu_per_million;
-        self.run.cpu_per_million / both
+    fn ratio_to_baselines(&self) -> f64 {
+        let baselines = self.sdk_run.cpu_per_million + self.intake_run.cpu_per_million;
+        self.run.cpu_per_million / baselines
     }
 }
 
-/// What several runs of one kind say.
+/// Figures of several runs of one kind.
 #[derive(Clone, Debug, Serialize)]
 pub struct Figures {
     pub events_per_second: Spread,
@@ -142,7 +153,7 @@ impl Figures {
     }
 }
 
-/// Latencies at one rate.
+/// Figures of several runs at one rate.
 #[derive(Clone, Debug, Serialize)]
 pub struct RateFigures {
     pub share: Option<f64>,
@@ -152,21 +163,22 @@ pub struct RateFigures {
     pub bare_cpu_per_million: Spread,
     pub intake_cpu_per_million: Spread,
     pub intake_ack: LatencyFigures,
-    /// CPU of the service over that of floor and intake together, run by run.
-    pub ratio_to_both: Spread,
+    /// CPU of the service divided by that of floor and intake together, for each run.
+    #[serde(rename = "ratio_to_both")]
+    pub ratio_to_baselines: Spread,
     pub runs: Vec<Run>,
 }
 
-/// What a request takes where it is not full, in µs of CPU, whatever is in it.
+/// CPU per request in µs, where requests are less than half full.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct SmallRequests {
     pub records: Spread,
-    /// Everything that the service does, divided by its requests.
+    /// CPU of the whole service divided by its requests.
     pub service: Spread,
     pub floor: Spread,
-    /// Of service and floor, run by run.
+    /// Service divided by floor, for each run.
     pub ratio: Spread,
-    /// A socket alone: nothing is made, signed or understood.
+    /// Bare socket.
     pub bare: Spread,
 }
 
@@ -174,16 +186,16 @@ impl SmallRequests {
     fn of(runs: &[Measured]) -> Self {
         let pairs = || {
             runs.iter()
-                .filter_map(|measured| Some((&measured.run, measured.alike_run.as_ref()?)))
+                .filter_map(|measured| Some((&measured.run, measured.matched_floor.as_ref()?)))
         };
         let service = |run: &Run| run.cpu_per_million * run.records_per_request;
         let floor = |run: &FloorRun| run.cpu_per_million * run.records_per_request;
         Self {
             records: Spread::of(pairs().map(|(run, _)| run.records_per_request)),
             service: Spread::of(pairs().map(|(run, _)| service(run))),
-            floor: Spread::of(pairs().map(|(_, alike)| floor(&alike.sdk))),
-            ratio: Spread::of(pairs().map(|(run, alike)| service(run) / floor(&alike.sdk))),
-            bare: Spread::of(pairs().map(|(_, alike)| floor(&alike.bare))),
+            floor: Spread::of(pairs().map(|(_, matched)| floor(&matched.sdk))),
+            ratio: Spread::of(pairs().map(|(run, matched)| service(run) / floor(&matched.sdk))),
+            bare: Spread::of(pairs().map(|(_, matched)| floor(&matched.bare))),
         }
     }
 }
@@ -191,21 +203,21 @@ impl SmallRequests {
 #[derive(Clone, Debug, Serialize)]
 pub struct WorkloadReport {
     pub workload: Workload,
-    /// Bytes of an event as published, and as the record that lands in the stream.
+    /// Size of an event as published.
     pub event_bytes: f64,
+    /// Size of an event in the stream.
     pub record_bytes: f64,
     pub saturated: Figures,
     pub floor_events_per_second: Spread,
     pub floor_cpu_per_million: Spread,
     pub floor_peak_megabytes: Spread,
-    /// CPU of the service over that of the floor, run by run.
+    /// CPU of the service divided by that of the floor, for each run.
     pub ratio: Spread,
     pub intake_events_per_second: Spread,
     pub intake_cpu_per_million: Spread,
-    /// CPU of the service over that of both floors together, run by run: of sending requests
-    /// that are as full as the run's, and of taking its events.
-    pub ratio_to_both: Spread,
-    /// Of runs with requests that are not full.
+    /// CPU of the service divided by that of both baselines together, for each run.
+    #[serde(rename = "ratio_to_both")]
+    pub ratio_to_baselines: Spread,
     pub small_requests: SmallRequests,
     pub runs: Vec<Measured>,
     pub rates: Vec<RateFigures>,
@@ -228,9 +240,9 @@ impl WorkloadReport {
         let intake = |figure: fn(&IntakeRun) -> f64| {
             Spread::of(runs.iter().map(|measured| figure(&measured.intake_run)))
         };
-        let both = runs
+        let ratios_to_baselines = runs
             .iter()
-            .map(|measured| measured.run.cpu_per_million / measured.both_floors());
+            .map(|measured| measured.run.cpu_per_million / measured.cpu_of_baselines());
         Self {
             workload,
             event_bytes,
@@ -242,7 +254,7 @@ impl WorkloadReport {
             ratio: Spread::of(ratios),
             intake_events_per_second: intake(|run| run.events_per_second),
             intake_cpu_per_million: intake(|run| run.cpu_per_million),
-            ratio_to_both: Spread::of(both),
+            ratio_to_baselines: Spread::of(ratios_to_baselines),
             small_requests: SmallRequests::of(&runs),
             rates: grouped(rates),
             runs,
@@ -250,7 +262,7 @@ impl WorkloadReport {
     }
 }
 
-/// Runs at the same rate, which follow one another.
+/// Groups consecutive runs at the same rate.
 fn grouped(rates: Vec<RateRun>) -> Vec<RateFigures> {
     rates
         .chunk_by(|one, other| one.share == other.share && one.rate == other.rate)
@@ -258,39 +270,60 @@ fn grouped(rates: Vec<RateRun>) -> Vec<RateFigures> {
             share: same[0].share,
             rate: same[0].rate,
             figures: Figures::of(same.iter().map(|rate| &rate.run)),
-            floor_cpu_per_million: Spread::of(
-                same.iter().map(|rate| rate.floor_run.cpu_per_million),
-            ),
+            floor_cpu_per_million: Spread::of(same.iter().map(|rate| rate.sdk_run.cpu_per_million)),
             bare_cpu_per_million: Spread::of(same.iter().map(|rate| rate.bare_run.cpu_per_million)),
             intake_cpu_per_million: Spread::of(
                 same.iter().map(|rate| rate.intake_run.cpu_per_million),
             ),
             intake_ack: LatencyFigures::of(same.iter().map(|rate| &rate.intake_run.ack)),
-            ratio_to_both: Spread::of(same.iter().map(RateRun::ratio_to_both)),
+            ratio_to_baselines: Spread::of(same.iter().map(RateRun::ratio_to_baselines)),
             runs: same.iter().map(|rate| rate.run.clone()).collect(),
         })
         .collect()
 }
 
-/// Everything of one start of the benchmark.
+/// Report of one start of the benchmark.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
     pub machine: Machine,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub workloads: Vec<WorkloadReport>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub growth: Vec<super::growth::Growth>,
+    pub growth: Vec<Growth>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub backlogs: Vec<super::growth::Backlog>,
+    pub backlogs: Vec<Backlog>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub idle: Option<super::idle::Idle>,
+    pub idle: Option<Idle>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub subscribers: Option<super::subscribers::Subscribers>,
+    pub subscribers: Option<Subscribers>,
 }
 
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Machine {
     pub processors: usize,
-    /// Of 4 KiB appends.
+    /// Latency of a synced append of 4 KiB, on which the latency of acks depends.
     pub disk_sync: Latency,
+}
+
+impl Machine {
+    pub fn examine(data_dir: &Path) -> Result<Self, Failure> {
+        Ok(Self {
+            processors: std::thread::available_parallelism()?.get(),
+            disk_sync: disk_sync(data_dir)?,
+        })
+    }
+}
+
+fn disk_sync(folder: &Path) -> Result<Latency, Failure> {
+    let path = folder.join("sync-probe");
+    let mut file = File::create(&path)?;
+    let mut samples = Samples::default();
+    for _ in 0..SYNCS {
+        let start = now_nanos();
+        file.write_all(&[0x5a; 4096])?;
+        file.sync_data()?;
+        samples.add(start, now_nanos());
+    }
+    std::fs::remove_file(&path)?;
+    Ok(samples.take())
 }

@@ -1,13 +1,15 @@
-//! That the benchmark runs and everything arrives, whatever time it takes.
+//! Check that the benchmark runs and that every event arrives (`--sanity`). Time is not judged.
 
 use super::{
     Failure,
-    floor::{self, Means},
-    idle, loader,
-    measure::{Bench, Intake, Size},
-    sink::Watch,
+    floor::{self, Method},
+    idle,
+    intake::Intake,
+    loader,
+    measure::{Bench, Scope},
+    sink::Inspect,
     subscribers,
-    table::tell,
+    table::progress,
     workload::{Mix, Workload, all},
 };
 
@@ -15,69 +17,73 @@ const EVENTS: u64 = 3000;
 const INTEGRATIONS: usize = 40;
 const SUBSCRIBERS: usize = 50;
 
-pub async fn run(size: Size) -> Result<(), Failure> {
-    let size = Size {
+pub async fn run(scope: Scope) -> Result<(), Failure> {
+    let scope = Scope {
         events: EVENTS,
         runs: 1,
         rate_seconds: 0.5,
-        ..size
+        ..scope
     };
     for mut workload in all(None) {
         if workload.mix != Mix::Even || workload.organizations > 1 {
             workload.organizations = INTEGRATIONS;
         }
-        everything_arrives(&workload, &size).await?;
+        check(&workload, &scope).await?;
     }
-    let idle = idle::measure(INTEGRATIONS, &size).await?;
-    let told = subscribers::measure(SUBSCRIBERS, 1, &size).await?;
-    tell(&format!(
+    let idle = idle::measure(INTEGRATIONS, &scope).await?;
+    let subscribers = subscribers::measure(SUBSCRIBERS, 1, &scope).await?;
+    progress(&format!(
         "everything arrived; {} idle integrations and {} subscribers were served",
-        idle.integrations, told.subscribers
+        idle.integrations, subscribers.subscribers
     ));
     Ok(())
 }
 
-/// At full speed and at a rate: each accepted event arrives once, under a sequence of
-/// its own, and the service's counts agree.
-async fn everything_arrives(workload: &Workload, size: &Size) -> Result<(), Failure> {
-    tell(&format!("{}: {}", workload.name, workload.about));
-    let mut bench = Bench::start(workload, size).await?;
-    let orders = [
-        loader::Order::Saturate {
-            events: size.events * workload.tenths / 10,
+/// Checks, saturated and at a fixed rate, that each accepted event arrives with a distinct
+/// sequence, that the service's counts agree, and that the baselines send and receive.
+async fn check(workload: &Workload, scope: &Scope) -> Result<(), Failure> {
+    progress(&format!("{}: {}", workload.name, workload.about));
+    let mut bench = Bench::start(workload, scope).await?;
+    let commands = [
+        loader::Command::Saturate {
+            events: scope.events * workload.tenths / 10,
         },
-        loader::Order::Pace {
+        loader::Command::Pace {
             events_per_second: 100.0 * workload.rate_batch as f64,
-            seconds: size.rate_seconds,
+            seconds: scope.rate_seconds,
         },
     ];
-    for order in orders {
-        let run = bench.run(order, Watch::Identities).await?;
+    for command in commands {
+        let run = bench.run(command, Inspect::Identities).await?;
         if run.distinct != run.events {
-            return Err(format!("{} events, but {} arrived", run.events, run.distinct).into());
+            return Err(format!(
+                "{} events were accepted, but {} arrived",
+                run.events, run.distinct
+            )
+            .into());
         }
     }
-    let (mut floor, _ready) = bench.floor().await?;
-    let mut floor_run = async |records_per_request, means| {
-        let order = floor::Order {
-            records: size.events,
+    let (mut floor, _ready) = bench.start_floor().await?;
+    let mut floor_run = async |records_per_request, method| {
+        let command = floor::Command {
+            records: scope.events,
             records_per_request,
             records_per_second: None,
-            means,
+            method,
         };
-        bench.floor_run(&mut floor, order).await
+        bench.floor_run(&mut floor, command).await
     };
-    floor_run(floor::RECORDS as f64, Means::Sdk).await?;
-    for means in [Means::Sdk, Means::Bare] {
-        let sent = floor_run(1.5, means).await?.records_per_request;
+    floor_run(floor::FULL_REQUEST as f64, Method::Sdk).await?;
+    for method in [Method::Sdk, Method::Bare] {
+        let sent = floor_run(1.5, method).await?.records_per_request;
         if (sent - 1.5).abs() > 0.1 {
-            return Err(format!("the floor sent {sent} records a request, and not 1.5").into());
+            return Err(format!("the floor sent {sent} records per request instead of 1.5").into());
         }
     }
     drop(floor);
-    let mut intake = Intake::start(workload, size).await?;
-    for order in orders {
-        intake.run(order).await?;
+    let mut intake = Intake::start(workload, scope).await?;
+    for command in commands {
+        intake.run(command).await?;
     }
     bench.check_counts().await?;
     bench.stop().await

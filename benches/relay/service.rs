@@ -1,4 +1,4 @@
-//! The built binary, serving.
+//! The service under test: its process and a client of its API.
 
 use std::{
     net::SocketAddr,
@@ -7,38 +7,49 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::{TryStreamExt, stream};
 use serde_json::Value;
+use siem_client::channel;
+use siem_client::v1::{
+    ConfigureRequest, DeleteRequest, EventCounts, GetRequest, ListRequest,
+    siem_integration_service_client::SiemIntegrationServiceClient,
+};
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
     process::{Child, ChildStderr, Command},
     time::timeout,
 };
+use tonic::transport::Channel;
 
 use super::{
     Failure,
-    usage::{self, Usage},
+    process::{self, Usage},
+    workload::Workload,
 };
 
-/// How long its start may take, with a large database.
-const START: Duration = Duration::from_secs(120);
-const END: Duration = Duration::from_secs(60);
+/// Limit of the start with a large database.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+/// Configure calls in flight; they share syncs to disk.
+const CONFIGURE_CONCURRENCY: usize = 200;
+const PAGE_SIZE: u32 = 1000;
 
 pub struct Service {
     process: Child,
     pub address: SocketAddr,
-    /// From the start of the process until it listened.
+    /// Time from the start of the process until it listened.
     pub started_in: Duration,
 }
 
 impl Service {
-    /// Starts it with the sink in the place of AWS, and waits until it listens.
+    /// Starts the service with the sink as its AWS endpoint, and waits until it listens.
     pub async fn start(data_dir: &Path, sink: SocketAddr) -> Result<Self, Failure> {
-        let begun = Instant::now();
+        let start = Instant::now();
         let mut process = command(data_dir, sink).spawn()?;
         let stderr = process.stderr.take().ok_or("no standard error")?;
         let mut lines = BufReader::new(stderr).lines();
-        let address = timeout(START, address(&mut lines)).await??;
-        let started_in = begun.elapsed();
+        let address = timeout(START_TIMEOUT, listen_address(&mut lines)).await??;
+        let started_in = start.elapsed();
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         Ok(Self {
             process,
@@ -47,26 +58,22 @@ impl Service {
         })
     }
 
-    fn pid(&self) -> Result<u32, Failure> {
-        Ok(self.process.id().ok_or("the service has ended")?)
-    }
-
     pub fn usage(&self) -> Result<Usage, Failure> {
-        Usage::of(self.pid()?)
+        Usage::of(&self.process)
     }
 
     pub fn reset_peak(&self) -> Result<(), Failure> {
-        usage::reset_peak(self.pid()?)
+        process::reset_peak(&self.process)
     }
 
-    /// SIGTERM, and waits for the end.
+    /// Sends SIGTERM and waits for the process to end.
     pub async fn stop(mut self) -> Result<(), Failure> {
-        let pid = self.pid()?.to_string();
+        let pid = process::pid(&self.process)?.to_string();
         let sent = Command::new("kill").args(["-TERM", &pid]).status().await?;
-        let ended = timeout(END, self.process.wait()).await??;
+        let ended = timeout(STOP_TIMEOUT, self.process.wait()).await??;
         match sent.success() && ended.success() {
             true => Ok(()),
-            false => Err(format!("the service ended badly: {ended}").into()),
+            false => Err(format!("the service did not stop cleanly: {ended}").into()),
         }
     }
 }
@@ -88,7 +95,7 @@ fn command(data_dir: &Path, sink: SocketAddr) -> Command {
         .args(["serve", "--listen", "127.0.0.1:0", "--log-format", "json"])
         .arg("--data-dir")
         .arg(data_dir)
-        // Only backlogs are made of refusals, and they are to end soon.
+        // Only the backlog measurement makes AWS fail; delivery is to resume soon after it.
         .args(["--retry-first-ms", "100", "--retry-most-ms", "1000"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -97,8 +104,8 @@ fn command(data_dir: &Path, sink: SocketAddr) -> Command {
     command
 }
 
-/// What it logs once it listens; its last words where it ends instead.
-async fn address(lines: &mut Lines<BufReader<ChildStderr>>) -> Result<SocketAddr, Failure> {
+/// Reads the log until it names the address. The error has the last line of the log.
+async fn listen_address(lines: &mut Lines<BufReader<ChildStderr>>) -> Result<SocketAddr, Failure> {
     let mut last = String::new();
     while let Some(line) = lines.next_line().await? {
         let logged: Value = serde_json::from_str(&line).unwrap_or_default();
@@ -110,4 +117,78 @@ async fn address(lines: &mut Lines<BufReader<ChildStderr>>) -> Result<SocketAddr
         last = line;
     }
     Err(format!("the service did not start: {last}").into())
+}
+
+/// Client of SiemIntegrationService.
+#[derive(Clone)]
+pub struct Admin(SiemIntegrationServiceClient<Channel>);
+
+impl Admin {
+    pub fn new(address: SocketAddr) -> Result<Self, Failure> {
+        let channel = channel(&address.to_string())?;
+        Ok(Self(SiemIntegrationServiceClient::new(channel)))
+    }
+
+    /// Configures the first organizations.
+    pub async fn configure(&self, organizations: usize) -> Result<(), Failure> {
+        stream::iter((0..organizations).map(Ok))
+            .try_for_each_concurrent(CONFIGURE_CONCURRENCY, |number| self.configure_one(number))
+            .await
+    }
+
+    pub async fn configure_one(&self, number: usize) -> Result<(), Failure> {
+        let request = ConfigureRequest {
+            organization_id: Workload::organization(number),
+            kinesis_stream_arn: format!(
+                "arn:aws:kinesis:us-east-1:222222222222:stream/detections-{number}"
+            ),
+            role_arn: "arn:aws:iam::222222222222:role/siem-relay".to_owned(),
+            external_id: format!("external-{number:08}-0123456789abcdef"),
+            ..Default::default()
+        };
+        self.0.clone().configure(request).await?;
+        Ok(())
+    }
+
+    pub async fn delete(&self, number: usize) -> Result<(), Failure> {
+        let request = DeleteRequest {
+            organization_id: Workload::organization(number),
+            ..Default::default()
+        };
+        self.0.clone().delete(request).await?;
+        Ok(())
+    }
+
+    /// Returns whether Get answers for the first organization.
+    pub async fn answers(&self) -> bool {
+        let request = GetRequest {
+            organization_id: Workload::organization(0),
+        };
+        self.0.clone().get(request).await.is_ok()
+    }
+
+    /// Returns the sum of the counts of all integrations.
+    pub async fn counts(&self) -> Result<EventCounts, Failure> {
+        let mut sum = EventCounts::default();
+        let mut page_token = String::new();
+        loop {
+            let request = ListRequest {
+                page_size: PAGE_SIZE,
+                page_token,
+                ..Default::default()
+            };
+            let page = self.0.clone().list(request).await?.into_inner();
+            for counts in page.integrations.iter().filter_map(|it| it.counts) {
+                sum.accepted += counts.accepted;
+                sum.delivered += counts.delivered;
+                sum.expired += counts.expired;
+                sum.discarded += counts.discarded;
+                sum.pending += counts.pending;
+            }
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return Ok(sum);
+            }
+        }
+    }
 }

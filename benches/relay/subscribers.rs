@@ -1,6 +1,6 @@
-//! Many subscribers of the status stream on a few connections.
+//! Cost of subscribers of StreamStatus (`--subscribers`), which share a few connections.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::net::SocketAddr;
 
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
@@ -13,31 +13,30 @@ use tokio::{sync::mpsc, time::sleep};
 use tonic::Streaming;
 
 use super::{
-    Failure,
-    child::{Child, Orders},
-    configure::Admin,
-    measure::Size,
-    samples::{Latency, Samples, now_nanos},
-    service::Service,
+    Failure, idle,
+    measure::Scope,
+    process::{Child, Controller, Role},
+    service::{Admin, Service},
     sink,
-    spread::Spread,
-    table::tell,
+    stats::{Latency, Samples, Spread, now_nanos},
+    table::progress,
     workload::Workload,
 };
 
-const CALM: Duration = Duration::from_secs(2);
-const AT_ONCE: usize = 100;
+/// Calls of StreamStatus that are opened concurrently.
+const SUBSCRIBE_CONCURRENCY: usize = 100;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Plan {
+pub struct Config {
     address: SocketAddr,
     subscribers: usize,
     connections: usize,
 }
 
+/// Waits for one message to each subscriber, and answers with their [`Latency`].
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Order {
-    /// When the change was asked for, to which all subscribers' next message belongs.
+pub struct Command {
+    /// Time of the call that caused the messages.
     since_nanos: u64,
 }
 
@@ -46,45 +45,42 @@ pub struct Subscribers {
     pub subscribers: usize,
     pub connections: usize,
     pub bytes_per_subscriber: f64,
-    /// From before the call that made the change until the last has heard of it.
+    /// Time from before the call that changes a status until all subscribers have received
+    /// the change.
     pub reach_all_ms: Spread,
+    /// Time until half of the subscribers have received it.
     pub reach_half_ms: Spread,
     pub cpu_per_change_ms: Spread,
-    pub cpu_at_rest: f64,
+    /// CPU seconds per second.
+    #[serde(rename = "cpu_at_rest")]
+    pub idle_cpu: f64,
 }
 
-/// Says when all are subscribed.
-pub fn run(plan: Plan) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(serve(plan))
-}
-
-async fn serve(plan: Plan) -> Result<(), Failure> {
-    let channels: Vec<_> = (0..plan.connections)
-        .map(|_| channel(&plan.address.to_string()))
+/// Answers first with the number of subscribers, once all have received a snapshot.
+pub async fn run(config: Config) -> Result<(), Failure> {
+    let channels: Vec<_> = (0..config.connections)
+        .map(|_| channel(&config.address.to_string()))
         .collect::<Result<_, _>>()?;
-    let (told, mut heard) = mpsc::unbounded_channel();
-    let told = Arc::new(told);
-    let mut begun = stream::iter(0..plan.subscribers)
+    let (received, mut times) = mpsc::unbounded_channel();
+    let mut subscriptions = stream::iter(0..config.subscribers)
         .map(|number| {
             let channel = channels[number % channels.len()].clone();
             subscribe(SiemIntegrationServiceClient::new(channel))
         })
-        .buffer_unordered(AT_ONCE);
-    while let Some(messages) = begun.next().await {
-        tokio::spawn(listen(messages?, Arc::clone(&told)));
+        .buffer_unordered(SUBSCRIBE_CONCURRENCY);
+    while let Some(messages) = subscriptions.next().await {
+        tokio::spawn(receive(messages?, received.clone()));
     }
-    let mut orders = Orders::new();
-    orders.answer(&plan.subscribers).await?;
-    while let Some(order) = orders.next::<Order>().await? {
+    drop(received);
+    let mut controller = Controller::new();
+    controller.answer(&config.subscribers).await?;
+    while let Some(command) = controller.next::<Command>().await? {
         let mut samples = Samples::default();
-        for _ in 0..plan.subscribers {
-            let at = heard.recv().await.ok_or("the subscribers are gone")?;
-            samples.add(order.since_nanos, at);
+        for _ in 0..config.subscribers {
+            let time = times.recv().await.ok_or("all subscriptions have ended")?;
+            samples.add(command.since_nanos, time);
         }
-        orders.answer(&samples.take()).await?;
+        controller.answer(&samples.take()).await?;
     }
     Ok(())
 }
@@ -100,19 +96,23 @@ async fn subscribe(
     };
     let mut messages = client.stream_status(request).await?.into_inner();
     loop {
-        let message = messages.message().await?.ok_or("a status stream ended")?;
+        let message = messages
+            .message()
+            .await?
+            .ok_or("a status stream ended early")?;
         if let Some(Event::Synced(_)) = message.event {
             return Ok(messages);
         }
     }
 }
 
-async fn listen(mut messages: Messages, told: Arc<mpsc::UnboundedSender<u64>>) {
+/// Sends the time of each change.
+async fn receive(mut messages: Messages, received: mpsc::UnboundedSender<u64>) {
     while let Ok(Some(message)) = messages.message().await {
         match message.event {
             Some(Event::Heartbeat(_)) | None => {}
             Some(_) => {
-                let _gone = told.send(now_nanos());
+                let _ended = received.send(now_nanos());
             }
         }
     }
@@ -121,30 +121,29 @@ async fn listen(mut messages: Messages, told: Arc<mpsc::UnboundedSender<u64>>) {
 pub async fn measure(
     subscribers: usize,
     connections: usize,
-    size: &Size,
+    scope: &Scope,
 ) -> Result<Subscribers, Failure> {
-    tell(&format!(
+    progress(&format!(
         "subscribers: {subscribers} on {connections} connection(s)"
     ));
-    std::fs::create_dir_all(&size.data_dir)?;
-    let data_dir = tempfile::tempdir_in(&size.data_dir)?;
-    let mut sink = Child::start("sink", &sink::Plan { delay_ms: 0 })?;
-    let service = Service::start(data_dir.path(), sink.answer().await?).await?;
+    let data_dir = tempfile::tempdir_in(&scope.data_dir)?;
+    let role = Role::Sink(sink::Config { delay_ms: 0 });
+    let (sink, sink_address) = Child::start(role).await?;
+    let service = Service::start(data_dir.path(), sink_address).await?;
     let admin = Admin::new(service.address)?;
     admin.configure(1).await?;
-    sleep(CALM).await;
+    sleep(idle::IDLE_AFTER).await;
     let before = service.usage()?;
-    let plan = Plan {
+    let role = Role::Subscribers(Config {
         address: service.address,
         subscribers,
         connections,
-    };
-    let mut child = Child::start("subscribers", &plan)?;
-    let _all: usize = child.answer().await?;
-    sleep(CALM).await;
+    });
+    let (mut child, _subscribed) = Child::start::<usize>(role).await?;
+    sleep(idle::IDLE_AFTER).await;
     let after = service.usage()?;
     let (mut all, mut half, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..size.runs {
+    for _ in 0..scope.runs {
         for exists in [true, false] {
             let cpu_before = service.usage()?.cpu_seconds;
             let since_nanos = now_nanos();
@@ -152,25 +151,23 @@ pub async fn measure(
                 true => admin.delete(0).await?,
                 false => admin.configure_one(0).await?,
             }
-            let latency: Latency = child.ask(&Order { since_nanos }).await?;
+            let latency: Latency = child.call(&Command { since_nanos }).await?;
             all.push(latency.max_ms);
             half.push(latency.p50_ms);
             cpu.push((service.usage()?.cpu_seconds - cpu_before) * 1000.0);
         }
     }
-    let rest = service.usage()?.cpu_seconds;
-    sleep(Duration::from_secs_f64(size.rate_seconds)).await;
-    let cpu_at_rest = (service.usage()?.cpu_seconds - rest) / size.rate_seconds;
+    let idle_cpu = idle::idle_cpu(&service, scope.rate_seconds).await?;
     drop((child, sink));
     service.stop().await?;
-    let held = after.resident_bytes as f64 - before.resident_bytes as f64;
+    let added = after.resident_bytes as f64 - before.resident_bytes as f64;
     Ok(Subscribers {
         subscribers,
         connections,
-        bytes_per_subscriber: held / subscribers as f64,
+        bytes_per_subscriber: added / subscribers as f64,
         reach_all_ms: Spread::of(all),
         reach_half_ms: Spread::of(half),
         cpu_per_change_ms: Spread::of(cpu),
-        cpu_at_rest,
+        idle_cpu,
     })
 }

@@ -1,4 +1,4 @@
-//! The report as a table on standard output, and what goes on on standard error.
+//! Report as tables on standard output, and messages about progress on standard error.
 
 use std::io::{Write, stderr, stdout};
 
@@ -6,20 +6,28 @@ use super::{
     growth::{Backlog, Growth},
     idle::Idle,
     report::{Figures, RateFigures, Report, WorkloadReport},
-    spread::Spread,
+    stats::Spread,
     subscribers::Subscribers,
 };
 
-/// Where nobody reads, nothing is told.
-pub fn tell(line: &str) {
-    let _gone = writeln!(stderr(), "{line}");
+/// Writes a message on standard error. A closed reader is no error.
+pub fn progress(message: &str) {
+    let _closed = writeln!(stderr(), "{message}");
 }
 
+/// Writes a line on standard output. A closed reader is no error.
 pub fn print(line: &str) {
-    let _gone = writeln!(stdout(), "{line}");
+    let _closed = writeln!(stdout(), "{line}");
 }
 
-/// The median, and from where to where.
+/// Prints the header of a table and the line below it.
+fn header(columns: &str) {
+    print(columns);
+    let count = columns.matches('|').count().saturating_sub(1);
+    print(&("| --- ".repeat(count) + "|"));
+}
+
+/// Formats the median and the range.
 fn show(spread: Spread, decimals: usize) -> String {
     let Spread {
         median,
@@ -55,10 +63,9 @@ pub fn report(report: &Report) {
 
 fn saturated(workloads: &[WorkloadReport]) {
     print("At the maximum rate: median (least–most)\n");
-    print(
+    header(
         "| workload | event B | record B | events/s | CPU-s per million | floor | service/floor | peak MB | written B an event | records a request |",
     );
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |");
     for report in workloads {
         let figures = &report.saturated;
         print(&format!(
@@ -79,11 +86,10 @@ fn saturated(workloads: &[WorkloadReport]) {
 }
 
 fn processes(workloads: &[WorkloadReport]) {
-    print("The other processes: CPU-s per million events, and the speed of floor and intake\n");
-    print(
+    print("Other processes: CPU-s per million events, and throughput of floor and intake\n");
+    header(
         "| workload | loader | sink | floor events/s | floor peak MB | intake alone | its events/s | service/(floor of such requests + intake) |",
     );
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |");
     for report in workloads {
         print(&format!(
             "| {} | {} | {} | {} | {} | {} | {} | {} |",
@@ -94,13 +100,12 @@ fn processes(workloads: &[WorkloadReport]) {
             show(report.floor_peak_megabytes, 0),
             show(report.intake_cpu_per_million, 2),
             show(report.intake_events_per_second, 0),
-            show(report.ratio_to_both, 2),
+            show(report.ratio_to_baselines, 2),
         ));
     }
     print("");
 }
 
-/// What each request takes where it is not full, whatever is in it.
 fn small_requests(workloads: &[WorkloadReport]) {
     let small = |report: &&WorkloadReport| report.small_requests.ratio.runs > 0;
     let mut small = workloads.iter().filter(small).peekable();
@@ -108,10 +113,10 @@ fn small_requests(workloads: &[WorkloadReport]) {
         return;
     }
     print(
-        "Requests that are not full: µs of CPU each, the floor with as few records in each, and the same by a bare socket",
+        "Requests that are less than half full: µs of CPU per request; floor and bare socket with as many records per request",
     );
-    print("\n| workload | records a request | service | floor | service/floor | bare |");
-    print("| --- | --- | --- | --- | --- | --- |");
+    print("");
+    header("| workload | records a request | service | floor | service/floor | bare |");
     for report in small {
         let requests = report.small_requests;
         print(&format!(
@@ -135,10 +140,10 @@ fn latencies(report: &WorkloadReport) {
         "{}, {} event(s) a request: milliseconds",
         report.workload.name, report.workload.rate_batch
     ));
-    print(
-        "\n| rate | ack p50 | p99 | p99.9 | to stream p50 | p99 | p99.9 | CPU-s per million | floor | bare | intake alone | service/(floor + intake) | ack p50 of intake alone | records a request |",
+    print("");
+    header(
+        "| rate | ack p50 | p99 | p99.9 | to stream p50 | p99 | p99.9 | CPU-s per million | floor | bare | intake alone | service/(floor + intake) | ack p50 of intake alone | records a request |",
     );
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |");
     for rate in &report.rates {
         rate_line(rate);
     }
@@ -169,7 +174,7 @@ fn rate_line(rate: &RateFigures) {
         show(rate.floor_cpu_per_million, 2),
         show(rate.bare_cpu_per_million, 2),
         show(rate.intake_cpu_per_million, 2),
-        show(rate.ratio_to_both, 2),
+        show(rate.ratio_to_baselines, 2),
         show(rate.intake_ack.p50_ms, 2),
         show(*records_per_request, 0),
     ));
@@ -179,10 +184,9 @@ fn growth(all: &[Growth]) {
     if all.is_empty() {
         return;
     }
-    print(
+    header(
         "| integrations | events/s | CPU-s per million | peak MB | written B an event | records a request | roles assumed |",
     );
-    print("| --- | --- | --- | --- | --- | --- | --- |");
     for growth in all {
         let figures = &growth.figures;
         let roles: u64 = growth.runs.iter().map(|run| run.assumed_roles).sum();
@@ -203,10 +207,9 @@ fn backlogs(all: &[Backlog]) {
     if all.is_empty() {
         return;
     }
-    print(
+    header(
         "| backlog | integrations | taking CPU-s per million | peak MB | draining CPU-s per million | events/s | peak MB |",
     );
-    print("| --- | --- | --- | --- | --- | --- | --- |");
     for backlog in all {
         print(&format!(
             "| {} | {} | {:.2} | {:.0} | {:.2} | {:.0} | {:.0} |",
@@ -224,8 +227,8 @@ fn backlogs(all: &[Backlog]) {
 
 fn idle(idle: &Idle) {
     print(&format!(
-        "{} idle integrations: {:.0} B each over the empty service ({:.1} MB; {:.1} MB after a restart, \
-         {:.1} MB before it), start {:.2} s (empty {:.2} s), first answer {:.2} s, CPU at rest {:.3} (empty {:.3}), \
+        "{} idle integrations: {:.0} B each beyond the empty service ({:.1} MB; {:.1} MB after a restart, \
+         {:.1} MB before it), start {:.2} s (empty {:.2} s), first answer {:.2} s, idle CPU {:.3} (empty {:.3}), \
          configured in {:.0} s\n",
         idle.integrations,
         idle.bytes_per_integration,
@@ -235,8 +238,8 @@ fn idle(idle: &Idle) {
         idle.start_seconds,
         idle.empty_start_seconds,
         idle.answer_seconds,
-        idle.cpu_at_rest,
-        idle.empty_cpu_at_rest,
+        idle.idle_cpu,
+        idle.empty_idle_cpu,
         idle.configure_seconds,
     ));
 }
@@ -244,13 +247,13 @@ fn idle(idle: &Idle) {
 fn subscribers(all: &Subscribers) {
     print(&format!(
         "{} subscribers on {} connection(s): {:.0} B each, a change reaches half in {} ms and all in {} ms, \
-         for {} ms of CPU; CPU at rest {:.3}\n",
+         for {} ms of CPU; idle CPU {:.3}\n",
         all.subscribers,
         all.connections,
         all.bytes_per_subscriber,
         show(all.reach_half_ms, 0),
         show(all.reach_all_ms, 0),
         show(all.cpu_per_change_ms, 0),
-        all.cpu_at_rest,
+        all.idle_cpu,
     ));
 }

@@ -1,12 +1,12 @@
-//! The loads that are measured.
+//! Workloads: the events, their distribution over organizations, and how they are published.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Failure, events::Source};
+use super::{Failure, events::EventSource};
 
-/// How requests are made.
+/// Method by which events are published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rpc {
@@ -14,15 +14,15 @@ pub enum Rpc {
     PublishStream,
 }
 
-/// Whose events a request holds.
+/// Distribution of events over organizations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mix {
-    /// Each event is of any organization, all alike.
+    /// Each event belongs to a random organization, all equally likely.
     Even,
-    /// All events of a request are of one organization, all alike.
+    /// All events of a request belong to one random organization, all equally likely.
     Grouped,
-    /// Each event is of any organization, the n-th with a chance of 1/n.
+    /// Each event belongs to a random organization, the n-th with a weight of 1/n.
     Zipf,
 }
 
@@ -32,19 +32,22 @@ pub struct Workload {
     pub about: String,
     pub organizations: usize,
     pub mix: Mix,
-    /// Sensors of each organization: so many partition keys.
+    /// Sensors of each organization, which is the number of its partition keys.
     pub devices: u128,
-    /// Bytes of an event as published; None means those of a real EVE file.
+    /// Published size of an event; None takes the events of `eve`.
     pub event_bytes: Option<usize>,
     pub eve: Option<PathBuf>,
-    /// Events of one request at the maximum rate, and far from it.
+    /// Events per request of a saturated run.
     pub batch: usize,
+    /// Events per request of a run at a fixed rate.
     pub rate_batch: usize,
     pub rpc: Rpc,
-    /// Connections of the loader, and unanswered requests on each.
+    /// Connections of the loader.
     pub connections: usize,
+    /// Unanswered requests on each connection.
     pub window: usize,
-    /// Tenths of what other workloads publish, where events are dear.
+    /// Events of a saturated run, in tenths of the option `--events`; fewer where each event
+    /// is expensive.
     pub tenths: u64,
 }
 
@@ -67,19 +70,7 @@ impl Workload {
         }
     }
 
-    pub fn source(&self) -> Result<Source, Failure> {
-        match (self.event_bytes, &self.eve) {
-            (Some(bytes), _) => Ok(Source::Made { bytes }),
-            (None, Some(path)) => Source::real(path),
-            (None, None) => Err("there is no EVE file".into()),
-        }
-    }
-
-    pub fn organization(number: usize) -> String {
-        format!("org-{number:06}")
-    }
-
-    /// Even load of so many organizations.
+    /// Returns the workload of `--growth` and `--backlog`.
     pub fn of_organizations(organizations: usize) -> Self {
         let name = format!("even-{organizations}");
         let about = format!("{organizations} integrations, even load, mixed in each request");
@@ -89,9 +80,22 @@ impl Workload {
             ..Self::named(&name, &about)
         }
     }
+
+    pub fn event_source(&self) -> Result<EventSource, Failure> {
+        match (self.event_bytes, &self.eve) {
+            (Some(bytes), _) => Ok(EventSource::Generated { bytes }),
+            (None, Some(path)) => EventSource::from_file(path),
+            (None, None) => Err("the workload has neither an event size nor an EVE file".into()),
+        }
+    }
+
+    /// Returns the id of an organization.
+    pub fn organization(number: usize) -> String {
+        format!("org-{number:06}")
+    }
 }
 
-/// All of them, in the order of the table.
+/// Returns all workloads in the order of the report.
 pub fn all(eve: Option<PathBuf>) -> Vec<Workload> {
     let sized = |name: &str, bytes: usize, batch: usize, tenths: u64| Workload {
         event_bytes: Some(bytes),
@@ -106,14 +110,13 @@ pub fn all(eve: Option<PathBuf>) -> Vec<Workload> {
         devices: 4,
         ..Workload::named(name, about)
     };
-    let single = |name: &str, about: &str, rpc: Rpc, connections: usize, window: usize| Workload {
+    let single = |name: &str, about: &str, rpc: Rpc| Workload {
         rpc,
-        connections,
-        window,
+        window: 64,
         batch: 1,
         rate_batch: 1,
         tenths: 2,
-        ..Workload::named(name, about)
+        ..spread(name, about, 1000, Mix::Even)
     };
     let mut all = vec![
         Workload::named("one", "one integration, full batches"),
@@ -128,7 +131,7 @@ pub fn all(eve: Option<PathBuf>) -> Vec<Workload> {
             window: 16,
             ..spread(
                 "even-grouped",
-                "1,000 integrations, even load, 100 events of one in each request",
+                "1,000 integrations, even load, each request with 100 events of one integration",
                 1000,
                 Mix::Grouped,
             )
@@ -141,33 +144,23 @@ pub fn all(eve: Option<PathBuf>) -> Vec<Workload> {
         ),
         single(
             "single",
-            "one event a Publish, 1,000 integrations",
+            "one event per Publish, 1,000 integrations",
             Rpc::Publish,
-            4,
-            64,
         ),
         single(
             "single-stream",
-            "one event a request of PublishStream, 1,000 integrations",
+            "one event per request of PublishStream, 1,000 integrations",
             Rpc::PublishStream,
-            4,
-            64,
         ),
         sized("300b", 300, 500, 10),
         sized("700b", 700, 500, 10),
         sized("8kb", 8192, 250, 1),
     ];
-    for workload in &mut all {
-        if workload.name.starts_with("single") {
-            workload.organizations = 1000;
-            workload.devices = 4;
-        }
-    }
     if eve.is_some() {
         all.push(Workload {
             event_bytes: None,
             eve,
-            ..Workload::named("eve", "one integration, the alerts of a real EVE file")
+            ..Workload::named("eve", "one integration, alerts of a real EVE file")
         });
     }
     all
