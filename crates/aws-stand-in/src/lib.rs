@@ -12,16 +12,16 @@
 //! [`identity`]), then the service ([`sts`], [`kinesis`]), which asks [`policy`] and works on
 //! [`stream`]. [`control`] is the handle for tests, [`control_http`] the same over HTTP.
 
-mod calls;
+mod call_log;
 pub mod cbor;
 mod control;
 mod control_http;
 mod error;
 mod fault;
 mod form;
-mod hazard;
 mod identity;
 mod kinesis;
+mod order_hazards;
 mod policy;
 mod server;
 mod sigv4;

@@ -4,11 +4,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Options;
-use super::calls::Calls;
+use super::call_log::Calls;
 use super::control::SessionLifetime;
 use super::fault::Faults;
-use super::hazard::Hazards;
 use super::identity::Identities;
+use super::order_hazards::Hazards;
 use super::stream::Streams;
 
 pub(super) struct Shared {

@@ -1,18 +1,18 @@
 //! Data streams in memory: shards, records, limits.
 
-mod retention;
-mod shard;
-
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::control::{Record, StreamSpec, StreamStats};
-use retention::Retention;
-pub(super) use shard::{Shard, parse_shard_id, shard_id};
+
+/// Records a second that a shard takes ("Quotas and limits", Kinesis Developer Guide).
+const RECORDS_PER_SECOND: f64 = 1000.0;
+/// Bytes a second that a shard takes, partition keys included.
+const BYTES_PER_SECOND: f64 = 1_048_576.0;
 
 /// An ARN `arn:PARTITION:kinesis:REGION:ACCOUNT:stream/NAME`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,7 +144,7 @@ impl State {
 
 impl Stream {
     fn new(id: StreamArn, spec: &StreamSpec, now_ms: i64) -> Self {
-        let shards = shard::uniform(spec.shards);
+        let shards = uniform_shards(spec.shards);
         let open = (0..spec.shards).collect();
         Self {
             id,
@@ -356,6 +356,140 @@ impl Streams {
                 stream.lock().drop_oldest(count);
             }
         }
+    }
+}
+
+pub(super) struct Shard {
+    /// First and last hash key.
+    pub(super) hash_keys: (u128, u128),
+    pub(super) parent: Option<u32>,
+    /// The stream's next index when the shard was opened.
+    pub(super) opened_at: u64,
+    /// The stream's next index when the shard was closed by a split.
+    pub(super) closed_at: Option<u64>,
+    /// The stream's indexes of the records in this shard.
+    pub(super) records: VecDeque<u64>,
+    limit: TokenBucket,
+}
+
+impl Shard {
+    fn new(hash_keys: (u128, u128), parent: Option<u32>, opened_at: u64) -> Self {
+        Self {
+            hash_keys,
+            parent,
+            opened_at,
+            closed_at: None,
+            records: VecDeque::new(),
+            limit: TokenBucket::full(),
+        }
+    }
+}
+
+/// Shards that divide all hash keys evenly.
+fn uniform_shards(count: u32) -> Vec<Shard> {
+    let width = u128::MAX / u128::from(count.max(1));
+    (0..count)
+        .map(|shard| {
+            let start = width * u128::from(shard);
+            let end = if shard + 1 == count {
+                u128::MAX
+            } else {
+                start + width - 1
+            };
+            Shard::new((start, end), None, 0)
+        })
+        .collect()
+}
+
+/// `shardId-000000000000`.
+pub(super) fn shard_id(shard: u32) -> String {
+    format!("shardId-{shard:012}")
+}
+
+pub(super) fn parse_shard_id(id: &str) -> Option<u32> {
+    let shard = id.strip_prefix("shardId-")?.parse().ok()?;
+    (shard_id(shard) == id).then_some(shard)
+}
+
+/// One second's worth of records and bytes, refilled continuously.
+struct TokenBucket {
+    records: f64,
+    bytes: f64,
+    refilled_at: Option<Instant>,
+}
+
+impl TokenBucket {
+    fn full() -> Self {
+        Self {
+            records: RECORDS_PER_SECOND,
+            bytes: BYTES_PER_SECOND,
+            refilled_at: None,
+        }
+    }
+
+    /// Takes one record of this size, if there is room.
+    fn take(&mut self, bytes: usize, now: Instant) -> bool {
+        if let Some(refilled_at) = self.refilled_at {
+            let elapsed = now.saturating_duration_since(refilled_at).as_secs_f64();
+            self.records = (self.records + elapsed * RECORDS_PER_SECOND).min(RECORDS_PER_SECOND);
+            self.bytes = (self.bytes + elapsed * BYTES_PER_SECOND).min(BYTES_PER_SECOND);
+        }
+        self.refilled_at = Some(now);
+        // Exact: a record has at most 10 MiB.
+        let bytes = bytes as f64;
+        if self.records < 1.0 || self.bytes < bytes {
+            return false;
+        }
+        self.records -= 1.0;
+        self.bytes -= bytes;
+        true
+    }
+}
+
+struct Retention {
+    max_records: u64,
+    max_bytes: u64,
+    records: u64,
+    bytes: u64,
+    batches: VecDeque<Batch>,
+}
+
+struct Batch {
+    stream: Weak<Stream>,
+    records: usize,
+    bytes: u64,
+}
+
+impl Retention {
+    fn new(max_records: u64, max_bytes: u64) -> Self {
+        Self {
+            max_records,
+            max_bytes,
+            records: 0,
+            bytes: 0,
+            batches: VecDeque::new(),
+        }
+    }
+
+    fn push(&mut self, stream: &Arc<Stream>, records: usize, bytes: u64) {
+        self.records += records as u64;
+        self.bytes += bytes;
+        self.batches.push_back(Batch {
+            stream: Arc::downgrade(stream),
+            records,
+            bytes,
+        });
+    }
+
+    /// The oldest batch, if more is kept than may be: the stream and the number of records to drop.
+    fn pop_excess(&mut self) -> Option<(Weak<Stream>, usize)> {
+        if self.records <= self.max_records && self.bytes <= self.max_bytes {
+            return None;
+        }
+        let batch = self.batches.pop_front()?;
+        self.records -= batch.records as u64;
+        self.bytes -= batch.bytes;
+        Some((batch.stream, batch.records))
     }
 }
 

@@ -1,3 +1,4 @@
+use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
@@ -11,7 +12,7 @@ const VENDOR: Asker<'static> = Asker {
     account: "111111111111",
 };
 
-fn trust(principal: serde_json::Value, condition: serde_json::Value) -> Policy {
+fn trust(principal: Value, condition: Value) -> Policy {
     let statement = json!({
         "Effect": "Allow",
         "Principal": principal,
@@ -146,7 +147,7 @@ fn not_action_and_not_resource() {
 
 #[test]
 fn what_is_not_understood_is_refused() {
-    let refused = |document: serde_json::Value, trust: bool| {
+    let refused = |document: Value, trust: bool| {
         let json = document.to_string();
         if trust {
             Policy::parse_trust(&json).is_err()
@@ -154,7 +155,7 @@ fn what_is_not_understood_is_refused() {
             Policy::parse_identity(&json).is_err()
         }
     };
-    let allow = |extra: serde_json::Value| {
+    let allow = |extra: Value| {
         let mut statement = json!({ "Effect": "Allow", "Action": "*" });
         if let (Some(into), Some(from)) = (statement.as_object_mut(), extra.as_object()) {
             into.extend(from.clone());
@@ -192,4 +193,43 @@ fn what_is_not_understood_is_refused() {
         ),
         false
     ));
+}
+
+/// The definition, without cleverness.
+fn reference(pattern: &[char], text: &[char]) -> bool {
+    match pattern.split_first() {
+        None => text.is_empty(),
+        Some(('*', rest)) => (0..=text.len()).any(|n| reference(rest, &text[n..])),
+        Some((c, rest)) => text
+            .split_first()
+            .is_some_and(|(first, tail)| (*c == '?' || c == first) && reference(rest, tail)),
+    }
+}
+
+proptest! {
+    #[test]
+    fn agrees_with_the_definition(pattern in "[ab*?é]{0,8}", text in "[abé]{0,10}") {
+        let p: Vec<char> = pattern.chars().collect();
+        let t: Vec<char> = text.chars().collect();
+        prop_assert_eq!(wildcard_matches(&pattern, &text), reference(&p, &t));
+    }
+
+    #[test]
+    fn a_plain_pattern_fits_itself_only(text in "[a-z:/-]{0,12}", other in "[a-z:/-]{0,12}") {
+        prop_assert!(wildcard_matches(&text, &text));
+        prop_assert_eq!(wildcard_matches(&text, &other), text == other);
+    }
+
+    #[test]
+    fn a_star_takes_any_tail(head in "[a-z:]{0,8}", tail in any::<String>()) {
+        let pattern = format!("{head}*");
+        let text = format!("{head}{tail}");
+        prop_assert!(wildcard_matches(&pattern, &text));
+    }
+}
+
+#[test]
+fn many_stars_end_soon() {
+    let pattern = "*a".repeat(500) + "b";
+    assert!(!wildcard_matches(&pattern, &"a".repeat(2000)));
 }
