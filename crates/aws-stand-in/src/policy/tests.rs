@@ -6,7 +6,7 @@ use super::*;
 const ROLE: &str = "arn:aws:iam::222222222222:role/siem";
 const STREAM: &str = "arn:aws:kinesis:us-east-1:222222222222:stream/detections";
 
-const VENDOR: Asker<'static> = Asker {
+const VENDOR: Requester<'static> = Requester {
     arn: "arn:aws:iam::111111111111:user/relay",
     role_arn: None,
     account: "111111111111",
@@ -30,7 +30,7 @@ fn assume(policy: &Policy, external_id: Option<&str>) -> Trust {
         .collect();
     policy.evaluate_trust(
         &VENDOR,
-        &Question {
+        &AccessRequest {
             action: "sts:AssumeRole",
             resource: ROLE,
             keys: &keys,
@@ -45,33 +45,33 @@ fn external_id_conditions() {
         json!({ "StringEquals": { "sts:ExternalId": "secret-1" } }),
     );
     assert_eq!(assume(&one, Some("secret-1")), Trust::Delegated);
-    assert_eq!(assume(&one, Some("secret-2")), Trust::Silent);
-    assert_eq!(assume(&one, None), Trust::Silent);
+    assert_eq!(assume(&one, Some("secret-2")), Trust::ImplicitDeny);
+    assert_eq!(assume(&one, None), Trust::ImplicitDeny);
 
     let list = trust(
         json!({ "AWS": ["arn:aws:iam::111111111111:user/relay"] }),
         json!({ "StringEquals": { "STS:externalid": ["a1", "a2"] } }),
     );
     assert_eq!(assume(&list, Some("a2")), Trust::Named);
-    assert_eq!(assume(&list, Some("a3")), Trust::Silent);
+    assert_eq!(assume(&list, Some("a3")), Trust::ImplicitDeny);
 
     let like = trust(
         json!("*"),
         json!({ "StringLike": { "sts:ExternalId": "*" } }),
     );
     assert_eq!(assume(&like, Some("anything")), Trust::Delegated);
-    assert_eq!(assume(&like, None), Trust::Silent);
+    assert_eq!(assume(&like, None), Trust::ImplicitDeny);
 
     let if_exists = trust(
         json!("*"),
         json!({ "StringEqualsIfExists": { "sts:ExternalId": "a1" } }),
     );
     assert_eq!(assume(&if_exists, None), Trust::Delegated);
-    assert_eq!(assume(&if_exists, Some("a2")), Trust::Silent);
+    assert_eq!(assume(&if_exists, Some("a2")), Trust::ImplicitDeny);
 
     let none = trust(json!("*"), json!({ "Null": { "sts:ExternalId": "true" } }));
     assert_eq!(assume(&none, None), Trust::Delegated);
-    assert_eq!(assume(&none, Some("a1")), Trust::Silent);
+    assert_eq!(assume(&none, Some("a1")), Trust::ImplicitDeny);
 }
 
 #[test]
@@ -80,9 +80,9 @@ fn principals_are_exact() {
         json!({ "AWS": "arn:aws:iam::333333333333:root" }),
         json!({}),
     );
-    assert_eq!(assume(&other, None), Trust::Silent);
+    assert_eq!(assume(&other, None), Trust::ImplicitDeny);
     let service = trust(json!({ "Service": "firehose.amazonaws.com" }), json!({}));
-    assert_eq!(assume(&service, None), Trust::Silent);
+    assert_eq!(assume(&service, None), Trust::ImplicitDeny);
     let root = trust(
         json!({ "AWS": "arn:aws:iam::111111111111:root" }),
         json!({}),
@@ -91,7 +91,7 @@ fn principals_are_exact() {
 }
 
 #[test]
-fn a_deny_wins_wherever_it_stands() {
+fn a_deny_wins_over_an_allow_after_it() {
     let document = json!({ "Statement": [
         { "Effect": "Deny", "Principal": "*", "Action": "sts:*",
           "Condition": { "StringEquals": { "sts:ExternalId": "banned" } } },
@@ -99,7 +99,7 @@ fn a_deny_wins_wherever_it_stands() {
     ]});
     let policy = Policy::parse_trust(&document.to_string()).unwrap();
     assert_eq!(assume(&policy, Some("fine")), Trust::Delegated);
-    assert_eq!(assume(&policy, Some("banned")), Trust::Deny);
+    assert_eq!(assume(&policy, Some("banned")), Trust::ExplicitDeny);
 }
 
 #[test]
@@ -111,17 +111,17 @@ fn actions_ignore_case_and_resources_do_not() {
     }});
     let policy = Policy::parse_identity(&document.to_string()).unwrap();
     let ask = |action, resource| {
-        policy.evaluate(&Question {
+        policy.evaluate(&AccessRequest {
             action,
             resource,
             keys: &[],
         })
     };
     assert_eq!(ask("kinesis:PutRecords", STREAM), Decision::Allow);
-    assert_eq!(ask("kinesis:GetRecords", STREAM), Decision::Silent);
+    assert_eq!(ask("kinesis:GetRecords", STREAM), Decision::ImplicitDeny);
     assert_eq!(
         ask("kinesis:PutRecords", &STREAM.replace("det", "Det")),
-        Decision::Silent
+        Decision::ImplicitDeny
     );
 }
 
@@ -134,19 +134,19 @@ fn not_action_and_not_resource() {
     ]});
     let policy = Policy::parse_identity(&document.to_string()).unwrap();
     let ask = |action, resource| {
-        policy.evaluate(&Question {
+        policy.evaluate(&AccessRequest {
             action,
             resource,
             keys: &[],
         })
     };
     assert_eq!(ask("kinesis:PutRecords", STREAM), Decision::Allow);
-    assert_eq!(ask("kms:GenerateDataKey", STREAM), Decision::Deny);
-    assert_eq!(ask("kinesis:PutRecords", "other"), Decision::Deny);
+    assert_eq!(ask("kms:GenerateDataKey", STREAM), Decision::ExplicitDeny);
+    assert_eq!(ask("kinesis:PutRecords", "other"), Decision::ExplicitDeny);
 }
 
 #[test]
-fn what_is_not_understood_is_refused() {
+fn malformed_and_unsupported_policies_are_refused() {
     let refused = |document: Value, trust: bool| {
         let json = document.to_string();
         if trust {
@@ -195,7 +195,7 @@ fn what_is_not_understood_is_refused() {
     ));
 }
 
-/// The definition, without cleverness.
+/// Recursive definition of the wildcards.
 fn reference(pattern: &[char], text: &[char]) -> bool {
     match pattern.split_first() {
         None => text.is_empty(),
@@ -208,20 +208,20 @@ fn reference(pattern: &[char], text: &[char]) -> bool {
 
 proptest! {
     #[test]
-    fn agrees_with_the_definition(pattern in "[ab*?é]{0,8}", text in "[abé]{0,10}") {
+    fn wildcards_match_as_defined(pattern in "[ab*?é]{0,8}", text in "[abé]{0,10}") {
         let p: Vec<char> = pattern.chars().collect();
         let t: Vec<char> = text.chars().collect();
         prop_assert_eq!(wildcard_matches(&pattern, &text), reference(&p, &t));
     }
 
     #[test]
-    fn a_plain_pattern_fits_itself_only(text in "[a-z:/-]{0,12}", other in "[a-z:/-]{0,12}") {
+    fn a_pattern_without_wildcards_matches_only_itself(text in "[a-z:/-]{0,12}", other in "[a-z:/-]{0,12}") {
         prop_assert!(wildcard_matches(&text, &text));
         prop_assert_eq!(wildcard_matches(&text, &other), text == other);
     }
 
     #[test]
-    fn a_star_takes_any_tail(head in "[a-z:]{0,8}", tail in any::<String>()) {
+    fn a_star_matches_any_suffix(head in "[a-z:]{0,8}", tail in any::<String>()) {
         let pattern = format!("{head}*");
         let text = format!("{head}{tail}");
         prop_assert!(wildcard_matches(&pattern, &text));
@@ -229,7 +229,7 @@ proptest! {
 }
 
 #[test]
-fn many_stars_end_soon() {
+fn many_stars_take_polynomial_time() {
     let pattern = "*a".repeat(500) + "b";
     assert!(!wildcard_matches(&pattern, &"a".repeat(2000)));
 }
