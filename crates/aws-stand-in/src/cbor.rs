@@ -1,5 +1,5 @@
 //! Kinesis' protocol in CBOR, as the AWS SDK for Java uses it: the members of the JSON
-//! protocol, with byte strings in place of base64.
+//! protocol, with byte strings instead of base64.
 
 use axum::body::{Body, to_bytes};
 use base64::Engine as _;
@@ -9,22 +9,22 @@ use minicbor::data::Type;
 use minicbor::{Decoder, Encoder, decode, encode};
 use serde_json::Value;
 
-/// Content type of requests and answers in CBOR.
+/// Content type of requests and responses in CBOR.
 pub const CONTENT_TYPE: &str = "application/x-amz-cbor-1.1";
-/// Largest nesting of maps and arrays; Kinesis' messages stay below it.
-const MOST_DEPTH: usize = 16;
+/// Limit of the nesting of maps and arrays, above that of Kinesis' messages.
+const MAX_DEPTH: usize = 16;
 
 /// Returns whether a request is in CBOR.
-pub(super) fn is_asked(headers: &HeaderMap) -> bool {
+pub(super) fn is_requested(headers: &HeaderMap) -> bool {
     headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|content_type| content_type == CONTENT_TYPE)
 }
 
-/// Re-encodes an answer in JSON as CBOR; leaves any other as it is.
-pub(super) async fn recode(response: Response<Body>) -> Response<Body> {
+/// Re-encodes a JSON response as CBOR, and leaves any other response unchanged.
+pub(super) async fn reencode(response: Response<Body>) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
-    // It is in memory already, and cannot fail.
+    // Cannot fail: the body is in memory.
     let body = to_bytes(body, usize::MAX).await.unwrap_or_default();
     let Some(cbor) = from_json(&body) else {
         return Response::from_parts(parts, Body::from(body));
@@ -42,16 +42,16 @@ pub(super) async fn recode(response: Response<Body>) -> Response<Body> {
 /// The message is not valid CBOR, is nested too deeply, or is followed by other bytes.
 pub fn to_json(body: &[u8]) -> Result<String, decode::Error> {
     let mut decoder = Decoder::new(body);
-    let value = value(&mut decoder, MOST_DEPTH)?;
+    let value = value(&mut decoder, MAX_DEPTH)?;
     match decoder.position() == body.len() {
         true => Ok(value.to_string()),
-        false => Err(decode::Error::message("something is behind it")),
+        false => Err(decode::Error::message("bytes follow the message")),
     }
 }
 
 fn value(from: &mut Decoder<'_>, depth: usize) -> Result<Value, decode::Error> {
     let deeper = || {
-        let too_deep = decode::Error::message("it is too deep");
+        let too_deep = decode::Error::message("maps or arrays are nested more than 16 deep");
         depth.checked_sub(1).ok_or(too_deep)
     };
     Ok(match from.datatype()? {
@@ -69,7 +69,7 @@ fn value(from: &mut Decoder<'_>, depth: usize) -> Result<Value, decode::Error> {
         Type::Array | Type::ArrayIndef => {
             let (depth, mut items) = (deeper()?, Vec::new());
             let length = from.array()?;
-            while goes_on(from, length, items.len())? {
+            while has_next(from, length, items.len())? {
                 items.push(value(from, depth)?);
             }
             items.into()
@@ -77,7 +77,7 @@ fn value(from: &mut Decoder<'_>, depth: usize) -> Result<Value, decode::Error> {
         Type::Map | Type::MapIndef => {
             let (depth, mut members) = (deeper()?, Vec::new());
             let length = from.map()?;
-            while goes_on(from, length, members.len())? {
+            while has_next(from, length, members.len())? {
                 members.push((text(from)?, value(from, depth)?));
             }
             Value::Object(members.into_iter().collect())
@@ -90,8 +90,8 @@ fn text(from: &mut Decoder<'_>) -> Result<String, decode::Error> {
     from.str_iter()?.collect()
 }
 
-/// Returns whether another item follows the `read` ones.
-fn goes_on(
+/// Returns whether another item follows after the first `read` ones.
+fn has_next(
     from: &mut Decoder<'_>,
     length: Option<u64>,
     read: usize,
@@ -103,7 +103,7 @@ fn goes_on(
     }
 }
 
-/// Re-encodes a JSON message as CBOR, strings as text. `None` if it is not JSON.
+/// Re-encodes a JSON message as CBOR, with strings as text. Returns `None` if it is not JSON.
 pub fn from_json(body: &[u8]) -> Option<Vec<u8>> {
     let value: Value = serde_json::from_slice(body).ok()?;
     let mut encoder = Encoder::new(Vec::new());
@@ -150,7 +150,7 @@ mod tests {
     use crate::{control::Operation, kinesis};
 
     #[test]
-    fn what_it_writes_it_reads() {
+    fn json_survives_the_round_trip() {
         let value = json!({"a": [1, -2, 0.5, "é", null, true], "b": {"c": {}}});
         let cbor = from_json(value.to_string().as_bytes()).unwrap();
         let read: Value = serde_json::from_str(&to_json(&cbor).unwrap()).unwrap();
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_base64_and_garbage_is_told() {
+    fn bytes_become_base64_and_malformed_cbor_is_refused() {
         let mut encoder = Encoder::new(Vec::new());
         encoder
             .map(2)
@@ -184,15 +184,15 @@ mod tests {
         assert!(to_json(&[&*body, b"\0"].concat()).is_err());
         // An array of one within another.
         let deep = |depth| [vec![0x81; depth], vec![0]].concat();
-        assert!(to_json(&deep(MOST_DEPTH)).is_ok());
-        assert!(to_json(&deep(MOST_DEPTH + 1)).is_err());
+        assert!(to_json(&deep(MAX_DEPTH)).is_ok());
+        assert!(to_json(&deep(MAX_DEPTH + 1)).is_err());
     }
 
     #[test]
-    fn only_writes_are_taken() {
+    fn only_writes_are_accepted_in_cbor() {
         let code = |operation| {
-            let asked = kinesis::parse_cbor(operation, &[0xa0]);
-            asked.err().unwrap().code
+            let parsed = kinesis::parse_cbor(operation, &[0xa0]);
+            parsed.err().unwrap().code
         };
         assert_eq!(code(Operation::ListShards), "SerializationException");
         assert_eq!(code(Operation::PutRecords), "ValidationException");

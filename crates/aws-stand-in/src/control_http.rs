@@ -1,5 +1,5 @@
 //! The control endpoint: the control handle over HTTP, for tests in other languages.
-//! `docs/stand-in.md` describes it.
+//! `docs/stand-in.md` documents its requests.
 
 use axum::body::Body;
 use base64::Engine as _;
@@ -14,51 +14,52 @@ use serde_json::json;
 
 use super::control::{Control, ControlError, Record, SessionLifetime};
 use super::fault::FaultId;
-use super::form;
+use super::form::Form;
 
-/// Records that are read at a time.
+/// Records read from a stream at a time.
 const PAGE: usize = 1000;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Settings {
     enforce_shard_limits: Option<bool>,
-    /// Absent leaves it, `null` ends it.
-    #[serde(default, deserialize_with = "present")]
+    /// Absent leaves the setting unchanged, `null` turns it off.
+    #[serde(default, deserialize_with = "some_even_if_null")]
     session_lifetime: Option<Option<SessionLifetime>>,
     clock_offset_seconds: Option<i64>,
 }
 
 /// One line of `GET /_control/records`.
 #[derive(Serialize)]
-struct Line<'a> {
+struct RecordLine<'a> {
     index: u64,
     shard_id: &'a str,
     sequence_number: &'a str,
     partition_key: &'a str,
     arrived_at_ms: i64,
-    /// Base64.
+    /// Data in base64.
     data: String,
-    /// The data as text, where it is UTF-8.
+    /// Data as text, if it is UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<&'a str>,
 }
 
-type Answer = Result<Response<Body>, (StatusCode, String)>;
+/// A response, or the status and message of an error.
+type Outcome = Result<Response<Body>, (StatusCode, String)>;
 
-/// Answers a request to a path under `/_control`.
-pub(super) async fn answer(control: &Control, parts: &Parts, body: &Bytes) -> Response<Body> {
-    let answer = if from_this_machine(parts) {
+/// Handles a request to a path under `/_control`.
+pub(super) fn handle(control: &Control, parts: &Parts, body: &Bytes) -> Response<Body> {
+    let outcome = if is_local(parts) {
         route(control, parts, body)
     } else {
-        let why = "the Host must be a loopback address, and there must be no Origin";
-        Err((StatusCode::FORBIDDEN, why.to_owned()))
+        let message = "Host must be a loopback address, and Origin must be absent";
+        Err((StatusCode::FORBIDDEN, message.to_owned()))
     };
-    answer.unwrap_or_else(|(status, error)| respond(status, &json!({ "error": error })))
+    outcome.unwrap_or_else(|(status, error)| respond(status, &json!({ "error": error })))
 }
 
-fn route(control: &Control, parts: &Parts, body: &[u8]) -> Answer {
-    let query = form::decode(parts.uri.query().unwrap_or_default().as_bytes());
+fn route(control: &Control, parts: &Parts, body: &[u8]) -> Outcome {
+    let query = Form::parse(parts.uri.query().unwrap_or_default().as_bytes());
     let path = parts
         .uri
         .path()
@@ -66,21 +67,21 @@ fn route(control: &Control, parts: &Parts, body: &[u8]) -> Answer {
         .unwrap_or_default();
     match (&parts.method, path) {
         (&Method::GET, "health") => ok(&json!({})),
-        (&Method::PUT, "roles") => put(control.put_role(read(body)?)),
-        (&Method::PUT, "credentials") => put(control.put_credentials(read(body)?)),
-        (&Method::PUT, "streams") => put(control.create_stream(read(body)?)),
-        (&Method::DELETE, "roles") => deleted(control.delete_role(need(&query, "arn")?)),
-        (&Method::DELETE, "streams") => deleted(control.delete_stream(need(&query, "arn")?)),
+        (&Method::PUT, "roles") => put(control.put_role(parse_body(body)?)),
+        (&Method::PUT, "credentials") => put(control.put_credentials(parse_body(body)?)),
+        (&Method::PUT, "streams") => put(control.create_stream(parse_body(body)?)),
+        (&Method::DELETE, "roles") => deleted(control.delete_role(required(&query, "arn")?)),
+        (&Method::DELETE, "streams") => deleted(control.delete_stream(required(&query, "arn")?)),
         (&Method::DELETE, "sessions") => ok(&json!({ "expired": control.expire_sessions() })),
         (&Method::GET, "streams") => ok(&json!({ "streams": control.streams() })),
         (&Method::GET, "records") => records(control, &query),
         (&Method::GET, "call") => {
-            let request_id = need(&query, "request_id")?;
-            match control.answered(request_id) {
+            let request_id = required(&query, "request_id")?;
+            match control.call_by_request_id(request_id) {
                 Some(call) => ok(&json!({ "call": call })),
                 None => Err((
                     StatusCode::NOT_FOUND,
-                    format!("no call {request_id} is known: only the newest are"),
+                    format!("no call {request_id}: only the newest 10,000 calls are kept"),
                 )),
             }
         }
@@ -92,9 +93,9 @@ fn route(control: &Control, parts: &Parts, body: &[u8]) -> Answer {
             control.reset_counts();
             ok(&json!({}))
         }
-        (&Method::POST, "faults") => match control.add_fault(read(body)?) {
+        (&Method::POST, "faults") => match control.add_fault(parse_body(body)?) {
             Ok(id) => ok(&json!({ "id": id })),
-            Err(error) => Err(refused(&error)),
+            Err(error) => Err(rejection(&error)),
         },
         (&Method::GET, "faults") => {
             let faults = control.faults().into_iter();
@@ -105,20 +106,20 @@ fn route(control: &Control, parts: &Parts, body: &[u8]) -> Answer {
         }
         (&Method::DELETE, "faults") => clear_faults(control, &query),
         (&Method::PUT, "settings") => {
-            settings(control, &read(body)?);
+            change_settings(control, &parse_body(body)?);
             ok(&json!({}))
         }
         (method, _) => {
             let path = parts.uri.path();
             Err((
                 StatusCode::NOT_FOUND,
-                format!("no {method} {path}: see docs/stand-in.md"),
+                format!("{method} {path} is not supported: see docs/stand-in.md"),
             ))
         }
     }
 }
 
-fn settings(control: &Control, settings: &Settings) {
+fn change_settings(control: &Control, settings: &Settings) {
     if let Some(enforce) = settings.enforce_shard_limits {
         control.set_enforce_shard_limits(enforce);
     }
@@ -130,8 +131,8 @@ fn settings(control: &Control, settings: &Settings) {
     }
 }
 
-fn clear_faults(control: &Control, query: &[(String, String)]) -> Answer {
-    match form::value(query, "id") {
+fn clear_faults(control: &Control, query: &Form) -> Outcome {
+    match query.get("id") {
         None => ok(&json!({ "cleared": control.clear_faults() })),
         Some(id) => {
             let id = id.parse().map_err(|_| bad_request("id must be a number"))?;
@@ -140,10 +141,11 @@ fn clear_faults(control: &Control, query: &[(String, String)]) -> Answer {
     }
 }
 
-/// Streams the records as JSON lines, a page at a time, up to where the stream stood.
-fn records(control: &Control, query: &[(String, String)]) -> Answer {
-    let arn = need(query, "arn")?.to_owned();
-    let from = match form::value(query, "from") {
+/// Streams the records as JSON lines, a page at a time, up to the newest one at the time of the
+/// request.
+fn records(control: &Control, query: &Form) -> Outcome {
+    let arn = required(query, "arn")?.to_owned();
+    let from = match query.get("from") {
         None => 0,
         Some(from) => from
             .parse()
@@ -151,14 +153,14 @@ fn records(control: &Control, query: &[(String, String)]) -> Answer {
     };
     let end = control
         .stream(&arn)
-        .map_err(|error| refused(&error))?
+        .map_err(|error| rejection(&error))?
         .accepted;
     let pages = stream::unfold((control.clone(), from), move |(control, from)| {
         let page = control.records(&arn, from, PAGE).unwrap_or_default();
         let lines: Vec<u8> = page
             .iter()
             .filter(|r| r.index < end)
-            .flat_map(line)
+            .flat_map(json_line)
             .collect();
         let next = page.last().map_or(from, |record| record.index + 1);
         let page = (!lines.is_empty()).then_some((Ok::<_, std::io::Error>(lines), (control, next)));
@@ -170,8 +172,8 @@ fn records(control: &Control, query: &[(String, String)]) -> Answer {
     Ok(response)
 }
 
-fn line(record: &Record) -> Vec<u8> {
-    let line = Line {
+fn json_line(record: &Record) -> Vec<u8> {
+    let line = RecordLine {
         index: record.index,
         shard_id: &record.shard_id,
         sequence_number: &record.sequence_number,
@@ -185,8 +187,9 @@ fn line(record: &Record) -> Vec<u8> {
     bytes
 }
 
-/// Keeps web pages out, also those that reach loopback by a DNS name of their own.
-fn from_this_machine(parts: &Parts) -> bool {
+/// Whether a request is not from a web page. A page could otherwise send requests to loopback,
+/// also under a DNS name of its site that resolves to it.
+fn is_local(parts: &Parts) -> bool {
     let host = parts
         .headers
         .get(header::HOST)
@@ -205,19 +208,20 @@ fn from_this_machine(parts: &Parts) -> bool {
     loopback && !parts.headers.contains_key(header::ORIGIN)
 }
 
-fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, (StatusCode, String)> {
+fn parse_body<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, (StatusCode, String)> {
     serde_json::from_slice(body).map_err(|error| bad_request(&error.to_string()))
 }
 
-fn need<'a>(query: &'a [(String, String)], name: &str) -> Result<&'a str, (StatusCode, String)> {
-    form::value(query, name).ok_or_else(|| bad_request(&format!("the query lacks {name}=")))
+fn required<'a>(query: &'a Form, name: &str) -> Result<&'a str, (StatusCode, String)> {
+    let missing = || bad_request(&format!("the query parameter {name} is missing"));
+    query.get(name).ok_or_else(missing)
 }
 
 fn bad_request(message: &str) -> (StatusCode, String) {
     (StatusCode::BAD_REQUEST, message.to_owned())
 }
 
-fn refused(error: &ControlError) -> (StatusCode, String) {
+fn rejection(error: &ControlError) -> (StatusCode, String) {
     let status = match error {
         ControlError::NoSuchStream(_) => StatusCode::NOT_FOUND,
         ControlError::StreamExists(_) => StatusCode::CONFLICT,
@@ -226,23 +230,23 @@ fn refused(error: &ControlError) -> (StatusCode, String) {
     (status, error.to_string())
 }
 
-fn put(result: Result<(), ControlError>) -> Answer {
-    result.map_err(|error| refused(&error))?;
+fn put(result: Result<(), ControlError>) -> Outcome {
+    result.map_err(|error| rejection(&error))?;
     ok(&json!({}))
 }
 
-fn deleted(was_there: bool) -> Answer {
-    if was_there {
+fn deleted(existed: bool) -> Outcome {
+    if existed {
         ok(&json!({}))
     } else {
         Err((
             StatusCode::NOT_FOUND,
-            "there is no such thing to delete".to_owned(),
+            "the thing to delete does not exist".to_owned(),
         ))
     }
 }
 
-fn ok(body: &serde_json::Value) -> Answer {
+fn ok(body: &serde_json::Value) -> Outcome {
     Ok(respond(StatusCode::OK, body))
 }
 
@@ -254,8 +258,8 @@ fn respond(status: StatusCode, body: &serde_json::Value) -> Response<Body> {
     response
 }
 
-/// Tells `null` from absent.
-fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+/// Deserializes `null` as `Some(None)`, to distinguish it from an absent field.
+fn some_even_if_null<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: serde::Deserializer<'de>,
     T: Deserialize<'de>,

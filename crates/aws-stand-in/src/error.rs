@@ -1,4 +1,4 @@
-//! Errors as AWS words them, and the two shapes in which AWS sends them.
+//! Errors with AWS' codes and messages, and their JSON and XML responses.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use axum::body::Body;
 use http::{HeaderValue, Response, StatusCode, header};
 
-/// The services that one port answers for; they differ in protocol and in the
-/// names of the errors that are common to all of AWS.
+/// The services on the port. They differ in protocol and in the codes of the errors that all
+/// AWS services share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Service {
     Sts,
@@ -15,7 +15,7 @@ pub(super) enum Service {
 }
 
 impl Service {
-    /// The name in a signature's credential scope.
+    /// Name in the credential scope of a signature.
     pub(super) fn signing_name(self) -> &'static str {
         match self {
             Self::Sts => "sts",
@@ -24,7 +24,7 @@ impl Service {
     }
 }
 
-/// An error answer of AWS: code, HTTP status and message.
+/// An AWS error: code, HTTP status and message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct AwsError {
     pub(super) code: Cow<'static, str>,
@@ -33,7 +33,7 @@ pub(super) struct AwsError {
 }
 
 impl AwsError {
-    /// An error with HTTP status 400, as nearly all are.
+    /// An error with HTTP status 400, the usual one.
     pub(super) fn new(code: &'static str, message: impl Into<String>) -> Self {
         Self {
             code: Cow::Borrowed(code),
@@ -47,7 +47,7 @@ impl AwsError {
         self
     }
 
-    /// The words of AWS' model validation, which both services share; the code differs.
+    /// An error of AWS' model validation. Both services share the message, not the code.
     pub(super) fn constraint(
         service: Service,
         field: &str,
@@ -106,7 +106,7 @@ impl AwsError {
     }
 }
 
-/// A JSON 1.1 answer.
+/// A JSON 1.1 response.
 pub(super) fn json(status: StatusCode, body: impl Into<Body>, request_id: &str) -> Response<Body> {
     response(
         status,
@@ -116,7 +116,7 @@ pub(super) fn json(status: StatusCode, body: impl Into<Body>, request_id: &str) 
     )
 }
 
-/// An answer of the Query protocol.
+/// A response of the Query protocol.
 pub(super) fn xml(status: StatusCode, body: String, request_id: &str) -> Response<Body> {
     response(status, "text/xml", Body::from(body), request_id)
 }
@@ -137,7 +137,7 @@ fn response(
     response
 }
 
-/// Escapes text for XML, and drops the control characters that XML 1.0 cannot carry.
+/// Escapes text for XML, and drops the control characters that XML 1.0 cannot represent.
 pub(super) fn escape_xml(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {

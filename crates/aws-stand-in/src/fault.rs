@@ -1,6 +1,4 @@
-//! Faults on demand.
-
-mod refuse;
+//! Injected faults.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,86 +13,86 @@ use tokio_util::sync::CancellationToken;
 use super::control::{ControlError, Operation};
 use super::error::AwsError;
 
-/// Something that goes wrong on purpose.
+/// A failure that calls run into on purpose.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fault {
-    /// The operation that fails; none is every operation.
+    /// Operation that is affected; every operation if unset.
     #[serde(default)]
     pub operation: Option<Operation>,
-    /// The stream or role that fails, by ARN or name; none is all of them.
+    /// Stream or role that is affected, by ARN or name; all if unset.
     #[serde(default)]
     pub target: Option<String>,
-    /// How many calls fail; none is all until the fault is cleared.
+    /// Number of calls that are affected; unlimited if unset.
     #[serde(default)]
     pub calls: Option<u64>,
-    /// Whether the call still takes effect: with `after`, records are stored and credentials
-    /// issued, but the answer is the fault's.
+    /// Whether the call takes effect: with `after`, records are stored and credentials issued,
+    /// and only the response is replaced.
     #[serde(default)]
     pub when: When,
-    /// What happens.
+    /// Effect on the call.
     pub effect: Effect,
 }
 
-/// On which side of the call's own work a fault stands.
+/// Position of a fault relative to the execution of the call.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum When {
-    /// Instead of the work.
+    /// Before the call is executed: an effect that ends the call prevents its execution.
     #[default]
     Before,
-    /// Once the work is done.
+    /// After the call was executed: an effect that ends the call loses its response.
     After,
 }
 
-/// What a fault does.
+/// Effect of a fault on a call.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Effect {
-    /// Answers this error in AWS' own shape.
+    /// Responds with this error in AWS' format.
     Error {
-        /// The error code, such as `KMSAccessDeniedException`.
+        /// Error code, such as `KMSAccessDeniedException`.
         code: String,
-        /// The HTTP status, 400 to 599.
+        /// HTTP status, 400 to 599.
         #[serde(default = "bad_request")]
         status: u16,
-        /// The message.
+        /// Message.
         #[serde(default)]
         message: String,
     },
-    /// Answers a body that is neither JSON nor XML, as a proxy in between would.
+    /// Responds with an HTML body, as a proxy between client and AWS would.
     Garbage {
-        /// The HTTP status, 200 or 400 to 599.
+        /// HTTP status, 200 or 400 to 599.
         #[serde(default = "bad_gateway")]
         status: u16,
     },
-    /// Waits this long, or until the fault is cleared, then goes on.
+    /// Delays the call, at most until the fault is cleared.
     Delay {
-        /// How long, in milliseconds, up to an hour.
+        /// Delay in milliseconds, up to an hour.
         milliseconds: u64,
     },
-    /// Waits until the fault is cleared, then goes on.
+    /// Holds the call up until the fault is cleared.
     Hang,
-    /// Resets the connection without an answer.
+    /// Resets the TCP connection without a response.
     Reset,
-    /// Refuses each record of PutRecords, or the one of PutRecord, at random.
+    /// Fails each record of PutRecords, or the one of PutRecord, at random.
     FailRecords {
-        /// The chance of each record, 0 to 1.
+        /// Probability of failure for each record, 0 to 1.
         probability: f64,
-        /// The same seed refuses the same records.
+        /// Seed of the random numbers: the same seed fails the same records.
         #[serde(default)]
         seed: u64,
         /// `ProvisionedThroughputExceededException` or `InternalFailure`.
         #[serde(default = "throughput_exceeded")]
         code: String,
     },
-    /// Refuses records that hold a text.
+    /// Refuses records whose data contains a text.
     RefuseRecords {
-        /// The text, in a record's data.
+        /// Text to search for.
         containing: String,
-        /// The code, such as `InvalidArgumentException`.
+        /// Error code, such as `InvalidArgumentException`.
         code: String,
-        /// Whether the request is refused for it, and not only the record.
+        /// Whether the whole request is refused, instead of the records alone.
         whole: bool,
     },
 }
@@ -111,12 +109,12 @@ fn throughput_exceeded() -> String {
     "ProvisionedThroughputExceededException".to_owned()
 }
 
-/// Names a fault, to clear it.
+/// Id of a fault, by which it is cleared.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(transparent)]
 pub struct FaultId(pub u64);
 
-/// What ends a call early.
+/// Outcome that a fault or an error forces on a call.
 #[derive(Debug)]
 pub(super) enum Interruption {
     Error(AwsError),
@@ -124,10 +122,10 @@ pub(super) enum Interruption {
     Reset,
 }
 
-/// All faults that are set.
+/// Faults that are set, in the order added.
 #[derive(Default)]
 pub(super) struct Faults {
-    /// So that the usual call, with no fault set, takes no lock.
+    /// Length of `active`, to skip the lock in the usual case of no faults.
     count: AtomicUsize,
     inner: Mutex<Inner>,
 }
@@ -135,19 +133,20 @@ pub(super) struct Faults {
 #[derive(Default)]
 struct Inner {
     last_id: u64,
-    set: Vec<Set>,
+    active: Vec<ActiveFault>,
 }
 
-struct Set {
+struct ActiveFault {
     id: FaultId,
     fault: Fault,
     cleared: CancellationToken,
     rng: StdRng,
 }
 
+/// Effect of one fault on one call. The tokens are cancelled when the fault is cleared.
 enum Step {
-    Wait(Duration, CancellationToken),
-    WaitFor(CancellationToken),
+    Delay(Duration, CancellationToken),
+    Hang(CancellationToken),
     End(Interruption),
 }
 
@@ -165,42 +164,42 @@ impl Faults {
         let mut inner = self.lock();
         inner.last_id += 1;
         let id = FaultId(inner.last_id);
-        inner.set.push(Set {
+        inner.active.push(ActiveFault {
             id,
             fault,
             cleared: CancellationToken::new(),
             rng: StdRng::seed_from_u64(seed),
         });
-        self.count.store(inner.set.len(), Ordering::Release);
+        self.count.store(inner.active.len(), Ordering::Release);
         Ok(id)
     }
 
-    /// The faults that are set, with the calls they still have.
+    /// Faults that are set; `calls` is the number of calls left.
     pub(super) fn list(&self) -> Vec<(FaultId, Fault)> {
         let inner = self.lock();
         inner
-            .set
+            .active
             .iter()
-            .map(|set| (set.id, set.fault.clone()))
+            .map(|active| (active.id, active.fault.clone()))
             .collect()
     }
 
-    /// Clears one fault, or all; answers how many. Calls that hang go on.
+    /// Clears one fault, or all. Returns the number cleared. Calls that they hold up continue.
     pub(super) fn clear(&self, id: Option<FaultId>) -> usize {
         let mut inner = self.lock();
-        let before = inner.set.len();
-        inner.set.retain(|set| {
-            let goes = id.is_none_or(|id| id == set.id);
-            if goes {
-                set.cleared.cancel();
+        let before = inner.active.len();
+        inner.active.retain(|active| {
+            let clear = id.is_none_or(|id| id == active.id);
+            if clear {
+                active.cleared.cancel();
             }
-            !goes
+            !clear
         });
-        self.count.store(inner.set.len(), Ordering::Release);
-        before - inner.set.len()
+        self.count.store(inner.active.len(), Ordering::Release);
+        before - inner.active.len()
     }
 
-    /// Goes through the faults for this call, waiting as they say.
+    /// Applies the faults that affect this call as a whole, waiting where they delay it.
     pub(super) async fn apply(
         &self,
         when: When,
@@ -212,11 +211,11 @@ impl Faults {
         }
         for step in self.steps(when, operation, target) {
             match step {
-                Step::Wait(time, cleared) => {
-                    // Whether the time is over or the fault is cleared, the call goes on.
-                    let _ = tokio::time::timeout(time, cleared.cancelled()).await;
+                Step::Delay(delay, cleared) => {
+                    // The call continues after the delay, or earlier if the fault is cleared.
+                    let _ = tokio::time::timeout(delay, cleared.cancelled()).await;
                 }
-                Step::WaitFor(cleared) => cleared.cancelled().await,
+                Step::Hang(cleared) => cleared.cancelled().await,
                 Step::End(interruption) => return Err(interruption),
             }
         }
@@ -226,15 +225,15 @@ impl Faults {
     fn steps(&self, when: When, operation: Operation, target: &str) -> Vec<Step> {
         let mut inner = self.lock();
         let mut steps = Vec::new();
-        for set in &mut inner.set {
-            if set.fault.when != when || !set.fault.concerns(operation, target) {
+        for active in &mut inner.active {
+            if active.fault.when != when || !active.fault.affects(operation, target) {
                 continue;
             }
-            let step = match &set.fault.effect {
+            let step = match &active.fault.effect {
                 Effect::Delay { milliseconds } => {
-                    Step::Wait(Duration::from_millis(*milliseconds), set.cleared.clone())
+                    Step::Delay(Duration::from_millis(*milliseconds), active.cleared.clone())
                 }
-                Effect::Hang => Step::WaitFor(set.cleared.clone()),
+                Effect::Hang => Step::Hang(active.cleared.clone()),
                 Effect::Error {
                     code,
                     status,
@@ -250,7 +249,7 @@ impl Faults {
                 Effect::Reset => Step::End(Interruption::Reset),
                 Effect::FailRecords { .. } | Effect::RefuseRecords { .. } => continue,
             };
-            if !set.take_call() {
+            if !active.take_call() {
                 continue;
             }
             let ends = matches!(step, Step::End(_));
@@ -262,43 +261,99 @@ impl Faults {
         steps
     }
 
-    /// For each of so many records, the code with which it fails, if it does.
+    /// Returns the error code of each record that fails at random. An empty list means none.
     pub(super) fn fail_records(
         &self,
         operation: Operation,
         target: &str,
         records: usize,
     ) -> Vec<Option<String>> {
-        let mut fails = Vec::new();
+        let mut failures = Vec::new();
         if self.count.load(Ordering::Acquire) == 0 {
-            return fails;
+            return failures;
         }
         let mut inner = self.lock();
-        for set in &mut inner.set {
+        for active in &mut inner.active {
             let Effect::FailRecords {
                 probability, code, ..
-            } = &set.fault.effect
+            } = &active.fault.effect
             else {
                 continue;
             };
             let (probability, code) = (*probability, code.clone());
-            if !set.fault.concerns(operation, target) || !set.take_call() {
+            if !active.fault.affects(operation, target) || !active.take_call() {
                 continue;
             }
-            fails.resize(records, None);
-            for fail in &mut fails {
-                // Drawn for every record, so that a seed means the same whatever else is set.
-                if set.rng.random_bool(probability) {
-                    fail.get_or_insert_with(|| code.clone());
+            failures.resize(records, None);
+            for failure in &mut failures {
+                // Drawn even for a record that fails already, so that a seed selects the same
+                // records whatever other faults are set.
+                if active.rng.random_bool(probability) {
+                    failure.get_or_insert_with(|| code.clone());
                 }
             }
         }
-        fails
+        failures
+    }
+
+    /// Returns the error code of each record that is refused for its data. An empty list means
+    /// none.
+    ///
+    /// # Errors
+    /// The whole request is refused.
+    pub(super) fn refuse_records<'a>(
+        &self,
+        operation: Operation,
+        target: &str,
+        records: impl Iterator<Item = &'a [u8]> + Clone,
+    ) -> Result<Vec<Option<String>>, AwsError> {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return Ok(Vec::new());
+        }
+        let mut refused: Vec<Option<String>> = vec![None; records.clone().count()];
+        for active in &mut self.lock().active {
+            let Effect::RefuseRecords {
+                containing,
+                code,
+                whole,
+            } = &active.fault.effect
+            else {
+                continue;
+            };
+            if !active.fault.affects(operation, target) {
+                continue;
+            }
+            let (code, whole) = (code.clone(), *whole);
+            let contains = |data: &[u8]| {
+                let mut windows = data.windows(containing.len());
+                windows.any(|window| window == containing.as_bytes())
+            };
+            let matching: Vec<bool> = records.clone().map(contains).collect();
+            if !matching.contains(&true) || !active.take_call() {
+                continue;
+            }
+            if whole {
+                let message = "A record is not acceptable.".to_owned();
+                return Err(AwsError {
+                    code: code.into(),
+                    status: StatusCode::BAD_REQUEST,
+                    message,
+                });
+            }
+            for (refused, _) in refused
+                .iter_mut()
+                .zip(matching)
+                .filter(|(_, matching)| *matching)
+            {
+                refused.get_or_insert_with(|| code.clone());
+            }
+        }
+        Ok(refused)
     }
 }
 
 impl Fault {
-    fn concerns(&self, operation: Operation, target: &str) -> bool {
+    fn affects(&self, operation: Operation, target: &str) -> bool {
         self.calls != Some(0)
             && self.operation.is_none_or(|this| this == operation)
             && self
@@ -308,7 +363,8 @@ impl Fault {
     }
 }
 
-impl Set {
+impl ActiveFault {
+    /// Uses up one of the calls that the fault is limited to. Returns whether one was left.
     fn take_call(&mut self) -> bool {
         match &mut self.fault.calls {
             None => true,
@@ -321,13 +377,13 @@ impl Set {
     }
 }
 
-/// An ARN also goes by what follows its last slash.
+/// Whether two targets are the same. A name is the part of an ARN after its last slash.
 fn same_target(a: &str, b: &str) -> bool {
     let named = |arn: &str, name: &str| arn.rsplit_once('/').is_some_and(|(_, last)| last == name);
     a == b || named(a, b) || named(b, a)
 }
 
-/// `validate` has seen to the range.
+/// Converts a status whose range `validate` has checked.
 fn http_status(status: u16) -> StatusCode {
     StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
@@ -346,7 +402,7 @@ fn validate(fault: &Fault) -> Result<(), ControlError> {
         | Effect::RefuseRecords { code, .. }
             if code.is_empty() || !code.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.') =>
         {
-            invalid("code must be letters and digits")
+            invalid("code must consist of letters, digits and dots")
         }
         Effect::Delay { milliseconds } if *milliseconds > 3_600_000 => {
             invalid("milliseconds must be at most 3600000")
@@ -358,7 +414,7 @@ fn validate(fault: &Fault) -> Result<(), ControlError> {
             invalid("containing must not be empty")
         }
         Effect::FailRecords { .. } | Effect::RefuseRecords { .. } if fault.when == When::After => {
-            invalid("what concerns single records has no when")
+            invalid("when must be before for an effect on single records")
         }
         _ => Ok(()),
     }

@@ -1,24 +1,26 @@
-//! Who may call: long-term credentials, roles, and the sessions that AssumeRole gave out.
+//! Identities of callers: long-term credentials, roles, and the sessions of AssumeRole.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use aws_lc_rs::constant_time;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rand::Rng as _;
 
 use super::control::{ControlError, LongTermCredentials, RoleSpec};
-use super::policy::{Asker, Decision, Policy, Question};
+use super::policy::{AccessRequest, Decision, Policy, Requester};
 use super::sigv4::AuthFailure;
-use super::token;
 
-/// Sessions that are remembered; the oldest are forgotten first.
+/// Limit of the sessions kept; the oldest are dropped first.
 const MAX_SESSIONS: usize = 100_000;
 
-/// The parts of an IAM or STS ARN.
+/// Parts of an IAM or STS ARN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PrincipalArn<'a> {
     pub(super) partition: &'a str,
     pub(super) account: &'a str,
-    /// After the account: `user/NAME`, `role/PATH/NAME`, `assumed-role/NAME/SESSION`, `root`.
+    /// Part after the account: `user/NAME`, `role/PATH/NAME`, `assumed-role/NAME/SESSION`, `root`.
     pub(super) resource: &'a str,
 }
 
@@ -36,7 +38,7 @@ impl<'a> PrincipalArn<'a> {
         })
     }
 
-    /// A role's name without its path.
+    /// Name of a role without its path.
     pub(super) fn role_name(&self) -> Option<&'a str> {
         let path_and_name = self.resource.strip_prefix("role/")?;
         let name = path_and_name.rsplit('/').next()?;
@@ -44,24 +46,25 @@ impl<'a> PrincipalArn<'a> {
     }
 }
 
-/// A role as it stands.
+/// A role with its current policies.
 pub(super) struct Role {
     pub(super) arn: String,
-    /// `AROA…`: new at every creation, so that sessions of a deleted role die with it.
+    /// Unique id `AROA…`, new at every creation: a session of a deleted role is not valid for a new
+    /// role of the same name.
     pub(super) id: String,
     pub(super) trust: Policy,
     pub(super) permissions: Option<Policy>,
     pub(super) max_session_seconds: u32,
 }
 
-/// Temporary credentials that were given out.
+/// Temporary credentials issued by AssumeRole.
 pub(super) struct Session {
     pub(super) access_key_id: String,
     pub(super) secret_access_key: String,
     pub(super) session_token: String,
     pub(super) role_arn: String,
     pub(super) role_id: String,
-    /// The ARN of the assumed-role session.
+    /// ARN of the assumed-role session.
     pub(super) arn: String,
     pub(super) policy: Option<Arc<Policy>>,
     pub(super) expires_at_ms: i64,
@@ -79,11 +82,11 @@ pub(super) struct Caller {
     pub(super) account: String,
     pub(super) partition: String,
     pub(super) session: Option<(Arc<Session>, Arc<Role>)>,
-    /// Of long-term credentials; none is full access.
+    /// Identity policy of long-term credentials; full access if unset.
     policy: Option<Arc<Policy>>,
 }
 
-/// Which kind of policy refused.
+/// Kind of policy that denied a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     NoIdentityPolicy,
@@ -93,44 +96,45 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
-    /// Whether a Deny refused, which no other policy can mend.
-    pub(super) fn is_deny(self) -> bool {
+    /// Whether the denial is explicit, so that no other policy can allow the request.
+    pub(super) fn is_explicit(self) -> bool {
         matches!(self, Self::IdentityPolicyDeny | Self::SessionPolicyDeny)
     }
 }
 
 impl Caller {
-    /// What the caller's own policies say: both the identity policy and, in a session
-    /// that has one, the session policy must allow.
-    pub(super) fn may(&self, question: &Question<'_>) -> Result<(), Refusal> {
+    /// Checks the caller's own policies: the identity policy and, if the session has one, the
+    /// session policy must allow the request.
+    pub(super) fn authorize(&self, request: &AccessRequest<'_>) -> Result<(), Refusal> {
         let (identity, session) = match &self.session {
             Some((session, role)) => (
                 role.permissions
                     .as_ref()
-                    .map_or(Decision::Silent, |p| p.evaluate(question)),
+                    .map_or(Decision::ImplicitDeny, |p| p.evaluate(request)),
                 session
                     .policy
                     .as_ref()
-                    .map_or(Decision::Allow, |p| p.evaluate(question)),
+                    .map_or(Decision::Allow, |p| p.evaluate(request)),
             ),
             None => (
                 self.policy
                     .as_ref()
-                    .map_or(Decision::Allow, |p| p.evaluate(question)),
+                    .map_or(Decision::Allow, |p| p.evaluate(request)),
                 Decision::Allow,
             ),
         };
         match (identity, session) {
-            (Decision::Deny, _) => Err(Refusal::IdentityPolicyDeny),
-            (_, Decision::Deny) => Err(Refusal::SessionPolicyDeny),
-            (Decision::Silent, _) => Err(Refusal::NoIdentityPolicy),
-            (_, Decision::Silent) => Err(Refusal::NoSessionPolicy),
+            (Decision::ExplicitDeny, _) => Err(Refusal::IdentityPolicyDeny),
+            (_, Decision::ExplicitDeny) => Err(Refusal::SessionPolicyDeny),
+            (Decision::ImplicitDeny, _) => Err(Refusal::NoIdentityPolicy),
+            (_, Decision::ImplicitDeny) => Err(Refusal::NoSessionPolicy),
             (Decision::Allow, Decision::Allow) => Ok(()),
         }
     }
 
-    pub(super) fn asker(&self) -> Asker<'_> {
-        Asker {
+    /// The caller as a trust policy identifies it.
+    pub(super) fn requester(&self) -> Requester<'_> {
+        Requester {
             arn: &self.arn,
             role_arn: self
                 .session
@@ -141,7 +145,7 @@ impl Caller {
     }
 }
 
-/// All identities that the stand-in knows.
+/// All identities of a stand-in.
 #[derive(Default)]
 pub(super) struct Identities {
     inner: RwLock<Inner>,
@@ -149,12 +153,15 @@ pub(super) struct Identities {
 
 #[derive(Default)]
 struct Inner {
+    /// By access key id.
     long_term: HashMap<String, LongTerm>,
+    /// By ARN.
     roles: HashMap<String, Arc<Role>>,
+    /// By access key id.
     sessions: HashMap<String, Arc<Session>>,
     /// Access key ids of sessions, oldest first.
     issued: VecDeque<String>,
-    /// Those that were made to expire before their time.
+    /// Access key ids of sessions that the control handle expired.
     expired: HashSet<String>,
 }
 
@@ -184,7 +191,7 @@ impl Identities {
         Ok(())
     }
 
-    /// Creates a role or replaces its policies; sessions go on under the new policies.
+    /// Creates a role, or replaces its policies while its sessions remain valid.
     pub(super) fn put_role(&self, spec: RoleSpec) -> Result<(), ControlError> {
         PrincipalArn::parse(&spec.role_arn)
             .and_then(|arn| arn.role_name())
@@ -198,7 +205,7 @@ impl Identities {
         let mut inner = self.write();
         let id = match inner.roles.get(&spec.role_arn) {
             Some(role) => role.id.clone(),
-            None => token::key_id("AROA"),
+            None => unique_id("AROA"),
         };
         let role = Role {
             arn: spec.role_arn.clone(),
@@ -219,7 +226,7 @@ impl Identities {
         self.read().roles.get(arn).cloned()
     }
 
-    pub(super) fn remember(&self, session: Session) -> Arc<Session> {
+    pub(super) fn add_session(&self, session: Session) -> Arc<Session> {
         let session = Arc::new(session);
         let mut inner = self.write();
         inner.issued.push_back(session.access_key_id.clone());
@@ -235,7 +242,7 @@ impl Identities {
         session
     }
 
-    /// Lets every session that was issued so far count as expired; answers how many.
+    /// Expires all sessions issued so far. Returns the number that were not expired before.
     pub(super) fn expire_sessions(&self) -> usize {
         let mut inner = self.write();
         let issued: Vec<String> = inner.issued.iter().cloned().collect();
@@ -244,7 +251,7 @@ impl Identities {
         inner.expired.len() - before
     }
 
-    /// Finds the caller behind an access key, and the secret to verify its signature with.
+    /// Returns the owner of an access key, and the secret key to verify its signature with.
     pub(super) fn caller(
         &self,
         access_key_id: &str,
@@ -253,7 +260,7 @@ impl Identities {
     ) -> Result<(Caller, String), AuthFailure> {
         let inner = self.read();
         if let Some(long_term) = inner.long_term.get(access_key_id) {
-            // Long-term credentials come without a token.
+            // Long-term credentials have no session token.
             let arn = PrincipalArn::parse(&long_term.arn).filter(|_| session_token.is_none());
             let arn = arn.ok_or(AuthFailure::UnknownKey)?;
             let caller = Caller {
@@ -290,4 +297,25 @@ impl Identities {
         };
         Ok((caller, session.secret_access_key.clone()))
     }
+}
+
+/// Generates a unique id such as `ASIA…` or `AROA…`: the prefix and 16 characters.
+pub(super) fn unique_id(prefix: &str) -> String {
+    const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+    let mut rng = rand::rng();
+    let mut id = prefix.to_owned();
+    id.extend((0..16).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())])));
+    id
+}
+
+/// Generates a secret access key of 40 characters.
+pub(super) fn secret_access_key() -> String {
+    STANDARD.encode(rand::random::<[u8; 30]>())
+}
+
+/// Generates an opaque session token of about 360 characters.
+pub(super) fn session_token() -> String {
+    let mut bytes = [0; 256];
+    rand::rng().fill(&mut bytes[..]);
+    format!("IQoJb3JpZ2luX2Vj{}", STANDARD.encode(bytes))
 }

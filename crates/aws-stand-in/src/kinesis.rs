@@ -1,8 +1,8 @@
-//! Kinesis Data Streams: requests in JSON 1.1, or of writes in CBOR, authorization, and the
-//! operations.
+//! Kinesis Data Streams: parsing, authorizing and executing requests in JSON 1.1, and writes in
+//! CBOR as well.
 //!
-//! Constraints and words are those of the Kinesis API reference and its service model;
-//! where AWS does not publish its words, the sense is kept.
+//! Constraints and messages follow the Kinesis API reference and its service model. Messages that
+//! AWS does not publish are paraphrased.
 
 mod admin;
 mod put;
@@ -18,7 +18,7 @@ use super::cbor;
 use super::control::Operation;
 use super::error::{AwsError, Service};
 use super::identity::{Caller, Refusal};
-use super::policy::Question;
+use super::policy::AccessRequest;
 use super::state::Shared;
 use super::stream::{NewRecord, Stream, StreamArn, is_stream_name};
 
@@ -31,14 +31,14 @@ pub(super) enum Request {
     Read(read::Request),
 }
 
-/// Names a stream: by ARN, or by name in the caller's account.
+/// Reference to a stream: by ARN, or by name in the caller's account and region.
 #[derive(Clone, Debug, Default)]
 pub(super) struct StreamRef {
     arn: Option<String>,
     name: Option<String>,
 }
 
-/// The two fields with which most requests name their stream.
+/// The two fields that refer to a stream in most requests.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct StreamFields<'a> {
@@ -48,7 +48,7 @@ struct StreamFields<'a> {
     name: Option<Cow<'a, str>>,
 }
 
-/// Where a request came in: whose it is, and at which regional endpoint.
+/// Context of a request: its caller, and the region that it was signed for.
 pub(super) struct Context<'a> {
     pub(super) shared: &'a Shared,
     pub(super) caller: &'a Caller,
@@ -56,19 +56,18 @@ pub(super) struct Context<'a> {
     pub(super) operation: Operation,
 }
 
-/// The operation that the headers name; `None` if they name no Kinesis operation at all.
+/// Returns the operation that the headers name, or `None` if they name none of Kinesis.
 pub(super) fn operation(headers: &HeaderMap) -> Option<Result<Operation, AwsError>> {
     let target = headers.get("x-amz-target")?.to_str().ok()?;
     let name = target.strip_prefix(TARGET_PREFIX)?;
-    let known = Operation::from_name(name)
-        .filter(|o| !matches!(o, Operation::AssumeRole | Operation::GetCallerIdentity));
+    let supported = Operation::from_name(name).filter(|operation| !operation.is_sts());
     let unknown = || {
         AwsError::new(
             "UnknownOperationException",
-            format!("the operation {name:?} is not known here"),
+            format!("the operation {name:?} is not supported by the stand-in"),
         )
     };
-    Some(known.ok_or_else(unknown))
+    Some(supported.ok_or_else(unknown))
 }
 
 pub(super) fn parse(operation: Operation, body: &[u8]) -> Result<Request, AwsError> {
@@ -83,11 +82,11 @@ pub(super) fn parse(operation: Operation, body: &[u8]) -> Result<Request, AwsErr
     }
 }
 
-/// As [`parse`], of a body in CBOR.
+/// Like [`parse`], for a body in CBOR.
 pub(super) fn parse_cbor(operation: Operation, body: &[u8]) -> Result<Request, AwsError> {
     let refuse = |message: String| AwsError::new("SerializationException", message);
     if !matches!(operation, Operation::PutRecord | Operation::PutRecords) {
-        let message = "only PutRecord and PutRecords are taken in CBOR here: ask in JSON";
+        let message = "the stand-in accepts only PutRecord and PutRecords in CBOR: send JSON";
         return Err(refuse(message.to_owned()));
     }
     let json = cbor::to_json(body).map_err(|error| refuse(error.to_string()))?;
@@ -95,7 +94,7 @@ pub(super) fn parse_cbor(operation: Operation, body: &[u8]) -> Result<Request, A
 }
 
 impl Request {
-    /// What the request is about, as it names it.
+    /// Stream as the request names it.
     pub(super) fn target(&self) -> Cow<'_, str> {
         match self {
             Self::Put(put) => put.stream.target(),
@@ -104,7 +103,7 @@ impl Request {
         }
     }
 
-    /// The records that it puts.
+    /// Records to write.
     pub(super) fn records(&self) -> &[NewRecord] {
         match self {
             Self::Put(put) => &put.records,
@@ -113,13 +112,13 @@ impl Request {
     }
 }
 
-/// What was done: the JSON to answer, and for a put which records were accepted.
-pub(super) struct Done {
+/// JSON of a response, and for each record of a write whether it was accepted.
+pub(super) struct Output {
     pub(super) json: String,
     pub(super) accepted: Vec<bool>,
 }
 
-impl From<String> for Done {
+impl From<String> for Output {
     fn from(json: String) -> Self {
         Self {
             json,
@@ -128,11 +127,11 @@ impl From<String> for Done {
     }
 }
 
-pub(super) fn execute(context: &Context<'_>, request: &Request) -> Result<Done, AwsError> {
+pub(super) fn execute(context: &Context<'_>, request: &Request) -> Result<Output, AwsError> {
     match request {
         Request::Put(put) => put.execute(context),
-        Request::Admin(request) => request.execute(context).map(Done::from),
-        Request::Read(request) => request.execute(context).map(Done::from),
+        Request::Admin(request) => request.execute(context).map(Output::from),
+        Request::Read(request) => request.execute(context).map(Output::from),
     }
 }
 
@@ -173,7 +172,7 @@ impl StreamFields<'_> {
 }
 
 impl Context<'_> {
-    /// The stream's full name.
+    /// Returns the full ARN of a stream.
     fn resolve(&self, stream: &StreamRef) -> Result<StreamArn, AwsError> {
         let named = |name| {
             StreamArn::new(
@@ -194,12 +193,12 @@ impl Context<'_> {
         }
     }
 
-    /// Authorizes the operation on the stream, then finds it: who may not use a stream does
-    /// not learn whether it exists.
+    /// Authorizes the operation on a stream, then looks the stream up: a caller without
+    /// permission does not learn whether it exists.
     fn stream(&self, stream: &StreamRef) -> Result<Arc<Stream>, AwsError> {
         let id = self.resolve(stream)?;
         self.authorize(&id)?;
-        // An endpoint knows the streams of its own region.
+        // A regional endpoint has only the streams of its region.
         let found = self
             .shared
             .streams
@@ -214,12 +213,12 @@ impl Context<'_> {
             let why = format!("because no resource-based policy allows the {action} action");
             return Err(self.denied(action, &id.arn, &why));
         }
-        let question = Question {
+        let request = AccessRequest {
             action,
             resource: &id.arn,
             keys: &[],
         };
-        self.caller.may(&question).map_err(|refusal| {
+        self.caller.authorize(&request).map_err(|refusal| {
             let why = match refusal {
                 Refusal::NoIdentityPolicy => {
                     format!("because no identity-based policy allows the {action} action")
@@ -246,13 +245,13 @@ impl Context<'_> {
         AwsError::new("AccessDeniedException", message)
     }
 
-    /// A stream under a customer's key also needs that key, with Kinesis' encryption context.
+    /// Authorizes the use of a stream's customer-managed key, with Kinesis' encryption context.
     fn authorize_key(&self, stream: &Stream, action: &str) -> Result<(), AwsError> {
         let Some(key) = &stream.kms_key_arn else {
             return Ok(());
         };
         let via = format!("kinesis.{}.amazonaws.com", self.region);
-        let question = Question {
+        let request = AccessRequest {
             action,
             resource: key,
             keys: &[
@@ -260,7 +259,7 @@ impl Context<'_> {
                 ("kms:ViaService", &via),
             ],
         };
-        self.caller.may(&question).map_err(|_| {
+        self.caller.authorize(&request).map_err(|_| {
             let arn = &self.caller.arn;
             let message =
                 format!("User: {arn} is not authorized to perform: {action} on resource: {key}");
@@ -274,8 +273,8 @@ fn deserialize<'de, T: Deserialize<'de>>(body: &'de [u8]) -> Result<T, AwsError>
         .map_err(|error| AwsError::new("SerializationException", error.to_string()))
 }
 
-fn serialize(answer: &impl serde::Serialize) -> Result<String, AwsError> {
-    serde_json::to_string(answer).map_err(|_| {
+fn serialize(output: &impl serde::Serialize) -> Result<String, AwsError> {
+    serde_json::to_string(output).map_err(|_| {
         AwsError::new("InternalFailure", "").with_status(StatusCode::INTERNAL_SERVER_ERROR)
     })
 }

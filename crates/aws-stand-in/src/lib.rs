@@ -1,34 +1,87 @@
-//! A stand-in for AWS STS, IAM role trust and Kinesis Data Streams, on loopback.
+//! A local stand-in for AWS STS, IAM role trust and Kinesis Data Streams.
 //!
-//! It speaks AWS' wire protocols, so that an untouched AWS SDK talks to it through
-//! `AWS_ENDPOINT_URL_STS` and `AWS_ENDPOINT_URL_KINESIS`, and enforces what decides over
-//! delivery: trust policies with external ID, permission and session policies, signatures,
-//! credential expiry, stream existence, record, request and shard limits. Faults are set on
-//! demand. `docs/stand-in.md` tells what it enforces and what it does not.
+//! It serves AWS' wire protocols on one loopback port, so that an unmodified AWS SDK uses it
+//! through `AWS_ENDPOINT_URL_STS` and `AWS_ENDPOINT_URL_KINESIS`. It enforces the rules that
+//! decide whether a delivery succeeds: trust policies with external ID, permission and session
+//! policies, signatures, expiry of credentials, existence of streams, and the limits of records,
+//! requests and shards. Faults are injected on demand. `docs/stand-in.md` lists what is enforced
+//! and what is not.
 //!
-//! # The code map
+//! # In a test
 //!
-//! A call goes through [`server`]: faults ([`fault`]), authentication ([`sigv4`],
-//! [`identity`]), then the service ([`sts`], [`kinesis`]), which asks [`policy`] and works on
-//! [`stream`]. [`control`] is the handle for tests, [`control_http`] the same over HTTP.
+//! Start a stand-in, create a role and a stream in it, point the SDK at [`StandIn::url`] with
+//! [`vendor_credentials`], and inspect or disturb it through [`Control`]:
+//!
+//! ```
+//! use aws_stand_in::{Effect, Fault, Operation, Options, RoleSpec, StandIn, StreamSpec, When};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let stand_in = StandIn::start(Options::default()).await?;
+//! let control = stand_in.control();
+//!
+//! let role = "arn:aws:iam::222222222222:role/siem";
+//! let stream = "arn:aws:kinesis:us-east-1:222222222222:stream/detections";
+//! let trust_policy = r#"{"Statement": {
+//!     "Effect": "Allow", "Action": "sts:AssumeRole", "Principal": {"AWS": "111111111111"},
+//!     "Condition": {"StringEquals": {"sts:ExternalId": "secret"}}}}"#;
+//! let permission_policy = r#"{"Statement": {
+//!     "Effect": "Allow", "Action": "kinesis:PutRecords", "Resource": "*"}}"#;
+//! control.put_role(RoleSpec::new(role, trust_policy, permission_policy))?;
+//! control.create_stream(StreamSpec::new(stream, 1))?;
+//!
+//! // The next three PutRecords to this stream fail.
+//! control.add_fault(Fault {
+//!     operation: Some(Operation::PutRecords),
+//!     target: Some(stream.to_owned()),
+//!     calls: Some(3),
+//!     when: When::Before,
+//!     effect: Effect::Error {
+//!         code: "KMSDisabledException".to_owned(),
+//!         status: 400,
+//!         message: String::new(),
+//!     },
+//! })?;
+//!
+//! // Run the code under test with AWS_ENDPOINT_URL_STS and AWS_ENDPOINT_URL_KINESIS set to this.
+//! println!("{}", stand_in.url());
+//!
+//! let records = control.records(stream, 0, 100)?;
+//! assert!(records.is_empty());
+//! stand_in.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Code map
+//!
+//! | module | subject |
+//! | --- | --- |
+//! | `server` | path of one call: faults, authentication, the operation, its response |
+//! | `fault` | injected faults |
+//! | `sigv4`, `identity` | signatures; credentials, roles and sessions |
+//! | `sts`, `kinesis` | the operations |
+//! | `policy` | IAM policy documents |
+//! | `stream` | shards, records and retention in memory |
+//! | `call_log`, `order_hazards` | calls counted for assertions in tests |
+//! | `control`, `control_http` | the control interface from Rust and over HTTP |
 
-mod calls;
+mod call_log;
 pub mod cbor;
 mod control;
 mod control_http;
 mod error;
 mod fault;
 mod form;
-mod hazard;
 mod identity;
 mod kinesis;
+mod order_hazards;
 mod policy;
 mod server;
 mod sigv4;
 mod state;
 mod stream;
 mod sts;
-mod token;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -48,23 +101,23 @@ pub use policy::PolicyError;
 
 use state::Shared;
 
-/// How long shutdown waits for calls in flight.
+/// Longest wait of a shutdown for calls in flight.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How a stand-in starts.
+/// Start options of a stand-in.
 #[derive(Clone)]
 pub struct Options {
-    /// Where to listen: a loopback address; port 0 takes a free one.
+    /// Listen address: loopback only; port 0 selects a free port.
     pub listen: SocketAddr,
-    /// Long-term credentials that are valid from the start: the vendor's own.
+    /// Long-term credentials that are valid from the start: those of the vendor.
     pub credentials: Vec<LongTermCredentials>,
-    /// Whether a shard takes only 1,000 records and 1 MiB a second.
+    /// Whether a shard is limited to 1,000 records and 1 MiB per second.
     pub enforce_shard_limits: bool,
-    /// Whether signatures are verified. Keys and tokens always are.
+    /// Whether signatures are verified. Access keys and session tokens are always checked.
     pub verify_signatures: bool,
-    /// Records kept in memory over all streams; beyond, the oldest are dropped.
+    /// Limit of the records kept in memory over all streams; the oldest are dropped first.
     pub max_retained_records: u64,
-    /// Bytes of data and keys kept in memory over all streams.
+    /// Limit of the bytes of data and keys kept in memory over all streams.
     pub max_retained_bytes: u64,
 }
 
@@ -82,8 +135,8 @@ impl Default for Options {
     }
 }
 
-/// Well-known credentials of the user `relay` in the vendor's account 111111111111. They
-/// open nothing but stand-ins.
+/// Well-known credentials of the user `relay` in the vendor's account 111111111111. They are
+/// valid for stand-ins only.
 pub fn vendor_credentials() -> LongTermCredentials {
     LongTermCredentials {
         access_key_id: "AKIASANDBOXVENDOR000".to_owned(),
@@ -93,7 +146,8 @@ pub fn vendor_credentials() -> LongTermCredentials {
     }
 }
 
-/// A running stand-in. Dropping it stops it at once; [`StandIn::shutdown`] is gentler.
+/// A running stand-in. Dropping it stops it at once; [`StandIn::shutdown`] waits for calls in
+/// flight.
 pub struct StandIn {
     address: SocketAddr,
     control: Control,
@@ -102,10 +156,10 @@ pub struct StandIn {
 }
 
 impl StandIn {
-    /// Starts to listen and serve on the current Tokio runtime.
+    /// Starts listening and serving on the current Tokio runtime.
     ///
     /// # Errors
-    /// The address is not loopback or is taken, or credentials are invalid.
+    /// The address is not loopback or is in use, or credentials are invalid.
     pub async fn start(options: Options) -> io::Result<Self> {
         let invalid = |error: String| io::Error::new(io::ErrorKind::InvalidInput, error);
         if !options.listen.ip().is_loopback() {
@@ -139,27 +193,27 @@ impl StandIn {
         })
     }
 
-    /// The endpoint URL of both services.
+    /// Endpoint URL of both services and of the control endpoint.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Where it listens.
+    /// Listen address, with the port that was selected.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The control handle.
+    /// Control handle.
     pub fn control(&self) -> Control {
         self.control.clone()
     }
 
-    /// Stops taking calls, lets those that hang go on, and waits up to five seconds for calls
-    /// in flight to be answered.
+    /// Stops accepting calls, clears all faults so that hanging calls continue, and waits up to
+    /// five seconds for the calls in flight.
     pub async fn shutdown(mut self) {
         self.stop.cancel();
         self.control.clear_faults();
-        // What is not answered by then stays with its connection's task; nobody waits for it.
+        // After the deadline, calls in flight are left to the tasks of their connections.
         let _ = tokio::time::timeout(SHUTDOWN_DEADLINE, &mut self.server).await;
     }
 }

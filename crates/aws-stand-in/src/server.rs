@@ -1,4 +1,4 @@
-//! The HTTP server: one port, two services and the control endpoint.
+//! The HTTP server: two services and the control endpoint on one port.
 
 mod connection;
 
@@ -14,72 +14,73 @@ use tokio::net::TcpListener;
 use super::control::{Control, Operation};
 use super::error::{AwsError, Service, json, xml};
 use super::fault::{Interruption, When};
+use super::form::Form;
 use super::identity::Caller;
 use super::sigv4::{AuthFailure, Authorization, Signed};
 use super::state::Shared;
 use super::stream::NewRecord;
-use super::{cbor, control_http, form, kinesis, sts, token};
-use connection::{Connection, LoopbackListener};
+use super::{cbor, control_http, kinesis, sts};
+use connection::{Connection, ResettableListener};
 
-/// Bytes of a request: 10 MiB of records in base64, with room for names and keys.
+/// Size limit of a request: 10 MiB of records in base64, plus names and keys.
 const MAX_BODY_BYTES: usize = 20 * 1024 * 1024;
 
-/// Serves until `stop` completes and the calls in flight are answered.
+/// Serves until `stop` completes and no call is in flight.
 pub(super) async fn serve(
     listener: TcpListener,
     shared: Arc<Shared>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let router = Router::new().fallback(answer).with_state(shared);
+    let router = Router::new().fallback(handle).with_state(shared);
     let service = router.into_make_service_with_connect_info::<Connection>();
-    axum::serve(LoopbackListener(listener), service)
+    axum::serve(ResettableListener(listener), service)
         .with_graceful_shutdown(stop)
         .await
 }
 
-async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response<Body> {
+async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let body = match to_bytes(body, MAX_BODY_BYTES).await {
         Ok(body) => body,
         Err(_) => return too_large(&parts),
     };
     if parts.uri.path().starts_with("/_control") {
-        return control_http::answer(&Control { shared }, &parts, &body).await;
+        return control_http::handle(&Control { shared }, &parts, &body);
     }
-    let request_id = token::request_id();
+    let request_id = request_id();
     if let Some(operation) = kinesis::operation(&parts.headers) {
-        let is_cbor = cbor::is_asked(&parts.headers);
+        let is_cbor = cbor::is_requested(&parts.headers);
         let call = operation.map(|operation| Call::kinesis(operation, &body, is_cbor));
-        let response = finish(&shared, &parts, &body, call, Service::Kinesis, &request_id).await;
+        let response = respond(&shared, &parts, &body, call, Service::Kinesis, &request_id).await;
         return match is_cbor {
-            true => cbor::recode(response).await,
+            true => cbor::reencode(response).await,
             false => response,
         };
     }
-    let pairs = form::decode(&body);
-    let call = match sts::operation(&pairs) {
+    let form = Form::parse(&body);
+    let call = match sts::operation(&form) {
         Some((operation, target)) => Ok(Call {
             operation,
             target: target.to_owned(),
-            request: sts::parse(operation, &pairs).map(Work::Sts),
+            request: sts::parse(operation, &form).map(ServiceRequest::Sts),
         }),
         None => Err(AwsError::new(
             "InvalidAction",
             "Could not find operation for the request",
         )),
     };
-    finish(&shared, &parts, &body, call, Service::Sts, &request_id).await
+    respond(&shared, &parts, &body, call, Service::Sts, &request_id).await
 }
 
-/// A call of a known operation. Its request may still be invalid, which is told once the
-/// caller is authenticated.
+/// A call of a supported operation. An invalid request is reported only after authentication, as
+/// AWS does.
 struct Call {
     operation: Operation,
     target: String,
-    request: Result<Work, AwsError>,
+    request: Result<ServiceRequest, AwsError>,
 }
 
-enum Work {
+enum ServiceRequest {
     Sts(sts::Request),
     Kinesis(kinesis::Request),
 }
@@ -96,20 +97,20 @@ impl Call {
         Self {
             operation,
             target: target.unwrap_or_default(),
-            request: request.map(Work::Kinesis),
+            request: request.map(ServiceRequest::Kinesis),
         }
     }
 
     fn records(&self) -> &[NewRecord] {
         match &self.request {
-            Ok(Work::Kinesis(request)) => request.records(),
+            Ok(ServiceRequest::Kinesis(request)) => request.records(),
             _ => &[],
         }
     }
 }
 
-/// Carries a call out, counts it, and renders its answer.
-async fn finish(
+/// Processes a call, counts it, and renders its response.
+async fn respond(
     shared: &Shared,
     parts: &Parts,
     body: &Bytes,
@@ -121,20 +122,20 @@ async fn finish(
         Ok(call) => call,
         Err(error) => return error.into_response(service, request_id),
     };
-    let mut counted = Counted {
+    let mut counter = CountOnDrop {
         shared,
         call: &call,
         request_id,
         outcome: "Cancelled".into(),
     };
-    let result = run(shared, parts, body, &call, service, request_id).await;
-    counted.outcome = match &result {
+    let result = process(shared, parts, body, &call, service, request_id).await;
+    counter.outcome = match &result {
         Ok(_) => "OK".into(),
         Err(Interruption::Error(error)) => error.code.clone(),
         Err(Interruption::Garbage(_)) => "Garbage".into(),
         Err(Interruption::Reset) => "Reset".into(),
     };
-    drop(counted);
+    drop(counter);
     let mut response = match (result, service) {
         (Ok(body), Service::Kinesis) => json(StatusCode::OK, body, request_id),
         (Ok(body), Service::Sts) => xml(StatusCode::OK, body, request_id),
@@ -154,27 +155,27 @@ async fn finish(
     response
 }
 
-/// A time in the form of the header `Date`.
+/// Formats a time for the header `Date`.
 fn http_date(at_ms: i64) -> Option<HeaderValue> {
     let at = jiff::Timestamp::from_millisecond(at_ms).ok()?;
     let text = at.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
     HeaderValue::try_from(text).ok()
 }
 
-/// Counts its call when dropped, so that a call whose caller hung up is counted too.
-struct Counted<'a> {
+/// Counts a call when dropped, and so also a call cancelled because its caller disconnected.
+struct CountOnDrop<'a> {
     shared: &'a Shared,
     call: &'a Call,
     request_id: &'a str,
     outcome: std::borrow::Cow<'static, str>,
 }
 
-impl Drop for Counted<'_> {
+impl Drop for CountOnDrop<'_> {
     fn drop(&mut self) {
         let Call {
             operation, target, ..
         } = self.call;
-        self.shared.calls.count(
+        self.shared.call_log.add(
             self.request_id,
             *operation,
             target,
@@ -184,9 +185,10 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// Faults, authentication, then the work itself. Calls in flight end here, before their
-/// answers leave: the caller cannot know of an answer while its call still counts.
-async fn run(
+/// Applies faults, authenticates the caller and executes the request. The call no longer counts
+/// as in flight when this returns, before its response is sent: otherwise a caller could send the
+/// next call while this one counts as in flight, which would look like a hazard.
+async fn process(
     shared: &Shared,
     parts: &Parts,
     body: &Bytes,
@@ -198,14 +200,14 @@ async fn run(
         operation, target, ..
     } = call;
     let records = call.records();
-    let in_flight = (!records.is_empty()).then(|| shared.hazards.begin(target, records));
+    let in_flight = (!records.is_empty()).then(|| shared.order_hazards.begin(target, records));
     let mut accepted = Vec::new();
     let result = async {
         shared
             .faults
             .apply(When::Before, *operation, target)
             .await?;
-        let answer = work(
+        let response = execute(
             shared,
             parts,
             body,
@@ -215,7 +217,7 @@ async fn run(
             &mut accepted,
         );
         shared.faults.apply(When::After, *operation, target).await?;
-        answer.map_err(Interruption::Error)
+        response.map_err(Interruption::Error)
     }
     .await;
     if let Some(in_flight) = in_flight {
@@ -224,7 +226,8 @@ async fn run(
     result
 }
 
-fn work(
+/// Authenticates the caller and executes the request.
+fn execute(
     shared: &Shared,
     parts: &Parts,
     body: &Bytes,
@@ -234,31 +237,31 @@ fn work(
     accepted: &mut Vec<bool>,
 ) -> Result<String, AwsError> {
     let (caller, region) =
-        authenticate(shared, parts, body, service).map_err(|f| refused(f, service))?;
+        authenticate(shared, parts, body, service).map_err(|f| auth_error(f, service))?;
     match call.request.as_ref().map_err(Clone::clone)? {
-        Work::Sts(request) => sts::execute(shared, &caller, request, request_id),
-        Work::Kinesis(request) => {
+        ServiceRequest::Sts(request) => sts::execute(shared, &caller, request, request_id),
+        ServiceRequest::Kinesis(request) => {
             let context = kinesis::Context {
                 shared,
                 caller: &caller,
                 region,
                 operation: call.operation,
             };
-            let done = kinesis::execute(&context, request)?;
-            *accepted = done.accepted;
-            Ok(done.json)
+            let output = kinesis::execute(&context, request)?;
+            *accepted = output.accepted;
+            Ok(output.json)
         }
     }
 }
 
-/// The caller, and the region that it signed for.
+/// Returns the caller, and the region that the request was signed for.
 fn authenticate<'a>(
     shared: &Shared,
     parts: &'a Parts,
     body: &[u8],
     service: Service,
 ) -> Result<(Caller, &'a str), AuthFailure> {
-    let authorization = Authorization::read(&parts.headers)?;
+    let authorization = Authorization::parse(&parts.headers)?;
     let now = shared.clock_ms();
     let (caller, secret) = shared.identities.caller(
         authorization.access_key_id,
@@ -278,8 +281,8 @@ fn authenticate<'a>(
     Ok((caller, authorization.region))
 }
 
-/// The two protocols have their own names for the same refusals ("Common errors" of each).
-fn refused(failure: AuthFailure, service: Service) -> AwsError {
+/// Converts an authentication failure into the error that each service's "Common errors" lists.
+fn auth_error(failure: AuthFailure, service: Service) -> AwsError {
     let (json_code, xml_code, message) = match failure {
         AuthFailure::Missing => (
             "MissingAuthenticationTokenException",
@@ -321,6 +324,13 @@ fn garbage(status: StatusCode) -> Response<Body> {
     response
 }
 
+/// Generates a UUID from the thread's random generator, which makes no system call.
+fn request_id() -> String {
+    uuid::Builder::from_random_bytes(rand::random())
+        .into_uuid()
+        .to_string()
+}
+
 fn too_large(parts: &Parts) -> Response<Body> {
     let service = match kinesis::operation(&parts.headers) {
         Some(_) => Service::Kinesis,
@@ -328,8 +338,8 @@ fn too_large(parts: &Parts) -> Response<Body> {
     };
     AwsError::new(
         "RequestEntityTooLarge",
-        "the request is too large or was cut short",
+        "the request is larger than 20 MiB or its body is incomplete",
     )
     .with_status(StatusCode::PAYLOAD_TOO_LARGE)
-    .into_response(service, &token::request_id())
+    .into_response(service, &request_id())
 }

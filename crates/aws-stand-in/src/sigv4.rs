@@ -1,4 +1,4 @@
-//! AWS Signature Version 4: reading the `Authorization` header and verifying it.
+//! AWS Signature Version 4: parsing and verifying the `Authorization` header.
 //!
 //! See "Create a signed AWS API request" in the IAM User Guide. Presigned URLs are not
 //! supported. Both services sign `POST /`.
@@ -9,10 +9,10 @@ use aws_lc_rs::{constant_time, digest, hmac};
 use http::{HeaderMap, Method};
 use jiff::{civil::DateTime, tz::TimeZone};
 
-/// How far a request's time may be off, in seconds.
+/// Largest difference between the time of a request and the clock, in seconds.
 const MAX_SKEW_SECONDS: i64 = 300;
 
-/// Why a request is not authenticated.
+/// Reason why a request is not authenticated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum AuthFailure {
     Missing,
@@ -22,7 +22,7 @@ pub(super) enum AuthFailure {
     BadSignature(String),
 }
 
-/// The `Authorization` header and what goes with it.
+/// Parsed `Authorization` header, session token and time of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Authorization<'a> {
     pub(super) access_key_id: &'a str,
@@ -36,7 +36,7 @@ pub(super) struct Authorization<'a> {
     amz_date: &'a str,
 }
 
-/// A request as it was signed.
+/// Parts of a request that its signature covers.
 pub(super) struct Signed<'a> {
     pub(super) method: &'a Method,
     pub(super) path: &'a str,
@@ -46,15 +46,15 @@ pub(super) struct Signed<'a> {
 }
 
 impl<'a> Authorization<'a> {
-    /// Reads the headers.
+    /// Parses the headers.
     ///
     /// # Errors
     /// `Missing` without the header, `Incomplete` if a part of it is missing.
-    pub(super) fn read(headers: &'a HeaderMap) -> Result<Self, AuthFailure> {
-        let header = text(headers, "authorization").ok_or(AuthFailure::Missing)?;
+    pub(super) fn parse(headers: &'a HeaderMap) -> Result<Self, AuthFailure> {
+        let authorization = header(headers, "authorization").ok_or(AuthFailure::Missing)?;
         let incomplete =
-            |what: &str| AuthFailure::Incomplete(format!("Authorization header requires {what}."));
-        let fields = header
+            |part: &str| AuthFailure::Incomplete(format!("Authorization header requires {part}."));
+        let fields = authorization
             .strip_prefix("AWS4-HMAC-SHA256")
             .ok_or_else(|| incomplete("the algorithm AWS4-HMAC-SHA256"))?;
         let (mut credential, mut signed_headers, mut signature) = (None, None, None);
@@ -76,7 +76,7 @@ impl<'a> Authorization<'a> {
         };
         Ok(Self {
             access_key_id,
-            session_token: text(headers, "x-amz-security-token"),
+            session_token: header(headers, "x-amz-security-token"),
             region,
             scope,
             date,
@@ -84,7 +84,7 @@ impl<'a> Authorization<'a> {
             signed_headers: signed_headers
                 .ok_or_else(|| incomplete("'SignedHeaders' parameter"))?,
             signature: signature.ok_or_else(|| incomplete("'Signature' parameter"))?,
-            amz_date: text(headers, "x-amz-date")
+            amz_date: header(headers, "x-amz-date")
                 .ok_or_else(|| incomplete("existence of an 'X-Amz-Date' header"))?,
         })
     }
@@ -97,7 +97,7 @@ impl<'a> Authorization<'a> {
         now_seconds: i64,
         request: &Signed<'_>,
     ) -> Result<(), AuthFailure> {
-        let bad = |why: String| AuthFailure::BadSignature(why);
+        let bad = AuthFailure::BadSignature;
         if self.service != service {
             return Err(bad(format!(
                 "Credential should be scoped to correct service: '{service}'. "
@@ -106,20 +106,20 @@ impl<'a> Authorization<'a> {
         if !self.amz_date.starts_with(self.date) {
             return Err(bad("Date in Credential scope does not match YYYYMMDD from ISO-8601 version of date from HTTP".to_owned()));
         }
-        let sent = seconds(self.amz_date)
+        let sent = unix_seconds(self.amz_date)
             .ok_or_else(|| bad("Date must be in ISO-8601 'basic format'.".to_owned()))?;
         if (now_seconds - sent).abs() > MAX_SKEW_SECONDS {
-            let what = if sent < now_seconds {
+            let problem = if sent < now_seconds {
                 "expired"
             } else {
                 "not yet current"
             };
             return Err(bad(format!(
-                "Signature {what}: {} is not within 5 minutes of the server's time",
+                "Signature {problem}: {} is not within 5 minutes of the server's time",
                 self.amz_date
             )));
         }
-        // What could be changed without breaking the signature must be signed.
+        // An unsigned header could be changed without invalidating the signature.
         for required in ["host", "x-amz-date"] {
             if !self.signed_headers.split(';').any(|name| name == required) {
                 return Err(bad(format!(
@@ -145,7 +145,7 @@ impl<'a> Authorization<'a> {
             .fold(format!("AWS4{secret}").into_bytes(), |key, part| {
                 hmac_sha256(&key, part.as_bytes()).as_ref().to_vec()
             });
-        Ok(hex(hmac_sha256(&key, to_sign.as_bytes()).as_ref()))
+        Ok(hex::encode(hmac_sha256(&key, to_sign.as_bytes())))
     }
 }
 
@@ -181,7 +181,7 @@ fn canonical_request(request: &Signed<'_>, signed_headers: &str) -> Result<Strin
         }
         canonical.push('\n');
     }
-    let hash = match text(request.headers, "x-amz-content-sha256") {
+    let hash = match header(request.headers, "x-amz-content-sha256") {
         Some("UNSIGNED-PAYLOAD") => "UNSIGNED-PAYLOAD".to_owned(),
         _ => sha256_hex(request.body),
     };
@@ -189,14 +189,14 @@ fn canonical_request(request: &Signed<'_>, signed_headers: &str) -> Result<Strin
     Ok(canonical)
 }
 
-/// The UNIX time of `20260131T235959Z`.
-fn seconds(amz_date: &str) -> Option<i64> {
+/// Converts a time such as `20260131T235959Z` into UNIX seconds.
+fn unix_seconds(amz_date: &str) -> Option<i64> {
     let civil = DateTime::strptime("%Y%m%dT%H%M%SZ", amz_date).ok()?;
     let timestamp = TimeZone::UTC.to_timestamp(civil).ok()?;
     Some(timestamp.as_second())
 }
 
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
@@ -205,16 +205,7 @@ fn hmac_sha256(key: &[u8], message: &[u8]) -> hmac::Tag {
 }
 
 fn sha256_hex(bytes: &[u8]) -> String {
-    hex(digest::digest(&digest::SHA256, bytes).as_ref())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    bytes
-        .iter()
-        .flat_map(|byte| [byte >> 4, byte & 15])
-        .map(|digit| char::from(DIGITS[usize::from(digit)]))
-        .collect()
+    hex::encode(digest::digest(&digest::SHA256, bytes))
 }
 
 #[cfg(test)]
@@ -224,7 +215,7 @@ mod tests {
 
     use super::*;
 
-    // The example of AWS' Signature Version 4 test suite, "get-vanilla-query-order-key-case".
+    // Example of AWS' Signature Version 4 test suite, "get-vanilla-query-order-key-case".
     const AUTHORIZATION: &str = "AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20150830/us-east-1/service/aws4_request, SignedHeaders=host;x-amz-date, Signature=b97d918cfa904a5beff61c982a1b6f458b799221646efd99d3219ec94cdf2500";
     const SECRET: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
     const SENT: i64 = 1_440_938_160;
@@ -241,7 +232,7 @@ mod tests {
             headers: &headers,
             body: b"",
         };
-        Authorization::read(&headers)?.verify(secret, "service", now, &request)
+        Authorization::parse(&headers)?.verify(secret, "service", now, &request)
     }
 
     #[test]
@@ -263,27 +254,27 @@ mod tests {
     }
 
     #[test]
-    fn tells_what_is_missing() {
+    fn missing_parts_are_reported() {
         let mut headers = HeaderMap::new();
-        assert_eq!(Authorization::read(&headers), Err(AuthFailure::Missing));
+        assert_eq!(Authorization::parse(&headers), Err(AuthFailure::Missing));
         headers.insert(
             "authorization",
             HeaderValue::from_static("AWS4-HMAC-SHA256 Credential=a/b"),
         );
         assert!(matches!(
-            Authorization::read(&headers),
+            Authorization::parse(&headers),
             Err(AuthFailure::Incomplete(_))
         ));
     }
 
     proptest! {
         #[test]
-        fn garbage_is_refused(header in "(AWS4-HMAC-SHA256 )?[ -~]{0,80}", date in "[0-9TZ]{0,17}") {
+        fn malformed_headers_are_refused(header in "(AWS4-HMAC-SHA256 )?[ -~]{0,80}", date in "[0-9TZ]{0,17}") {
             let mut headers = HeaderMap::new();
             headers.insert("authorization", HeaderValue::from_str(&header).unwrap());
             headers.insert("x-amz-date", HeaderValue::from_str(&date).unwrap());
             let request = Signed { method: &Method::POST, path: "/", query: "", headers: &headers, body: b"" };
-            let verdict = Authorization::read(&headers)
+            let verdict = Authorization::parse(&headers)
                 .and_then(|a| a.verify(SECRET, "sts", SENT, &request));
             prop_assert!(verdict.is_err());
         }

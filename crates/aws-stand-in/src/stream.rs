@@ -1,18 +1,18 @@
-//! Data streams in memory: shards, records, limits.
-
-mod retention;
-mod shard;
+//! Data streams in memory: shards, records, write limits, retention.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::control::{Record, StreamSpec, StreamStats};
-use retention::Retention;
-pub(super) use shard::{Shard, parse_shard_id, shard_id};
+
+/// Write limit of a shard in records per second ("Quotas and limits", Kinesis Developer Guide).
+const RECORDS_PER_SECOND: f64 = 1000.0;
+/// Write limit of a shard in bytes per second, partition keys included.
+const BYTES_PER_SECOND: f64 = 1_048_576.0;
 
 /// An ARN `arn:PARTITION:kinesis:REGION:ACCOUNT:stream/NAME`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub(super) fn is_stream_name(name: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
 }
 
-/// A record on its way in.
+/// A record to store.
 pub(super) struct NewRecord {
     pub(super) partition_key: Arc<str>,
     /// MD5 of the key, or the explicit hash key.
@@ -62,13 +62,13 @@ pub(super) struct NewRecord {
 }
 
 impl NewRecord {
-    /// What counts against limits: data and key.
+    /// Bytes of data and key, which count against the limits.
     pub(super) fn size(&self) -> usize {
         self.data.len() + self.partition_key.len()
     }
 }
 
-/// What became of one record.
+/// Result of storing one record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum PutOutcome {
     Stored {
@@ -87,15 +87,15 @@ pub(super) struct Stream {
     pub(super) kms_key_arn: Option<String>,
     pub(super) created_at_ms: i64,
     state: Mutex<State>,
-    /// The index after the newest record, and whether the stream still exists.
+    /// Index after the newest record, and whether the stream exists.
     progress: watch::Sender<(u64, bool)>,
 }
 
 pub(super) struct State {
     pub(super) shards: Vec<Shard>,
-    /// Indexes of the shards that take records, by hash key.
+    /// Indexes of the open shards, sorted by hash key.
     open: Vec<u32>,
-    /// Arrival order; the first has index `dropped`.
+    /// Retained records in order of arrival; the first has index `dropped`.
     log: VecDeque<Stored>,
     dropped: u64,
     bytes: u64,
@@ -113,7 +113,7 @@ impl State {
         self.dropped + self.log.len() as u64
     }
 
-    /// The record with this index, if it is still retained.
+    /// Returns the record with this index, if it is retained.
     fn get(&self, index: u64) -> Option<&Stored> {
         let at = index.checked_sub(self.dropped)?;
         self.log.get(usize::try_from(at).ok()?)
@@ -123,7 +123,7 @@ impl State {
         let after = self
             .open
             .partition_point(|shard| self.shards[*shard as usize].hash_keys.0 <= hash_key);
-        // The ranges of the open shards cover all keys from 0 on.
+        // The ranges of the open shards cover all hash keys from 0.
         self.open[after.saturating_sub(1)]
     }
 
@@ -144,7 +144,7 @@ impl State {
 
 impl Stream {
     fn new(id: StreamArn, spec: &StreamSpec, now_ms: i64) -> Self {
-        let shards = shard::uniform(spec.shards);
+        let shards = uniform_shards(spec.shards);
         let open = (0..spec.shards).collect();
         Self {
             id,
@@ -169,18 +169,18 @@ impl Stream {
         self.progress.subscribe()
     }
 
-    /// Sequence numbers increase within a shard and are 56 digits long, as AWS' are.
+    /// Formats a sequence number: increasing within a shard, and 56 digits long like those of AWS.
     pub(super) fn sequence_number(&self, shard: u32, index: u64) -> String {
         format!("49{:010}{shard:012}{index:032}", self.created_at_ms / 1000)
     }
 
-    /// The index in a sequence number that this stream gave out for this shard.
+    /// Returns the index in a sequence number that this stream issued for this shard.
     pub(super) fn parse_sequence_number(&self, shard: u32, number: &str) -> Option<u64> {
         let index = number.get(24..)?.parse().ok()?;
         (self.sequence_number(shard, index) == number).then_some(index)
     }
 
-    /// The records with index `from` on, at most `max`, in arrival order.
+    /// Returns retained records with index `from` and above, at most `max`, in order of arrival.
     pub(super) fn records(&self, from: u64, max: usize) -> Vec<Record> {
         let state = self.lock();
         (from.max(state.dropped)..state.next_index())
@@ -189,7 +189,7 @@ impl Stream {
             .collect()
     }
 
-    /// The record with this index as its readers see it.
+    /// Returns the record with this index as readers see it.
     pub(super) fn record(&self, state: &State, index: u64) -> Option<Record> {
         let stored = state.get(index)?;
         Some(Record {
@@ -202,7 +202,7 @@ impl Stream {
         })
     }
 
-    /// Splits an open shard at a hash key strictly inside its range.
+    /// Splits an open shard at a hash key strictly inside its range. Returns whether it did.
     pub(super) fn split(&self, shard: u32, at: u128) -> bool {
         let mut state = self.lock();
         let next_index = state.next_index();
@@ -221,8 +221,8 @@ impl Stream {
         state
             .shards
             .push(Shard::new((at, end), Some(shard), next_index));
-        if let Some(place) = state.open.iter().position(|open| *open == shard) {
-            state.open.splice(place..=place, [next_id, next_id + 1]);
+        if let Some(at) = state.open.iter().position(|open| *open == shard) {
+            state.open.splice(at..=at, [next_id, next_id + 1]);
         }
         true
     }
@@ -258,7 +258,7 @@ impl Streams {
         streams.get(arn).cloned()
     }
 
-    /// All streams, by ARN.
+    /// Returns all streams, sorted by ARN.
     pub(super) fn list(&self) -> Vec<Arc<Stream>> {
         let streams = self.by_arn.read().unwrap_or_else(PoisonError::into_inner);
         let mut list: Vec<_> = streams.values().cloned().collect();
@@ -266,7 +266,7 @@ impl Streams {
         list
     }
 
-    /// Creates a stream; `false` if it exists already.
+    /// Creates a stream. Returns `false` if it exists already.
     pub(super) fn create(&self, id: StreamArn, spec: &StreamSpec, now_ms: i64) -> bool {
         let mut streams = self.by_arn.write().unwrap_or_else(PoisonError::into_inner);
         if streams.contains_key(&id.arn) {
@@ -286,14 +286,15 @@ impl Streams {
         true
     }
 
-    /// Stores what the limits and `fails` let through, in the order given.
+    /// Stores the records in the given order. `next_failure` returns the error code of each record in
+    /// turn, if it fails; other records may exceed the limit of their shard.
     pub(super) fn put(
         &self,
         stream: &Arc<Stream>,
         records: &[NewRecord],
         enforce_limits: bool,
         now_ms: i64,
-        mut fails: impl FnMut() -> Option<String>,
+        mut next_failure: impl FnMut() -> Option<String>,
     ) -> Vec<PutOutcome> {
         let now = Instant::now();
         let mut outcomes = Vec::with_capacity(records.len());
@@ -302,7 +303,7 @@ impl Streams {
         for record in records {
             let shard = state.shard_for(record.hash_key);
             let size = record.size();
-            if let Some(code) = fails() {
+            if let Some(code) = next_failure() {
                 outcomes.push(PutOutcome::Failed(code));
                 continue;
             }
@@ -329,7 +330,7 @@ impl Streams {
         state.bytes += bytes;
         let next_index = state.next_index();
         if stored > 0 {
-            // Under the stream's lock, so that retention knows each stream's batches in order.
+            // While the stream is locked, so that its batches are queued in order.
             self.retention().push(stream, stored, bytes);
             stream
                 .progress
@@ -348,7 +349,7 @@ impl Streams {
 
     fn enforce_retention(&self) {
         loop {
-            // The lock of retention is not held while a stream is locked.
+            // Retention is unlocked again before the stream is locked, which `put` locks first.
             let Some((stream, count)) = self.retention().pop_excess() else {
                 return;
             };
@@ -356,6 +357,143 @@ impl Streams {
                 stream.lock().drop_oldest(count);
             }
         }
+    }
+}
+
+/// A shard: its range of hash keys, its records, its write limit.
+pub(super) struct Shard {
+    /// First and last hash key.
+    pub(super) hash_keys: (u128, u128),
+    pub(super) parent: Option<u32>,
+    /// Next index of the stream when the shard was opened.
+    pub(super) opened_at: u64,
+    /// Next index of the stream when a split closed the shard.
+    pub(super) closed_at: Option<u64>,
+    /// Indexes, within the stream, of the records of this shard.
+    pub(super) records: VecDeque<u64>,
+    limit: TokenBucket,
+}
+
+impl Shard {
+    fn new(hash_keys: (u128, u128), parent: Option<u32>, opened_at: u64) -> Self {
+        Self {
+            hash_keys,
+            parent,
+            opened_at,
+            closed_at: None,
+            records: VecDeque::new(),
+            limit: TokenBucket::full(),
+        }
+    }
+}
+
+/// Creates shards that divide the range of hash keys evenly.
+fn uniform_shards(count: u32) -> Vec<Shard> {
+    let width = u128::MAX / u128::from(count.max(1));
+    (0..count)
+        .map(|shard| {
+            let start = width * u128::from(shard);
+            let end = if shard + 1 == count {
+                u128::MAX
+            } else {
+                start + width - 1
+            };
+            Shard::new((start, end), None, 0)
+        })
+        .collect()
+}
+
+/// Formats a shard id such as `shardId-000000000000`.
+pub(super) fn shard_id(shard: u32) -> String {
+    format!("shardId-{shard:012}")
+}
+
+pub(super) fn parse_shard_id(id: &str) -> Option<u32> {
+    let shard = id.strip_prefix("shardId-")?.parse().ok()?;
+    (shard_id(shard) == id).then_some(shard)
+}
+
+/// Write limit of a shard: capacity for one second, refilled continuously.
+struct TokenBucket {
+    records: f64,
+    bytes: f64,
+    refilled_at: Option<Instant>,
+}
+
+impl TokenBucket {
+    fn full() -> Self {
+        Self {
+            records: RECORDS_PER_SECOND,
+            bytes: BYTES_PER_SECOND,
+            refilled_at: None,
+        }
+    }
+
+    /// Takes the capacity for one record of this size. Returns `false` if too little is left.
+    fn take(&mut self, bytes: usize, now: Instant) -> bool {
+        if let Some(refilled_at) = self.refilled_at {
+            let elapsed = now.saturating_duration_since(refilled_at).as_secs_f64();
+            self.records = (self.records + elapsed * RECORDS_PER_SECOND).min(RECORDS_PER_SECOND);
+            self.bytes = (self.bytes + elapsed * BYTES_PER_SECOND).min(BYTES_PER_SECOND);
+        }
+        self.refilled_at = Some(now);
+        // The conversion is exact: a record has at most 1 MiB.
+        let bytes = bytes as f64;
+        if self.records < 1.0 || self.bytes < bytes {
+            return false;
+        }
+        self.records -= 1.0;
+        self.bytes -= bytes;
+        true
+    }
+}
+
+/// Memory limits over all streams, and the stored batches in order of arrival. The oldest batches
+/// are dropped first.
+struct Retention {
+    max_records: u64,
+    max_bytes: u64,
+    records: u64,
+    bytes: u64,
+    batches: VecDeque<Batch>,
+}
+
+struct Batch {
+    stream: Weak<Stream>,
+    records: usize,
+    bytes: u64,
+}
+
+impl Retention {
+    fn new(max_records: u64, max_bytes: u64) -> Self {
+        Self {
+            max_records,
+            max_bytes,
+            records: 0,
+            bytes: 0,
+            batches: VecDeque::new(),
+        }
+    }
+
+    fn push(&mut self, stream: &Arc<Stream>, records: usize, bytes: u64) {
+        self.records += records as u64;
+        self.bytes += bytes;
+        self.batches.push_back(Batch {
+            stream: Arc::downgrade(stream),
+            records,
+            bytes,
+        });
+    }
+
+    /// Removes the oldest batch if a limit is exceeded. Returns its stream and number of records.
+    fn pop_excess(&mut self) -> Option<(Weak<Stream>, usize)> {
+        if self.records <= self.max_records && self.bytes <= self.max_bytes {
+            return None;
+        }
+        let batch = self.batches.pop_front()?;
+        self.records -= batch.records as u64;
+        self.bytes -= batch.bytes;
+        Some((batch.stream, batch.records))
     }
 }
 

@@ -1,6 +1,6 @@
 //! AWS STS: AssumeRole and GetCallerIdentity, in the Query protocol.
 //!
-//! Constraints and words are those of the STS API reference and its service model.
+//! Constraints and messages follow the STS API reference and its service model.
 
 use std::sync::Arc;
 
@@ -8,11 +8,12 @@ use http::StatusCode;
 
 use super::control::Operation;
 use super::error::{AwsError, Service, escape_xml};
-use super::form;
-use super::identity::{Caller, PrincipalArn, Role, Session};
-use super::policy::{Policy, Question, Trust};
+use super::form::Form;
+use super::identity::{
+    Caller, PrincipalArn, Role, Session, secret_access_key, session_token, unique_id,
+};
+use super::policy::{AccessRequest, Policy, Trust};
 use super::state::Shared;
-use super::token;
 
 /// A parsed request.
 pub(super) enum Request {
@@ -20,7 +21,7 @@ pub(super) enum Request {
     GetCallerIdentity,
 }
 
-/// The parameters of AssumeRole. They hold the external ID, so they do not print.
+/// Parameters of AssumeRole. Without `Debug`, because they contain the external ID.
 pub(super) struct AssumeRole {
     role_arn: String,
     session_name: String,
@@ -29,25 +30,21 @@ pub(super) struct AssumeRole {
     policy: Option<Arc<Policy>>,
 }
 
-/// The operation of a form, with what it is about (the role), if it names them.
-pub(super) fn operation(pairs: &[(String, String)]) -> Option<(Operation, &str)> {
-    let operation = Operation::from_name(form::value(pairs, "Action")?)?;
-    let target = form::value(pairs, "RoleArn").unwrap_or_default();
-    matches!(
-        operation,
-        Operation::AssumeRole | Operation::GetCallerIdentity
-    )
-    .then_some((operation, target))
+/// Returns the operation that a form names, with its target: the role, or empty.
+pub(super) fn operation(form: &Form) -> Option<(Operation, &str)> {
+    let operation = Operation::from_name(form.get("Action")?)?;
+    let target = form.get("RoleArn").unwrap_or_default();
+    operation.is_sts().then_some((operation, target))
 }
 
-pub(super) fn parse(operation: Operation, pairs: &[(String, String)]) -> Result<Request, AwsError> {
+pub(super) fn parse(operation: Operation, form: &Form) -> Result<Request, AwsError> {
     match operation {
-        Operation::AssumeRole => AssumeRole::parse(pairs).map(Request::AssumeRole),
+        Operation::AssumeRole => AssumeRole::parse(form).map(Request::AssumeRole),
         _ => Ok(Request::GetCallerIdentity),
     }
 }
 
-/// Carries a request out; answers the XML.
+/// Executes a request and returns the XML of its response.
 pub(super) fn execute(
     shared: &Shared,
     caller: &Caller,
@@ -66,9 +63,9 @@ pub(super) fn execute(
 }
 
 impl AssumeRole {
-    fn parse(pairs: &[(String, String)]) -> Result<Self, AwsError> {
-        let get = |name| form::value(pairs, name);
-        let role_arn = text(get("RoleArn"), "roleArn", 20..=2048, |_| true, "")?;
+    fn parse(form: &Form) -> Result<Self, AwsError> {
+        let get = |name| form.get(name);
+        let role_arn = string_parameter(get("RoleArn"), "roleArn", 20..=2048, |_| true, "")?;
         if PrincipalArn::parse(role_arn)
             .and_then(|arn| arn.role_name())
             .is_none()
@@ -78,7 +75,7 @@ impl AssumeRole {
                 format!("{role_arn} is invalid"),
             ));
         }
-        let session_name = text(
+        let session_name = string_parameter(
             get("RoleSessionName"),
             "roleSessionName",
             2..=64,
@@ -87,7 +84,7 @@ impl AssumeRole {
         )?;
         let external_id = get("ExternalId").map(|id| {
             let allowed = |c| is_word(c) || "+=,.@:/-".contains(c);
-            text(
+            string_parameter(
                 Some(id),
                 "externalId",
                 2..=1224,
@@ -121,7 +118,7 @@ impl AssumeRole {
                 (early, if lifetime.announced { early } else { requested })
             }
         };
-        let session = shared.identities.remember(self.session(&role, expires)?);
+        let session = shared.identities.add_session(self.session(&role, expires)?);
         let expiration =
             jiff::Timestamp::from_second(announced / 1000).map_err(|_| internal_failure())?;
         Ok(format!(
@@ -139,35 +136,35 @@ impl AssumeRole {
         ))
     }
 
-    /// Whether both sides agree: the trust policy, and, unless it names the caller itself
-    /// within the account, the caller's own policies.
+    /// Whether the trust policy allows the caller and so do the caller's own policies. A caller
+    /// of the same account whom the trust policy names needs no permission of its own.
     fn allowed(&self, role: &Role, caller: &Caller) -> bool {
         let mut keys = vec![
             ("sts:RoleSessionName", self.session_name.as_str()),
             (
                 "aws:PrincipalArn",
-                caller.asker().role_arn.unwrap_or(&caller.arn),
+                caller.requester().role_arn.unwrap_or(&caller.arn),
             ),
             ("aws:PrincipalAccount", &caller.account),
         ];
         keys.extend(self.external_id.as_deref().map(|id| ("sts:ExternalId", id)));
-        let question = Question {
+        let request = AccessRequest {
             action: Operation::AssumeRole.action(),
             resource: &role.arn,
             keys: &keys,
         };
-        let trust = role.trust.evaluate_trust(&caller.asker(), &question);
+        let trust = role.trust.evaluate_trust(&caller.requester(), &request);
         let account = PrincipalArn::parse(&role.arn).map(|arn| arn.account);
         let same_account = account == Some(caller.account.as_str());
-        let own = caller.may(&question);
+        let own = caller.authorize(&request);
         match trust {
-            Trust::Deny | Trust::Silent => false,
-            Trust::Named if same_account => !own.is_err_and(|refusal| refusal.is_deny()),
+            Trust::ExplicitDeny | Trust::ImplicitDeny => false,
+            Trust::Named if same_account => !own.is_err_and(|refusal| refusal.is_explicit()),
             Trust::Named | Trust::Delegated => own.is_ok(),
         }
     }
 
-    /// The same words whether the role is missing or does not trust the caller.
+    /// The same error whether the role does not exist or does not trust the caller.
     fn denied(&self, caller: &Caller) -> AwsError {
         let message = format!(
             "User: {} is not authorized to perform: sts:AssumeRole on resource: {}",
@@ -191,9 +188,9 @@ impl AssumeRole {
         let arn = PrincipalArn::parse(&role.arn).ok_or_else(internal_failure)?;
         let name = arn.role_name().ok_or_else(internal_failure)?;
         Ok(Session {
-            access_key_id: token::key_id("ASIA"),
-            secret_access_key: token::secret(),
-            session_token: token::session_token(),
+            access_key_id: unique_id("ASIA"),
+            secret_access_key: secret_access_key(),
+            session_token: session_token(),
             role_arn: role.arn.clone(),
             role_id: role.id.clone(),
             arn: format!(
@@ -209,7 +206,7 @@ impl AssumeRole {
 fn session_policy(json: &str) -> Result<Policy, AwsError> {
     let allowed = |c: char| matches!(c, '\t' | '\n' | '\r' | '\u{20}'..='\u{ff}');
     let pattern = "[\\u0009\\u000A\\u000D\\u0020-\\u00FF]+";
-    text(Some(json), "policy", 1..=2048, allowed, pattern)?;
+    string_parameter(Some(json), "policy", 1..=2048, allowed, pattern)?;
     Policy::parse_identity(json)
         .map_err(|error| AwsError::new("MalformedPolicyDocument", error.to_string()))
 }
@@ -235,8 +232,8 @@ fn duration(value: Option<&str>) -> Result<u32, AwsError> {
     }
 }
 
-/// Checks a string parameter as AWS' model does: presence, characters, length.
-fn text<'a>(
+/// Checks a string parameter as AWS' model validation does: presence, characters, length.
+fn string_parameter<'a>(
     value: Option<&'a str>,
     field: &str,
     length: std::ops::RangeInclusive<usize>,
@@ -268,7 +265,7 @@ fn text<'a>(
     }
 }
 
-/// Java's `\w`, which is what AWS' patterns are in.
+/// `\w` of Java, the regular expression language of AWS' patterns.
 fn is_word(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_'
 }

@@ -1,4 +1,4 @@
-//! The stand-in, driven by the real AWS SDK with its retries off.
+//! Tests of the stand-in through the AWS SDK, without the SDK's retries.
 
 mod control_endpoint;
 mod faults;
@@ -18,7 +18,7 @@ const STREAM: &str = "arn:aws:kinesis:eu-west-1:222222222222:stream/detections";
 const OTHER_STREAM: &str = "arn:aws:kinesis:eu-west-1:222222222222:stream/other";
 const EXTERNAL_ID: &str = "correct:horse/battery=staple";
 
-/// A stand-in with one role, which trusts the vendor with the external ID, and two streams.
+/// A stand-in with two streams and a role that trusts the vendor with the external ID.
 struct World {
     stand_in: StandIn,
     control: Control,
@@ -74,7 +74,7 @@ impl World {
         aws_sdk_kinesis::Client::from_conf(config)
     }
 
-    /// Assumes the role with the right external ID.
+    /// Assumes the role with the expected external ID.
     async fn assume(&self, policy: Option<String>) -> Credentials {
         let answer = self
             .sts()
@@ -125,7 +125,7 @@ fn entry(key: &str, data: impl Into<Vec<u8>>) -> PutRecordsRequestEntry {
         .unwrap()
 }
 
-/// The code of a service error, and the HTTP status it came with.
+/// Error code and HTTP status of a call, which must be refused.
 macro_rules! refused {
     ($call:expr) => {{
         let error = $call.await.expect_err("this call must be refused");

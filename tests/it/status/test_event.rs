@@ -173,7 +173,7 @@ async fn a_test_does_not_wait_behind_a_backlog() {
         .find(|check| check.name() == CheckName::WriteRecord)
         .unwrap();
     assert_eq!(write.aws_error_code, throttled);
-    let call = world.aws.answered(&write.aws_request_id).unwrap();
+    let call = world.aws.call_by_request_id(&write.aws_request_id).unwrap();
     assert_eq!((call.operation, call.records), (Operation::PutRecords, 1));
 
     // Where the test gets through, so does the rest.

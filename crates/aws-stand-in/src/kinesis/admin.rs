@@ -50,7 +50,7 @@ impl Request {
         Ok(match operation {
             Operation::CreateStream => Self::Create {
                 stream,
-                // On-demand streams start with four shards.
+                // An on-demand stream, which names no number, starts with four shards.
                 shards: input.shard_count.unwrap_or(4),
             },
             Operation::DeleteStream => Self::Delete { stream },
@@ -139,7 +139,7 @@ fn describe(context: &Context<'_>, stream: &StreamRef) -> Result<String, AwsErro
 }
 
 fn list(context: &Context<'_>) -> Result<String, AwsError> {
-    // ListStreams is authorized on all streams of the account.
+    // ListStreams requires permission on all streams of the account and region.
     let all = StreamRef {
         arn: None,
         name: Some("*".to_owned()),

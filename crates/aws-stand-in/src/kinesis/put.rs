@@ -10,23 +10,23 @@ use md5::{Digest as _, Md5};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Context, Done, StreamFields, StreamRef, deserialize, invalid_argument, required, serialize,
+    Context, Output, StreamFields, StreamRef, deserialize, invalid_argument, required, serialize,
 };
 use crate::control::Operation;
 use crate::error::{AwsError, Service};
 use crate::state::now_ms;
 use crate::stream::{NewRecord, PutOutcome, Stream, shard_id};
 
-/// Records a PutRecords takes.
+/// Limit of the records of a PutRecords.
 const MAX_RECORDS: usize = 500;
-/// Bytes of data and keys that a PutRecords takes.
+/// Limit of the bytes of data and keys of a PutRecords.
 const MAX_REQUEST_BYTES: usize = 10 * 1024 * 1024;
-/// Bytes of data and key that a record has, by a stream's default.
+/// Limit of the bytes of data and key of a record: the default of a stream.
 const MAX_RECORD_BYTES: usize = 1024 * 1024;
-/// Characters of a partition key.
+/// Limit of the characters of a partition key.
 const MAX_KEY_CHARS: usize = 256;
 
-/// A PutRecords, or a PutRecord as one of a single record.
+/// A PutRecords, or a PutRecord, which is treated as a PutRecords of one record.
 pub(crate) struct Put {
     pub(super) stream: StreamRef,
     pub(super) records: Vec<NewRecord>,
@@ -54,7 +54,7 @@ struct Entry<'a> {
     explicit_hash_key: Option<Text<'a>>,
 }
 
-/// A string that is borrowed where it has no escapes, also within an `Option`.
+/// A string that is borrowed if it has no escapes. A bare `Cow` in an `Option` would be copied.
 #[derive(Deserialize)]
 #[serde(transparent)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
@@ -118,7 +118,7 @@ impl Put {
         })
     }
 
-    pub(super) fn execute(&self, context: &Context<'_>) -> Result<Done, AwsError> {
+    pub(super) fn execute(&self, context: &Context<'_>) -> Result<Output, AwsError> {
         let stream = context.stream(&self.stream)?;
         context.authorize_key(&stream, "kms:GenerateDataKey")?;
         self.check_sizes()?;
@@ -128,7 +128,7 @@ impl Put {
         }
         let operation = context.operation;
         let target = self.stream.target();
-        let fails = context
+        let failures = context
             .shared
             .faults
             .fail_records(operation, &target, self.records.len());
@@ -137,7 +137,7 @@ impl Put {
             .shared
             .faults
             .refuse_records(operation, &target, data)?;
-        let mut fails = fails.into_iter();
+        let mut failures = failures.into_iter();
         let mut refused = refused.into_iter();
         let enforce_limits = context.shared.settings().enforce_shard_limits;
         let outcomes =
@@ -145,13 +145,13 @@ impl Put {
                 .shared
                 .streams
                 .put(&stream, &self.records, enforce_limits, now_ms(), || {
-                    let (refused, fails) = (refused.next(), fails.next());
-                    refused.flatten().or(fails.flatten())
+                    let (refused, failure) = (refused.next(), failures.next());
+                    refused.flatten().or(failure.flatten())
                 });
         if operation == Operation::PutRecord {
             single(&stream, &outcomes)
         } else {
-            Ok(Done {
+            Ok(Output {
                 json: batch(&stream, &outcomes)?,
                 accepted: outcomes.iter().map(is_stored).collect(),
             })
@@ -178,7 +178,7 @@ impl Put {
     }
 }
 
-/// Decodes all data into one buffer, which the records share.
+/// Decodes the data of all records into one shared buffer.
 fn decode(entries: &[Entry<'_>]) -> Result<Vec<NewRecord>, AwsError> {
     let mut buffer = Vec::new();
     let mut ends = Vec::with_capacity(entries.len());
@@ -199,7 +199,7 @@ fn decode(entries: &[Entry<'_>]) -> Result<Vec<NewRecord>, AwsError> {
         let explicit = entry.explicit_hash_key.as_ref();
         let hash_key = match (explicit, records.last()) {
             (Some(explicit), _) => explicit_hash_key(&explicit.0)?,
-            // Neighbours often share their key.
+            // Consecutive records often have the same key: reuse its hash.
             (None, Some(last))
                 if *last.partition_key == **key
                     && entries[records.len() - 1].explicit_hash_key.is_none() =>
@@ -257,8 +257,8 @@ fn batch(stream: &Stream, outcomes: &[PutOutcome]) -> Result<String, AwsError> {
     })
 }
 
-/// PutRecord's answer: a record that fails is an error of the call.
-fn single(stream: &Stream, outcomes: &[PutOutcome]) -> Result<Done, AwsError> {
+/// Response of PutRecord: failure of the record is an error of the call.
+fn single(stream: &Stream, outcomes: &[PutOutcome]) -> Result<Output, AwsError> {
     let Some(outcome) = outcomes.first() else {
         return Err(invalid_argument("no record"));
     };
@@ -266,7 +266,7 @@ fn single(stream: &Stream, outcomes: &[PutOutcome]) -> Result<Done, AwsError> {
         PutOutcome::Stored { .. } => {
             let mut entry = entry(stream, outcome);
             entry.encryption_type = encryption_type(stream);
-            Ok(Done {
+            Ok(Output {
                 json: serialize(&entry)?,
                 accepted: vec![true],
             })

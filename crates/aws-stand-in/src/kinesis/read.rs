@@ -13,9 +13,9 @@ use crate::error::AwsError;
 use crate::state::now_ms;
 use crate::stream::{Shard, State, Stream, parse_shard_id, shard_id};
 
-/// How long an iterator is good for.
+/// Lifetime of a shard iterator.
 const ITERATOR_LIFETIME_MS: i64 = 5 * 60 * 1000;
-/// Records and bytes that a GetRecords answers.
+/// Limits of the records and bytes in a response of GetRecords.
 const MAX_RECORDS: usize = 10_000;
 const MAX_BYTES: usize = 10 * 1024 * 1024;
 
@@ -42,11 +42,11 @@ pub(crate) enum Position {
     AtTimestamp(f64),
 }
 
-/// A place in a shard. On the wire it is opaque.
+/// Decoded shard iterator: a position in a shard. Opaque to callers.
 pub(crate) struct Iterator {
     stream: StreamRef,
     shard: u32,
-    /// The stream's index from which to read on.
+    /// Index, within the stream, of the first record to read.
     index: u64,
     issued_at_ms: i64,
 }
@@ -72,7 +72,7 @@ impl Request {
             Operation::GetShardIterator => Self::parse_get_shard_iterator(input),
             Operation::GetRecords => Self::parse_get_records(input),
             _ if input.next_token.is_some() => {
-                // All shards come in one answer, so that no token was ever given out.
+                // One response contains all shards, so no token was ever issued.
                 Err(invalid_argument("NextToken is not valid."))
             }
             _ => Ok(Self::ListShards {
@@ -125,7 +125,7 @@ impl Request {
     }
 
     pub(super) fn execute(&self, context: &Context<'_>) -> Result<String, AwsError> {
-        let answer = match self {
+        let response = match self {
             Self::ListShards { stream } => {
                 let stream = context.stream(stream)?;
                 let state = stream.lock();
@@ -149,7 +149,7 @@ impl Request {
             }
             Self::GetRecords { iterator, limit } => iterator.read(context, *limit)?,
         };
-        Ok(answer.to_string())
+        Ok(response.to_string())
     }
 }
 
@@ -247,24 +247,24 @@ impl Iterator {
         let shard = state.shards.get(self.shard as usize);
         let shard = shard.ok_or_else(|| invalid_argument("Invalid ShardIterator."))?;
         let start = shard.records.partition_point(|index| *index < self.index);
-        let (records, next, oldest) = collect(&stream, &state, shard, start, limit);
+        let (records, next, last_arrival) = collect(&stream, &state, shard, start, limit);
         let at_end = start + records.len() == shard.records.len();
-        let behind = match (at_end, oldest) {
+        let behind = match (at_end, last_arrival) {
             (false, Some(arrived)) => now - arrived,
             _ => 0,
         };
-        let mut answer = json!({ "Records": records, "MillisBehindLatest": behind.max(0) });
-        // A closed shard ends.
+        let mut response = json!({ "Records": records, "MillisBehindLatest": behind.max(0) });
+        // The end of a closed shard has no next iterator.
         if !(at_end && shard.closed_at.is_some()) {
             let next = next.unwrap_or(self.index);
-            answer["NextShardIterator"] = Self::encode(&stream, self.shard, next).into();
+            response["NextShardIterator"] = Self::encode(&stream, self.shard, next).into();
         }
-        Ok(answer)
+        Ok(response)
     }
 }
 
-/// The records from place `start` of a shard on, the index after the last of them, and when
-/// that one arrived.
+/// Returns records of a shard from position `start`, the index after the last of them, and the
+/// time of its arrival.
 fn collect(
     stream: &Stream,
     state: &State,

@@ -1,3 +1,4 @@
+use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
@@ -5,13 +6,13 @@ use super::*;
 const ROLE: &str = "arn:aws:iam::222222222222:role/siem";
 const STREAM: &str = "arn:aws:kinesis:us-east-1:222222222222:stream/detections";
 
-const VENDOR: Asker<'static> = Asker {
+const VENDOR: Requester<'static> = Requester {
     arn: "arn:aws:iam::111111111111:user/relay",
     role_arn: None,
     account: "111111111111",
 };
 
-fn trust(principal: serde_json::Value, condition: serde_json::Value) -> Policy {
+fn trust(principal: Value, condition: Value) -> Policy {
     let statement = json!({
         "Effect": "Allow",
         "Principal": principal,
@@ -29,7 +30,7 @@ fn assume(policy: &Policy, external_id: Option<&str>) -> Trust {
         .collect();
     policy.evaluate_trust(
         &VENDOR,
-        &Question {
+        &AccessRequest {
             action: "sts:AssumeRole",
             resource: ROLE,
             keys: &keys,
@@ -44,33 +45,33 @@ fn external_id_conditions() {
         json!({ "StringEquals": { "sts:ExternalId": "secret-1" } }),
     );
     assert_eq!(assume(&one, Some("secret-1")), Trust::Delegated);
-    assert_eq!(assume(&one, Some("secret-2")), Trust::Silent);
-    assert_eq!(assume(&one, None), Trust::Silent);
+    assert_eq!(assume(&one, Some("secret-2")), Trust::ImplicitDeny);
+    assert_eq!(assume(&one, None), Trust::ImplicitDeny);
 
     let list = trust(
         json!({ "AWS": ["arn:aws:iam::111111111111:user/relay"] }),
         json!({ "StringEquals": { "STS:externalid": ["a1", "a2"] } }),
     );
     assert_eq!(assume(&list, Some("a2")), Trust::Named);
-    assert_eq!(assume(&list, Some("a3")), Trust::Silent);
+    assert_eq!(assume(&list, Some("a3")), Trust::ImplicitDeny);
 
     let like = trust(
         json!("*"),
         json!({ "StringLike": { "sts:ExternalId": "*" } }),
     );
     assert_eq!(assume(&like, Some("anything")), Trust::Delegated);
-    assert_eq!(assume(&like, None), Trust::Silent);
+    assert_eq!(assume(&like, None), Trust::ImplicitDeny);
 
     let if_exists = trust(
         json!("*"),
         json!({ "StringEqualsIfExists": { "sts:ExternalId": "a1" } }),
     );
     assert_eq!(assume(&if_exists, None), Trust::Delegated);
-    assert_eq!(assume(&if_exists, Some("a2")), Trust::Silent);
+    assert_eq!(assume(&if_exists, Some("a2")), Trust::ImplicitDeny);
 
     let none = trust(json!("*"), json!({ "Null": { "sts:ExternalId": "true" } }));
     assert_eq!(assume(&none, None), Trust::Delegated);
-    assert_eq!(assume(&none, Some("a1")), Trust::Silent);
+    assert_eq!(assume(&none, Some("a1")), Trust::ImplicitDeny);
 }
 
 #[test]
@@ -79,9 +80,9 @@ fn principals_are_exact() {
         json!({ "AWS": "arn:aws:iam::333333333333:root" }),
         json!({}),
     );
-    assert_eq!(assume(&other, None), Trust::Silent);
+    assert_eq!(assume(&other, None), Trust::ImplicitDeny);
     let service = trust(json!({ "Service": "firehose.amazonaws.com" }), json!({}));
-    assert_eq!(assume(&service, None), Trust::Silent);
+    assert_eq!(assume(&service, None), Trust::ImplicitDeny);
     let root = trust(
         json!({ "AWS": "arn:aws:iam::111111111111:root" }),
         json!({}),
@@ -90,7 +91,7 @@ fn principals_are_exact() {
 }
 
 #[test]
-fn a_deny_wins_wherever_it_stands() {
+fn a_deny_wins_over_an_allow_after_it() {
     let document = json!({ "Statement": [
         { "Effect": "Deny", "Principal": "*", "Action": "sts:*",
           "Condition": { "StringEquals": { "sts:ExternalId": "banned" } } },
@@ -98,7 +99,7 @@ fn a_deny_wins_wherever_it_stands() {
     ]});
     let policy = Policy::parse_trust(&document.to_string()).unwrap();
     assert_eq!(assume(&policy, Some("fine")), Trust::Delegated);
-    assert_eq!(assume(&policy, Some("banned")), Trust::Deny);
+    assert_eq!(assume(&policy, Some("banned")), Trust::ExplicitDeny);
 }
 
 #[test]
@@ -110,17 +111,17 @@ fn actions_ignore_case_and_resources_do_not() {
     }});
     let policy = Policy::parse_identity(&document.to_string()).unwrap();
     let ask = |action, resource| {
-        policy.evaluate(&Question {
+        policy.evaluate(&AccessRequest {
             action,
             resource,
             keys: &[],
         })
     };
     assert_eq!(ask("kinesis:PutRecords", STREAM), Decision::Allow);
-    assert_eq!(ask("kinesis:GetRecords", STREAM), Decision::Silent);
+    assert_eq!(ask("kinesis:GetRecords", STREAM), Decision::ImplicitDeny);
     assert_eq!(
         ask("kinesis:PutRecords", &STREAM.replace("det", "Det")),
-        Decision::Silent
+        Decision::ImplicitDeny
     );
 }
 
@@ -133,20 +134,20 @@ fn not_action_and_not_resource() {
     ]});
     let policy = Policy::parse_identity(&document.to_string()).unwrap();
     let ask = |action, resource| {
-        policy.evaluate(&Question {
+        policy.evaluate(&AccessRequest {
             action,
             resource,
             keys: &[],
         })
     };
     assert_eq!(ask("kinesis:PutRecords", STREAM), Decision::Allow);
-    assert_eq!(ask("kms:GenerateDataKey", STREAM), Decision::Deny);
-    assert_eq!(ask("kinesis:PutRecords", "other"), Decision::Deny);
+    assert_eq!(ask("kms:GenerateDataKey", STREAM), Decision::ExplicitDeny);
+    assert_eq!(ask("kinesis:PutRecords", "other"), Decision::ExplicitDeny);
 }
 
 #[test]
-fn what_is_not_understood_is_refused() {
-    let refused = |document: serde_json::Value, trust: bool| {
+fn malformed_and_unsupported_policies_are_refused() {
+    let refused = |document: Value, trust: bool| {
         let json = document.to_string();
         if trust {
             Policy::parse_trust(&json).is_err()
@@ -154,7 +155,7 @@ fn what_is_not_understood_is_refused() {
             Policy::parse_identity(&json).is_err()
         }
     };
-    let allow = |extra: serde_json::Value| {
+    let allow = |extra: Value| {
         let mut statement = json!({ "Effect": "Allow", "Action": "*" });
         if let (Some(into), Some(from)) = (statement.as_object_mut(), extra.as_object()) {
             into.extend(from.clone());
@@ -192,4 +193,43 @@ fn what_is_not_understood_is_refused() {
         ),
         false
     ));
+}
+
+/// Recursive definition of the wildcards.
+fn reference(pattern: &[char], text: &[char]) -> bool {
+    match pattern.split_first() {
+        None => text.is_empty(),
+        Some(('*', rest)) => (0..=text.len()).any(|n| reference(rest, &text[n..])),
+        Some((c, rest)) => text
+            .split_first()
+            .is_some_and(|(first, tail)| (*c == '?' || c == first) && reference(rest, tail)),
+    }
+}
+
+proptest! {
+    #[test]
+    fn wildcards_match_as_defined(pattern in "[ab*?é]{0,8}", text in "[abé]{0,10}") {
+        let p: Vec<char> = pattern.chars().collect();
+        let t: Vec<char> = text.chars().collect();
+        prop_assert_eq!(wildcard_matches(&pattern, &text), reference(&p, &t));
+    }
+
+    #[test]
+    fn a_pattern_without_wildcards_matches_only_itself(text in "[a-z:/-]{0,12}", other in "[a-z:/-]{0,12}") {
+        prop_assert!(wildcard_matches(&text, &text));
+        prop_assert_eq!(wildcard_matches(&text, &other), text == other);
+    }
+
+    #[test]
+    fn a_star_matches_any_suffix(head in "[a-z:]{0,8}", tail in any::<String>()) {
+        let pattern = format!("{head}*");
+        let text = format!("{head}{tail}");
+        prop_assert!(wildcard_matches(&pattern, &text));
+    }
+}
+
+#[test]
+fn many_stars_take_polynomial_time() {
+    let pattern = "*a".repeat(500) + "b";
+    assert!(!wildcard_matches(&pattern, &"a".repeat(2000)));
 }

@@ -1,4 +1,4 @@
-//! Connections that can be reset on purpose.
+//! TCP connections that a fault can reset.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,22 +13,22 @@ use axum::serve::{IncomingStream, Listener};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Accepts connections of this machine.
-pub(super) struct LoopbackListener(pub(super) TcpListener);
+/// Listener whose connections can be reset.
+pub(super) struct ResettableListener(pub(super) TcpListener);
 
-/// The connection of a request.
+/// Handle of the connection that a request was received on.
 #[derive(Clone)]
 pub(super) struct Connection(Arc<AtomicBool>);
 
 impl Connection {
-    /// Ends the connection with a TCP reset in place of the next write.
+    /// Ends the connection with a TCP reset instead of the next write.
     pub(super) fn reset(&self) {
         self.0.store(true, Ordering::Release);
     }
 }
 
-impl Connected<IncomingStream<'_, LoopbackListener>> for Connection {
-    fn connect_info(stream: IncomingStream<'_, LoopbackListener>) -> Self {
+impl Connected<IncomingStream<'_, ResettableListener>> for Connection {
+    fn connect_info(stream: IncomingStream<'_, ResettableListener>) -> Self {
         Self(Arc::clone(&stream.io().reset))
     }
 }
@@ -38,7 +38,7 @@ pub(super) struct ResettableStream {
     reset: Arc<AtomicBool>,
 }
 
-impl Listener for LoopbackListener {
+impl Listener for ResettableListener {
     type Io = ResettableStream;
     type Addr = SocketAddr;
 
@@ -46,14 +46,14 @@ impl Listener for LoopbackListener {
         loop {
             match self.0.accept().await {
                 Ok((inner, peer)) => {
-                    // A failure costs latency only.
+                    // Failure only adds latency.
                     let _ = inner.set_nodelay(true);
                     let reset = Arc::default();
                     return (ResettableStream { inner, reset }, peer);
                 }
-                // Such as too many open files: give others the time to close some.
+                // For example too many open files: wait for others to be closed.
                 Err(error) => {
-                    tracing::warn!(%error, "the stand-in could not accept a connection");
+                    tracing::warn!(%error, "the AWS stand-in could not accept a connection; it tries again in 100 ms");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
@@ -66,11 +66,12 @@ impl Listener for LoopbackListener {
 }
 
 impl ResettableStream {
+    /// Fails if the connection is to be reset.
     fn check(&self) -> io::Result<()> {
         if !self.reset.load(Ordering::Acquire) {
             return Ok(());
         }
-        // With no linger, closing sends a reset.
+        // Without linger, closing the socket sends a reset.
         self.inner.set_zero_linger()?;
         Err(io::ErrorKind::ConnectionReset.into())
     }

@@ -22,7 +22,7 @@ fn record(hash_key: u128, size: usize) -> NewRecord {
     }
 }
 
-/// How many were stored, and how many not.
+/// Number of records stored, and not stored.
 fn put(streams: &Streams, stream: &Arc<Stream>, records: &[NewRecord]) -> (usize, usize) {
     let outcomes = streams.put(stream, records, true, 0, || None);
     let stored = outcomes
@@ -48,7 +48,7 @@ async fn a_shard_takes_1000_records_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shard_takes_1_mib_a_second_and_others_go_on() {
+async fn a_shard_takes_1_mib_a_second_whatever_other_shards_take() {
     let (streams, stream) = streams(2, 10_000);
     let half = 512 * 1024;
     let sizes = [(0, half), (0, half), (0, 1), (u128::MAX, half)];
@@ -59,7 +59,7 @@ async fn a_shard_takes_1_mib_a_second_and_others_go_on() {
 }
 
 #[tokio::test]
-async fn the_oldest_records_go_first() {
+async fn the_oldest_records_are_dropped_first() {
     let (streams, stream) = streams(4, 100);
     let spread: Vec<_> = (0..10).map(|n| record(u128::MAX / 10 * n, 10)).collect();
     for _ in 0..30 {
@@ -81,7 +81,7 @@ async fn the_oldest_records_go_first() {
 }
 
 #[tokio::test]
-async fn a_split_moves_its_keys() {
+async fn a_split_assigns_the_keys_to_the_new_shards() {
     let (streams, stream) = streams(2, 100);
     let middle = u128::MAX / 4;
     assert!(!stream.split(0, 0) && !stream.split(7, 1) && !stream.split(1, middle));
@@ -101,7 +101,7 @@ async fn a_split_moves_its_keys() {
 
 proptest! {
     #[test]
-    fn every_hash_key_has_the_shard_whose_range_holds_it(count in 1u32..50, key in any::<u128>()) {
+    fn a_hash_key_belongs_to_the_shard_whose_range_contains_it(count in 1u32..50, key in any::<u128>()) {
         let (_, stream) = streams(count, 1);
         let state = stream.lock();
         let (start, end) = state.shards[state.shard_for(key) as usize].hash_keys;
@@ -109,7 +109,7 @@ proptest! {
     }
 
     #[test]
-    fn sequence_numbers_sort_as_text_and_come_back(shard in 0u32..100, a in any::<u32>(), b in any::<u32>()) {
+    fn sequence_numbers_sort_as_text_and_parse_back(shard in 0u32..100, a in any::<u32>(), b in any::<u32>()) {
         let (_, stream) = streams(1, 1);
         let (first, second) = (stream.sequence_number(shard, a.into()), stream.sequence_number(shard, b.into()));
         prop_assert_eq!(first.len(), 56);
@@ -119,7 +119,7 @@ proptest! {
     }
 
     #[test]
-    fn arns_parse_or_not_but_never_panic(text in any::<String>()) {
+    fn parsing_an_arn_never_panics(text in any::<String>()) {
         let _ = StreamArn::parse(&text);
         let arn = format!("arn:aws:kinesis:us-east-1:222222222222:stream/{text}");
         prop_assert!(StreamArn::parse(&arn).is_none_or(|id| id.name == text));

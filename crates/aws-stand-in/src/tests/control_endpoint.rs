@@ -1,4 +1,4 @@
-//! The control endpoint, and what else comes in over plain HTTP.
+//! The control endpoint, and malformed HTTP requests.
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -6,7 +6,7 @@ use tokio::net::TcpStream;
 
 use super::*;
 
-/// Sends raw bytes on a connection of its own; answers status and body.
+/// Sends raw bytes on a new connection. Returns status and body of the response.
 async fn exchange(world: &World, request: &[u8]) -> (u16, String) {
     let mut connection = TcpStream::connect(world.stand_in.address()).await.unwrap();
     connection.write_all(request).await.unwrap();
@@ -43,7 +43,7 @@ async fn control(world: &World, method_and_path: &str, body: &Value) -> (u16, Va
 }
 
 #[tokio::test]
-async fn everything_is_steered_over_http() {
+async fn the_whole_control_interface_works_over_http() {
     let world = World::start().await;
     let none = Value::Null;
     let role = json!({
@@ -100,7 +100,7 @@ async fn everything_is_steered_over_http() {
     let path = format!("GET /_control/records?arn={arn}");
     let (status, answer) = control(&world, &path, &none).await;
     assert_eq!(status, 200);
-    // The answer is chunked: the line stands between the chunk's size and its end.
+    // The response is chunked: the line follows the size of its chunk.
     let text = answer.to_string();
     assert!(
         text.contains("partition_key") && text.contains("detection"),
@@ -140,7 +140,7 @@ async fn everything_is_steered_over_http() {
 }
 
 #[tokio::test]
-async fn only_this_machine_controls() {
+async fn control_requests_must_be_local() {
     let world = World::start().await;
     let get = "GET /_control/calls";
     for host in ["localhost:1", "127.0.0.1", "[::1]:80"] {
@@ -165,7 +165,7 @@ async fn only_this_machine_controls() {
 }
 
 #[tokio::test]
-async fn garbage_is_answered_and_harms_nothing() {
+async fn malformed_requests_are_refused_without_side_effects() {
     let world = World::start().await;
     let kinesis = "host: localhost\r\nx-amz-target: Kinesis_20131202.";
     let cases = [
@@ -206,7 +206,7 @@ async fn garbage_is_answered_and_harms_nothing() {
         assert!(answer.contains(code), "{answer}");
     }
     exchange(&world, b"\x16\x03\x01 not http\r\n\r\n").await;
-    // Well signed, but not what the operation takes.
+    // Correctly signed, but invalid for the operation.
     let client = world.kinesis().await;
     let put = client
         .put_records()

@@ -1,4 +1,4 @@
-//! Faults on demand, and the hazards that are counted.
+//! Injected faults and counted order hazards.
 
 use aws_sdk_kinesis::error::SdkError;
 use aws_sdk_kinesis::operation::RequestId;
@@ -27,7 +27,7 @@ fn put(
 }
 
 #[tokio::test]
-async fn an_error_for_so_many_calls_of_one_stream() {
+async fn an_error_is_limited_to_a_number_of_calls_and_a_stream() {
     let world = World::start().await;
     let kinesis = world.kinesis().await;
     let error = Effect::Error {
@@ -54,7 +54,7 @@ async fn an_error_for_so_many_calls_of_one_stream() {
             nth,
             records: 1,
         };
-        assert_eq!(world.control.answered(request_id), Some(call));
+        assert_eq!(world.control.call_by_request_id(request_id), Some(call));
         assert!(error.into_service_error().is_kms_disabled_exception());
     }
     put(&kinesis, vec![entry("k", "d")]).await.unwrap();
@@ -65,7 +65,7 @@ async fn an_error_for_so_many_calls_of_one_stream() {
 }
 
 #[tokio::test]
-async fn assume_role_fails_too() {
+async fn assume_role_can_fail() {
     let world = World::start().await;
     let error = Effect::Error {
         code: "RegionDisabledException".to_owned(),
@@ -90,7 +90,7 @@ async fn assume_role_fails_too() {
 }
 
 #[tokio::test]
-async fn garbage_and_resets_are_no_aws_errors() {
+async fn garbage_and_resets_are_not_aws_errors() {
     let world = World::start().await;
     let kinesis = world.kinesis().await;
     world
@@ -149,7 +149,7 @@ async fn a_call_hangs_until_the_fault_is_cleared() {
 }
 
 #[tokio::test]
-async fn records_fail_at_random_and_a_seed_repeats_it() {
+async fn a_seed_determines_which_records_fail() {
     let mut runs = Vec::new();
     for _ in 0..2 {
         let world = World::start().await;
@@ -177,7 +177,7 @@ async fn records_fail_at_random_and_a_seed_repeats_it() {
             200 - count as u64
         );
 
-        // Key 0 to 199 once more, with other data: those whose records failed are overtaken.
+        // Newer records of the same keys: they overtake those that failed.
         world.control.clear_faults();
         let records = (0..200).map(|n| entry(&n.to_string(), "other")).collect();
         put(&kinesis, records).await.unwrap();
@@ -188,7 +188,7 @@ async fn records_fail_at_random_and_a_seed_repeats_it() {
 }
 
 #[tokio::test]
-async fn shutdown_lets_hanging_calls_go_on() {
+async fn hanging_calls_finish_at_shutdown() {
     let world = World::start().await;
     let kinesis = world.kinesis().await;
     let mut after = fault(Effect::Hang);

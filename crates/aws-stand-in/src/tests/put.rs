@@ -5,7 +5,7 @@ use aws_sdk_kinesis::types::ShardIteratorType;
 use super::*;
 
 #[tokio::test]
-async fn what_was_put_is_read_back() {
+async fn put_records_are_read_back() {
     let world = World::start().await;
     let kinesis = world.kinesis().await;
     let mut put = kinesis.put_records().stream_arn(STREAM);
@@ -66,7 +66,7 @@ async fn what_was_put_is_read_back() {
 }
 
 #[tokio::test]
-async fn iterators_start_where_they_are_told() {
+async fn iterators_start_at_their_position() {
     let world = World::start().await;
     let kinesis = world.kinesis().await;
     let put = |data: &str| {
@@ -103,7 +103,7 @@ async fn iterators_start_where_they_are_told() {
 }
 
 #[tokio::test]
-async fn a_full_shard_fails_record_by_record_inside_200() {
+async fn a_throttled_shard_fails_single_records_inside_200() {
     let world = World::start().await;
     let kinesis = world.kinesis().await;
     let put = || {
@@ -162,7 +162,7 @@ async fn limits_of_requests_and_records() {
 }
 
 #[tokio::test]
-async fn streams_come_and_go() {
+async fn streams_are_created_split_and_deleted() {
     let world = World::start().await;
     let kinesis = world.kinesis().await;
     let put = |name: &str| {

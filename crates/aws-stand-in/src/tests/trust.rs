@@ -1,4 +1,4 @@
-//! Who is let in.
+//! Authentication and authorization of callers.
 
 use super::*;
 
@@ -41,7 +41,7 @@ async fn the_external_id_decides() {
 }
 
 #[tokio::test]
-async fn a_missing_role_is_denied_in_the_same_words() {
+async fn a_missing_role_is_denied_like_a_distrusting_one() {
     let world = World::start().await;
     let call = world
         .sts()
@@ -114,7 +114,7 @@ async fn chained_sessions_last_an_hour_at_most() {
 }
 
 #[tokio::test]
-async fn the_vendors_own_policy_counts_too() {
+async fn the_policy_of_the_caller_must_allow_assume_role() {
     let nothing = json!({ "Statement": [] }).to_string();
     let mut options = Options::default();
     options.credentials[0].policy = Some(nothing);
@@ -130,7 +130,7 @@ async fn the_vendors_own_policy_counts_too() {
 }
 
 #[tokio::test]
-async fn a_session_policy_narrows() {
+async fn a_session_policy_restricts_the_role() {
     let world = World::start().await;
     let kinesis = world.kinesis_as(world.assume(Some(permissions(STREAM))).await);
     let put = |stream: &str| {
@@ -155,7 +155,7 @@ async fn a_session_policy_narrows() {
 }
 
 #[tokio::test]
-async fn a_role_may_do_what_its_policy_says_at_that_moment() {
+async fn a_changed_permission_policy_applies_to_existing_sessions() {
     let world = World::start().await;
     let kinesis = world.kinesis().await;
     let put = || {
@@ -174,7 +174,7 @@ async fn a_role_may_do_what_its_policy_says_at_that_moment() {
 }
 
 #[tokio::test]
-async fn another_account_is_denied() {
+async fn a_stream_of_another_account_is_denied() {
     let world = World::start().await;
     let foreign = "arn:aws:kinesis:eu-west-1:333333333333:stream/detections";
     world
@@ -191,7 +191,7 @@ async fn another_account_is_denied() {
 }
 
 #[tokio::test]
-async fn a_customers_key_needs_its_own_permission() {
+async fn a_customer_managed_key_requires_permission_on_the_key() {
     let world = World::start().await;
     let encrypted = "arn:aws:kinesis:eu-west-1:222222222222:stream/encrypted";
     let key = "arn:aws:kms:eu-west-1:222222222222:key/1234";

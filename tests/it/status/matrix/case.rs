@@ -228,7 +228,7 @@ impl Case {
                 "{who}"
             );
         }
-        let call = self.aws.answered(&told.aws_request_id);
+        let call = self.aws.call_by_request_id(&told.aws_request_id);
         let Some(outcome) = self.trouble.outcome(code) else {
             assert_eq!(told.aws_request_id, "", "{who}");
             return;

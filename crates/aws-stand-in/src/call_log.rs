@@ -1,34 +1,34 @@
-//! Counts of calls by operation, target and outcome, and the newest calls one by one.
+//! Counts of calls by operation, target and outcome, and the newest calls by request id.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::control::{AnsweredCall, CallCount, Operation};
 
-/// Different operation, target and outcome triples that are told apart; beyond, the target
-/// is left out, which bounds them.
-const MAX_KEYS: usize = 50_000;
-/// Calls that are found by their request id; the oldest go first.
+/// Limit of the combinations of operation, target and outcome. Beyond it, calls of a new
+/// combination are counted without their target.
+const MAX_COUNTERS: usize = 50_000;
+/// Limit of the calls found by request id; the oldest are dropped first.
 const MAX_ANSWERED: usize = 10_000;
 
 #[derive(Default)]
-pub(super) struct Calls {
+pub(super) struct CallLog {
     inner: Mutex<Inner>,
 }
 
 #[derive(Default)]
 struct Inner {
     counts: HashMap<(Operation, String, String), u64>,
-    /// With their request ids.
+    /// Calls with their request ids, oldest first.
     answered: VecDeque<(String, AnsweredCall)>,
 }
 
-impl Calls {
+impl CallLog {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn count(
+    pub(super) fn add(
         &self,
         request_id: &str,
         operation: Operation,
@@ -38,7 +38,7 @@ impl Calls {
     ) {
         let mut inner = self.lock();
         let mut key = (operation, target.to_owned(), outcome.to_owned());
-        if inner.counts.len() >= MAX_KEYS && !inner.counts.contains_key(&key) {
+        if inner.counts.len() >= MAX_COUNTERS && !inner.counts.contains_key(&key) {
             key.1.clear();
         }
         let count = inner.counts.entry(key).or_insert(0);
@@ -56,7 +56,7 @@ impl Calls {
         inner.answered.push_back((request_id.to_owned(), call));
     }
 
-    /// The call that was answered with this request id.
+    /// Returns the call whose response carried this request id.
     pub(super) fn find(&self, request_id: &str) -> Option<AnsweredCall> {
         let inner = self.lock();
         let mut newest_first = inner.answered.iter().rev();
@@ -64,9 +64,9 @@ impl Calls {
         found.map(|(_, call)| call.clone())
     }
 
-    pub(super) fn list(&self) -> Vec<CallCount> {
+    pub(super) fn counts(&self) -> Vec<CallCount> {
         let inner = self.lock();
-        let mut list: Vec<CallCount> = inner
+        let mut counts: Vec<CallCount> = inner
             .counts
             .iter()
             .map(|((operation, target, outcome), count)| CallCount {
@@ -76,15 +76,13 @@ impl Calls {
                 count: *count,
             })
             .collect();
-        list.sort_by(|a, b| {
+        counts.sort_by(|a, b| {
             (a.operation, &a.target, &a.outcome).cmp(&(b.operation, &b.target, &b.outcome))
         });
-        list
+        counts
     }
 
     pub(super) fn reset(&self) {
-        let mut inner = self.lock();
-        inner.counts.clear();
-        inner.answered.clear();
+        *self.lock() = Inner::default();
     }
 }

@@ -1,4 +1,8 @@
-//! Order hazards: what a producer sent that lets records of one partition key change places.
+//! Order hazards: calls of a producer that can reorder the records of one partition key.
+//!
+//! Kinesis keeps the order of a partition key only if at most one request in flight carries the
+//! key, and a failed record is sent again before newer records of its key. Tests of a producer
+//! assert that it never broke these two rules.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -8,45 +12,46 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::control::HazardCounts;
 use super::stream::NewRecord;
 
-/// Failed records that are remembered; beyond, more are not.
-const MAX_FAILED: usize = 100_000;
+/// Limit of the failed records that are tracked, over all keys.
+const MAX_TRACKED: usize = 100_000;
 
-/// A partition key of a stream.
-type Key = (u64, u128);
+/// Hash of a stream and hash key of a partition key.
+type StreamKey = (u64, u128);
 
 #[derive(Default)]
-pub(super) struct Hazards {
+pub(super) struct OrderHazards {
     inner: Mutex<Inner>,
 }
 
 #[derive(Default)]
 struct Inner {
-    /// How many calls in flight carry the key.
-    in_flight: HashMap<Key, u32>,
-    failed: HashMap<Key, Failed>,
-    failed_len: usize,
+    /// Number of calls in flight that carry each key.
+    in_flight: HashMap<StreamKey, u32>,
+    failed: HashMap<StreamKey, FailedRecords>,
+    /// Number of records tracked in `failed`.
+    tracked: usize,
     counts: HazardCounts,
 }
 
-/// Records of a key that failed and have not been accepted since.
+/// Records of one key that failed and have not been accepted since.
 #[derive(Default)]
-struct Failed {
-    /// In the order sent.
-    waits: VecDeque<u64>,
-    /// There are more, which are not remembered.
-    more: bool,
-    /// How many of them the call at hand has sent.
-    sent: usize,
+struct FailedRecords {
+    /// Hashes of their data, in the order first sent.
+    pending: VecDeque<u64>,
+    /// Whether further records failed that are not tracked.
+    untracked: bool,
+    /// Number of records of this key seen in the call that is being checked.
+    checked: usize,
 }
 
 /// A call in flight; ends when dropped.
 pub(super) struct InFlight<'a> {
-    hazards: &'a Hazards,
+    hazards: &'a OrderHazards,
     stream: u64,
-    keys: HashSet<Key>,
+    keys: HashSet<StreamKey>,
 }
 
-impl Hazards {
+impl OrderHazards {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -59,33 +64,33 @@ impl Hazards {
         let mut inner = self.lock();
         inner.counts = HazardCounts::default();
         inner.failed.clear();
-        inner.failed_len = 0;
+        inner.tracked = 0;
     }
 
-    /// A call with these records has arrived.
+    /// Registers a call with these records and counts the hazards in it.
     pub(super) fn begin(&self, stream: &str, records: &[NewRecord]) -> InFlight<'_> {
         let stream = hash(stream.as_bytes());
         let mut keys = HashSet::new();
         let mut inner = self.lock();
-        let mut overtakes = false;
+        let mut overtaking = false;
         for record in records {
             let key = (stream, record.hash_key);
             let first = keys.insert(key);
             if let Some(failed) = inner.failed.get_mut(&key) {
                 if first {
-                    failed.sent = 0;
+                    failed.checked = 0;
                 }
-                overtakes |= !failed.is_next(hash(&record.data));
+                overtaking |= !failed.is_next(hash(&record.data));
             }
         }
-        let mut overlaps = false;
+        let mut overlapping = false;
         for key in &keys {
             let calls = inner.in_flight.entry(*key).or_insert(0);
-            overlaps |= *calls > 0;
+            overlapping |= *calls > 0;
             *calls += 1;
         }
-        inner.counts.overtaken_keys += u64::from(overtakes);
-        inner.counts.overlapping_keys += u64::from(overlaps);
+        inner.counts.overtaken_keys += u64::from(overtaking);
+        inner.counts.overlapping_keys += u64::from(overlapping);
         drop(inner);
         InFlight {
             hazards: self,
@@ -96,58 +101,58 @@ impl Hazards {
 }
 
 impl InFlight<'_> {
-    /// Tells what became of the call's records: which were accepted.
+    /// Records which of the call's records were accepted.
     pub(super) fn settle(&self, records: &[NewRecord], accepted: impl Fn(usize) -> bool) {
         let mut inner = self.hazards.lock();
         for (index, record) in records.iter().enumerate() {
             let key = (self.stream, record.hash_key);
             if !accepted(index) {
-                inner.remember(key, hash(&record.data));
-            } else if inner.failed_len > 0 {
-                inner.forget(key, &record.data);
+                inner.track(key, hash(&record.data));
+            } else if inner.tracked > 0 {
+                inner.untrack(key, &record.data);
             }
         }
     }
 }
 
 impl Inner {
-    fn remember(&mut self, key: Key, data: u64) {
-        if self.failed_len >= MAX_FAILED {
+    fn track(&mut self, key: StreamKey, data: u64) {
+        if self.tracked >= MAX_TRACKED {
             if let Some(failed) = self.failed.get_mut(&key) {
-                failed.more = true;
+                failed.untracked = true;
             }
             return;
         }
         let failed = self.failed.entry(key).or_default();
-        if !failed.waits.contains(&data) {
-            failed.waits.push_back(data);
-            self.failed_len += 1;
+        if !failed.pending.contains(&data) {
+            failed.pending.push_back(data);
+            self.tracked += 1;
         }
     }
 
-    fn forget(&mut self, key: Key, data: &[u8]) {
+    fn untrack(&mut self, key: StreamKey, data: &[u8]) {
         let Some(failed) = self.failed.get_mut(&key) else {
             return;
         };
         let data = hash(data);
-        let before = failed.waits.len();
-        failed.waits.retain(|waits| *waits != data);
-        self.failed_len -= before - failed.waits.len();
-        if failed.waits.is_empty() {
+        let before = failed.pending.len();
+        failed.pending.retain(|pending| *pending != data);
+        self.tracked -= before - failed.pending.len();
+        if failed.pending.is_empty() {
             self.failed.remove(&key);
         }
     }
 }
 
-impl Failed {
-    /// Whether this is what a producer sends next that sends what failed, and of it the
-    /// oldest first, before anything else.
+impl FailedRecords {
+    /// Whether this record keeps the order: failed records are sent again, the oldest first,
+    /// before any other record of their key.
     fn is_next(&mut self, data: u64) -> bool {
-        let next = self.waits.get(self.sent);
-        self.sent += 1;
+        let next = self.pending.get(self.checked);
+        self.checked += 1;
         match next {
             Some(next) => *next == data,
-            None => self.more,
+            None => self.untracked,
         }
     }
 }
@@ -189,15 +194,15 @@ mod tests {
             .collect()
     }
 
-    fn call(hazards: &Hazards, sent: &[(u128, &'static str)], accepted: &[bool]) {
+    fn call(hazards: &OrderHazards, sent: &[(u128, &'static str)], accepted: &[bool]) {
         let records = records(sent);
         let in_flight = hazards.begin("s", &records);
         in_flight.settle(&records, |index| accepted[index]);
     }
 
     #[test]
-    fn calls_that_share_a_key_at_the_same_time_are_counted() {
-        let hazards = Hazards::default();
+    fn concurrent_calls_with_a_common_key_are_counted() {
+        let hazards = OrderHazards::default();
         let first = hazards.begin("s", &records(&[(1, "a"), (1, "b"), (2, "c")]));
         let other_stream = hazards.begin("t", &records(&[(1, "a")]));
         let other_key = hazards.begin("s", &records(&[(3, "a")]));
@@ -210,8 +215,8 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_record_comes_first_or_is_overtaken() {
-        let hazards = Hazards::default();
+    fn sending_a_newer_record_before_a_failed_one_is_counted() {
+        let hazards = OrderHazards::default();
         call(
             &hazards,
             &[(1, "a"), (1, "b"), (2, "c")],
@@ -228,8 +233,8 @@ mod tests {
     }
 
     #[test]
-    fn nothing_new_goes_along_with_a_record_that_failed() {
-        let hazards = Hazards::default();
+    fn sending_a_newer_record_along_with_failed_ones_is_counted() {
+        let hazards = OrderHazards::default();
         let failed = [(1, "a"), (1, "b"), (1, "c"), (2, "d")];
         call(&hazards, &failed, &[false, true, false, true]);
         call(&hazards, &[(1, "a"), (2, "e"), (1, "c")], &[false; 3]);
