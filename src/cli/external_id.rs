@@ -11,7 +11,6 @@ use aws_lc_rs::{
 };
 
 use super::complain;
-use crate::domain::hex::hex;
 
 /// Prints a fresh external ID.
 pub(super) fn run() -> ExitCode {
@@ -35,7 +34,7 @@ pub(super) fn run() -> ExitCode {
 pub(super) fn fresh() -> Result<String, Unspecified> {
     let mut bytes = [0; 32];
     SystemRandom::new().fill(&mut bytes)?;
-    Ok(hex(&bytes))
+    Ok(hex::encode(bytes))
 }
 
 #[cfg(test)]
