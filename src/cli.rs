@@ -1,4 +1,4 @@
-//! The subcommands. A new one is a module, a variant of [`Command`] that holds the
+//! The subcommands of `siem-relay`. To add one, write a module, a variant of `Command` that
 //! module's arguments, and an arm of [`dispatch`].
 
 mod external_id;
