@@ -47,7 +47,7 @@ pub struct Violations {
 }
 
 impl Violations {
-    /// Adds one. Only the first [`MOST_VIOLATIONS`] are kept.
+    /// Adds one. Only the first `MOST_VIOLATIONS` are kept.
     pub fn add(&mut self, field: impl Display, description: impl Display) {
         self.count += 1;
         if self.named.len() < MOST_VIOLATIONS {

@@ -12,7 +12,7 @@
 //! `observed_time`. Where a key is repeated, the last value counts; the server sees to the
 //! levels below. A value of the context that nests deeper than the API takes becomes a string.
 //!
-//! A line may hold several records, and damage: see [`pieces`]. Bytes that are not UTF-8, and
+//! A line may hold several records, and damage: see `pieces`. Bytes that are not UTF-8, and
 //! escapes of lone surrogates, are replaced by U+FFFD.
 //!
 //! Field names: Suricata's EVE JSON format documentation and `etc/schema.json`.
