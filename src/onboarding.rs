@@ -7,7 +7,7 @@
 //!
 //! The texts are in `onboarding/templates`, in the syntax of Jinja. `{{ name }}` inserts a
 //! complete string literal of the document's language, with quotes, so that no value can end
-//! it. `{{ raw.name }}` inserts a value as it is, for comments only.
+//! it. `{{ raw.name }}` inserts a value without quotes, for comments only.
 
 mod inputs;
 mod key;

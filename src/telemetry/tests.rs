@@ -44,8 +44,8 @@ impl SpanExporter for Collector<SpanData> {
     }
 }
 
-/// Returns the log lines and the exported spans of `speak`.
-fn capture(format: LogFormat, directives: &str, speak: impl FnOnce()) -> (String, Vec<SpanData>) {
+/// Returns the log lines and the exported spans of `log`.
+fn capture(format: LogFormat, directives: &str, log: impl FnOnce()) -> (String, Vec<SpanData>) {
     let (lines, spans) = (Collector::new(), Collector::new());
     let provider = SdkTracerProvider::builder()
         .with_simple_exporter(spans.clone())
@@ -54,19 +54,19 @@ fn capture(format: LogFormat, directives: &str, speak: impl FnOnce()) -> (String
     let subscriber = tracing_subscriber::registry()
         .with(traces(&provider, directives).unwrap())
         .with(logs(format, false, directives, move || writer.clone()).unwrap());
-    tracing::subscriber::with_default(subscriber, speak);
+    tracing::subscriber::with_default(subscriber, log);
     provider.shutdown_with_timeout(FLUSH_DEADLINE).unwrap();
     (String::from_utf8(lines.all()).unwrap(), spans.all())
 }
 
-macro_rules! speak_as {
+macro_rules! log_as {
     ($($target:literal),+) => {$(
         {
-            let _span = info_span!(target: $target, "loud span", at = $target).entered();
-            let _whisper = debug_span!(target: $target, "quiet span", secret = "hush").entered();
-            info!(target: $target, "loud event");
-            debug!(target: $target, "quiet event, hush");
-            trace!(target: $target, "quiet event, hush");
+            let _span = info_span!(target: $target, "info span", at = $target).entered();
+            let _inner = debug_span!(target: $target, "debug span", secret = "hidden").entered();
+            info!(target: $target, "info event");
+            debug!(target: $target, "debug event, hidden");
+            trace!(target: $target, "debug event, hidden");
         }
     )+};
 }
@@ -74,10 +74,10 @@ macro_rules! speak_as {
 #[test]
 fn no_directive_makes_a_dependency_log_more_than_info() {
     let loudest = "trace,aws_smithy_runtime=trace,hyper=trace,h2=trace,rustls=trace,sqlx=trace,\
-                   sqlx::query=trace,sea_orm=trace,tonic=trace,tower=trace,[quiet span]=trace,\
+                   sqlx::query=trace,sea_orm=trace,tonic=trace,tower=trace,[debug span]=trace,\
                    siem_relay=trace";
     let (lines, spans) = capture(LogFormat::Text, loudest, || {
-        speak_as!(
+        log_as!(
             "aws_smithy_runtime::client::orchestrator",
             "aws_config",
             "hyper::proto",
@@ -95,30 +95,30 @@ fn no_directive_makes_a_dependency_log_more_than_info() {
             "a_crate_that_joins_later"
         );
     });
-    assert_eq!(lines.matches("loud event").count(), 15, "{lines}");
-    assert!(!lines.contains("hush"), "{lines}");
+    assert_eq!(lines.matches("info event").count(), 15, "{lines}");
+    assert!(!lines.contains("hidden"), "{lines}");
     assert_eq!(spans.len(), 15, "{spans:?}");
     for span in spans {
-        assert_eq!(span.name, "loud span");
+        assert_eq!(span.name, "info span");
         let events: Vec<&str> = span.events.iter().map(|event| &*event.name).collect();
-        assert_eq!(events, ["loud event"]);
+        assert_eq!(events, ["info event"]);
     }
 }
 
 #[test]
 fn directives_enable_debug_output_of_this_crate() {
-    let speak = || {
-        let _span = debug_span!("quiet span").entered();
-        debug!("quiet event");
+    let log = || {
+        let _span = debug_span!("debug span").entered();
+        debug!("debug event");
     };
-    let (lines, spans) = capture(LogFormat::Text, "info", speak);
+    let (lines, spans) = capture(LogFormat::Text, "info", log);
     assert_eq!((lines.as_str(), spans.len()), ("", 0));
-    let (lines, spans) = capture(LogFormat::Text, "warn,siem_relay=debug", speak);
+    let (lines, spans) = capture(LogFormat::Text, "warn,siem_relay=debug", log);
     assert!(
-        lines.contains("quiet span: siem_relay::telemetry::tests: quiet event"),
+        lines.contains("debug span: siem_relay::telemetry::tests: debug event"),
         "{lines}"
     );
-    assert_eq!(spans[0].name, "quiet span");
+    assert_eq!(spans[0].name, "debug span");
 }
 
 #[test]
