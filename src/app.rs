@@ -1,4 +1,5 @@
-//! The composition root: builds the rooms, runs them, and shuts them down in order.
+//! The composition root: builds the parts of the service, runs them, and shuts them down in
+//! order.
 
 mod threads;
 
@@ -33,50 +34,50 @@ use crate::{
     worker::{Worker, WorkerOptions},
 };
 
-/// How long the store may take to write what is left, at the least: beyond the shutdown's
-/// deadline, where others have used that up.
-const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
+/// Minimum time that the store has to write pending data, also when the other parts have used
+/// up the shutdown deadline.
+const MIN_CLOSE_TIME: Duration = Duration::from_secs(10);
 
-/// Why the service did not start, or ended by itself.
+/// Reason that the service did not start or ended by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
-    /// The address cannot be listened on.
+    /// The address cannot be bound.
     #[error("cannot listen on {address}: {source}")]
     Listen {
-        /// Which.
+        /// Address of the setting `listen`.
         address: SocketAddr,
-        /// Why.
+        /// Error of the system.
         source: io::Error,
     },
-    /// The system gives no threads.
+    /// The system cannot start threads.
     #[error("cannot start the {kind} threads: {source}")]
     Threads {
-        /// Those of which setting.
+        /// `intake` or `delivery`.
         kind: &'static str,
-        /// Why.
+        /// Error of the system.
         source: io::Error,
     },
-    /// The external ID key.
+    /// The external ID key cannot be read or created.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// The store.
+    /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
-    /// The store cannot go on.
+    /// The store failed and cannot continue.
     #[error(transparent)]
     StoreFailed(#[from] Failure),
-    /// The event source or type prefix.
+    /// The event source or the type prefix is invalid.
     #[error(transparent)]
     Format(#[from] FormatError),
-    /// The API ended.
+    /// The API failed.
     #[error(transparent)]
     Serve(#[from] ServeError),
-    /// A part of the service ended that never should.
-    #[error("the {0} ended by itself: this is a defect")]
+    /// A part of the service ended although it was not asked to.
+    #[error("the {0} ended unexpectedly; this is a defect of siem-relay")]
     Defect(&'static str),
 }
 
-/// The service, opened and listening, not yet answering.
+/// The service with its store open and its address bound, before it answers requests.
 pub struct App {
     address: SocketAddr,
     listener: TcpListener,
@@ -87,9 +88,9 @@ pub struct App {
     heartbeat: Duration,
     publish_bytes_in_flight: usize,
     shutdown_deadline: Duration,
-    /// Take requests and write the log.
+    /// Threads that handle requests and write the log.
     intake: Threads,
-    /// Deliver.
+    /// Threads that deliver.
     delivery: Threads,
 }
 
@@ -99,8 +100,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
 }
 
 impl App {
-    /// Opens the store, and takes the address. With a stand-in, AWS is there and the
-    /// environment's credentials and endpoints do not count.
+    /// Opens the store and binds the address. With a stand-in, AWS calls go to it, and
+    /// credentials and endpoints of the environment are ignored.
     pub async fn start(config: &Config, stand_in: Option<StandInAccess>) -> Result<Self, AppError> {
         let start = |kind, count| {
             let started = Threads::start(kind, count);
@@ -108,16 +109,17 @@ impl App {
         };
         let intake = start("intake", config.intake_threads)?;
         let delivery = start("delivery", config.delivery_threads)?;
-        let (config, on) = (config.clone(), intake.handle());
-        let opening =
-            on.spawn(async move { Self::open(&config, stand_in, intake, delivery).await });
+        let (config, intake_handle) = (config.clone(), intake.handle());
+        let opening = intake_handle
+            .spawn(async move { Self::open(&config, stand_in, intake, delivery).await });
         opening.await.unwrap_or_else(|error| {
             log_panic(Some(error));
             Err(AppError::Defect("start"))
         })
     }
 
-    /// What is opened here works on the threads that take requests.
+    /// Opens all parts. It runs on the intake threads, since the tasks that the parts spawn stay
+    /// on the threads on which they are opened.
     async fn open(
         config: &Config,
         stand_in: Option<StandInAccess>,
@@ -155,14 +157,14 @@ impl App {
         })
     }
 
-    /// Where it listens.
+    /// The bound address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Answers and delivers until `shutdown`. Then, within the deadline: takes no
-    /// more, answers what is under way, ends the streams, finishes and settles the
-    /// deliveries in flight, closes the store.
+    /// Answers and delivers until `shutdown`. Then, within the deadline: accepts no further
+    /// requests, answers those in flight, ends the status streams, finishes and settles the
+    /// deliveries in flight, and closes the store.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), AppError> {
         let api_stop = CancellationToken::new();
         let worker_stop = CancellationToken::new();
@@ -187,7 +189,7 @@ impl App {
 
         let ended = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
-            ended = &mut api => Err(early(ended)),
+            ended = &mut api => Err(api_error(ended)),
             ended = &mut worker => {
                 log_panic(ended.err());
                 Err(AppError::Defect("delivery worker"))
@@ -198,7 +200,7 @@ impl App {
         };
         tracing::info!("shutting down");
         let deadline = Instant::now() + self.shutdown_deadline;
-        // At once, so that a stream that does not end takes no time from deliveries.
+        // Both at once, so that a slow stream takes no time from the deliveries.
         api_stop.cancel();
         worker_stop.cancel();
         let api_ended = matches!(ended, Err(AppError::Serve(_) | AppError::Defect("API")));
@@ -215,7 +217,7 @@ impl App {
                 }
             },
         );
-        let close_deadline = deadline.max(Instant::now() + CLOSE_DEADLINE);
+        let close_deadline = deadline.max(Instant::now() + MIN_CLOSE_TIME);
         let closing = async {
             self.store.close().await;
             self.store.ended().await
@@ -225,7 +227,7 @@ impl App {
             Ok(None) => ended,
             Err(_elapsed) => {
                 tracing::warn!(
-                    "the store did not close in time; what was not settled is sent again"
+                    "the store did not close in time; events that were not settled are sent again after a restart"
                 );
                 ended
             }
@@ -233,7 +235,7 @@ impl App {
     }
 }
 
-/// To whom was delivered before this process began, and how long ago.
+/// Integrations with a delivery before this process started, and the time since then.
 fn delivered_before(store: &Store) -> Vec<(Arc<Integration>, Duration)> {
     let now = Timestamp::now();
     let delivered = store.delivered_last(standing::MOST_ROLES).into_iter();
@@ -245,7 +247,7 @@ fn delivered_before(store: &Store) -> Vec<(Arc<Integration>, Duration)> {
         .collect()
 }
 
-fn early(ended: Result<Result<(), ServeError>, JoinError>) -> AppError {
+fn api_error(ended: Result<Result<(), ServeError>, JoinError>) -> AppError {
     match ended {
         Ok(Err(error)) => error.into(),
         Ok(Ok(())) => AppError::Defect("API"),
@@ -262,20 +264,22 @@ fn log_panic(error: Option<JoinError>) {
     }
 }
 
-async fn join<T>(mut task: JoinHandle<T>, deadline: Instant, what: &str) {
+async fn join<T>(mut task: JoinHandle<T>, deadline: Instant, action: &str) {
     if timeout_at(deadline, &mut task).await.is_err() {
-        tracing::warn!("the shutdown's deadline passed before the service could {what}");
+        tracing::warn!("the shutdown deadline passed before the service could {action}");
         task.abort();
     }
 }
 
 async fn finish(mut worker: JoinHandle<()>, deadline: Instant, kill: &CancellationToken) {
     if timeout_at(deadline, &mut worker).await.is_err() {
-        tracing::warn!("the shutdown's deadline passed: cancelling the deliveries in flight");
+        tracing::warn!(
+            "the shutdown deadline passed; cancelling the deliveries in flight, whose events are sent again after a restart"
+        );
         kill.cancel();
         join(
             worker,
-            Instant::now() + CLOSE_DEADLINE,
+            Instant::now() + MIN_CLOSE_TIME,
             "end its deliveries",
         )
         .await;
@@ -287,13 +291,13 @@ fn master_key(config: &Config) -> Result<MasterKey, KeyError> {
         KeySource::Given(key) => Ok(MasterKey::from_bytes(key.expose())),
         KeySource::File(path) => MasterKey::from_file(&path),
         KeySource::DataDirFile(path) => {
-            make_folder(&config.data_dir)?;
+            create_data_dir(&config.data_dir)?;
             MasterKey::from_file_or_new(&path)
         }
     }
 }
 
-fn make_folder(data_dir: &Path) -> Result<(), KeyError> {
+fn create_data_dir(data_dir: &Path) -> Result<(), KeyError> {
     std::fs::create_dir_all(data_dir).map_err(|source| KeyError::File {
         action: "create",
         path: data_dir.to_owned(),
@@ -334,7 +338,8 @@ fn worker_options(config: &Config, format: &Format) -> WorkerOptions {
         requests_in_flight: config.requests_in_flight,
         requests_in_flight_per_integration: config.requests_in_flight_per_integration,
         send_linger: config.send_linger,
-        // Attempts that fail show it sooner, as long as a few of them have had their time.
+        // Long enough for several attempts to reach their timeout, whose failures set the status
+        // earlier.
         stalled_after: config.failing_after.max(6 * config.aws_attempt_timeout),
         limits: BatchLimits {
             records: config.max_records_per_request,
@@ -355,7 +360,7 @@ fn worker_options(config: &Config, format: &Format) -> WorkerOptions {
     }
 }
 
-/// The store, as the sink needs it.
+/// The sink's port to the external IDs in the store.
 struct StoredExternalIds(Store);
 
 impl ExternalIds for StoredExternalIds {
@@ -380,7 +385,7 @@ impl ExternalIds for StoredExternalIds {
     }
 }
 
-/// The worker, as the API needs it.
+/// The API's port to the worker.
 struct Deliveries<S>(Worker<S>);
 
 impl<S: Sink> Delivery for Deliveries<S> {

@@ -1,5 +1,5 @@
-//! The subcommands. A new one is a module, a variant of [`Command`] that holds the
-//! module's arguments, and an arm of [`dispatch`].
+//! The subcommands. Each is a module, a variant of `Command` with its arguments, and an arm of
+//! `dispatch`.
 
 mod external_id;
 mod onboarding;
@@ -38,8 +38,8 @@ enum Command {
     Publish(publish::PublishArgs),
     Verify(verify::VerifyArgs),
     Onboarding(onboarding::OnboardingArgs),
-    /// Prints a fresh external ID of 64 hexadecimal characters; it serves as a key of
-    /// `external-id-key-file` as well.
+    /// Prints a new random external ID of 64 hexadecimal characters, which can also be used as
+    /// the key in `external-id-key-file`.
     ExternalId,
 }
 
@@ -54,38 +54,35 @@ async fn dispatch(command: Command) -> ExitCode {
     }
 }
 
-/// Runs the subcommand that the arguments of the process name. The exit code is 0
-/// where it succeeded, 64 (`EX_USAGE`) where arguments or settings are wrong, 130
-/// after a second signal, and otherwise what the subcommand says.
+/// Runs the subcommand given on the command line. The exit code is 0 on success, 64
+/// (`EX_USAGE`) for wrong arguments or settings, 130 after a second signal, and otherwise
+/// defined by the subcommand.
 pub fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return explain(&error),
+        Err(error) => {
+            // Help and version are errors for clap too. A closed output is no failure.
+            let _ = error.print();
+            return exit_code_of(&error);
+        }
     };
     let mut builder = runtime::Builder::new_multi_thread();
     if let Command::Serve(_) = cli.command {
-        // The service has threads of its own. What is left are signals and the export of
-        // traces, which goes on while the last ones are waited for.
+        // The service starts its own threads (`app::Threads`). Signals and the export of traces
+        // run here; the export must continue while the shutdown waits for the last spans.
         builder.worker_threads(1);
     }
     let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            complain("the runtime cannot start", &error);
+            report_error("cannot start the async runtime", &error);
             return ExitCode::FAILURE;
         }
     };
     let code = runtime.block_on(dispatch(cli.command));
-    // A blocking read of standard input cannot be ended, and must not hold us back.
+    // A blocking read of standard input cannot be cancelled and must not delay the exit.
     runtime.shutdown_background();
     code
-}
-
-/// Prints help or version, or what is wrong with the arguments.
-fn explain(error: &clap::Error) -> ExitCode {
-    // Where the reader is gone, there is nobody left to tell.
-    let _ = error.print();
-    exit_code_of(error)
 }
 
 fn exit_code_of(error: &clap::Error) -> ExitCode {
@@ -96,9 +93,13 @@ fn exit_code_of(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// Tells an error on standard error, for when there is no log, or it is off.
-fn complain(what: &str, error: &dyn Error) {
-    let _ = writeln!(io::stderr(), "siem-relay: {what}: {}", error_chain(error));
+/// Prints an error and its chain to standard error, for errors without a log.
+fn report_error(context: &str, error: &dyn Error) {
+    let _ = writeln!(
+        io::stderr(),
+        "siem-relay: {context}: {}",
+        error_chain(error)
+    );
 }
 
 #[cfg(test)]

@@ -1,42 +1,39 @@
-//! Flags, environment and file become one validated [`Config`].
+//! Reads flags, environment and file into one validated [`Config`].
 //!
-//! Each setting is one row of the table below. Its name in kebab-case is its flag
-//! (`--data-dir`) and its key in the TOML file (`data-dir`, or `data_dir`); with
-//! `SIEM_RELAY_` before it, in capitals, it is its environment variable
-//! (`SIEM_RELAY_DATA_DIR`). A flag wins over the environment, the environment over
-//! the file, the file over the default. All values come as text and are checked
-//! together, so that one run names every problem.
+//! Each setting is one row of the `settings!` table below. Its name in kebab-case is its flag
+//! (`--data-dir`) and its key in the TOML file (`data-dir` or `data_dir`); the prefix
+//! `SIEM_RELAY_` and the name in upper case are its environment variable
+//! (`SIEM_RELAY_DATA_DIR`). A flag overrides the environment, the environment overrides the
+//! file, and the file overrides the default. All values are read as text and checked together,
+//! so that one run reports every problem.
 
-mod nearest;
-mod problem;
 mod rule;
 mod source;
-mod syntax;
-mod table;
-#[cfg(test)]
-mod tests;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    fmt::{self, Write as _},
+    net::SocketAddr,
+    path::PathBuf,
+    time::Duration,
+};
 
-pub use problem::{ConfigError, Origin, Problem};
 pub use rule::{ExternalIdKey, ExternalIdPolicy, ExternalIdProof, LogFormat, PutRecordsClient};
 pub use source::{CONFIG_FLAG, CONFIG_VARIABLE, Sources};
-pub use table::settings_table_markdown;
 
 use crate::domain::arn::RoleArn;
 
 use rule::{
-    Address, Bytes, CLIENTS, Count, Directory, Key, KeyFile, LOG_FORMATS, Millis, Optional,
-    POLICIES, PROOFS, Role, Rule, Seconds, Switch, Text,
+    Address, Bytes, CLIENTS, Count, Directory, EVENT_SOURCE, EVENT_TYPE_PREFIX, Key, KeyFile,
+    LOG_FORMATS, LOG_LEVEL, Millis, Optional, POLICIES, PROOFS, ROLE_SESSION_NAME, Role, Rule,
+    Seconds, Switch, Text,
 };
-use source::Given;
+use source::{RawValues, variable_of};
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 const GIB: usize = 1024 * MIB;
 
-/// What the process exits with when its configuration is wrong: `EX_USAGE` of
-/// `sysexits.h`.
+/// Exit code for wrong options or settings: `EX_USAGE` of `sysexits.h`.
 pub const EXIT_USAGE: u8 = 64;
 
 /// One row of the settings table.
@@ -44,46 +41,46 @@ pub const EXIT_USAGE: u8 = 64;
 pub struct Setting {
     /// The name, in kebab-case, with the unit last.
     pub name: &'static str,
-    /// The default as text, or in parentheses what stands in for it.
+    /// The default as text, or its description in parentheses.
     pub default: &'static str,
-    /// The values that are allowed.
+    /// Description of the allowed values.
     pub limits: String,
-    /// What the setting does, in one sentence.
+    /// Purpose of the setting, in one sentence.
     pub help: &'static str,
-    /// Whether it is a yes-or-no flag, which needs no value.
+    /// Whether it is a boolean flag, which needs no value.
     pub is_switch: bool,
-    /// Whether only the environment may hold it: flags show in process lists, and
-    /// files are copied.
+    /// Whether it is accepted from the environment only: flags are visible in process lists,
+    /// and files are copied.
     pub is_secret: bool,
 }
 
 impl Setting {
     /// The environment variable that sets it.
     pub fn variable(&self) -> String {
-        source::variable_of(self.name)
+        variable_of(self.name)
     }
 }
 
-/// Makes [`Config`], the table and the reading of each row out of the same rows:
+/// Generates [`Config`], [`settings`] and the parser of each setting from the same rows:
 /// `field: type = "name", "default", rule, "help";`
 macro_rules! settings {
     ($($field:ident: $type:ty = $name:literal, $default:literal, $rule:expr, $help:literal;)+) => {
-        /// The validated configuration. Printing it with `{:?}` shows no secret.
+        /// The validated configuration. Its `Debug` output contains no secret.
         #[derive(Debug, Clone)]
         #[non_exhaustive]
         pub struct Config {
             $(#[doc = $help] pub $field: $type,)+
         }
 
-        /// What could be read, row by row: `None` where a problem was found.
+        /// The parsed settings; `None` for a setting with a problem.
         struct Draft {
             $($field: Option<$type>,)+
         }
 
         impl Draft {
-            fn read(given: &Given, problems: &mut Vec<Problem>) -> Self {
+            fn read(values: &RawValues, problems: &mut Vec<Problem>) -> Self {
                 Self {
-                    $($field: read($name, $default, &$rule, given, problems),)+
+                    $($field: read($name, $default, &$rule, values, problems),)+
                 }
             }
 
@@ -92,7 +89,7 @@ macro_rules! settings {
             }
         }
 
-        /// Every setting, in the order in which it is documented.
+        /// All settings, in the order of the documentation.
         pub fn settings() -> Vec<Setting> {
             vec![$(describe($name, $default, &$rule, $help),)+]
         }
@@ -101,111 +98,116 @@ macro_rules! settings {
 
 settings! {
     listen: SocketAddr = "listen", "127.0.0.1:50051", Address,
-        "The address and port on which the gRPC API listens; port 0 takes a free one.";
+        "The address and port on which the gRPC API listens; with port 0 the system picks a free port.";
     insecure: bool = "insecure", "false", Switch,
-        "Allows listening beyond loopback, where anyone who reaches the port may use the API.";
+        "Allows listening on addresses other than loopback; anyone who can reach the port can then use the API.";
     data_dir: PathBuf = "data-dir", "./data", Directory,
-        "The directory of the database; it is created where it is absent, and one process holds it.";
-    external_id_key_file: Option<PathBuf> = "external-id-key-file", "(DATA_DIR/external-id.key, made at the first start)", Optional(KeyFile),
+        "The directory of the database; it is created if absent, and only one process can use it at a time.";
+    external_id_key_file: Option<PathBuf> = "external-id-key-file", "(DATA_DIR/external-id.key, created at the first start)", Optional(KeyFile),
         "The file with the key that encrypts external IDs at rest, as 64 hexadecimal characters.";
     external_id_key: Option<ExternalIdKey> = "external-id-key", "(none)", Optional(Key),
-        "The key itself, in place of a file.";
+        "The key itself, instead of a file.";
     external_id_policy: ExternalIdPolicy = "external-id-policy", "any", POLICIES,
-        "Which external IDs may be configured: `any` that a customer brings, or only those `issued` by GenerateExternalId.";
-    event_source: String = "event-source", "https://meter.com", Text(&syntax::EVENT_SOURCE),
+        "The external IDs that Configure accepts: `any`, or only those `issued` by GenerateExternalId.";
+    event_source: String = "event-source", "https://meter.com", Text(&EVENT_SOURCE),
         "The CloudEvents attribute source of every event.";
-    event_type_prefix: String = "event-type-prefix", "com.meter", Text(&syntax::EVENT_TYPE_PREFIX),
-        "What the CloudEvents attribute type of every event starts with.";
+    event_type_prefix: String = "event-type-prefix", "com.meter", Text(&EVENT_TYPE_PREFIX),
+        "The prefix of the CloudEvents attribute type of every event.";
     max_records_per_request: usize = "max-records-per-request", "500", Count(1..=500),
-        "The most records that one PutRecords request carries.";
+        "The maximum number of records in one PutRecords request.";
     max_request_bytes: usize = "max-request-bytes", "5242880", Bytes(MIB..=10 * MIB),
-        "The most bytes of records and partition keys that one PutRecords request carries.";
+        "The maximum size of the records and partition keys in one PutRecords request.";
     requests_in_flight: usize = "requests-in-flight", "64", Count(4..=4096),
-        "How many PutRecords requests may be under way in all.";
+        "The maximum number of PutRecords requests in flight, over all integrations.";
     requests_in_flight_per_integration: usize = "requests-in-flight-per-integration", "16", Count(1..=64),
-        "How many PutRecords requests may be under way for one integration; how many are follows its backlog and success.";
+        "The maximum number of PutRecords requests in flight for one integration; the current limit adapts to its backlog and to whether requests succeed.";
     send_linger: Duration = "send-linger-ms", "80", Millis(0..=1000),
-        "How long a PutRecords request that would not be full waits after the one before, so that more events share what a request costs; the first after a pause goes at once.";
+        "The time that a PutRecords request that would not be full waits after the previous one, so that more events share the cost of a request; the first request after a pause is sent at once.";
     commit_linger: Duration = "commit-linger-ms", "1", Millis(0..=50),
-        "How long a publish waits for others to share its commit and its sync to disk, where the last few were shared.";
+        "The time that a publish waits for others to share its commit and its sync to disk; it waits only if the last few commits were shared.";
     settle_linger: Duration = "settle-linger-ms", "50", Millis(1..=50),
-        "How long a delivered batch waits for others before they are recorded together.";
+        "The time that a delivered batch waits for others, so that they are recorded together.";
     retention: Duration = "retention-seconds", "604800", Seconds(1..=31_536_000),
-        "How long events of an integration wait for delivery; what is older expires, and a gap event in the stream says so.";
+        "The time that events wait for delivery; older events expire, and a gap event in the stream announces them.";
     retention_bytes: usize = "retention-bytes", "1073741824", Bytes(MIB..=1024 * GIB),
-        "How many bytes of events may wait for one integration, before compression; beyond it the oldest expire, until 63/64 of it are left.";
+        "The maximum size of the events that wait for one integration, before compression; above it the oldest expire until 63/64 of it remain.";
     disk_reserve_bytes: usize = "disk-reserve-bytes", "67108864", Bytes(MIB..=1024 * GIB),
-        "How much of the disk is kept free of events, so that deliveries can still be recorded when it nears full; of a small disk an eighth at the most.";
+        "The disk space that events may not use, so that deliveries can be recorded when the disk is nearly full; at most an eighth of the disk.";
     log_tail_bytes: usize = "log-tail-bytes", "33554432", Bytes(0..=16 * GIB),
-        "How much of the newest part of the log stays in memory, so that integrations that keep up read nothing back; up to twice as much where over 800 have events in it.";
+        "The size of the newest part of the log that stays in memory, so that integrations without backlog read nothing from disk; up to twice as much if more than 800 integrations have events in it.";
     publish_bytes_in_flight: usize = "publish-bytes-in-flight", "16777216", Bytes(16 * MIB..=16 * GIB),
-        "How many bytes of publishes may be in memory before they are durable; more must wait.";
+        "The maximum size of published events in memory that are not durable yet; further requests wait.";
     window_bytes: usize = "window-bytes", "33554432", Bytes(MIB..=16 * GIB),
-        "How much of the log may be in memory to be delivered, in all; beyond it each request under way has about 1 MiB.";
+        "The maximum size of the log in memory for delivery, over all integrations; each request in flight takes about 1 MiB in addition.";
     window_bytes_per_integration: usize = "window-bytes-per-integration", "4194304", Bytes(64 * KIB..=GIB),
-        "How much of the log may be in memory to be delivered for one integration, and one chunk.";
+        "The maximum size of the log in memory for delivery to one integration; one chunk may exceed it.";
     put_records_client: PutRecordsClient = "put-records-client", "direct", CLIENTS,
-        "Who makes PutRecords requests: the service itself, in CBOR (`direct`), or the AWS SDK, in JSON (`sdk`), where an endpoint that is not AWS' takes only that; both do the same otherwise.";
+        "The client for PutRecords requests: the service's own, in CBOR (`direct`), or the AWS SDK, in JSON (`sdk`), for endpoints other than AWS that accept only JSON; otherwise both behave the same.";
     aws_attempt_timeout: Duration = "aws-attempt-timeout-ms", "10000", Millis(100..=60_000),
-        "How long one call to AWS may take.";
+        "The timeout of one call to AWS.";
     canary_role_arn: Option<RoleArn> = "canary-role-arn", "(none)", Optional(Role),
-        "A role in an account of the operator's own that this service may always assume, without an external ID; where it cannot, refused roles are this service's fault and not their customers'.";
+        "A role in an account of the operator that this service may always assume, without an external ID; while it cannot, refused roles count as a fault of this service and not of the customers.";
     external_id_proof: ExternalIdProof = "external-id-proof", "refuse", PROOFS,
-        "What happens to a role that can be assumed without knowing its external ID: nothing is delivered (`refuse`), or the log warns (`warn`). Roles are tried after each Configure and then daily.";
+        "The treatment of a role that can be assumed without knowing its external ID: nothing is delivered (`refuse`), or events are delivered and the log warns (`warn`). Roles are tested after each Configure and then daily.";
     assume_role_duration: Duration = "assume-role-duration-seconds", "3600", Seconds(900..=43_200),
-        "How long assumed credentials are asked to be valid; a role that grants less, or more than 3600 where the service's own credentials are an assumed role, is assumed for 3600.";
-    role_session_name: String = "role-session-name", "siem-relay", Text(&syntax::ROLE_SESSION_NAME),
+        "The lifetime requested for assumed credentials; 3600 is used for a role that allows less, and instead of more than 3600 if the service's own credentials are an assumed role.";
+    role_session_name: String = "role-session-name", "siem-relay", Text(&ROLE_SESSION_NAME),
         "The session name that customers see in CloudTrail.";
     failing_after: Duration = "failing-after-seconds", "60", Seconds(1..=3600),
-        "How long nothing may get through, for throttling, an outage or a fault of this service, before the status of an integration becomes FAILING.";
+        "The time without any delivery, because of throttling, an outage or a fault of this service, after which the status of an integration becomes FAILING.";
     heartbeat: Duration = "heartbeat-seconds", "30", Seconds(1..=3600),
-        "How often StreamStatus sends a heartbeat.";
+        "The interval between heartbeats of StreamStatus.";
     status_tombstones: usize = "status-tombstones", "100000", Count(0..=10_000_000),
-        "How many deletions are remembered for StreamStatus clients that resume.";
+        "The number of deletions remembered for StreamStatus clients that resume.";
     intake_threads: usize = "intake-threads", "1", Count(1..=256),
-        "How many threads take requests and write the log; several move more, and take more for each event.";
+        "The number of threads that handle requests and write the log; more threads raise the throughput and the CPU time for each event.";
     delivery_threads: usize = "delivery-threads", "1", Count(1..=256),
-        "How many threads deliver; several move more, and take more for each event.";
+        "The number of threads that deliver; more threads raise the throughput and the CPU time for each event.";
     shutdown_deadline: Duration = "shutdown-deadline-seconds", "30", Seconds(1..=600),
-        "How long a shutdown may take to finish what is under way, and to record what was delivered where that cannot be written at once.";
+        "The time limit of a shutdown for finishing requests and deliveries in flight, and for recording deliveries that could not be recorded at once.";
     retry_first: Duration = "retry-first-ms", "5000", Millis(10..=3_600_000),
-        "How long a refused integration waits before its first retry.";
+        "The delay before the first retry of a refused integration.";
     retry_most: Duration = "retry-most-ms", "300000", Millis(10..=3_600_000),
-        "How long a refused integration waits at most between retries.";
+        "The maximum delay between retries of a refused integration.";
     log_format: Option<LogFormat> = "log-format", "(text on a terminal, else json)", Optional(LOG_FORMATS),
         "The format of the logs on standard error.";
-    log_level: String = "log-level", "info", Text(&syntax::LOG_LEVEL),
-        "What is logged; the libraries underneath never log more than info, since their details may hold secrets.";
+    log_level: String = "log-level", "info", Text(&LOG_LEVEL),
+        "The log level, or levels by module; dependencies never log more than info, since their details may contain secrets.";
 }
 
-/// Where the key that encrypts external IDs is.
+/// Location of the key that encrypts external IDs.
 #[derive(Debug, Clone)]
 pub enum KeySource {
-    /// It was given itself.
+    /// The key itself, from the environment.
     Given(ExternalIdKey),
-    /// It is in a file that the operator named, which must be there.
+    /// An existing file named by the operator.
     File(PathBuf),
-    /// It is in the file of the data directory, made with mode 0600 where absent.
+    /// A file in the data directory, created with mode 0600 if absent.
     DataDirFile(PathBuf),
 }
 
 impl Config {
-    /// Reads all sources.
+    /// Reads and checks all sources.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] with every problem that was found.
+    /// [`ConfigError`] with all problems.
     pub fn load(sources: Sources) -> Result<Self, ConfigError> {
         let mut problems = Vec::new();
-        let given = Given::gather(sources, &mut problems);
-        Self::validate(&given, problems)
+        let values = RawValues::collect(sources, &mut problems);
+        let draft = Draft::read(&values, &mut problems);
+        check_together(&draft, &values, &mut problems);
+        match (draft.finish(), problems.is_empty()) {
+            (Some(config), true) => Ok(config),
+            _ => Err(ConfigError { problems }),
+        }
     }
 
-    /// Reads settings by name, as flags, without environment or file.
+    /// Reads settings as flags, without environment or file.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] with every problem that was found.
+    /// [`ConfigError`] with all problems.
     pub fn from_pairs<'a>(
         pairs: impl IntoIterator<Item = (&'a str, String)>,
     ) -> Result<Self, ConfigError> {
@@ -218,21 +220,12 @@ impl Config {
         })
     }
 
-    /// Where the key that encrypts external IDs is.
+    /// Location of the key that encrypts external IDs.
     pub fn key_source(&self) -> KeySource {
         match (&self.external_id_key, &self.external_id_key_file) {
             (Some(key), _) => KeySource::Given(key.clone()),
             (None, Some(path)) => KeySource::File(path.clone()),
             (None, None) => KeySource::DataDirFile(self.data_dir.join("external-id.key")),
-        }
-    }
-
-    fn validate(given: &Given, mut problems: Vec<Problem>) -> Result<Self, ConfigError> {
-        let draft = Draft::read(given, &mut problems);
-        check_together(&draft, given, &mut problems);
-        match (draft.finish(), problems.is_empty()) {
-            (Some(config), true) => Ok(config),
-            _ => Err(ConfigError { problems }),
         }
     }
 }
@@ -241,17 +234,17 @@ fn read<R: Rule>(
     name: &'static str,
     default: &str,
     rule: &R,
-    given: &Given,
+    values: &RawValues,
     problems: &mut Vec<Problem>,
 ) -> Option<R::Value> {
-    let Some(value) = given.get(name) else {
-        // A test proves that every default parses.
+    let Some(value) = values.get(name) else {
+        // Every default parses: see the test `every_default_is_allowed`.
         return rule.absent().or_else(|| rule.parse(default).ok());
     };
     match rule.parse(&value.text) {
         Ok(parsed) => Some(parsed),
-        Err(what) => {
-            problems.push(Problem::new(name, value.origin.clone(), what));
+        Err(message) => {
+            problems.push(Problem::new(name, value.origin.clone(), message));
             None
         }
     }
@@ -273,11 +266,11 @@ fn describe<R: Rule>(
     }
 }
 
-/// The rules that need more than one setting. Each is skipped where one of its
-/// settings could not be read, since that problem is told already.
-fn check_together(draft: &Draft, given: &Given, problems: &mut Vec<Problem>) {
-    let mut refuse = |name: &str, what: String| {
-        problems.push(Problem::new(name, given.origin(name), what));
+/// Checks that involve more than one setting. A check is skipped if one of its settings could
+/// not be parsed, since that problem is reported already.
+fn check_together(draft: &Draft, values: &RawValues, problems: &mut Vec<Problem>) {
+    let mut refuse = |name: &str, message: String| {
+        problems.push(Problem::new(name, values.origin(name), message));
     };
     if let (Some(listen), Some(false)) = (draft.listen, draft.insecure)
         && !listen.ip().to_canonical().is_loopback()
@@ -285,18 +278,18 @@ fn check_together(draft: &Draft, given: &Given, problems: &mut Vec<Problem>) {
         refuse(
             "listen",
             format!(
-                "{listen} is beyond loopback, where anyone who reaches it may use the API; \
-                 listen on 127.0.0.1 or [::1], or set insecure to allow it"
+                "{listen} is not a loopback address, and anyone who can reach it could use the \
+                 API; listen on 127.0.0.1 or [::1], or set insecure to allow it"
             ),
         );
     }
-    if given.get("external-id-key").is_some() && given.get("external-id-key-file").is_some() {
+    if values.get("external-id-key").is_some() && values.get("external-id-key-file").is_some() {
         refuse(
             "external-id-key",
-            "is set beside external-id-key-file; set only one of the two".to_owned(),
+            "is set together with external-id-key-file; set only one of them".to_owned(),
         );
     }
-    let shares = [
+    let limits_and_totals = [
         (
             "requests-in-flight-per-integration",
             draft.requests_in_flight_per_integration,
@@ -310,14 +303,14 @@ fn check_together(draft: &Draft, given: &Given, problems: &mut Vec<Problem>) {
             draft.window_bytes,
         ),
     ];
-    for (name, each, name_of_all, all) in shares {
-        if let (Some(each), Some(all)) = (each, all)
-            && each > all
-            && given.get(name).is_some()
+    for (name, limit, total_name, total) in limits_and_totals {
+        if let (Some(limit), Some(total)) = (limit, total)
+            && limit > total
+            && values.get(name).is_some()
         {
             refuse(
                 name,
-                format!("{each} is more than {name_of_all}, {all}; lower it or raise the other"),
+                format!("{limit} is more than {total_name}, {total}; lower it or raise the other"),
             );
         }
     }
@@ -325,7 +318,7 @@ fn check_together(draft: &Draft, given: &Given, problems: &mut Vec<Problem>) {
         && first > most
     {
         let (first, most) = (first.as_millis(), most.as_millis());
-        if given.get("retry-first-ms").is_some() {
+        if values.get("retry-first-ms").is_some() {
             refuse(
                 "retry-first-ms",
                 format!("{first} is more than retry-most-ms, {most}; lower it or raise the other"),
@@ -338,3 +331,107 @@ fn check_together(draft: &Draft, given: &Given, problems: &mut Vec<Problem>) {
         }
     }
 }
+
+/// Source of a value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// A flag of the command line.
+    Flag,
+    /// An environment variable.
+    Environment,
+    /// The configuration file.
+    File(PathBuf),
+    /// The default, because no value was given.
+    Default,
+}
+
+/// One problem of a configuration. It never contains a secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Name of the setting, or of an unknown key, variable or file.
+    pub name: String,
+    /// Source of the value.
+    pub origin: Origin,
+    /// The problem and its remedy.
+    pub message: String,
+}
+
+impl Problem {
+    fn new(name: &str, origin: Origin, message: impl Into<String>) -> Self {
+        Self {
+            name: name.to_owned(),
+            origin,
+            message: message.into(),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            name,
+            origin,
+            message,
+        } = self;
+        match origin {
+            Origin::Flag => write!(f, "flag --{name}: {message}"),
+            Origin::Environment => {
+                write!(f, "environment variable {}: {message}", variable_of(name))
+            }
+            Origin::File(path) => write!(f, "{name} in file {}: {message}", path.display()),
+            Origin::Default => write!(f, "{name} (default): {message}"),
+        }
+    }
+}
+
+/// All problems of a configuration, one per line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the configuration has {} problem{}{}", problems.len(), plural(problems), lines(problems))]
+pub struct ConfigError {
+    /// The problems; never empty.
+    pub problems: Vec<Problem>,
+}
+
+fn plural(problems: &[Problem]) -> &'static str {
+    if problems.len() == 1 { "" } else { "s" }
+}
+
+fn lines(problems: &[Problem]) -> String {
+    problems
+        .iter()
+        .map(|problem| format!("\n  {problem}"))
+        .collect()
+}
+
+/// The table of all settings as Markdown. The README contains it between the comments
+/// `<!-- settings -->` and `<!-- /settings -->`.
+pub fn settings_table_markdown() -> String {
+    let mut table = String::from(
+        "| flag and file key | environment variable | default | allowed | purpose |\n\
+         | --- | --- | --- | --- | --- |\n",
+    );
+    let escape = |text: &str| text.replace('|', "\\|");
+    for setting in settings() {
+        let flag = match setting.is_secret {
+            true => "(environment only)".to_owned(),
+            false => format!("`{}`", setting.name),
+        };
+        let described = setting.default.strip_prefix('(');
+        let default = match described.and_then(|rest| rest.strip_suffix(')')) {
+            Some(described) => escape(described),
+            None => format!("`{}`", setting.default),
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            table,
+            "| {flag} | `{}` | {default} | {} | {} |",
+            setting.variable(),
+            escape(&setting.limits),
+            escape(setting.help),
+        );
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests;

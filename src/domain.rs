@@ -9,7 +9,6 @@ pub mod error_chain;
 pub mod event;
 pub mod external_id;
 pub mod gap;
-pub mod hex;
 pub mod integration;
 pub mod map;
 pub mod organization;

@@ -1,32 +1,32 @@
-//! siem-relay takes intrusion detections over gRPC and delivers each customer's
-//! own to a Kinesis stream in the customer's AWS account.
+//! siem-relay receives intrusion detections over gRPC and delivers those of each customer to a
+//! Kinesis stream in the customer's AWS account.
 //!
-//! # The code map
+//! # Code map
 //!
-//! | room | what it holds |
+//! | module | contents |
 //! | --- | --- |
 //! | [`cli`] | the subcommands |
-//! | [`config`] | flags, environment and file become one validated configuration |
-//! | [`app`] | the composition root: builds the rooms below, and shuts them down in order |
+//! | [`config`] | the validated configuration, read from flags, environment and file |
+//! | [`app`] | the composition root: builds the modules below, and shuts them down in order |
 //! | [`telemetry`] | logs and traces |
 //! | [`domain`] | pure: ARNs, integrations, the status table, events and their rendering, the delivery state machine |
-//! | [`proto`] | what `build.rs` made of `proto/` |
+//! | [`proto`] | the code that `build.rs` generates from `proto/` |
 //! | [`api`] | the gRPC services |
 //! | [`store`] | the log, the integrations and their status, on disk and in memory |
 //! | [`sink`] | AWS: AssumeRole and PutRecords; GetRecords for `verify` |
-//! | [`worker`] | who has work, whose turn it is, send, settle |
-//! | [`watch`] | status changes to subscribers |
-//! | [`publish`] | Suricata EVE files into the service |
-//! | [`verify`] | pure: proves from a stream's records that nothing is missing |
-//! | [`onboarding`] | what a customer applies in its own account: policies and templates |
-//! | [`sandbox`] | the local stand-in for STS, IAM trust and Kinesis, and the show around it |
+//! | [`worker`] | delivery: scheduling of integrations, sending, settling |
+//! | [`watch`] | status changes for subscribers |
+//! | [`publish`] | publishing of Suricata EVE files |
+//! | [`verify`] | pure: proof from the records of a stream that no event is missing |
+//! | [`onboarding`] | policies and templates that a customer applies in its AWS account |
+//! | [`sandbox`] | a demonstration: the service with a local stand-in for AWS, and sample events |
 //!
-//! # Between the rooms
+//! # Borders
 //!
 //! `api` and `worker` see `domain` and ports, never each other. Adapters (`store`,
-//! `sink`) see `domain`, never one another. Only `api`, `client`, `publish` and
-//! `sandbox` know tonic; only `store` knows sea_orm; only `sink` knows the AWS SDK.
-//! `tests/it/house.rs` holds these borders.
+//! `sink`) see `domain`, never one another. Only `api` knows tonic (the tools use the crate
+//! `siem-client`), only `store` sea_orm, only `sink` the AWS SDK. `tests/it/borders.rs` checks
+//! this. `docs/architecture.md` describes the way of an event through the modules.
 
 pub mod api;
 pub mod app;

@@ -1,19 +1,19 @@
-//! Process entry. No TLS provider is installed here: the AWS SDK brings its own, and
-//! nothing else speaks TLS.
+//! Process entry. No TLS provider is installed here: the AWS SDK has its own, and no other part
+//! uses TLS.
 
 use std::process::ExitCode;
 
 use mimalloc::MiMalloc;
 
-/// Memory is mostly freed by another thread than took it, which the C library's allocator
-/// makes threads wait for.
+/// Most memory is freed by another thread than the one that allocated it, and the allocator of
+/// the C library makes threads wait for each other then.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
-    // What is resident stays near what is in use, also where the system gives huge pages
-    // unasked. Where that cannot be had, more memory is taken, and nothing else.
+    // Keeps resident memory close to memory in use on systems that give huge pages to every
+    // process. If it fails, the process only takes more memory.
     #[cfg(target_os = "linux")]
-    let _more_memory = rustix::thread::disable_transparent_huge_pages(true);
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     siem_relay::cli::run()
 }

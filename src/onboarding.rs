@@ -1,19 +1,21 @@
-//! What a customer applies in its own AWS account so that the service may write to a
-//! stream: two IAM policies as JSON, and the whole setup as a CloudFormation template
-//! and as a Terraform file.
+//! The documents that a customer applies in its own AWS account so that the service may write
+//! to a stream: two IAM policies as JSON, and the whole setup as a CloudFormation template and
+//! as a Terraform file.
 //!
-//! Pure: inputs become texts. The templates take the external ID as a parameter and
-//! never see it; only [`Document::TrustPolicy`] carries it.
+//! Pure: inputs become texts. CloudFormation and Terraform take the external ID as a parameter;
+//! only [`Document::TrustPolicy`] contains it.
+//!
+//! The texts are in `onboarding/templates`, in the syntax of Jinja. `{{ name }}` inserts a
+//! complete string literal of the document's language, with quotes, so that no value can end
+//! it. `{{ raw.name }}` inserts a value without quotes, for comments only.
 
-mod cloudformation;
 mod inputs;
 mod key;
-mod policy;
 mod principal;
-mod quote;
-mod terraform;
 #[cfg(test)]
 mod tests;
+
+use minijinja::{Environment, UndefinedBehavior, Value, context};
 
 pub use inputs::{Inputs, MAX_SHARDS, Problem};
 pub use key::{KeyArn, KeyArnError};
@@ -24,22 +26,16 @@ use crate::domain::{
     external_id::ExternalId,
 };
 
-/// How long a stream keeps its records, in hours: Kinesis' own default and limits, by
-/// `IncreaseStreamRetentionPeriod`.
-const DEFAULT_RETENTION_HOURS: u32 = 24;
-const MIN_RETENTION_HOURS: u32 = 24;
-const MAX_RETENTION_HOURS: u32 = 8_760;
-
-/// How a stream gets its capacity.
+/// Capacity mode of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Capacity {
-    /// Kinesis scales the stream itself.
+    /// Kinesis scales the stream.
     OnDemand,
-    /// This many shards, each of 1,000 records and 1 MiB a second.
+    /// A number of shards, each of 1,000 records and 1 MiB a second.
     Shards(u32),
 }
 
-/// Everything that is to be set up, checked: [`Inputs::check`] makes it.
+/// The checked inputs of all documents, made by [`Inputs::check`].
 #[derive(Clone, Debug)]
 pub struct Onboarding {
     stream: StreamArn,
@@ -49,59 +45,143 @@ pub struct Onboarding {
     kms_key: Option<KeyArn>,
 }
 
-/// One thing to print.
+/// A document to print.
 #[derive(Clone, Debug)]
 pub enum Document {
-    /// The trust policy of the role, as JSON; it holds the external ID in clear.
+    /// The trust policy of the role, as JSON. It contains the external ID in plain text.
     TrustPolicy(ExternalId),
     /// The permission policy of the role, as JSON.
     PermissionPolicy,
     /// A CloudFormation template, as YAML.
     CloudFormation,
-    /// A Terraform file, formatted as `terraform fmt` does.
+    /// A Terraform file, formatted like the output of `terraform fmt`.
     Terraform,
 }
 
 impl Document {
-    /// The name of the file that it is written to.
+    /// Name of the file to write.
     pub fn file_name(&self) -> &'static str {
         match self {
             Self::TrustPolicy(_) => "trust-policy.json",
             Self::PermissionPolicy => "permission-policy.json",
-            Self::CloudFormation => cloudformation::FILE_NAME,
+            Self::CloudFormation => "siem-relay.cfn.yaml",
             Self::Terraform => "siem-relay.tf",
         }
     }
 
-    /// What it is, in one line.
+    /// Title, in one line.
     pub fn title(&self) -> &'static str {
         match self {
             Self::TrustPolicy(_) => "trust policy of the role, with the external ID",
             Self::PermissionPolicy => "permission policy of the role",
-            Self::CloudFormation => "CloudFormation template, makes stream and role",
-            Self::Terraform => "Terraform file, makes stream and role",
+            Self::CloudFormation => "CloudFormation template, creates stream and role",
+            Self::Terraform => "Terraform file, creates stream and role",
+        }
+    }
+
+    fn template(&self) -> &'static str {
+        match self {
+            Self::TrustPolicy(_) => include_str!("onboarding/templates/trust-policy.json"),
+            Self::PermissionPolicy => include_str!("onboarding/templates/permission-policy.json"),
+            Self::CloudFormation => include_str!("onboarding/templates/siem-relay.cfn.yaml"),
+            Self::Terraform => include_str!("onboarding/templates/siem-relay.tf"),
+        }
+    }
+
+    /// Function that quotes a text as a string literal.
+    fn quote(&self) -> fn(&str) -> String {
+        match self {
+            Self::TrustPolicy(_) | Self::PermissionPolicy => json,
+            Self::CloudFormation => yaml,
+            Self::Terraform => hcl,
         }
     }
 }
 
 impl Onboarding {
-    /// The stream, by the ARN that it has or will have.
+    /// ARN of the stream, which may not exist yet.
     pub fn stream(&self) -> &StreamArn {
         &self.stream
     }
 
-    /// The role, by the ARN that it will have.
+    /// ARN that the role will have.
     pub fn role(&self) -> &RoleArn {
         &self.role
     }
 
-    /// The text of a document. It ends with a newline.
+    /// Text of a document. It ends with a newline.
     pub fn text(&self, document: &Document) -> String {
-        match document {
-            Document::TrustPolicy(external_id) => policy::trust(&self.principal, external_id),
-            Document::PermissionPolicy => policy::permission(&self.stream, self.kms_key.as_ref()),
-            Document::CloudFormation => cloudformation::template(self),
-            Document::Terraform => terraform::file(self),
-        }
+        let raw = |text: &str| Value::from_safe_string(text.to_owned());
+        let values = context! {
+            stream_arn => self.stream.as_str(),
+            region => self.stream.region(),
+            account => self.stream.account(),
+            stream_name => self.stream.name(),
+            role_name => self.role.name(),
+            principal => self.principal.as_str(),
+            principal_pattern => Principal::PATTERN,
+            kms_key_arn => self.kms_key.as_ref().map(KeyArn::as_str),
+            kms_key_pattern => KeyArn::PATTERN,
+            shards => match self.capacity {
+                Capacity::OnDemand => None,
+                Capacity::Shards(shards) => Some(shards),
+            },
+            max_shards => MAX_SHARDS,
+            external_id => match document {
+                Document::TrustPolicy(external_id) => Some(external_id.expose()),
+                _ => None,
+            },
+            raw => context! {
+                stream_arn => raw(self.stream.as_str()),
+                region => raw(self.stream.region()),
+                account => raw(self.stream.account()),
+                role_arn => raw(self.role.as_str()),
+            },
+        };
+        let quote = document.quote();
+        let mut templates = Environment::empty();
+        templates.set_undefined_behavior(UndefinedBehavior::Strict);
+        templates.set_formatter(move |out, _, value| {
+            match value.as_str() {
+                Some(text) if !value.is_safe() => out.write_str(&quote(text))?,
+                _ => write!(out, "{value}")?,
+            }
+            Ok(())
+        });
+        #[expect(
+            clippy::expect_used,
+            reason = "the templates are constants, and tests render each with every option"
+        )]
+        let mut text = templates
+            .render_str(document.template(), values)
+            .expect("the template is valid");
+        text.push('\n');
+        text
     }
+}
+
+/// JSON string.
+fn json(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// [Single-quoted scalar] of YAML, in which only the quote is special. The text has no line
+/// break.
+///
+/// [Single-quoted scalar]: https://yaml.org/spec/1.2.2/#732-single-quoted-style
+fn yaml(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// [Quoted string] of HCL. The start of a template sequence is written as a Unicode escape,
+/// since `$${` would be ambiguous after another dollar sign. The text has no line break.
+///
+/// [Quoted string]: https://developer.hashicorp.com/terraform/language/expressions/strings
+fn hcl(text: &str) -> String {
+    let text = text
+        .replace('\\', r"\\")
+        .replace('"', "\\\"")
+        .replace("${", r"\u0024{")
+        .replace("%{", r"\u0025{");
+    format!("\"{text}\"")
 }

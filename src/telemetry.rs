@@ -1,5 +1,4 @@
-//! Logs on standard error, and traces by OTLP where the standard `OTEL_…` variables
-//! ask for them.
+//! Logs on standard error, and traces by OTLP if the standard `OTEL_…` variables request them.
 
 mod export;
 mod filter;
@@ -24,42 +23,42 @@ use crate::config::{Config, LogFormat};
 
 pub use propagation::continue_trace;
 
-/// How long a shutdown waits for the last spans to be exported.
+/// Maximum time that a shutdown waits for the export of the last spans.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
 
-/// The name of the tracer, which is the scope of every span.
+/// Name of the tracer, the instrumentation scope of every span.
 const TRACER: &str = "siem-relay";
 
 static EXPORTS_TRACES: AtomicBool = AtomicBool::new(false);
 
-/// Why telemetry could not start.
+/// Reason that telemetry could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// The level is not a list of directives.
+    /// The log level is not a list of directives.
     #[error("log-level is not a list of directives: {0}")]
     Directives(#[from] tracing_subscriber::filter::ParseError),
-    /// The exporter does not take what the `OTEL_…` variables say.
+    /// The exporter rejects the `OTEL_…` variables.
     #[error(
-        "the trace exporter cannot be set up: {0}; mend the OTEL_ variables, or set OTEL_TRACES_EXPORTER=none"
+        "the trace exporter cannot be set up: {0}; correct the OTEL_ variables, or set OTEL_TRACES_EXPORTER=none"
     )]
     Exporter(#[from] ExporterBuildError),
-    /// A variable asks for what this program lacks.
+    /// A variable has a value that this program does not support.
     #[error("{variable} is {value:?}, which is not supported; set it to {allowed}")]
     Unsupported {
-        /// The environment variable.
+        /// Name of the environment variable.
         variable: &'static str,
-        /// What it says.
+        /// Its value.
         value: String,
-        /// What it may say.
+        /// Description of the supported values.
         allowed: &'static str,
     },
-    /// Something else installed a subscriber first.
+    /// Another subscriber is installed already.
     #[error("logging is set up already: {0}")]
     SetUpAlready(#[from] tracing_subscriber::util::TryInitError),
 }
 
-/// Exports the last spans when it is dropped, for at most five seconds. Keep it until
-/// the end of the process, and drop it while another thread still drives the runtime.
+/// Guard that exports the last spans when it is dropped, within five seconds. Keep it until the
+/// end of the process, and drop it while another thread drives the async runtime.
 #[derive(Debug)]
 #[must_use = "spans are lost when it is dropped early"]
 pub struct TelemetryGuard {
@@ -76,12 +75,12 @@ impl Drop for TelemetryGuard {
     }
 }
 
-/// Sets up logs and traces for the whole process. It must run inside the Tokio
-/// runtime, where the exporter keeps its connection.
+/// Sets up logs and traces for the whole process. Call it inside the Tokio runtime, which
+/// drives the exporter's connection.
 ///
 /// # Errors
 ///
-/// [`TelemetryError`] where a setting or an `OTEL_…` variable cannot be followed.
+/// [`TelemetryError`] if a setting or an `OTEL_…` variable is not supported.
 pub fn init(config: &Config) -> Result<TelemetryGuard, TelemetryError> {
     let environment = |name: &str| std::env::var(name).ok();
     let provider = export::provider(environment)?;
@@ -137,7 +136,7 @@ where
     })
 }
 
-/// The layer that makes spans of OpenTelemetry.
+/// The layer that creates OpenTelemetry spans.
 fn traces<S>(
     provider: &SdkTracerProvider,
     directives: &str,

@@ -1,8 +1,8 @@
-//! Threads for one kind of work, apart from all others.
+//! Separate threads for each kind of work.
 //!
-//! Taking requests and delivering share little, and each is many short tasks. Where any thread
-//! may take any of them, what a task needs lies in another processor's cache, and threads wait
-//! for one another's locks: with one event a message that was a third of all CPU
+//! Handling requests and delivering share little data, and both consist of many short tasks. If
+//! any thread may run any task, its data is often in the cache of another processor, and threads
+//! wait for each other's locks. With one event per message this took a third of all CPU time
 //! (`docs/decisions/threads.md`).
 
 use std::{convert::Infallible, io, sync::mpsc, thread};
@@ -13,55 +13,56 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// Threads with a runtime of their own, which end soon after this is dropped.
+/// Threads with a separate async runtime. They end soon after this value is dropped.
 pub(super) struct Threads {
     handle: Handle,
-    _ends: oneshot::Sender<Infallible>,
+    /// Ends the threads when it is dropped.
+    _keep_alive: oneshot::Sender<Infallible>,
 }
 
 impl Threads {
-    /// Starts so many threads, at least one, that bear a name.
+    /// Starts `count` threads with this name, at least one.
     ///
     /// # Errors
     ///
-    /// Where the system gives no thread or no file descriptor.
+    /// If the system cannot provide a thread or a file descriptor.
     pub(super) fn start(name: &'static str, count: usize) -> io::Result<Self> {
-        let (ends, ended) = oneshot::channel();
-        let (started, starts) = mpsc::channel();
-        // Where there are several, this one only waits.
-        let own = match count {
+        let (keep_alive, dropped) = oneshot::channel();
+        let (started, result) = mpsc::channel();
+        // With several worker threads, this additional thread only waits for the end.
+        let thread_name = match count {
             0 | 1 => name.to_owned(),
             _ => format!("{name}-wait"),
         };
-        thread::Builder::new().name(own).spawn(move || {
+        thread::Builder::new().name(thread_name).spawn(move || {
             let runtime = match runtime(name, count) {
                 Ok(runtime) => runtime,
                 Err(error) => {
-                    // Nobody waits for it any more only after a panic there.
-                    let _told = started.send(Err(error));
+                    // The receiver is gone only after a panic.
+                    let _ = started.send(Err(error));
                     return;
                 }
             };
-            let _told = started.send(Ok(runtime.handle().clone()));
-            let _dropped: Result<Infallible, _> = runtime.block_on(ended);
-            // What blocks a thread is not waited for.
+            let _ = started.send(Ok(runtime.handle().clone()));
+            let _: Result<Infallible, _> = runtime.block_on(dropped);
+            // Does not wait for blocking tasks.
             runtime.shutdown_background();
         })?;
-        // A runtime whose threads do not start panics.
-        let panicked = || io::Error::other("the system gave no thread");
-        let handle = starts.recv().map_err(|_| panicked())??;
+        // The runtime panics if its threads cannot start.
+        let panicked = || io::Error::other("the system started no thread");
+        let handle = result.recv().map_err(|_| panicked())??;
         Ok(Self {
             handle,
-            _ends: ends,
+            _keep_alive: keep_alive,
         })
     }
 
-    /// Its runtime, for what is to hold these threads itself.
+    /// Handle of the runtime, for a task that owns these threads.
     pub(super) fn handle(&self) -> Handle {
         self.handle.clone()
     }
 
-    /// Runs a task on these threads, and what it spawns.
+    /// Runs a task, and all tasks that it spawns, on these threads.
     pub(super) fn spawn<T: Send + 'static>(
         &self,
         task: impl Future<Output = T> + Send + 'static,
@@ -72,7 +73,7 @@ impl Threads {
 
 fn runtime(name: &str, count: usize) -> io::Result<Runtime> {
     let mut builder = match count {
-        // One alone needs no locks to share its tasks.
+        // A single thread needs no locks for its tasks.
         0 | 1 => Builder::new_current_thread(),
         count => {
             let mut builder = Builder::new_multi_thread();
@@ -91,7 +92,7 @@ mod tests {
 
     use super::*;
 
-    /// Names of the threads on which so many tasks run that each wait for all others.
+    /// Names of the threads that run `tasks` tasks, each of which waits for all others.
     async fn names(threads: &Threads, tasks: usize) -> BTreeSet<String> {
         let barrier = std::sync::Arc::new(Barrier::new(tasks));
         let begun: Vec<_> = (0..tasks)
@@ -111,18 +112,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tasks_run_on_threads_of_their_own_kind() {
+    async fn tasks_run_on_these_threads_only() {
         for count in [1, 3] {
-            let threads = Threads::start("own", count).unwrap();
+            let threads = Threads::start("test", count).unwrap();
             assert_eq!(threads.handle.metrics().num_workers(), count);
-            assert_eq!(names(&threads, 20).await, BTreeSet::from(["own".into()]));
+            assert_eq!(names(&threads, 20).await, BTreeSet::from(["test".into()]));
         }
     }
 
     #[tokio::test]
-    async fn they_end_with_what_runs_on_them() {
+    async fn dropping_ends_the_threads_and_their_tasks() {
         for count in [1, 2] {
-            let threads = Threads::start("own", count).unwrap();
+            let threads = Threads::start("test", count).unwrap();
             let task = threads.spawn(std::future::pending::<()>());
             drop(threads);
             assert!(task.await.unwrap_err().is_cancelled());

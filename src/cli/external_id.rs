@@ -1,4 +1,4 @@
-//! `external-id`: a fresh one, from the operating system's random numbers.
+//! `siem-relay external-id`: prints a new random external ID.
 
 use std::{
     io::{self, Write as _},
@@ -10,32 +10,31 @@ use aws_lc_rs::{
     rand::{SecureRandom as _, SystemRandom},
 };
 
-use super::complain;
-use crate::domain::hex::hex;
+use super::report_error;
 
-/// Prints a fresh external ID.
+/// Prints a new external ID.
 pub(super) fn run() -> ExitCode {
-    let id = match fresh() {
+    let id = match generate() {
         Ok(id) => id,
         Err(error) => {
-            complain("there are no random numbers", &error);
+            report_error("the system gave no random bytes", &error);
             return ExitCode::FAILURE;
         }
     };
     match writeln!(io::stdout(), "{id}") {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            complain("cannot print", &error);
+            report_error("cannot print", &error);
             ExitCode::FAILURE
         }
     }
 }
 
 /// 256 random bits as 64 hexadecimal characters.
-pub(super) fn fresh() -> Result<String, Unspecified> {
+pub(super) fn generate() -> Result<String, Unspecified> {
     let mut bytes = [0; 32];
     SystemRandom::new().fill(&mut bytes)?;
-    Ok(hex(&bytes))
+    Ok(hex::encode(bytes))
 }
 
 #[cfg(test)]
@@ -44,8 +43,8 @@ mod tests {
     use crate::config::ExternalIdKey;
 
     #[test]
-    fn is_64_hexadecimal_characters_and_new_each_time() {
-        let (one, other) = (fresh().unwrap(), fresh().unwrap());
+    fn generates_a_different_key_of_64_hexadecimal_characters_each_time() {
+        let (one, other) = (generate().unwrap(), generate().unwrap());
         assert_ne!(one, other);
         for id in [one, other] {
             assert!(ExternalIdKey::from_hex(&id).is_some());

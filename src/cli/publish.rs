@@ -1,4 +1,4 @@
-//! `siem-relay publish`: the alerts of a Suricata EVE file into the service.
+//! `siem-relay publish`: publishes the alerts of a Suricata EVE file.
 
 use std::{
     io::{self, Write},
@@ -10,74 +10,74 @@ use std::{
 use clap::Args;
 use uuid::Uuid;
 
-use super::{complain, shutdown_on_signals};
+use super::{report_error, shutdown_on_signals};
 use crate::{
     config::EXIT_USAGE,
     publish::{self, ConsoleReporter, Input, PublishOptions},
 };
 use siem_client::{self, PublisherOptions};
 
-/// How long an interrupt waits for the answers in flight.
+/// Time that an interrupted run waits for the answers in flight.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
-/// How long a run that has an end goes on without an answer.
+/// Time without any answer after which a run without --follow fails.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(300);
 const MIB: u32 = 1 << 20;
 
 /// Publishes the alerts of a Suricata EVE file.
 ///
-/// Reads EVE JSON, one record a line. Alerts are published; records of other event
-/// types are counted and skipped; a broken line is reported with its number, and what is
-/// intact in it and after it is published. When the service restarts, it connects again and
-/// sends again what was not answered. A time without an offset is taken as UTC.
+/// Reads EVE JSON, one record per line. Alerts are published; records of other event types
+/// are counted and skipped. A broken line is reported with its number, and the intact
+/// records in and after it are published. If the service restarts, the publisher reconnects
+/// and sends the unanswered alerts again. A time without an offset is read as UTC.
 ///
-/// With --follow it goes on as `tail -F` does, across rotation and truncation, until
-/// SIGTERM or Ctrl-C, and remembers its place: the next run goes on behind the last
-/// alert that was answered. Nothing is lost by a restart of either side; what was sent
-/// and not answered is sent again, under the same ids. The first start reads the path and no
-/// other file; later, rotated files are read that are known to have been the path. A path that
-/// is not there or cannot be opened is waited for. Several files for one sensor, which
-/// Suricata writes by a filename with % or by threaded: yes, need a publisher each.
+/// With --follow it continues like `tail -F`, across rotation and truncation, until SIGTERM
+/// or Ctrl-C, and stores its position: the next run continues after the last answered
+/// alert. A restart of either side loses nothing; alerts that were sent and not answered are
+/// sent again with the same ids. The first run reads only the given path; later runs also
+/// read rotated files that are known to have had that path. If the path is missing or cannot
+/// be opened, the publisher waits for it. Several files for one sensor, which Suricata
+/// writes with a % in filename or with threaded: yes, need one publisher each.
 ///
-/// Exit codes: 0 where the whole input was read, no line was broken and every alert was
-/// accepted, also where there was none; with --follow the same, up to the signal. 64 where the
-/// options are wrong. 1 otherwise.
+/// Exit codes: 0 if the whole input was read (with --follow, up to the signal), no line was
+/// broken and every alert was accepted, also if there was no alert; 64 if the options are
+/// wrong; 1 otherwise.
 #[derive(Debug, Args)]
 pub struct PublishArgs {
-    /// The EVE file, or - for standard input, which may be a live pipe.
+    /// The EVE file, or - for standard input, which may be a pipe from a running sensor.
     #[arg(long, value_name = "FILE")]
     eve: PathBuf,
-    /// Follow the file, from the place that is remembered, or from its beginning.
+    /// Follow the file, from the stored position or else from its beginning.
     #[arg(long, conflicts_with = "from_line")]
     follow: bool,
-    /// Where the place is remembered. [default: beside the file, as .NAME.siem-relay]
+    /// File that stores the position. [default: .NAME.siem-relay in the directory of the file]
     #[arg(long, value_name = "FILE", requires = "follow")]
     state_file: Option<PathBuf>,
-    /// The organization whose events they are.
+    /// The organization of the events.
     #[arg(long, value_name = "ID")]
     organization: String,
     /// The network that the sensor watches.
     #[arg(long, value_name = "UUID")]
     network: Uuid,
-    /// The sensor. The events of one device stay in order.
+    /// The sensor's device id. The events of one device stay in order.
     #[arg(long, value_name = "UUID")]
     device: Uuid,
-    /// Where the service listens.
+    /// The address of the service.
     #[arg(long, value_name = "URL", default_value = siem_client::DEFAULT_ADDRESS, env = "SIEM_RELAY_ADDRESS")]
     address: String,
-    /// The first line that counts, from 1; an interrupted run tells it.
+    /// The first line to read, counted from 1. An interrupted run prints the line at which to
+    /// continue.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     from_line: u64,
-    /// Events of one request at most.
+    /// Maximum number of events in one request.
     #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=1_000))]
     batch_events: u16,
-    /// Requests that may be unanswered.
+    /// Maximum number of requests in flight.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1_000))]
     max_requests: u16,
-    /// MiB of events that may be unanswered.
+    /// Maximum size of the events in flight, in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1_024))]
     max_mib: u32,
-    /// Give up when nothing was answered for so many seconds. [default: 300, with
-    /// --follow never]
+    /// Fail after this many seconds without an answer. [default: 300; with --follow, never]
     #[arg(long, value_name = "SECONDS")]
     retry_for: Option<u32>,
 }
@@ -129,19 +129,19 @@ impl From<PublishArgs> for PublishOptions {
     }
 }
 
-/// Publishes, and prints the summary to stdout; all else goes to stderr.
+/// Publishes the input, and prints the summary to stdout and everything else to stderr.
 pub async fn run(args: PublishArgs) -> ExitCode {
     if args.follow && args.eve.as_os_str() == "-" {
         let _ = writeln!(
             io::stderr(),
-            "siem-relay: standard input cannot be followed: name a file, or leave --follow out"
+            "siem-relay: standard input cannot be followed; give a file, or omit --follow"
         );
         return EXIT_USAGE.into();
     }
     let shutdown = match shutdown_on_signals() {
         Ok(shutdown) => shutdown,
         Err(error) => {
-            complain("signals cannot be handled", &error);
+            report_error("cannot install signal handlers", &error);
             return ExitCode::FAILURE;
         }
     };
@@ -150,12 +150,12 @@ pub async fn run(args: PublishArgs) -> ExitCode {
     reporter.finish();
     match result {
         Ok(summary) => {
-            // Whoever closed stdout still gets the exit code.
+            // A closed stdout does not change the exit code.
             let _ = write!(io::stdout(), "{summary}");
             summary.exit_code().into()
         }
         Err(error) => {
-            complain("cannot publish", &error);
+            report_error("cannot publish", &error);
             match error.is_usage() {
                 true => EXIT_USAGE.into(),
                 false => ExitCode::FAILURE,
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_followed_has_a_state_file_and_patience() {
+    fn following_uses_a_state_file_and_never_gives_up() {
         let followed = options("--eve log/eve.json --follow").unwrap();
         let expected = |state_file: &str| Input::Follow {
             path: "log/eve.json".into(),
@@ -192,15 +192,15 @@ mod tests {
         };
         assert_eq!(followed.input, expected("log/.eve.json.siem-relay"));
         assert_eq!(followed.publisher.give_up_after, Duration::MAX);
-        let told = options("--eve log/eve.json --follow --state-file s --retry-for 5").unwrap();
-        assert_eq!(told.input, expected("s"));
-        assert_eq!(told.publisher.give_up_after, Duration::from_secs(5));
+        let explicit = options("--eve log/eve.json --follow --state-file s --retry-for 5").unwrap();
+        assert_eq!(explicit.input, expected("s"));
+        assert_eq!(explicit.publisher.give_up_after, Duration::from_secs(5));
         let whole = options("--eve log/eve.json").unwrap();
         assert_eq!(whole.publisher.give_up_after, GIVE_UP_AFTER);
     }
 
     #[test]
-    fn what_does_not_go_together_is_refused() {
+    fn conflicting_options_are_refused() {
         assert!(options("--eve x --follow --from-line 3").is_err());
         assert!(options("--eve x --state-file s").is_err());
     }

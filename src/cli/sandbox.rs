@@ -1,4 +1,4 @@
-//! `siem-relay sandbox`: the service with a stand-in for AWS, and detections that arrive.
+//! `siem-relay sandbox`: runs the service with a stand-in for AWS and sample detections.
 
 use std::{
     io::{self, Write as _},
@@ -12,7 +12,7 @@ use aws_stand_in::vendor_credentials;
 use clap::Args;
 use uuid::Uuid;
 
-use super::{complain, shutdown_on_signals};
+use super::{report_error, shutdown_on_signals};
 use crate::{
     config::{Config, EXIT_USAGE},
     domain::organization::OrganizationId,
@@ -21,52 +21,51 @@ use crate::{
     telemetry::{self, TelemetryGuard},
 };
 
-/// The service's own lines on status changes would repeat the show.
+/// Hides the service's log lines about status changes, which the sandbox prints itself.
 const DEFAULT_LOG_LEVEL: &str = "warn,siem_relay::watch=error";
 
-/// Runs the service with a local stand-in for AWS, and shows detections that arrive.
+/// Runs the service with a local stand-in for AWS, and shows how detections are delivered.
 ///
-/// One process, and nothing else: no account, no network, no files. It configures an
-/// integration, publishes sample detections, and prints what it reads back from the
-/// stream, and each change of status, until Ctrl-C. Where stdout is no terminal, it
-/// holds nothing but the CloudEvents as they were delivered, one a line, and all else
-/// goes to stderr. The database is a temporary directory that is removed at the end.
+/// Everything runs in one process, without an AWS account, network or files. It configures
+/// an integration, publishes sample detections, and prints the events that it reads back
+/// from the stream and each change of status, until Ctrl-C. If stdout is not a terminal, it
+/// contains only the CloudEvents as delivered, one per line; everything else goes to
+/// stderr. The database is a temporary directory that is removed at the end.
 ///
-/// With --events or --eve it ends by itself. The exit code is 0 where everything was
-/// read back, and no line of an EVE file was broken; 64 where the options are wrong;
-/// otherwise 1.
+/// With --events or --eve it ends by itself. Exit codes: 0 if every event was read back and
+/// no line of an EVE file was broken; 64 if the options are wrong; 1 otherwise.
 #[derive(Debug, Args)]
 pub struct SandboxArgs {
-    /// The port of the gRPC API, 0 for a free one. By default 50051; with --events or
-    /// --eve a free one where that is taken. With --aws-only, the port of the stand-in.
+    /// The port of the gRPC API; 0 picks a free one. [default: 50051; with --events or --eve a
+    /// free port if 50051 is in use] With --aws-only, the port of the stand-in.
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
-    /// Publish so many samples as fast as they are taken, and end.
+    /// Publish this many sample events as fast as they are accepted, and end.
     #[arg(long, value_name = "N", conflicts_with = "eve", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     events: Option<u64>,
-    /// Publish the alerts of this Suricata EVE file, or - for standard input, and end.
+    /// Publish the alerts of this Suricata EVE file (- for standard input), and end.
     #[arg(long, value_name = "FILE")]
     eve: Option<PathBuf>,
-    /// The organization whose events they are.
+    /// The organization of the events.
     #[arg(long, value_name = "ID", default_value = "acme", value_parser = organization)]
     organization: OrganizationId,
-    /// The network of the EVE file's sensor.
+    /// The network that the sensor of the EVE file watches.
     #[arg(long, value_name = "UUID", requires = "eve", default_value_t = DEFAULT_NETWORK)]
     network: Uuid,
-    /// The sensor of the EVE file.
+    /// The device id of the sensor of the EVE file.
     #[arg(long, value_name = "UUID", requires = "eve", default_value_t = DEFAULT_DEVICE)]
     device: Uuid,
-    /// With --events or --eve: give up when nothing arrived for so many seconds.
+    /// With --events or --eve: fail after this many seconds without a delivered event.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3_600))]
     timeout: u32,
-    /// Run only the stand-in for STS and Kinesis, empty, until a signal; print what to
-    /// export so that the AWS SDKs and `siem-relay serve` use it.
+    /// Run only the stand-in for STS and Kinesis, without roles or streams, until a signal.
+    /// Prints the environment variables with which AWS SDKs and `siem-relay serve` use it.
     #[arg(long, conflicts_with_all = ["events", "eve", "organization", "timeout"])]
     aws_only: bool,
-    /// The port of the stand-in; by default a free one.
+    /// The port of the stand-in. [default: a free one]
     #[arg(long, value_name = "PORT")]
     aws_port: Option<u16>,
-    /// What the service logs to stderr.
+    /// The log level of the service.
     #[arg(long, value_name = "LEVEL", default_value = DEFAULT_LOG_LEVEL)]
     log_level: String,
 }
@@ -103,7 +102,7 @@ impl From<SandboxArgs> for Options {
     }
 }
 
-/// Runs the sandbox, or only its stand-in.
+/// Runs the sandbox, or only its stand-in for AWS.
 pub async fn run(args: SandboxArgs) -> ExitCode {
     let _telemetry = match logs(&args.log_level) {
         Ok(guard) => guard,
@@ -112,7 +111,7 @@ pub async fn run(args: SandboxArgs) -> ExitCode {
     let shutdown = match shutdown_on_signals() {
         Ok(shutdown) => shutdown,
         Err(error) => {
-            complain("signals cannot be handled", &error);
+            report_error("cannot install signal handlers", &error);
             return ExitCode::FAILURE;
         }
     };
@@ -126,7 +125,7 @@ pub async fn run(args: SandboxArgs) -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            complain("the sandbox failed", &error);
+            report_error("the sandbox failed", &error);
             ExitCode::FAILURE
         }
     }
@@ -134,7 +133,7 @@ pub async fn run(args: SandboxArgs) -> ExitCode {
 
 fn logs(level: &str) -> Result<TelemetryGuard, ExitCode> {
     let usage = |error: &dyn std::error::Error| {
-        complain("cannot start", error);
+        report_error("cannot start", error);
         ExitCode::from(EXIT_USAGE)
     };
     let settings = [
@@ -145,11 +144,11 @@ fn logs(level: &str) -> Result<TelemetryGuard, ExitCode> {
     telemetry::init(&config).map_err(|error| usage(&error))
 }
 
-/// What a shell needs to use the stand-in.
+/// Prints the shell commands that make AWS SDKs use the stand-in.
 fn print_exports(address: SocketAddr) {
     let own = vendor_credentials();
     let url = format!("http://{address}");
-    // Whoever closed stdout or stderr does not want to know.
+    // A closed stdout or stderr is no failure.
     let _ = write!(
         io::stdout(),
         "export AWS_ACCESS_KEY_ID={}\n\
@@ -163,8 +162,9 @@ fn print_exports(address: SocketAddr) {
     );
     let _ = writeln!(
         io::stderr(),
-        "the stand-in for STS and Kinesis is at {url}, as {}; its control endpoint {url}/_control \
-         makes streams, roles and faults: docs/stand-in.md. Ctrl-C ends.",
+        "the stand-in for STS and Kinesis listens at {url}; the exported credentials are those of \
+         {}. Its control endpoint {url}/_control creates streams, roles and faults: see \
+         docs/stand-in.md. Ctrl-C ends it.",
         own.principal_arn
     );
 }
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_run_that_ends_moves_to_a_free_port_by_itself() {
+    fn only_a_run_that_ends_by_itself_falls_back_to_a_free_port() {
         let port = |arguments| options(arguments).unwrap().port;
         assert_eq!(port(""), Port::Exactly(DEFAULT_PORT));
         assert_eq!(port("--events 5"), Port::Preferably(DEFAULT_PORT));
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn an_eve_file_has_a_sensor() {
+    fn an_eve_file_has_a_default_network_and_device() {
         let feed = options("--eve - --organization other").unwrap().feed;
         assert_eq!(
             feed,
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_go_together_is_refused() {
+    fn conflicting_or_invalid_options_are_refused() {
         for arguments in [
             "--events 5 --eve x",
             "--events 0",

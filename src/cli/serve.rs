@@ -1,11 +1,11 @@
-//! `serve`: the service, with every setting as a flag.
+//! `siem-relay serve`: runs the service. Every setting is a flag.
 
 use std::{env, path::PathBuf, process::ExitCode};
 
 use clap::{Arg, ArgMatches, FromArgMatches, value_parser};
 use tracing::{Level, error, info};
 
-use super::{complain, error_chain, shutdown_on_signals};
+use super::{error_chain, report_error, shutdown_on_signals};
 use crate::{
     app,
     config::{self, CONFIG_FLAG, CONFIG_VARIABLE, Config, EXIT_USAGE, Setting, Sources},
@@ -34,21 +34,21 @@ pub(super) async fn run(args: Args) -> ExitCode {
     let config = match Config::load(args.into_sources()) {
         Ok(config) => config,
         Err(error) => {
-            complain("cannot start", &error);
+            report_error("cannot start", &error);
             return ExitCode::from(EXIT_USAGE);
         }
     };
     let _telemetry = match telemetry::init(&config) {
         Ok(guard) => guard,
         Err(error) => {
-            complain("cannot start", &error);
+            report_error("cannot start", &error);
             return ExitCode::from(EXIT_USAGE);
         }
     };
     let shutdown = match shutdown_on_signals() {
         Ok(shutdown) => shutdown,
         Err(error) => {
-            complain("cannot handle signals", &error);
+            report_error("cannot install signal handlers", &error);
             return ExitCode::FAILURE;
         }
     };
@@ -56,18 +56,18 @@ pub(super) async fn run(args: Args) -> ExitCode {
         version = env!("CARGO_PKG_VERSION"),
         listen = %config.listen,
         data_dir = %config.data_dir.display(),
-        "siem-relay starts"
+        "starting siem-relay"
     );
     match app::run(config, shutdown).await {
         Ok(()) => {
-            info!("siem-relay has stopped");
+            info!("siem-relay stopped");
             ExitCode::SUCCESS
         }
         Err(error) => {
             if tracing::enabled!(Level::ERROR) {
-                error!(error = error_chain(&error), "siem-relay cannot go on");
+                error!(error = error_chain(&error), "siem-relay failed");
             } else {
-                complain("cannot go on", &error);
+                report_error("the service failed", &error);
             }
             ExitCode::FAILURE
         }
@@ -113,8 +113,8 @@ impl FromArgMatches for Args {
     }
 }
 
-/// The flag of one setting. Its value stays text: the configuration checks all of
-/// them together.
+/// Flag of one setting. Its value stays text, because the configuration checks all settings
+/// together.
 fn flag_of(setting: &Setting) -> Arg {
     let default = setting.default.trim_matches(['(', ')']);
     let help = setting.help.trim_end_matches('.');
@@ -133,7 +133,7 @@ fn flag_of(setting: &Setting) -> Arg {
             .require_equals(true)
             .default_missing_value("true")
     } else {
-        // A secret is taken only to be refused with the advice to use the environment.
+        // The flag of a secret exists only so that the error can name the variable to use instead.
         flag.value_name(value_name(setting.name))
             .hide(setting.is_secret)
     }

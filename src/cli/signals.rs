@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT ask for an orderly shutdown.
+//! Orderly shutdown on SIGTERM and SIGINT.
 
 use std::{
     io, process,
@@ -8,40 +8,46 @@ use std::{
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// What a shell reports for a process that SIGINT ended.
+/// Exit code that a shell reports for a process that SIGINT ended.
 const EXIT_INTERRUPTED: i32 = 130;
 
-/// Signals so close to the first are the same one: `timeout` and supervisors signal a
+/// A signal this soon after the first is a duplicate: `timeout` and supervisors signal both a
 /// process and its group, so that it arrives twice.
-const ECHO: Duration = Duration::from_millis(200);
+const DUPLICATE_WINDOW: Duration = Duration::from_millis(200);
 
-/// A token that the first SIGTERM or SIGINT cancels. A second one, unless it comes
-/// within 200 ms, ends the process at once with exit code 130.
+/// Returns a token that the first SIGTERM or SIGINT cancels. A second signal, if it arrives
+/// more than 200 ms later, ends the process at once with exit code 130.
 ///
 /// # Errors
 ///
-/// Where the operating system refuses the handlers.
+/// If the signal handlers cannot be installed.
 pub fn shutdown_on_signals() -> io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let shutdown = CancellationToken::new();
     let token = shutdown.clone();
     tokio::spawn(async move {
-        let name = either(&mut terminate, &mut interrupt).await;
-        tracing::info!(signal = name, "shutting down; a second signal ends at once");
+        let name = next_signal(&mut terminate, &mut interrupt).await;
+        tracing::info!(
+            signal = name,
+            "shutting down; a second signal ends the process at once"
+        );
         token.cancel();
-        let echo_ends = Instant::now() + ECHO;
-        let mut name = either(&mut terminate, &mut interrupt).await;
-        while Instant::now() < echo_ends {
-            name = either(&mut terminate, &mut interrupt).await;
+        let duplicates_end = Instant::now() + DUPLICATE_WINDOW;
+        let mut name = next_signal(&mut terminate, &mut interrupt).await;
+        while Instant::now() < duplicates_end {
+            name = next_signal(&mut terminate, &mut interrupt).await;
         }
-        tracing::warn!(signal = name, "ending at once");
+        tracing::warn!(
+            signal = name,
+            "ending the process at once after a second signal"
+        );
         process::exit(EXIT_INTERRUPTED);
     });
     Ok(shutdown)
 }
 
-async fn either(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
+async fn next_signal(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
     tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",

@@ -5,17 +5,17 @@ use clap::{CommandFactory as _, error::ErrorKind};
 use super::*;
 use crate::config::{Config, Sources, settings};
 
-/// The settings that these flags of `serve` give.
+/// The settings that `serve` reads from these flags.
 fn flags(arguments: &[&str]) -> Result<Vec<(String, String)>, clap::Error> {
     let all = ["siem-relay", "serve"].iter().chain(arguments);
     match Cli::try_parse_from(all)?.command {
         Command::Serve(args) => Ok(args.flags),
-        _ => panic!("serve was named"),
+        _ => panic!("the subcommand is serve"),
     }
 }
 
 #[test]
-fn the_command_line_is_sound() {
+fn clap_accepts_the_definition_of_the_command_line() {
     Cli::command().debug_assert();
 }
 
@@ -48,7 +48,7 @@ fn a_switch_needs_no_value() {
 }
 
 #[test]
-fn a_secret_is_refused_as_a_flag_and_not_repeated() {
+fn a_secret_flag_is_refused_without_printing_its_value() {
     let error = Config::load(Sources {
         flags: flags(&["--external-id-key", "hunter2"]).unwrap(),
         ..Sources::default()
@@ -94,7 +94,7 @@ fn wrong_arguments_and_help_have_their_own_exit_codes() {
 }
 
 #[test]
-fn an_error_is_told_with_its_sources_once() {
+fn an_error_chain_repeats_no_message() {
     #[derive(Debug, thiserror::Error)]
     #[error("cannot open the log")]
     struct Outer(#[source] Inner);

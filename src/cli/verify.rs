@@ -1,4 +1,4 @@
-//! `siem-relay verify`: proves from what is in a stream that nothing is missing.
+//! `siem-relay verify`: proves from the records of a stream that no event is missing.
 
 use std::{
     fs::File,
@@ -12,92 +12,93 @@ use clap::{ArgGroup, Args, ValueEnum};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use super::complain;
+use super::report_error;
 use crate::{
     domain::arn::StreamArn,
     sink::{ReadError, StreamReader},
     verify::{Audit, Expectation, Intake, Report, Start, Verdict},
 };
 
-/// Something is missing, or contradicts what was promised.
+/// Events are missing, or records contradict each other.
 const EXIT_INCOMPLETE: u8 = 1;
-/// Nothing is proven: the input cannot be read, or has nothing of siem-relay's.
+/// Nothing is proven: the input cannot be read, or contains no event of siem-relay.
 const EXIT_UNREAD: u8 = 2;
 const CHUNK_BYTES: usize = 1 << 20;
-/// What a gzip file starts with (RFC 1952).
-const GZIP: [u8; 2] = [0x1f, 0x8b];
-/// Listed for a person, and for a program.
+/// First bytes of a gzip file (RFC 1952).
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+/// Default numbers of problems that are listed one by one.
 const LISTED_TEXT: usize = 20;
 const LISTED_JSON: usize = 10_000;
-/// Between looks for what fills a hole.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval between reads of a stream with holes.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Proves from a stream's records that nothing is missing.
+/// Proves from the records of a stream that no event is missing.
 ///
 /// Reads captured records, or a stream through GetRecords with the credentials and
-/// endpoints that the AWS SDK finds, and says for each integration: the first and last
-/// sequence, duplicates, holes, gap events, events that arrived out of order. Captured
-/// records are CloudEvents one a line or end to end, what `aws kinesis get-records`
-/// answers, or what Lambda gets.
+/// endpoints that the AWS SDK finds. For each integration it reports the first and last
+/// sequence, duplicates, holes, gap events and events out of order. Captured records are
+/// CloudEvents, one per line or concatenated, the output of `aws kinesis get-records`, or
+/// the input of a Lambda function.
 ///
-/// The exit code is 0 where every sequence is there, or a gap event stands for it; 1
-/// where something is missing or contradicts; 2 where nothing could be read; 64 where
-/// the options are wrong.
+/// Exit codes: 0 if every sequence is present or announced by a gap event; 1 if events are
+/// missing or records contradict each other; 2 if nothing could be read; 64 if the options
+/// are wrong.
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("input").required(true).multiple(true).args(["files", "streams"])))]
 pub struct VerifyArgs {
-    /// Files of captured records, or - for standard input. All are judged together.
+    /// Files of captured records, or - for standard input. All files are checked together.
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Read this stream, every shard from its oldest record up to now. May be repeated,
-    /// for an integration that had several.
+    /// Read this stream, every shard from its oldest record up to now. Repeat it for an
+    /// integration that had several streams.
     #[arg(long = "stream", value_name = "ARN", value_parser = stream_arn)]
     streams: Vec<StreamArn>,
-    /// Judge only this integration; may be repeated. One that has no record is incomplete.
+    /// Check only this integration; may be repeated. An integration without any record is
+    /// incomplete.
     #[arg(long = "integration", value_name = "UUID")]
     integrations: Vec<Uuid>,
-    /// The sequence with which the records are to begin. [default: 1]
+    /// The first expected sequence. [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), conflicts_with = "from_first_read")]
     first_sequence: Option<u64>,
-    /// Begin with the first sequence that was read: what was before it was not captured,
-    /// or the stream no longer keeps it.
+    /// Start with the first sequence that is read. Use it if earlier records were not captured,
+    /// or the stream no longer has them.
     #[arg(long)]
     from_first_read: bool,
-    /// The sequence that the records are to reach, such as the `accepted` of Get. What is
-    /// beyond it is not judged. [default: the last that was read]
+    /// The last expected sequence, such as `accepted` in the answer of Get. Later sequences are
+    /// not checked. [default: the last one that is read]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     last_sequence: Option<u64>,
-    /// Fail also where an event arrived after a later one of its device, which Kinesis
-    /// may do within one request.
+    /// Also fail if events of one device are out of order, which Kinesis allows within one
+    /// request.
     #[arg(long)]
     strict_order: bool,
-    /// Where a stream has holes, read on for so many seconds: what fills them may be on
-    /// its way.
+    /// Keep reading a stream with holes for this many seconds, since the missing events may
+    /// arrive late.
     #[arg(long, value_name = "SECONDS", default_value_t = 10, requires = "streams", value_parser = clap::value_parser!(u32).range(..=86_400))]
     wait: u32,
-    /// How to tell what was found.
+    /// Format of the report.
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
-    /// How many holes, gaps and the like are listed one by one; all are counted.
-    /// [default: 20, with JSON 10000]
+    /// Maximum number of holes, gaps and other findings that are listed; all are counted.
+    /// [default: 20, with --output json 10000]
     #[arg(long, value_name = "N")]
     list: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Output {
-    /// For a person.
+    /// Text for human readers.
     Text,
     /// One JSON object on one line.
     Json,
 }
 
-/// Why nothing is proven.
+/// Reason that nothing is proven.
 #[derive(Debug, thiserror::Error)]
 enum VerifyError {
     #[error("{name}: {source}")]
     Input { name: String, source: io::Error },
-    #[error("{name} is compressed; give it as `gunzip -c {name} | siem-relay verify -`")]
+    #[error("{name} is compressed; run `gunzip -c {name} | siem-relay verify -`")]
     Compressed { name: String },
     #[error(transparent)]
     Stream(#[from] ReadError),
@@ -125,16 +126,16 @@ impl VerifyArgs {
     }
 }
 
-/// Reads everything, and prints what was found.
+/// Reads all inputs and prints the report.
 pub(super) async fn run(args: VerifyArgs) -> ExitCode {
     let mut audit = Audit::new(args.expectation());
     if let Err(error) = read(&args, &mut audit).await {
-        complain("cannot verify", &error);
+        report_error("cannot verify", &error);
         return EXIT_UNREAD.into();
     }
     let report = audit.report();
     if let Err(error) = print(&report, args.output) {
-        complain("cannot print", &error);
+        report_error("cannot print the report", &error);
     }
     match report.verdict {
         Verdict::Complete => ExitCode::SUCCESS,
@@ -167,11 +168,12 @@ async fn read(args: &VerifyArgs, audit: &mut Audit) -> Result<(), VerifyError> {
         readers.push(StreamReader::new(stream.clone()).await);
     }
     catch_up(&mut readers, audit).await?;
-    // What was written meanwhile is in some shards' part, and not in others'.
+    // Records written during the first pass may have been read from some shards and not from
+    // others.
     audit.set_horizon();
     let deadline = Instant::now() + Duration::from_secs(args.wait.into());
     while !audit.is_whole() && Instant::now() < deadline {
-        sleep(LOOK).await;
+        sleep(POLL_INTERVAL).await;
         catch_up(&mut readers, audit).await?;
     }
     Ok(())
@@ -206,7 +208,7 @@ fn read_file(path: &Path, audit: &mut Audit) -> Result<(), VerifyError> {
     }
 }
 
-/// Answers false where the input is compressed.
+/// Reads the whole input. Returns false if it is compressed.
 fn read_all(mut input: impl Read, name: &str, audit: &mut Audit) -> io::Result<bool> {
     let mut intake = Intake::new(audit, name);
     let mut chunk = vec![0; CHUNK_BYTES];
@@ -218,7 +220,7 @@ fn read_all(mut input: impl Read, name: &str, audit: &mut Audit) -> io::Result<b
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
         };
-        if at_start && chunk[..length].starts_with(&GZIP) {
+        if at_start && chunk[..length].starts_with(&GZIP_MAGIC) {
             return Ok(false);
         }
         at_start = false;

@@ -1,5 +1,5 @@
-//! How the text of one setting becomes a typed value. A message says what is wrong
-//! and what to do, after the setting's name.
+//! Rules that turn the text of a setting into a typed value. An error message follows the
+//! name of the setting; it describes the problem and the remedy.
 
 use std::{
     fmt::{self, Display},
@@ -11,20 +11,22 @@ use std::{
 };
 
 use secrecy::{ExposeSecret, SecretBox};
+use tracing_subscriber::EnvFilter;
 
+use super::source::nearest;
 use crate::domain::arn::RoleArn;
 
-/// What a setting allows.
+/// Type and limits of one setting.
 pub(super) trait Rule {
     type Value;
 
-    /// The allowed values, for the table.
+    /// Description of the allowed values, for the settings table.
     fn limits(&self) -> String;
 
-    /// The value, or what is wrong and what to do.
+    /// Returns the value, or a message with the problem and the remedy.
     fn parse(&self, text: &str) -> Result<Self::Value, String>;
 
-    /// The value where nothing is given, if that is not the default text.
+    /// Value of a setting that is not given, if it is not the parsed default text.
     fn absent(&self) -> Option<Self::Value> {
         None
     }
@@ -61,8 +63,8 @@ impl<R: Rule> Rule for Optional<R> {
     }
 }
 
-/// An IP address and a port. Host names are refused: what one resolves to may
-/// change between the check for loopback and the listening.
+/// An IP address and a port. Host names are refused, because a name may resolve to another
+/// address after the check for loopback.
 pub(super) struct Address;
 
 impl Rule for Address {
@@ -82,13 +84,13 @@ impl Rule for Address {
             format!("{text:?} lacks a port; {advice}")
         } else {
             format!(
-                "{text:?} is not an IP address and a port (host names are not looked up); {advice}"
+                "{text:?} is not an IP address and a port (host names are not resolved); {advice}"
             )
         })
     }
 }
 
-/// A directory's path.
+/// The path of a directory.
 pub(super) struct Directory;
 
 impl Rule for Directory {
@@ -103,7 +105,7 @@ impl Rule for Directory {
     }
 }
 
-/// The path of the file that holds the key, and not the key itself by mistake.
+/// The path of the key file. A key given here by mistake is refused.
 pub(super) struct KeyFile;
 
 impl Rule for KeyFile {
@@ -116,8 +118,8 @@ impl Rule for KeyFile {
     fn parse(&self, text: &str) -> Result<PathBuf, String> {
         if key(text).is_some() {
             return Err(
-                "holds a key where a path belongs; write the key into a file that only this \
-                 service may read, and make a new one, since this one may have been seen"
+                "is a key instead of a path; write a new key into a file that only this service \
+                 can read, and give its path. Do not use this key, because others may have seen it"
                     .to_owned(),
             );
         }
@@ -130,12 +132,12 @@ fn path(text: &str) -> Result<PathBuf, String> {
         return Err("is empty; give a path".to_owned());
     }
     if text.contains('\0') {
-        return Err("holds a NUL character; give a path".to_owned());
+        return Err("contains a NUL character; give a path".to_owned());
     }
     Ok(PathBuf::from(text))
 }
 
-/// Yes or no.
+/// A boolean flag.
 pub(super) struct Switch;
 
 impl Rule for Switch {
@@ -147,7 +149,7 @@ impl Rule for Switch {
 
     fn parse(&self, text: &str) -> Result<bool, String> {
         text.parse()
-            .map_err(|_| format!("{text:?} is neither true nor false; give one of the two"))
+            .map_err(|_| format!("{text:?} is neither true nor false; give one of these"))
     }
 
     fn is_switch(&self) -> bool {
@@ -155,7 +157,7 @@ impl Rule for Switch {
     }
 }
 
-/// A number of things.
+/// A count.
 pub(super) struct Count(pub RangeInclusive<usize>);
 
 impl Rule for Count {
@@ -185,7 +187,7 @@ impl Rule for Bytes {
     }
 }
 
-/// A time in milliseconds.
+/// A duration in milliseconds.
 pub(super) struct Millis(pub RangeInclusive<u64>);
 
 impl Rule for Millis {
@@ -200,7 +202,7 @@ impl Rule for Millis {
     }
 }
 
-/// A time in seconds.
+/// A duration in seconds.
 pub(super) struct Seconds(pub RangeInclusive<u64>);
 
 impl Rule for Seconds {
@@ -227,7 +229,7 @@ where
     let advice = format!("give a whole number from {least} to {most}{unit}");
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(format!(
-            "{text:?} is not a whole number in digits; {advice}"
+            "{text:?} is not a whole number in decimal digits; {advice}"
         ));
     }
     text.parse::<u128>()
@@ -237,7 +239,7 @@ where
         .ok_or_else(|| format!("{text} is out of range; {advice}"))
 }
 
-/// Text with a syntax of its own.
+/// A text with a syntax.
 pub(super) struct Text(pub &'static Syntax);
 
 /// The syntax of a text.
@@ -276,19 +278,19 @@ impl Rule for Role {
     }
 }
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Lines for human readers.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// One of two words, and what each means.
-pub(super) struct Either<T>(pub(super) [(&'static str, T); 2]);
+/// A choice between two words, each with its value.
+pub(super) struct Choice<T>(pub(super) [(&'static str, T); 2]);
 
-impl<T: Copy> Rule for Either<T> {
+impl<T: Copy> Rule for Choice<T> {
     type Value = T;
 
     fn limits(&self) -> String {
@@ -300,24 +302,24 @@ impl<T: Copy> Rule for Either<T> {
         let [(one, _), (other, _)] = self.0;
         let found = self.0.iter().find(|(word, _)| *word == text);
         found
-            .map(|(_, meaning)| *meaning)
-            .ok_or_else(|| format!("{text:?} is neither {one} nor {other}; give one of the two"))
+            .map(|(_, value)| *value)
+            .ok_or_else(|| format!("{text:?} is neither {one} nor {other}; give one of these"))
     }
 }
 
-pub(super) const LOG_FORMATS: Either<LogFormat> =
-    Either([("text", LogFormat::Text), ("json", LogFormat::Json)]);
+pub(super) const LOG_FORMATS: Choice<LogFormat> =
+    Choice([("text", LogFormat::Text), ("json", LogFormat::Json)]);
 
-/// Which external IDs may be configured.
+/// External IDs that Configure accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExternalIdPolicy {
-    /// Any that a customer brings.
+    /// Any external ID, chosen by the customer or issued.
     Any,
-    /// Only those that were issued to the organization.
+    /// Only external IDs that were issued to the organization.
     Issued,
 }
 
-pub(super) const POLICIES: Either<ExternalIdPolicy> = Either([
+pub(super) const POLICIES: Choice<ExternalIdPolicy> = Choice([
     ("any", ExternalIdPolicy::Any),
     ("issued", ExternalIdPolicy::Issued),
 ]);
@@ -327,37 +329,37 @@ pub(super) const POLICIES: Either<ExternalIdPolicy> = Either([
 pub enum ExternalIdProof {
     /// Nothing is delivered with it.
     Refuse,
-    /// The log warns.
+    /// Events are delivered, and the log warns.
     Warn,
 }
 
-pub(super) const PROOFS: Either<ExternalIdProof> = Either([
+pub(super) const PROOFS: Choice<ExternalIdProof> = Choice([
     ("refuse", ExternalIdProof::Refuse),
     ("warn", ExternalIdProof::Warn),
 ]);
 
-/// Who makes PutRecords requests.
+/// Client for PutRecords requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PutRecordsClient {
-    /// This service itself.
+    /// The service's own client.
     Direct,
     /// The AWS SDK.
     Sdk,
 }
 
-pub(super) const CLIENTS: Either<PutRecordsClient> = Either([
+pub(super) const CLIENTS: Choice<PutRecordsClient> = Choice([
     ("direct", PutRecordsClient::Direct),
     ("sdk", PutRecordsClient::Sdk),
 ]);
 
-/// A key of 256 bits, wiped from memory with its last copy; printing it with `{:?}`
-/// does not show it.
+/// A key of 256 bits. It is wiped from memory when its last copy is dropped, and its `Debug`
+/// output does not contain it.
 #[derive(Clone)]
 pub struct ExternalIdKey(Arc<SecretBox<[u8; 32]>>);
 
 impl ExternalIdKey {
-    /// The key from 64 hexadecimal characters, as a key file and the environment hold
-    /// it; `None` where `text` is anything else.
+    /// Reads a key of 64 hexadecimal characters, the form of the key file and of the
+    /// environment variable. `None` for any other text.
     pub fn from_hex(text: &str) -> Option<Self> {
         key(text)
     }
@@ -384,9 +386,10 @@ impl Rule for Key {
     }
 
     fn parse(&self, text: &str) -> Result<ExternalIdKey, String> {
-        // The text is a secret, or nearly one: it is not repeated.
+        // The message must not repeat the text, which is a secret or close to one.
         key(text).ok_or_else(|| {
-            "is not a key; give 64 hexadecimal characters, such as siem-relay external-id prints"
+            "is not a key; give 64 hexadecimal characters, for example the output of siem-relay \
+             external-id"
                 .to_owned()
         })
     }
@@ -397,22 +400,141 @@ impl Rule for Key {
 }
 
 fn key(text: &str) -> Option<ExternalIdKey> {
-    let digits = text.as_bytes();
-    if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
-        return None;
-    }
+    let mut decoded = Ok(());
     let secret = SecretBox::init_with_mut(|bytes: &mut [u8; 32]| {
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-            *byte = nibble(pair[0]) << 4 | nibble(pair[1]);
-        }
+        decoded = hex::decode_to_slice(text, bytes);
     });
-    Some(ExternalIdKey(Arc::new(secret)))
+    decoded.is_ok().then(|| ExternalIdKey(Arc::new(secret)))
 }
 
-/// The value of one hexadecimal digit.
-fn nibble(digit: u8) -> u8 {
-    match digit {
-        b'0'..=b'9' => digit - b'0',
-        _ => (digit | 0x20) - b'a' + 10,
+/// A non-empty URI-reference, as CloudEvents 1.0 requires for `source`. Every record carries
+/// it, so its length is limited.
+pub(super) const EVENT_SOURCE: Syntax = Syntax {
+    limits: "a URI-reference of up to 256 characters",
+    check: uri_reference,
+};
+
+/// CloudEvents 1.0: `type` should start with a reverse-DNS name.
+pub(super) const EVENT_TYPE_PREFIX: Syntax = Syntax {
+    limits: "a reverse-DNS name, such as `com.example`, of up to 128 characters",
+    check: reverse_dns,
+};
+
+/// AWS STS API reference, AssumeRole, RoleSessionName.
+pub(super) const ROLE_SESSION_NAME: Syntax = Syntax {
+    limits: "2 to 64 of `A-Z a-z 0-9 _ + = , . @ -`",
+    check: role_session_name,
+};
+
+/// The directives of tracing-subscriber's `EnvFilter`.
+pub(super) const LOG_LEVEL: Syntax = Syntax {
+    limits: "`error`, `warn`, `info`, `debug`, `trace` or `off`, or a list of directives, such as `info,siem_relay::worker=debug`",
+    check: log_directives,
+};
+
+/// RFC 3986, section 4.1.
+fn uri_reference(text: &str) -> Result<(), String> {
+    let refuse = |what: &str| {
+        Err(format!(
+            "{text:?} {what}; give a URI-reference, such as https://example.com/ids"
+        ))
+    };
+    if text.len() > 256 {
+        return Err("has more than 256 characters; give a shorter URI-reference".to_owned());
     }
+    if !text.bytes().all(is_uri_byte) {
+        return refuse("contains a character that is not allowed in a URI");
+    }
+    if !has_valid_percent_escapes(text) {
+        return refuse("contains a % without two hexadecimal digits");
+    }
+    if text.matches('#').count() > 1 {
+        return refuse("contains more than one #");
+    }
+    // A colon before the first slash, question mark or number sign ends a scheme.
+    let first = text.split(['/', '?', '#']).next().unwrap_or_default();
+    match first.split_once(':') {
+        Some((scheme, _)) if !is_scheme(scheme) => refuse("does not start with a URI scheme"),
+        _ => Ok(()),
+    }
+}
+
+fn is_uri_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~:/?#[]@!$&'()*+,;=%".contains(&byte)
+}
+
+fn has_valid_percent_escapes(text: &str) -> bool {
+    text.split('%').skip(1).all(|rest| {
+        let digits = rest.as_bytes();
+        digits.len() >= 2 && digits[..2].iter().all(u8::is_ascii_hexdigit)
+    })
+}
+
+fn is_scheme(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_alphabetic())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+}
+
+fn reverse_dns(text: &str) -> Result<(), String> {
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
+    if text.len() <= 128 && text.contains('.') && text.split('.').all(is_label) {
+        return Ok(());
+    }
+    Err(format!(
+        "{text:?} is not a reverse-DNS name of up to 128 characters; give one, such as com.example"
+    ))
+}
+
+fn role_session_name(text: &str) -> Result<(), String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+=,.@-".contains(&byte);
+    if (2..=64).contains(&text.len()) && text.bytes().all(allowed) {
+        return Ok(());
+    }
+    Err(format!(
+        "{text:?} is not a role session name; give 2 to 64 letters, digits or any of _+=,.@-"
+    ))
+}
+
+fn log_directives(text: &str) -> Result<(), String> {
+    if !text.is_ascii() {
+        // EnvFilter slices such text inside a character and panics.
+        return Err(format!(
+            "{text:?} contains non-ASCII characters; give directives such as info,siem_relay=debug"
+        ));
+    }
+    // EnvFilter reads a word that is not a level as a target, and a missing level as `trace`.
+    for word in text.split(',').map(str::trim) {
+        if let Some(target) = word.strip_suffix('=') {
+            return Err(format!(
+                "{word:?} has no level after the =; give one, such as {target}=debug"
+            ));
+        }
+        let levels = ["off", "error", "warn", "info", "debug", "trace"];
+        let is_level = levels.iter().any(|level| level.eq_ignore_ascii_case(word));
+        if !is_level && !word.contains(['=', ':', '[']) {
+            let hint = nearest(word, levels)
+                .map(|level| format!("did you mean {level}? "))
+                .unwrap_or_default();
+            return Err(format!(
+                "{word:?} is not a level; {hint}give one of {}, or target=level",
+                levels.join(", ")
+            ));
+        }
+    }
+    EnvFilter::builder()
+        .parse(text)
+        .map(|_| ())
+        .map_err(|error| {
+            format!("{text:?} is not a list of log directives ({error}); give one such as info,siem_relay=debug")
+        })
 }

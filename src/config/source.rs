@@ -1,4 +1,4 @@
-//! Where values come from: flags, environment and file, gathered as text by name.
+//! Collects the texts of all settings from flags, environment and file.
 
 use std::{
     collections::BTreeMap,
@@ -7,12 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
-    Setting,
-    nearest::nearest,
-    problem::{Origin, Problem},
-    settings,
-};
+use super::{Origin, Problem, Setting, settings};
 
 /// The flag that names the configuration file.
 pub const CONFIG_FLAG: &str = "config";
@@ -21,29 +16,28 @@ pub const CONFIG_VARIABLE: &str = "SIEM_RELAY_CONFIG";
 
 const PREFIX: &str = "SIEM_RELAY_";
 
-/// What a [`super::Config`] is read from.
+/// Inputs of [`Config::load`](super::Config::load).
 #[derive(Default)]
 pub struct Sources {
-    /// The configuration file that a flag names.
+    /// The configuration file named by a flag.
     pub file: Option<PathBuf>,
-    /// Settings by name, as flags give them.
+    /// Names and values of the flags.
     pub flags: Vec<(String, String)>,
     /// The environment.
     pub environment: Vec<(OsString, OsString)>,
 }
 
-/// The text of a setting and where it came from. It may be a secret, so it does not
-/// print.
-pub(super) struct Value {
+/// Text of a setting and its origin. It may be a secret, so the type has no `Debug`.
+pub(super) struct RawValue {
     pub text: String,
     pub origin: Origin,
 }
 
-/// All that was given, by the name of the setting; the strongest source won.
-pub(super) struct Given(BTreeMap<&'static str, Value>);
+/// The given settings by name, each from the source with the highest priority.
+pub(super) struct RawValues(BTreeMap<&'static str, RawValue>);
 
-impl Given {
-    pub(super) fn get(&self, name: &str) -> Option<&Value> {
+impl RawValues {
+    pub(super) fn get(&self, name: &str) -> Option<&RawValue> {
         self.0.get(name)
     }
 
@@ -52,20 +46,20 @@ impl Given {
             .map_or(Origin::Default, |value| value.origin.clone())
     }
 
-    /// Reads every source, the weakest first, so that the stronger overwrite.
-    pub(super) fn gather(sources: Sources, problems: &mut Vec<Problem>) -> Self {
+    /// Reads the sources in ascending priority, so that later ones overwrite earlier ones.
+    pub(super) fn collect(sources: Sources, problems: &mut Vec<Problem>) -> Self {
         let known = settings();
-        let mut given = Self(BTreeMap::new());
+        let mut values = Self(BTreeMap::new());
         let (environment, file_by_variable) = own_variables(sources.environment, problems);
         if let Some(path) = sources.file.or(file_by_variable) {
-            given.take_file(&path, &known, problems);
+            values.add_file(&path, &known, problems);
         }
-        given.take_environment(environment, &known, problems);
-        given.take_flags(sources.flags, &known, problems);
-        given
+        values.add_environment(environment, &known, problems);
+        values.add_flags(sources.flags, &known, problems);
+        values
     }
 
-    fn take_flags(
+    fn add_flags(
         &mut self,
         flags: Vec<(String, String)>,
         known: &[Setting],
@@ -86,7 +80,7 @@ impl Given {
         }
     }
 
-    fn take_environment(
+    fn add_environment(
         &mut self,
         variables: Vec<(String, Option<String>)>,
         known: &[Setting],
@@ -94,7 +88,7 @@ impl Given {
     ) {
         for (variable, text) in variables {
             let setting = known.iter().find(|setting| setting.variable() == variable);
-            let what = match (setting, text) {
+            let message = match (setting, text) {
                 (Some(setting), Some(text)) => {
                     self.put(setting, text, Origin::Environment);
                     continue;
@@ -102,22 +96,22 @@ impl Given {
                 (Some(_), None) => "is not UTF-8; set it to plain text".to_owned(),
                 (None, _) => unknown_variable(&variable, known),
             };
-            problems.push(Problem::new(&variable, Origin::Environment, what));
+            problems.push(Problem::new(&variable, Origin::Environment, message));
         }
     }
 
-    fn take_file(&mut self, path: &Path, known: &[Setting], problems: &mut Vec<Problem>) {
+    fn add_file(&mut self, path: &Path, known: &[Setting], problems: &mut Vec<Problem>) {
         let origin = Origin::File(path.to_owned());
         let table = match read_table(path) {
             Ok(table) => table,
-            Err(what) => {
-                problems.push(Problem::new("the settings", origin, what));
+            Err(message) => {
+                problems.push(Problem::new("the settings", origin, message));
                 return;
             }
         };
         for (key, value) in table {
             let name = key.replace('_', "-");
-            let what = match known.iter().find(|setting| setting.name == name) {
+            let message = match known.iter().find(|setting| setting.name == name) {
                 None => unknown(&name, names(known)),
                 Some(setting) if setting.is_secret => environment_only(setting),
                 Some(setting) if self.0.contains_key(setting.name) => {
@@ -128,20 +122,20 @@ impl Given {
                         self.put(setting, text, origin.clone());
                         continue;
                     }
-                    Err(what) => what,
+                    Err(message) => message,
                 },
             };
-            problems.push(Problem::new(&key, origin.clone(), what));
+            problems.push(Problem::new(&key, origin.clone(), message));
         }
     }
 
     fn put(&mut self, setting: &Setting, text: String, origin: Origin) {
-        self.0.insert(setting.name, Value { text, origin });
+        self.0.insert(setting.name, RawValue { text, origin });
     }
 }
 
-/// The environment variable that sets the setting `name`; a variable's own name
-/// stays as it is.
+/// Environment variable of the setting `name`. A name that is a variable already is returned
+/// unchanged.
 pub(super) fn variable_of(name: &str) -> String {
     if name.starts_with(PREFIX) {
         return name.to_owned();
@@ -149,8 +143,8 @@ pub(super) fn variable_of(name: &str) -> String {
     format!("{PREFIX}{}", name.replace('-', "_").to_uppercase())
 }
 
-/// The variables that are ours, and the configuration file that one of them names.
-/// A value that is not UTF-8 comes as `None`.
+/// The variables with our prefix, and the configuration file that one of them names. A value
+/// that is not UTF-8 is `None`.
 fn own_variables(
     environment: Vec<(OsString, OsString)>,
     problems: &mut Vec<Problem>,
@@ -166,7 +160,7 @@ fn own_variables(
                 problems.push(Problem::new(
                     &name,
                     Origin::Environment,
-                    "is empty; give the path of a file, or unset it",
+                    "is empty; give the path of a file, or unset the variable",
                 ));
             } else {
                 file = Some(PathBuf::from(value));
@@ -179,8 +173,8 @@ fn own_variables(
     (own, file)
 }
 
-/// Kubernetes sets variables named after each Service, so a Service `siem-relay`
-/// gives `SIEM_RELAY_SERVICE_HOST`, `SIEM_RELAY_PORT_50051_TCP` and more
+/// Whether Kubernetes set the variable. It sets variables named after each Service: for a
+/// Service `siem-relay`, `SIEM_RELAY_SERVICE_HOST`, `SIEM_RELAY_PORT_50051_TCP` and more
 /// (Kubernetes documentation, Service, "Environment variables").
 fn is_service_link(name: &str) -> bool {
     name.ends_with("_SERVICE_HOST")
@@ -192,8 +186,8 @@ fn is_service_link(name: &str) -> bool {
             .any(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
 }
 
-/// The file as TOML. A syntax error is told by line and column, without the line's
-/// text, which may hold a secret.
+/// Reads the file as TOML. A syntax error is reported by line and column, without the text
+/// of the line, which may contain a secret.
 fn read_table(path: &Path) -> Result<toml::Table, String> {
     let text = fs::read_to_string(path)
         .map_err(|error| format!("cannot be read: {error}; give a readable TOML file"))?;
@@ -208,7 +202,7 @@ fn read_table(path: &Path) -> Result<toml::Table, String> {
             .count()
             + 1;
         format!(
-            "are not TOML at line {line}, column {column}: {}; mend that line",
+            "are not valid TOML at line {line}, column {column}: {}; correct that line",
             error.message()
         )
     })
@@ -218,9 +212,9 @@ fn scalar(value: toml::Value) -> Result<String, String> {
     match value {
         toml::Value::String(text) => Ok(text),
         toml::Value::Integer(number) => Ok(number.to_string()),
-        toml::Value::Boolean(yes) => Ok(yes.to_string()),
+        toml::Value::Boolean(value) => Ok(value.to_string()),
         other => Err(format!(
-            "is of TOML type {}; give a string, an integer or a boolean",
+            "has the TOML type {}; give a string, an integer or a boolean",
             other.type_str()
         )),
     }
@@ -235,30 +229,48 @@ fn names(known: &[Setting]) -> impl Iterator<Item = &str> {
 
 fn environment_only(setting: &Setting) -> String {
     format!(
-        "is a secret and may only come from the environment; set {} instead",
+        "is a secret, which is accepted only from the environment; set {} instead",
         setting.variable()
     )
 }
 
-/// The prefix is left out of the comparison, or every short name would be near.
+/// Message about an unknown variable. Names are compared without their prefix, which would
+/// make every short name similar.
 fn unknown_variable(variable: &str, known: &[Setting]) -> String {
-    let bare = |name: &str| name.trim_start_matches(PREFIX).to_owned();
+    let without_prefix = |name: &str| name.trim_start_matches(PREFIX).to_owned();
     let candidates: Vec<String> = known
         .iter()
-        .map(|setting| bare(&setting.variable()))
-        .chain([bare(CONFIG_VARIABLE)])
+        .map(|setting| without_prefix(&setting.variable()))
+        .chain([without_prefix(CONFIG_VARIABLE)])
         .collect();
-    match nearest(&bare(variable), candidates.iter().map(String::as_str)) {
+    match nearest(
+        &without_prefix(variable),
+        candidates.iter().map(String::as_str),
+    ) {
         Some(candidate) => {
-            format!("is no setting; did you mean {PREFIX}{candidate}? if not, unset it")
+            format!("is not a setting; did you mean {PREFIX}{candidate}? If not, unset it")
         }
-        None => "is no setting; unset it, or see siem-relay serve --help".to_owned(),
+        None => "is not a setting; unset it, or see siem-relay serve --help".to_owned(),
     }
 }
 
 fn unknown<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> String {
     match nearest(name, candidates) {
-        Some(candidate) => format!("is no setting; did you mean {candidate}? if not, remove it"),
-        None => "is no setting; remove it, or see siem-relay serve --help".to_owned(),
+        Some(candidate) => format!("is not a setting; did you mean {candidate}? If not, remove it"),
+        None => "is not a setting; remove it, or see siem-relay serve --help".to_owned(),
     }
+}
+
+/// Returns the candidate with the smallest edit distance to `name`, if that is small enough
+/// for a typing error.
+pub(super) fn nearest<'a>(
+    name: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::levenshtein(name, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
+        .min()
+        .map(|(_, candidate)| candidate)
 }

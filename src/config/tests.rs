@@ -6,13 +6,13 @@ use super::*;
 
 const KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899AABBCCDDEEFF";
 
-/// Sources out of flags, variables and the text of a file.
-struct Scene {
+/// Sources made of flags, variables and the text of a file.
+struct TestSources {
     sources: Sources,
     directory: tempfile::TempDir,
 }
 
-fn given(flags: &[(&str, &str)], variables: &[(&str, &str)], file: &str) -> Scene {
+fn given(flags: &[(&str, &str)], variables: &[(&str, &str)], file: &str) -> TestSources {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("siem.toml");
     fs::write(&path, file).unwrap();
@@ -25,15 +25,15 @@ fn given(flags: &[(&str, &str)], variables: &[(&str, &str)], file: &str) -> Scen
             .map(|(name, text)| (OsString::from(name), OsString::from(text)))
             .collect(),
     };
-    Scene { sources, directory }
+    TestSources { sources, directory }
 }
 
-impl Scene {
+impl TestSources {
     fn load(self) -> Result<Config, ConfigError> {
         Config::load(self.sources)
     }
 
-    /// The problems as they are told, with the file's name in place of its path.
+    /// The messages of all problems, with the name of the file instead of its path.
     fn problems(self) -> Vec<String> {
         let directory = format!("{}/", self.directory.path().display());
         let error = Config::load(self.sources).expect_err("it has problems");
@@ -45,7 +45,7 @@ impl Scene {
     }
 }
 
-fn flags(flags: &[(&str, &str)]) -> Scene {
+fn flags(flags: &[(&str, &str)]) -> TestSources {
     given(flags, &[], "")
 }
 
@@ -82,7 +82,7 @@ fn flag_beats_environment_beats_file_beats_default() {
 }
 
 #[test]
-fn a_stronger_source_hides_a_wrong_value_of_a_weaker() {
+fn an_overridden_value_is_not_checked() {
     let config = given(&[("heartbeat-seconds", "9")], &[], "heartbeat-seconds = -1")
         .load()
         .unwrap();
@@ -107,7 +107,7 @@ fn the_environment_names_the_file_unless_a_flag_does() {
 }
 
 #[test]
-fn every_problem_is_told_at_once() {
+fn all_problems_are_reported_together() {
     let problems = given(
         &[("listen", "localhost:50051"), ("insecure", "yes")],
         &[
@@ -121,14 +121,14 @@ fn every_problem_is_told_at_once() {
     )
     .problems();
     let expected = [
-        "external-id-key in file siem.toml: is a secret and may only come from the environment; set SIEM_RELAY_EXTERNAL_ID_KEY instead",
-        "reqests-in-flight in file siem.toml: is no setting; did you mean requests-in-flight? if not, remove it",
-        "role-session-name in file siem.toml: is of TOML type array; give a string, an integer or a boolean",
-        "environment variable SIEM_RELAY_DATA_DIRR: is no setting; did you mean SIEM_RELAY_DATA_DIR? if not, unset it",
-        "environment variable SIEM_RELAY_FOO: is no setting; unset it, or see siem-relay serve --help",
-        "flag --listen: \"localhost:50051\" is not an IP address and a port (host names are not looked up); give an IP address and a port, such as 127.0.0.1:50051 or [::1]:50051",
-        "flag --insecure: \"yes\" is neither true nor false; give one of the two",
-        "environment variable SIEM_RELAY_EXTERNAL_ID_KEY: is not a key; give 64 hexadecimal characters, such as siem-relay external-id prints",
+        "external-id-key in file siem.toml: is a secret, which is accepted only from the environment; set SIEM_RELAY_EXTERNAL_ID_KEY instead",
+        "reqests-in-flight in file siem.toml: is not a setting; did you mean requests-in-flight? If not, remove it",
+        "role-session-name in file siem.toml: has the TOML type array; give a string, an integer or a boolean",
+        "environment variable SIEM_RELAY_DATA_DIRR: is not a setting; did you mean SIEM_RELAY_DATA_DIR? If not, unset it",
+        "environment variable SIEM_RELAY_FOO: is not a setting; unset it, or see siem-relay serve --help",
+        "flag --listen: \"localhost:50051\" is not an IP address and a port (host names are not resolved); give an IP address and a port, such as 127.0.0.1:50051 or [::1]:50051",
+        "flag --insecure: \"yes\" is neither true nor false; give one of these",
+        "environment variable SIEM_RELAY_EXTERNAL_ID_KEY: is not a key; give 64 hexadecimal characters, for example the output of siem-relay external-id",
         "environment variable SIEM_RELAY_MAX_RECORDS_PER_REQUEST: 501 is out of range; give a whole number from 1 to 500",
         "settle-linger-ms in file siem.toml: 51 is out of range; give a whole number from 1 to 50 ms",
         "environment variable SIEM_RELAY_LOG_LEVEL: \"inof\" is not a level; did you mean info? give one of off, error, warn, info, debug, trace, or target=level",
@@ -165,10 +165,10 @@ fn beyond_loopback_needs_insecure() {
         let guarded = flags(&[("listen", listen)]).load();
         assert_eq!(guarded.is_ok(), is_loopback, "{listen}: {guarded:?}");
         if let Err(error) = guarded {
-            let told = error.to_string();
+            let message = error.to_string();
             assert!(
-                told.contains("flag --listen: ") && told.contains("set insecure"),
-                "{told}"
+                message.contains("flag --listen: ") && message.contains("set insecure"),
+                "{message}"
             );
         }
         let open = flags(&[("listen", listen), ("insecure", "true")]).load();
@@ -178,7 +178,7 @@ fn beyond_loopback_needs_insecure() {
 
 #[test]
 fn settings_that_contradict_each_other_are_refused() {
-    for (pairs, told) in [
+    for (pairs, expected) in [
         (
             [("retry-first-ms", "600"), ("retry-most-ms", "500")],
             "flag --retry-first-ms: 600 is more than retry-most-ms, 500",
@@ -200,9 +200,9 @@ fn settings_that_contradict_each_other_are_refused() {
     ] {
         let problems = flags(&pairs).problems();
         assert_eq!(problems.len(), 1, "{problems:?}");
-        assert!(problems[0].starts_with(told), "{problems:?}");
+        assert!(problems[0].starts_with(expected), "{problems:?}");
     }
-    // The one that was given is blamed, and a lower total alone contradicts nothing.
+    // The problem names the setting that was given. A lower total alone is allowed.
     let problems = flags(&[("retry-most-ms", "500")]).problems();
     assert!(
         problems[0].starts_with("flag --retry-most-ms: 500 is less than"),
@@ -217,7 +217,7 @@ fn settings_that_contradict_each_other_are_refused() {
     );
     let problems = both.problems();
     assert_eq!(problems.len(), 1, "{problems:?}");
-    assert!(problems[0].contains("only one of the two"), "{problems:?}");
+    assert!(problems[0].contains("set only one of them"), "{problems:?}");
 }
 
 #[test]
@@ -236,7 +236,7 @@ fn the_key_is_never_printed() {
         }
     }
 
-    // Given in the wrong place or a digit short, it is not repeated either.
+    // Nor is a key in the wrong setting, or one that lacks a digit.
     let wrong = given(
         &[("external-id-key-file", KEY), ("external-id-key", KEY)],
         &[("SIEM_RELAY_EXTERNAL_ID_KEY", &KEY[1..])],
@@ -250,12 +250,15 @@ fn the_key_is_never_printed() {
     );
 
     let broken = given(&[], &[], &format!("external-id-key = \"{KEY}\" x")).problems();
-    assert!(broken[0].contains("are not TOML at line 1"), "{broken:?}");
+    assert!(
+        broken[0].contains("are not valid TOML at line 1"),
+        "{broken:?}"
+    );
     assert!(!broken[0].contains("2233445566"), "{broken:?}");
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_told_beside_the_rest() {
+fn an_unreadable_file_is_reported_with_the_other_problems() {
     let mut sources = flags(&[("heartbeat-seconds", "x")]);
     sources.sources.file = Some(sources.directory.path().join("absent.toml"));
     let problems = sources.problems();
@@ -276,7 +279,7 @@ fn one_key_in_two_spellings_is_refused() {
 }
 
 #[test]
-fn variables_that_kubernetes_sets_for_a_service_are_let_be() {
+fn variables_that_kubernetes_sets_for_a_service_are_ignored() {
     let variables = [
         ("SIEM_RELAY_SERVICE_HOST", "192.0.2.1"),
         ("SIEM_RELAY_SERVICE_PORT", "50051"),
@@ -285,6 +288,20 @@ fn variables_that_kubernetes_sets_for_a_service_are_let_be() {
         ("SIEM_RELAY_PORT_50051_TCP_ADDR", "192.0.2.1"),
     ];
     given(&[], &variables, "").load().unwrap();
+}
+
+#[test]
+fn suggests_names_within_a_few_edits_only() {
+    let known = ["listen", "data-dir", "log-level"];
+    for (typed, expected) in [
+        ("lsten", Some("listen")),
+        ("data_dir", Some("data-dir")),
+        ("log-levle", Some("log-level")),
+        ("aws-region", None),
+        ("", None),
+    ] {
+        assert_eq!(source::nearest(typed, known), expected, "{typed}");
+    }
 }
 
 #[test]
@@ -348,7 +365,7 @@ fn texts_with_a_syntax_are_checked() {
 }
 
 #[test]
-fn the_table_has_every_setting_once_with_words() {
+fn the_table_has_one_described_row_for_each_setting() {
     let known = settings();
     let mut names: Vec<&str> = known.iter().map(|setting| setting.name).collect();
     names.sort_unstable();

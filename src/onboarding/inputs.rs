@@ -1,4 +1,4 @@
-//! From what was given to an [`Onboarding`], or to everything that is wrong with it.
+//! Checks the inputs and makes an [`Onboarding`] of them.
 
 use super::{Capacity, KeyArn, Onboarding, Principal};
 use crate::domain::{
@@ -6,48 +6,47 @@ use crate::domain::{
     character::BadCharacter,
 };
 
-/// The most shards a stream is made with here. Accounts start with a quota of a few
-/// hundred to 20,000 by region.
+/// Maximum number of shards of a new stream. The default quota of an account is a few hundred
+/// to 20,000, depending on the region.
 pub const MAX_SHARDS: u32 = 10_000;
 
-/// What was given, as text.
+/// The inputs as text.
 #[derive(Clone, Debug, Default)]
 pub struct Inputs {
-    /// The stream's name, or its ARN, which says region and account as well.
+    /// Name of the stream, or its ARN, which includes region and account.
     pub stream: Option<String>,
-    /// The stream's region, such as `eu-west-1`.
+    /// Region of the stream, such as `eu-west-1`.
     pub region: Option<String>,
-    /// The 12 digits of the customer's account.
+    /// The 12 digits of the account of the customer.
     pub account: Option<String>,
-    /// The name of the role, without a path.
+    /// Name of the role, without a path.
     pub role_name: Option<String>,
-    /// Who assumes the role: an account or an ARN.
+    /// Identity that assumes the role: an account or an ARN.
     pub principal: Option<String>,
-    /// The number of shards; none is a stream on demand.
+    /// Number of shards; `None` is an on-demand stream.
     pub shards: Option<String>,
-    /// Whether the stream is to scale itself, which it does where nothing is said.
+    /// Whether the stream is on demand, which is also the default.
     pub on_demand: bool,
-    /// A customer's key that encrypts the stream; none is the one that AWS manages.
+    /// Customer managed key that encrypts the stream; `None` is the key managed by AWS.
     pub kms_key_arn: Option<String>,
 }
 
-/// One thing that is wrong: the field, by its name in [`Inputs`] with hyphens, and what
-/// is wrong and what to do.
+/// One problem of the inputs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {what}")]
+#[error("{field}: {message}")]
 pub struct Problem {
-    /// Such as `kms-key-arn`.
+    /// Name of the field of [`Inputs`] with hyphens, such as `kms-key-arn`.
     pub field: &'static str,
-    /// What is wrong and what to do. It does not repeat the value.
-    pub what: String,
+    /// The problem and its remedy. It does not contain the value, which may be a secret.
+    pub message: String,
 }
 
 impl Inputs {
-    /// Checks everything.
+    /// Checks all inputs.
     ///
     /// # Errors
     ///
-    /// Every problem, never none.
+    /// All problems, at least one.
     pub fn check(&self) -> Result<Onboarding, Vec<Problem>> {
         let mut problems = Problems::default();
         let stream = self.stream(&mut problems);
@@ -61,7 +60,7 @@ impl Inputs {
             problems.add("principal", error.to_string());
         }
         if let (Some(stream), Some(key)) = (&stream, &kms_key)
-            && let Err(error) = key.check_place(stream)
+            && let Err(error) = key.check_region(stream)
         {
             problems.add("kms-key-arn", error.to_string());
         }
@@ -103,7 +102,7 @@ impl Inputs {
             ("account", &self.account, stream.account()),
         ] {
             if given(value).is_some_and(|value| value != in_arn) {
-                let what = format!("is not the {field} in the stream's ARN; leave it out");
+                let what = format!("is not the {field} in the ARN of the stream; omit it");
                 problems.add(field, what);
             }
         }
@@ -116,7 +115,7 @@ impl Inputs {
                 .map_err(|error| problems.add("stream", error.to_string()))
                 .ok(),
             None => {
-                let what = "is required: give the stream's name, or its ARN";
+                let what = "is required; give the name or the ARN of the stream";
                 problems.add("stream", what);
                 None
             }
@@ -124,7 +123,7 @@ impl Inputs {
         let region = problems.given(
             "region",
             &self.region,
-            "is required beside a stream's name: give one such as eu-west-1",
+            "is required with the name of a stream; give one such as eu-west-1",
         );
         let partition = region.and_then(|region| {
             let partition = Partition::ALL.into_iter().find(|p| p.has_region(region));
@@ -136,12 +135,12 @@ impl Inputs {
         let account = problems.given(
             "account",
             &self.account,
-            "is required beside a stream's name: give the customer's 12-digit account ID",
+            "is required with the name of a stream; give the 12-digit account ID of the customer",
         );
         let account = account.filter(|account| {
             let known = is_account(account);
             if !known {
-                problems.add("account", "is not the 12 digits of an AWS account ID");
+                problems.add("account", "is not an AWS account ID; give its 12 digits");
             }
             known
         });
@@ -154,7 +153,7 @@ impl Inputs {
     }
 
     fn role_name(&self, problems: &mut Problems) -> Option<&str> {
-        let what = "is required: give the name that the role is to have";
+        let what = "is required; give the name of the role to create";
         let name = problems.given("role-name", &self.role_name, what)?;
         checked_role_name(name)
             .map_err(|error| problems.add("role-name", error.to_string()))
@@ -166,14 +165,14 @@ impl Inputs {
             return Some(Capacity::OnDemand);
         };
         if self.on_demand {
-            problems.add("shards", "goes not with on-demand; leave one of them out");
+            problems.add("shards", "conflicts with on-demand; give only one of them");
             return None;
         }
         let number = shards.parse().ok();
         let Some(shards) = number.filter(|shards| (1..=MAX_SHARDS).contains(shards)) else {
             problems.add(
                 "shards",
-                format!("is not a whole number from 1 to {MAX_SHARDS}"),
+                format!("is not a whole number from 1 to {MAX_SHARDS}; give one"),
             );
             return None;
         };
@@ -194,9 +193,9 @@ struct Problems {
 }
 
 impl Problems {
-    fn add(&mut self, field: &'static str, what: impl Into<String>) {
-        let what = what.into();
-        self.found.push(Problem { field, what });
+    fn add(&mut self, field: &'static str, message: impl Into<String>) {
+        let message = message.into();
+        self.found.push(Problem { field, message });
     }
 
     fn given<'a>(
@@ -218,14 +217,14 @@ impl Problems {
         value: &Option<String>,
         parse: impl Fn(&str) -> Result<T, E>,
     ) -> Option<T> {
-        // A parser says best what an empty text lacks.
+        // The parser has the best message for an empty text.
         parse(value.as_deref().unwrap_or_default())
             .map_err(|error| self.add(field, error.to_string()))
             .ok()
     }
 }
 
-/// An empty text is as good as none.
+/// Returns the value if it is not empty.
 fn given(value: &Option<String>) -> Option<&str> {
     value.as_deref().filter(|value| !value.is_empty())
 }
@@ -234,7 +233,7 @@ pub(super) fn is_account(text: &str) -> bool {
     text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Refuses what looks like white space or like nothing, by its position in the text.
+/// Refuses invisible characters and white space, and reports their position.
 pub(super) fn check_printable(text: &str) -> Result<(), ArnError> {
     match BadCharacter::find_unprintable(text) {
         Some(bad) => Err(ArnError::Character(bad)),

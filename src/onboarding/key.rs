@@ -5,8 +5,8 @@ use std::fmt;
 use super::inputs::{check_printable, is_account};
 use crate::domain::arn::{ArnError, Partition, StreamArn};
 
-/// The ARN of a key: `arn:PARTITION:kms:REGION:ACCOUNT:key/ID`. An alias will not do: in a
-/// policy's `Resource` it means the alias and not the key. See "Key ARN" in the KMS
+/// The ARN of a key: `arn:PARTITION:kms:REGION:ACCOUNT:key/ID`. An alias is refused, because in
+/// the `Resource` of a policy it means the alias and not the key. See "Key ARN" in the KMS
 /// Developer Guide.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyArn {
@@ -15,34 +15,34 @@ pub struct KeyArn {
     region: String,
 }
 
-/// Why a text is not the ARN of a key that can encrypt the stream.
+/// Reason that a text is not the ARN of a key that can encrypt the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyArnError {
     /// Not the ARN of a key.
     #[error("is not the ARN of a KMS key; give one of the form arn:aws:kms:REGION:ACCOUNT:key/ID")]
     Form,
-    /// A character that no ARN has.
+    /// A character that is not allowed in ARNs.
     #[error(transparent)]
     Arn(#[from] ArnError),
     /// An alias, or its ARN.
     #[error(
-        "is an alias, which a policy cannot grant the use of; give the key's ARN: arn:aws:kms:REGION:ACCOUNT:key/ID"
+        "is an alias, and a policy cannot grant the use of a key by its alias; give the ARN of the key: arn:aws:kms:REGION:ACCOUNT:key/ID"
     )]
     Alias,
-    /// Another partition or region than the stream's.
-    #[error("is not in the stream's region; a stream is encrypted by a key in its own region")]
-    Elsewhere,
+    /// Another partition or region than that of the stream.
+    #[error("is not in the region of the stream; give a key in that region")]
+    OtherRegion,
 }
 
 impl KeyArn {
-    /// What the templates let through, as a regular expression of the whole text.
+    /// Regular expression that the templates require of the whole text.
     pub(super) const PATTERN: &str = "arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+";
 
-    /// Checks and takes an ARN.
+    /// Parses an ARN.
     ///
     /// # Errors
     ///
-    /// The first thing that is wrong with it.
+    /// The first problem.
     pub fn parse(text: &str) -> Result<Self, KeyArnError> {
         check_printable(text)?;
         if text.starts_with("alias/") {
@@ -70,21 +70,21 @@ impl KeyArn {
         }
     }
 
-    /// The ARN as it was given.
+    /// The ARN as given.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// Whether it can encrypt this stream. Its account may be another.
+    /// Checks that the key can encrypt this stream. It may belong to another account.
     ///
     /// # Errors
     ///
-    /// [`KeyArnError::Elsewhere`].
-    pub fn check_place(&self, stream: &StreamArn) -> Result<(), KeyArnError> {
+    /// [`KeyArnError::OtherRegion`].
+    pub fn check_region(&self, stream: &StreamArn) -> Result<(), KeyArnError> {
         if self.partition == stream.partition() && self.region == stream.region() {
             Ok(())
         } else {
-            Err(KeyArnError::Elsewhere)
+            Err(KeyArnError::OtherRegion)
         }
     }
 }
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_keys_and_nothing_else() {
+    fn accepts_keys_and_refuses_everything_else() {
         for text in [
             "arn:aws:kms:eu-west-1:222222222222:key/0b5ecb46-9d1f-4b4c-8a3c-1d9d3d4b8a11",
             "arn:aws-cn:kms:cn-north-1:222222222222:key/mrk-1234abcd12ab34cd56ef1234567890ab",
@@ -126,18 +126,18 @@ mod tests {
         ] {
             assert_eq!(refused(text), KeyArnError::Form, "{text}");
         }
-        let told = refused("arn:aws:kms:eu-west-1:222222222222:key/a\u{200b}").to_string();
-        assert!(told.contains("character 41 is U+200B"), "{told}");
+        let message = refused("arn:aws:kms:eu-west-1:222222222222:key/a\u{200b}").to_string();
+        assert!(message.contains("character 41 is U+200B"), "{message}");
     }
 
     #[test]
-    fn encrypts_streams_of_its_region() {
+    fn a_key_encrypts_streams_of_its_region_only() {
         let key = KeyArn::parse("arn:aws:kms:eu-west-1:333333333333:key/a").unwrap();
         let check = |region: &str| {
             let arn = format!("arn:aws:kinesis:{region}:222222222222:stream/s");
-            key.check_place(&StreamArn::parse(&arn).unwrap())
+            key.check_region(&StreamArn::parse(&arn).unwrap())
         };
         assert_eq!(check("eu-west-1"), Ok(()));
-        assert_eq!(check("eu-west-2"), Err(KeyArnError::Elsewhere));
+        assert_eq!(check("eu-west-2"), Err(KeyArnError::OtherRegion));
     }
 }

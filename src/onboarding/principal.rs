@@ -1,4 +1,4 @@
-//! Who assumes the role.
+//! The principal of the trust policy.
 
 use std::fmt;
 
@@ -11,49 +11,51 @@ use crate::domain::arn::{ArnError, Partition, RoleArn};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Principal {
     text: String,
-    /// An account's digits mean that account in whatever partition they stand.
+    /// `None` for an account ID, which is valid in every partition.
     partition: Option<Partition>,
 }
 
-/// Why a text is not a principal that a customer should trust.
+/// Reason that a text is not a principal that a customer should trust.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PrincipalError {
-    /// Nothing was given.
+    /// An empty text.
     #[error(
-        "is required: give the 12-digit account ID, or the ARN, of the identity that the service runs as; it will assume the role"
+        "is required; give the 12-digit account ID or the ARN of the identity that the service runs as, which will assume the role"
     )]
     Empty,
     /// Neither an account nor an ARN of IAM.
     #[error(
-        "is neither a 12-digit account ID nor the ARN of an account, a role or a user in IAM, such as arn:aws:iam::ACCOUNT:role/NAME"
+        "is neither a 12-digit account ID nor the ARN of an account, a role or a user; give one such as arn:aws:iam::ACCOUNT:role/NAME"
     )]
     Form,
-    /// `*`, or a part of it.
-    #[error("has a wildcard; name exactly one account, role or user")]
+    /// A text with `*` or `?`.
+    #[error("contains a wildcard; give exactly one account, role or user")]
     Wildcard,
-    /// A session of STS.
+    /// The ARN of an STS session.
     #[error(
-        "is the ARN of a session of STS, whose name changes; give that of its role: arn:aws:iam::ACCOUNT:role/NAME"
+        "is the ARN of an STS session, which changes; give the ARN of its role: arn:aws:iam::ACCOUNT:role/NAME"
     )]
     Session,
-    /// Something is wrong with the ARN.
+    /// A problem of the ARN.
     #[error(transparent)]
     Arn(#[from] ArnError),
-    /// The partition is not that of the stream.
-    #[error("is in the partition {0}, and the stream in {1}: no role is assumed across partitions")]
+    /// Another partition than that of the stream.
+    #[error(
+        "is in the partition {0} and the stream in {1}; give a principal in {1}, since roles cannot be assumed across partitions"
+    )]
     OtherPartition(Partition, Partition),
 }
 
 impl Principal {
-    /// What the templates let through, as a regular expression of the whole text.
+    /// Regular expression that the templates require of the whole text.
     pub(super) const PATTERN: &str =
         "[0-9]{12}|arn:aws[a-z-]*:iam::[0-9]{12}:(root|(role|user)/[^*? ]+)";
 
-    /// Checks and takes a principal.
+    /// Parses a principal.
     ///
     /// # Errors
     ///
-    /// The first thing that is wrong with it.
+    /// The first problem.
     pub fn parse(text: &str) -> Result<Self, PrincipalError> {
         if text.is_empty() {
             return Err(PrincipalError::Empty);
@@ -72,12 +74,12 @@ impl Principal {
         })
     }
 
-    /// The principal as it was given.
+    /// The principal as given.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// Whether it can assume a role in this partition.
+    /// Checks that the principal can assume a role in this partition.
     ///
     /// # Errors
     ///
@@ -106,7 +108,7 @@ fn partition_of_arn(text: &str) -> Result<Partition, PrincipalError> {
         ("arn", "sts") => return Err(PrincipalError::Session),
         _ => return Err(PrincipalError::Form),
     }
-    // A user's path and name have the form of a role's.
+    // Path and name of a user have the same syntax as those of a role.
     let (resource, is_named) = match (resource, resource.split_once('/')) {
         ("root", _) => ("any", false),
         (_, Some(("role" | "user", path_and_name))) => (path_and_name, true),
@@ -127,7 +129,7 @@ mod tests {
     use crate::domain::character::BadCharacter;
 
     #[test]
-    fn takes_accounts_roles_and_users() {
+    fn accepts_accounts_roles_and_users() {
         for text in [
             "111111111111",
             "arn:aws:iam::111111111111:root",
@@ -140,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_nobody_should_trust() {
+    fn refuses_wildcards_sessions_and_malformed_principals() {
         let refused = |text: &str| Principal::parse(text).unwrap_err();
         assert_eq!(refused(""), PrincipalError::Empty);
         assert_eq!(refused("*"), PrincipalError::Wildcard);
@@ -187,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn an_account_is_of_any_partition_and_an_arn_of_one() {
+    fn an_account_fits_every_partition_and_an_arn_only_its_own() {
         let china = Partition::AwsCn;
         let check = |text: &str| Principal::parse(text).unwrap().check_partition(china);
         assert_eq!(check("111111111111"), Ok(()));

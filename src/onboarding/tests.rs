@@ -34,7 +34,7 @@ fn json_of(inputs: &Inputs, document: &Document) -> Value {
 }
 
 #[test]
-fn trusts_the_principal_with_the_external_id_only() {
+fn trust_policy_requires_the_external_id() {
     let expected = json!({
         "Version": "2012-10-17",
         "Statement": [{
@@ -49,7 +49,7 @@ fn trusts_the_principal_with_the_external_id_only() {
 }
 
 #[test]
-fn permits_writing_to_one_stream_and_no_more() {
+fn permission_policy_allows_writing_to_one_stream_only() {
     let expected = json!({
         "Version": "2012-10-17",
         "Statement": [{
@@ -63,7 +63,7 @@ fn permits_writing_to_one_stream_and_no_more() {
 }
 
 #[test]
-fn permits_the_key_for_this_stream_only() {
+fn permission_policy_allows_the_key_for_this_stream_only() {
     let policy = json_of(&under_a_key(), &Document::PermissionPolicy);
     assert_eq!(policy["Statement"].as_array().unwrap().len(), 2);
     let expected = json!({
@@ -76,9 +76,9 @@ fn permits_the_key_for_this_stream_only() {
     assert_eq!(policy["Statement"][1], expected);
 }
 
-/// IAM counts no white space, and takes 2,048 characters unless the quota was raised.
+/// IAM accepts 2,048 characters without white space, unless the quota was raised.
 #[test]
-fn the_longest_trust_policy_is_one_that_iam_takes() {
+fn the_longest_trust_policy_fits_the_quota_of_iam() {
     let path = "p".repeat(510);
     let name = "n".repeat(64);
     let longest = Inputs {
@@ -139,11 +139,11 @@ fn hcl_value(text: &str, before: &str) -> String {
         !quoted.contains("${") && !quoted.contains("%{"),
         "{quoted} has a template"
     );
-    // What is escaped here, JSON escapes alike.
+    // JSON has the same escapes.
     serde_json::from_str(quoted).unwrap_or_else(|error| panic!("{quoted}: {error}"))
 }
 
-/// The rest of the line that starts so, after `before`.
+/// The rest of the line after `before`.
 fn after<'a>(text: &'a str, before: &str) -> &'a str {
     let (_, rest) = text
         .split_once(before)
@@ -159,7 +159,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
-    fn whatever_the_names_are_the_texts_hold(
+    fn every_valid_name_is_quoted_correctly(
         stream in "[A-Za-z0-9_.-]{1,128}",
         role in "[A-Za-z0-9_+=,.@-]{1,64}",
         path in "(/[!-)+.0->@-~]{1,9}){0,3}",
@@ -191,7 +191,7 @@ proptest! {
         prop_assert_eq!(&permission["Statement"][0]["Resource"], &arn);
 
         let template = onboarding.text(&Document::CloudFormation);
-        let who = "Who may assume the role, an account ID or the ARN of an identity";
+        let who = "The account ID or the ARN of the identity that may assume the role";
         for (parameter, description, value) in [
             ("TrustedPrincipal", who, &principal),
             ("StreamName", "The name of the stream", &stream),
@@ -211,9 +211,8 @@ proptest! {
     }
 }
 
-/// Nothing else could: the templates are made without one.
 #[test]
-fn the_templates_do_not_hold_the_external_id() {
+fn only_the_trust_policy_contains_the_external_id() {
     let onboarding = under_a_key().check().unwrap();
     assert!(onboarding.text(&trust_policy()).contains(EXTERNAL_ID));
     for document in [
@@ -225,4 +224,12 @@ fn the_templates_do_not_hold_the_external_id() {
         assert!(!text.contains(EXTERNAL_ID), "{}", document.file_name());
         assert!(text.ends_with('\n') && !text.ends_with("\n\n"));
     }
+}
+
+#[test]
+fn special_characters_are_quoted() {
+    assert_eq!(yaml("it's 0x1"), "'it''s 0x1'");
+    assert_eq!(yaml("012"), "'012'");
+    assert_eq!(hcl(r#"a\b"c"#), r#""a\\b\"c""#);
+    assert_eq!(hcl("$${a} %{b} $a"), r#""$\u0024{a} \u0025{b} $a""#);
 }

@@ -27,7 +27,7 @@ use super::{
     statements::{add_deletion, run},
     tail::Tail,
 };
-use crate::domain::{bitmap, hex::hex, integration::IntegrationKey, map::Map};
+use crate::domain::{bitmap, integration::IntegrationKey, map::Map};
 
 /// A pack as the writer knows it.
 #[derive(Debug)]
@@ -243,7 +243,7 @@ impl<'a> PackDraft<'a> {
     pub(super) fn add_to(&self, script: &mut Script) {
         let (finished, partial) = self.finished_and_partial();
         if !partial.is_empty() {
-            let row = |(id, done): &(i64, &Vec<u8>)| json!([id, hex(done)]);
+            let row = |(id, done): &(i64, &Vec<u8>)| json!([id, hex::encode(done)]);
             let rows: Vec<_> = partial.iter().map(row).collect();
             // An upsert's SELECT needs a WHERE: <https://www.sqlite.org/lang_upsert.html>.
             let sql =

@@ -47,14 +47,8 @@ pub enum KeyError {
 impl MasterKey {
     /// Reads 64 hexadecimal characters, white space around them tolerated.
     pub fn from_hex(text: &str) -> Result<Self, KeyError> {
-        let text = text.trim().as_bytes();
         let mut key = Zeroizing::new([0; 32]);
-        if text.len() != 64 {
-            return Err(KeyError::Malformed);
-        }
-        for (byte, pair) in key.iter_mut().zip(text.chunks_exact(2)) {
-            *byte = hex_digit(pair[0])? << 4 | hex_digit(pair[1])?;
-        }
+        hex::decode_to_slice(text.trim(), &mut *key).map_err(|_| KeyError::Malformed)?;
         Ok(Self(key))
     }
 
@@ -100,7 +94,7 @@ impl MasterKey {
     /// Written beside and linked into place, so that a kill leaves no half key.
     fn write_new(&self, path: &Path) -> io::Result<()> {
         let beside = path.with_extension(format!("new-{}", std::process::id()));
-        let mut text = Zeroizing::new(hex(&self.0));
+        let mut text = Zeroizing::new(hex::encode(self.0.as_slice()));
         text.push('\n');
         let mut file = OpenOptions::new()
             .write(true)
@@ -124,29 +118,13 @@ impl MasterKey {
     }
 }
 
-fn hex_digit(digit: u8) -> Result<u8, KeyError> {
-    match (digit as char).to_digit(16) {
-        Some(value) => Ok(value as u8),
-        None => Err(KeyError::Malformed),
-    }
-}
-
 /// A fresh external ID of 64 hexadecimal characters: 256 random bits.
 pub(super) fn random_external_id() -> Result<ExternalId, StoreError> {
     let mut bytes = Zeroizing::new([0; 32]);
     SystemRandom::new()
         .fill(&mut *bytes)
         .map_err(|_| StoreError::Sealing)?;
-    ExternalId::parse(hex(&bytes)).map_err(|_| StoreError::Sealing)
-}
-
-fn hex(bytes: &[u8; 32]) -> String {
-    let digit = |value: u8| char::from(b"0123456789abcdef"[usize::from(value)]);
-    let mut text = String::with_capacity(64);
-    for byte in bytes {
-        text.extend([digit(byte >> 4), digit(byte & 15)]);
-    }
-    text
+    ExternalId::parse(hex::encode(bytes.as_slice())).map_err(|_| StoreError::Sealing)
 }
 
 /// Seals and opens external IDs.

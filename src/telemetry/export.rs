@@ -1,5 +1,5 @@
-//! Whether and how traces are exported, by the standard variables (OpenTelemetry
-//! specification, "Environment Variable Specification" and "OTLP Exporter").
+//! Export of traces, configured by the standard variables (OpenTelemetry specification,
+//! "Environment Variable Specification" and "OTLP Exporter").
 
 use opentelemetry_otlp::SpanExporter;
 use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
@@ -8,17 +8,16 @@ use super::TelemetryError;
 
 const SERVICE_NAME: &str = "siem-relay";
 
-/// The samplers that the SDK knows; it would take any other for
-/// `parentbased_always_on` without a word.
+/// Samplers that the SDK supports. It silently replaces any other by `parentbased_always_on`.
 const SAMPLERS: &str = "always_on, always_off, traceidratio, parentbased_always_on, \
                         parentbased_always_off or parentbased_traceidratio";
 
-/// What exports spans, where the variables ask for it. Endpoint, headers, timeout,
-/// compression, sampler and limits are read from the environment by the SDK.
+/// Returns the provider that exports spans, if the variables request it. The SDK itself reads
+/// endpoint, headers, timeout, compression, sampler and limits from the environment.
 pub(super) fn provider(
     variable: impl Fn(&str) -> Option<String>,
 ) -> Result<Option<SdkTracerProvider>, TelemetryError> {
-    if !is_asked_for(&variable)? {
+    if !is_requested(&variable)? {
         return Ok(None);
     }
     let exporter = SpanExporter::builder().with_tonic().build()?;
@@ -33,9 +32,9 @@ pub(super) fn provider(
     Ok(Some(provider))
 }
 
-/// Whether traces are to be exported: an endpoint is set, and nothing says no.
-fn is_asked_for(variable: impl Fn(&str) -> Option<String>) -> Result<bool, TelemetryError> {
-    // The specification: an empty value is as good as none.
+/// Whether traces are to be exported: an endpoint is set, and no variable disables the export.
+fn is_requested(variable: impl Fn(&str) -> Option<String>) -> Result<bool, TelemetryError> {
+    // By the specification, an empty value counts as not set.
     let set = |name: &str| variable(name).filter(|value| !value.is_empty());
     let is_disabled =
         set("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
@@ -80,7 +79,7 @@ fn is_asked_for(variable: impl Fn(&str) -> Option<String>) -> Result<bool, Telem
     Ok(true)
 }
 
-/// The variable for traces, or the one for all signals.
+/// Name and value of the variable for traces if it is set, or else of the one for all signals.
 fn first_set(
     set: impl Fn(&str) -> Option<String>,
     traces: &'static str,
@@ -92,7 +91,7 @@ fn first_set(
     }
 }
 
-/// Whether the variables name the service.
+/// Whether the variables set the service name.
 fn is_named(variable: impl Fn(&str) -> Option<String>) -> bool {
     variable("OTEL_SERVICE_NAME").is_some_and(|name| !name.is_empty())
         || variable("OTEL_RESOURCE_ATTRIBUTES").is_some_and(|attributes| {
@@ -115,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_asks_for_traces_unless_something_says_no() {
+    fn an_endpoint_enables_traces_unless_a_variable_disables_them() {
         let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://192.0.2.1:4317");
         for (set, expected) in [
             (&[][..], false),
@@ -141,12 +140,12 @@ mod tests {
                 true,
             ),
         ] {
-            assert_eq!(is_asked_for(variables(set)).unwrap(), expected, "{set:?}");
+            assert_eq!(is_requested(variables(set)).unwrap(), expected, "{set:?}");
         }
     }
 
     #[test]
-    fn what_is_not_supported_is_refused_by_name() {
+    fn unsupported_values_are_refused_with_the_variable() {
         for (name, value) in [
             (
                 "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
@@ -161,13 +160,13 @@ mod tests {
                 ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://192.0.2.1:4317"),
                 (name, value),
             ];
-            let error = is_asked_for(variables(&set)).unwrap_err().to_string();
+            let error = is_requested(variables(&set)).unwrap_err().to_string();
             assert!(error.contains(name) && error.contains(value), "{error}");
         }
     }
 
     #[test]
-    fn the_service_keeps_the_name_that_it_was_given() {
+    fn a_service_name_in_the_environment_is_kept() {
         for (set, expected) in [
             (&[][..], false),
             (&[("OTEL_SERVICE_NAME", "relay-1")], true),

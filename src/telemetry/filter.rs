@@ -1,8 +1,7 @@
-//! What is logged and traced. The directives decide, but never past this cap: only
-//! this crate's own code may say more than `INFO`. Below it, the AWS SDK writes signed
-//! requests (their bodies too, with external IDs, where `LOG_SIGNABLE_BODY` is set) and
-//! the HTTP stack writes headers. The cap is for every crate but ours, so that one
-//! which joins later need not be remembered here.
+//! Filters for logs and traces: the directives, limited by a cap that no directive can lift.
+//! Only this crate may log below `INFO`. At those levels the AWS SDK logs signed requests (with
+//! their bodies, which contain external IDs, if `LOG_SIGNABLE_BODY` is set), and the HTTP stack
+//! logs headers. The cap applies to every other crate, so that a new dependency is covered too.
 
 use tracing::{Level, Metadata, Subscriber, level_filters::LevelFilter};
 use tracing_subscriber::{
@@ -14,11 +13,11 @@ use tracing_subscriber::{
 
 const OWN_CRATE: &str = "siem_relay";
 
-/// Spans of which there is one for each request to AWS. What is logged within them names
-/// what it is about itself, and to write down a span's fields costs more than the rest of it.
-const FOR_TRACES_ALONE: [&str; 1] = ["put_records"];
+/// Spans of single AWS requests. They are not logged: formatting their fields costs more than
+/// the rest of the span, and the log lines within them name their subject.
+const TRACE_ONLY_SPANS: [&str; 1] = ["put_records"];
 
-/// For log lines: what the directives let through, within the cap.
+/// Filter for log lines: the directives, within the cap.
 pub(super) fn logs<S>(directives: &str) -> Result<impl Filter<S> + use<S>, ParseError>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
@@ -29,8 +28,8 @@ where
     Ok(wanted.and(cap()).and(for_logs))
 }
 
-/// For traces: `INFO`, and what the directives let through beyond, within the cap. A
-/// quieter log does not thin out traces; their sampler does.
+/// Filter for traces: `INFO`, and more if the directives allow it, within the cap. A higher log
+/// level does not remove spans; the sampler of the traces does.
 pub(super) fn traces<S>(directives: &str) -> Result<impl Filter<S> + use<S>, ParseError>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
@@ -40,17 +39,17 @@ where
 }
 
 fn is_for_logs(metadata: &Metadata<'_>) -> bool {
-    !metadata.is_span() || !FOR_TRACES_ALONE.contains(&metadata.name())
+    !metadata.is_span() || !TRACE_ONLY_SPANS.contains(&metadata.name())
 }
 
 fn cap() -> FilterFn {
-    // With a hint, the level that the directives need stays known to callsites.
+    // Without the hint, callsites could not skip levels that the directives disable.
     let within: fn(&Metadata<'_>) -> bool =
         |metadata| *metadata.level() <= Level::INFO || is_own(metadata);
     FilterFn::new(within).with_max_level_hint(LevelFilter::TRACE)
 }
 
-/// Whether our own code speaks: a target is free text, so the module counts as well.
+/// Whether this crate logs. The target is free text, so the module path is checked as well.
 fn is_own(metadata: &Metadata<'_>) -> bool {
     is_in_own_crate(metadata.target()) && metadata.module_path().is_none_or(is_in_own_crate)
 }

@@ -1,16 +1,16 @@
-//! The trace of a caller goes on in ours (W3C Trace Context).
+//! Continuation of a caller's trace (W3C Trace Context).
 
 use http::HeaderMap;
 use opentelemetry::{global, propagation::Extractor};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-/// Makes `span` a child of the span that the `traceparent` header names, if there is
-/// one. Call it before the span is first entered.
+/// Makes `span` a child of the span in the `traceparent` header, if there is one. Call it before
+/// the span is entered for the first time.
 pub fn continue_trace(span: &Span, headers: &HeaderMap) {
     let parent =
         global::get_text_map_propagator(|propagator| propagator.extract(&Headers(headers)));
-    // It fails where no traces are exported, and then there is nothing to continue.
+    // Fails if no traces are exported; then there is no trace to continue.
     let _ = span.set_parent(parent);
 }
 

@@ -12,11 +12,11 @@ use tracing::{debug, debug_span, info, info_span, level_filters::LevelFilter, tr
 
 use super::*;
 
-/// Keeps what is written or exported.
+/// Writer and exporter that collects its input.
 #[derive(Debug, Clone)]
-struct Kept<T>(Arc<Mutex<Vec<T>>>);
+struct Collector<T>(Arc<Mutex<Vec<T>>>);
 
-impl<T: Clone> Kept<T> {
+impl<T: Clone> Collector<T> {
     fn new() -> Self {
         Self(Arc::new(Mutex::new(Vec::new())))
     }
@@ -26,7 +26,7 @@ impl<T: Clone> Kept<T> {
     }
 }
 
-impl Write for Kept<u8> {
+impl Write for Collector<u8> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())
@@ -37,16 +37,16 @@ impl Write for Kept<u8> {
     }
 }
 
-impl SpanExporter for Kept<SpanData> {
+impl SpanExporter for Collector<SpanData> {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         self.0.lock().unwrap().extend(batch);
         Ok(())
     }
 }
 
-/// What is logged, and the names of spans and span events that are exported.
-fn told(format: LogFormat, directives: &str, speak: impl FnOnce()) -> (String, Vec<SpanData>) {
-    let (lines, spans) = (Kept::new(), Kept::new());
+/// Returns the log lines and the exported spans of `log`.
+fn capture(format: LogFormat, directives: &str, log: impl FnOnce()) -> (String, Vec<SpanData>) {
+    let (lines, spans) = (Collector::new(), Collector::new());
     let provider = SdkTracerProvider::builder()
         .with_simple_exporter(spans.clone())
         .build();
@@ -54,30 +54,30 @@ fn told(format: LogFormat, directives: &str, speak: impl FnOnce()) -> (String, V
     let subscriber = tracing_subscriber::registry()
         .with(traces(&provider, directives).unwrap())
         .with(logs(format, false, directives, move || writer.clone()).unwrap());
-    tracing::subscriber::with_default(subscriber, speak);
+    tracing::subscriber::with_default(subscriber, log);
     provider.shutdown_with_timeout(FLUSH_DEADLINE).unwrap();
     (String::from_utf8(lines.all()).unwrap(), spans.all())
 }
 
-macro_rules! speak_as {
+macro_rules! log_as {
     ($($target:literal),+) => {$(
         {
-            let _span = info_span!(target: $target, "loud span", at = $target).entered();
-            let _whisper = debug_span!(target: $target, "quiet span", secret = "hush").entered();
-            info!(target: $target, "loud event");
-            debug!(target: $target, "quiet event, hush");
-            trace!(target: $target, "quiet event, hush");
+            let _span = info_span!(target: $target, "info span", at = $target).entered();
+            let _inner = debug_span!(target: $target, "debug span", secret = "hidden").entered();
+            info!(target: $target, "info event");
+            debug!(target: $target, "debug event, hidden");
+            trace!(target: $target, "debug event, hidden");
         }
     )+};
 }
 
 #[test]
-fn no_directive_makes_a_library_say_more_than_info() {
+fn no_directive_makes_a_dependency_log_more_than_info() {
     let loudest = "trace,aws_smithy_runtime=trace,hyper=trace,h2=trace,rustls=trace,sqlx=trace,\
-                   sqlx::query=trace,sea_orm=trace,tonic=trace,tower=trace,[quiet span]=trace,\
+                   sqlx::query=trace,sea_orm=trace,tonic=trace,tower=trace,[debug span]=trace,\
                    siem_relay=trace";
-    let (lines, spans) = told(LogFormat::Text, loudest, || {
-        speak_as!(
+    let (lines, spans) = capture(LogFormat::Text, loudest, || {
+        log_as!(
             "aws_smithy_runtime::client::orchestrator",
             "aws_config",
             "hyper::proto",
@@ -95,35 +95,35 @@ fn no_directive_makes_a_library_say_more_than_info() {
             "a_crate_that_joins_later"
         );
     });
-    assert_eq!(lines.matches("loud event").count(), 15, "{lines}");
-    assert!(!lines.contains("hush"), "{lines}");
+    assert_eq!(lines.matches("info event").count(), 15, "{lines}");
+    assert!(!lines.contains("hidden"), "{lines}");
     assert_eq!(spans.len(), 15, "{spans:?}");
     for span in spans {
-        assert_eq!(span.name, "loud span");
+        assert_eq!(span.name, "info span");
         let events: Vec<&str> = span.events.iter().map(|event| &*event.name).collect();
-        assert_eq!(events, ["loud event"]);
+        assert_eq!(events, ["info event"]);
     }
 }
 
 #[test]
-fn our_own_details_are_there_for_the_asking() {
-    let speak = || {
-        let _span = debug_span!("quiet span").entered();
-        debug!("quiet event");
+fn directives_enable_debug_output_of_this_crate() {
+    let log = || {
+        let _span = debug_span!("debug span").entered();
+        debug!("debug event");
     };
-    let (lines, spans) = told(LogFormat::Text, "info", speak);
+    let (lines, spans) = capture(LogFormat::Text, "info", log);
     assert_eq!((lines.as_str(), spans.len()), ("", 0));
-    let (lines, spans) = told(LogFormat::Text, "warn,siem_relay=debug", speak);
+    let (lines, spans) = capture(LogFormat::Text, "warn,siem_relay=debug", log);
     assert!(
-        lines.contains("quiet span: siem_relay::telemetry::tests: quiet event"),
+        lines.contains("debug span: siem_relay::telemetry::tests: debug event"),
         "{lines}"
     );
-    assert_eq!(spans[0].name, "quiet span");
+    assert_eq!(spans[0].name, "debug span");
 }
 
 #[test]
-fn a_quiet_log_does_not_thin_out_traces() {
-    let (lines, spans) = told(LogFormat::Text, "off", || {
+fn the_log_level_does_not_remove_spans() {
+    let (lines, spans) = capture(LogFormat::Text, "off", || {
         let _span = info_span!("a span").entered();
         info!("an event");
     });
@@ -132,7 +132,7 @@ fn a_quiet_log_does_not_thin_out_traces() {
 }
 
 #[test]
-fn callsites_know_the_level_so_that_what_is_off_costs_nothing() {
+fn callsites_know_the_maximum_level() {
     let provider = SdkTracerProvider::builder().build();
     for (with_traces, directives, expected) in [
         (false, "warn", LevelFilter::WARN),
@@ -149,8 +149,8 @@ fn callsites_know_the_level_so_that_what_is_off_costs_nothing() {
 }
 
 #[test]
-fn json_is_one_object_a_line() {
-    let (lines, _) = told(LogFormat::Json, "info", || {
+fn json_logs_have_one_object_per_line() {
+    let (lines, _) = capture(LogFormat::Json, "info", || {
         let _span = info_span!("publish", request = 7).entered();
         info!(events = 3, "line\nbreak");
         info!("second");
@@ -167,12 +167,12 @@ fn json_is_one_object_a_line() {
 }
 
 #[test]
-fn a_callers_trace_goes_on() {
+fn the_trace_of_a_caller_is_continued() {
     global::set_text_map_propagator(TraceContextPropagator::new());
     let mut headers = HeaderMap::new();
     let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     headers.insert("traceparent", parent.parse().unwrap());
-    let (_, spans) = told(LogFormat::Text, "info", || {
+    let (_, spans) = capture(LogFormat::Text, "info", || {
         let span = info_span!("served");
         continue_trace(&span, &headers);
         span.in_scope(|| ());
@@ -185,8 +185,8 @@ fn a_callers_trace_goes_on() {
 }
 
 #[test]
-fn what_there_is_for_each_request_is_traced_and_not_logged() {
-    let (lines, spans) = told(LogFormat::Json, "info", || {
+fn spans_of_single_requests_are_traced_and_not_logged() {
+    let (lines, spans) = capture(LogFormat::Json, "info", || {
         let _request = info_span!("put_records", organization_id = "acme").entered();
         info!("within");
     });

@@ -2,13 +2,13 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use clap::Parser;
 
-use super::*;
+use super::{write as write_files, *};
 
 const STREAM: &str = "arn:aws:kinesis:eu-west-1:222222222222:stream/detections";
 const EXTERNAL_ID: &str = "0123456789abcdef-never-to-be-seen";
 
 #[derive(Parser)]
-struct Alone {
+struct TestCommand {
     #[command(flatten)]
     args: OnboardingArgs,
 }
@@ -23,15 +23,17 @@ fn args(more: &[&str]) -> OnboardingArgs {
         "--principal",
         "111111111111",
     ];
-    Alone::try_parse_from(good.iter().chain(more)).unwrap().args
+    TestCommand::try_parse_from(good.iter().chain(more))
+        .unwrap()
+        .args
 }
 
-fn of(args: OnboardingArgs) -> Result<Task, Vec<Problem>> {
+fn task_of(args: OnboardingArgs) -> Result<Task, Vec<Problem>> {
     check(args, None)
 }
 
 fn fields(args: OnboardingArgs) -> Vec<&'static str> {
-    let problems = of(args).err().unwrap_or_default();
+    let problems = task_of(args).err().unwrap_or_default();
     problems.iter().map(|problem| problem.field).collect()
 }
 
@@ -48,17 +50,17 @@ fn only_the_trust_policy_needs_the_external_id() {
         ("cloudformation", "siem-relay.cfn.yaml"),
         ("terraform", "siem-relay.tf"),
     ] {
-        let task = of(args(&["--format", format])).ok().unwrap();
+        let task = task_of(args(&["--format", format])).ok().unwrap();
         assert_eq!(names(&task), [file]);
     }
-    let task = of(args(&["--external-id", EXTERNAL_ID])).ok().unwrap();
+    let task = task_of(args(&["--external-id", EXTERNAL_ID])).ok().unwrap();
     assert_eq!(task.documents.len(), 4);
     assert!(task.generated.is_none());
 }
 
 #[test]
 fn a_new_external_id_is_in_the_trust_policy() {
-    let task = of(args(&["--generate-external-id"])).ok().unwrap();
+    let task = task_of(args(&["--generate-external-id"])).ok().unwrap();
     let generated = task.generated.unwrap();
     assert_eq!(generated.expose().len(), 64);
     let trust = task.onboarding.text(&task.documents[0]);
@@ -66,21 +68,21 @@ fn a_new_external_id_is_in_the_trust_policy() {
 }
 
 #[test]
-fn the_external_id_comes_from_one_place_and_is_checked() {
+fn the_external_id_is_given_by_one_option_and_checked() {
     let both = args(&["--generate-external-id", "--external-id", EXTERNAL_ID]);
     assert_eq!(fields(both), ["external-id"]);
     let broken = args(&["--external-id", "a b", "--shards", "-1"]);
-    let problems = of(broken).err().unwrap();
+    let problems = task_of(broken).err().unwrap();
     let fields: Vec<_> = problems.iter().map(|problem| problem.field).collect();
     assert_eq!(fields, ["shards", "external-id"]);
-    assert!(!problems[1].what.contains("a b"));
-    // Also where no document needs it.
+    assert!(!problems[1].message.contains("a b"));
+    // It is checked even if no document needs it.
     let unused = args(&["--external-id", "a b", "--format", "terraform"]);
-    assert_eq!(of(unused).err().unwrap().len(), 1);
+    assert_eq!(task_of(unused).err().unwrap().len(), 1);
 }
 
 #[test]
-fn a_variable_holds_it_where_no_flag_does() {
+fn the_variable_is_used_if_no_flag_is_given() {
     let with = |more: &[&str], value: &str| check(args(more), Some(value.into()));
     let trust = |task: &Task| task.onboarding.text(&task.documents[0]);
     let task = with(&[], EXTERNAL_ID).ok().unwrap();
@@ -91,8 +93,8 @@ fn a_variable_holds_it_where_no_flag_does() {
     assert!(trust(&task).contains("by-a-flag"));
     for value in ["", "a b"] {
         let problems = with(&[], value).err().unwrap();
-        let told = problems[0].to_string();
-        assert!(told.contains(external_id::VARIABLE), "{told}");
+        let message = problems[0].to_string();
+        assert!(message.contains(EXTERNAL_ID_VARIABLE), "{message}");
     }
 }
 
@@ -101,23 +103,18 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
-fn files_are_written_and_replaced_only_by_force() {
+fn existing_files_are_replaced_only_with_force() {
     let parent = tempfile::tempdir().unwrap();
     let directory = parent.path().join("acme");
     let output = directory.to_str().unwrap();
     let more = ["--external-id", EXTERNAL_ID, "--output", output];
-    let task = of(args(&more)).ok().unwrap();
+    let task = task_of(args(&more)).ok().unwrap();
     let write = |task: &Task, force| {
-        let mut told = Vec::new();
-        let Task {
-            onboarding,
-            documents,
-            ..
-        } = task;
-        output::write(&directory, onboarding, documents, force, &mut told).map(|()| told)
+        let mut log = Vec::new();
+        write_files(task, &directory, force, &mut log).map(|()| log)
     };
-    let told = String::from_utf8(write(&task, false).unwrap()).unwrap();
-    assert_eq!(told.lines().count(), 4, "{told}");
+    let log = String::from_utf8(write(&task, false).unwrap()).unwrap();
+    assert_eq!(log.lines().count(), 4, "{log}");
     let mut found: Vec<_> = fs::read_dir(&directory)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -135,7 +132,7 @@ fn files_are_written_and_replaced_only_by_force() {
         assert_eq!(mode(&path) & 0o077 == 0, is_secret, "{path:?}");
     }
 
-    // All that are in the way are told; none is touched.
+    // All existing files are reported, and none is changed.
     fs::write(directory.join("siem-relay.tf"), "mine").unwrap();
     assert_eq!(fields(args(&more)), ["output"; 4]);
     assert!(write(&task, false).is_err());
@@ -145,14 +142,14 @@ fn files_are_written_and_replaced_only_by_force() {
     assert_eq!(text, "mine");
 
     let forced: Vec<&str> = more.into_iter().chain(["--force"]).collect();
-    let task = of(args(&forced)).ok().unwrap();
+    let task = task_of(args(&forced)).ok().unwrap();
     write(&task, true).unwrap();
     let text = fs::read_to_string(directory.join("siem-relay.tf")).unwrap();
     assert!(text.contains("resource"), "{text}");
 }
 
 #[test]
-fn force_is_for_files_only() {
+fn force_requires_an_output_directory() {
     let all = ["onboarding", "--force"];
-    assert!(Alone::try_parse_from(all).is_err());
+    assert!(TestCommand::try_parse_from(all).is_err());
 }

@@ -33,7 +33,7 @@ pub struct Item {
     pub(super) index: u32,
 }
 
-/// The events of one request. Hand it back to [`Delivery::settle`], whatever happened.
+/// The events of one request. Hand it back to `Delivery::settle`, whatever happened.
 #[derive(Debug)]
 #[must_use = "a batch that is not settled blocks its keys"]
 pub struct Batch {

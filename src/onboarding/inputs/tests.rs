@@ -15,8 +15,8 @@ fn some(text: &str) -> Option<String> {
     Some(text.to_owned())
 }
 
-/// The fields that have problems.
-fn wrong(inputs: &Inputs) -> Vec<&'static str> {
+/// The fields with problems.
+fn invalid_fields(inputs: &Inputs) -> Vec<&'static str> {
     let problems = inputs.check().err().unwrap_or_default();
     problems.iter().map(|problem| problem.field).collect()
 }
@@ -36,7 +36,7 @@ fn a_name_with_region_and_account_is_an_arn_of_the_regions_partition() {
 }
 
 #[test]
-fn an_arn_says_all_of_it() {
+fn an_arn_includes_region_and_account() {
     let arn = "arn:aws-us-gov:kinesis:us-gov-west-1:222222222222:stream/detections";
     let by_arn = Inputs {
         stream: some(arn),
@@ -56,13 +56,13 @@ fn an_arn_says_all_of_it() {
         account: some("333333333333"),
         ..by_arn
     };
-    assert_eq!(wrong(&contradicted), ["region", "account"]);
+    assert_eq!(invalid_fields(&contradicted), ["region", "account"]);
 }
 
 #[test]
-fn every_problem_is_told_at_once() {
+fn all_problems_are_reported_together() {
     let missing = ["stream", "region", "account", "role-name", "principal"];
-    assert_eq!(wrong(&Inputs::default()), missing);
+    assert_eq!(invalid_fields(&Inputs::default()), missing);
     let all = Inputs {
         stream: some("a/b"),
         region: some("europe"),
@@ -75,14 +75,18 @@ fn every_problem_is_told_at_once() {
     };
     let mut expected = missing.to_vec();
     expected.extend(["shards", "kms-key-arn"]);
-    assert_eq!(wrong(&all), expected);
+    assert_eq!(invalid_fields(&all), expected);
 }
 
 #[test]
-fn names_are_what_aws_takes() {
+fn names_follow_the_rules_of_aws() {
     for name in ["", "a b", "a/b", "a:b", "*", "ä", &"x".repeat(129)] {
         let stream = some(name);
-        assert_eq!(wrong(&Inputs { stream, ..inputs() }), ["stream"], "{name}");
+        assert_eq!(
+            invalid_fields(&Inputs { stream, ..inputs() }),
+            ["stream"],
+            "{name}"
+        );
     }
     for name in ["", "a b", "a/b", "a:b", "*", "ä", &"x".repeat(65)] {
         let role_name = some(name);
@@ -90,12 +94,12 @@ fn names_are_what_aws_takes() {
             role_name,
             ..inputs()
         };
-        assert_eq!(wrong(&inputs), ["role-name"], "{name}");
+        assert_eq!(invalid_fields(&inputs), ["role-name"], "{name}");
     }
 }
 
 #[test]
-fn shards_are_counted_or_left_to_kinesis() {
+fn the_number_of_shards_is_checked() {
     let with = |shards: &str, on_demand| Inputs {
         shards: some(shards),
         on_demand,
@@ -107,23 +111,23 @@ fn shards_are_counted_or_left_to_kinesis() {
         assert_eq!(onboarding.capacity, Capacity::Shards(count));
     }
     for shards in ["0", "-1", "10001", "1.5", "many", "99999999999"] {
-        assert_eq!(wrong(&with(shards, false)), ["shards"], "{shards}");
+        assert_eq!(invalid_fields(&with(shards, false)), ["shards"], "{shards}");
     }
-    assert_eq!(wrong(&with("1", true)), ["shards"]);
+    assert_eq!(invalid_fields(&with("1", true)), ["shards"]);
 }
 
 #[test]
-fn all_of_it_is_in_one_partition_and_the_key_in_the_streams_region() {
+fn the_principal_is_in_the_partition_and_the_key_in_the_region_of_the_stream() {
     let elsewhere = Inputs {
         principal: some("arn:aws:iam::111111111111:root"),
         kms_key_arn: some("arn:aws-cn:kms:cn-northwest-1:222222222222:key/a"),
         ..inputs()
     };
-    assert_eq!(wrong(&elsewhere), ["principal", "kms-key-arn"]);
+    assert_eq!(invalid_fields(&elsewhere), ["principal", "kms-key-arn"]);
 }
 
 #[test]
-fn a_problem_does_not_repeat_what_may_be_a_secret() {
+fn a_problem_does_not_contain_the_value() {
     let swapped = Inputs {
         stream: some("hunter2 hunter2"),
         region: some("hunter2"),

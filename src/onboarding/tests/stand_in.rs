@@ -1,4 +1,4 @@
-//! What is printed, put into the stand-in, which enforces it against the real SDK.
+//! The printed policies, enforced by the stand-in against the real SDK.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,9 +19,9 @@ use crate::{
 };
 use aws_stand_in::{Options, RoleSpec, StandIn, StreamSpec, vendor_credentials};
 
-struct Knows(&'static str);
+struct FixedExternalId(&'static str);
 
-impl ExternalIds for Knows {
+impl ExternalIds for FixedExternalId {
     fn open(&self, _: &Integration) -> Result<ExternalId, Unreadable> {
         Ok(ExternalId::parse(self.0.to_owned()).unwrap())
     }
@@ -37,7 +37,7 @@ impl ExternalIds for Knows {
     }
 }
 
-/// A customer's account to which all that was printed has been applied.
+/// The account of a customer that applied the printed policies.
 struct Customer {
     stand_in: StandIn,
     onboarding: Onboarding,
@@ -65,7 +65,7 @@ impl Customer {
         }
     }
 
-    /// Writes three records as a service does that knows this external ID.
+    /// Writes three records as the service would with this external ID.
     async fn write(
         &self,
         external_id: &'static str,
@@ -82,7 +82,7 @@ impl Customer {
             }),
             ..AwsOptions::default()
         };
-        let sink = AwsSink::new(options, Arc::new(Knows(external_id))).await;
+        let sink = AwsSink::new(options, Arc::new(FixedExternalId(external_id))).await;
         let records = (0..3).map(|index| Record {
             partition_key: Uuid::from_u128(index as u128),
             content: Content::Whole(bytes::Bytes::from_static(b"{}\n")),
@@ -130,7 +130,7 @@ impl Customer {
 }
 
 #[tokio::test]
-async fn the_external_id_opens_the_way_to_the_stream_and_nothing_else_does() {
+async fn only_the_external_id_gives_access_and_only_to_the_stream() {
     let customer = Customer::with(inputs()).await;
     let stream = customer.onboarding.stream();
     let denied = (Stage::AssumeRole, "AccessDenied".to_owned());
@@ -167,7 +167,7 @@ async fn the_account_may_be_the_principal() {
 async fn a_stream_under_the_customers_key_can_be_written() {
     Customer::with(under_a_key()).await.expect_delivery().await;
 
-    // The permission for the key is what lets it.
+    // Without the permission for the key it is refused.
     let customer = Customer::with(under_a_key()).await;
     let without_key = inputs().check().unwrap();
     let role = RoleSpec::new(

@@ -63,7 +63,7 @@ impl Fingerprint {
         let hash = Sha1::digest(head);
         Self {
             length: head.len(),
-            sha1: hash.iter().map(|byte| format!("{byte:02x}")).collect(),
+            sha1: hex::encode(hash),
         }
     }
 

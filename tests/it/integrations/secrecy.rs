@@ -29,8 +29,8 @@ fn spellings() -> Vec<(&'static str, Vec<u8>)> {
         ("percent", percent.into_bytes()),
         ("decimal", each(|byte| byte.to_string(), ", ")),
         ("dense decimal", each(|byte| byte.to_string(), ",")),
-        ("hex", each(|byte| format!("{byte:02x}"), "")),
-        ("HEX", each(|byte| format!("{byte:02X}"), "")),
+        ("hex", hex::encode(bytes).into_bytes()),
+        ("HEX", hex::encode_upper(bytes).into_bytes()),
         ("its middle", b"secret-external".to_vec()),
     ]
 }
