@@ -74,7 +74,7 @@ pub struct PublishOptions {
     pub network_id: Uuid,
     /// The sensor.
     pub device_id: Uuid,
-    /// The service, such as [`client::DEFAULT_ADDRESS`].
+    /// The service, such as [`siem_client::DEFAULT_ADDRESS`].
     pub address: String,
     /// Number of the first line to publish, from 1.
     pub from_line: u64,
