@@ -27,9 +27,9 @@ use self::{events::Events, intake::Intake, integrations::Integrations, publishin
 use crate::{
     domain::{
         arn::Partition,
+        attribution::Standing,
         event::Format,
         integration::Integration,
-        standing::Standing,
         verdict::{RehearsalReport, TestError, TestVerdict},
     },
     proto::{

@@ -18,13 +18,13 @@ use crate::{
     config::{self, Config, ExternalIdPolicy, ExternalIdProof, KeySource},
     domain::{
         arn::Partition,
+        attribution,
         backoff::BackoffPolicy,
         delivery::BatchLimits,
         event::{Format, FormatError, MAX_BODY_LENGTH, MAX_RECORD_LENGTH},
         external_id::ExternalId,
         integration::Integration,
         retention::Retention,
-        standing,
         verdict::{RehearsalReport, TestError, TestVerdict},
     },
     sink::{AwsOptions, AwsSink, ExternalIds, PutRecordsClient, Sink, StandInAccess, Unreadable},
@@ -236,7 +236,7 @@ impl App {
 /// To whom was delivered before this process began, and how long ago.
 fn delivered_before(store: &Store) -> Vec<(Arc<Integration>, Duration)> {
     let now = Timestamp::now();
-    let delivered = store.delivered_last(standing::MOST_ROLES).into_iter();
+    let delivered = store.delivered_last(attribution::MOST_ROLES).into_iter();
     delivered
         .filter_map(|(integration, at)| {
             let ago = Duration::try_from(now.duration_since(at)).ok()?;

@@ -1,6 +1,7 @@
 //! The pure rooms: values, rules and rendering, without input or output.
 
 pub mod arn;
+pub mod attribution;
 pub mod backoff;
 pub mod bitmap;
 pub mod character;
@@ -16,6 +17,5 @@ pub mod organization;
 pub mod retention;
 pub mod segment;
 pub mod sources;
-pub mod standing;
 pub mod status;
 pub mod verdict;

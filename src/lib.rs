@@ -35,6 +35,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod domain;
+pub mod gate;
 pub mod onboarding;
 pub mod proto;
 pub mod publish;

@@ -4,13 +4,13 @@ mod assume_role;
 mod aws;
 mod clock;
 mod config;
+mod connection_log;
 mod denials;
 mod direct;
 mod fault;
-mod gate;
 mod identity;
 mod kinesis;
-mod quiet;
+mod muted;
 mod read;
 mod sessions;
 mod signer;
@@ -18,7 +18,6 @@ mod signer;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
-mod unreachable;
 
 use std::{fmt, future::Future, sync::Arc};
 
@@ -28,7 +27,6 @@ use uuid::Uuid;
 
 pub use aws::AwsSink;
 pub use config::{AwsOptions, PutRecordsClient, StandInAccess};
-pub use gate::{Gate, Pass};
 pub use read::{ReadError, ReadRecord, StreamReader};
 
 pub use crate::domain::verdict::{
@@ -36,12 +34,13 @@ pub use crate::domain::verdict::{
 };
 use crate::domain::{
     arn::Partition,
+    attribution::Standing,
     event::{Head, RECORD_OVERHEAD, UnreadableEvent, body_length, finish},
     external_id::ExternalId,
     integration::Integration,
-    standing::Standing,
     status::Fault,
 };
+use crate::gate::Gate;
 
 /// One record to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -33,11 +33,11 @@ use self::{
 };
 use crate::{
     domain::{
-        arn::Partition, backoff::BackoffPolicy, delivery::BatchLimits, event::Format,
-        integration::IntegrationKey, map::Map, retention::Retention, standing::Standing,
-        status::Status,
+        arn::Partition, attribution::Standing, backoff::BackoffPolicy, delivery::BatchLimits,
+        event::Format, integration::IntegrationKey, map::Map, retention::Retention, status::Status,
     },
-    sink::{Gate, Sink},
+    gate::Gate,
+    sink::Sink,
     store::{Attention, Deleted, Load, Store},
 };
 

@@ -28,7 +28,7 @@ use super::{
     AssumedWith, AwsOptions, ExternalIdProof, ExternalIds, Unreadable,
     clock::Clock,
     config, fault,
-    quiet::quiet,
+    muted::quiet,
     sessions::{Lifetime, Session},
 };
 use crate::domain::{

@@ -19,9 +19,9 @@ use super::{
 };
 use crate::domain::{
     arn::Partition,
+    attribution::Standing,
     event::Head,
     integration::Integration,
-    standing::Standing,
     status::{Cause, Fault, Meaning, Reason},
 };
 

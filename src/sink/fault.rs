@@ -9,7 +9,7 @@ use aws_sdk_kinesis::{
     operation::RequestId,
 };
 
-use super::{RecordOutcome, unreachable};
+use super::{RecordOutcome, connection_log};
 use crate::domain::status::{Cause, Fault, Stage};
 
 /// The longest code or request id that is kept; AWS's have below 70 characters.
@@ -37,7 +37,7 @@ where
         SdkError::DispatchFailure(failure) if failure.is_timeout() => Cause::Timeout,
         SdkError::DispatchFailure(failure) => {
             if let Some(error) = failure.as_connector_error() {
-                unreachable::tell(service(stage), error);
+                connection_log::tell(service(stage), error);
             }
             Cause::Connection
         }

@@ -22,8 +22,8 @@ use super::{
 };
 use crate::domain::{
     arn::Partition,
+    attribution::{Blame, Doubts, Probe, Standing, Witnesses, is_ours},
     integration::{Integration, IntegrationKey},
-    standing::{Blame, Doubts, Probe, Standing, Witnesses, is_ours},
     status::{Cause, Fault, Meaning, Reason, Stage},
 };
 

@@ -15,7 +15,7 @@ use hyper_util::client::{legacy::connect::HttpConnector, proxy::matcher::Matcher
 use tower::ServiceExt;
 
 use super::{
-    super::unreachable,
+    super::connection_log,
     connection::{Connection, Unanswered},
     endpoint::Endpoint,
     pool::Pool,
@@ -87,11 +87,11 @@ impl Transport {
                 }
                 Err(Unanswered::Unsent(unsent)) if !is_new => request = *unsent,
                 Err(Unanswered::Unsent(_)) => {
-                    unreachable::tell_that(&endpoint.host, "closed before a request was sent");
+                    connection_log::tell_that(&endpoint.host, "closed before a request was sent");
                     return Err(Cause::Connection);
                 }
                 Err(Unanswered::Broken(error)) => {
-                    unreachable::tell(&endpoint.host, &error);
+                    connection_log::tell(&endpoint.host, &error);
                     return Err(Cause::Connection);
                 }
                 Err(Unanswered::Failed(cause)) => return Err(cause),
@@ -128,11 +128,11 @@ async fn connect(
 ) -> Result<Box<Connection>, Cause> {
     let stream = connector.clone().oneshot(endpoint.uri.clone()).await;
     let stream = stream.map_err(|error| {
-        unreachable::tell(&endpoint.host, &*error);
+        connection_log::tell(&endpoint.host, &*error);
         Cause::Connection
     })?;
     Connection::open(stream).await.map_err(|error| {
-        unreachable::tell(&endpoint.host, &error);
+        connection_log::tell(&endpoint.host, &error);
         Cause::Connection
     })
 }
@@ -141,6 +141,6 @@ fn cause(endpoint: &Endpoint, error: &ConnectorError) -> Cause {
     if error.is_timeout() {
         return Cause::Timeout;
     }
-    unreachable::tell(&endpoint.host, error);
+    connection_log::tell(&endpoint.host, error);
     Cause::Connection
 }

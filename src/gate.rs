@@ -80,7 +80,7 @@ impl Gate {
 
     /// Makes a call that may last for several requests. None where the integration is
     /// gone, or goes meanwhile.
-    pub(super) async fn call<T>(
+    pub async fn call<T>(
         &self,
         key: IntegrationKey,
         exists: impl FnOnce() -> bool,
