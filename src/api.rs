@@ -27,7 +27,7 @@ use self::{events::Events, intake::Intake, integrations::Integrations, publishin
 use crate::{
     domain::{
         arn::Partition,
-        attribution::Standing,
+        attribution::IdentityState,
         event::Format,
         integration::Integration,
         verdict::{RehearsalReport, TestError, TestVerdict},
@@ -93,7 +93,7 @@ pub struct Api<D> {
     /// Only external IDs that were issued will do.
     pub issued_external_ids_only: bool,
     /// How this service itself stands with AWS, for health.
-    pub standing: watch::Receiver<Standing>,
+    pub standing: watch::Receiver<IdentityState>,
     /// Bytes of publishes in memory until they are durable.
     pub publish_bytes_in_flight: usize,
     /// Streams end when it is cancelled.
@@ -117,13 +117,13 @@ pub const DELIVERY_HEALTH: &str = "delivery";
 /// Delivery is NOT_SERVING while this service's own AWS identity is refused.
 async fn tell_standing(
     mut health: HealthReporter,
-    mut standing: watch::Receiver<Standing>,
+    mut standing: watch::Receiver<IdentityState>,
     stop: CancellationToken,
 ) {
     loop {
         let status = match *standing.borrow_and_update() {
-            Standing::Good => ServingStatus::Serving,
-            Standing::CredentialsRefused { .. } | Standing::MayNotAssume => {
+            IdentityState::Good => ServingStatus::Serving,
+            IdentityState::CredentialsRefused { .. } | IdentityState::MayNotAssume => {
                 ServingStatus::NotServing
             }
         };

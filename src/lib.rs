@@ -13,6 +13,7 @@
 //! | [`proto`] | what `build.rs` made of `proto/` |
 //! | [`api`] | the gRPC services |
 //! | [`store`] | the log, the integrations and their status, on disk and in memory |
+//! | [`gate`] | admits AWS calls for integrations; none starts after a deletion |
 //! | [`sink`] | AWS: AssumeRole and PutRecords; GetRecords for `verify` |
 //! | [`worker`] | who has work, whose turn it is, send, settle |
 //! | [`watch`] | status changes to subscribers |
@@ -25,7 +26,7 @@
 //! # Between the rooms
 //!
 //! `api` and `worker` see `domain` and ports, never each other. Adapters (`store`,
-//! `sink`) see `domain`, never one another. Only `api`, `client`, `publish` and
+//! `sink`) see `domain` and `gate`, never one another. Only `api`, `client`, `publish` and
 //! `sandbox` know tonic; only `store` knows sea_orm; only `sink` knows the AWS SDK.
 //! `tests/it/house.rs` holds these borders.
 

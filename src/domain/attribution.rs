@@ -1,4 +1,5 @@
-//! Whether this service's own AWS identity is good, apart from any customer's.
+//! Attribution of refusals: AWS answers a fault of this service's own identity and a mistake of
+//! one customer with the same codes, so that evidence of several accounts has to decide.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -11,83 +12,86 @@ use super::{
     map::Map,
 };
 
-/// How this service stands with AWS.
+/// State of this service's own AWS identity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Standing {
-    /// Nothing speaks against it.
+pub enum IdentityState {
+    /// No evidence of a fault.
     #[default]
     Good,
-    /// Its own credentials are missing, expired or refused, or what is signed with a
-    /// session that was just assumed.
+    /// This service's own credentials are missing, expired or refused, or AWS refuses
+    /// requests that are signed with newly assumed sessions.
     CredentialsRefused {
-        /// AWS's error code, or ours where nothing could be sent.
+        /// AWS's error code, or ours if nothing could be sent.
         code: Box<str>,
     },
-    /// Most roles that it assumed lately are refused together, which AWS also answers
-    /// where our own identity may not assume.
+    /// Most roles that were assumed recently are denied together, which AWS also answers if
+    /// our own identity lacks the permission to assume roles.
     MayNotAssume,
 }
 
-/// How long a role counts as having worked.
-const LATELY: Duration = Duration::from_secs(3600);
-/// Roles that are remembered at the most.
-pub const MOST_ROLES: usize = 64;
-/// Roles of one account that are remembered at the most, so that it leaves room for others.
-const MOST_OF_ACCOUNT: usize = 4;
-/// Fewer AWS accounts that refuse together prove nothing against this service.
-pub const LEAST_ACCOUNTS: usize = 3;
-/// Witnesses that are asked at the most, each of another account.
-pub const MOST_WITNESSES: usize = 5;
-/// Between one time that a role is asked in vain and the next: doubled each time.
-const ASK_FIRST: Duration = Duration::from_secs(10);
-const ASK_MOST: Duration = Duration::from_secs(180);
-/// A role that delivery itself tries is not asked between two tries.
-const TRIED: Duration = Duration::from_secs(330);
+/// Age up to which an assumed role is evidence.
+const RECENT: Duration = Duration::from_secs(3600);
+/// Limit of the roles that are remembered.
+pub const MAX_ROLES: usize = 64;
+/// Limit of the roles of one account, so that one account does not displace the others.
+const MAX_ROLES_OF_ACCOUNT: usize = 4;
+/// Distinct AWS accounts that must refuse together before that is evidence against this
+/// service.
+pub const MIN_ACCOUNTS: usize = 3;
+/// Limit of the roles that are checked about one refusal, each of another account.
+pub const MAX_CHECKS: usize = 5;
+/// Interval before a role that failed a check is checked again: doubled each time up to the
+/// maximum.
+const FIRST_INTERVAL: Duration = Duration::from_secs(10);
+const MAX_INTERVAL: Duration = Duration::from_secs(180);
+/// Interval before a role that delivery itself was refused is checked: longer than the longest
+/// backoff of delivery.
+const INTERVAL_AFTER_DELIVERY: Duration = Duration::from_secs(330);
 
-/// Roles that were assumed lately: who to ask whether it is our identity that is
-/// refused.
+/// Roles that were assumed recently. Assuming some of them again shows whether a refusal
+/// concerns our own identity.
 #[derive(Debug)]
-pub struct Witnesses<T> {
-    /// Newest last.
-    roles: VecDeque<Witness<T>>,
+pub struct RecentRoles<T> {
+    /// The newest is last.
+    roles: VecDeque<RecentRole<T>>,
 }
 
 #[derive(Debug)]
-struct Witness<T> {
+struct RecentRole<T> {
     key: IntegrationKey,
     /// AWS account of the role. One customer's decision may concern all roles of an account.
     account: Box<str>,
     role: T,
-    worked: Instant,
-    /// How often it was asked or tried in vain since.
-    vain: u32,
+    assumed: Instant,
+    /// Failed checks and attempts since then.
+    failures: u32,
     /// The last answer was a denial.
     denied: bool,
-    /// It is not asked before.
+    /// Time of the next check at the earliest.
     next: Instant,
 }
 
-/// Whom to ask about a refusal.
+/// Roles to check about a refusal.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Asked<T> {
-    /// To be assumed now.
+pub struct Checks<T> {
+    /// Roles to assume now.
     pub roles: Vec<T>,
-    /// Accounts whose roles were refused when they were asked just before.
+    /// Accounts whose roles were refused by a check a short while ago.
     pub refused_already: usize,
 }
 
-/// Whom to ask whether our identity is still refused.
+/// Next check while our identity is refused.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Probe<T> {
-    /// Fewer than [`LEAST_ACCOUNTS`] accounts remain: not enough evidence against this service.
-    TooFew,
-    /// Nobody yet: all were asked a short while ago.
+pub enum NextCheck<T> {
+    /// Fewer than [`MIN_ACCOUNTS`] accounts remain: not enough evidence against this service.
+    TooFewAccounts,
+    /// All roles were checked a short while ago.
     Wait,
-    /// This one.
-    Ask(T),
+    /// The role to assume.
+    Assume(T),
 }
 
-impl<T> Default for Witnesses<T> {
+impl<T> Default for RecentRoles<T> {
     fn default() -> Self {
         Self {
             roles: VecDeque::new(),
@@ -95,151 +99,149 @@ impl<T> Default for Witnesses<T> {
     }
 }
 
-impl<T: Clone> Witnesses<T> {
-    /// A role of an account was assumed.
-    pub fn worked(&mut self, key: IntegrationKey, account: &str, now: Instant, role: T) {
+impl<T: Clone> RecentRoles<T> {
+    /// Adds a role of an account that was assumed.
+    pub fn assumed(&mut self, key: IntegrationKey, account: &str, now: Instant, role: T) {
         self.forget(key);
-        let same_account = |witness: &Witness<T>| *witness.account == *account;
-        let of_account = self.roles.iter().filter(|one| same_account(one)).count();
-        let leaves = match of_account >= MOST_OF_ACCOUNT {
+        let same_account = |role: &RecentRole<T>| *role.account == *account;
+        let of_account = self.roles.iter().filter(|role| same_account(role)).count();
+        let displaced = match of_account >= MAX_ROLES_OF_ACCOUNT {
             true => self.roles.iter().position(same_account),
-            false => (self.roles.len() == MOST_ROLES).then_some(0),
+            false => (self.roles.len() == MAX_ROLES).then_some(0),
         };
-        if let Some(leaves) = leaves {
-            self.roles.remove(leaves);
+        if let Some(displaced) = displaced {
+            self.roles.remove(displaced);
         }
-        self.roles.push_back(Witness {
+        self.roles.push_back(RecentRole {
             key,
             account: account.into(),
             role,
-            worked: now,
-            vain: 0,
+            assumed: now,
+            failures: 0,
             denied: false,
             next: now,
         });
     }
 
-    /// A role was asked, and refused.
-    pub fn refused(&mut self, key: IntegrationKey, now: Instant) {
-        self.asked_in_vain(key, now, true);
+    /// A check of the role was denied.
+    pub fn denied(&mut self, key: IntegrationKey, now: Instant) {
+        self.failed(key, now, true);
     }
 
-    /// A role was asked, and what was answered says nothing either way.
+    /// A check of the role gave no clear answer.
     pub fn unclear(&mut self, key: IntegrationKey, now: Instant) {
-        self.asked_in_vain(key, now, false);
+        self.failed(key, now, false);
     }
 
-    fn asked_in_vain(&mut self, key: IntegrationKey, now: Instant, denied: bool) {
-        if let Some(witness) = self.find(key) {
-            let wait = ASK_FIRST.saturating_mul(1 << witness.vain.min(16));
-            witness.vain = witness.vain.saturating_add(1);
-            witness.denied = denied;
-            witness.next = now + wait.min(ASK_MOST);
+    fn failed(&mut self, key: IntegrationKey, now: Instant, denied: bool) {
+        if let Some(role) = self.find(key) {
+            let interval = FIRST_INTERVAL.saturating_mul(1 << role.failures.min(16));
+            role.failures = role.failures.saturating_add(1);
+            role.denied = denied;
+            role.next = now + interval.min(MAX_INTERVAL);
         }
     }
 
-    /// Delivery itself tried a role, which was refused.
-    pub fn tried(&mut self, key: IntegrationKey, now: Instant) {
-        if let Some(witness) = self.find(key) {
-            witness.vain = witness.vain.saturating_add(1);
-            witness.denied = true;
-            witness.next = now + TRIED;
+    /// Delivery itself was denied the role.
+    pub fn denied_to_delivery(&mut self, key: IntegrationKey, now: Instant) {
+        if let Some(role) = self.find(key) {
+            role.failures = role.failures.saturating_add(1);
+            role.denied = true;
+            role.next = now + INTERVAL_AFTER_DELIVERY;
         }
     }
 
-    /// Our identity may assume again: what roles said before counts no more.
-    pub fn pardon(&mut self, now: Instant) {
-        for witness in &mut self.roles {
-            witness.vain = 0;
-            witness.denied = false;
-            witness.next = now;
+    /// Discards earlier answers, because our identity may assume roles again.
+    pub fn reset(&mut self, now: Instant) {
+        for role in &mut self.roles {
+            role.failures = 0;
+            role.denied = false;
+            role.next = now;
         }
     }
 
-    /// The role says nothing any more.
+    /// Removes a role that is no evidence any more.
     pub fn forget(&mut self, key: IntegrationKey) {
-        self.roles.retain(|witness| witness.key != key);
+        self.roles.retain(|role| role.key != key);
     }
 
-    fn find(&mut self, key: IntegrationKey) -> Option<&mut Witness<T>> {
-        self.roles.iter_mut().find(|witness| witness.key == key)
+    fn find(&mut self, key: IntegrationKey) -> Option<&mut RecentRole<T>> {
+        self.roles.iter_mut().find(|role| role.key == key)
     }
 
-    /// Roles to ask about a refusal of `account`, each of another account; None where too few
-    /// accounts are known. Roles that are not `current` any more are forgotten.
-    pub fn to_ask(
+    /// Roles to check about a refusal of `account`, each of another account; None if too few
+    /// accounts are known. Removes roles that are not `current` any more.
+    pub fn checks(
         &mut self,
         account: &str,
         now: Instant,
         current: impl Fn(&T) -> bool,
-    ) -> Option<Asked<T>> {
-        self.roles.retain(|witness| {
-            now.duration_since(witness.worked) <= LATELY && current(&witness.role)
-        });
+    ) -> Option<Checks<T>> {
+        self.roles
+            .retain(|role| now.duration_since(role.assumed) <= RECENT && current(&role.role));
         let mut seen = vec![account];
         let (mut roles, mut refused_already) = (Vec::new(), 0);
-        // Those that worked last are the likeliest to work still.
-        for witness in self.roles.iter().rev() {
-            if seen.len() > MOST_WITNESSES || seen.contains(&&*witness.account) {
+        // The roles that were assumed last are the likeliest to work.
+        for role in self.roles.iter().rev() {
+            if seen.len() > MAX_CHECKS || seen.contains(&&*role.account) {
                 continue;
             }
-            let asks = witness.next <= now;
-            if asks {
-                roles.push(witness.role.clone());
-            } else if witness.denied {
+            if role.next <= now {
+                roles.push(role.role.clone());
+            } else if role.denied {
                 refused_already += 1;
             } else {
-                // Its answer said nothing; another role of the account may say more.
+                // Its answer was not clear; that of another role of the account may be.
                 continue;
             }
-            seen.push(&witness.account);
+            seen.push(&role.account);
         }
-        // The account that is asked about counts as well.
-        (1 + roles.len() + refused_already >= LEAST_ACCOUNTS).then_some(Asked {
+        // The refused account counts as well.
+        (1 + roles.len() + refused_already >= MIN_ACCOUNTS).then_some(Checks {
             roles,
             refused_already,
         })
     }
 
-    /// The role to ask next while our identity is refused. That time does not count as time
-    /// since a role worked.
-    pub fn probe(&mut self, now: Instant, current: impl Fn(&T) -> bool) -> Probe<T> {
-        self.roles.retain(|witness| current(&witness.role));
-        let accounts: BTreeSet<_> = self.roles.iter().map(|witness| &witness.account).collect();
-        if accounts.len() < LEAST_ACCOUNTS {
-            return Probe::TooFew;
+    /// The next check while our identity is refused. [`RECENT`] does not apply, because no
+    /// role can be assumed meanwhile.
+    pub fn next_check(&mut self, now: Instant, current: impl Fn(&T) -> bool) -> NextCheck<T> {
+        self.roles.retain(|role| current(&role.role));
+        let accounts: BTreeSet<_> = self.roles.iter().map(|role| &role.account).collect();
+        if accounts.len() < MIN_ACCOUNTS {
+            return NextCheck::TooFewAccounts;
         }
-        let first = self.roles.iter().min_by_key(|witness| witness.next);
+        let first = self.roles.iter().min_by_key(|role| role.next);
         match first {
-            Some(witness) if witness.next <= now => Probe::Ask(witness.role.clone()),
-            _ => Probe::Wait,
+            Some(role) if role.next <= now => NextCheck::Assume(role.role.clone()),
+            _ => NextCheck::Wait,
         }
     }
 }
 
-/// Whether answers speak against our identity: `refused` accounts, the one that raised the
-/// question included, and none whose role could be assumed.
-pub fn is_ours(refused: usize, worked: usize) -> bool {
-    refused >= LEAST_ACCOUNTS && worked == 0
+/// Whether answers are evidence against our identity: `refused` accounts, the one with the
+/// first refusal included, and no account whose role could be assumed.
+pub fn is_service_fault(refused: usize, assumed: usize) -> bool {
+    refused >= MIN_ACCOUNTS && assumed == 0
 }
 
-/// A refusal this old is no evidence any more: longer than the longest back-off.
-const DOUBT_LASTS: Duration = Duration::from_secs(600);
+/// Age at which a refusal is no evidence any more: longer than the longest backoff.
+const REFUSAL_EXPIRY: Duration = Duration::from_secs(600);
 /// Delay before a refused session is attributed, so that refusals of other integrations with
 /// the same cause can arrive first.
-const DOUBT: Duration = Duration::from_secs(3);
+const ATTRIBUTION_DELAY: Duration = Duration::from_secs(3);
 
-/// Integrations whose newly assumed sessions, or whose AssumeRole, AWS refuses for the
-/// credentials: whose fault that is.
+/// Integrations whose newly assumed sessions AWS refuses, or whose AssumeRole it refuses for
+/// the credentials.
 #[derive(Debug, Default)]
-pub struct Doubts {
-    by_key: Map<IntegrationKey, Doubt>,
-    /// Others have delivered since the last of them began.
+pub struct RefusedSessions {
+    by_key: Map<IntegrationKey, RefusedSession>,
+    /// Another integration delivered since each of the refusals.
     others_deliver: bool,
 }
 
 #[derive(Debug)]
-struct Doubt {
+struct RefusedSession {
     integration: Arc<Integration>,
     first: Instant,
     last: Instant,
@@ -247,87 +249,91 @@ struct Doubt {
     others_deliver: bool,
 }
 
-/// Verdict of the evidence about a refused session.
+/// Attribution of a refused session by the evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Blame {
-    /// Others deliver with sessions of the same identity.
+pub enum Attribution {
+    /// The customer's fault: others deliver with sessions of the same identity.
     Customer,
-    /// At least [`LEAST_ACCOUNTS`] accounts refuse, and nobody delivers.
+    /// This service's fault: at least [`MIN_ACCOUNTS`] accounts refuse, and nobody delivers.
     Service,
-    /// Too early to say.
+    /// Not decided before [`ATTRIBUTION_DELAY`].
     Undecided,
-    /// Nobody else delivers or is refused: STS has to be asked about the credentials.
+    /// No other integration delivers or is refused: STS has to be asked about the credentials.
     AskSts,
 }
 
-impl Doubts {
-    /// Whether there is none.
+impl RefusedSessions {
+    /// Whether no session is refused.
     pub fn is_empty(&self) -> bool {
         self.by_key.is_empty()
     }
 
-    /// A session was refused. `patiently` waits for what others meet before anything but
-    /// their success counts.
+    /// Adds a refusal. Returns its attribution and the time of the integration's first refusal.
+    /// With `may_wait`, an attribution other than to the customer takes
+    /// [`ATTRIBUTION_DELAY`].
     pub fn refused(
         &mut self,
         integration: &Arc<Integration>,
         now: Instant,
-        patiently: bool,
-    ) -> (Blame, Instant) {
+        may_wait: bool,
+    ) -> (Attribution, Instant) {
         self.by_key
-            .retain(|_, doubt| now.duration_since(doubt.last) <= DOUBT_LASTS);
-        let doubt = self
+            .retain(|_, refused| now.duration_since(refused.last) <= REFUSAL_EXPIRY);
+        let refused = self
             .by_key
             .entry(integration.key)
-            .and_modify(|doubt| {
-                let is_old = now.duration_since(doubt.last) > DOUBT_LASTS;
-                if is_old || doubt.integration.version != integration.version {
-                    *doubt = Doubt::new(integration, now);
+            .and_modify(|refused| {
+                if refused.integration.version != integration.version {
+                    *refused = RefusedSession::new(integration, now);
                 }
-                doubt.last = now;
+                refused.last = now;
             })
-            .or_insert_with(|| Doubt::new(integration, now));
-        let (first, others_deliver) = (doubt.first, doubt.others_deliver);
+            .or_insert_with(|| RefusedSession::new(integration, now));
+        let (first, others_deliver) = (refused.first, refused.others_deliver);
         self.others_deliver &= others_deliver;
-        let blame = if others_deliver {
-            Blame::Customer
-        } else if self.is_ours() {
-            Blame::Service
-        } else if patiently && now.duration_since(first) < DOUBT {
-            Blame::Undecided
+        let attribution = if others_deliver {
+            Attribution::Customer
+        } else if self.is_service_fault() {
+            Attribution::Service
+        } else if may_wait && now.duration_since(first) < ATTRIBUTION_DELAY {
+            Attribution::Undecided
         } else {
-            Blame::AskSts
+            Attribution::AskSts
         };
-        (blame, first)
+        (attribution, first)
     }
 
-    /// Whether as many accounts are refused as speak against this service.
-    fn is_ours(&self) -> bool {
-        let undelivered = self.by_key.values().filter(|doubt| !doubt.others_deliver);
+    /// Whether enough accounts are refused for evidence against this service.
+    fn is_service_fault(&self) -> bool {
+        let undelivered = self
+            .by_key
+            .values()
+            .filter(|refused| !refused.others_deliver);
         let accounts: BTreeSet<_> = undelivered
-            .map(|doubt| doubt.integration.role_arn.account())
+            .map(|refused| refused.integration.role_arn.account())
             .collect();
-        accounts.len() >= LEAST_ACCOUNTS
+        accounts.len() >= MIN_ACCOUNTS
     }
 
-    /// AWS took a session of an integration.
+    /// AWS accepted a session of an integration.
     pub fn delivered(&mut self, key: IntegrationKey) {
         self.by_key.remove(&key);
-        // It is called for each write: mostly all of them know already.
+        // Runs after each write; usually the flags are set already.
         if !std::mem::replace(&mut self.others_deliver, true) {
-            for doubt in self.by_key.values_mut() {
-                doubt.others_deliver = true;
+            for refused in self.by_key.values_mut() {
+                refused.others_deliver = true;
             }
         }
     }
 
     /// Keeps only integrations that are `current`.
     pub fn retain(&mut self, current: impl Fn(&Integration) -> bool) {
-        self.by_key.retain(|_, doubt| current(&doubt.integration));
+        self.by_key
+            .retain(|_, refused| current(&refused.integration));
     }
 }
 
-impl Doubt {
+impl RefusedSession {
     fn new(integration: &Arc<Integration>, now: Instant) -> Self {
         Self {
             integration: Arc::clone(integration),
@@ -346,195 +352,208 @@ mod tests {
 
     const ANY: fn(&i64) -> bool = |_| true;
 
-    /// So many seconds after a moment of this test's own.
     fn clock() -> impl Fn(u64) -> Instant {
         let start = Instant::now();
         move |second| start + Duration::from_secs(second)
     }
 
-    /// A role worked, of an account of its own.
-    fn work(witnesses: &mut Witnesses<i64>, key: i64, now: Instant) {
-        witnesses.worked(IntegrationKey(key), &key.to_string(), now, key);
+    /// A role of an account of its own is assumed.
+    fn assume(roles: &mut RecentRoles<i64>, key: i64, now: Instant) {
+        roles.assumed(IntegrationKey(key), &key.to_string(), now, key);
     }
 
-    fn asked(roles: &[i64], refused_already: usize) -> Option<Asked<i64>> {
-        Some(Asked {
+    fn checks(roles: &[i64], refused_already: usize) -> Option<Checks<i64>> {
+        Some(Checks {
             roles: roles.to_vec(),
             refused_already,
         })
     }
 
     #[test]
-    fn asks_only_others_that_worked_within_the_hour() {
+    fn checks_only_other_accounts_of_the_last_hour() {
         let at = clock();
-        let mut witnesses = Witnesses::default();
+        let mut roles = RecentRoles::default();
         for key in 0..4 {
-            work(&mut witnesses, key, at(key as u64 * 1000));
+            assume(&mut roles, key, at(key as u64 * 1000));
         }
-        let mut ask = |key: i64, second, current: fn(&i64) -> bool| {
-            witnesses.to_ask(&key.to_string(), at(second), current)
+        let mut checks_of = |key: i64, second, current: fn(&i64) -> bool| {
+            roles.checks(&key.to_string(), at(second), current)
         };
-        assert_eq!(ask(9, 3000, ANY), asked(&[3, 2, 1, 0], 0));
-        assert_eq!(ask(3, 3000, ANY), asked(&[2, 1, 0], 0));
-        assert_eq!(ask(9, 3700, ANY), asked(&[3, 2, 1], 0));
-        assert_eq!(ask(3, 3700, ANY), asked(&[2, 1], 0));
-        assert_eq!(ask(9, 3700, |key| *key == 1), None, "two are too few");
+        assert_eq!(checks_of(9, 3000, ANY), checks(&[3, 2, 1, 0], 0));
+        assert_eq!(checks_of(3, 3000, ANY), checks(&[2, 1, 0], 0));
+        assert_eq!(checks_of(9, 3700, ANY), checks(&[3, 2, 1], 0));
+        assert_eq!(checks_of(3, 3700, ANY), checks(&[2, 1], 0));
+        assert_eq!(checks_of(9, 3700, |key| *key == 1), None, "two are too few");
     }
 
     #[test]
-    fn roles_of_one_account_are_one_witness() {
+    fn roles_of_one_account_count_once() {
         let now = Instant::now();
-        let mut witnesses = Witnesses::default();
+        let mut roles = RecentRoles::default();
         for key in 0..6 {
-            witnesses.worked(IntegrationKey(key), "one", now, key);
+            roles.assumed(IntegrationKey(key), "one", now, key);
         }
-        assert_eq!(witnesses.to_ask("other", now, ANY), None);
-        witnesses.worked(IntegrationKey(6), "two", now, 6);
-        assert_eq!(witnesses.to_ask("other", now, ANY), asked(&[6, 5], 0));
-        assert_eq!(witnesses.to_ask("one", now, ANY), None);
-        assert_eq!(witnesses.probe(now, ANY), Probe::TooFew);
+        assert_eq!(roles.checks("other", now, ANY), None);
+        roles.assumed(IntegrationKey(6), "two", now, 6);
+        assert_eq!(roles.checks("other", now, ANY), checks(&[6, 5], 0));
+        assert_eq!(roles.checks("one", now, ANY), None);
+        assert_eq!(roles.next_check(now, ANY), NextCheck::TooFewAccounts);
     }
 
-    /// One customer of an account.
     fn customer(key: i64, account: u64) -> Arc<Integration> {
         Arc::new(integration(key, account))
     }
 
     #[test]
-    fn a_session_that_others_do_not_need_is_judged_by_what_others_meet() {
+    fn a_refused_session_is_attributed_by_what_other_integrations_get() {
         let at = clock();
-        let mut doubts = Doubts::default();
+        let mut sessions = RefusedSessions::default();
         let one = customer(1, 1);
-        assert_eq!(doubts.refused(&one, at(0), true), (Blame::Undecided, at(0)));
-        assert_eq!(doubts.refused(&one, at(0), false).0, Blame::AskSts);
-        assert_eq!(doubts.refused(&one, at(2), true).0, Blame::Undecided);
-        assert_eq!(doubts.refused(&one, at(3), true).0, Blame::AskSts);
-        doubts.delivered(IntegrationKey(2));
-        assert_eq!(doubts.refused(&one, at(4), true).0, Blame::Customer);
-        doubts.delivered(IntegrationKey(1));
-        assert!(doubts.is_empty());
-        assert_eq!(doubts.refused(&one, at(5), true).0, Blame::Undecided);
-    }
-
-    #[test]
-    fn three_accounts_that_are_refused_while_nobody_delivers_are_ours() {
-        let now = Instant::now();
-        let mut doubts = Doubts::default();
-        for (key, account) in [(1, 1), (2, 1), (3, 1), (4, 2)] {
-            let blame = doubts.refused(&customer(key, account), now, true).0;
-            assert_eq!(blame, Blame::Undecided);
-        }
-        assert_eq!(doubts.refused(&customer(5, 3), now, true).0, Blame::Service);
-        assert_eq!(doubts.refused(&customer(1, 1), now, true).0, Blame::Service);
-        doubts.delivered(IntegrationKey(9));
         assert_eq!(
-            doubts.refused(&customer(1, 1), now, true).0,
-            Blame::Customer
+            sessions.refused(&one, at(0), true),
+            (Attribution::Undecided, at(0))
+        );
+        assert_eq!(sessions.refused(&one, at(0), false).0, Attribution::AskSts);
+        assert_eq!(
+            sessions.refused(&one, at(2), true).0,
+            Attribution::Undecided
+        );
+        assert_eq!(sessions.refused(&one, at(3), true).0, Attribution::AskSts);
+        sessions.delivered(IntegrationKey(2));
+        assert_eq!(sessions.refused(&one, at(4), true).0, Attribution::Customer);
+        sessions.delivered(IntegrationKey(1));
+        assert!(sessions.is_empty());
+        assert_eq!(
+            sessions.refused(&one, at(5), true).0,
+            Attribution::Undecided
         );
     }
 
     #[test]
-    fn a_configure_begins_a_new_doubt() {
+    fn three_refused_accounts_and_no_delivery_are_our_fault() {
+        let now = Instant::now();
+        let mut sessions = RefusedSessions::default();
+        for (key, account) in [(1, 1), (2, 1), (3, 1), (4, 2)] {
+            let attribution = sessions.refused(&customer(key, account), now, true).0;
+            assert_eq!(attribution, Attribution::Undecided);
+        }
+        assert_eq!(
+            sessions.refused(&customer(5, 3), now, true).0,
+            Attribution::Service
+        );
+        assert_eq!(
+            sessions.refused(&customer(1, 1), now, true).0,
+            Attribution::Service
+        );
+        sessions.delivered(IntegrationKey(9));
+        assert_eq!(
+            sessions.refused(&customer(1, 1), now, true).0,
+            Attribution::Customer
+        );
+    }
+
+    #[test]
+    fn a_configure_discards_earlier_refusals() {
         let at = clock();
-        let mut doubts = Doubts::default();
-        doubts.refused(&customer(1, 1), at(0), true);
-        doubts.delivered(IntegrationKey(2));
+        let mut sessions = RefusedSessions::default();
+        sessions.refused(&customer(1, 1), at(0), true);
+        sessions.delivered(IntegrationKey(2));
         let mut next = integration(1, 1);
         next.version += 1;
-        let blame = doubts.refused(&Arc::new(next), at(9), true);
-        assert_eq!(blame, (Blame::Undecided, at(9)));
-        doubts.retain(|_| false);
-        assert!(doubts.is_empty());
+        let attribution = sessions.refused(&Arc::new(next), at(9), true);
+        assert_eq!(attribution, (Attribution::Undecided, at(9)));
+        sessions.retain(|_| false);
+        assert!(sessions.is_empty());
     }
 
     #[test]
-    fn a_witness_that_was_just_refused_is_not_asked_again_but_counts() {
+    fn a_role_that_was_just_denied_counts_without_another_check() {
         let at = clock();
-        let mut witnesses = Witnesses::default();
+        let mut roles = RecentRoles::default();
         for key in 0..4 {
-            work(&mut witnesses, key, at(0));
+            assume(&mut roles, key, at(0));
         }
-        witnesses.refused(IntegrationKey(2), at(1));
-        let mut ask = |second| witnesses.to_ask("9", at(second), ANY);
-        assert_eq!(ask(10), asked(&[3, 1, 0], 1));
-        assert_eq!(ask(11), asked(&[3, 2, 1, 0], 0));
+        roles.denied(IntegrationKey(2), at(1));
+        let mut checks_of = |second| roles.checks("9", at(second), ANY);
+        assert_eq!(checks_of(10), checks(&[3, 1, 0], 1));
+        assert_eq!(checks_of(11), checks(&[3, 2, 1, 0], 0));
     }
 
     #[test]
-    fn an_unclear_answer_is_no_refusal() {
+    fn an_unclear_answer_is_no_denial() {
         let at = clock();
-        let mut witnesses = Witnesses::default();
+        let mut roles = RecentRoles::default();
         for key in 0..5 {
-            work(&mut witnesses, key, at(0));
+            assume(&mut roles, key, at(0));
         }
         for key in 0..4 {
-            witnesses.unclear(IntegrationKey(key), at(1));
+            roles.unclear(IntegrationKey(key), at(1));
         }
-        let mut ask = |second| witnesses.to_ask("9", at(second), ANY);
-        assert_eq!(ask(10), None, "two are too few");
-        assert_eq!(ask(11), asked(&[4, 3, 2, 1, 0], 0));
+        let mut checks_of = |second| roles.checks("9", at(second), ANY);
+        assert_eq!(checks_of(10), None, "two are too few");
+        assert_eq!(checks_of(11), checks(&[4, 3, 2, 1, 0], 0));
     }
 
     #[test]
-    fn what_was_refused_before_we_might_assume_again_does_not_count() {
+    fn a_reset_discards_earlier_denials() {
         let at = clock();
-        let mut witnesses = Witnesses::default();
+        let mut roles = RecentRoles::default();
         for key in 0..4 {
-            work(&mut witnesses, key, at(0));
-            witnesses.tried(IntegrationKey(key), at(0));
+            assume(&mut roles, key, at(0));
+            roles.denied_to_delivery(IntegrationKey(key), at(0));
         }
-        witnesses.pardon(at(5));
-        let next = witnesses.to_ask("3", at(5), ANY);
-        assert_eq!(next, asked(&[2, 1, 0], 0));
+        roles.reset(at(5));
+        let next = roles.checks("3", at(5), ANY);
+        assert_eq!(next, checks(&[2, 1, 0], 0));
     }
 
     #[test]
-    fn probes_until_too_few_are_left() {
+    fn checks_roles_until_too_few_accounts_are_left() {
         let at = clock();
-        let mut witnesses = Witnesses::default();
+        let mut roles = RecentRoles::default();
         for key in 0..3 {
-            work(&mut witnesses, key, at(0));
+            assume(&mut roles, key, at(0));
         }
-        // However long ago they worked.
+        // Their age does not matter.
         let late = 10 * 3600;
         for key in 0..3 {
-            let next = witnesses.probe(at(late), ANY);
-            assert_eq!(next, Probe::Ask(key));
-            witnesses.refused(IntegrationKey(key), at(late));
+            let next = roles.next_check(at(late), ANY);
+            assert_eq!(next, NextCheck::Assume(key));
+            roles.denied(IntegrationKey(key), at(late));
         }
-        assert_eq!(witnesses.probe(at(late + 9), ANY), Probe::Wait);
-        witnesses.tried(IntegrationKey(0), at(late + 9));
-        let next = witnesses.probe(at(late + 10), ANY);
-        assert_eq!(next, Probe::Ask(1));
+        assert_eq!(roles.next_check(at(late + 9), ANY), NextCheck::Wait);
+        roles.denied_to_delivery(IntegrationKey(0), at(late + 9));
+        let next = roles.next_check(at(late + 10), ANY);
+        assert_eq!(next, NextCheck::Assume(1));
         assert_eq!(
-            witnesses.probe(at(late + 10), |key| *key > 0),
-            Probe::TooFew
+            roles.next_check(at(late + 10), |key| *key > 0),
+            NextCheck::TooFewAccounts
         );
     }
 
     #[test]
-    fn three_witnesses_alone_are_probed_at_most_20_times_an_hour_each() {
+    fn three_roles_alone_are_probed_at_most_20_times_an_hour_each() {
         let at = clock();
-        let mut witnesses = Witnesses::default();
+        let mut roles = RecentRoles::default();
         for key in 0..3 {
-            work(&mut witnesses, key, at(0));
-            witnesses.refused(IntegrationKey(key), at(0));
+            assume(&mut roles, key, at(0));
+            roles.denied(IntegrationKey(key), at(0));
         }
-        let mut probes = [const { Vec::new() }; 3];
+        let mut checked = [const { Vec::new() }; 3];
         let (mut second, mut wait) = (10, 20);
         while second < 3 * 3600 {
-            if let Probe::Ask(key) = witnesses.probe(at(second), ANY) {
-                probes[key as usize].push(second);
-                witnesses.refused(IntegrationKey(key), at(second));
+            if let NextCheck::Assume(key) = roles.next_check(at(second), ANY) {
+                checked[key as usize].push(second);
+                roles.denied(IntegrationKey(key), at(second));
             }
             second += wait;
             wait = (wait * 2).min(60);
         }
-        let mut all = probes.concat();
+        let mut all = checked.concat();
         all.sort_unstable();
         let longest = all.windows(2).map(|pair| pair[1] - pair[0]).max();
         assert_eq!(longest, Some(60));
-        for of_one in probes {
+        for of_one in checked {
             for from in 60..2 * 3600 {
                 let hour = of_one.iter().filter(|at| (from..from + 3600).contains(*at));
                 assert!(hour.count() <= 20, "{from}: {of_one:?}");
@@ -543,26 +562,26 @@ mod tests {
     }
 
     #[test]
-    fn three_accounts_that_refuse_and_none_that_works_are_ours() {
-        assert!(is_ours(3, 0));
-        assert!(is_ours(6, 0));
-        assert!(!is_ours(2, 0));
-        assert!(!is_ours(5, 1));
+    fn needs_three_refusing_accounts_and_none_that_works() {
+        assert!(is_service_fault(3, 0));
+        assert!(is_service_fault(6, 0));
+        assert!(!is_service_fault(2, 0));
+        assert!(!is_service_fault(5, 1));
     }
 
     proptest! {
         #[test]
-        fn remembers_a_bounded_number_each_once(keys in prop::collection::vec(0i64..100, 0..300)) {
-            let mut witnesses = Witnesses::default();
+        fn remembers_a_limited_number_each_once(keys in prop::collection::vec(0i64..100, 0..300)) {
+            let mut roles = RecentRoles::default();
             let now = Instant::now();
             for key in keys {
-                work(&mut witnesses, key, now);
+                assume(&mut roles, key, now);
             }
-            prop_assert!(witnesses.roles.len() <= MOST_ROLES);
-            let mut known: Vec<_> = witnesses.roles.iter().map(|one| one.key).collect();
+            prop_assert!(roles.roles.len() <= MAX_ROLES);
+            let mut known: Vec<_> = roles.roles.iter().map(|one| one.key).collect();
             known.sort();
             known.dedup();
-            prop_assert_eq!(known.len(), witnesses.roles.len());
+            prop_assert_eq!(known.len(), roles.roles.len());
         }
     }
 }

@@ -57,7 +57,9 @@ fn forbidden_room(path: &str, room: &str, used: &str) -> Option<&'static str> {
     match (room, used) {
         ("domain", _) if !own => Some("domain sees nothing but itself"),
         ("store" | "sink", "sandbox") if is_test(path) => None,
+        ("sink", "gate") => None,
         ("store" | "sink", used) if !own && used != "domain" => Some("an adapter sees domain only"),
+        ("gate", used) if !own && used != "domain" => Some("the gate sees domain only"),
         ("api", "worker" | "sink" | "app" | "cli") => Some("api sees domain and ports"),
         ("onboarding", used) if !own && used != "domain" && !is_test(path) => {
             Some("onboarding sees domain only")

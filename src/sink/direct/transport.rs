@@ -87,11 +87,14 @@ impl Transport {
                 }
                 Err(Unanswered::Unsent(unsent)) if !is_new => request = *unsent,
                 Err(Unanswered::Unsent(_)) => {
-                    connection_log::tell_that(&endpoint.host, "closed before a request was sent");
+                    connection_log::warn_message(
+                        &endpoint.host,
+                        "closed before a request was sent",
+                    );
                     return Err(Cause::Connection);
                 }
                 Err(Unanswered::Broken(error)) => {
-                    connection_log::tell(&endpoint.host, &error);
+                    connection_log::warn(&endpoint.host, &error);
                     return Err(Cause::Connection);
                 }
                 Err(Unanswered::Failed(cause)) => return Err(cause),
@@ -128,11 +131,11 @@ async fn connect(
 ) -> Result<Box<Connection>, Cause> {
     let stream = connector.clone().oneshot(endpoint.uri.clone()).await;
     let stream = stream.map_err(|error| {
-        connection_log::tell(&endpoint.host, &*error);
+        connection_log::warn(&endpoint.host, &*error);
         Cause::Connection
     })?;
     Connection::open(stream).await.map_err(|error| {
-        connection_log::tell(&endpoint.host, &error);
+        connection_log::warn(&endpoint.host, &error);
         Cause::Connection
     })
 }
@@ -141,6 +144,6 @@ fn cause(endpoint: &Endpoint, error: &ConnectorError) -> Cause {
     if error.is_timeout() {
         return Cause::Timeout;
     }
-    connection_log::tell(&endpoint.host, error);
+    connection_log::warn(&endpoint.host, error);
     Cause::Connection
 }
