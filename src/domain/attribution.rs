@@ -357,7 +357,7 @@ mod tests {
         move |second| start + Duration::from_secs(second)
     }
 
-    /// A role of an account of its own is assumed.
+    /// Assumes a role of a separate account.
     fn assume(roles: &mut RecentRoles<i64>, key: i64, now: Instant) {
         roles.assumed(IntegrationKey(key), &key.to_string(), now, key);
     }

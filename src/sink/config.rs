@@ -155,7 +155,7 @@ fn http_client(proxy: ProxyConfig) -> SharedHttpClient {
     })
 }
 
-/// A connector like the SDK's, with a pool of its own.
+/// A connector like the SDK's, with a separate pool.
 pub(super) fn connector(options: &AwsOptions) -> Connector {
     let proxy = match options.stand_in {
         Some(_) => ProxyConfig::disabled(),

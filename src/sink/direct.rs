@@ -7,7 +7,6 @@ mod body;
 mod connection;
 mod endpoint;
 mod pool;
-mod received;
 mod request;
 mod transport;
 
@@ -25,9 +24,8 @@ use self::{
     answer::Answer,
     body::BodyError,
     endpoint::Endpoints,
-    received::Received,
     request::{NotSent, request},
-    transport::Transport,
+    transport::{Received, Transport},
 };
 use super::{Record, RecordOutcome, clock::Clock, sessions::Session};
 use crate::domain::{

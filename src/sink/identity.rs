@@ -617,7 +617,7 @@ impl Identity {
             IdentityState::Good => tracing::info!("AWS accepts this service's own identity again"),
             IdentityState::CredentialsRefused { code } => tracing::error!(
                 aws_error_code = &*code,
-                "AWS refuses this service's own credentials or requests: nothing can be delivered until that is repaired; the error code says why"
+                "AWS refuses this service's own credentials or requests: nothing is delivered until that is repaired; see aws_error_code"
             ),
             IdentityState::MayNotAssume => tracing::error!(
                 "roles of several AWS accounts are denied together: check that the policy of this service's own identity allows sts:AssumeRole"

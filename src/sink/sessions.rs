@@ -247,7 +247,7 @@ impl Sessions {
                 warn!(
                     organization_id,
                     role_arn = integration.role_arn.as_str(),
-                    "the role can be assumed without knowing the external ID: the customer must add the condition sts:ExternalId to its trust policy"
+                    "the role can be assumed without knowing the external ID: its trust policy lacks the condition sts:ExternalId"
                 );
                 true
             }

@@ -20,7 +20,7 @@ pub enum Stage {
 /// Cause of a failed call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// AWS answered with an error code of its own.
+    /// AWS answered with an error code.
     Service {
         /// Such as `AccessDeniedException`.
         code: Box<str>,
@@ -36,7 +36,7 @@ pub enum Cause {
     Timeout,
     /// The connection was refused, reset or could not be made.
     Connection,
-    /// This service has no credentials of its own to sign AssumeRole with.
+    /// This service has no credentials to sign AssumeRole with.
     NoOwnCredentials,
     /// The external ID cannot be decrypted with this service's key.
     SecretUnreadable,

@@ -45,7 +45,7 @@ async fn writes_with(environment: &[(&str, &str)]) -> bool {
 }
 
 async fn endpoints_and_region_come_from_the_environment() {
-    // Each service at its own server, although the stream's ARN has a host of its own.
+    // Each service at its own server, although the stream's ARN implies another host.
     let sts = Server::start(assumed).await;
     let kinesis = Server::start(written).await;
     let own = [

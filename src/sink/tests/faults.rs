@@ -267,7 +267,7 @@ async fn unreadable_secrets_and_missing_credentials_are_our_fault() {
             Self: 'a,
         {
             use aws_credential_types::provider::error::CredentialsError;
-            // Each kind of failure in turn.
+            // One kind of failure after another.
             let error = match self.0.fetch_add(1, Ordering::Relaxed) {
                 0 => CredentialsError::not_loaded("nothing configured"),
                 1 => CredentialsError::provider_timed_out(Duration::from_secs(1)),
