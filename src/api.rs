@@ -35,9 +35,9 @@ use self::{events::Events, integrations::Integrations, request_body::RequestBody
 use crate::{
     domain::{
         arn::Partition,
+        attribution::IdentityState,
         event::Format,
         integration::Integration,
-        standing::Standing,
         verdict::{TestError, TestVerdict, ValidationReport},
     },
     proto::{
@@ -112,7 +112,7 @@ pub struct Api<D> {
     /// Configure accepts only external IDs that GenerateExternalId issued.
     pub issued_external_ids_only: bool,
     /// State of this service's own AWS identity, for health.
-    pub own_identity: watch::Receiver<Standing>,
+    pub own_identity: watch::Receiver<IdentityState>,
     /// Bytes of publishes in memory until they are durable.
     pub publish_bytes_in_flight: usize,
     /// Ends the server and all streams.
@@ -207,7 +207,7 @@ impl<D: Delivery> Api<D> {
 /// while the disk has no space for events.
 async fn report_health(
     mut health: HealthReporter,
-    mut own_identity: watch::Receiver<Standing>,
+    mut own_identity: watch::Receiver<IdentityState>,
     mut has_space: watch::Receiver<bool>,
     stop: CancellationToken,
 ) {
@@ -218,7 +218,7 @@ async fn report_health(
             biased;
             () = stop.cancelled() => break,
             Ok(()) = own_identity.changed() => {
-                let serves = matches!(*own_identity.borrow_and_update(), Standing::Good);
+                let serves = matches!(*own_identity.borrow_and_update(), IdentityState::Good);
                 (DELIVERY_HEALTH, serves)
             }
             Ok(()) = has_space.changed() => (PUBLISH_HEALTH, *has_space.borrow_and_update()),

@@ -19,15 +19,16 @@ use crate::{
     config::{self, Config, ExternalIdPolicy, ExternalIdProof, KeySource},
     domain::{
         arn::Partition,
+        attribution,
         backoff::BackoffPolicy,
         delivery::BatchLimits,
         event::{Format, FormatError, MAX_BODY_LENGTH, MAX_RECORD_LENGTH},
         external_id::ExternalId,
         integration::Integration,
         retention::Retention,
-        standing,
         verdict::{TestError, TestVerdict, ValidationReport},
     },
+    gate::Gate,
     sink::{AwsOptions, AwsSink, ExternalIds, PutRecordsClient, Sink, StandInAccess, Unreadable},
     store::{Deleted, Failure, KeyError, MasterKey, OpenError, Store, StoreOptions},
     watch::{self, Watch},
@@ -138,9 +139,12 @@ impl App {
         let address = listener.local_addr().map_err(failed)?;
         let store = Store::open(store_options(config), master_key(config)?).await?;
         let external_ids = Arc::new(StoredExternalIds(store.clone()));
-        let sink = AwsSink::new(sink_options(config, stand_in), external_ids).await;
+        let gate = Gate::default();
+        let options = sink_options(config, stand_in);
+        let sink = AwsSink::new(options, external_ids, gate.clone()).await;
         sink.recall(delivered_before(&store));
-        let worker = Worker::new(store.clone(), sink, worker_options(config, &format));
+        let options = worker_options(config, &format);
+        let worker = Worker::new(store.clone(), sink, gate, options);
         tracing::info!(%address, "listening");
         Ok(Self {
             address,
@@ -177,7 +181,7 @@ impl App {
             watch,
             format: self.format,
             issued_external_ids_only: self.issued_external_ids_only,
-            own_identity: self.worker.standing(),
+            own_identity: self.worker.identity_state(),
             publish_bytes_in_flight: self.publish_bytes_in_flight,
             stop: api_stop.clone(),
         };
@@ -238,7 +242,7 @@ impl App {
 /// Integrations with a delivery before this process started, and the time since then.
 fn delivered_before(store: &Store) -> Vec<(Arc<Integration>, Duration)> {
     let now = Timestamp::now();
-    let delivered = store.delivered_last(standing::MOST_ROLES).into_iter();
+    let delivered = store.delivered_last(attribution::MAX_ROLES).into_iter();
     delivered
         .filter_map(|(integration, at)| {
             let ago = Duration::try_from(now.duration_since(at)).ok()?;
@@ -374,7 +378,7 @@ impl ExternalIds for StoredExternalIds {
         Some(opened.map_err(|_| Unreadable))
     }
 
-    fn took_over(&self, integration: &Integration) {
+    fn current_accepted(&self, integration: &Integration) {
         let (store, key, version) = (self.0.clone(), integration.key, integration.version);
         tokio::spawn(async move { store.retire_previous_external_id(key, version).await });
     }

@@ -1,6 +1,7 @@
 //! Pure values, rules and rendering: no input or output, and the time is an argument.
 
 pub mod arn;
+pub mod attribution;
 pub mod backoff;
 pub mod bitmap;
 pub mod character;
@@ -15,6 +16,5 @@ pub mod organization;
 pub mod retention;
 pub mod segment;
 pub mod shard_rates;
-pub mod standing;
 pub mod status;
 pub mod verdict;

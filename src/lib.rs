@@ -13,6 +13,7 @@
 //! | [`proto`] | the code that `build.rs` generates from `proto/` |
 //! | [`api`] | the gRPC services |
 //! | [`store`] | the log, the integrations and their status, on disk and in memory |
+//! | [`gate`] | admits AWS calls for integrations; none starts after a deletion |
 //! | [`sink`] | AWS: AssumeRole and PutRecords; GetRecords for `verify` |
 //! | [`worker`] | delivery: scheduling of integrations, sending, settling |
 //! | [`watch`] | status changes for subscribers |
@@ -24,7 +25,7 @@
 //! # Borders
 //!
 //! `api` and `worker` see `domain` and ports, never each other. Adapters (`store`,
-//! `sink`) see `domain`, never one another. Only `api` knows tonic (the tools use the crate
+//! `sink`) see `domain` (and `sink` the `gate`), never one another. Only `api` knows tonic (the tools use the crate
 //! `siem-client`), only `store` sea_orm, only `sink` the AWS SDK. `tests/it/borders.rs` checks
 //! this. `docs/architecture.md` describes the way of an event through the modules.
 
@@ -33,6 +34,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod domain;
+pub mod gate;
 pub mod onboarding;
 pub mod proto;
 pub mod publish;

@@ -1,16 +1,15 @@
-//! The Sink port: a batch of records in, one outcome a record out.
+//! The Sink port: a batch of records in, one outcome per record out.
 
 mod assume_role;
 mod aws;
 mod clock;
 mod config;
-mod denials;
+mod connection_log;
 mod direct;
 mod fault;
-mod gate;
 mod identity;
 mod kinesis;
-mod quiet;
+mod muted;
 mod read;
 mod sessions;
 mod signer;
@@ -18,7 +17,6 @@ mod signer;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
-mod unreachable;
 
 use std::{fmt, future::Future, sync::Arc};
 
@@ -28,7 +26,6 @@ use uuid::Uuid;
 
 pub use aws::AwsSink;
 pub use config::{AwsOptions, PutRecordsClient, StandInAccess};
-pub use gate::{Gate, Pass};
 pub use read::{ReadError, ReadRecord, StreamReader};
 
 pub use crate::domain::verdict::{
@@ -36,38 +33,38 @@ pub use crate::domain::verdict::{
 };
 use crate::domain::{
     arn::Partition,
+    attribution::IdentityState,
     event::{RECORD_OVERHEAD, RecordHead, UnreadableEvent, body_length, render_record},
     external_id::ExternalId,
     integration::Integration,
-    standing::Standing,
     status::Fault,
 };
 
-/// One record to be written.
+/// A record to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// The Kinesis partition key.
+    /// Partition key in Kinesis.
     pub partition_key: Uuid,
-    /// What lands in the stream.
+    /// Content of the record.
     pub content: Content,
 }
 
-/// What a record has beside its key.
+/// Content of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// A record that is made of an event when it is sent.
+    /// An event, rendered when the record is sent.
     Event {
-        /// The event's place in the integration's log.
+        /// Sequence of the event within the integration.
         sequence: u64,
-        /// The event as the log holds it.
+        /// The event as stored in the log.
         stored: Bytes,
     },
-    /// A record as it is.
+    /// Rendered data.
     Whole(Bytes),
 }
 
 impl Record {
-    /// Appends what lands in the stream. `head` is the integration's.
+    /// Appends the record's data. `head` is that of the integration.
     fn write(&self, head: &RecordHead, out: &mut Vec<u8>) -> Result<(), UnreadableEvent> {
         match &self.content {
             Content::Event { sequence, stored } => render_record(head, *sequence, stored, out),
@@ -78,7 +75,7 @@ impl Record {
         }
     }
 
-    /// How much [`Record::write`] appends.
+    /// Length that [`Record::write`] appends.
     fn length(&self) -> Result<usize, UnreadableEvent> {
         match &self.content {
             Content::Event { stored, .. } => Ok(RECORD_OVERHEAD + body_length(stored)?),
@@ -93,79 +90,76 @@ impl Record {
     }
 }
 
-/// What became of one record of an answered request.
+/// Outcome of one record of an answered request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RecordOutcome {
-    /// The stream has it.
+    /// The record is in the stream.
     Accepted {
-        /// The shard that took it.
+        /// Shard of the record.
         shard_id: Arc<str>,
-        /// The number that Kinesis gave it.
+        /// Sequence number that Kinesis assigned.
         sequence_number: Box<str>,
     },
-    /// The stream refused this record, though the request succeeded.
+    /// The record failed in a request that succeeded.
     Failed(Fault),
 }
 
-/// Writes to a customer's stream. Implementations do not retry, but for assuming
-/// the role anew, once, when the credentials at hand turn out to be no longer good.
+/// Writes to a customer's stream. Implementations do not retry, except once with a newly
+/// assumed role if the cached session is no longer valid.
 pub trait Sink: Send + Sync + 'static {
-    /// Writes records with the credentials at hand, or with new ones where there are
-    /// none. The outcomes are in the records' order, one a record. A fault means that
-    /// no record is known to be accepted. Dropping the future cancels the call.
+    /// Writes records with the cached session, or with a new one. The outcomes are in the
+    /// order of the records, one per record. After a fault no record is known to be accepted.
+    /// Dropping the future cancels the call.
     fn put_records(
         &self,
         integration: &Arc<Integration>,
         records: Vec<Record>,
     ) -> impl Future<Output = Result<Vec<RecordOutcome>, Fault>> + Send;
 
-    /// Writes one record with credentials that are assumed anew, whatever is at hand, after
-    /// trying whether the role can be assumed without knowing the external ID.
+    /// Writes one record with a newly assumed session, whatever is cached, after probing
+    /// whether the role can be assumed without knowing the external ID.
     fn test(
         &self,
         integration: &Arc<Integration>,
         record: Record,
     ) -> impl Future<Output = TestReport> + Send;
 
-    /// As [`Sink::test`] for an integration as it might be configured, writing nothing.
-    /// Nothing that delivery relies on changes by what it finds.
+    /// Same as [`Sink::test`] for a configuration that is not saved, writing nothing. The result
+    /// does not change the cached sessions or the evidence that delivery relies on.
     fn rehearse(
         &self,
         integration: &Arc<Integration>,
         record: Record,
     ) -> impl Future<Output = ValidationReport> + Send;
 
-    /// How this service itself stands with AWS.
-    fn standing(&self) -> watch::Receiver<Standing>;
+    /// State of this service's own AWS identity.
+    fn identity_state(&self) -> watch::Receiver<IdentityState>;
 
-    /// Partition of this service's own credentials, once it is known: ARNs of another one
-    /// cannot be reached with them.
+    /// Partition of this service's own credentials, once known. Its credentials are not valid
+    /// for ARNs of another partition.
     fn partition(&self) -> Option<Partition>;
 
-    /// Looks after the standing, for as long as it is polled. It never returns, and
-    /// calls AWS once; then only while something is wrong.
-    fn watch_standing(&self) -> impl Future<Output = ()> + Send;
+    /// Keeps the identity state up to date while it is polled; never returns. Calls AWS once
+    /// at first, and then only while the state is not good.
+    fn watch_identity(&self) -> impl Future<Output = ()> + Send;
 
-    /// The gate of the calls that the sink makes on its own behalf. Who calls the sink
-    /// enters it first; shutting it ends both.
-    fn gate(&self) -> &Gate;
-
-    /// Forgets what is kept for an integration that was deleted.
+    /// Drops the cached sessions of a deleted integration.
     fn forget(&self, integration_id: Uuid);
 }
 
-/// Opens sealed external IDs at the moment a role is assumed.
+/// Decrypts external IDs at the moment a role is assumed.
 pub trait ExternalIds: Send + Sync + 'static {
-    /// The external ID in clear, or [`Unreadable`] where the key does not fit.
+    /// The external ID in clear.
     fn open(&self, integration: &Integration) -> Result<ExternalId, Unreadable>;
 
-    /// The external ID before, while it still serves because its successor has not worked.
+    /// The previous external ID, kept until a role was assumed with its successor.
     fn open_previous(&self, integration: &Integration) -> Option<Result<ExternalId, Unreadable>>;
 
-    /// Says that the external ID works, so that the one before is no longer needed.
-    fn took_over(&self, integration: &Integration);
+    /// Reports that a role was assumed with the current external ID, so that the previous one
+    /// is no longer needed.
+    fn current_accepted(&self, integration: &Integration);
 
-    /// Whether the integration still exists and is still configured so.
+    /// Whether the integration exists in this version.
     fn is_current(&self, integration: &Integration) -> bool;
 }
 

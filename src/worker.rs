@@ -33,11 +33,11 @@ use self::{
 };
 use crate::{
     domain::{
-        arn::Partition, backoff::BackoffPolicy, delivery::BatchLimits, event::Format,
-        integration::IntegrationKey, map::Map, retention::Retention, standing::Standing,
-        status::Status,
+        arn::Partition, attribution::IdentityState, backoff::BackoffPolicy, delivery::BatchLimits,
+        event::Format, integration::IntegrationKey, map::Map, retention::Retention, status::Status,
     },
-    sink::{Gate, Sink},
+    gate::Gate,
+    sink::Sink,
     store::{Attention, Deleted, Load, Store},
 };
 
@@ -168,8 +168,7 @@ impl<S: Send + Sync + 'static> Shared<S> {
 
 impl<S: Sink> Worker<S> {
     /// A worker that does nothing until [`Worker::run`].
-    pub fn new(store: Store, sink: S, options: WorkerOptions) -> Self {
-        let gate = sink.gate().clone();
+    pub fn new(store: Store, sink: S, gate: Gate, options: WorkerOptions) -> Self {
         let lanes = Lanes::new(LaneLimits {
             turns: options.requests_in_flight,
             turns_each: options.requests_in_flight_per_integration,
@@ -210,8 +209,8 @@ impl<S: Sink> Worker<S> {
         let mut busy = Busy::new();
         let mut begun = Vec::new();
         let mut next_sweep = Instant::now();
-        let mut watching = pin!(shared.sink.watch_standing());
-        let mut standing = shared.sink.standing();
+        let mut watching = pin!(shared.sink.watch_identity());
+        let mut identity = shared.sink.identity_state();
         while !stop.is_cancelled() && !shared.defect.is_cancelled() {
             let next_wake = self.start(&mut begun, &mut busy, &stop);
             let next_wake = next_wake.into_iter().chain(busy.next_look()).min();
@@ -227,8 +226,8 @@ impl<S: Sink> Worker<S> {
                 () = stop.cancelled() => {}
                 () = shared.defect.cancelled() => {}
                 () = &mut watching => {}
-                Ok(()) = standing.changed() => {
-                    if *standing.borrow_and_update() == Standing::Good {
+                Ok(()) = identity.changed() => {
+                    if *identity.borrow_and_update() == IdentityState::Good {
                         shared.lanes().service_recovered();
                     }
                 }
@@ -256,9 +255,9 @@ impl<S: Sink> Worker<S> {
         self.shared.sink.forget(deleted.integration_id);
     }
 
-    /// How this service itself stands with AWS.
-    pub fn standing(&self) -> watch::Receiver<Standing> {
-        self.shared.sink.standing()
+    /// State of this service's own AWS identity.
+    pub fn identity_state(&self) -> watch::Receiver<IdentityState> {
+        self.shared.sink.identity_state()
     }
 
     /// Partition of this service's own AWS credentials, once it is known.

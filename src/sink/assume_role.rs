@@ -1,5 +1,4 @@
-//! AssumeRole: from an integration to a session that may do nothing but write to its
-//! stream.
+//! AssumeRole: sessions that are allowed nothing but writing to the integration's stream.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -28,7 +27,7 @@ use super::{
     AssumedWith, AwsOptions, ExternalIdProof, ExternalIds, Unreadable,
     clock::Clock,
     config, fault,
-    quiet::quiet,
+    muted::muted,
     sessions::{Lifetime, Session},
 };
 use crate::domain::{
@@ -36,41 +35,37 @@ use crate::domain::{
     external_id::ExternalId,
     integration::Integration,
     organization::OrganizationId,
-    status::{Cause, Fault, Meaning, Reason, Stage},
+    status::{Cause, Fault, Stage},
 };
 
 /// Session name of the canary role.
 const SESSION_OF_CANARY: &str = "siem-relay-canary";
-/// The longest role session name.
+/// Length limit of a role session name.
 const MAX_SESSION_NAME_LENGTH: usize = 64;
 
-/// Between one warning that there are no own credentials and the next.
+/// Interval between warnings that this service has no credentials.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Longest session that every role grants and that role chaining allows: AWS's default.
+/// Longest session that every role grants and that role chaining allows, AWS's default:
 /// [AssumeRole](https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html)
 const DEFAULT_DURATION: Duration = Duration::from_secs(3600);
-/// After this a role that refused a longer session is asked for one again.
-const SHORT_FOR: Duration = Duration::from_secs(24 * 3600);
+/// Period for which a role that refused a longer session is assumed for the default.
+const SHORT_PERIOD: Duration = Duration::from_secs(24 * 3600);
 
-/// A session policy for sessions that nobody needs.
+/// Session policy of probes, whose sessions are not used.
 const NOTHING_ALLOWED: &str =
     r#"{"Version":"2012-10-17","Statement":[{"Effect":"Deny","Action":"*","Resource":"*"}]}"#;
 
-/// With which external IDs a role is tried, where there is one before.
+/// External IDs to try, if the integration has a previous one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tries {
-    /// With the configured one, and where that is denied with the one before.
+    /// The configured one, and the previous one if that is denied.
     Both,
-    /// With one of them.
+    /// One of them.
     One(AssumedWith),
 }
 
-fn is_denied(fault: &Fault) -> bool {
-    fault.meaning() == Meaning::Refused(Reason::AssumeRoleDenied)
-}
-
-/// An AssumeRole on its way.
+/// An AssumeRole call in flight.
 trait Sent: Future<Output = Result<AssumeRoleOutput, SdkError<AssumeRoleError>>> {}
 
 impl<T> Sent for T where T: Future<Output = Result<AssumeRoleOutput, SdkError<AssumeRoleError>>> {}
@@ -85,7 +80,7 @@ pub(super) struct AssumeRole {
     canary: Option<RoleArn>,
     session_prefix: String,
     clock: Clock,
-    quiet: Dispatch,
+    muted: Dispatch,
     warned: Mutex<Option<Instant>>,
 }
 
@@ -110,12 +105,12 @@ impl AssumeRole {
             duration: options.assume_role_duration,
             short: Cache::builder()
                 .max_capacity(options.max_sessions)
-                .time_to_live(SHORT_FOR)
+                .time_to_live(SHORT_PERIOD)
                 .build(),
             canary: options.canary_role_arn.clone(),
             clock,
             session_prefix: options.role_session_prefix.clone(),
-            quiet: quiet(),
+            muted: muted(),
             warned: Mutex::new(None),
         }
     }
@@ -159,14 +154,14 @@ impl AssumeRole {
             .call_with(integration, current, AssumedWith::Current)
             .await;
         let (fault, previous) = match (answer, previous) {
-            (Err(fault), Some(previous)) if is_denied(&fault) => (fault, previous),
+            (Err(fault), Some(previous)) if fault.is_role_denied() => (fault, previous),
             (answer, _) => return answer,
         };
         self.call_with(integration, previous, AssumedWith::Previous)
             .await
-            .map_err(|second| match is_denied(&second) {
+            .map_err(|second| match second.is_role_denied() {
                 true => fault,
-                // It says nothing of the customer.
+                // Not a decision of the customer's account.
                 false => second,
             })
     }
@@ -177,11 +172,8 @@ impl AssumeRole {
         external_id: Result<ExternalId, Unreadable>,
         with: AssumedWith,
     ) -> Result<Arc<Session>, Fault> {
-        let external_id = external_id.map_err(|_| Fault {
-            stage: Stage::AssumeRole,
-            cause: Cause::SecretUnreadable,
-            request_id: None,
-        })?;
+        let external_id = external_id
+            .map_err(|_| Fault::unanswered(Stage::AssumeRole, Cause::SecretUnreadable))?;
         let role = &integration.role_arn;
         let is_short = self.short.contains_key(role);
         let duration = match is_short {
@@ -192,7 +184,7 @@ impl AssumeRole {
             .call_for(integration, &external_id, duration, with)
             .await;
         match answer {
-            // AWS names the value in its message alone, which is not taken.
+            // Only AWS's message names the value, and messages are not taken.
             Err(fault) if duration > DEFAULT_DURATION && fault.refuses_role_values() => {
                 let answer = self
                     .call_for(integration, &external_id, DEFAULT_DURATION, with)
@@ -201,7 +193,7 @@ impl AssumeRole {
                 warn!(
                     role_arn = role.as_str(),
                     refused_seconds = duration.as_secs(),
-                    "the role grants no session as long as assume-role-duration-seconds; it is assumed for 3600 s"
+                    "the role grants no session of assume-role-duration-seconds; it is assumed for 3600 s"
                 );
                 Ok(answer)
             }
@@ -216,7 +208,7 @@ impl AssumeRole {
         duration: Duration,
         with: AssumedWith,
     ) -> Result<Arc<Session>, Fault> {
-        let asked = Instant::now();
+        let start = Instant::now();
         let send = || {
             // The external ID is in clear from here until it is sent.
             let request = self
@@ -226,8 +218,8 @@ impl AssumeRole {
                 .policy(session_policy(&integration.stream_arn));
             self.dispatch(integration, request)
         };
-        match self.by_right_clock(send).await {
-            Ok(output) => self.session(&output, asked, duration, with),
+        match self.with_clock(send).await {
+            Ok(output) => self.session(&output, start, duration, with),
             Err(error) => {
                 self.warn_of_missing_credentials(&error);
                 Err(fault::fault(Stage::AssumeRole, &error))
@@ -235,25 +227,25 @@ impl AssumeRole {
         }
     }
 
-    /// Makes a call, and once more where its answer shows that the clock it was signed by is
-    /// wrong.
-    async fn by_right_clock<T, E, F>(&self, send: impl Fn() -> F) -> Result<T, SdkError<E>>
+    /// Makes a call, and repeats it if its answer shows that the clock was wrong when it was
+    /// signed.
+    async fn with_clock<T, E, F>(&self, send: impl Fn() -> F) -> Result<T, SdkError<E>>
     where
         F: Future<Output = Result<T, SdkError<E>>>,
     {
         let before = self.clock.offset_ms();
-        let answer = send().with_subscriber(self.quiet.clone()).await;
+        let answer = send().with_subscriber(self.muted.clone()).await;
         self.clock.report();
         match answer {
             Err(SdkError::ServiceError(_)) if self.clock.is_off_since(before) => {
-                send().with_subscriber(self.quiet.clone()).await
+                send().with_subscriber(self.muted.clone()).await
             }
             answer => answer,
         }
     }
 
-    /// Says why, at most once a minute. The error tells of this service's own
-    /// credentials, never of a customer's external ID: nothing has been sent.
+    /// Logs the reason, at most once a minute. The error concerns this service's own
+    /// credentials, never a customer's external ID: nothing has been sent.
     fn warn_of_missing_credentials(&self, error: &SdkError<AssumeRoleError>) {
         let Some(missing) = fault::missing_credentials(error) else {
             return;
@@ -264,7 +256,7 @@ impl AssumeRole {
             *last = Some(now);
             warn!(
                 error = %DisplayErrorContext(missing),
-                "this service has no AWS credentials of its own to assume roles with"
+                "this service has no AWS credentials to assume roles with: check the credentials in its environment"
             );
         }
     }
@@ -285,8 +277,8 @@ impl AssumeRole {
         request: AssumeRoleFluentBuilder,
     ) -> impl Sent + use<> {
         let request = request.customize();
-        // Every region's STS gives sessions that are good in every region of the
-        // partition; without one of our own, the stream's is as good as any.
+        // Sessions of any region's STS are valid in all regions of the partition; without a
+        // region of our own that of the stream is used.
         let request = match self.client.config().region() {
             Some(_) => request,
             None => {
@@ -297,15 +289,15 @@ impl AssumeRole {
         request.send()
     }
 
-    /// Tries to assume the role as one would who does not know the external ID: with
-    /// none, and with a random one. A session that it gets may do nothing.
+    /// Probes the role: tries to assume it without an external ID, and with a random one. A
+    /// session that is granted is allowed nothing.
     pub(super) async fn prove_external_id(&self, integration: &Integration) -> ExternalIdProof {
-        let without = self.is_refused(integration, None).await;
+        let without = self.is_denied(integration, None).await;
         if without == Ok(false) {
             return ExternalIdProof::NotRequired;
         }
         let random = Uuid::new_v4().simple().to_string();
-        let with_another = self.is_refused(integration, Some(random)).await;
+        let with_another = self.is_denied(integration, Some(random)).await;
         match (without, with_another) {
             (_, Ok(false)) => ExternalIdProof::AnyAccepted,
             (Ok(_), Ok(true)) => ExternalIdProof::Required,
@@ -313,51 +305,45 @@ impl AssumeRole {
         }
     }
 
-    /// The external ID works, so that the one before is no longer needed.
-    pub(super) fn took_over(&self, integration: &Integration) {
-        self.external_ids.took_over(integration);
+    /// Reports that a role was assumed with the current external ID.
+    pub(super) fn current_accepted(&self, integration: &Integration) {
+        self.external_ids.current_accepted(integration);
     }
 
-    /// Whether the integration is still configured so.
+    /// Whether the integration exists in this version.
     pub(super) fn is_current(&self, integration: &Integration) -> bool {
         self.external_ids.is_current(integration)
     }
 
-    /// Region of STS, where one is configured.
+    /// Region of STS, if one is configured.
     pub(super) fn region(&self) -> Option<&str> {
         self.client.config().region().map(AsRef::as_ref)
     }
 
-    /// Asks AWS who this service is, which [needs no permission]: whether its own
-    /// credentials are good, and of which partition they are.
+    /// Checks this service's own credentials by GetCallerIdentity, which [needs no permission].
+    /// Returns their partition.
     ///
     /// [needs no permission]: https://docs.aws.amazon.com/STS/latest/APIReference/API_GetCallerIdentity.html
     pub(super) async fn own_identity(&self) -> Result<Option<Partition>, Fault> {
-        self.needs_region()?;
+        self.require_region()?;
         let send = || self.client.get_caller_identity().send();
-        match self.by_right_clock(send).await {
+        match self.with_clock(send).await {
             Ok(output) => Ok(output.arn().and_then(partition)),
             Err(error) => Err(fault::fault(Stage::AssumeRole, &error)),
         }
     }
 
-    /// Without a region of its own this service cannot ask STS about itself: whichever region
-    /// it asked might be one of another partition.
-    fn needs_region(&self) -> Result<(), Fault> {
+    /// Fails if no region is configured: any other region may be one of another partition.
+    fn require_region(&self) -> Result<(), Fault> {
         match self.region() {
             Some(_) => Ok(()),
-            None => Err(Fault {
-                stage: Stage::AssumeRole,
-                cause: Cause::Connection,
-                request_id: None,
-            }),
+            None => Err(Fault::unanswered(Stage::AssumeRole, Cause::Connection)),
         }
     }
 
-    /// Asks STS whose a session is: whether its credentials are good where this service's
-    /// own region is.
+    /// Checks by GetCallerIdentity in this service's own region whether a session is valid.
     pub(super) async fn check_session(&self, session: &Session) -> Result<(), Fault> {
-        self.needs_region()?;
+        self.require_region()?;
         let send = || {
             let credentials = Builder::default()
                 .credentials_provider(session.credentials())
@@ -365,14 +351,14 @@ impl AssumeRole {
             let request = self.client.get_caller_identity().customize();
             request.config_override(credentials).send()
         };
-        match self.by_right_clock(send).await {
+        match self.with_clock(send).await {
             Ok(_) => Ok(()),
             Err(error) => Err(fault::fault(Stage::AssumeRole, &error)),
         }
     }
 
-    /// Assumes the canary role: whether it could be; None where there is none, or where the
-    /// answer is neither.
+    /// Assumes the canary role. Returns whether it could be assumed; None if there is no canary
+    /// or no clear answer.
     pub(super) async fn assume_canary(&self) -> Option<bool> {
         let canary = self.canary.as_ref()?;
         let send = || {
@@ -384,18 +370,20 @@ impl AssumeRole {
                 .policy(NOTHING_ALLOWED);
             request.send()
         };
-        match self.by_right_clock(send).await {
+        match self.with_clock(send).await {
             Ok(_session) => Some(true),
-            Err(error) => is_denied(&fault::fault(Stage::AssumeRole, &error)).then_some(false),
+            Err(error) => fault::fault(Stage::AssumeRole, &error)
+                .is_role_denied()
+                .then_some(false),
         }
     }
 
-    /// The canary role, where one is configured.
+    /// The canary role, if one is configured.
     pub(super) fn canary(&self) -> Option<&RoleArn> {
         self.canary.as_ref()
     }
 
-    async fn is_refused(
+    async fn is_denied(
         &self,
         integration: &Integration,
         external_id: Option<String>,
@@ -407,13 +395,13 @@ impl AssumeRole {
                 .policy(NOTHING_ALLOWED);
             self.dispatch(integration, request)
         };
-        match self.by_right_clock(send).await {
+        match self.with_clock(send).await {
             Ok(_session) => Ok(false),
             Err(error) => {
                 let fault = fault::fault(Stage::AssumeRole, &error);
-                match fault.meaning() {
-                    Meaning::Refused(Reason::AssumeRoleDenied) => Ok(true),
-                    _ => Err(fault),
+                match fault.is_role_denied() {
+                    true => Ok(true),
+                    false => Err(fault),
                 }
             }
         }
@@ -422,29 +410,28 @@ impl AssumeRole {
     fn session(
         &self,
         output: &AssumeRoleOutput,
-        asked: Instant,
+        start: Instant,
         duration: Duration,
         with: AssumedWith,
     ) -> Result<Arc<Session>, Fault> {
         let Some(credentials) = output.credentials() else {
-            let request_id = fault::request_id(output.request_id());
-            return Err(fault::unlike_aws(Stage::AssumeRole, 200, request_id));
+            return Err(Fault::not_aws(Stage::AssumeRole, 200, output.request_id()));
         };
         let left = SystemTime::try_from(*credentials.expiration())
             .ok()
             .and_then(|expiration| expiration.duration_since(self.clock.now()).ok());
-        // Where the clocks disagree, the duration that was asked for is what counts.
-        let lasts = left.map_or(duration, |left| left.min(duration));
+        // If the clocks disagree, the requested duration counts.
+        let duration = left.map_or(duration, |left| left.min(duration));
         Ok(Arc::new(Session::new(
             aws_credential_types::Credentials::new(
                 credentials.access_key_id(),
                 credentials.secret_access_key(),
                 Some(credentials.session_token().to_owned()),
-                // The session knows; the SDK need not look at its own clock.
+                // The session checks its lifetime itself; the SDK must not use its own clock.
                 None,
                 "AssumeRole",
             ),
-            Lifetime::new(asked, lasts, rand::random()),
+            Lifetime::new(start, duration, rand::random()),
             with,
         )))
     }
@@ -455,8 +442,8 @@ fn partition(arn: &str) -> Option<Partition> {
     Partition::parse(arn.split(':').nth(1)?)
 }
 
-/// The prefix and the organization's id, cut to what STS takes: 2 to 64 of
-/// `[A-Za-z0-9_+=,.@-]`.
+/// Role session name: prefix and organization id, reduced to the 2 to 64 characters of
+/// `[A-Za-z0-9_+=,.@-]` that STS accepts.
 fn session_name(prefix: &str, organization: &OrganizationId) -> String {
     let known = |c: char| c.is_ascii_alphanumeric() || "_+=,.@-".contains(c);
     prefix
@@ -467,9 +454,9 @@ fn session_name(prefix: &str, organization: &OrganizationId) -> String {
         .collect()
 }
 
-/// What the session may do, whatever the role may: write to this stream, and have its
-/// records encrypted under the stream's key. Kinesis' [encryption context] names the
-/// stream. STS takes 2,048 characters; the longest stream ARN leaves 1,500 of them.
+/// Session policy, which narrows the role's permissions: writing to this stream, and encrypting
+/// its records under the stream's key, which Kinesis' [encryption context] names. STS accepts
+/// 2,048 characters; the longest stream ARN leaves 1,500 of them.
 ///
 /// [encryption context]: https://docs.aws.amazon.com/streams/latest/dev/permissions-user-key-KMS.html
 fn session_policy(stream: &StreamArn) -> String {
@@ -501,7 +488,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_the_session_after_the_organization() {
+    fn the_session_name_contains_the_organization() {
         let name = |prefix, id: &str| session_name(prefix, &OrganizationId::new(id).unwrap());
         assert_eq!(name("siem-relay-", "acme_1"), "siem-relay-acme_1");
         assert_eq!(name("my relay/", "acme"), "my-relay-acme");

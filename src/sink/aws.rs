@@ -1,4 +1,4 @@
-//! The Sink over AWS: the role's session, then the write.
+//! The Sink that calls AWS: assumes the role, then writes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,8 +7,8 @@ use tracing::{Instrument, Span, field::Empty, info_span};
 use uuid::Uuid;
 
 use super::{
-    AwsOptions, ExternalIds, Gate, PutRecordsClient, Receipt, Record, RecordOutcome, Sink,
-    TestReport, ValidationReport,
+    AwsOptions, ExternalIds, PutRecordsClient, Receipt, Record, RecordOutcome, Sink, TestReport,
+    ValidationReport,
     assume_role::AssumeRole,
     clock::Clock,
     config,
@@ -17,45 +17,52 @@ use super::{
     kinesis::Kinesis,
     sessions::{Session, Sessions},
 };
-use crate::domain::{
-    arn::Partition,
-    event::RecordHead,
-    integration::Integration,
-    standing::Standing,
-    status::{Cause, Fault, Meaning, Reason},
+use crate::{
+    domain::{
+        arn::Partition,
+        attribution::IdentityState,
+        event::RecordHead,
+        integration::Integration,
+        status::{Cause, Fault, Meaning, Reason, Stage},
+    },
+    gate::Gate,
 };
 
-/// Writes with the AWS SDK. Cheap to clone; clones share connections and sessions.
+/// Writes to Kinesis. Cheap to clone; clones share connections and sessions.
 #[derive(Clone)]
 pub struct AwsSink {
     identity: Arc<Identity>,
     sessions: Sessions,
     kinesis: Kinesis,
     clock: Clock,
-    /// Writes in the SDK's stead, where it is to.
+    /// Writes instead of the SDK, if [`AwsOptions::put_records_client`] says so.
     direct: Option<Arc<Direct>>,
 }
 
 impl AwsSink {
     /// Loads this service's own AWS configuration: credentials, region and endpoints
-    /// by the [default chain], or what [`AwsOptions::stand_in`] gives. It calls no AWS
-    /// service, and missing credentials show only once a role is to be assumed.
+    /// by the [default chain], or by [`AwsOptions::stand_in`]. Calls no AWS service; missing
+    /// credentials show only once a role is assumed.
+    ///
+    /// The sink's own calls, such as renewals of sessions, pass `gate`; callers of the sink
+    /// enter it first.
     ///
     /// [default chain]: https://docs.aws.amazon.com/sdkref/latest/guide/standardized-credentials.html
-    pub async fn new(options: AwsOptions, external_ids: Arc<dyn ExternalIds>) -> Self {
+    pub async fn new(options: AwsOptions, external_ids: Arc<dyn ExternalIds>, gate: Gate) -> Self {
         let sdk = config::load(&options).await;
-        Self::with_config(&sdk, &options, external_ids)
+        Self::with_config(&sdk, &options, external_ids, gate)
     }
 
-    /// Takes a loaded configuration of the SDK.
+    /// Uses a loaded configuration of the SDK.
     pub(super) fn with_config(
         sdk: &aws_config::SdkConfig,
         options: &AwsOptions,
         external_ids: Arc<dyn ExternalIds>,
+        gate: Gate,
     ) -> Self {
         let clock = Clock::default();
         let assume_role = AssumeRole::new(sdk, options, external_ids, clock.clone());
-        let identity = Arc::new(Identity::new(assume_role, Gate::default()));
+        let identity = Arc::new(Identity::new(assume_role, gate));
         Self {
             sessions: Sessions::new(Arc::clone(&identity), options),
             identity,
@@ -74,11 +81,10 @@ impl AwsSink {
         }
     }
 
-    /// Takes in whose roles worked before this process began, and how long ago, the newest
-    /// last. Where all are refused now, that speaks against this service, not against its
-    /// customers.
-    pub fn recall(&self, worked: Vec<(Arc<Integration>, Duration)>) {
-        self.identity.recall(worked);
+    /// Restores the evidence of roles that worked before this process started, with the time
+    /// since then, the newest last. If all are refused now, the fault is this service's.
+    pub fn recall(&self, roles: Vec<(Arc<Integration>, Duration)>) {
+        self.identity.recall(roles);
     }
 
     async fn write(
@@ -116,7 +122,7 @@ impl AwsSink {
         }
     }
 
-    /// Writes with another session than the one that was refused.
+    /// Writes with another session than the refused one.
     async fn put_again(
         &self,
         integration: &Arc<Integration>,
@@ -125,7 +131,7 @@ impl AwsSink {
         answer: Result<Vec<RecordOutcome>, Fault>,
     ) -> Result<Vec<RecordOutcome>, Fault> {
         self.sessions.discard(integration, refused).await;
-        // Where some records were accepted, the caller sends what remains.
+        // If some records were accepted, the caller sends the others again.
         if answer.as_ref().is_ok_and(|outcomes| any_accepted(outcomes)) {
             return answer;
         }
@@ -135,8 +141,7 @@ impl AwsSink {
             .await
     }
 
-    /// The session was just assumed; where it is refused all the same, it is judged whose
-    /// fault that is.
+    /// Attributes the refusal of a session that was just assumed.
     async fn judge_new_session(
         &self,
         integration: &Arc<Integration>,
@@ -162,10 +167,10 @@ impl AwsSink {
         }
     }
 
-    /// Takes in that AWS knew the session, where the answer shows it: an outage or a time-out
-    /// shows nothing.
+    /// Notes that AWS accepted the session, if the answer proves it: an outage or a timeout
+    /// proves nothing.
     fn note_session(&self, integration: &Integration, answer: &Result<Vec<RecordOutcome>, Fault>) {
-        let known = match answer {
+        let accepted = match answer {
             Ok(outcomes) => any_accepted(outcomes),
             Err(fault) => matches!(
                 fault.meaning(),
@@ -177,12 +182,12 @@ impl AwsSink {
                 )
             ),
         };
-        if known {
-            self.identity.session_passed(integration.key);
+        if accepted {
+            self.identity.session_accepted(integration.key);
         }
     }
 
-    /// Writes a test record, again where it was signed by a wrong clock.
+    /// Writes a test record, a second time if the first was signed with a wrong clock.
     async fn write_test(
         &self,
         session: &Session,
@@ -317,20 +322,16 @@ impl Sink for AwsSink {
             .await
     }
 
-    fn standing(&self) -> watch::Receiver<Standing> {
-        self.identity.standing()
+    fn identity_state(&self) -> watch::Receiver<IdentityState> {
+        self.identity.state_changes()
     }
 
     fn partition(&self) -> Option<Partition> {
         self.identity.partition()
     }
 
-    async fn watch_standing(&self) {
+    async fn watch_identity(&self) {
         self.identity.watch().await;
-    }
-
-    fn gate(&self) -> &Gate {
-        self.identity.gate()
     }
 
     fn forget(&self, integration_id: Uuid) {
@@ -338,16 +339,27 @@ impl Sink for AwsSink {
     }
 }
 
-/// Why the request, or a record of it, was refused for its credentials, or could not be made.
+/// The first fault of an answer, of the request or of a record.
+fn first_fault(answer: &Result<Vec<RecordOutcome>, Fault>) -> Option<&Fault> {
+    find_fault(answer, |_| true)
+}
+
+/// The first fault of a request that was refused for its credentials or could not be built.
 fn credentials_fault(answer: &Result<Vec<RecordOutcome>, Fault>) -> Option<&Fault> {
-    let invalid = |fault: &&Fault| {
+    find_fault(answer, |fault| {
         fault.meaning() == Meaning::SessionInvalid || fault.cause == Cause::NotBuilt
-    };
+    })
+}
+
+fn find_fault(
+    answer: &Result<Vec<RecordOutcome>, Fault>,
+    wanted: impl Fn(&Fault) -> bool,
+) -> Option<&Fault> {
     match answer {
-        Err(fault) => Some(fault).filter(invalid),
+        Err(fault) => wanted(fault).then_some(fault),
         Ok(outcomes) => outcomes.iter().find_map(|outcome| match outcome {
-            RecordOutcome::Failed(fault) => Some(fault).filter(invalid),
-            RecordOutcome::Accepted { .. } => None,
+            RecordOutcome::Failed(fault) if wanted(fault) => Some(fault),
+            _ => None,
         }),
     }
 }
@@ -357,18 +369,7 @@ fn any_accepted(outcomes: &[RecordOutcome]) -> bool {
     outcomes.iter().any(accepted)
 }
 
-/// What a span tells of an answer that is not all good.
-fn first_fault(answer: &Result<Vec<RecordOutcome>, Fault>) -> Option<&Fault> {
-    match answer {
-        Err(fault) => Some(fault),
-        Ok(outcomes) => outcomes.iter().find_map(|outcome| match outcome {
-            RecordOutcome::Failed(fault) => Some(fault),
-            RecordOutcome::Accepted { .. } => None,
-        }),
-    }
-}
-
-/// The receipt of a request of one record, for which [`Kinesis::put`] gives one outcome.
+/// Receipt of a request with one record, for which [`Kinesis::put`] returns one outcome.
 fn receipt(outcomes: Vec<RecordOutcome>) -> Result<Receipt, Fault> {
     match outcomes.into_iter().next() {
         Some(RecordOutcome::Accepted {
@@ -379,10 +380,6 @@ fn receipt(outcomes: Vec<RecordOutcome>) -> Result<Receipt, Fault> {
             sequence_number,
         }),
         Some(RecordOutcome::Failed(fault)) => Err(fault),
-        None => Err(super::fault::unlike_aws(
-            crate::domain::status::Stage::Write,
-            200,
-            None,
-        )),
+        None => Err(Fault::not_aws(Stage::Write, 200, None)),
     }
 }

@@ -23,18 +23,18 @@ use aws_smithy_runtime_api::{
 };
 use aws_smithy_types::{DateTime, config_bag::ConfigBag, date_time::Format};
 
-/// A smaller offset passes AWS's check, and is left alone.
+/// Offset that is not corrected, because AWS tolerates it.
 const TOLERATED: Duration = Duration::from_secs(4 * 60);
-/// The offset is logged again once it has changed by this.
+/// Change of the offset after which it is logged again.
 const LOGGED_CHANGE_MS: i64 = 60_000;
 
-/// Clock that agrees with AWS's. Cheap to clone; clones share the offset.
+/// Clock that follows AWS's clock. Cheap to clone; clones share the offset.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Clock(Arc<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Lead of AWS's clock over this machine's, in ms; 0 where it is tolerated.
+    /// Lead of AWS's clock over this machine's, in ms; 0 if it is tolerated.
     offset_ms: AtomicI64,
     logged_ms: AtomicI64,
 }
@@ -55,19 +55,19 @@ impl Clock {
         shifted.unwrap_or(now)
     }
 
-    /// Lead of AWS's clock over this machine's, in ms; 0 where AWS tolerates it.
+    /// Lead of AWS's clock over this machine's, in ms; 0 if AWS tolerates it.
     pub(super) fn offset_ms(&self) -> i64 {
         self.0.offset_ms.load(Ordering::Relaxed)
     }
 
-    /// Whether the offset changed by more than the tolerance since it was `before`, so that a
-    /// request signed then has to be signed again.
+    /// Whether the offset differs from `before` by more than the tolerance, so that a request
+    /// signed then has to be signed again.
     pub(super) fn is_off_since(&self, before: i64) -> bool {
         let tolerated = TOLERATED.as_millis() as u64;
         self.offset_ms().abs_diff(before) > tolerated
     }
 
-    /// Takes the header `Date` of an answer that has just arrived.
+    /// Measures the offset by the header `Date` of an answer that has just arrived.
     pub(super) fn learn(&self, date: &str) {
         let date = DateTime::from_str(date, Format::HttpDate);
         let Some(theirs) = date.ok().and_then(|date| SystemTime::try_from(date).ok()) else {
@@ -82,13 +82,13 @@ impl Clock {
         self.0.offset_ms.store(offset, Ordering::Relaxed);
     }
 
-    /// Logs an offset that was learned, and its end. The SDK's calls are made where nothing is
-    /// logged, so that who makes them does this afterwards.
+    /// Logs a new offset, and its end. Callers run this after a call of the SDK, whose logs are
+    /// muted.
     pub(super) fn report(&self) {
         let offset = self.offset_ms();
         let logged = self.0.logged_ms.load(Ordering::Relaxed);
         let differs = offset.abs_diff(logged) >= LOGGED_CHANGE_MS as u64;
-        // One of those who find it at the same time logs it.
+        // Only one of concurrent callers logs it.
         let logged = &self.0.logged_ms;
         if differs && logged.swap(offset, Ordering::Relaxed) != offset {
             log(offset);
@@ -96,7 +96,7 @@ impl Clock {
     }
 }
 
-/// Whether an answer of this content type is a page for people, as proxies send.
+/// Whether an answer of this content type is an HTML page, such as an error page of a proxy.
 pub(super) fn is_page(content_type: Option<&str>) -> bool {
     content_type.is_some_and(|kind| kind.starts_with("text/html"))
 }
@@ -106,7 +106,7 @@ fn log(offset_ms: i64) {
         0 => tracing::info!("the clock of this machine agrees with AWS's again"),
         _ => tracing::error!(
             offset_seconds = offset_ms / 1000,
-            "the clock of this machine is {} s {} AWS's: requests are signed with AWS's time until the clock is set right",
+            "the clock of this machine is {} s {} AWS's: requests are signed with AWS's time; set the clock right",
             (offset_ms / 1000).abs(),
             if offset_ms > 0 { "behind" } else { "ahead of" },
         ),
@@ -121,15 +121,14 @@ fn milliseconds_ahead(theirs: SystemTime, ours: SystemTime) -> i64 {
     }
 }
 
-/// Time that the SDK's calls are signed by, in place of the offset that each of its clients
-/// would have to learn for itself.
+/// Signing time of the SDK's calls, instead of the offset that each SDK client would measure.
 impl TimeSource for Clock {
     fn now(&self) -> SystemTime {
         Self::now(self)
     }
 }
 
-/// Learns from the answers to the SDK's calls.
+/// Measures the offset by the answers to the SDK's calls.
 #[dyn_dispatch_hint]
 impl Intercept for Clock {
     fn name(&self) -> &'static str {
@@ -143,7 +142,7 @@ impl Intercept for Clock {
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         let headers = context.response().headers();
-        // A cache's date is an old one, and a proxy's page is none of AWS.
+        // The date of a cached answer is old, and an HTML page is not from AWS.
         let is_page = is_page(headers.get("content-type"));
         if let (None, false, Some(date)) = (headers.get("age"), is_page, headers.get("date")) {
             self.learn(date);
@@ -161,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn follows_an_offset_that_aws_would_refuse_and_no_smaller_one() {
+    fn corrects_only_an_offset_that_aws_would_refuse() {
         let clock = Clock::default();
         let ours = SystemTime::now();
         for (ahead, follows) in [
@@ -183,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_date_teaches_nothing() {
+    fn an_invalid_date_is_ignored() {
         let clock = Clock::default();
         clock.learn("yesterday");
         assert_eq!(clock.offset_ms(), 0);

@@ -1,4 +1,4 @@
-//! What the AWS clients are made of: options, own credentials, one HTTP client.
+//! Configuration of the AWS clients: options, own credentials, one HTTP client.
 
 use std::{fmt, time::Duration};
 
@@ -24,52 +24,51 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::domain::arn::RoleArn;
 
-/// How AWS is called.
+/// Options of the calls to AWS.
 #[derive(Clone, Debug)]
 pub struct AwsOptions {
-    /// What one call may take, from connecting to the whole answer.
+    /// Timeout of one call, from connecting to the whole answer.
     pub attempt_timeout: Duration,
-    /// How long an assumed role's session is asked for: 15 minutes to 12 hours by
-    /// [AssumeRole], at most 1 hour where this service's own credentials are a
-    /// role's. Whole seconds count.
+    /// Requested duration of sessions, in whole seconds: 15 minutes to 12 hours by
+    /// [AssumeRole], at most 1 hour if this service's own credentials are those of a role.
     ///
     /// [AssumeRole]: https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html
     pub assume_role_duration: Duration,
-    /// What stands before the organization's id in the role session name, by which a
-    /// customer recognises this service in CloudTrail.
+    /// Prefix of the organization id in the role session name, by which a customer recognises
+    /// this service in CloudTrail.
     pub role_session_prefix: String,
-    /// Sessions that are kept, about 3 KB each; beyond it the least recently used goes.
+    /// Limit of cached sessions, about 3 KB each; beyond it the least recently used is evicted.
     pub max_sessions: u64,
-    /// Who makes PutRecords requests.
+    /// Client for PutRecords requests.
     pub put_records_client: PutRecordsClient,
-    /// Role of this service's own account that it may always assume: where it cannot, its
-    /// own right to assume roles is gone.
+    /// Role of this service's own account that it may always assume; a denial shows that its
+    /// permission to assume roles is gone.
     pub canary_role_arn: Option<RoleArn>,
     /// Nothing is delivered to a role that can be assumed without knowing the external ID.
     pub require_external_id: bool,
-    /// In place of AWS and of the environment's settings: one server for everything.
+    /// One server to call instead of AWS and of the environment's settings.
     pub stand_in: Option<StandInAccess>,
 }
 
-/// Who makes PutRecords requests. Both answer alike; the tests hold them side by side.
+/// Client for PutRecords requests. The same tests run with both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PutRecordsClient {
     /// The AWS SDK.
     Sdk,
-    /// This service itself, with the SDK's endpoints.
+    /// This service's own client, with the SDK's endpoints.
     Direct,
 }
 
 /// A server that speaks STS and Kinesis.
 #[derive(Clone, Debug)]
 pub struct StandInAccess {
-    /// Such as `http://127.0.0.1:4566`.
+    /// Base URL, such as `http://127.0.0.1:4566`.
     pub url: String,
-    /// The region of STS.
+    /// Region of STS.
     pub region: String,
-    /// The access key id that AssumeRole is signed with.
+    /// Access key id that AssumeRole is signed with.
     pub access_key_id: String,
-    /// Its secret.
+    /// Secret of the access key.
     pub secret_access_key: SecretString,
 }
 
@@ -88,7 +87,7 @@ impl Default for AwsOptions {
     }
 }
 
-/// The SDK's configuration that both clients are made from.
+/// The SDK's configuration, from which both clients are built.
 pub(super) async fn load(options: &AwsOptions) -> SdkConfig {
     let app_name = AppName::new("siem-relay").ok();
     if let Some(stand_in) = &options.stand_in {
@@ -126,23 +125,23 @@ pub(super) async fn load(options: &AwsOptions) -> SdkConfig {
         .build()
 }
 
-/// No retries: there is one retry loop, and it is the worker's.
+/// No retries: the worker alone retries.
 pub(super) fn retries() -> RetryConfig {
     RetryConfig::disabled()
 }
 
-/// One limit for a whole call.
+/// One timeout for a whole call.
 pub(super) fn timeouts(attempt: Duration) -> TimeoutConfig {
     TimeoutConfig::builder().operation_timeout(attempt).build()
 }
 
-/// Off: requests are small, and the limit of the whole call ends a stalled one.
+/// Off: requests are small, and the timeout of the whole call ends a stalled one.
 pub(super) fn stalled_streams() -> StalledStreamProtectionConfig {
     StalledStreamProtectionConfig::disabled()
 }
 
-/// The SDK's default HTTPS client, as one connection pool for every client. Its TLS
-/// brings its own provider; none needs to be installed for the process.
+/// The SDK's default HTTPS client, with one connection pool for all clients. Its TLS brings its
+/// own crypto provider; none needs to be installed for the process.
 fn http_client(proxy: ProxyConfig) -> SharedHttpClient {
     Builder::new().build_with_connector_fn(move |settings, components| {
         let mut connector = Connector::builder()
@@ -156,7 +155,7 @@ fn http_client(proxy: ProxyConfig) -> SharedHttpClient {
     })
 }
 
-/// A connection pool beside the SDK's, alike in all else.
+/// A connector like the SDK's, with a separate pool.
 pub(super) fn connector(options: &AwsOptions) -> Connector {
     let proxy = match options.stand_in {
         Some(_) => ProxyConfig::disabled(),
@@ -168,7 +167,7 @@ pub(super) fn connector(options: &AwsOptions) -> Connector {
         .build()
 }
 
-/// The proxies that the connector goes through.
+/// Proxies of the environment.
 pub(super) fn proxies(options: &AwsOptions) -> Matcher {
     match options.stand_in {
         Some(_) => Matcher::builder().build(),
@@ -176,9 +175,9 @@ pub(super) fn proxies(options: &AwsOptions) -> Matcher {
     }
 }
 
-/// This service's own credentials, with a limit below the call's, so that a chain
-/// that hangs (an instance metadata service that is not there) shows as missing
-/// credentials and not as an STS that does not answer.
+/// This service's own credentials, with a timeout below that of the call, so that a chain that
+/// hangs (an instance metadata service that is absent) is reported as missing credentials and
+/// not as an STS that does not answer.
 struct OwnCredentials {
     chain: SharedCredentialsProvider,
     limit: Duration,

@@ -1,13 +1,12 @@
-//! PutRecords without the AWS SDK's machinery: the body is written in one pass, in CBOR
-//! and not in JSON, signed with a key that is kept, and the answer read without copies.
-//! What it answers is what [`super::kinesis`] answers; the tests hold the two side by side.
+//! PutRecords without the AWS SDK: the body is written in one pass, in CBOR instead of JSON,
+//! signed with a cached key, and the answer read without copies. The results equal those of
+//! [`super::kinesis`]; the same tests run with both.
 
 mod answer;
 mod body;
 mod connection;
 mod endpoint;
 mod pool;
-mod received;
 mod request;
 mod transport;
 
@@ -25,9 +24,8 @@ use self::{
     answer::Answer,
     body::BodyError,
     endpoint::Endpoints,
-    received::Received,
     request::{NotSent, request},
-    transport::Transport,
+    transport::{Received, Transport},
 };
 use super::{Record, RecordOutcome, clock::Clock, sessions::Session};
 use crate::domain::{
@@ -42,11 +40,11 @@ pub(super) struct Direct {
     endpoints: Endpoints,
     attempt_timeout: Duration,
     clock: Clock,
-    told_of_cbor: AtomicBool,
+    logged_cbor: AtomicBool,
 }
 
 impl Direct {
-    /// `connector` carries what goes through one of the proxies.
+    /// `connector` sends the requests that go through one of the proxies.
     pub(super) fn new(
         sdk: &SdkConfig,
         connector: Connector,
@@ -59,15 +57,15 @@ impl Direct {
             endpoints: Endpoints::new(sdk),
             attempt_timeout,
             clock,
-            told_of_cbor: AtomicBool::new(false),
+            logged_cbor: AtomicBool::new(false),
         }
     }
 
-    /// Writes the records, of which there is at least one.
+    /// Writes the records, at least one.
     ///
     /// # Errors
     ///
-    /// Where the call failed, or where its answer does not tell record by record.
+    /// If the call failed, or its answer does not list an outcome per record.
     pub(super) async fn put(
         &self,
         session: &Session,
@@ -75,16 +73,12 @@ impl Direct {
         head: &RecordHead,
         records: &[Record],
     ) -> Result<Vec<RecordOutcome>, Fault> {
-        let fault = |cause| Fault {
-            stage: Stage::Write,
-            cause,
-            request_id: None,
-        };
+        let fault = |cause| Fault::unanswered(Stage::Write, cause);
         let Some(endpoint) = self.endpoints.of(stream).await else {
             let region = stream.region();
             tracing::error!(
                 region,
-                "Kinesis has no endpoint there, or the one that is configured is no URL"
+                "there is no Kinesis endpoint for the region, or the configured one is not a URL: check AWS_ENDPOINT_URL_KINESIS and AWS_ENDPOINT_URL"
             );
             return Err(fault(Cause::NotBuilt));
         };
@@ -93,7 +87,7 @@ impl Direct {
             .map_err(NotSent::from)
             .and_then(|body| request(session, stream.region(), &endpoint, body, now));
         let request = request.map_err(|error| {
-            tracing::error!(%error, "cannot make a PutRecords request");
+            tracing::error!(%error, "cannot build a PutRecords request");
             fault(match error {
                 NotSent::Body(BodyError::Unreadable(_) | BodyError::Length) => Cause::LogUnreadable,
                 _ => Cause::NotBuilt,
@@ -118,19 +112,18 @@ impl Direct {
                     body: &body,
                 }
                 .outcomes(records.len())
-                .inspect_err(|fault| self.tell_of_cbor(fault))
+                .inspect_err(|fault| self.log_cbor(fault))
             }
             Ok(Err(cause)) => Err(fault(cause)),
             Err(_elapsed) => Err(fault(Cause::Timeout)),
         }
     }
 
-    /// AWS' own SDK for Java writes in CBOR; what stands in for AWS may not take it.
-    fn tell_of_cbor(&self, fault: &Fault) {
-        let unread = fault.code() == "SerializationException";
-        if unread && !self.told_of_cbor.swap(true, Ordering::Relaxed) {
+    /// Logs once that an endpoint cannot parse CBOR, as substitutes for AWS may not.
+    fn log_cbor(&self, fault: &Fault) {
+        if fault.is_unparsed_request() && !self.logged_cbor.swap(true, Ordering::Relaxed) {
             tracing::error!(
-                "Kinesis' endpoint could not read a request: where it takes no CBOR, set put-records-client=sdk"
+                "the Kinesis endpoint could not parse a request: if it does not accept CBOR, set put-records-client=sdk"
             );
         }
     }

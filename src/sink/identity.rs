@@ -1,4 +1,5 @@
-//! This service's own identity: told apart from what customers refuse.
+//! State of this service's own AWS identity, and attribution of refusals by evidence: to this
+//! service or to one customer.
 
 use std::{
     future::pending,
@@ -16,70 +17,81 @@ use tokio::{
 };
 
 use super::{
-    AssumedWith, ExternalIdProof, Gate,
+    AssumedWith, ExternalIdProof,
     assume_role::{AssumeRole, Tries},
     sessions::Session,
 };
-use crate::domain::{
-    arn::Partition,
-    integration::{Integration, IntegrationKey},
-    standing::{Blame, Doubts, Probe, Standing, Witnesses, is_ours},
-    status::{Cause, Fault, Meaning, Reason, Stage},
+use crate::{
+    domain::{
+        arn::Partition,
+        attribution::{
+            Attribution, IdentityState, NextCheck, RecentRoles, RefusedSessions, is_service_fault,
+        },
+        integration::{Integration, IntegrationKey},
+        status::{Cause, Fault, Meaning, Reason, Stage},
+    },
+    gate::Gate,
 };
 
-/// Minimum interval between two rounds of asking other roles. Denials that arrive in between
+/// Minimum interval between two rounds of checks of other roles. Denials that arrive in between
 /// wait for the next round and share its result.
-const ASK_ROLES: Duration = Duration::from_secs(1);
-/// Between one question to STS in doubt and the next.
-const ASK_STS: Duration = Duration::from_secs(10);
-/// Between one look at what is wrong and the next: doubled each time.
-const LOOK_FIRST: Duration = Duration::from_secs(10);
-const LOOK_MOST: Duration = Duration::from_secs(60);
+const ROUND_INTERVAL: Duration = Duration::from_secs(1);
+/// Minimum interval between checks of our own credentials that refusals cause.
+const STS_INTERVAL: Duration = Duration::from_secs(10);
+/// Interval of checks while the state is not good: doubled each time up to the maximum.
+const FIRST_INTERVAL: Duration = Duration::from_secs(10);
+const MAX_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Assumes roles, and watches how this service itself fares at it.
+/// Assumes roles, and keeps the state of this service's own identity.
 pub(super) struct Identity {
     assume_role: AssumeRole,
     gate: Gate,
-    standing: watch::Sender<Standing>,
-    state: Mutex<State>,
-    /// Whether [`State::doubts`] has any, for those who only look.
-    is_in_doubt: AtomicBool,
-    /// Last answer about our own credentials.
-    checked: AsyncMutex<Option<Checked>>,
-    /// One asks other roles at a time; those who wait share its answer. Holds when the last
-    /// question was asked, and whether it spoke against this service.
-    asked: AsyncMutex<Option<(Instant, bool)>>,
+    identity: watch::Sender<IdentityState>,
+    evidence: Mutex<Evidence>,
+    /// Whether [`Evidence::refused_sessions`] is not empty, readable without the lock.
+    any_refused_session: AtomicBool,
+    /// Last check of our own credentials.
+    last_check: AsyncMutex<Option<Check>>,
+    /// Start of the last round of checks of other roles, and whether its evidence was against
+    /// this service. Rounds are single-flight: callers that wait share the result.
+    last_round: AsyncMutex<Option<(Instant, bool)>>,
 }
 
 /// An integration, and the external ID with which its role was assumed.
 type Role = (Arc<Integration>, AssumedWith);
 
 #[derive(Default)]
-struct State {
-    witnesses: Witnesses<Role>,
-    /// Most roles are refused together, whatever else is wrong.
+struct Evidence {
+    roles: RecentRoles<Role>,
+    /// Most roles are denied together, whatever else is wrong.
     may_not_assume: bool,
-    /// Partition of this service's own credentials, once it is known.
+    /// Partition of this service's own credentials, once known.
     partition: Option<Partition>,
-    /// Refused sessions of which nobody knows yet, or which are nobody else's.
-    doubts: Doubts,
-    /// Sessions are refused for a fault of ours.
+    refused_sessions: RefusedSessions,
+    /// Sessions are refused because of this service's fault.
     sessions_refused: bool,
-    /// The canary role is refused though others work, as was logged.
+    /// The canary role is denied though others can be assumed, which was logged.
     canary_is_broken: bool,
 }
 
-/// Last answer of STS about this service's own credentials.
-struct Checked {
-    asked: Instant,
-    answered: Instant,
+/// A check of this service's own credentials.
+struct Check {
+    start: Instant,
+    end: Instant,
     fault: Option<Fault>,
 }
 
-impl State {
+impl Evidence {
+    fn state_of_roles(&self) -> IdentityState {
+        match self.may_not_assume {
+            true => IdentityState::MayNotAssume,
+            false => IdentityState::Good,
+        }
+    }
+
     fn may_assume(&mut self, now: std::time::Instant) {
         if std::mem::take(&mut self.may_not_assume) {
-            self.witnesses.pardon(now);
+            self.roles.reset(now);
         }
     }
 }
@@ -90,51 +102,51 @@ impl Identity {
         Self {
             assume_role,
             gate,
-            standing: watch::Sender::new(Standing::Good),
-            state: Mutex::new(State {
+            identity: watch::Sender::new(IdentityState::Good),
+            evidence: Mutex::new(Evidence {
                 partition,
-                ..State::default()
+                ..Evidence::default()
             }),
-            is_in_doubt: AtomicBool::new(false),
-            checked: AsyncMutex::new(None),
-            asked: AsyncMutex::new(None),
+            any_refused_session: AtomicBool::new(false),
+            last_check: AsyncMutex::new(None),
+            last_round: AsyncMutex::new(None),
         }
     }
 
-    /// Takes in roles that worked before this process began, the newest last. Ages are
+    /// Restores roles that were assumed before this process started, the newest last. Ages are
     /// measured from the newest, because the process may have been down since.
-    pub(super) fn recall(&self, worked: Vec<(Arc<Integration>, Duration)>) {
+    pub(super) fn recall(&self, roles: Vec<(Arc<Integration>, Duration)>) {
         let now = Instant::now().into_std();
-        let idle = worked.last().map_or(Duration::ZERO, |(_, ago)| *ago);
-        let mut state = self.state();
-        for (integration, ago) in worked {
+        let idle = roles.last().map_or(Duration::ZERO, |(_, ago)| *ago);
+        let mut evidence = self.evidence();
+        for (integration, ago) in roles {
             let at = now.checked_sub(ago.saturating_sub(idle));
-            // Which of two external IDs worked is not known.
+            // With a previous external ID it is not known which one was accepted.
             if let (None, Some(at)) = (&integration.previous, at) {
                 let account = integration.role_arn.account();
                 let role = (Arc::clone(&integration), AssumedWith::Current);
-                state.witnesses.worked(integration.key, account, at, role);
+                evidence.roles.assumed(integration.key, account, at, role);
             }
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn evidence(&self) -> MutexGuard<'_, Evidence> {
+        self.evidence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn standing(&self) -> watch::Receiver<Standing> {
-        self.standing.subscribe()
+    pub(super) fn state_changes(&self) -> watch::Receiver<IdentityState> {
+        self.identity.subscribe()
     }
 
     pub(super) fn partition(&self) -> Option<Partition> {
-        self.state().partition
+        self.evidence().partition
     }
 
     pub(super) fn gate(&self) -> &Gate {
         &self.gate
     }
 
-    /// Whether the integration still exists and is still configured so.
+    /// Whether the integration exists in this version.
     pub(super) fn is_current(&self, integration: &Integration) -> bool {
         self.assume_role.is_current(integration)
     }
@@ -143,9 +155,9 @@ impl Identity {
         self.assume_role.prove_external_id(integration).await
     }
 
-    /// Assumes the integration's role. A refusal that speaks against this service, not
-    /// against the customer, comes back as [`Cause::OwnIdentity`]; one that speaks against
-    /// the customer's region or partition as [`Cause::SessionRefused`].
+    /// Assumes the integration's role. A refusal that is attributed to this service is returned
+    /// as [`Cause::OwnIdentity`], one attributed to the customer's region or partition as
+    /// [`Cause::SessionRefused`].
     pub(super) async fn assume(
         &self,
         integration: &Arc<Integration>,
@@ -155,7 +167,7 @@ impl Identity {
         self.check_partition(integration)?;
         let fault = match self.assume_role.assume(integration, tries).await {
             Ok(session) => {
-                self.worked(integration, &session);
+                self.assumed(integration, &session);
                 return Ok(session);
             }
             Err(fault) => fault,
@@ -167,131 +179,131 @@ impl Identity {
         })
     }
 
-    /// Assumes the role of an integration as it might be configured. It says nothing of
-    /// the one that is, and so nothing but refused credentials of our own is remembered.
+    /// Assumes the role of a configuration that is not saved. The answer is no evidence about the
+    /// saved one, so that only a refusal of our own credentials is noted.
     pub(super) async fn rehearse(
         &self,
         integration: &Arc<Integration>,
     ) -> Result<Arc<Session>, Fault> {
         self.check_partition(integration)?;
-        let began = Instant::now();
+        let start = Instant::now();
         let answer = self.assume_role.assume(integration, Tries::Both).await;
         let Err(fault) = answer else { return answer };
         Err(match fault.meaning() {
             Meaning::Refused(Reason::AssumeRoleDenied) if self.may_not_assume().await => {
                 as_ours(fault)
             }
-            Meaning::Ours => self.judge_by_sts(fault, began, false).await,
+            Meaning::Ours => self.judge_by_sts(fault, start, false).await,
             _ => fault,
         })
     }
 
-    /// Credentials are good in one partition only.
+    /// Fails for another partition: credentials are valid in one partition only.
     fn check_partition(&self, integration: &Integration) -> Result<(), Fault> {
         match self.partition() {
-            Some(own) if own != integration.stream_arn.partition() => Err(Fault {
-                stage: Stage::AssumeRole,
-                cause: Cause::OtherPartition,
-                request_id: None,
-            }),
+            Some(own) if own != integration.stream_arn.partition() => {
+                Err(Fault::unanswered(Stage::AssumeRole, Cause::OtherPartition))
+            }
             _ => Ok(()),
         }
     }
 
-    /// Looks after the standing: once at first, and then while something is wrong.
+    /// Keeps the state up to date: one check at first, and then checks while it is not good.
     pub(super) async fn watch(&self) {
-        let mut standing = self.standing.subscribe();
+        let mut changes = self.identity.subscribe();
         self.check_credentials().await;
-        let mut wait = LOOK_FIRST;
+        let mut interval = FIRST_INTERVAL;
         loop {
-            let now = standing.borrow_and_update().clone();
-            let within = (now != Standing::Good).then_some(wait);
-            if changed(&mut standing, within).await {
-                wait = LOOK_FIRST;
+            let state = changes.borrow_and_update().clone();
+            let within = (state != IdentityState::Good).then_some(interval);
+            if changed(&mut changes, within).await {
+                interval = FIRST_INTERVAL;
                 continue;
             }
-            wait = (wait * 2).min(LOOK_MOST);
-            match now {
-                Standing::Good => {}
-                Standing::CredentialsRefused { .. } => self.check_credentials().await,
-                Standing::MayNotAssume => self.probe().await,
+            interval = (interval * 2).min(MAX_INTERVAL);
+            match state {
+                IdentityState::Good => {}
+                IdentityState::CredentialsRefused { .. } => self.check_credentials().await,
+                IdentityState::MayNotAssume => self.check_role().await,
             }
         }
     }
 
-    /// Asks AWS whether our own credentials are any good.
+    /// Updates the state by a check of our own credentials.
     async fn check_credentials(&self) {
-        let fault = self.ask_own_identity().await;
-        match fault {
+        match self.own_credentials_fault().await {
             None => {
-                let refused =
-                    matches!(*self.standing.borrow(), Standing::CredentialsRefused { .. });
-                self.forget_doubts_of_the_gone();
-                if refused && !self.state().sessions_refused {
-                    self.set(self.standing_of_roles());
+                let refused = matches!(
+                    *self.identity.borrow(),
+                    IdentityState::CredentialsRefused { .. }
+                );
+                self.forget_replaced_integrations();
+                if refused && !self.evidence().sessions_refused {
+                    let state = self.evidence().state_of_roles();
+                    self.set(state);
                 }
             }
-            // That AWS cannot be reached shows elsewhere.
+            // If AWS cannot be reached, deliveries report it.
             Some(fault) => self.note_refused_credentials(&fault),
         }
     }
 
-    /// Why AWS does not take our own credentials, or does not answer.
-    async fn ask_own_identity(&self) -> Option<Fault> {
+    /// Checks our own credentials. Returns the fault if AWS refuses them or does not answer.
+    async fn own_credentials_fault(&self) -> Option<Fault> {
         match self.assume_role.own_identity().await {
             Ok(partition) => {
-                let mut state = self.state();
-                state.partition = partition.or(state.partition);
+                let mut evidence = self.evidence();
+                evidence.partition = partition.or(evidence.partition);
                 None
             }
             Err(fault) => Some(fault),
         }
     }
 
-    /// As [`Identity::ask_own_identity`], at most once in [`ASK_STS`]. Returns None if the last
-    /// answer is older than `since` and may not be refreshed yet.
+    /// Result of a check of our own credentials that started after `since`. Checks at most once in
+    /// [`STS_INTERVAL`]; None if the last check is older than `since` and none is due.
     async fn own_identity_since(&self, since: Instant) -> Option<Result<(), Fault>> {
-        let mut checked = self.checked.lock().await;
-        let is_due = |last: &Checked| last.answered.elapsed() >= ASK_STS;
-        if checked.as_ref().is_none_or(is_due) {
-            let asked = Instant::now();
-            let fault = self.ask_own_identity().await;
-            *checked = Some(Checked {
-                asked,
-                answered: Instant::now(),
+        let mut last = self.last_check.lock().await;
+        let is_due = |last: &Check| last.end.elapsed() >= STS_INTERVAL;
+        if last.as_ref().is_none_or(is_due) {
+            let start = Instant::now();
+            let fault = self.own_credentials_fault().await;
+            *last = Some(Check {
+                start,
+                end: Instant::now(),
                 fault,
             });
         }
-        let last = checked.as_ref().filter(|last| last.asked >= since)?;
+        let last = last.as_ref().filter(|last| last.start >= since)?;
         Some(match &last.fault {
             None => Ok(()),
             Some(fault) => Err(fault.clone()),
         })
     }
 
-    /// Asks one witness whether we may assume roles again.
-    async fn probe(&self) {
-        let current = |(witness, _): &Role| self.is_current(witness);
+    /// Checks by one role whether our identity may assume roles again.
+    async fn check_role(&self) {
+        let current = |(integration, _): &Role| self.is_current(integration);
         let next = self
-            .state()
-            .witnesses
-            .probe(Instant::now().into_std(), current);
+            .evidence()
+            .roles
+            .next_check(Instant::now().into_std(), current);
         match next {
-            // The canary says it without any customer's role.
+            // The canary decides without any customer's role.
             _ if self.assume_role.canary().is_some() => {
                 if self.assume_role.assume_canary().await == Some(true) {
-                    self.state().may_assume(Instant::now().into_std());
-                    self.set(Standing::Good);
+                    self.evidence().may_assume(Instant::now().into_std());
+                    self.set(IdentityState::Good);
                 }
             }
-            Probe::Wait => {}
-            Probe::TooFew => {
-                self.state().may_assume(Instant::now().into_std());
-                self.set(Standing::Good);
+            NextCheck::Wait => {}
+            NextCheck::TooFewAccounts => {
+                self.evidence().may_assume(Instant::now().into_std());
+                self.set(IdentityState::Good);
             }
-            Probe::Ask(witness) => {
-                // What it says is taken in by `ask_one`.
-                let _answer = self.ask_one(&witness).await;
+            NextCheck::Assume(role) => {
+                // `assume_again` notes the result.
+                let _result = self.assume_again(&role).await;
             }
         }
     }
@@ -304,12 +316,12 @@ impl Identity {
 
     fn set_refused(&self, fault: &Fault) {
         let code = fault.code().into();
-        self.set(Standing::CredentialsRefused { code });
+        self.set(IdentityState::CredentialsRefused { code });
     }
 
-    /// Attributes a refusal by STS of the credentials that a role was to be assumed with.
-    /// They are our own; one region or partition may refuse what others take. That others
-    /// deliver says nothing: they may do so with sessions of before.
+    /// Attributes a refusal by STS of our own credentials in AssumeRole; one region or partition
+    /// may refuse credentials that others accept. Deliveries of others are no evidence: their
+    /// sessions may be older.
     async fn judge_credentials(
         &self,
         integration: &Arc<Integration>,
@@ -325,27 +337,27 @@ impl Identity {
                 return fault;
             }
         }
-        match self.doubt(integration, patience) {
-            (Blame::Service, _) => self.as_sessions_refused(fault),
-            (blame, first) => {
-                let patient = blame == Blame::Undecided;
-                self.judge_by_sts(fault, first, patient).await
+        match self.note_refusal(integration, patience) {
+            (Attribution::Service, _) => self.as_sessions_refused(fault),
+            (attribution, first) => {
+                let is_early = attribution == Attribution::Undecided;
+                self.judge_by_sts(fault, first, is_early).await
             }
         }
     }
 
-    /// Judges refused credentials by what STS says of them when it is asked after `since`.
-    /// `is_early` leaves it open whether the customer is to blame.
+    /// Attributes refused credentials by a check that started after `since`. With `is_early` they
+    /// are not attributed to the customer yet.
     async fn judge_by_sts(&self, fault: Fault, since: Instant, is_early: bool) -> Fault {
         match self.own_identity_since(since).await {
-            Some(Err(own)) if own.meaning() == Meaning::Ours => self.as_refused(fault),
-            Some(Ok(())) if fault.is_unknown_session() && !is_early => self.as_theirs(fault),
+            Some(Err(own)) if own.meaning() == Meaning::Ours => self.as_credentials_refused(fault),
+            Some(Ok(())) if fault.is_unknown_session() && !is_early => as_customers(fault),
             _ => as_ours(fault),
         }
     }
 
-    /// Attributes a refusal by Kinesis of a session that was just assumed: ours where all
-    /// are refused, the customer's where only its region refuses.
+    /// Attributes a refusal by Kinesis of a session that was just assumed: to this service if all
+    /// are refused, to the customer if only its region refuses.
     pub(super) async fn judge_session(
         &self,
         integration: &Arc<Integration>,
@@ -353,68 +365,65 @@ impl Identity {
         fault: Fault,
         patience: Patience,
     ) -> Fault {
-        match self.doubt(integration, patience).0 {
-            Blame::Customer => self.as_theirs(fault),
-            Blame::Service => self.as_sessions_refused(fault),
-            Blame::Undecided => as_ours(fault),
-            // A wrong signature or clock is this service's own fault. One test does not
-            // show yet that nobody's is taken.
-            Blame::AskSts if !fault.is_unknown_session() => match patience {
+        match self.note_refusal(integration, patience).0 {
+            Attribution::Customer => as_customers(fault),
+            Attribution::Service => self.as_sessions_refused(fault),
+            Attribution::Undecided => as_ours(fault),
+            // A wrong signature or clock is this service's own fault, but a single test does not
+            // prove yet that the sessions of all integrations are refused.
+            Attribution::AskSts if !fault.is_unknown_session() => match patience {
                 Patience::Waits => self.as_sessions_refused(fault),
                 Patience::AtOnce => as_ours(fault),
             },
-            Blame::AskSts => match self.assume_role.check_session(session).await {
-                Ok(()) => self.as_theirs(fault),
+            Attribution::AskSts => match self.assume_role.check_session(session).await {
+                Ok(()) => as_customers(fault),
                 Err(own) if own.meaning() == Meaning::Ours => self.as_sessions_refused(fault),
                 Err(_) => as_ours(fault),
             },
         }
     }
 
-    /// As [`Identity::judge_session`] for an integration that is not configured yet: by what
-    /// STS says alone.
+    /// Same as [`Identity::judge_session`] for a configuration that is not saved: by a check of the
+    /// session alone.
     pub(super) async fn judge_rehearsed(&self, session: &Session, fault: Fault) -> Fault {
         if !fault.is_unknown_session() {
             return as_ours(fault);
         }
         match self.assume_role.check_session(session).await {
-            Ok(()) => self.as_theirs(fault),
+            Ok(()) => as_customers(fault),
             Err(_) => as_ours(fault),
         }
     }
 
-    /// No request could be made of what there is: a fault of this service, which shows in its
-    /// health unless others deliver.
+    /// Notes a request that could not be built: a fault of this service, which shows in its health
+    /// unless others deliver.
     pub(super) fn judge_not_built(&self, integration: &Arc<Integration>, fault: Fault) -> Fault {
-        match self.doubt(integration, Patience::Waits).0 {
-            Blame::Service | Blame::AskSts => {
+        match self.note_refusal(integration, Patience::Waits).0 {
+            Attribution::Service | Attribution::AskSts => {
                 self.as_sessions_refused(fault.clone());
             }
-            Blame::Customer | Blame::Undecided => {}
+            Attribution::Customer | Attribution::Undecided => {}
         }
         fault
     }
 
-    fn doubt(&self, integration: &Arc<Integration>, patience: Patience) -> (Blame, Instant) {
+    /// Adds a refusal to the evidence. Returns its attribution and the time of the first one.
+    fn note_refusal(
+        &self,
+        integration: &Arc<Integration>,
+        patience: Patience,
+    ) -> (Attribution, Instant) {
         let now = Instant::now().into_std();
-        let mut state = self.state();
-        let (blame, first) = state
-            .doubts
-            .refused(integration, now, patience == Patience::Waits);
-        self.is_in_doubt.store(true, Ordering::Relaxed);
-        (blame, Instant::from_std(first))
+        let mut evidence = self.evidence();
+        let (attribution, first) =
+            evidence
+                .refused_sessions
+                .refused(integration, now, patience == Patience::Waits);
+        self.any_refused_session.store(true, Ordering::Relaxed);
+        (attribution, Instant::from_std(first))
     }
 
-    /// Only this customer's region or partition refuses.
-    fn as_theirs(&self, fault: Fault) -> Fault {
-        let code = fault.code().into();
-        Fault {
-            cause: Cause::SessionRefused { code },
-            ..fault
-        }
-    }
-
-    fn as_refused(&self, fault: Fault) -> Fault {
+    fn as_credentials_refused(&self, fault: Fault) -> Fault {
         self.set_refused(&fault);
         as_ours(fault)
     }
@@ -422,156 +431,144 @@ impl Identity {
     /// Marks sessions as refused until AWS accepts one, or until every refused integration
     /// is deleted or configured anew.
     fn as_sessions_refused(&self, fault: Fault) -> Fault {
-        self.state().sessions_refused = true;
-        self.as_refused(fault)
+        self.evidence().sessions_refused = true;
+        self.as_credentials_refused(fault)
     }
 
-    /// Kinesis took the session of an integration for good.
-    pub(super) fn session_passed(&self, key: IntegrationKey) {
-        if self.is_in_doubt.load(Ordering::Relaxed) {
-            self.end_doubt(key);
+    /// Notes that Kinesis accepted the session of an integration.
+    pub(super) fn session_accepted(&self, key: IntegrationKey) {
+        if self.any_refused_session.load(Ordering::Relaxed) {
+            self.clear_refusal(key);
         }
     }
 
-    fn end_doubt(&self, key: IntegrationKey) {
-        let mut state = self.state();
-        state.doubts.delivered(key);
-        self.is_in_doubt
-            .store(!state.doubts.is_empty(), Ordering::Relaxed);
-        if std::mem::take(&mut state.sessions_refused) {
-            self.set(match state.may_not_assume {
-                true => Standing::MayNotAssume,
-                false => Standing::Good,
-            });
+    fn clear_refusal(&self, key: IntegrationKey) {
+        let mut evidence = self.evidence();
+        evidence.refused_sessions.delivered(key);
+        self.any_refused_session
+            .store(!evidence.refused_sessions.is_empty(), Ordering::Relaxed);
+        if std::mem::take(&mut evidence.sessions_refused) {
+            self.set(evidence.state_of_roles());
         }
     }
 
-    /// If every refused integration was deleted or configured anew, no later write can clear
-    /// the state.
-    fn forget_doubts_of_the_gone(&self) {
-        let mut state = self.state();
-        let doubts = &mut state.doubts;
-        doubts.retain(|integration| self.is_current(integration));
-        if doubts.is_empty() {
-            state.sessions_refused = false;
-            self.is_in_doubt.store(false, Ordering::Relaxed);
+    /// Clears the state if every refused integration was deleted or replaced, because no later
+    /// write can do it.
+    fn forget_replaced_integrations(&self) {
+        let mut evidence = self.evidence();
+        let refused = &mut evidence.refused_sessions;
+        refused.retain(|integration| self.is_current(integration));
+        if refused.is_empty() {
+            evidence.sessions_refused = false;
+            self.any_refused_session.store(false, Ordering::Relaxed);
         }
     }
 
-    fn standing_of_roles(&self) -> Standing {
-        match self.state().may_not_assume {
-            true => Standing::MayNotAssume,
-            false => Standing::Good,
-        }
-    }
-
-    fn worked(&self, integration: &Arc<Integration>, session: &Session) {
+    fn assumed(&self, integration: &Arc<Integration>, session: &Session) {
         {
-            let mut state = self.state();
-            let (now, role) = (Instant::now().into_std(), Arc::clone(integration));
-            state.may_assume(now);
+            let mut evidence = self.evidence();
+            let now = Instant::now().into_std();
+            evidence.may_assume(now);
             let account = integration.role_arn.account();
-            let witness = (role, session.with());
-            state
-                .witnesses
-                .worked(integration.key, account, now, witness);
+            let role = (Arc::clone(integration), session.with());
+            evidence.roles.assumed(integration.key, account, now, role);
         }
         if integration.previous.is_some() && session.with() == AssumedWith::Current {
-            self.assume_role.took_over(integration);
+            self.assume_role.current_accepted(integration);
         }
-        if !self.state().sessions_refused {
-            self.set(Standing::Good);
+        if !self.evidence().sessions_refused {
+            self.set(IdentityState::Good);
         }
     }
 
-    /// Whether our identity is known to be refused, or the canary says so now.
+    /// Whether our identity is known to be refused, or the canary is denied now.
     async fn may_not_assume(&self) -> bool {
-        self.state().may_not_assume || self.assume_role.assume_canary().await == Some(false)
+        self.evidence().may_not_assume || self.assume_role.assume_canary().await == Some(false)
     }
 
     /// Attributes a denial to the customer or to this service.
     async fn attribute(&self, integration: &Arc<Integration>, fault: Fault) -> Fault {
-        let is_ours = self.state().may_not_assume || self.ask(integration).await;
-        let mut state = self.state();
+        let is_ours = self.evidence().may_not_assume || self.check_roles(integration).await;
+        let mut evidence = self.evidence();
         if !is_ours {
-            state.witnesses.forget(integration.key);
+            evidence.roles.forget(integration.key);
             return fault;
         }
-        state.may_not_assume = true;
+        evidence.may_not_assume = true;
         let now = Instant::now().into_std();
-        state.witnesses.tried(integration.key, now);
-        drop(state);
-        self.set(Standing::MayNotAssume);
+        evidence.roles.denied_to_delivery(integration.key, now);
+        drop(evidence);
+        self.set(IdentityState::MayNotAssume);
         as_ours(fault)
     }
 
-    /// Asks the canary, or else others that worked lately, whether they can still be assumed:
-    /// whether our identity is refused. Only an answer to a question that was asked after the
-    /// denial counts.
-    async fn ask(&self, integration: &Integration) -> bool {
+    /// Whether our identity is refused: checks the canary or other recent roles. Only a round that
+    /// started after the denial counts.
+    async fn check_roles(&self, integration: &Integration) -> bool {
         let denied = Instant::now();
-        let mut last = self.asked.lock().await;
-        if let Some((asked, is_ours)) = *last {
-            if asked >= denied {
+        let mut last = self.last_round.lock().await;
+        if let Some((start, is_ours)) = *last {
+            if start >= denied {
                 return is_ours;
             }
-            sleep_until(asked + ASK_ROLES).await;
+            sleep_until(start + ROUND_INTERVAL).await;
         }
-        let asked = Instant::now();
-        let is_ours = self.ask_now(integration).await;
-        *last = Some((asked, is_ours));
+        let start = Instant::now();
+        let is_ours = self.check_roles_now(integration).await;
+        *last = Some((start, is_ours));
         is_ours
     }
 
-    async fn ask_now(&self, integration: &Integration) -> bool {
-        let asked = {
-            let mut state = self.state();
-            if state.may_not_assume {
+    async fn check_roles_now(&self, integration: &Integration) -> bool {
+        let checks = {
+            let mut evidence = self.evidence();
+            if evidence.may_not_assume {
                 return true;
             }
-            let current = |(witness, _): &Role| self.is_current(witness);
+            let current = |(integration, _): &Role| self.is_current(integration);
             let account = integration.role_arn.account();
             let now = Instant::now().into_std();
-            state.witnesses.to_ask(account, now, current)
+            evidence.roles.checks(account, now, current)
         };
         let canary = self.assume_role.assume_canary().await;
-        match (canary, asked) {
+        match (canary, checks) {
             (Some(true), _) | (None, None) => false,
-            // Without anyone else, the canary's word counts.
+            // Without other roles the canary decides.
             (Some(false), None) => true,
-            (canary, Some(asked)) => {
-                let (refused, worked) = self.ask_witnesses(&asked.roles).await;
+            (canary, Some(checks)) => {
+                let (denied, assumed) = self.assume_all_again(&checks.roles).await;
                 if canary == Some(false) {
-                    self.note_canary(worked > 0);
-                    worked == 0
+                    self.note_canary(assumed > 0);
+                    assumed == 0
                 } else {
-                    is_ours(1 + refused + asked.refused_already, worked)
+                    is_service_fault(1 + denied + checks.refused_already, assumed)
                 }
             }
         }
     }
 
-    /// Has roles assumed anew, one at first and the others where that one is refused: how many
-    /// are refused, and how many work.
-    async fn ask_witnesses(&self, roles: &[Role]) -> (usize, usize) {
+    /// Assumes roles again, one at first and the others if that one is denied. Returns the numbers
+    /// of denied and of assumed roles.
+    async fn assume_all_again(&self, roles: &[Role]) -> (usize, usize) {
         let Some((first, others)) = roles.split_first() else {
             return (0, 0);
         };
-        let first = self.ask_one(first).await;
+        let first = self.assume_again(first).await;
         if first == Some(true) {
             return (0, 1);
         }
-        let others = join_all(others.iter().map(|witness| self.ask_one(witness))).await;
+        let others = join_all(others.iter().map(|role| self.assume_again(role))).await;
         let clear = others.into_iter().chain([first]).flatten();
-        clear.fold((0, 0), |(refused, worked), works| match works {
-            true => (refused, worked + 1),
-            false => (refused + 1, worked),
+        clear.fold((0, 0), |(denied, assumed), is_assumed| match is_assumed {
+            true => (denied, assumed + 1),
+            false => (denied + 1, assumed),
         })
     }
 
-    /// A canary that is refused while a customer's role works says nothing of this service.
+    /// Warns of a canary that is denied though a customer's role can be assumed, so that it is no
+    /// evidence.
     fn note_canary(&self, is_broken: bool) {
-        let before = std::mem::replace(&mut self.state().canary_is_broken, is_broken);
+        let before = std::mem::replace(&mut self.evidence().canary_is_broken, is_broken);
         if is_broken
             && !before
             && let Some(canary) = self.assume_role.canary()
@@ -583,56 +580,57 @@ impl Identity {
         }
     }
 
-    /// Has one that worked lately assumed anew: whether it works, where that is clear.
-    async fn ask_one(&self, (witness, with): &Role) -> Option<bool> {
-        let current = || self.is_current(witness);
-        let assume = self.assume_role.assume(witness, Tries::One(*with));
-        let answer = self.gate.call(witness.key, current, assume).await?;
-        let (key, now) = (witness.key, Instant::now().into_std());
+    /// Assumes a recent role again. Returns whether it could be assumed; None without a clear
+    /// answer.
+    async fn assume_again(&self, (integration, with): &Role) -> Option<bool> {
+        let current = || self.is_current(integration);
+        let assume = self.assume_role.assume(integration, Tries::One(*with));
+        let answer = self.gate.call(integration.key, current, assume).await?;
+        let (key, now) = (integration.key, Instant::now().into_std());
         match answer {
             Ok(session) => {
-                self.worked(witness, &session);
+                self.assumed(integration, &session);
                 Some(true)
             }
             Err(fault) => {
-                let denied = fault.meaning() == Meaning::Refused(Reason::AssumeRoleDenied);
-                let witnesses = &mut self.state().witnesses;
+                let denied = fault.is_role_denied();
+                let roles = &mut self.evidence().roles;
                 match denied {
-                    true => witnesses.refused(key, now),
-                    false => witnesses.unclear(key, now),
+                    true => roles.denied(key, now),
+                    false => roles.unclear(key, now),
                 }
                 denied.then_some(false)
             }
         }
     }
 
-    fn set(&self, standing: Standing) {
-        let changed = self.standing.send_if_modified(|current| {
-            let changed = *current != standing;
-            current.clone_from(&standing);
+    fn set(&self, state: IdentityState) {
+        let changed = self.identity.send_if_modified(|current| {
+            let changed = *current != state;
+            current.clone_from(&state);
             changed
         });
         if !changed {
             return;
         }
-        match standing {
-            Standing::Good => tracing::info!("this service's own AWS identity is good again"),
-            Standing::CredentialsRefused { code } => tracing::error!(
+        match state {
+            IdentityState::Good => tracing::info!("AWS accepts this service's own identity again"),
+            IdentityState::CredentialsRefused { code } => tracing::error!(
                 aws_error_code = &*code,
-                "AWS refuses this service's own credentials or requests: nothing can be delivered until that is mended"
+                "AWS refuses this service's own credentials or requests: nothing is delivered until that is repaired; see aws_error_code"
             ),
-            Standing::MayNotAssume => tracing::error!(
-                "all roles that are asked are refused together, of several AWS accounts: check that this service's own identity may sts:AssumeRole"
+            IdentityState::MayNotAssume => tracing::error!(
+                "roles of several AWS accounts are denied together: check that the policy of this service's own identity allows sts:AssumeRole"
             ),
         }
     }
 }
 
-/// Whether the standing changes, within a time where one is given.
-async fn changed(standing: &mut watch::Receiver<Standing>, within: Option<Duration>) -> bool {
+/// Waits for a change of the state, at most for the time that is given. Returns whether it changed.
+async fn changed(state: &mut watch::Receiver<IdentityState>, within: Option<Duration>) -> bool {
     tokio::select! {
-        // The sender is this service's own, and stays.
-        changed = standing.changed() => changed.is_ok(),
+        // The sender lives as long as the receiver.
+        changed = state.changed() => changed.is_ok(),
         () = async {
             match within {
                 Some(within) => sleep(within).await,
@@ -642,20 +640,29 @@ async fn changed(standing: &mut watch::Receiver<Standing>, within: Option<Durati
     }
 }
 
-/// Whether a judgment may wait for what others meet, or has to be made at once.
+/// Whether an attribution may wait for the evidence of other integrations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Patience {
-    /// Delivery tries again, and a status need not change yet.
+    /// Delivery retries, and the status need not change yet.
     Waits,
-    /// Someone waits for the verdict of a test.
+    /// A test needs its verdict now.
     AtOnce,
 }
 
-/// A refusal that speaks against this service, or against nobody yet.
+/// A refusal that is attributed to this service, or not attributed yet.
 fn as_ours(fault: Fault) -> Fault {
     let code = fault.code().into();
     Fault {
         cause: Cause::OwnIdentity { code },
+        ..fault
+    }
+}
+
+/// A refusal by the customer's region or partition alone.
+fn as_customers(fault: Fault) -> Fault {
+    let code = fault.code().into();
+    Fault {
+        cause: Cause::SessionRefused { code },
         ..fault
     }
 }

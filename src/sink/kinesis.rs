@@ -1,4 +1,4 @@
-//! PutRecords with an assumed role's session.
+//! PutRecords by the AWS SDK, with an assumed role's session.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use aws_config::{Region, SdkConfig};
 use aws_sdk_kinesis::{
     Client,
     config::{Builder, IdentityCache, SharedIdentityCache},
-    error::{BuildError, ProvideErrorMetadata, SdkError},
+    error::{BuildError, SdkError},
     operation::RequestId,
     operation::put_records::{PutRecordsError, PutRecordsOutput},
     primitives::Blob,
@@ -26,8 +26,8 @@ use crate::domain::{
     status::{Cause, Fault, Stage},
 };
 
-/// One client for every region and session: what differs goes along with each call,
-/// so that nothing grows with the number of customers.
+/// One client for all regions and sessions, which are passed with each call, so that memory does
+/// not grow with the number of customers.
 #[derive(Clone)]
 pub(super) struct Kinesis {
     client: Client,
@@ -36,8 +36,7 @@ pub(super) struct Kinesis {
 
 impl Kinesis {
     pub(super) fn new(sdk: &SdkConfig, attempt_timeout: Duration, clock: Clock) -> Self {
-        // Without a session of its own, no call may fall back to the service's own
-        // credentials.
+        // A call without a session must not fall back to the service's own credentials.
         let mut builder = Builder::from(sdk)
             .interceptor(clock.clone())
             .time_source(clock)
@@ -52,11 +51,11 @@ impl Kinesis {
         }
     }
 
-    /// Writes the records, of which there is at least one.
+    /// Writes the records, at least one.
     ///
     /// # Errors
     ///
-    /// Where the call failed, or where its answer does not tell record by record.
+    /// If the call failed, or its answer does not list an outcome per record.
     pub(super) async fn put(
         &self,
         session: &Session,
@@ -71,8 +70,7 @@ impl Kinesis {
         }
     }
 
-    /// Asks whether a record would be written, by [`DryRun`]: its success is the error
-    /// `DryRunOperationException`.
+    /// Checks by [`DryRun`] whether a record would be written.
     ///
     /// [`DryRun`]: https://docs.aws.amazon.com/kinesis/latest/APIReference/API_PutRecords.html
     pub(super) async fn rehearse(
@@ -87,10 +85,10 @@ impl Kinesis {
                 Some(RecordOutcome::Failed(fault)) => Err(fault),
                 _ => Ok(DryRun::Written),
             },
-            Err(error) if error.code() == Some("DryRunOperationException") => {
-                Ok(DryRun::WouldSucceed)
-            }
-            Err(error) => Err(fault::fault(Stage::Write, &error)),
+            Err(error) => match fault::fault(Stage::Write, &error) {
+                fault if fault.is_dry_run_success() => Ok(DryRun::WouldSucceed),
+                fault => Err(fault),
+            },
         }
     }
 
@@ -110,18 +108,15 @@ impl Kinesis {
             .map(|record| entry(head, record))
             .collect::<Result<_, _>>()
             .map_err(|error| {
-                tracing::error!(%error, "cannot make a PutRecords request");
-                Fault {
-                    stage: Stage::Write,
-                    cause: match error {
-                        NoEntry::Unreadable(_) => Cause::LogUnreadable,
-                        NoEntry::Build(_) => Cause::NotBuilt,
-                    },
-                    request_id: None,
-                }
+                tracing::error!(%error, "cannot build a PutRecords request");
+                let cause = match error {
+                    NoEntry::Unreadable(_) => Cause::LogUnreadable,
+                    NoEntry::Build(_) => Cause::NotBuilt,
+                };
+                Fault::unanswered(Stage::Write, cause)
             })?;
-        // The SDK gives a call with credentials of its own a cache of its own unless
-        // one is given; session credentials are at hand and need none.
+        // Without this the SDK creates a credentials cache for each call that overrides the
+        // credentials; a session needs none.
         let session = Builder::default()
             .region(Region::new(stream.region().to_owned()))
             .credentials_provider(session.credentials())
@@ -138,7 +133,7 @@ impl Kinesis {
     }
 }
 
-/// There is no request; nothing was sent.
+/// The request could not be built; nothing was sent.
 #[derive(Debug, thiserror::Error)]
 enum NoEntry {
     #[error(transparent)]
@@ -154,13 +149,13 @@ fn entry(head: &RecordHead, record: &Record) -> Result<PutRecordsRequestEntry, N
         .build()?)
 }
 
-/// AWS answers for each record at its place. An answer of another length says nothing
-/// of any record.
+/// Outcomes in the order of the records. An answer of another length proves nothing about any
+/// record.
 fn outcomes(output: &PutRecordsOutput, sent: usize) -> Result<Vec<RecordOutcome>, Fault> {
-    let request_id = fault::request_id(output.request_id());
+    let request_id = output.request_id();
     let results = output.records();
     if results.len() != sent {
-        return Err(fault::unlike_aws(Stage::Write, 200, request_id));
+        return Err(Fault::not_aws(Stage::Write, 200, request_id));
     }
     let mut shards = ShardIds::default();
     Ok(results
@@ -171,7 +166,7 @@ fn outcomes(output: &PutRecordsOutput, sent: usize) -> Result<Vec<RecordOutcome>
                 result.error_code(),
                 result.shard_id(),
                 result.sequence_number(),
-                request_id.as_deref(),
+                request_id,
             )
         })
         .collect())

@@ -1,5 +1,5 @@
-//! Reads a stream back, from its oldest record to now, with this process's own AWS
-//! credentials: ListShards, GetShardIterator and GetRecords.
+//! Reads a stream from its oldest record to now, with this process's own AWS credentials:
+//! ListShards, GetShardIterator and GetRecords.
 
 use std::{
     collections::BTreeMap,
@@ -21,32 +21,32 @@ use tokio::time::{Instant, sleep};
 use super::{AwsOptions, config, fault};
 use crate::domain::arn::StreamArn;
 
-/// What one call may take; an answer has up to 10 MiB.
+/// Timeout of one call; an answer has up to 10 MiB.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(60);
-/// Reads of a shard are refused beyond five a second and 2 MiB a second ("Quotas and
-/// limits", Kinesis Developer Guide), which the SDK meets by waiting.
+/// Attempts per call. AWS refuses more than five reads and 2 MiB per second and shard ("Quotas and
+/// limits", Kinesis Developer Guide); the SDK waits and retries.
 const ATTEMPTS: u32 = 10;
-/// Between two reads of one shard.
-const PACE: Duration = Duration::from_millis(200);
-/// Shards that are read side by side.
+/// Interval between reads of one shard.
+const READ_INTERVAL: Duration = Duration::from_millis(200);
+/// Shards that are read concurrently.
 const SHARDS_AT_ONCE: usize = 8;
-/// How inexact the time of arrival is taken to be.
+/// Assumed inaccuracy of a record's arrival time.
 const SLACK: Duration = Duration::from_secs(1);
 
 /// A record that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadRecord {
-    /// The shard that it is in.
+    /// Shard of the record.
     pub shard_id: String,
-    /// Its number there.
+    /// Sequence number in the shard.
     pub sequence_number: String,
-    /// The key under which it was put.
+    /// Partition key of the record.
     pub partition_key: String,
-    /// What was put.
+    /// Data of the record.
     pub data: Vec<u8>,
 }
 
-/// Why a stream cannot be read. Codes are AWS's own.
+/// A call to read a stream failed. Codes are AWS's own.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} on {stream}: {code}")]
 pub struct ReadError {
@@ -55,10 +55,10 @@ pub struct ReadError {
     code: String,
 }
 
-/// Where the reading of a shard is.
+/// Read position in a shard.
 #[derive(Clone, Debug, Default)]
 struct Progress {
-    /// The next iterator, which is good for five minutes.
+    /// The next iterator, valid for five minutes.
     iterator: Option<String>,
     /// The last record that was read.
     last: Option<String>,
@@ -67,7 +67,7 @@ struct Progress {
 }
 
 impl Progress {
-    fn hand_on(
+    fn pass_on(
         &mut self,
         shard_id: &str,
         records: Vec<Record>,
@@ -86,7 +86,7 @@ impl Progress {
     }
 }
 
-/// Reads one stream, again and again from where it was.
+/// Reads one stream; each read continues after the previous one.
 pub struct StreamReader {
     client: Client,
     stream: StreamArn,
@@ -94,8 +94,8 @@ pub struct StreamReader {
 }
 
 impl StreamReader {
-    /// Loads credentials and endpoints as the AWS SDK does by its default chain; the
-    /// region is the stream's. It calls nothing.
+    /// Loads credentials and endpoints by the AWS SDK's default chain; the region is that of the
+    /// stream. Calls nothing.
     pub async fn new(stream: StreamArn) -> Self {
         let options = AwsOptions {
             attempt_timeout: ATTEMPT_TIMEOUT,
@@ -118,13 +118,13 @@ impl StreamReader {
         }
     }
 
-    /// Reads what every shard has, closed ones too, up to at least the moment of the
-    /// call. A shard's records come in their order, and after those of the shards that
-    /// it was split or merged from.
+    /// Reads all shards, closed ones too, up to at least the time of the call. A shard's records
+    /// are passed to `take` in their order, after those of the shards that it was split or merged
+    /// from.
     ///
     /// # Errors
     ///
-    /// Where AWS refuses to answer; what was read before was taken.
+    /// If a call fails. Records read before were passed to `take`.
     pub async fn catch_up(
         &mut self,
         take: &mut (dyn FnMut(ReadRecord) + Send),
@@ -146,12 +146,12 @@ impl StreamReader {
         Ok(())
     }
 
-    /// Every shard, with the shards that it came from.
+    /// All shards, each with its parents.
     async fn parents(&self) -> Result<BTreeMap<String, Vec<String>>, ReadError> {
         let mut shards = BTreeMap::new();
         let mut token = None;
         loop {
-            // A token stands for its stream, which may then not be named.
+            // With a token the stream must not be named.
             let request = match token.take() {
                 Some(token) => self.client.list_shards().next_token(token),
                 None => self.client.list_shards().stream_arn(self.stream.as_str()),
@@ -194,12 +194,12 @@ impl StreamReader {
             let behind = u64::try_from(answer.millis_behind_latest().unwrap_or(0));
             progress.iterator = answer.next_shard_iterator;
             progress.ended = progress.iterator.is_none();
-            progress.hand_on(&shard_id, answer.records, take);
+            progress.pass_on(&shard_id, answer.records, take);
             let behind = Duration::from_millis(behind.unwrap_or(0));
             if behind.is_zero() || behind + SLACK < started.elapsed() {
                 break;
             }
-            sleep(PACE).await;
+            sleep(READ_INTERVAL).await;
         }
         Ok((shard_id, progress))
     }
@@ -227,12 +227,12 @@ impl StreamReader {
         E: std::error::Error + ProvideErrorMetadata + 'static,
     {
         let code = match fault::missing_credentials(error) {
-            Some(_) => "there are no AWS credentials, or they cannot be had".to_owned(),
+            Some(_) => "there are no AWS credentials, or they cannot be loaded".to_owned(),
             None => match (error.code(), error) {
                 (Some(code), _) => format!("{code}: {}", error.message().unwrap_or_default()),
-                (None, SdkError::TimeoutError(_)) => "no answer in time".to_owned(),
+                (None, SdkError::TimeoutError(_)) => "no answer within the timeout".to_owned(),
                 (None, SdkError::DispatchFailure(_)) => "no connection to AWS".to_owned(),
-                (None, _) => "not an answer of AWS".to_owned(),
+                (None, _) => "the answer is not from AWS".to_owned(),
             },
         };
         ReadError {
@@ -248,8 +248,8 @@ fn is_expired(error: &SdkError<GetRecordsError>) -> bool {
     refusal.is_some_and(GetRecordsError::is_expired_iterator_exception)
 }
 
-/// The shards in such groups that each comes after the ones it came from. A parent that
-/// is not listed has nothing left to read.
+/// Groups of shards in which each shard follows its parents. A parent that is not listed has no
+/// records left.
 fn generations(mut parents: BTreeMap<String, Vec<String>>) -> Vec<Vec<String>> {
     let mut generations = Vec::new();
     while !parents.is_empty() {
@@ -259,7 +259,7 @@ fn generations(mut parents: BTreeMap<String, Vec<String>>) -> Vec<Vec<String>> {
             .map(|(shard, _)| shard.clone())
             .collect();
         if ready.is_empty() {
-            // Shards cannot come from each other.
+            // A cycle, which AWS does not create.
             ready = parents.keys().cloned().collect();
         }
         for shard in &ready {
@@ -275,7 +275,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shards_come_after_those_they_came_from() {
+    fn shards_follow_their_parents() {
         let shards = [
             ("0", &["gone"][..]),
             ("1", &[]),

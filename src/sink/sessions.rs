@@ -1,5 +1,5 @@
-//! The sessions at hand: one an integration's version, assumed once for all who need
-//! it, and renewed ahead of its end while it is in use.
+//! Cache of assumed sessions: one per integration and version, assumed single-flight, and renewed
+//! before its end while it is in use.
 
 use std::{
     sync::{
@@ -18,7 +18,6 @@ use uuid::Uuid;
 use super::{
     AssumedWith, AwsOptions, ExternalIdProof,
     assume_role::Tries,
-    denials::Denial,
     identity::{Identity, Patience},
     signer::Signer,
 };
@@ -27,26 +26,26 @@ use crate::domain::{
     status::{Fault, Meaning},
 };
 
-/// A role that was proven to require the external ID is tried again after this, as sessions
-/// are renewed: its trust policy may have been changed.
+/// Age at which the proof that a role requires the external ID is renewed along with its session:
+/// the trust policy may have changed.
 const PROVEN_FOR: Duration = Duration::from_secs(24 * 3600);
-/// Interval after which a role whose probes gave no clear answer is probed again.
+/// Interval before a role whose probes gave no clear answer is probed again.
 const PROVE_AGAIN: Duration = Duration::from_secs(300);
 
-/// Nothing is started with credentials that end within this.
+/// Remaining lifetime below which a session is not used.
 const MARGIN: Duration = Duration::from_secs(60);
 
 type Key = (Uuid, u64);
 
-/// Clear answer of the probes of a role.
+/// A clear answer of the probes of a role.
 #[derive(Clone, Copy)]
 struct Proof {
     at: Instant,
-    /// The role is open, and nothing is delivered to such a role.
+    /// The role can be assumed by others, and nothing is delivered to such a role.
     is_refused: bool,
 }
 
-/// Credentials of an assumed role, and how long they are good.
+/// Credentials of an assumed role and their lifetime.
 pub(super) struct Session {
     signer: Signer,
     lifetime: Lifetime,
@@ -62,12 +61,11 @@ impl Session {
         }
     }
 
-    /// With which external ID the role was assumed.
+    /// The external ID with which the role was assumed.
     pub(super) fn with(&self) -> AssumedWith {
         self.with
     }
 
-    /// What signs with the credentials.
     pub(super) fn signer(&self) -> &Signer {
         &self.signer
     }
@@ -78,28 +76,28 @@ impl Session {
     }
 }
 
-/// When a session is renewed, and when it is no longer used.
+/// Times at which a session is renewed, and is no longer used.
 pub(super) struct Lifetime {
     start: Instant,
     usable_until: Instant,
-    /// When the next renewal is due, in ms after the start.
+    /// Time of the next renewal, in ms after the start.
     renewal_due: AtomicU64,
-    /// Between one failed renewal and the next, in ms.
+    /// Interval between renewals that fail, in ms.
     renewal_interval: u64,
 }
 
 impl Lifetime {
-    /// Renewed at 80% of what it lasts; `jitter`, from any number, moves that by up to
-    /// 8% to either side, so that sessions of one moment do not all end at one moment.
-    pub(super) fn new(start: Instant, lasts: Duration, jitter: u32) -> Self {
-        let margin = MARGIN.min(lasts / 10);
+    /// Renewal is due at 80% of `duration`, moved by up to 8% in either direction by `jitter`,
+    /// any random number, so that sessions assumed together are not renewed together.
+    pub(super) fn new(start: Instant, duration: Duration, jitter: u32) -> Self {
+        let margin = MARGIN.min(duration / 10);
         let jitter = f64::from(jitter) / f64::from(u32::MAX);
-        let due = lasts.mul_f64(0.72 + 0.16 * jitter);
+        let due = duration.mul_f64(0.72 + 0.16 * jitter);
         Self {
             start,
-            usable_until: start + (lasts - margin),
+            usable_until: start + (duration - margin),
             renewal_due: AtomicU64::new(millis(due)),
-            renewal_interval: millis(lasts / 20).max(1),
+            renewal_interval: millis(duration / 20).max(1),
         }
     }
 
@@ -107,12 +105,12 @@ impl Lifetime {
         now < self.usable_until
     }
 
-    /// Makes the renewal due at the latest this long after the start.
+    /// Makes the renewal due at this age at the latest.
     fn renew_within(&self, age: Duration) {
         self.renewal_due.fetch_min(millis(age), Ordering::Relaxed);
     }
 
-    /// Whether the caller is to renew; the next is told so an interval later.
+    /// Whether the caller must renew the session. Returns true once per interval.
     fn claim_renewal(&self, now: Instant) -> bool {
         let age = millis(now.duration_since(self.start));
         let due = self.renewal_due.load(Ordering::Relaxed);
@@ -133,7 +131,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The sessions. Cheap to clone.
+/// The session cache. Cheap to clone; clones share the cache.
 #[derive(Clone)]
 pub(super) struct Sessions {
     cache: Cache<Key, Arc<Session>>,
@@ -155,8 +153,8 @@ impl Sessions {
         }
     }
 
-    /// The session at hand, or a new one. Those who wait for the same one share the
-    /// call and its fault; a denial is told again for a moment.
+    /// The cached session, or a new one. Concurrent callers share the call and its fault; a
+    /// denial is cached for [`DENIAL_CACHED`].
     pub(super) async fn get(&self, integration: &Arc<Integration>) -> Result<Arc<Session>, Fault> {
         let key = key(integration);
         let now = Instant::now();
@@ -169,7 +167,7 @@ impl Sessions {
             }
             self.discard(integration, &session).await;
         }
-        // It is rare and large: whoever waits for a write is not to hold room for it.
+        // Boxed because it is rare and large, to keep the future of a write small.
         Box::pin(self.get_new(integration, now)).await
     }
 
@@ -180,7 +178,7 @@ impl Sessions {
     ) -> Result<Arc<Session>, Fault> {
         let key = key(integration);
         let denial = self.denials.get(&key).await;
-        if let Some(fault) = denial.as_ref().and_then(|denial| denial.standing(now)) {
+        if let Some(fault) = denial.as_ref().and_then(|denial| denial.cached(now)) {
             return Err(fault);
         }
         self.cache
@@ -212,8 +210,8 @@ impl Sessions {
         answer
     }
 
-    /// Assumes the role, and proves that it requires the external ID where that has not been
-    /// proven lately.
+    /// Assumes the role, and proves that it requires the external ID unless that was proven
+    /// recently.
     async fn assume_proven(
         &self,
         integration: &Arc<Integration>,
@@ -231,10 +229,10 @@ impl Sessions {
         Ok(session)
     }
 
-    /// Probes the role: tries to assume it as someone would who does not know the external ID.
-    /// Answers what that showed, and whether nothing is delivered to the role. Only a session
-    /// that AWS grants proves anything: after an error or a time-out the last clear answer
-    /// stands, and the role is probed again soon.
+    /// Probes the role: tries to assume it without knowing the external ID. Returns the result
+    /// and whether the role is refused, so that nothing is delivered to it. Only a session that
+    /// AWS grants proves anything: after an error or a timeout the last clear answer remains
+    /// valid, and the role is probed again soon.
     async fn prove(
         &self,
         integration: &Arc<Integration>,
@@ -258,7 +256,7 @@ impl Sessions {
                 info!(
                     organization_id,
                     code = fault.code(),
-                    "could not prove yet that the role requires the external ID"
+                    "could not prove yet that the role requires the external ID; its probes are repeated within 5 minutes"
                 );
                 let before = self.proofs.get(&key).await;
                 return (proof, before.is_some_and(|before| before.is_refused));
@@ -273,8 +271,9 @@ impl Sessions {
         (proof, is_refused)
     }
 
-    /// A new session for a test, whatever is at hand, with what the probes of its role showed,
-    /// and whether the role is refused. Unless it is, delivery uses the session from now on.
+    /// Assumes a new session for a test, whatever is cached. Returns it with the result of the
+    /// probes and whether the role is refused. Unless it is, the session replaces the cached
+    /// one.
     pub(super) async fn renew(
         &self,
         integration: &Arc<Integration>,
@@ -291,7 +290,7 @@ impl Sessions {
         Ok((session, proof, is_refused))
     }
 
-    /// Drops a session that is no longer good, but not one that took its place.
+    /// Removes a session that is no longer valid, but not one that has replaced it.
     pub(super) async fn discard(&self, integration: &Integration, session: &Arc<Session>) {
         self.cache
             .entry(key(integration))
@@ -302,20 +301,14 @@ impl Sessions {
             .await;
     }
 
-    /// Drops whatever is kept for an integration, of every version.
+    /// Removes everything cached for an integration, of every version.
     pub(super) fn forget(&self, integration_id: Uuid) {
-        // It fails only for a cache that was built without support for it.
-        let of_it = move |key: &Key| key.0 == integration_id;
-        let forgotten = self.cache.invalidate_entries_if(move |key, _| of_it(key));
-        debug_assert!(forgotten.is_ok());
-        let forgotten = self.denials.invalidate_entries_if(move |key, _| of_it(key));
-        debug_assert!(forgotten.is_ok());
-        let forgotten = self.proofs.invalidate_entries_if(move |key, _| of_it(key));
-        debug_assert!(forgotten.is_ok());
+        forget(&self.cache, integration_id);
+        forget(&self.denials, integration_id);
+        forget(&self.proofs, integration_id);
     }
 
-    /// While a session is good, a renewal that fails is nobody's fault but a line in
-    /// the log.
+    /// Renews a session that is valid meanwhile, so that a failure is logged only.
     fn renew_in_background(&self, integration: &Arc<Integration>) {
         let sessions = self.clone();
         let integration = integration.clone();
@@ -323,7 +316,7 @@ impl Sessions {
             let identity = &sessions.identity;
             let current = || identity.is_current(&integration);
             let renewal = sessions.renew_ahead(&integration);
-            // None where it was deleted or configured anew: then nobody needs it.
+            // None if the integration was deleted or replaced, so that the session is not needed.
             let _ended = identity
                 .gate()
                 .call(integration.key, current, renewal)
@@ -334,7 +327,7 @@ impl Sessions {
     async fn renew_ahead(&self, integration: &Arc<Integration>) {
         let tries = Tries::Both;
         match self.assume_proven(integration, tries).await {
-            // Not where it was forgotten meanwhile.
+            // Unless the integration was forgotten meanwhile.
             Ok(session) if self.cache.contains_key(&key(integration)) => {
                 self.cache.insert(key(integration), session).await;
             }
@@ -342,32 +335,91 @@ impl Sessions {
             Err(fault) => info!(
                 organization_id = integration.organization_id.as_str(),
                 code = fault.code(),
-                "could not renew a session ahead of its end"
+                "could not renew a session ahead of its end; it is retried"
             ),
         }
     }
 }
 
-fn cache<V: Clone + Send + Sync + 'static>(most: u64, time_to_live: Duration) -> Cache<Key, V> {
+fn cache<V: Clone + Send + Sync + 'static>(max: u64, time_to_live: Duration) -> Cache<Key, V> {
     Cache::builder()
-        .max_capacity(most)
-        // What is new must get its place, or it would be assumed at each call.
+        .max_capacity(max)
+        // A new entry must be admitted, or its role would be assumed at each call.
         .eviction_policy(EvictionPolicy::lru())
         .time_to_live(time_to_live)
         .support_invalidation_closures()
         .build()
 }
 
+fn forget<V: Clone + Send + Sync + 'static>(cache: &Cache<Key, V>, integration_id: Uuid) {
+    let forgotten = cache.invalidate_entries_if(move |key, _| key.0 == integration_id);
+    // It fails only if the cache was built without invalidation closures.
+    debug_assert!(forgotten.is_ok());
+}
+
 fn key(integration: &Integration) -> Key {
     (integration.integration_id, integration.version)
+}
+
+/// Interval in which a denial is returned again without a call, for callers that arrive just
+/// after it. Shorter than the shortest backoff.
+const DENIAL_CACHED: Duration = Duration::from_secs(1);
+/// Period in which both external IDs are tried each time. After it they alternate, so that two
+/// cost no more calls than one.
+const TRY_BOTH: Duration = Duration::from_secs(60);
+/// Period without a denial after which the next one counts as the first.
+const DENIALS_FORGOTTEN: Duration = Duration::from_secs(900);
+
+/// Consecutive denials of a role.
+struct Denial {
+    fault: Fault,
+    first: Instant,
+    last: Instant,
+    next: AssumedWith,
+}
+
+impl Denial {
+    /// Another denial, after the denial `before`, with the external IDs that were tried.
+    fn new(before: Option<&Self>, tried: Tries, fault: Fault, now: Instant) -> Self {
+        let first = match before {
+            Some(before) if now.duration_since(before.last) < DENIALS_FORGOTTEN => before.first,
+            _ => now,
+        };
+        let next = match tried {
+            Tries::One(AssumedWith::Current) => AssumedWith::Previous,
+            Tries::Both | Tries::One(AssumedWith::Previous) => AssumedWith::Current,
+        };
+        Self {
+            fault,
+            first,
+            last: now,
+            next,
+        }
+    }
+
+    /// The fault of the denial, while it is cached.
+    fn cached(&self, now: Instant) -> Option<Fault> {
+        (now.duration_since(self.last) < DENIAL_CACHED).then(|| self.fault.clone())
+    }
+
+    /// External IDs to try next.
+    fn next_tries(&self, now: Instant) -> Tries {
+        let fresh = now.duration_since(self.first) < TRY_BOTH;
+        let forgotten = now.duration_since(self.last) >= DENIALS_FORGOTTEN;
+        match fresh || forgotten {
+            true => Tries::Both,
+            false => Tries::One(self.next),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::status::{Cause, Stage};
 
     #[test]
-    fn renews_ahead_once_at_a_time() {
+    fn renewal_is_claimed_once_per_interval() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         for jitter in [0, u32::MAX / 2, u32::MAX] {
@@ -381,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn stops_using_it_ahead_of_its_end() {
+    fn a_session_is_not_used_just_before_its_end() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         let hour = Lifetime::new(start, Duration::from_secs(3600), 0);
@@ -391,5 +443,36 @@ mod tests {
         assert!(short.is_usable(at(1_799)));
         assert!(!short.is_usable(at(1_800)));
         assert!(!Lifetime::new(start, Duration::ZERO, 0).is_usable(start));
+    }
+
+    fn fault() -> Fault {
+        Fault::unanswered(Stage::AssumeRole, Cause::Timeout)
+    }
+
+    #[test]
+    fn a_denial_is_cached_for_a_moment() {
+        let now = Instant::now();
+        let denial = Denial::new(None, Tries::Both, fault(), now);
+        assert_eq!(denial.cached(now), Some(fault()));
+        assert_eq!(denial.cached(now + DENIAL_CACHED), None);
+    }
+
+    #[test]
+    fn after_the_first_minute_one_external_id_is_tried_at_a_time() {
+        let start = Instant::now();
+        let at = |second| start + Duration::from_secs(second);
+        let mut denial = Denial::new(None, Tries::Both, fault(), at(0));
+        let mut tried = Vec::new();
+        for second in [5, 55, 65, 75, 300, 600, 2000] {
+            let tries = denial.next_tries(at(second));
+            tried.push(tries);
+            denial = Denial::new(Some(&denial), tries, fault(), at(second));
+        }
+        let [current, previous] = [AssumedWith::Current, AssumedWith::Previous].map(Tries::One);
+        let both = Tries::Both;
+        assert_eq!(
+            tried,
+            [both, both, current, previous, current, previous, both]
+        );
     }
 }

@@ -1,6 +1,6 @@
-//! Signs PutRecords requests by [Signature Version 4]. Only their time, host and body
-//! differ, so that a request is signed without building it, with a key that is kept for
-//! the day. The signature is what `aws-sigv4` gives; the tests hold the two side by side.
+//! Signs PutRecords requests by [Signature Version 4]. Only their time, host and body differ, so
+//! that they are signed without a generic canonical request, with a key that is cached for the
+//! day. The tests compare the signatures with those of `aws-sigv4`.
 //!
 //! [Signature Version 4]: https://docs.aws.amazon.com/IAM/latest/UserGuide/create-signed-request.html
 
@@ -18,32 +18,32 @@ use aws_sigv4::sign::v4::generate_signing_key;
 use jiff::{Timestamp, tz::Offset};
 use zeroize::Zeroizing;
 
-/// The service's name in a signature.
+/// Service name in a signature.
 pub(super) const SERVICE: &str = "kinesis";
-/// Bytes of a SHA-256, and of a signing key.
+/// Length in bytes of a SHA-256 and of a signing key.
 const HASH_LENGTH: usize = 32;
 
-/// What a request is signed with, beside the credentials.
+/// Signed values of a request, except time and body.
 pub(super) struct Target<'a> {
-    /// As the header `host` has it.
+    /// Value of the header `host`.
     pub(super) host: &'a str,
     pub(super) region: &'a str,
     pub(super) content_type: &'a str,
     pub(super) target: &'a str,
 }
 
-/// What a signed request has in its headers, beside the session's token.
+/// Headers of a signed request, except the session token.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Signed {
-    /// The value of `x-amz-date`.
+    /// Value of `x-amz-date`.
     pub(super) date: String,
-    /// The value of `authorization`.
+    /// Value of `authorization`.
     pub(super) authorization: String,
 }
 
-/// The time of a request is none that can be signed.
+/// The time of a request cannot be represented in a signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the clock shows no time that can be signed")]
+#[error("the time of the clock cannot be signed")]
 pub(super) struct NoSuchTime;
 
 /// Signs with a session's credentials.
@@ -52,7 +52,7 @@ pub(super) struct Signer {
     key: Mutex<Option<DayKey>>,
 }
 
-/// A signing key; it is good for a day in a region.
+/// A signing key, valid for a day in a region.
 struct DayKey {
     day: Box<str>,
     region: Box<str>,
@@ -67,19 +67,17 @@ impl Signer {
         }
     }
 
-    /// The credentials that it signs with.
     pub(super) fn credentials(&self) -> &Credentials {
         &self.credentials
     }
 
-    /// The token that goes along with what is signed. A session has one; without it AWS
-    /// refuses what is signed.
+    /// The session token, sent with each signed request.
     pub(super) fn token(&self) -> &str {
         self.credentials.session_token().unwrap_or_default()
     }
 
-    /// Signs a POST to `/` that has the headers `content-type`, `host`, `x-amz-date`,
-    /// `x-amz-security-token` and `x-amz-target`, and no query.
+    /// Signs a POST to `/` without a query and with the headers `content-type`, `host`,
+    /// `x-amz-date`, `x-amz-security-token` and `x-amz-target`.
     pub(super) fn sign(
         &self,
         to: &Target<'_>,
@@ -164,7 +162,7 @@ fn sha256_of(parts: &[&str]) -> Digest {
     context.finish()
 }
 
-/// ISO 8601's basic format, to the second.
+/// Basic format of ISO 8601, in seconds.
 fn date(at: SystemTime) -> Option<String> {
     let at = Offset::UTC.to_datetime(Timestamp::try_from(at).ok()?);
     let year = u16::try_from(at.year()).ok()?;
@@ -198,7 +196,7 @@ fn hex(hash: &[u8]) -> [u8; 2 * HASH_LENGTH] {
     digits
 }
 
-/// Digits are ASCII.
+/// Hexadecimal digits as text.
 fn text(digits: &[u8]) -> &str {
     str::from_utf8(digits).unwrap_or_default()
 }
@@ -218,7 +216,7 @@ pub(super) mod tests {
     const TARGET: &str = "Kinesis_20131202.PutRecords";
     const CONTENT_TYPE: &str = "application/x-amz-json-1.1";
 
-    /// What `aws-sigv4` gives for a POST to a URL: date and authorization.
+    /// Headers of `aws-sigv4` for a POST to a URL.
     pub(in crate::sink) fn reference(
         credentials: &Credentials,
         url: String,
@@ -275,7 +273,7 @@ pub(super) mod tests {
             let other = "eu-other-1".to_owned();
             for (seconds, nanos) in times {
                 let at = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos);
-                // Another region, another day and the key that is kept.
+                // Another region, another day, and the cached key.
                 for (region, later) in [(&region, 0), (&other, 0), (&region, 0), (&region, 86_400)] {
                     let at = at + Duration::from_secs(later);
                     let to = Target { host: &host, region, content_type: CONTENT_TYPE, target: TARGET };

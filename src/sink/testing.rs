@@ -1,5 +1,4 @@
-//! AWS within the process, behind the real SDK and without sockets, so that hours pass
-//! on a paused clock.
+//! A scripted AWS behind the real SDK, without sockets, so that tests can pause the clock.
 
 use std::{
     collections::HashMap,
@@ -25,90 +24,96 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{AwsOptions, AwsSink, ExternalIds, PutRecordsClient, tests::server};
+use crate::gate::Gate;
 
-/// What AWS is asked.
+/// A request to AWS.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Asked {
+pub(crate) enum Request {
     AssumeRole {
         role_arn: String,
         external_id: Option<String>,
     },
     CallerIdentity,
-    /// How many records are to be written.
+    /// Number of records.
     PutRecords(usize),
 }
 
-/// What AWS answers.
+/// Reply of AWS.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Said {
-    Yes,
+pub(crate) enum Reply {
+    Ok,
     /// An error code, with HTTP status 403.
-    No(&'static str),
+    Error(&'static str),
     Hang,
 }
 
-type Script = dyn Fn(&Asked) -> Said + Send + Sync;
+type Script = dyn Fn(&Request) -> Reply + Send + Sync;
 
-/// Answers by a script, and remembers what was asked when.
+/// Replies by a script, and records the requests.
 #[derive(Clone)]
 pub(crate) struct Aws(Arc<State>);
 
 struct State {
     script: Mutex<Arc<Script>>,
-    asked: Mutex<Vec<(Instant, Asked)>>,
+    requests: Mutex<Vec<(Instant, Request)>>,
     hanging: AtomicUsize,
-    /// Answer to whoever assumes a role without knowing its external ID.
-    probes: Mutex<Said>,
+    /// Reply to probes without the external ID.
+    probes: Mutex<Reply>,
 }
 
 impl Aws {
-    pub(crate) fn new(script: impl Fn(&Asked) -> Said + Send + Sync + 'static) -> Self {
+    pub(crate) fn new(script: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
         Self(Arc::new(State {
             script: Mutex::new(Arc::new(script)),
-            asked: Mutex::default(),
+            requests: Mutex::default(),
             hanging: AtomicUsize::new(0),
-            probes: Mutex::new(Said::No("AccessDenied")),
+            probes: Mutex::new(Reply::Error("AccessDenied")),
         }))
     }
 
-    /// Answers by another script from now on.
-    pub(crate) fn now(&self, script: impl Fn(&Asked) -> Said + Send + Sync + 'static) {
+    /// Replaces the script.
+    pub(crate) fn set_script(&self, script: impl Fn(&Request) -> Reply + Send + Sync + 'static) {
         *self.0.script.lock().unwrap() = Arc::new(script);
     }
 
-    /// Answers from now on who assumes a role without knowing its external ID.
-    pub(crate) fn answer_probes(&self, said: Said) {
-        *self.0.probes.lock().unwrap() = said;
+    /// Sets the reply to probes without the external ID.
+    pub(crate) fn answer_probes(&self, reply: Reply) {
+        *self.0.probes.lock().unwrap() = reply;
     }
 
-    /// What was asked so far, and when.
-    pub(crate) fn asked(&self) -> Vec<(Instant, Asked)> {
-        self.0.asked.lock().unwrap().clone()
+    /// Requests so far, with their times.
+    pub(crate) fn requests(&self) -> Vec<(Instant, Request)> {
+        self.0.requests.lock().unwrap().clone()
     }
 
-    /// How much was asked so far.
+    /// Number of requests so far.
     pub(crate) fn count(&self) -> usize {
-        self.0.asked.lock().unwrap().len()
+        self.0.requests.lock().unwrap().len()
     }
 
-    /// When each role was to be assumed.
+    /// Times of AssumeRole for each role.
     pub(crate) fn assumed(&self) -> HashMap<String, Vec<Instant>> {
         let mut assumed = HashMap::new();
-        for (at, asked) in self.asked() {
-            if let Asked::AssumeRole { role_arn, .. } = asked {
+        for (at, request) in self.requests() {
+            if let Request::AssumeRole { role_arn, .. } = request {
                 assumed.entry(role_arn).or_insert_with(Vec::new).push(at);
             }
         }
         assumed
     }
 
-    /// Calls that hang and were not given up.
+    /// Number of calls that hang and were not cancelled.
     pub(crate) fn hanging(&self) -> usize {
         self.0.hanging.load(Ordering::SeqCst)
     }
 
-    /// A sink that calls it.
+    /// A sink that calls this AWS.
     pub(crate) fn sink(&self, external_ids: Arc<dyn ExternalIds>) -> AwsSink {
+        self.sink_with(external_ids, Gate::default())
+    }
+
+    /// A sink that calls this AWS through a gate.
+    pub(crate) fn sink_with(&self, external_ids: Arc<dyn ExternalIds>, gate: Gate) -> AwsSink {
         let own = Credentials::new("AKIAOWN", "own-secret", None, None, "testing");
         let connector = SharedHttpConnector::new(Connector(self.clone()));
         let sdk = SdkConfig::builder()
@@ -119,22 +124,22 @@ impl Aws {
             .credentials_provider(SharedCredentialsProvider::new(own))
             .build();
         let options = AwsOptions {
-            // Its connections can be taken from it.
+            // Only the SDK accepts a connector.
             put_records_client: PutRecordsClient::Sdk,
             ..AwsOptions::default()
         };
-        AwsSink::with_config(&sdk, &options, external_ids)
+        AwsSink::with_config(&sdk, &options, external_ids, gate)
     }
 
-    fn take(&self, request: &HttpRequest) -> (usize, Asked, Said) {
-        let asked = read(request);
-        let mut all = self.0.asked.lock().unwrap();
-        if is_probe(request) {
-            return (0, asked, *self.0.probes.lock().unwrap());
+    fn take(&self, http: &HttpRequest) -> (usize, Request, Reply) {
+        let request = read(http);
+        let mut all = self.0.requests.lock().unwrap();
+        if is_probe(http) {
+            return (0, request, *self.0.probes.lock().unwrap());
         }
-        all.push((Instant::now(), asked.clone()));
+        all.push((Instant::now(), request.clone()));
         let script = Arc::clone(&self.0.script.lock().unwrap());
-        (all.len(), asked.clone(), script(&asked))
+        (all.len(), request.clone(), script(&request))
     }
 }
 
@@ -150,17 +155,17 @@ impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let aws = self.0.clone();
         HttpConnectorFuture::new(async move {
-            let (number, asked, said) = aws.take(&request);
-            if matches!(said, Said::Hang) {
+            let (number, request, reply) = aws.take(&request);
+            if matches!(reply, Reply::Hang) {
                 let _hanging = Hanging::begin(&aws.0);
                 pending::<()>().await;
             }
-            Ok(answer(number, &asked, said))
+            Ok(answer(number, &request, reply))
         })
     }
 }
 
-/// Counts a call that hangs, until it is given up.
+/// Counts a call that hangs, until it is cancelled.
 struct Hanging(Arc<State>);
 
 impl Hanging {
@@ -182,29 +187,31 @@ fn is_probe(request: &HttpRequest) -> bool {
         && server::is_probe(&server::form(std::str::from_utf8(body).unwrap()))
 }
 
-fn read(request: &HttpRequest) -> Asked {
+fn read(request: &HttpRequest) -> Request {
     let body = request.body().bytes().unwrap();
     if request.headers().get("x-amz-target").is_some() {
         let json: Value = serde_json::from_slice(body).unwrap();
-        return Asked::PutRecords(json["Records"].as_array().unwrap().len());
+        return Request::PutRecords(json["Records"].as_array().unwrap().len());
     }
     let mut form = server::form(std::str::from_utf8(body).unwrap());
     match form["Action"].as_str() {
-        "AssumeRole" => Asked::AssumeRole {
+        "AssumeRole" => Request::AssumeRole {
             role_arn: form.remove("RoleArn").unwrap(),
             external_id: form.remove("ExternalId"),
         },
-        _ => Asked::CallerIdentity,
+        _ => Request::CallerIdentity,
     }
 }
 
-fn answer(number: usize, asked: &Asked, said: Said) -> HttpResponse {
-    let (status, body) = match (said, asked) {
-        (Said::No(code), Asked::PutRecords(_)) => (400, json!({ "__type": code }).to_string()),
-        (Said::No(code), _) => (403, server::error_xml(code, "told for people")),
-        (_, Asked::AssumeRole { .. }) => (200, server::assumed_xml(number, in_an_hour())),
-        (_, Asked::CallerIdentity) => (200, CALLER.to_owned()),
-        (_, Asked::PutRecords(records)) => (200, server::written_json(*records).to_string()),
+fn answer(number: usize, request: &Request, reply: Reply) -> HttpResponse {
+    let (status, body) = match (reply, request) {
+        (Reply::Error(code), Request::PutRecords(_)) => {
+            (400, json!({ "__type": code }).to_string())
+        }
+        (Reply::Error(code), _) => (403, server::error_xml(code, "a message")),
+        (_, Request::AssumeRole { .. }) => (200, server::assumed_xml(number, in_an_hour())),
+        (_, Request::CallerIdentity) => (200, CALLER.to_owned()),
+        (_, Request::PutRecords(records)) => (200, server::written_json(*records).to_string()),
     };
     let status = StatusCode::try_from(status).unwrap();
     let mut response = HttpResponse::new(status, SdkBody::from(body));

@@ -1,23 +1,20 @@
-//! The real SDK against a real HTTP server that answers as STS and Kinesis do.
+//! Tests of the sink against an HTTP server that answers as STS and Kinesis do.
 
 #[macro_use]
-mod either;
+mod support;
 mod connections;
 mod deletion;
 mod denials;
 mod environment;
 mod evidence;
-mod external_ids;
 mod faults;
 mod identity;
-mod log;
+mod identity_state;
 mod read;
 mod rehearsal;
-mod secrets;
 pub(super) mod server;
 mod sessions;
 mod stand_in;
-mod standing;
 
 use std::{
     collections::HashSet,
@@ -34,18 +31,20 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use self::{
-    either::{CLIENT, client},
-    external_ids::{OneExternalId, Registry},
     server::{Answer, Call, Server, assumed, kinesis_error, written},
+    support::{CLIENT, Log, OneExternalId, Registry, client},
 };
 use super::{
-    testing::{Asked, Aws, Said},
+    testing::{Aws, Reply, Request},
     *,
 };
-use crate::domain::{
-    arn::{RoleArn, StreamArn},
-    integration::{self, IntegrationKey, PreviousExternalId},
-    status::{Cause, Meaning, Reason, Stage},
+use crate::{
+    domain::{
+        arn::{RoleArn, StreamArn},
+        integration::{self, IntegrationKey, PreviousExternalId},
+        status::{Cause, Meaning, Reason, Stage},
+    },
+    gate::Gate,
 };
 
 const EXTERNAL_ID: &str = "0123456789abcdef-never-to-be-seen";
@@ -53,7 +52,7 @@ const PREVIOUS_ID: &str = "fedcba9876543210-never-to-be-seen";
 const STREAM: &str = "arn:aws:kinesis:eu-west-1:123456789012:stream/detections";
 const ROLE: &str = "arn:aws:iam::123456789012:role/siem/writer";
 
-/// The role of one of several customers, in an account of its own.
+/// Role of one of several customers, each in its own account.
 fn role(which: i64) -> String {
     format!(
         "arn:aws:iam::{:012}:role/customer-{which}",
@@ -77,7 +76,7 @@ fn customer(which: i64) -> Arc<Integration> {
     })
 }
 
-/// One whose external ID has just been changed; the one before still serves.
+/// A customer whose external ID was just changed, with the previous one kept.
 fn rotating(which: i64) -> Arc<Integration> {
     let base = customer(which);
     Arc::new(Integration {
@@ -90,19 +89,19 @@ fn rotating(which: i64) -> Arc<Integration> {
     })
 }
 
-/// Refuses to have any role assumed.
-fn denied(asked: &Asked) -> Said {
-    match asked {
-        Asked::AssumeRole { .. } => Said::No("AccessDenied"),
-        _ => Said::Yes,
+/// Denies every AssumeRole.
+fn denied(request: &Request) -> Reply {
+    match request {
+        Request::AssumeRole { .. } => Reply::Error("AccessDenied"),
+        _ => Reply::Ok,
     }
 }
 
-/// So many customers whose roles have worked, each once.
-async fn that_worked(count: i64) -> (Aws, AwsSink, Arc<Registry>) {
-    let aws = Aws::new(|_| Said::Yes);
+/// A sink that has assumed the roles of `count` customers.
+async fn with_assumed_roles(count: i64) -> (Aws, AwsSink, Arc<Registry>) {
+    let aws = Aws::new(|_| Reply::Ok);
     let registry = Arc::new(Registry::default());
-    let sink = aws.sink(registry.clone());
+    let sink = aws.sink_with(registry.clone(), registry.gate.clone());
     for which in 1..=count {
         let outcomes = sink.put_records(&customer(which), records(1)).await;
         assert_eq!(outcomes, Ok(vec![accepted(0)]));
@@ -110,14 +109,14 @@ async fn that_worked(count: i64) -> (Aws, AwsSink, Arc<Registry>) {
     (aws, sink, registry)
 }
 
-/// What delivery meets once its session is gone.
+/// Meaning of the refusal that delivery gets without its session.
 async fn refusal(sink: &AwsSink, customer: &Arc<Integration>) -> Meaning {
     sink.forget(customer.integration_id);
     let answer = sink.put_records(customer, records(1)).await;
     answer.unwrap_err().meaning()
 }
 
-/// Moves the clock that sessions live by, while no call is in flight.
+/// Advances the clock of the sessions while no call is in flight.
 async fn jump(duration: Duration) {
     tokio::time::pause();
     tokio::time::advance(duration).await;
@@ -139,7 +138,7 @@ fn options(server: &Server) -> AwsOptions {
 }
 
 async fn sink(server: &Server) -> AwsSink {
-    AwsSink::new(options(server), Arc::new(OneExternalId)).await
+    AwsSink::new(options(server), Arc::new(OneExternalId), Gate::default()).await
 }
 
 fn integration() -> Arc<Integration> {
@@ -225,7 +224,7 @@ async fn writes_the_records_with_a_narrow_session() {
     );
 }
 
-async fn calls_nothing_for_nothing() {
+async fn no_records_cause_no_call() {
     let server = Server::start(Call::granted).await;
     let sink = sink(&server).await;
     assert_eq!(
@@ -235,7 +234,7 @@ async fn calls_nothing_for_nothing() {
     assert!(server.calls().is_empty());
 }
 
-async fn tells_record_by_record() {
+async fn reports_each_record() {
     let server = Server::start(|call| {
         if call.is_sts() {
             return assumed(call);
@@ -279,7 +278,7 @@ async fn tells_record_by_record() {
     );
 }
 
-async fn takes_nothing_unclear_for_accepted() {
+async fn an_unclear_record_is_not_accepted() {
     let unclear = json!([
         {},
         {"ShardId": "shardId-000000000000"},
@@ -305,7 +304,7 @@ async fn takes_nothing_unclear_for_accepted() {
     }
 }
 
-async fn tests_with_a_session_of_its_own() {
+async fn a_test_assumes_a_new_session() {
     let server = Server::start(Call::granted).await;
     let sink = sink(&server).await;
     let integration = integration();
@@ -320,12 +319,12 @@ async fn tests_with_a_session_of_its_own() {
         }))
     );
     assert!(report.latency > Duration::ZERO);
-    // Delivery goes on with the session that the test proved.
+    // Delivery continues with the session of the test.
     sink.put_records(&integration, records(1)).await.unwrap();
     assert_eq!(server.keys_that_wrote(), ["ASIA1", "ASIA2", "ASIA2"]);
 }
 
-async fn a_test_tells_which_stage_failed() {
+async fn a_test_reports_the_failed_stage() {
     let server = Server::start(|call| match call.is_sts() {
         true => server::access_denied(),
         false => written(call),
@@ -354,9 +353,9 @@ async fn a_test_tells_which_stage_failed() {
 
 with_either_client!(
     writes_the_records_with_a_narrow_session,
-    calls_nothing_for_nothing,
-    tells_record_by_record,
-    takes_nothing_unclear_for_accepted,
-    tests_with_a_session_of_its_own,
-    a_test_tells_which_stage_failed,
+    no_records_cause_no_call,
+    reports_each_record,
+    an_unclear_record_is_not_accepted,
+    a_test_assumes_a_new_session,
+    a_test_reports_the_failed_stage,
 );

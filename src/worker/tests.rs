@@ -22,7 +22,7 @@ use crate::{
     },
     sink::{
         AwsSink, ExternalIds, Unreadable,
-        testing::{Asked, Aws, Said},
+        testing::{Aws, Reply, Request},
     },
     store::{Configure, MasterKey, StoreOptions},
 };
@@ -46,7 +46,7 @@ impl ExternalIds for Ids {
         Some(opened.map_err(|_| Unreadable))
     }
 
-    fn took_over(&self, _: &Integration) {}
+    fn current_accepted(&self, _: &Integration) {}
 
     fn is_current(&self, integration: &Integration) -> bool {
         let current = self.0.get(integration.key);
@@ -87,9 +87,10 @@ impl Simulation {
                 .map(|which| configure(&store, which, 1)),
         )
         .await;
-        let sink = aws.sink(Arc::new(Ids(store.clone())));
+        let gate = Gate::default();
+        let sink = aws.sink_with(Arc::new(Ids(store.clone())), gate.clone());
         let simulation = Self {
-            worker: Worker::new(store.clone(), sink, options_of_worker()),
+            worker: Worker::new(store.clone(), sink, gate, options_of_worker()),
             store,
             aws,
             _run: tokio::spawn(std::future::pending()),
@@ -262,10 +263,10 @@ fn options_of_worker() -> WorkerOptions {
     }
 }
 
-fn denied(asked: &Asked) -> Said {
-    match asked {
-        Asked::AssumeRole { .. } => Said::No("AccessDenied"),
-        _ => Said::Yes,
+fn denied(request: &Request) -> Reply {
+    match request {
+        Request::AssumeRole { .. } => Reply::Error("AccessDenied"),
+        _ => Reply::Ok,
     }
 }
 
@@ -294,12 +295,15 @@ async fn a_thousand_broken_integrations_cost_at_most_20_calls_an_hour_each() {
         counts.iter().all(|calls| (10..=20).contains(calls)),
         "{counts:?}"
     );
-    assert_eq!(*simulation.worker.standing().borrow(), Standing::Good);
+    assert_eq!(
+        *simulation.worker.identity_state().borrow(),
+        IdentityState::Good
+    );
 }
 
 #[tokio::test]
 async fn a_thousand_healthy_integrations_assume_their_role_once_each() {
-    let simulation = Simulation::start(MANY, 30, Aws::new(|_| Said::Yes)).await;
+    let simulation = Simulation::start(MANY, 30, Aws::new(|_| Reply::Ok)).await;
     simulation.until_delivered().await;
     let assumed = simulation.aws.assumed();
     assert_eq!(assumed.len(), MANY);
@@ -309,17 +313,17 @@ async fn a_thousand_healthy_integrations_assume_their_role_once_each() {
 
 #[tokio::test]
 async fn roles_are_seldom_tried_while_our_identity_is_refused() {
-    let simulation = Simulation::start(20, 1, Aws::new(|_| Said::Yes)).await;
+    let simulation = Simulation::start(20, 1, Aws::new(|_| Reply::Ok)).await;
     simulation.until_delivered().await;
-    simulation.aws.now(denied);
+    simulation.aws.set_script(denied);
     advance(HOUR - MINUTE).await;
     // Half of them have events that wait, the others are witnesses at most.
     simulation.append(10, 1).await;
     let start = Instant::now();
     simulation.pass(HOUR + MINUTE, Duration::from_secs(1)).await;
     assert_eq!(
-        *simulation.worker.standing().borrow(),
-        Standing::MayNotAssume
+        *simulation.worker.identity_state().borrow(),
+        IdentityState::MayNotAssume
     );
     let counts = in_the_hour(&simulation.aws.assumed(), start + MINUTE);
     assert!(counts.iter().all(|calls| *calls <= 20), "{counts:?}");
@@ -335,7 +339,7 @@ async fn roles_are_seldom_tried_while_our_identity_is_refused() {
         assert_eq!((status.status, status.reason), told, "{which} {status:?}");
     }
     assert!(simulation.is_pending());
-    simulation.aws.now(|_| Said::Yes);
+    simulation.aws.set_script(|_| Reply::Ok);
     // At most a minute until that is noticed, and then at once, however long the waits were.
     simulation.pass(MINUTE + 10 * SECOND, SECOND).await;
     assert!(!simulation.is_pending());
@@ -345,14 +349,14 @@ async fn roles_are_seldom_tried_while_our_identity_is_refused() {
 /// many others.
 #[tokio::test]
 async fn a_thousand_integrations_of_which_nothing_is_delivered_look_active_no_longer() {
-    let simulation = Simulation::start(MANY, 3, Aws::new(|_| Said::Yes)).await;
+    let simulation = Simulation::start(MANY, 3, Aws::new(|_| Reply::Ok)).await;
     simulation.until_delivered().await;
     let statuses = || {
         let all = simulation.store.page("", usize::MAX, |_| true);
         all.into_iter().map(|one| one.status.status)
     };
     assert!(statuses().all(|status| status == Status::Active));
-    simulation.aws.now(|_| Said::Hang);
+    simulation.aws.set_script(|_| Reply::Hang);
     simulation.append(MANY, 3).await;
     let wait = async |seconds: u64| {
         for _ in 0..seconds * 10 {

@@ -26,7 +26,8 @@ use crate::{
         integration::{Integration, IntegrationKey},
         status::{Cause, Fault, Stage},
     },
-    sink::{Pass, Record, Sink},
+    gate::Pass,
+    sink::{Record, Sink},
     store::{Attention, SettlePermit},
 };
 

@@ -23,7 +23,10 @@ fn violation(path: &str, used: &[String]) -> Option<&'static str> {
         "crate" if second == module => None,
         "crate" => match (module, second) {
             ("domain", _) => Some("domain sees nothing but itself"),
-            ("store" | "sink", used) if used != "domain" => Some("an adapter sees domain only"),
+            ("sink", "gate") => None,
+            ("store" | "sink" | "gate", used) if used != "domain" => {
+                Some("an adapter sees domain only")
+            }
             ("onboarding" | "verify", used) if used != "domain" && !is_test => {
                 Some("it sees domain only")
             }

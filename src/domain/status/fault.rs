@@ -1,9 +1,12 @@
-//! Failed calls, and the table of what their codes mean.
+//! Failed calls to AWS. This module alone decides the meaning of an AWS error code.
 
 use super::Reason;
 
 /// Code of [`Cause::OtherPartition`].
 pub(super) const OTHER_PARTITION: &str = "OtherPartition";
+
+/// Length limit of a code or request id that is kept; those of AWS have below 70 characters.
+const MAX_TOKEN_LENGTH: usize = 128;
 
 /// The call that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -14,31 +17,31 @@ pub enum Stage {
     Write,
 }
 
-/// How a call failed.
+/// Cause of a failed call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// AWS answered with an error code of its own.
+    /// AWS answered with an error code.
     Service {
         /// Such as `AccessDeniedException`.
         code: Box<str>,
-        /// The HTTP status of the answer; 0 where the code came for one record.
+        /// HTTP status of the answer; 0 if the code is that of a single record.
         http_status: u16,
     },
-    /// Something answered that is not AWS's protocol, such as a proxy's error page.
+    /// The answer does not follow AWS's protocol, such as a proxy's error page.
     NotAws {
-        /// The HTTP status of the answer.
+        /// HTTP status of the answer.
         http_status: u16,
     },
-    /// No answer within the attempt's time.
+    /// No answer within the attempt's timeout.
     Timeout,
     /// The connection was refused, reset or could not be made.
     Connection,
-    /// This service has no credentials of its own to sign AssumeRole with.
+    /// This service has no credentials to sign AssumeRole with.
     NoOwnCredentials,
-    /// The external ID cannot be decrypted with the key that this service has.
+    /// The external ID cannot be decrypted with this service's key.
     SecretUnreadable,
-    /// AWS refused this service's own identity, clock or settings, as the evidence says; or
-    /// the evidence does not say yet whose fault a refused session is.
+    /// AWS refused this service's own identity, clock or settings, according to the evidence;
+    /// or there is not enough evidence yet to attribute a refused session.
     OwnIdentity {
         /// AWS's code.
         code: Box<str>,
@@ -53,34 +56,74 @@ pub enum Cause {
     OtherPartition,
     /// The role can be assumed without the external ID, or with any.
     ExternalIdNotRequired,
-    /// No request could be made of what there is; nothing was sent.
+    /// The request could not be built; nothing was sent.
     NotBuilt,
     /// The service's log of this integration cannot be read back.
     LogUnreadable,
 }
 
-/// A failed call, as facts.
+/// A failed call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// Which call.
+    /// The call that failed.
     pub stage: Stage,
-    /// How.
+    /// Cause of the failure.
     pub cause: Cause,
-    /// AWS's request id, where there was an answer.
+    /// AWS's request id, if there was an answer.
     pub request_id: Option<Box<str>>,
 }
 
 impl Fault {
-    /// The role can be assumed by someone who does not know the external ID.
-    pub fn external_id_not_required() -> Self {
+    /// A call without an answer from AWS.
+    pub fn unanswered(stage: Stage, cause: Cause) -> Self {
         Self {
-            stage: Stage::AssumeRole,
-            cause: Cause::ExternalIdNotRequired,
+            stage,
+            cause,
             request_id: None,
         }
     }
 
-    /// AWS's own error code, or ours in the same style where AWS gave none.
+    /// A call that was answered with an error. Without a code that looks like one of AWS, the
+    /// answer came from something else.
+    pub fn answered(
+        stage: Stage,
+        code: Option<&str>,
+        http_status: u16,
+        request_id: Option<&str>,
+    ) -> Self {
+        let cause = match code.filter(|code| is_token(code)) {
+            Some(code) => Cause::Service {
+                code: code.into(),
+                http_status,
+            },
+            None => Cause::NotAws { http_status },
+        };
+        Self {
+            stage,
+            cause,
+            request_id: token(request_id),
+        }
+    }
+
+    /// An answer that does not follow AWS's protocol.
+    pub fn not_aws(stage: Stage, http_status: u16, request_id: Option<&str>) -> Self {
+        Self::answered(stage, None, http_status, request_id)
+    }
+
+    /// A record that failed in a request that succeeded.
+    pub fn of_record(code: &str, request_id: Option<&str>) -> Self {
+        match is_token(code) {
+            true => Self::answered(Stage::Write, Some(code), 0, request_id),
+            false => Self::not_aws(Stage::Write, 200, request_id),
+        }
+    }
+
+    /// The role can be assumed without knowing the external ID.
+    pub fn external_id_not_required() -> Self {
+        Self::unanswered(Stage::AssumeRole, Cause::ExternalIdNotRequired)
+    }
+
+    /// AWS's own error code, or one of ours in the same style if AWS gave none.
     pub fn code(&self) -> &str {
         match &self.cause {
             Cause::Service { code, .. }
@@ -98,43 +141,12 @@ impl Fault {
         }
     }
 
-    /// Whether Kinesis refuses the values of the request, which may be those of a
-    /// single record.
-    pub fn refuses_values(&self) -> bool {
-        self.stage == Stage::Write
-            && matches!(
-                self.code(),
-                "InvalidArgumentException" | "ValidationException" | "ValidationError"
-            )
-    }
-
-    /// Whether STS refuses a value of AssumeRole, which may be one that this service chose.
-    pub fn refuses_role_values(&self) -> bool {
-        self.stage == Stage::AssumeRole
-            && matches!(self.code(), "ValidationError" | "ValidationException")
-    }
-
-    /// Whether AWS does not know the credentials that a request was signed with. A region
-    /// that is not enabled in an account answers so to [sessions of the account].
-    ///
-    /// [sessions of the account]: https://docs.aws.amazon.com/IAM/latest/UserGuide/id_credentials_temp_enable-regions.html
-    pub fn is_unknown_session(&self) -> bool {
-        matches!(
-            self.code(),
-            "UnrecognizedClientException"
-                | "InvalidClientTokenId"
-                | "InvalidAccessKeyId"
-                | "InvalidToken"
-        )
-    }
-
-    /// What the fault means.
+    /// Meaning of the fault for the integration.
     pub fn meaning(&self) -> Meaning {
         match &self.cause {
-            Cause::Service { code, http_status } => match self.stage {
-                Stage::AssumeRole => assume_role_meaning(code, *http_status),
-                Stage::Write => write_meaning(code, *http_status),
-            },
+            Cause::Service { code, http_status } => {
+                service_meaning(self.stage, CodeClass::of(self.stage, code), *http_status)
+            }
             Cause::SessionRefused { .. } | Cause::OtherPartition => {
                 Meaning::Refused(Reason::InvalidConfiguration)
             }
@@ -147,10 +159,9 @@ impl Fault {
             | Cause::NotBuilt => Meaning::Ours,
         }
     }
-}
 
-impl Fault {
-    /// Reason of a status that has lasted long enough; None for a refusal, which is one at once.
+    /// Reason of the status once the fault has lasted long enough; None for a refusal, which
+    /// becomes the status at once.
     pub fn obstacle(&self) -> Option<Reason> {
         match self.meaning() {
             Meaning::Throttled => Some(Reason::Throttled),
@@ -159,85 +170,122 @@ impl Fault {
             Meaning::Refused(_) => None,
         }
     }
+
+    /// Whether STS denies AssumeRole.
+    pub fn is_role_denied(&self) -> bool {
+        self.meaning() == Meaning::Refused(Reason::AssumeRoleDenied)
+    }
+
+    /// Whether Kinesis refuses a value of the request, which may be that of a single record.
+    pub fn refuses_values(&self) -> bool {
+        self.stage == Stage::Write && self.class() == CodeClass::InvalidValue
+    }
+
+    /// Whether STS refuses a value of AssumeRole, which may be one that this service chose.
+    pub fn refuses_role_values(&self) -> bool {
+        self.stage == Stage::AssumeRole && self.class() == CodeClass::InvalidValue
+    }
+
+    /// Whether AWS does not know the credentials that a request was signed with. A region
+    /// that is not enabled in an account answers so to [sessions of the account].
+    ///
+    /// [sessions of the account]: https://docs.aws.amazon.com/IAM/latest/UserGuide/id_credentials_temp_enable-regions.html
+    pub fn is_unknown_session(&self) -> bool {
+        self.class() == CodeClass::UnknownCredentials
+    }
+
+    /// Whether the endpoint could not parse the request.
+    pub fn is_unparsed_request(&self) -> bool {
+        self.class() == CodeClass::UnparsedRequest
+    }
+
+    /// Whether the fault reports that a request with [`DryRun`] would have succeeded.
+    ///
+    /// [`DryRun`]: https://docs.aws.amazon.com/kinesis/latest/APIReference/API_PutRecords.html
+    pub fn is_dry_run_success(&self) -> bool {
+        self.class() == CodeClass::DryRunSucceeded
+    }
+
+    fn class(&self) -> CodeClass {
+        match &self.cause {
+            Cause::Service { code, .. } => CodeClass::of(self.stage, code),
+            _ => CodeClass::Other,
+        }
+    }
 }
 
-/// What a fault means for the integration.
+/// Checks that a code or id looks like one of AWS: it reaches statuses and logs, and the answer
+/// may be anything.
+fn is_token(text: &str) -> bool {
+    (1..=MAX_TOKEN_LENGTH).contains(&text.len())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.:=+/".contains(&byte))
+}
+
+fn token(text: Option<&str>) -> Option<Box<str>> {
+    text.filter(|text| is_token(text)).map(Into::into)
+}
+
+/// Meaning of a fault for the integration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meaning {
-    /// The customer's account refuses, and will until someone changes something.
+    /// The customer's account refuses, and will until its configuration changes.
     Refused(Reason),
-    /// Slow down.
+    /// Too many requests: slow down.
     Throttled,
-    /// Try again later.
+    /// Temporary: try again later.
     Unreachable,
-    /// The assumed credentials are no longer good: assume the role anew.
+    /// The session's credentials are no longer valid: assume the role anew.
     SessionInvalid,
-    /// This service's own credentials or keys are at fault; never the customer's.
+    /// This service's own credentials, keys or settings are at fault, never the customer's.
     Ours,
 }
 
-/// Error codes of [AssumeRole] and of every Query API ([common errors]).
-///
-/// [AssumeRole]: https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html
-/// [common errors]: https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html
-fn assume_role_meaning(code: &str, http_status: u16) -> Meaning {
-    match code {
-        "AccessDenied" | "AccessDeniedException" | "NotAuthorized" => {
-            Meaning::Refused(Reason::AssumeRoleDenied)
-        }
-        // The access key, which is ours, lacks a subscription.
-        "OptInRequired" | "SubscriptionRequiredException" => Meaning::Ours,
-        "RegionDisabledException"
-        | "ValidationError"
-        | "ValidationException"
-        | "MalformedPolicyDocument"
-        | "PackedPolicyTooLarge" => Meaning::Refused(Reason::InvalidConfiguration),
-        code if is_credential_problem(code) => Meaning::Ours,
-        code => other_meaning(code, http_status, Reason::AssumeRoleDenied),
-    }
+/// Class of an AWS error code. Everything that is decided by a code is decided by its class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CodeClass {
+    Denied,
+    /// The account of the access key is not subscribed to the AWS service.
+    NotSubscribed,
+    /// A value of the request is invalid.
+    InvalidValue,
+    /// The configuration cannot work, whatever the values of this request.
+    InvalidConfiguration,
+    /// AWS does not know the access key or the token.
+    UnknownCredentials,
+    /// Credentials have expired, or the signature is wrong.
+    InvalidCredentials,
+    KmsDenied,
+    KmsUnavailable,
+    StreamNotFound,
+    Throttled,
+    Unavailable,
+    UnparsedRequest,
+    DryRunSucceeded,
+    /// A code that is not in the table.
+    Other,
 }
 
-/// Error codes of [PutRecords], whole or record by record, and [common errors].
-///
-/// [PutRecords]: https://docs.aws.amazon.com/kinesis/latest/APIReference/API_PutRecords.html
-/// [common errors]: https://docs.aws.amazon.com/kinesis/latest/APIReference/CommonErrors.html
-fn write_meaning(code: &str, http_status: u16) -> Meaning {
-    match code {
-        "AccessDenied" | "AccessDeniedException" | "NotAuthorized" => {
-            Meaning::Refused(Reason::WriteDenied)
-        }
-        "KMSAccessDeniedException" => Meaning::Refused(Reason::KmsDenied),
-        "ResourceNotFoundException" => Meaning::Refused(Reason::StreamNotFound),
-        "KMSDisabledException"
-        | "KMSInvalidStateException"
-        | "KMSNotFoundException"
-        | "KMSOptInRequired" => Meaning::Refused(Reason::KmsUnavailable),
-        "InvalidArgumentException"
-        | "ValidationException"
-        | "ValidationError"
-        | "OptInRequired"
-        | "SubscriptionRequiredException" => Meaning::Refused(Reason::InvalidConfiguration),
-        "ProvisionedThroughputExceededException"
-        | "KMSThrottlingException"
-        | "LimitExceededException" => Meaning::Throttled,
-        // The stream is being created, changed or deleted.
-        "ResourceInUseException" => Meaning::Unreachable,
-        // What stands there is not AWS, or not all of it: nothing that the customer could mend.
-        "SerializationException" => Meaning::Unreachable,
-        code if is_credential_problem(code) => Meaning::SessionInvalid,
-        code => other_meaning(code, http_status, Reason::WriteDenied),
-    }
-}
-
-fn is_credential_problem(code: &str) -> bool {
-    matches!(
-        code,
-        "ExpiredToken"
-            | "ExpiredTokenException"
-            | "InvalidToken"
-            | "InvalidAccessKeyId"
-            | "UnrecognizedClientException"
+impl CodeClass {
+    /// Codes of [AssumeRole] and of every Query API ([common errors of STS]); codes of
+    /// [PutRecords], of a request or of a record, and [common errors of Kinesis].
+    ///
+    /// [AssumeRole]: https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html
+    /// [common errors of STS]: https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html
+    /// [PutRecords]: https://docs.aws.amazon.com/kinesis/latest/APIReference/API_PutRecords.html
+    /// [common errors of Kinesis]: https://docs.aws.amazon.com/kinesis/latest/APIReference/CommonErrors.html
+    fn of(stage: Stage, code: &str) -> Self {
+        match code {
+            "AccessDenied" | "AccessDeniedException" | "NotAuthorized" => Self::Denied,
+            "OptInRequired" | "SubscriptionRequiredException" => Self::NotSubscribed,
+            "ValidationError" | "ValidationException" => Self::InvalidValue,
+            "UnrecognizedClientException"
             | "InvalidClientTokenId"
+            | "InvalidAccessKeyId"
+            | "InvalidToken" => Self::UnknownCredentials,
+            "ExpiredToken"
+            | "ExpiredTokenException"
             | "InvalidSignatureException"
             | "SignatureDoesNotMatch"
             | "IncompleteSignature"
@@ -245,39 +293,95 @@ fn is_credential_problem(code: &str) -> bool {
             | "MissingAuthenticationToken"
             | "MissingAuthenticationTokenException"
             | "RequestExpired"
-            | "RequestTimeTooSkewed"
-    )
+            | "RequestTimeTooSkewed" => Self::InvalidCredentials,
+            "Throttling"
+            | "ThrottlingException"
+            | "ThrottledException"
+            | "RequestThrottled"
+            | "RequestThrottledException"
+            | "TooManyRequestsException"
+            | "RequestLimitExceeded"
+            | "SlowDown"
+            | "PriorRequestNotComplete"
+            | "BandwidthLimitExceeded" => Self::Throttled,
+            "InternalFailure"
+            | "InternalFailureException"
+            | "InternalError"
+            | "InternalServerError"
+            | "ServiceUnavailable"
+            | "ServiceUnavailableException"
+            | "RequestAbortedException"
+            | "RequestTimeout"
+            | "RequestTimeoutException" => Self::Unavailable,
+            code => match stage {
+                Stage::AssumeRole => Self::of_assume_role(code),
+                Stage::Write => Self::of_write(code),
+            },
+        }
+    }
+
+    fn of_assume_role(code: &str) -> Self {
+        match code {
+            "RegionDisabledException" | "MalformedPolicyDocument" | "PackedPolicyTooLarge" => {
+                Self::InvalidConfiguration
+            }
+            _ => Self::Other,
+        }
+    }
+
+    fn of_write(code: &str) -> Self {
+        match code {
+            "InvalidArgumentException" => Self::InvalidValue,
+            "ResourceNotFoundException" => Self::StreamNotFound,
+            "KMSAccessDeniedException" => Self::KmsDenied,
+            "KMSDisabledException"
+            | "KMSInvalidStateException"
+            | "KMSNotFoundException"
+            | "KMSOptInRequired" => Self::KmsUnavailable,
+            "ProvisionedThroughputExceededException"
+            | "KMSThrottlingException"
+            | "LimitExceededException" => Self::Throttled,
+            // The stream is being created, changed or deleted.
+            "ResourceInUseException" => Self::Unavailable,
+            "SerializationException" => Self::UnparsedRequest,
+            "DryRunOperationException" => Self::DryRunSucceeded,
+            _ => Self::Other,
+        }
+    }
 }
 
-/// Codes that no table names: by the kind of answer that HTTP gives.
-fn other_meaning(code: &str, http_status: u16, denied: Reason) -> Meaning {
-    match code {
-        "Throttling"
-        | "ThrottlingException"
-        | "ThrottledException"
-        | "RequestThrottled"
-        | "RequestThrottledException"
-        | "TooManyRequestsException"
-        | "RequestLimitExceeded"
-        | "SlowDown"
-        | "PriorRequestNotComplete"
-        | "BandwidthLimitExceeded" => return Meaning::Throttled,
-        "InternalFailure"
-        | "InternalFailureException"
-        | "InternalError"
-        | "InternalServerError"
-        | "ServiceUnavailable"
-        | "ServiceUnavailableException"
-        | "RequestAbortedException"
-        | "RequestTimeout"
-        | "RequestTimeoutException" => return Meaning::Unreachable,
-        _ => {}
-    }
-    match http_status {
-        401 | 403 => Meaning::Refused(denied),
-        408 => Meaning::Unreachable,
-        429 => Meaning::Throttled,
-        400..=499 => Meaning::Refused(Reason::InvalidConfiguration),
-        _ => Meaning::Unreachable,
+fn service_meaning(stage: Stage, class: CodeClass, http_status: u16) -> Meaning {
+    let denied = match stage {
+        Stage::AssumeRole => Reason::AssumeRoleDenied,
+        Stage::Write => Reason::WriteDenied,
+    };
+    match class {
+        CodeClass::Denied => Meaning::Refused(denied),
+        CodeClass::KmsDenied => Meaning::Refused(Reason::KmsDenied),
+        CodeClass::KmsUnavailable => Meaning::Refused(Reason::KmsUnavailable),
+        CodeClass::StreamNotFound => Meaning::Refused(Reason::StreamNotFound),
+        CodeClass::InvalidValue | CodeClass::InvalidConfiguration => {
+            Meaning::Refused(Reason::InvalidConfiguration)
+        }
+        // AssumeRole is signed with our credentials, a write with those of the session.
+        CodeClass::NotSubscribed => match stage {
+            Stage::AssumeRole => Meaning::Ours,
+            Stage::Write => Meaning::Refused(Reason::InvalidConfiguration),
+        },
+        CodeClass::UnknownCredentials | CodeClass::InvalidCredentials => match stage {
+            Stage::AssumeRole => Meaning::Ours,
+            Stage::Write => Meaning::SessionInvalid,
+        },
+        CodeClass::Throttled => Meaning::Throttled,
+        // An endpoint that cannot parse the request is not AWS, or not all of it: nothing that
+        // the customer could repair.
+        CodeClass::Unavailable | CodeClass::UnparsedRequest => Meaning::Unreachable,
+        CodeClass::DryRunSucceeded | CodeClass::Other => match http_status {
+            401 | 403 => Meaning::Refused(denied),
+            408 => Meaning::Unreachable,
+            429 => Meaning::Throttled,
+            400..=499 => Meaning::Refused(Reason::InvalidConfiguration),
+            _ => Meaning::Unreachable,
+        },
     }
 }

@@ -12,6 +12,7 @@ use crate::{
         organization::OrganizationId,
         status::{Fault, Stage},
     },
+    gate::Gate,
     sink::{
         AwsOptions, AwsSink, Content, ExternalIds, Record, RecordOutcome, Sink as _, StandInAccess,
         Unreadable,
@@ -30,7 +31,7 @@ impl ExternalIds for FixedExternalId {
         None
     }
 
-    fn took_over(&self, _: &Integration) {}
+    fn current_accepted(&self, _: &Integration) {}
 
     fn is_current(&self, _: &Integration) -> bool {
         true
@@ -82,7 +83,12 @@ impl Customer {
             }),
             ..AwsOptions::default()
         };
-        let sink = AwsSink::new(options, Arc::new(FixedExternalId(external_id))).await;
+        let sink = AwsSink::new(
+            options,
+            Arc::new(FixedExternalId(external_id)),
+            Gate::default(),
+        )
+        .await;
         let records = (0..3).map(|index| Record {
             partition_key: Uuid::from_u128(index as u128),
             content: Content::Whole(bytes::Bytes::from_static(b"{}\n")),

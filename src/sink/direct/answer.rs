@@ -1,5 +1,5 @@
-//! What a PutRecords answer says: CBOR, as it was asked, or JSON, which whoever stands
-//! between may answer all the same; errors by [header or body], as the AWS SDK reads them.
+//! Reads PutRecords answers: CBOR as requested, or JSON, which a proxy or a substitute for AWS may
+//! answer. Errors are in [header or body], as the AWS SDK reads them.
 //!
 //! [header or body]: https://smithy.io/2.0/aws/protocols/aws-json-1_1-protocol.html#operation-error-serialization
 
@@ -10,10 +10,10 @@ use std::{borrow::Cow, ops::Deref};
 use serde::Deserialize;
 
 use crate::{
-    domain::status::{Cause, Fault, Stage},
+    domain::status::{Fault, Stage},
     sink::{
         RecordOutcome,
-        fault::{self, ShardIds},
+        fault::{ShardIds, record_outcome},
     },
 };
 
@@ -43,8 +43,8 @@ struct ErrorBody<'a> {
     kind: Option<Text<'a>>,
 }
 
-/// Borrowed where nothing in it is escaped. An `Option<Cow<str>>` would never be: serde
-/// looks for a `Cow` in the type of a field, and not within an `Option`.
+/// Borrowed unless it contains an escape. An `Option<Cow<str>>` would never borrow: serde looks
+/// for a `Cow` in the type of a field, not within an `Option`.
 #[derive(Deserialize)]
 #[serde(transparent)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
@@ -57,43 +57,41 @@ impl Deref for Text<'_> {
     }
 }
 
-/// An answer as it arrived.
+/// An answer to PutRecords.
 pub(super) struct Answer<'a> {
     pub(super) http_status: u16,
     pub(super) request_id: Option<&'a str>,
-    /// The header `x-amzn-errortype`.
+    /// Header `x-amzn-errortype`.
     pub(super) error_type: Option<&'a str>,
     pub(super) body: &'a [u8],
 }
 
 impl Answer<'_> {
-    /// One outcome a record that was sent. An answer of another length says nothing of
-    /// any record.
+    /// One outcome per record sent. An answer of another length proves nothing about any record.
     pub(super) fn outcomes(&self, sent: usize) -> Result<Vec<RecordOutcome>, Fault> {
-        let request_id = fault::request_id(self.request_id);
         if !(200..300).contains(&self.http_status) {
-            return Err(self.error(request_id));
+            return Err(self.error());
         }
         let Some(output) = self.output(sent) else {
-            return Err(self.unlike_aws(request_id));
+            return Err(self.not_aws(self.http_status));
         };
         if output.records.len() != sent {
-            return Err(fault::unlike_aws(Stage::Write, 200, request_id));
+            return Err(self.not_aws(200));
         }
         let mut shards = ShardIds::default();
         let outcome = |entry: &ResultEntry<'_>| {
-            fault::record_outcome(
+            record_outcome(
                 &mut shards,
                 entry.error_code.as_deref(),
                 entry.shard_id.as_deref(),
                 entry.sequence_number.as_deref(),
-                request_id.as_deref(),
+                self.request_id,
             )
         };
         Ok(output.records.iter().map(outcome).collect())
     }
 
-    /// A map in CBOR begins as nothing in JSON does.
+    /// Whether the body starts with a CBOR map; no JSON text starts with such a byte.
     fn is_cbor(&self) -> bool {
         self.body.first().is_some_and(|byte| byte >> 5 == 5)
     }
@@ -112,33 +110,23 @@ impl Answer<'_> {
         }
     }
 
-    fn error(&self, request_id: Option<Box<str>>) -> Fault {
-        // A proxy's page is neither; then only the header may tell.
+    fn error(&self) -> Fault {
+        // An HTML page has no code in its body, but the header may.
         let body = self.error_body().unwrap_or_default();
         let code = self
             .error_type
             .or(body.code.as_deref())
             .or(body.kind.as_deref())
             .map(bare_code);
-        match code {
-            Some(code) if fault::is_token(code) => Fault {
-                stage: Stage::Write,
-                cause: Cause::Service {
-                    code: code.into(),
-                    http_status: self.http_status,
-                },
-                request_id,
-            },
-            _ => self.unlike_aws(request_id),
-        }
+        Fault::answered(Stage::Write, code, self.http_status, self.request_id)
     }
 
-    fn unlike_aws(&self, request_id: Option<Box<str>>) -> Fault {
-        fault::unlike_aws(Stage::Write, self.http_status, request_id)
+    fn not_aws(&self, http_status: u16) -> Fault {
+        Fault::not_aws(Stage::Write, http_status, self.request_id)
     }
 }
 
-/// The code without its name space before `#` and the URL behind `:`.
+/// The code without the name space before `#` and the URL after `:`.
 fn bare_code(code: &str) -> &str {
     let code = code.split_once(':').map_or(code, |(code, _)| code);
     code.rsplit_once('#').map_or(code, |(_, code)| code)
@@ -170,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_comes_before_the_body_and_code_before_type() {
+    fn the_header_wins_over_the_body_and_code_over_type() {
         let body = r#"{"code":"B","__type":"C","message":"x"}"#;
         assert_eq!(code(400, Some("ns#A:http://example.com/"), body), "A");
         assert_eq!(code(400, None, body), "B");
@@ -190,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_escaped_is_borrowed() {
+    fn text_without_escapes_is_borrowed() {
         let body = r#"{"Records":[{"ShardId":"s1","SequenceNumber":"\u0039"}]}"#;
         let output: Output<'_> = serde_json::from_str(body).unwrap();
         let entry = &output.records[0];
@@ -199,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_of_another_length_says_nothing() {
+    fn an_answer_of_another_length_proves_nothing() {
         for body in [
             r#"{"Records":[]}"#,
             "{}",

@@ -1,8 +1,8 @@
-//! The body of a [PutRecords] request, written in one pass in the CBOR that Kinesis takes
-//! beside JSON and that AWS' own SDK for Java sends by default ([`CBOR_ENABLED`]): records
-//! are bytes in it, which in JSON are base64 and so a third longer.
+//! Body of a [PutRecords] request, written in one pass in CBOR, which Kinesis accepts beside JSON
+//! and which AWS's SDK for Java sends by default ([`CBOR_ENABLED`]): records are bytes in CBOR,
+//! and base64 in JSON, which is a third longer.
 //!
-//! Maps and arrays have no length and an end instead, as that SDK writes them.
+//! Maps and arrays have indefinite lengths, as that SDK writes them.
 //!
 //! [PutRecords]: https://docs.aws.amazon.com/kinesis/latest/APIReference/API_PutRecords.html
 //! [`CBOR_ENABLED`]: https://docs.aws.amazon.com/sdk-for-java/latest/developer-guide/migration-client-changes.html
@@ -17,24 +17,24 @@ use crate::{
 };
 
 const UUID_LENGTH: usize = 36;
-/// What a record has beside its data and the characters of its key, and some more.
+/// Upper bound of a record's bytes beside its data and the characters of its key.
 const RECORD_BYTES: usize = 32;
-/// What a body has beside its records and the stream's ARN, and some more.
+/// Upper bound of a body's bytes beside its records and the stream's ARN.
 const BODY_BYTES: usize = 64;
 
-/// There is no body.
+/// The body cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BodyError {
     #[error(transparent)]
     Encode(#[from] encode::Error<Infallible>),
     #[error(transparent)]
     Unreadable(#[from] UnreadableEvent),
-    /// It would move all that follows it.
-    #[error("a record is not as long as it says")]
+    /// A wrong length would corrupt everything after the record.
+    #[error("the length of a record differs from its announced length")]
     Length,
 }
 
-/// The body, or why there is none.
+/// Writes the body.
 pub(super) fn write(
     head: &RecordHead,
     records: &[Record],
@@ -77,12 +77,12 @@ mod tests {
 
     fn some_bytes() -> impl Strategy<Value = Vec<u8>> {
         let few = prop::collection::vec(any::<u8>(), 0..300);
-        // Where what begins an item becomes longer.
+        // Lengths at which the header of a CBOR item grows.
         let around = prop::sample::select(vec![0, 23, 24, 255, 256, 0xffff, 0x1_0000, 0x1_0001]);
         prop_oneof![few, around.prop_map(|length| vec![7; length])]
     }
 
-    /// With a sequence, an event that is stored as a body.
+    /// An event if there is a sequence, or else rendered data.
     fn content(sequence: Option<u64>, bytes: Vec<u8>) -> Content {
         match sequence {
             Some(sequence) => Content::Event {

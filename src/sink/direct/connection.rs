@@ -1,5 +1,6 @@
-//! One connection, driven by the task of whoever sends a request on it: no other task
-//! has to be woken for a request or its answer.
+//! One HTTP connection, polled by the task that sends a request on it. With a task per connection,
+//! as in hyper-util's client, each request costs more wake-ups, and the rest of a request is
+//! written after its call was dropped. See `docs/decisions/connection-pool.md`.
 
 use std::{
     future::poll_fn,
@@ -15,32 +16,34 @@ use hyper_rustls::MaybeHttpsStream;
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, task::unconstrained};
 
-use super::received::{Received, receive};
+use super::transport::{Received, receive};
 use crate::domain::status::Cause;
 
-/// Bytes to a server, in TLS or not.
+/// A byte stream to a server, with or without TLS.
 pub(super) type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
 type Body = Full<Bytes>;
 
-/// A connection that carries one request at a time.
+/// A connection that carries one request at a time. Dropping it closes it, so that nothing more of
+/// a cancelled request is written.
 pub(super) struct Connection {
     sender: http1::SendRequest<Body>,
-    /// None once it has ended: only that gives back a request that it has not begun.
+    /// hyper's state machine of the connection; None once it has ended. Dropping it makes hyper
+    /// return a request that was not started.
     driver: Option<http1::Connection<Stream, Body>>,
 }
 
-/// Why there is no answer.
+/// Failure of a request.
 pub(super) enum Unanswered {
-    /// The server had closed before anything of the request was sent.
+    /// The server had closed the connection before any of the request was written.
     Unsent(Box<Request<Body>>),
-    /// The connection broke off before there was an answer.
+    /// The connection failed before an answer arrived.
     Broken(hyper::Error),
+    /// The answer is unusable.
     Failed(Cause),
 }
 
 impl Connection {
-    /// It has a memory of its own: with its TLS and its buffers it is too large to be moved
-    /// about.
+    /// Boxed because it is too large to be moved, with its TLS and its buffers.
     pub(super) async fn open(stream: Stream) -> Result<Box<Self>, hyper::Error> {
         let (sender, driver) = http1::handshake(stream).await?;
         Ok(Box::new(Self {
@@ -49,26 +52,26 @@ impl Connection {
         }))
     }
 
-    /// Whether a further request may be sent: the server has not closed. A task that sent
-    /// one before is not woken by it any more.
-    pub(super) fn is_at_rest(&mut self) -> bool {
-        // A task whose budget is spent would see nothing.
-        let look = pin!(unconstrained(poll_fn(|cx| {
+    /// Whether another request can be sent: the last one is complete, and the server has not
+    /// closed the connection. Afterwards the connection wakes no task.
+    pub(super) fn is_idle(&mut self) -> bool {
+        // Unconstrained because without budget left tokio would report no events.
+        let poll = pin!(unconstrained(poll_fn(|cx| {
             self.drive(cx);
             Poll::Ready(())
         })));
-        let _looked = look.poll(&mut Context::from_waker(Waker::noop()));
+        let _polled = poll.poll(&mut Context::from_waker(Waker::noop()));
         self.driver.is_some() && self.sender.is_ready()
     }
 
-    /// Sends a request, and takes the answer. It is to be at rest, or new.
+    /// Sends a request on an idle or new connection, and receives the answer.
     pub(super) async fn exchange(
         &mut self,
         request: Request<Body>,
     ) -> Result<Received, Unanswered> {
         let sent = self.sender.try_send_request(request);
-        // Only what drives the connection brings this further, and that is polled first;
-        // it needs no waker. A task's budget would want one.
+        // Needs no waker: only `drive` makes progress possible, and it is polled first.
+        // Unconstrained because an exhausted budget would need one.
         let mut answer = pin!(unconstrained(async {
             match sent.await {
                 Ok(response) => receive(response).await.map_err(Unanswered::Failed),
@@ -91,7 +94,7 @@ impl Connection {
     }
 
     fn drive(&mut self, cx: &mut Context<'_>) {
-        // What went wrong is told to who sent the request.
+        // An error reaches the request through `sender`.
         if let Some(driver) = &mut self.driver
             && Pin::new(driver).poll(cx).is_ready()
         {
@@ -135,7 +138,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_that_never_left_is_given_back() {
+    async fn a_request_that_was_not_written_is_returned() {
         let (mut connection, mut server) = connection().await;
         let serve = async {
             let mut read = [0; 1 << 10];
@@ -144,18 +147,18 @@ pub(super) mod tests {
             server.write_all(answer).await.unwrap();
         };
         let (first, ()) = tokio::join!(connection.exchange(post(3)), serve);
-        assert!(first.is_ok() && connection.is_at_rest());
+        assert!(first.is_ok() && connection.is_idle());
         drop(server);
-        // Once another connection is there, so is the end of this one.
+        // Once another connection is made, the close of this one has arrived.
         let _other = tests::connection().await;
         let answer = connection.exchange(post(3)).await;
         assert!(matches!(answer, Err(Unanswered::Unsent(_))));
-        assert!(!connection.is_at_rest());
+        assert!(!connection.is_idle());
     }
 
-    /// It would be taken for the answer to the next request.
+    /// A second answer would be taken for that to the next request.
     #[tokio::test]
-    async fn one_that_says_more_than_was_asked_is_left() {
+    async fn a_connection_with_excess_data_is_not_reused() {
         let (mut connection, mut server) = connection().await;
         let serve = async {
             let mut read = [0; 1 << 10];
@@ -164,7 +167,7 @@ pub(super) mod tests {
             server.write_all(&answer.repeat(2)).await.unwrap();
         };
         let (first, ()) = tokio::join!(connection.exchange(post(3)), serve);
-        assert!(first.is_ok() && !connection.is_at_rest());
+        assert!(first.is_ok() && !connection.is_idle());
     }
 
     #[tokio::test]
@@ -175,7 +178,7 @@ pub(super) mod tests {
         let whole = pieces.concat();
         let serve = async {
             for _ in 0..2 {
-                // Its head has no such byte.
+                // The head of the request has no such byte.
                 let (mut read, mut piece) = (0, [0; 16 << 10]);
                 while read < SENT {
                     let count = server.read(&mut piece).await.unwrap();
@@ -193,7 +196,7 @@ pub(super) mod tests {
             for _ in 0..2 {
                 let answer = connection.exchange(post(SENT)).await.ok().unwrap();
                 assert!(answer.http_status == 200 && answer.body == whole);
-                assert!(connection.is_at_rest());
+                assert!(connection.is_idle());
             }
         };
         tokio::join!(serve, ask);

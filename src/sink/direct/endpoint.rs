@@ -1,5 +1,4 @@
-//! Where Kinesis is: what the AWS SDK's own rules say, asked once a stream's region
-//! and account.
+//! Endpoints of Kinesis by the AWS SDK's own rules, resolved once per region and account.
 
 use std::{
     collections::HashMap,
@@ -13,37 +12,37 @@ use http::Uri;
 
 use crate::domain::arn::StreamArn;
 
-/// Regions and accounts whose endpoints are kept.
-const MOST_KEPT: usize = 4096;
+/// Limit of the cached endpoints.
+const MAX_CACHED: usize = 4096;
 
 /// By region, then by account.
 type Known = HashMap<Box<str>, HashMap<Box<str>, Arc<Endpoint>>>;
 
-/// Where requests go.
+/// Address of a Kinesis server.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Endpoint {
     pub(super) uri: Uri,
-    /// As the header `host` has it: with the port, unless that is the scheme's own.
+    /// Value of the header `host`: with the port, unless that is the scheme's default.
     pub(super) host: Box<str>,
-    /// What a request to it has in its first line.
+    /// Request target in the first line of a request.
     pub(super) path: Uri,
-    /// Scheme and host: the server that connections are kept for.
+    /// Scheme and host, by which connections are pooled.
     pub(super) origin: Box<str>,
 }
 
 impl Endpoint {
-    /// None where that is no URL of a server.
+    /// None if `base` is not a URL of a server.
     pub(super) fn new(base: &str) -> Option<Self> {
         let base = base.trim_end_matches('/');
         let uri: Uri = format!("{base}/").parse().ok()?;
         let host = uri.host()?;
         let scheme = uri.scheme_str()?;
-        let own_port = match scheme {
+        let default_port = match scheme {
             "https" => 443,
             _ => 80,
         };
         let host = match uri.port_u16() {
-            Some(port) if port != own_port => format!("{host}:{port}"),
+            Some(port) if port != default_port => format!("{host}:{port}"),
             _ => host.to_owned(),
         };
         Some(Self {
@@ -54,13 +53,13 @@ impl Endpoint {
         })
     }
 
-    /// Whether it is a server's root, as all of AWS' are.
+    /// Whether the path is `/`, as with all endpoints of AWS.
     pub(super) fn is_root(&self) -> bool {
         self.uri.path() == "/" && self.uri.query().is_none()
     }
 }
 
-/// The endpoints. An override of the environment, the profile or the configuration wins.
+/// Resolver of endpoints. An override by the environment, the profile or the configuration wins.
 #[derive(Debug)]
 pub(super) struct Endpoints {
     resolver: DefaultResolver,
@@ -87,7 +86,7 @@ impl Endpoints {
         }
     }
 
-    /// The endpoint for a stream; None where the rules give none.
+    /// The endpoint for a stream; None if the rules have none.
     pub(super) async fn of(&self, stream: &StreamArn) -> Option<Arc<Endpoint>> {
         let (region, account) = (stream.region(), stream.account());
         if let Some(endpoint) = self.known(region, account) {
@@ -95,7 +94,7 @@ impl Endpoints {
         }
         let endpoint = Arc::new(self.resolve(stream).await?);
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        if known.values().map(HashMap::len).sum::<usize>() >= MOST_KEPT {
+        if known.values().map(HashMap::len).sum::<usize>() >= MAX_CACHED {
             known.clear();
         }
         let of_region = known.entry(region.into()).or_default();
@@ -124,7 +123,7 @@ impl Endpoints {
     }
 }
 
-/// As the SDK's Kinesis client reads its configuration.
+/// The configured endpoint, read as the SDK's Kinesis client does.
 fn overridden(sdk: &SdkConfig) -> Option<String> {
     let general = || sdk.endpoint_url().map(str::to_owned);
     if sdk.get_origin("endpoint_url").is_client_config() {
@@ -146,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_host_has_the_port_that_is_not_the_schemes_own() {
+    fn the_host_has_the_port_unless_it_is_the_default() {
         for (url, host, is_root) in [
             (
                 "https://kinesis.eu-west-1.amazonaws.com",

@@ -1,4 +1,4 @@
-//! Connections at rest, for the next request to the same server.
+//! Idle connections, reused by the next request to the same server.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -10,29 +10,29 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{connection::Connection, endpoint::Endpoint};
 
-/// As the SDK keeps them.
-const LONGEST_REST: Duration = Duration::from_secs(90);
-/// Each customer's account has an endpoint of its own by the SDK's rules; in all there are
-/// no more connections at rest than this.
-const MOST_AT_REST: usize = 4096;
+/// Time after which an idle connection is closed, as in the SDK.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+/// Limit of idle connections to all servers together. By the SDK's rules each customer's account
+/// has its own endpoint, so that a limit per server would not bound them.
+const MAX_IDLE: usize = 4096;
 
-/// The connections at rest. Those of an endpoint are taken the newest first.
+/// The idle connections. Of one server, the one that became idle last is reused first.
 pub(super) struct Pool {
     state: Mutex<State>,
-    most: usize,
+    max: usize,
 }
 
 #[derive(Default)]
 struct State {
-    /// By number, and so by how long they rest.
-    by_number: BTreeMap<u64, AtRest>,
-    /// The numbers of each server's, the newest last.
+    /// Numbered in the order in which they became idle.
+    by_number: BTreeMap<u64, Idle>,
+    /// Numbers of each server's connections, the newest last.
     by_origin: HashMap<Box<str>, VecDeque<u64>>,
     next_number: u64,
-    is_swept: bool,
+    has_cleanup: bool,
 }
 
-struct AtRest {
+struct Idle {
     endpoint: Arc<Endpoint>,
     since: Instant,
     connection: Box<Connection>,
@@ -40,45 +40,41 @@ struct AtRest {
 
 impl Default for Pool {
     fn default() -> Self {
-        Self::new(MOST_AT_REST)
+        Self::new(MAX_IDLE)
     }
 }
 
 impl Pool {
-    fn new(most: usize) -> Self {
+    fn new(max: usize) -> Self {
         Self {
             state: Mutex::default(),
-            most,
+            max,
         }
     }
 
-    /// Takes a connection that can carry a request.
+    /// Removes a connection that can carry a request.
     pub(super) fn take(&self, endpoint: &Endpoint) -> Option<Box<Connection>> {
         loop {
             let mut connection = self.state().take_newest(&endpoint.origin)?;
-            if connection.is_at_rest() {
+            if connection.is_idle() {
                 return Some(connection);
             }
         }
     }
 
-    /// Keeps a connection, unless it cannot carry another request.
-    pub(super) fn keep(
-        self: &Arc<Self>,
-        endpoint: &Arc<Endpoint>,
-        mut connection: Box<Connection>,
-    ) {
-        if !connection.is_at_rest() {
+    /// Adds a connection, unless it cannot carry another request.
+    pub(super) fn add(self: &Arc<Self>, endpoint: &Arc<Endpoint>, mut connection: Box<Connection>) {
+        if !connection.is_idle() {
             return;
         }
         let now = Instant::now();
         let mut state = self.state();
         state.add(endpoint, connection, now);
-        let is_full = state.by_number.len() > self.most;
-        // To close it takes a while; it is dropped last.
+        let is_full = state.by_number.len() > self.max;
+        // Closing takes a while, so that it happens after the lock is released.
         let _closed = is_full.then(|| state.take_oldest());
-        if !std::mem::replace(&mut state.is_swept, true) {
-            tokio::spawn(sweep(Arc::downgrade(self), now + LONGEST_REST));
+        if !std::mem::replace(&mut state.has_cleanup, true) {
+            tokio::spawn(clean_up(Arc::downgrade(self), now + IDLE_TIMEOUT));
         }
         drop(state);
     }
@@ -88,14 +84,14 @@ impl Pool {
     }
 }
 
-/// Closes what has rested for long, until nothing is left.
-async fn sweep(pool: Weak<Pool>, mut at: Instant) {
+/// Closes connections at their idle timeout, until none is left.
+async fn clean_up(pool: Weak<Pool>, mut at: Instant) {
     loop {
         sleep_until(at).await;
         let Some(pool) = pool.upgrade() else { return };
-        let (_closed, oldest) = pool.state().take_older(Instant::now());
+        let (_closed, oldest) = pool.state().take_expired(Instant::now());
         match oldest {
-            Some(oldest) => at = oldest + LONGEST_REST,
+            Some(oldest) => at = oldest + IDLE_TIMEOUT,
             None => return,
         }
     }
@@ -113,12 +109,12 @@ impl State {
             }
         }
         let endpoint = Arc::clone(endpoint);
-        let at_rest = AtRest {
+        let idle = Idle {
             endpoint,
             since,
             connection,
         };
-        self.by_number.insert(number, at_rest);
+        self.by_number.insert(number, idle);
     }
 
     fn take_newest(&mut self, origin: &str) -> Option<Box<Connection>> {
@@ -130,11 +126,11 @@ impl State {
         Some(self.by_number.remove(&number)?.connection)
     }
 
-    fn take_oldest(&mut self) -> Option<AtRest> {
+    fn take_oldest(&mut self) -> Option<Idle> {
         let (_number, oldest) = self.by_number.pop_first()?;
         let origin = &oldest.endpoint.origin;
         if let Some(numbers) = self.by_origin.get_mut(origin) {
-            // The oldest of all is the oldest of its server's.
+            // The oldest of all is also the oldest of its server.
             numbers.pop_front();
             if numbers.is_empty() {
                 self.by_origin.remove(origin);
@@ -143,19 +139,19 @@ impl State {
         Some(oldest)
     }
 
-    /// Takes those that have rested too long. Since when the oldest of the others rests;
-    /// where there is none, nobody sweeps any more.
-    fn take_older(&mut self, now: Instant) -> (Vec<AtRest>, Option<Instant>) {
-        let mut older = Vec::new();
+    /// Removes expired connections. Returns them and the time since which the oldest of the others
+    /// has been idle; without others the cleanup ends.
+    fn take_expired(&mut self, now: Instant) -> (Vec<Idle>, Option<Instant>) {
+        let mut expired = Vec::new();
         while let Some((_, oldest)) = self.by_number.first_key_value() {
             let since = oldest.since;
-            if now < since + LONGEST_REST {
-                return (older, Some(since));
+            if now < since + IDLE_TIMEOUT {
+                return (expired, Some(since));
             }
-            older.extend(self.take_oldest());
+            expired.extend(self.take_oldest());
         }
-        self.is_swept = false;
-        (older, None)
+        self.has_cleanup = false;
+        (expired, None)
     }
 }
 
@@ -175,14 +171,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_newest_serves_its_own_server_and_the_oldest_goes() {
+    async fn the_newest_is_reused_and_the_oldest_evicted() {
         let pool = Arc::new(Pool::new(2));
         let (one, other) = (endpoint("one.test"), endpoint("other.test"));
         let mut servers = Vec::new();
         for endpoint in [&one, &other, &one] {
             let (connection, server) = connection().await;
             servers.push((std::ptr::from_ref(&*connection), server));
-            pool.keep(endpoint, connection);
+            pool.add(endpoint, connection);
         }
         assert!(is_closed(&mut servers[0].1).await);
         let taken = pool.take(&one).unwrap();
@@ -194,7 +190,7 @@ mod tests {
         assert!(state.by_number.is_empty() && state.by_origin.is_empty());
     }
 
-    /// Lets the sweeper run until so many are left.
+    /// Runs the cleanup until `left` connections remain.
     async fn until_left(pool: &Pool, left: usize) {
         for _ in 0..10_000 {
             if pool.state().by_number.len() == left {
@@ -202,29 +198,29 @@ mod tests {
             }
             tokio::task::yield_now().await;
         }
-        panic!("more than {left} are left");
+        panic!("more than {left} connections are left");
     }
 
     #[tokio::test]
-    async fn what_rests_for_long_is_closed() {
+    async fn idle_connections_are_closed_at_their_timeout() {
         let pool = Arc::new(Pool::default());
         let endpoint = endpoint("one.test");
         let (first, mut first_server) = connection().await;
         let (second, mut second_server) = connection().await;
         let (third, mut third_server) = connection().await;
         // Timers count whole milliseconds.
-        let half = LONGEST_REST / 2 + Duration::from_millis(1);
+        let half = IDLE_TIMEOUT / 2 + Duration::from_millis(1);
         tokio::time::pause();
-        pool.keep(&endpoint, first);
+        pool.add(&endpoint, first);
         advance(half).await;
-        pool.keep(&endpoint, second);
+        pool.add(&endpoint, second);
         advance(half).await;
         until_left(&pool, 1).await;
         advance(half).await;
         until_left(&pool, 0).await;
-        assert!(!pool.state().is_swept);
-        // And again, where one comes after all were gone.
-        pool.keep(&endpoint, third);
+        assert!(!pool.state().has_cleanup);
+        // The cleanup starts again with the next connection.
+        pool.add(&endpoint, third);
         advance(2 * half).await;
         until_left(&pool, 0).await;
         tokio::time::resume();

@@ -25,11 +25,11 @@ const X_AMZ_SECURITY_TOKEN: HeaderName = HeaderName::from_static("x-amz-security
 const X_AMZ_TARGET: HeaderName = HeaderName::from_static("x-amz-target");
 const CBOR: &str = "application/x-amz-cbor-1.1";
 const PUT_RECORDS: &str = "Kinesis_20131202.PutRecords";
-const THIS: &str = concat!("siem-relay/", env!("CARGO_PKG_VERSION"));
-/// All that are set below.
-const MOST_HEADERS: usize = 8;
+const AGENT: &str = concat!("siem-relay/", env!("CARGO_PKG_VERSION"));
+/// Number of headers that [`request`] sets.
+const HEADERS: usize = 8;
 
-/// A request could not be made or signed; nothing was sent.
+/// A request could not be built or signed; nothing was sent.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NotSent {
     #[error("cannot sign: {0}")]
@@ -44,7 +44,7 @@ pub(super) enum NotSent {
     Header(#[from] InvalidHeaderValue),
 }
 
-/// Signs a body for a stream of a region.
+/// Builds and signs a request for a stream of a region.
 pub(super) fn request(
     session: &Session,
     region: &str,
@@ -52,11 +52,11 @@ pub(super) fn request(
     body: Vec<u8>,
     now: SystemTime,
 ) -> Result<Request<Bytes>, NotSent> {
-    let mut headers = HeaderMap::with_capacity(MOST_HEADERS);
+    let mut headers = HeaderMap::with_capacity(HEADERS);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(CBOR));
     headers.insert(X_AMZ_TARGET, HeaderValue::from_static(PUT_RECORDS));
     headers.insert(HOST, HeaderValue::from_str(&endpoint.host)?);
-    headers.insert(USER_AGENT, HeaderValue::from_static(THIS));
+    headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
     headers.insert(CONTENT_LENGTH, body.len().into());
     if endpoint.is_root() {
         sign_root(session, region, &endpoint.host, &body, now, &mut headers)?;
@@ -68,7 +68,7 @@ pub(super) fn request(
     Ok(request)
 }
 
-/// The signature of a request to a path, which may have to be normalized and encoded.
+/// Signature of a request to any path, which may need normalization and encoding.
 fn instructions(
     session: &Session,
     region: &str,
@@ -95,7 +95,7 @@ fn instructions(
     Ok(sign(signable, &params)?.into_parts().0)
 }
 
-/// Adds the headers of the signature of a request to `/`.
+/// Adds the signature headers of a request to `/`.
 fn sign_root(
     session: &Session,
     region: &str,
@@ -137,9 +137,9 @@ mod tests {
     use super::*;
     use crate::sink::{AssumedWith, sessions::Lifetime, signer::tests::reference};
 
-    /// Such as a proxy's in front of AWS.
+    /// A path occurs with a proxy in front of AWS.
     #[test]
-    fn a_request_is_signed_for_where_it_goes() {
+    fn a_request_is_signed_for_its_host_and_path() {
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_440_938_160);
         let credentials = Credentials::new("AKIDEXAMPLE", "secret", Some("token".into()), None, "");
         let lifetime = Lifetime::new(Instant::now(), Duration::from_secs(900), 0);

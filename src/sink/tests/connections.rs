@@ -1,4 +1,4 @@
-//! How connections to AWS are kept and left.
+//! Reuse of connections to AWS.
 
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -7,7 +7,7 @@ use tokio::{
 
 use super::*;
 
-/// Writes twice to a server whose answers of STS end their connection.
+/// Writes twice to a server that closes the connections of STS after each answer.
 async fn write_twice(kinesis: impl Fn(&Call) -> Answer + Send + Sync + 'static) -> Server {
     let server = Server::start(move |call| match call.is_sts() {
         true => Answer::Last(Box::new(assumed(call))),
@@ -19,7 +19,7 @@ async fn write_twice(kinesis: impl Fn(&Call) -> Answer + Send + Sync + 'static) 
     for _ in 0..2 {
         let written = sink.put_records(&integration(), records(2)).await;
         assert_eq!(written, Ok(vec![accepted(0), accepted(1)]));
-        // Once this connection is there, so is the end of one that was closed before.
+        // Once this connection is made, an earlier close has arrived too.
         TcpStream::connect(elsewhere.local_addr().unwrap())
             .await
             .unwrap();
@@ -27,35 +27,35 @@ async fn write_twice(kinesis: impl Fn(&Call) -> Answer + Send + Sync + 'static) 
     server
 }
 
-async fn one_serves_one_request_after_the_other() {
+async fn a_connection_serves_successive_requests() {
     let server = write_twice(written).await;
-    // STS', those of the two probes, and Kinesis'.
+    // One of STS, two of the probes, and one of Kinesis.
     assert_eq!(server.connections(), 4);
 }
 
-async fn one_that_the_server_has_closed_is_left() {
+async fn a_closed_connection_is_not_reused() {
     let server = write_twice(|call| Answer::Last(Box::new(written(call)))).await;
     assert_eq!(server.connections(), 5);
 }
 
-/// What answers later would answer another request.
-async fn one_whose_answer_did_not_come_in_time_is_left() {
+/// A late answer would be taken for that to another request.
+async fn a_connection_with_a_timeout_is_not_reused() {
     let late = Arc::new(Notify::new());
-    let told = late.clone();
+    let notify = late.clone();
     let server = Server::start(move |call| match (call.is_sts(), call.number) {
         (true, _) => Answer::Last(Box::new(assumed(call))),
         (false, 1) => {
             let refused = kinesis_error(400, "ResourceNotFoundException");
-            Answer::Held(told.clone(), Box::new(refused))
+            Answer::Held(notify.clone(), Box::new(refused))
         }
         _ => written(call),
     })
     .await;
     let mut options = options(&server);
     options.attempt_timeout = Duration::from_millis(300);
-    let sink = AwsSink::new(options, Arc::new(OneExternalId)).await;
-    let in_vain = sink.put_records(&integration(), records(2)).await;
-    assert_eq!(in_vain.unwrap_err().cause, Cause::Timeout);
+    let sink = AwsSink::new(options, Arc::new(OneExternalId), Gate::default()).await;
+    let failed = sink.put_records(&integration(), records(2)).await;
+    assert_eq!(failed.unwrap_err().cause, Cause::Timeout);
     let before = server.connections();
     late.notify_one();
     let written = sink.put_records(&integration(), records(2)).await;
@@ -64,7 +64,7 @@ async fn one_whose_answer_did_not_come_in_time_is_left() {
 }
 
 with_either_client!(
-    one_serves_one_request_after_the_other,
-    one_that_the_server_has_closed_is_left,
-    one_whose_answer_did_not_come_in_time_is_left,
+    a_connection_serves_successive_requests,
+    a_closed_connection_is_not_reused,
+    a_connection_with_a_timeout_is_not_reused,
 );

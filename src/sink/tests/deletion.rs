@@ -1,29 +1,29 @@
-//! When the gate is shut for an integration, no call of the sink's own is under way.
+//! After the gate was shut for an integration, no call of the sink's own is in flight.
 
 use tokio::time::advance;
 
 use super::*;
 
-/// Goes on until so many calls hang.
+/// Waits until `count` calls hang.
 async fn until_hanging(aws: &Aws, count: usize) {
     while aws.hanging() < count {
         tokio::task::yield_now().await;
     }
 }
 
-/// As a Delete does: it is gone from the registry first.
-async fn delete(sink: &AwsSink, registry: &Registry, which: i64) {
+/// Deletes an integration as the service does: from the registry first.
+async fn delete(registry: &Registry, which: i64) {
     let key = IntegrationKey(which);
     registry.deleted.lock().unwrap().insert(key);
-    sink.gate().shut(key).await;
+    registry.gate.shut(key).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_ahead_ends_and_none_begins() {
-    let (aws, sink, registry) = that_worked(2).await;
-    aws.now(|asked| match asked {
-        Asked::AssumeRole { .. } => Said::Hang,
-        _ => Said::Yes,
+async fn a_renewal_ends_and_none_starts() {
+    let (aws, sink, registry) = with_assumed_roles(2).await;
+    aws.set_script(|request| match request {
+        Request::AssumeRole { .. } => Reply::Hang,
+        _ => Reply::Ok,
     });
     advance(Duration::from_secs(3200)).await;
     for which in [1, 2] {
@@ -31,17 +31,17 @@ async fn a_renewal_ahead_ends_and_none_begins() {
         assert_eq!(outcomes, Ok(vec![accepted(0)]));
     }
     until_hanging(&aws, 2).await;
-    delete(&sink, &registry, 1).await;
-    assert_eq!(aws.hanging(), 1, "the other's goes on");
-    delete(&sink, &registry, 2).await;
+    delete(&registry, 1).await;
+    assert_eq!(aws.hanging(), 1, "the other renewal continues");
+    delete(&registry, 2).await;
     assert_eq!(aws.hanging(), 0);
 
-    let (aws, sink, registry) = that_worked(1).await;
+    let (aws, sink, registry) = with_assumed_roles(1).await;
     advance(Duration::from_secs(3200)).await;
     sink.put_records(&customer(1), records(1)).await.unwrap();
-    // It is due and spawned, and has not begun.
+    // The renewal is spawned but has not started.
     let assumed = aws.assumed();
-    delete(&sink, &registry, 1).await;
+    delete(&registry, 1).await;
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }
@@ -49,42 +49,42 @@ async fn a_renewal_ahead_ends_and_none_begins() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_call_of_a_witness_ends_and_none_begins() {
-    let (aws, sink, registry) = that_worked(5).await;
-    aws.now(|asked| match asked {
-        Asked::AssumeRole { role_arn, .. } if *role_arn == role(1) => denied(asked),
-        Asked::AssumeRole { .. } => Said::Hang,
-        _ => Said::Yes,
+async fn the_check_of_a_role_ends_and_none_starts() {
+    let (aws, sink, registry) = with_assumed_roles(5).await;
+    aws.set_script(|request| match request {
+        Request::AssumeRole { role_arn, .. } if *role_arn == role(1) => denied(request),
+        Request::AssumeRole { .. } => Reply::Hang,
+        _ => Reply::Ok,
     });
     let refused = tokio::spawn({
         let sink = sink.clone();
         async move { refusal(&sink, &customer(1)).await }
     });
-    // One is asked at first.
+    // One role is checked at first.
     until_hanging(&aws, 1).await;
-    delete(&sink, &registry, 5).await;
+    delete(&registry, 5).await;
     until_hanging(&aws, 3).await;
-    delete(&sink, &registry, 3).await;
+    delete(&registry, 3).await;
     assert_eq!(aws.hanging(), 2);
-    // The question goes on without them; the calls that hang end by their time limit.
+    // The round continues without them; the calls that hang end by their timeout.
     let denial = Meaning::Refused(Reason::AssumeRoleDenied);
     assert_eq!(refused.await.unwrap(), denial);
     assert_eq!(aws.hanging(), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shut_gate_ends_all_and_lets_nobody_in() {
-    let (aws, sink, _) = that_worked(3).await;
-    aws.now(|asked| match asked {
-        Asked::AssumeRole { .. } => Said::Hang,
-        _ => Said::Yes,
+async fn a_shut_gate_ends_all_calls_and_admits_none() {
+    let (aws, sink, registry) = with_assumed_roles(3).await;
+    aws.set_script(|request| match request {
+        Request::AssumeRole { .. } => Reply::Hang,
+        _ => Reply::Ok,
     });
     advance(Duration::from_secs(3200)).await;
     sink.put_records(&customer(1), records(1)).await.unwrap();
     until_hanging(&aws, 1).await;
-    sink.gate().shut_all();
+    registry.gate.shut_all();
     while aws.hanging() > 0 {
         tokio::task::yield_now().await;
     }
-    assert!(sink.gate().enter(IntegrationKey(2), || true).is_none());
+    assert!(registry.gate.enter(IntegrationKey(2), || true).is_none());
 }

@@ -1,11 +1,11 @@
-//! How often a role that is denied is asked for.
+//! Frequency of calls for a role that is denied.
 
 use tokio::time::advance;
 
 use super::*;
 
-/// Asks for a session again and again, as delivery does with its back-off; tells how
-/// often each external ID was tried in the hour after the first minute.
+/// Retries with delivery's backoff. Returns the number of calls with each external ID in the hour
+/// after the first minute.
 async fn tried(integration: &Arc<Integration>) -> (usize, usize) {
     let aws = Aws::new(denied);
     let sink = aws.sink(Arc::new(Registry::default()));
@@ -19,11 +19,11 @@ async fn tried(integration: &Arc<Integration>) -> (usize, usize) {
         sink.put_records(integration, records(1)).await.unwrap_err();
         advance(Duration::from_secs(wait)).await;
     }
-    let asked = aws.asked();
+    let requests = aws.requests();
     let with = |id: &str| {
-        let calls = asked.iter().filter(|(at, _)| *at >= minute);
-        let given = calls.filter(|(_, asked)| match asked {
-            Asked::AssumeRole { external_id, .. } => external_id.as_deref() == Some(id),
+        let calls = requests.iter().filter(|(at, _)| *at >= minute);
+        let given = calls.filter(|(_, request)| match request {
+            Request::AssumeRole { external_id, .. } => external_id.as_deref() == Some(id),
             _ => false,
         });
         given.count()
@@ -38,8 +38,8 @@ async fn two_external_ids_cost_no_more_calls_than_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whichever_external_id_is_mended_is_found() {
-    for (mended, with) in [
+async fn the_external_id_that_is_repaired_is_found() {
+    for (repaired, with) in [
         (EXTERNAL_ID, AssumedWith::Current),
         (PREVIOUS_ID, AssumedWith::Previous),
     ] {
@@ -50,11 +50,11 @@ async fn whichever_external_id_is_mended_is_found() {
             assert!(answer.is_err());
             advance(Duration::from_secs(10)).await;
         }
-        aws.now(move |asked| match asked {
-            Asked::AssumeRole { external_id, .. } if external_id.as_deref() != Some(mended) => {
-                Said::No("AccessDenied")
+        aws.set_script(move |request| match request {
+            Request::AssumeRole { external_id, .. } if external_id.as_deref() != Some(repaired) => {
+                Reply::Error("AccessDenied")
             }
-            _ => Said::Yes,
+            _ => Reply::Ok,
         });
         // A test tries both at once.
         let report = sink.test(&rotating(2), records(1).remove(0)).await;
@@ -69,13 +69,13 @@ async fn whichever_external_id_is_mended_is_found() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_denial_of_one_version_says_nothing_of_the_next() {
+async fn a_denial_does_not_apply_to_the_next_version() {
     let aws = Aws::new(denied);
     let sink = aws.sink(Arc::new(Registry::default()));
     sink.put_records(&customer(1), records(1))
         .await
         .unwrap_err();
-    aws.now(|_| Said::Yes);
+    aws.set_script(|_| Reply::Ok);
     let next = Arc::new(Integration {
         version: 2,
         ..(*customer(1)).clone()
@@ -85,13 +85,13 @@ async fn a_denial_of_one_version_says_nothing_of_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_test_asks_anew_and_what_it_gets_serves_at_once() {
+async fn a_test_ignores_the_cached_denial_and_its_session_is_used() {
     let aws = Aws::new(denied);
     let sink = aws.sink(Arc::new(Registry::default()));
     sink.put_records(&customer(1), records(1))
         .await
         .unwrap_err();
-    aws.now(|_| Said::Yes);
+    aws.set_script(|_| Reply::Ok);
     let report = sink.test(&customer(1), records(1).remove(0)).await;
     assert_eq!(report.assume_role, Ok(AssumedWith::Current));
     let outcomes = sink.put_records(&customer(1), records(1)).await;

@@ -1,4 +1,4 @@
-//! The SDK's own settings, in a process of their own: an environment is a process's.
+//! Settings by environment variables, in child processes with an environment of their own.
 
 use std::process::Stdio;
 
@@ -8,10 +8,10 @@ use tokio_rustls::TlsAcceptor;
 use super::*;
 
 const CHILD: &str = "sink::tests::environment::writes_as_the_environment_says";
-/// Tells the child who is to make PutRecords requests.
+/// Makes the child use the SDK for PutRecords requests.
 const SDK: &str = "SIEM_RELAY_TEST_SDK";
 
-/// What the other test runs with an environment that it chooses.
+/// Child process of the other tests.
 #[tokio::test]
 #[ignore = "run by the tests beside it"]
 async fn writes_as_the_environment_says() {
@@ -22,7 +22,7 @@ async fn writes_as_the_environment_says() {
         },
         ..AwsOptions::default()
     };
-    let sink = AwsSink::new(options, Arc::new(OneExternalId)).await;
+    let sink = AwsSink::new(options, Arc::new(OneExternalId), Gate::default()).await;
     let outcomes = sink.put_records(&integration(), records(1)).await;
     assert_eq!(outcomes, Ok(vec![accepted(0)]));
 }
@@ -45,7 +45,7 @@ async fn writes_with(environment: &[(&str, &str)]) -> bool {
 }
 
 async fn endpoints_and_region_come_from_the_environment() {
-    // Each service at its own server, although the stream's ARN has a host of its own.
+    // Each service at its own server, although the stream's ARN implies another host.
     let sts = Server::start(assumed).await;
     let kinesis = Server::start(written).await;
     let own = [

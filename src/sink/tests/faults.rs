@@ -1,10 +1,10 @@
-//! What goes wrong, as a fault.
+//! Faults of failed calls.
 
 use tokio::net::TcpStream;
 
-use super::{log::Log, server::sts_error, *};
+use super::{server::sts_error, *};
 
-/// What a write comes to where Kinesis answers so.
+/// Result of a write with this answer of Kinesis.
 async fn write(answer: Answer) -> Result<Vec<RecordOutcome>, Fault> {
     let server = Server::start(move |call| match call.is_sts() {
         true => assumed(call),
@@ -15,7 +15,7 @@ async fn write(answer: Answer) -> Result<Vec<RecordOutcome>, Fault> {
     sink.put_records(&integration(), records(2)).await
 }
 
-/// What a write comes to where STS answers so.
+/// Fault of a write with this answer of STS.
 async fn assume(answer: Answer) -> Fault {
     let server = Server::start(move |call| match call.is_sts() {
         true => answer.clone(),
@@ -43,7 +43,7 @@ fn service(code: &str, http_status: u16) -> Cause {
     }
 }
 
-async fn names_what_sts_refuses() {
+async fn keeps_the_codes_of_sts() {
     for (status, code) in [
         (403, "AccessDenied"),
         (403, "RegionDisabledException"),
@@ -55,9 +55,9 @@ async fn names_what_sts_refuses() {
         (503, "ServiceUnavailable"),
         (400, "SomethingNew"),
     ] {
-        let refused = assume(sts_error(status, code, "told for people")).await;
+        let refused = assume(sts_error(status, code, "a message")).await;
         let cause = match refused.meaning() {
-            // It was asked whose credentials these are.
+            // A check of our own credentials failed too.
             Meaning::Ours => Cause::OwnIdentity { code: code.into() },
             _ => service(code, status),
         };
@@ -65,7 +65,7 @@ async fn names_what_sts_refuses() {
     }
 }
 
-async fn names_what_kinesis_refuses() {
+async fn keeps_the_codes_of_kinesis() {
     for (status, code) in [
         (400, "AccessDeniedException"),
         (400, "ResourceNotFoundException"),
@@ -92,7 +92,7 @@ async fn names_what_kinesis_refuses() {
             ))
         );
     }
-    // The name space that some of Kinesis' answers have is not part of the code.
+    // A name space is not part of the code.
     assert_eq!(
         write(kinesis_error(
             400,
@@ -107,7 +107,7 @@ async fn names_what_kinesis_refuses() {
     );
 }
 
-async fn does_not_take_others_for_aws() {
+async fn answers_that_are_not_from_aws_are_recognised() {
     let whole = |status, body: &str| Answer::Whole {
         status,
         content_type: "application/json",
@@ -172,11 +172,11 @@ async fn does_not_take_others_for_aws() {
     }
 }
 
-async fn tells_a_broken_connection() {
+async fn reports_a_broken_connection() {
     let broken = |stage| fault(stage, Cause::Connection, None);
     assert_eq!(write(Answer::Closed).await, Err(broken(Stage::Write)));
     assert_eq!(assume(Answer::Closed).await, broken(Stage::AssumeRole));
-    // Nobody listens where somebody did.
+    // The server is gone.
     let gone = {
         let server = Server::start(Call::granted).await;
         sink(&server).await
@@ -187,31 +187,30 @@ async fn tells_a_broken_connection() {
     );
 }
 
-/// A status says that AWS is not reached, the log says why.
 async fn the_log_says_why_kinesis_is_not_reached() {
     let server = Server::start(|call| Answer::Last(Box::new(call.granted()))).await;
     let (sink, address) = (sink(&server).await, server.address());
     sink.put_records(&integration(), records(1)).await.unwrap();
     drop(server);
     while TcpStream::connect(address).await.is_ok() {}
-    let (log, _guard) = Log::listen();
+    let (log, _guard) = Log::capture();
     let written = sink.put_records(&integration(), records(1)).await;
     assert_eq!(written, Err(fault(Stage::Write, Cause::Connection, None)));
     let log = log.text();
-    let told = log
+    let line = log
         .lines()
         .find(|line| line.contains("the connection to AWS failed"));
-    let told = told.unwrap();
+    let line = line.unwrap();
     assert!(
-        told.contains("WARN") && told.contains("Connection refused"),
-        "{told}"
+        line.contains("WARN") && line.contains("Connection refused"),
+        "{line}"
     );
     if client() == PutRecordsClient::Direct {
-        assert!(told.contains(&address.to_string()), "{told}");
+        assert!(line.contains(&address.to_string()), "{line}");
     }
 }
 
-async fn waits_no_longer_than_an_attempt() {
+async fn a_call_ends_at_its_timeout() {
     for stage in [Stage::AssumeRole, Stage::Write] {
         let server =
             Server::start(
@@ -223,7 +222,7 @@ async fn waits_no_longer_than_an_attempt() {
             .await;
         let mut options = options(&server);
         options.attempt_timeout = Duration::from_millis(300);
-        let sink = AwsSink::new(options, Arc::new(OneExternalId)).await;
+        let sink = AwsSink::new(options, Arc::new(OneExternalId), Gate::default()).await;
         let start = tokio::time::Instant::now();
         assert_eq!(
             sink.put_records(&integration(), records(1)).await,
@@ -233,7 +232,7 @@ async fn waits_no_longer_than_an_attempt() {
     }
 }
 
-async fn blames_the_service_for_its_own_faults() {
+async fn unreadable_secrets_and_missing_credentials_are_our_fault() {
     struct Unopened;
     impl ExternalIds for Unopened {
         fn open(&self, _: &Integration) -> Result<ExternalId, Unreadable> {
@@ -244,14 +243,14 @@ async fn blames_the_service_for_its_own_faults() {
             None
         }
 
-        fn took_over(&self, _: &Integration) {}
+        fn current_accepted(&self, _: &Integration) {}
 
         fn is_current(&self, _: &Integration) -> bool {
             true
         }
     }
     let server = Server::start(Call::granted).await;
-    let sink = AwsSink::new(options(&server), Arc::new(Unopened)).await;
+    let sink = AwsSink::new(options(&server), Arc::new(Unopened), Gate::default()).await;
     let found = sink.put_records(&integration(), records(1)).await;
     assert_eq!(
         found,
@@ -268,7 +267,7 @@ async fn blames_the_service_for_its_own_faults() {
             Self: 'a,
         {
             use aws_credential_types::provider::error::CredentialsError;
-            // Each kind of failure in turn.
+            // One kind of failure after another.
             let error = match self.0.fetch_add(1, Ordering::Relaxed) {
                 0 => CredentialsError::not_loaded("nothing configured"),
                 1 => CredentialsError::provider_timed_out(Duration::from_secs(1)),
@@ -288,7 +287,7 @@ async fn blames_the_service_for_its_own_faults() {
             )),
         )
         .build();
-    let sink = AwsSink::with_config(&sdk, &options, Arc::new(OneExternalId));
+    let sink = AwsSink::with_config(&sdk, &options, Arc::new(OneExternalId), Gate::default());
     for _ in 0..4 {
         let found = sink.put_records(&integration(), records(1)).await;
         assert_eq!(
@@ -306,32 +305,66 @@ async fn the_log_says_once_why_sts_is_not_reached() {
     // It knows no TLS.
     let stand_in = options.stand_in.as_mut().unwrap();
     stand_in.url = server.url().replace("http:", "https:");
-    let sink = AwsSink::new(options, Arc::new(OneExternalId)).await;
-    let (log, _guard) = Log::listen();
+    let sink = AwsSink::new(options, Arc::new(OneExternalId), Gate::default()).await;
+    let (log, _guard) = Log::capture();
     for _ in 0..2 {
         let written = sink.put_records(&integration(), records(1)).await;
         let broken = fault(Stage::AssumeRole, Cause::Connection, None);
         assert_eq!(written, Err(broken));
     }
     let log = log.text();
-    let told: Vec<_> = log
+    let lines: Vec<_> = log
         .lines()
         .filter(|line| line.contains("the connection to AWS failed"))
         .collect();
-    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(
-        told[0].contains("STS") && told[0].contains("tls handshake"),
-        "{told:?}"
+        lines[0].contains("STS") && lines[0].contains("tls handshake"),
+        "{lines:?}"
     );
     assert!(!log.contains(EXTERNAL_ID));
 }
 
+async fn the_external_id_is_not_logged_at_any_level() {
+    let (log, _guard) = Log::capture();
+
+    let message = format!("1 validation error detected: Value '{EXTERNAL_ID}' at 'externalId'");
+    let server = Server::start(move |call| match (call.is_sts(), call.number) {
+        (true, 1) => sts_error(400, "ValidationError", &message),
+        _ => call.granted(),
+    })
+    .await;
+    let sink = sink(&server).await;
+    let integration = integration();
+    let fault = sink.put_records(&integration, records(1)).await;
+    let fault = fault.unwrap_err();
+    assert_eq!(fault.code(), "ValidationError");
+    assert!(!format!("{fault:?}").contains(EXTERNAL_ID));
+    jump(Duration::from_secs(1)).await;
+    sink.put_records(&integration, records(1)).await.unwrap();
+    let report = sink.test(&integration, records(1).remove(0)).await;
+    assert_eq!(report.assume_role, Ok(AssumedWith::Current));
+
+    let log = log.text();
+    assert!(!log.contains(EXTERNAL_ID), "{log}");
+    for secret in ["secret-1", "secret-2", "own-secret"] {
+        assert!(!log.contains(secret), "{secret}");
+    }
+    // The capture works: our spans, and those of the SDK for a call without a secret.
+    assert!(log.contains("put_records"));
+    assert!(log.contains("ValidationError"));
+    if client() == PutRecordsClient::Sdk {
+        assert!(log.contains("Kinesis.PutRecords"));
+    }
+}
+
 with_either_client!(
-    names_what_sts_refuses,
-    names_what_kinesis_refuses,
-    does_not_take_others_for_aws,
-    tells_a_broken_connection,
+    the_external_id_is_not_logged_at_any_level,
+    keeps_the_codes_of_sts,
+    keeps_the_codes_of_kinesis,
+    answers_that_are_not_from_aws_are_recognised,
+    reports_a_broken_connection,
     the_log_says_why_kinesis_is_not_reached,
-    waits_no_longer_than_an_attempt,
-    blames_the_service_for_its_own_faults,
+    a_call_ends_at_its_timeout,
+    unreadable_secrets_and_missing_credentials_are_our_fault,
 );

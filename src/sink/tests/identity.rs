@@ -1,4 +1,4 @@
-//! Whose fault a denial is, and whether the external ID is required.
+//! Attribution of denials, and the proof that a role requires the external ID.
 
 use super::{
     stand_in::{World, policy, trust},
@@ -6,7 +6,7 @@ use super::{
 };
 use aws_stand_in::{Effect, Fault as SetFault, Operation, RoleSpec, StreamSpec, When};
 
-/// Customers whose roles work.
+/// Customers whose roles can be assumed.
 async fn customers(count: i64) -> (World, Vec<Arc<Integration>>) {
     let world = World::start().await;
     let everything = policy(&json!({"Effect": "Allow", "Action": "*", "Resource": "*"}));
@@ -29,15 +29,15 @@ async fn meaning(world: &World, customer: &Arc<Integration>) -> Meaning {
     answer.unwrap_err().meaning()
 }
 
-async fn a_denial_of_one_among_many_is_the_customers() {
+async fn one_denial_among_many_is_the_customers_fault() {
     let (world, customers) = customers(6).await;
     world.control.delete_role(&role(0));
     let denied = Meaning::Refused(Reason::AssumeRoleDenied);
     assert_eq!(meaning(&world, &customers[0]).await, denied);
-    assert_eq!(*world.sink.standing().borrow(), Standing::Good);
+    assert_eq!(*world.sink.identity_state().borrow(), IdentityState::Good);
 }
 
-async fn a_denial_of_most_together_is_ours_until_one_works_again() {
+async fn denials_of_most_roles_are_our_fault_until_one_is_assumed() {
     let (world, customers) = customers(6).await;
     let fault = SetFault {
         operation: Some(Operation::AssumeRole),
@@ -54,15 +54,18 @@ async fn a_denial_of_most_together_is_ours_until_one_works_again() {
     for customer in &customers {
         assert_eq!(meaning(&world, customer).await, Meaning::Ours);
     }
-    assert_eq!(*world.sink.standing().borrow(), Standing::MayNotAssume);
+    assert_eq!(
+        *world.sink.identity_state().borrow(),
+        IdentityState::MayNotAssume
+    );
     world.control.clear_faults();
     jump(Duration::from_secs(1)).await;
     let answer = world.sink.put_records(&customers[3], records(1)).await;
     assert!(answer.is_ok());
-    assert_eq!(*world.sink.standing().borrow(), Standing::Good);
+    assert_eq!(*world.sink.identity_state().borrow(), IdentityState::Good);
 }
 
-async fn two_customers_alone_prove_nothing_against_us() {
+async fn two_customers_are_not_enough_evidence() {
     let (world, customers) = customers(2).await;
     world.control.delete_role(&role(0));
     world.control.delete_role(&role(1));
@@ -71,7 +74,7 @@ async fn two_customers_alone_prove_nothing_against_us() {
     assert_eq!(meaning(&world, &customers[1]).await, denied);
 }
 
-async fn own_credentials_that_are_refused_show() {
+async fn refused_own_credentials_become_the_state() {
     let server = Server::start(|call| match call.is_sts() {
         true => server::sts_error(403, "InvalidClientTokenId", "The security token is invalid"),
         false => written(call),
@@ -80,10 +83,10 @@ async fn own_credentials_that_are_refused_show() {
     let sink = sink(&server).await;
     let fault = sink.put_records(&integration(), records(1)).await;
     assert_eq!(fault.unwrap_err().meaning(), Meaning::Ours);
-    let refused = Standing::CredentialsRefused {
+    let refused = IdentityState::CredentialsRefused {
         code: "InvalidClientTokenId".into(),
     };
-    assert_eq!(*sink.standing().borrow(), refused);
+    assert_eq!(*sink.identity_state().borrow(), refused);
 }
 
 async fn proof(trust_policy: &str) -> ExternalIdProof {
@@ -112,7 +115,7 @@ async fn proof(trust_policy: &str) -> ExternalIdProof {
     proof
 }
 
-async fn a_role_that_requires_the_external_id_is_told_from_one_that_does_not() {
+async fn an_open_role_is_distinguished_from_one_that_requires_the_external_id() {
     let open = policy(&json!({
         "Effect": "Allow",
         "Principal": {"AWS": "arn:aws:iam::111111111111:root"},
@@ -130,9 +133,9 @@ async fn a_role_that_requires_the_external_id_is_told_from_one_that_does_not() {
 }
 
 with_either_client!(
-    a_denial_of_one_among_many_is_the_customers,
-    a_denial_of_most_together_is_ours_until_one_works_again,
-    two_customers_alone_prove_nothing_against_us,
-    own_credentials_that_are_refused_show,
-    a_role_that_requires_the_external_id_is_told_from_one_that_does_not,
+    one_denial_among_many_is_the_customers_fault,
+    denials_of_most_roles_are_our_fault_until_one_is_assumed,
+    two_customers_are_not_enough_evidence,
+    refused_own_credentials_become_the_state,
+    an_open_role_is_distinguished_from_one_that_requires_the_external_id,
 );

@@ -1,4 +1,4 @@
-//! Reading a stream back, against the stand-in.
+//! Reading a stream from the stand-in.
 
 use aws_sdk_kinesis::{Client, primitives::Blob};
 
@@ -59,7 +59,7 @@ impl World {
         }
     }
 
-    /// Writes so many records, each under one of ten keys.
+    /// Writes `count` records under ten keys.
     async fn write(&mut self, count: u32) {
         for number in self.written..self.written + count {
             self.client
@@ -95,7 +95,7 @@ impl World {
     }
 }
 
-/// Every record is there once, and those of a key stand as they were written.
+/// Checks that every record is there once, and those of a key are in the order written.
 #[track_caller]
 fn check(read: &[ReadRecord], expected: std::ops::Range<u32>) {
     let number = |record: &ReadRecord| -> u32 {
@@ -116,7 +116,7 @@ fn check(read: &[ReadRecord], expected: std::ops::Range<u32>) {
 }
 
 #[tokio::test]
-async fn closed_shards_are_read_before_those_that_came_of_them() {
+async fn closed_shards_are_read_before_their_children() {
     let mut world = World::start(2).await;
     world.write(40).await;
     world.split("shardId-000000000000", u128::MAX / 4).await;
@@ -124,7 +124,7 @@ async fn closed_shards_are_read_before_those_that_came_of_them() {
     world.split("shardId-000000000002", u128::MAX / 8).await;
     world.write(40).await;
     check(&world.read().await, 0..120);
-    // From where it was, through another split.
+    // Continues through another split.
     world.write(20).await;
     world.split("shardId-000000000001", u128::MAX / 4 * 3).await;
     world.write(20).await;
@@ -133,7 +133,7 @@ async fn closed_shards_are_read_before_those_that_came_of_them() {
 }
 
 #[tokio::test]
-async fn an_iterator_that_expired_is_replaced_and_throttling_is_waited_out() {
+async fn an_expired_iterator_is_replaced_and_throttling_is_retried() {
     let mut world = World::start(1).await;
     world.write(10).await;
     check(&world.read().await, 0..10);
@@ -159,7 +159,7 @@ async fn an_iterator_that_expired_is_replaced_and_throttling_is_waited_out() {
 }
 
 #[tokio::test]
-async fn a_refusal_names_call_stream_and_code() {
+async fn an_error_names_call_stream_and_code() {
     let mut world = World::start(1).await;
     world.control.delete_stream(STREAM);
     let error = world.reader.catch_up(&mut |_| {}).await.unwrap_err();

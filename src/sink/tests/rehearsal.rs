@@ -1,8 +1,8 @@
-//! A rehearsal tells what it finds, and changes nothing that delivery relies on.
+//! A rehearsal reports its result, and changes nothing that delivery relies on.
 
 use super::*;
 
-/// The same integration with another role, as it might be configured.
+/// The same integration with another role.
 fn with_role(base: &Integration, which: i64) -> Arc<Integration> {
     Arc::new(Integration {
         role_arn: RoleArn::parse(&role(which)).unwrap(),
@@ -16,64 +16,64 @@ async fn rehearse(sink: &AwsSink, integration: &Arc<Integration>) -> ValidationR
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_one_leaves_the_integration_a_witness() {
-    let (aws, sink, _) = that_worked(4).await;
-    aws.now(denied);
+async fn a_denied_rehearsal_does_not_remove_the_evidence() {
+    let (aws, sink, _) = with_assumed_roles(4).await;
+    aws.set_script(denied);
     let denial = Meaning::Refused(Reason::AssumeRoleDenied);
     for which in 2..=4 {
         let report = rehearse(&sink, &with_role(&customer(which), 99)).await;
         assert_eq!(report.assume_role.unwrap_err().meaning(), denial);
     }
-    assert_eq!(*sink.standing().borrow(), Standing::Good);
+    assert_eq!(*sink.identity_state().borrow(), IdentityState::Good);
     assert_eq!(refusal(&sink, &customer(1)).await, Meaning::Ours);
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_works_makes_no_witness() {
-    let (aws, sink, _) = that_worked(1).await;
+async fn a_successful_rehearsal_adds_no_evidence() {
+    let (aws, sink, _) = with_assumed_roles(1).await;
     for which in 2..=5 {
         let report = rehearse(&sink, &customer(which)).await;
         assert_eq!(report.assume_role, Ok(AssumedWith::Current));
     }
-    aws.now(denied);
+    aws.set_script(denied);
     let denial = Meaning::Refused(Reason::AssumeRoleDenied);
     assert_eq!(refusal(&sink, &customer(1)).await, denial);
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_delivery_and_a_test_let_an_external_id_take_over() {
-    let aws = Aws::new(|_| Said::Yes);
+async fn only_delivery_and_a_test_end_the_previous_external_id() {
+    let aws = Aws::new(|_| Reply::Ok);
     let registry = Arc::new(Registry::default());
     let sink = aws.sink(registry.clone());
-    let took_over = || registry.took_over.load(Ordering::SeqCst);
+    let accepted = || registry.accepted.load(Ordering::SeqCst);
     rehearse(&sink, &rotating(1)).await;
-    assert_eq!(took_over(), 0);
+    assert_eq!(accepted(), 0);
     sink.test(&rotating(1), records(1).remove(0)).await;
-    assert_eq!(took_over(), 1);
+    assert_eq!(accepted(), 1);
     sink.put_records(&rotating(2), records(1)).await.unwrap();
-    assert_eq!(took_over(), 2);
+    assert_eq!(accepted(), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_blames_no_customer_while_our_identity_is_refused() {
-    let (aws, sink, _) = that_worked(4).await;
-    aws.now(denied);
+async fn it_is_our_fault_while_our_identity_is_refused() {
+    let (aws, sink, _) = with_assumed_roles(4).await;
+    aws.set_script(denied);
     assert_eq!(refusal(&sink, &customer(1)).await, Meaning::Ours);
     let report = rehearse(&sink, &customer(9)).await;
     assert_eq!(report.assume_role.unwrap_err().meaning(), Meaning::Ours);
-    // One role that works is what delivery has to find.
-    aws.now(|_| Said::Yes);
+    // Only delivery changes the state.
+    aws.set_script(|_| Reply::Ok);
     rehearse(&sink, &customer(9)).await;
-    assert_eq!(*sink.standing().borrow(), Standing::MayNotAssume);
+    assert_eq!(*sink.identity_state().borrow(), IdentityState::MayNotAssume);
 }
 
 #[tokio::test(start_paused = true)]
-async fn own_credentials_that_are_refused_are_told() {
-    let (aws, sink, _) = that_worked(1).await;
-    aws.now(|_| Said::No("ExpiredToken"));
+async fn refused_own_credentials_become_the_state() {
+    let (aws, sink, _) = with_assumed_roles(1).await;
+    aws.set_script(|_| Reply::Error("ExpiredToken"));
     rehearse(&sink, &customer(1)).await;
-    let refused = Standing::CredentialsRefused {
+    let refused = IdentityState::CredentialsRefused {
         code: "ExpiredToken".into(),
     };
-    assert_eq!(*sink.standing().borrow(), refused);
+    assert_eq!(*sink.identity_state().borrow(), refused);
 }

@@ -1,4 +1,4 @@
-//! A server over plain sockets, so that it can also break off, hang and lie.
+//! An HTTP server on plain sockets, which can also close early, hang and send wrong lengths.
 
 use std::{
     collections::HashMap,
@@ -23,7 +23,7 @@ use aws_stand_in::cbor;
 /// A request that arrived.
 #[derive(Clone, Debug, Default)]
 pub struct Call {
-    /// Which call of its service it is, from 1.
+    /// Number of the call to its service, from 1.
     pub number: usize,
     headers: HashMap<String, String>,
     body: Vec<u8>,
@@ -38,7 +38,7 @@ impl Call {
         &self.headers[name]
     }
 
-    /// Of a write, in whichever way it is written.
+    /// Body of a write, in JSON or CBOR.
     pub fn json(&self) -> Value {
         match self.is_cbor() {
             true => serde_json::from_str(&cbor::to_json(&self.body).unwrap()).unwrap(),
@@ -81,8 +81,8 @@ pub fn form(text: &str) -> HashMap<String, String> {
         .collect()
 }
 
-/// Whether it is tried if the role can be assumed without knowing the external ID. Such a
-/// call is denied, on a connection that ends then, and not counted.
+/// Whether a call probes the role without knowing the external ID. Such a call is denied, not
+/// counted, and its connection is closed.
 pub fn is_probe(form: &HashMap<String, String>) -> bool {
     form.get("Policy")
         .is_some_and(|policy| policy.contains("Deny"))
@@ -104,7 +104,7 @@ fn percent_decoded(text: &str) -> String {
     String::from_utf8(decoded).unwrap()
 }
 
-/// What the server does about a request.
+/// Action of the server on a request.
 #[derive(Clone, Debug)]
 pub enum Answer {
     Whole {
@@ -114,9 +114,9 @@ pub enum Answer {
     },
     /// The whole answer, once notified.
     Held(Arc<Notify>, Box<Answer>),
-    /// The whole answer, then the end.
+    /// The whole answer, then closes.
     Last(Box<Answer>),
-    /// Less of the body than its length promises, then the end.
+    /// Less of the body than its length announces, then closes.
     Truncated(String),
     /// Closes without an answer.
     Closed,
@@ -150,7 +150,7 @@ impl Answer {
     }
 }
 
-/// AssumeRole's answer: `ASIA` and the number of the call, for an hour.
+/// Answer to AssumeRole: access key `ASIA` and the number of the call, for an hour.
 pub fn assumed(call: &Call) -> Answer {
     assumed_until(call, SystemTime::now() + Duration::from_secs(3600))
 }
@@ -182,7 +182,7 @@ pub fn assumed_xml(number: usize, expiration: SystemTime) -> String {
     )
 }
 
-/// An error as STS gives it.
+/// An error of STS.
 pub fn sts_error(status: u16, code: &str, message: &str) -> Answer {
     Answer::xml(status, error_xml(code, message))
 }
@@ -204,7 +204,7 @@ pub fn access_denied() -> Answer {
     )
 }
 
-/// PutRecords' answer where every record is accepted.
+/// Answer to PutRecords in which every record is accepted.
 pub fn written(call: &Call) -> Answer {
     let sent = call.json()["Records"].as_array().unwrap().len();
     Answer::json(200, &written_json(sent))
@@ -219,17 +219,14 @@ pub fn written_json(sent: usize) -> Value {
     json!({"FailedRecordCount": 0, "Records": records})
 }
 
-/// An error as Kinesis gives it.
+/// An error of Kinesis.
 pub fn kinesis_error(status: u16, code: &str) -> Answer {
-    Answer::json(
-        status,
-        &json!({"__type": code, "message": "told for people"}),
-    )
+    Answer::json(status, &json!({"__type": code, "message": "a message"}))
 }
 
 type Script = dyn Fn(&Call) -> Answer + Send + Sync;
 
-/// Answers by a script and remembers what was asked. Ends when dropped.
+/// Answers by a script and records the calls. Ends when dropped.
 pub struct Server {
     address: std::net::SocketAddr,
     calls: Arc<Mutex<Vec<Call>>>,
@@ -242,7 +239,7 @@ impl Server {
         Self::start_with(None, script).await
     }
 
-    /// Speaks TLS where it is told how.
+    /// Starts with TLS if there is an acceptor.
     pub async fn start_with(
         tls: Option<TlsAcceptor>,
         script: impl Fn(&Call) -> Answer + Send + Sync + 'static,
@@ -288,22 +285,22 @@ impl Server {
         self.address
     }
 
-    /// How many connections were made to it.
+    /// Number of connections made to the server.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 
-    /// What was asked so far.
+    /// Calls so far.
     pub fn calls(&self) -> Vec<Call> {
         self.calls.lock().unwrap().clone()
     }
 
-    /// How often a role was to be assumed.
+    /// Number of calls to STS.
     pub fn assumed(&self) -> usize {
         self.calls().iter().filter(|call| call.is_sts()).count()
     }
 
-    /// The access key id of each write.
+    /// Access key id of each write.
     pub fn keys_that_wrote(&self) -> Vec<String> {
         let calls = self.calls();
         let writes = calls.iter().filter(|call| !call.is_sts());
@@ -352,7 +349,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
                 content_type,
                 body,
             } => {
-                // Kinesis answers in the way in which it is asked.
+                // Kinesis answers in the format of the request.
                 let recoded = cbor::from_json(body.as_bytes()).filter(|_| call.is_cbor());
                 let (content_type, body) = match recoded {
                     Some(recoded) => (cbor::CONTENT_TYPE, recoded),
@@ -383,7 +380,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
 
 fn head(status: u16, content_type: &str, length: usize, number: usize) -> String {
     format!(
-        "HTTP/1.1 {status} Said\r\ncontent-type: {content_type}\r\ncontent-length: {length}\r\n\
+        "HTTP/1.1 {status} Answer\r\ncontent-type: {content_type}\r\ncontent-length: {length}\r\n\
          x-amzn-requestid: request-{number}\r\n\r\n"
     )
 }

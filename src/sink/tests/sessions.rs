@@ -1,4 +1,4 @@
-//! How long a session is kept, and who shares it.
+//! Lifetime and sharing of sessions.
 
 use std::time::SystemTime;
 
@@ -7,8 +7,7 @@ use tokio::{sync::Notify, time::timeout};
 
 use super::{server::assumed_until, *};
 
-/// Writes, and does so until the server has seen what is awaited; every write must
-/// succeed.
+/// Writes until `seen`; every write must succeed.
 async fn write_until(sink: &AwsSink, seen: impl Fn() -> bool) {
     let integration = integration();
     timeout(Duration::from_secs(20), async {
@@ -21,10 +20,10 @@ async fn write_until(sink: &AwsSink, seen: impl Fn() -> bool) {
         }
     })
     .await
-    .expect("it was not seen in time");
+    .expect("timed out");
 }
 
-async fn many_first_uses_assume_the_role_once() {
+async fn concurrent_first_writes_assume_the_role_once() {
     let server = Server::start(Call::granted).await;
     let sink = sink(&server).await;
     let integration = integration();
@@ -36,7 +35,7 @@ async fn many_first_uses_assume_the_role_once() {
     assert_eq!(server.keys_that_wrote(), vec!["ASIA1"; 50]);
 }
 
-async fn those_who_wait_share_a_denial_that_is_kept_for_a_moment() {
+async fn concurrent_writes_share_a_denial_that_is_cached_for_a_moment() {
     let server = Server::start(|call| match (call.is_sts(), call.number) {
         (true, 1) => server::access_denied(),
         _ => call.granted(),
@@ -54,7 +53,7 @@ async fn those_who_wait_share_a_denial_that_is_kept_for_a_moment() {
     assert_eq!(outcomes, Ok(vec![accepted(0)]));
 }
 
-async fn one_who_leaves_does_not_take_the_others_along() {
+async fn a_cancelled_write_does_not_cancel_the_others() {
     let server = Server::start(|call| match (call.is_sts(), call.number) {
         (true, 1) => Answer::Hang,
         _ => call.granted(),
@@ -92,7 +91,7 @@ async fn an_expired_session_is_assumed_anew_once() {
     assert_eq!(server.keys_that_wrote(), ["ASIA1", "ASIA2", "ASIA2"]);
 }
 
-async fn many_who_see_it_expire_assume_it_anew_once() {
+async fn concurrent_writes_with_an_expired_session_assume_the_role_once() {
     let server = Server::start(|call| match (call.is_sts(), call.credential().0) {
         (false, "ASIA1") if call.number > 1 => kinesis_error(400, "ExpiredTokenException"),
         _ => call.granted(),
@@ -115,18 +114,18 @@ async fn a_session_that_stays_expired_is_our_fault() {
     })
     .await;
     let sink = sink(&server).await;
-    let refused = Standing::CredentialsRefused {
+    let refused = IdentityState::CredentialsRefused {
         code: "ExpiredTokenException".into(),
     };
-    for standing in [Standing::Good, refused] {
+    for state in [IdentityState::Good, refused] {
         let fault = sink
             .put_records(&integration(), records(1))
             .await
             .unwrap_err();
         assert_eq!(fault.code(), "ExpiredTokenException");
         assert_eq!(fault.meaning(), Meaning::Ours);
-        // One refusal may be a single customer's; by the next, others would have shown.
-        assert_eq!(*sink.standing().borrow(), standing);
+        // The first refusal may concern this customer alone; the second is attributed.
+        assert_eq!(*sink.identity_state().borrow(), state);
         jump(Duration::from_secs(3)).await;
     }
     assert_eq!(server.assumed(), 3);
@@ -136,7 +135,7 @@ async fn a_session_that_stays_expired_is_our_fault() {
     );
 }
 
-async fn a_role_that_refuses_meanwhile_is_the_fault() {
+async fn a_role_that_is_denied_meanwhile_is_reported() {
     let server = Server::start(|call| match (call.is_sts(), call.number) {
         (true, 1) => assumed(call),
         (true, _) => server::access_denied(),
@@ -152,7 +151,7 @@ async fn a_role_that_refuses_meanwhile_is_the_fault() {
     assert_eq!(fault.code(), "AccessDenied");
 }
 
-async fn is_renewed_ahead_of_its_end_while_writes_go_on() {
+async fn is_renewed_ahead_of_its_end_while_writes_continue() {
     let granted = Arc::new(Notify::new());
     let held = granted.clone();
     let server = Server::start(move |call| match (call.is_sts(), call.number) {
@@ -164,7 +163,7 @@ async fn is_renewed_ahead_of_its_end_while_writes_go_on() {
     write_until(&sink, || server.assumed() == 1).await;
     jump(Duration::from_secs(3200)).await;
     write_until(&sink, || server.assumed() == 2).await;
-    // Nobody waits for the new one.
+    // No write waits for the new session.
     let writes = server.keys_that_wrote().len();
     write_until(&sink, || server.keys_that_wrote().len() == writes + 3).await;
     assert!(server.keys_that_wrote().iter().all(|key| key == "ASIA1"));
@@ -176,7 +175,7 @@ async fn is_renewed_ahead_of_its_end_while_writes_go_on() {
     assert_eq!(server.assumed(), 2);
 }
 
-async fn a_renewal_that_fails_is_no_fault_until_the_end() {
+async fn a_failed_renewal_is_no_fault_until_the_session_ends() {
     let server = Server::start(|call| match (call.is_sts(), call.number) {
         (true, 1) => assumed(call),
         (true, _) => server::access_denied(),
@@ -195,7 +194,7 @@ async fn a_renewal_that_fails_is_no_fault_until_the_end() {
     assert_eq!(fault.unwrap_err().code(), "AccessDenied");
 }
 
-async fn lasts_no_longer_than_sts_says() {
+async fn lasts_no_longer_than_sts_grants() {
     let server = Server::start(|call| match call.is_sts() {
         true => assumed_until(call, SystemTime::now() + Duration::from_secs(900)),
         false => written(call),
@@ -208,7 +207,7 @@ async fn lasts_no_longer_than_sts_says() {
     assert_eq!(server.keys_that_wrote(), ["ASIA1", "ASIA2"]);
 }
 
-async fn a_clock_that_is_wrong_does_not_make_it_worthless() {
+async fn a_wrong_clock_does_not_end_a_session() {
     let server = Server::start(|call| match call.is_sts() {
         true => assumed_until(call, SystemTime::now() - Duration::from_secs(86_400)),
         false => written(call),
@@ -219,7 +218,7 @@ async fn a_clock_that_is_wrong_does_not_make_it_worthless() {
     assert_eq!(server.assumed(), 1);
 }
 
-async fn is_kept_by_integration_and_version_until_forgotten() {
+async fn is_cached_by_integration_and_version_until_forgotten() {
     let server = Server::start(Call::granted).await;
     let sink = sink(&server).await;
     let [one, other] = [Uuid::from_u128(1), Uuid::from_u128(2)];
@@ -241,9 +240,9 @@ async fn is_kept_by_integration_and_version_until_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn sessions_of_one_moment_are_renewed_at_many() {
+async fn renewals_of_simultaneous_sessions_are_spread() {
     const STEP: Duration = Duration::from_secs(36);
-    let (aws, sink, _) = that_worked(200).await;
+    let (aws, sink, _) = with_assumed_roles(200).await;
     let start = tokio::time::Instant::now();
     tokio::time::advance(Duration::from_secs(2500)).await;
     for _ in 0..20 {
@@ -266,16 +265,16 @@ async fn sessions_of_one_moment_are_renewed_at_many() {
 }
 
 with_either_client!(
-    many_first_uses_assume_the_role_once,
-    those_who_wait_share_a_denial_that_is_kept_for_a_moment,
-    one_who_leaves_does_not_take_the_others_along,
+    concurrent_first_writes_assume_the_role_once,
+    concurrent_writes_share_a_denial_that_is_cached_for_a_moment,
+    a_cancelled_write_does_not_cancel_the_others,
     an_expired_session_is_assumed_anew_once,
-    many_who_see_it_expire_assume_it_anew_once,
+    concurrent_writes_with_an_expired_session_assume_the_role_once,
     a_session_that_stays_expired_is_our_fault,
-    a_role_that_refuses_meanwhile_is_the_fault,
-    is_renewed_ahead_of_its_end_while_writes_go_on,
-    a_renewal_that_fails_is_no_fault_until_the_end,
-    lasts_no_longer_than_sts_says,
-    a_clock_that_is_wrong_does_not_make_it_worthless,
-    is_kept_by_integration_and_version_until_forgotten,
+    a_role_that_is_denied_meanwhile_is_reported,
+    is_renewed_ahead_of_its_end_while_writes_continue,
+    a_failed_renewal_is_no_fault_until_the_session_ends,
+    lasts_no_longer_than_sts_grants,
+    a_wrong_clock_does_not_end_a_session,
+    is_cached_by_integration_and_version_until_forgotten,
 );

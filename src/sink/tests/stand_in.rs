@@ -1,4 +1,4 @@
-//! Against the stand-in, which verifies signatures and enforces policies and limits.
+//! Tests against the stand-in, which verifies signatures and enforces policies and limits.
 
 use super::*;
 use aws_stand_in::{
@@ -21,7 +21,7 @@ pub(super) fn trust(external_id: &str) -> String {
     }))
 }
 
-/// A customer's account, and this service's sink for it.
+/// A customer's account and a sink.
 pub(super) struct World {
     _stand_in: StandIn,
     pub(super) control: Control,
@@ -29,7 +29,7 @@ pub(super) struct World {
 }
 
 impl World {
-    /// A role that trusts us and may do everything, and no stream.
+    /// A role that trusts this service and is allowed everything; no stream.
     pub(super) async fn start() -> Self {
         let stand_in = StandIn::start(Options::default()).await.unwrap();
         let own = vendor_credentials();
@@ -47,7 +47,7 @@ impl World {
         let world = Self {
             control: stand_in.control(),
             _stand_in: stand_in,
-            sink: AwsSink::new(options, Arc::new(OneExternalId)).await,
+            sink: AwsSink::new(options, Arc::new(OneExternalId), Gate::default()).await,
         };
         let everything = json!({"Effect": "Allow", "Action": "*", "Resource": "*"});
         world.role(&trust(EXTERNAL_ID), &policy(&everything));
@@ -100,15 +100,15 @@ async fn records_arrive_as_they_were_sent() {
     for ((sent, arrived), outcome) in sent.iter().zip(arrived).zip(outcomes) {
         assert_eq!(sent.partition_key.to_string(), arrived.partition_key);
         assert_eq!(sent.data(&head()).unwrap(), arrived.data);
-        let place = RecordOutcome::Accepted {
+        let accepted = RecordOutcome::Accepted {
             shard_id: arrived.shard_id.into(),
             sequence_number: arrived.sequence_number.into(),
         };
-        assert_eq!(outcome, place);
+        assert_eq!(outcome, accepted);
     }
 }
 
-async fn a_shard_takes_what_it_can() {
+async fn a_shard_throttles_beyond_its_limit() {
     let world = World::start().await;
     world.stream(None);
     let mut outcomes = Vec::new();
@@ -126,7 +126,7 @@ async fn a_shard_takes_what_it_can() {
     assert!(throttled);
 }
 
-async fn what_the_customer_refuses_and_allows_again() {
+async fn refusals_of_the_customer_end_once_it_allows_again() {
     let world = World::start().await;
     let not_found = "ResourceNotFoundException".to_owned();
     assert_eq!(world.refusal().await, (Stage::Write, not_found));
@@ -138,7 +138,7 @@ async fn what_the_customer_refuses_and_allows_again() {
     let denied = "AccessDeniedException".to_owned();
     assert_eq!(world.refusal().await, (Stage::Write, denied));
 
-    // A trust policy counts for the next session.
+    // A trust policy applies to the next session.
     world.role(&trust("another-one"), &policy(&nothing));
     world.sink.forget(integration().integration_id);
     let denied = "AccessDenied".to_owned();
@@ -172,7 +172,7 @@ async fn sessions_that_end_early_are_assumed_anew() {
     assert_eq!(world.control.stream(STREAM).unwrap().accepted, 3);
 }
 
-async fn a_reset_connection_is_told_and_the_next_call_works() {
+async fn a_reset_connection_is_reported_and_the_next_call_works() {
     let world = World::start().await;
     world.stream(None);
     assert!(world.write(records(1)).await.is_ok());
@@ -187,9 +187,9 @@ async fn a_reset_connection_is_told_and_the_next_call_works() {
 
 with_either_client!(
     records_arrive_as_they_were_sent,
-    a_shard_takes_what_it_can,
-    what_the_customer_refuses_and_allows_again,
+    a_shard_throttles_beyond_its_limit,
+    refusals_of_the_customer_end_once_it_allows_again,
     a_stream_under_the_customers_key_can_be_written,
     sessions_that_end_early_are_assumed_anew,
-    a_reset_connection_is_told_and_the_next_call_works,
+    a_reset_connection_is_reported_and_the_next_call_works,
 );

@@ -10,8 +10,7 @@ use crate::{
 
 /// It panics as it is called.
 struct Broken {
-    gate: Gate,
-    standing: watch::Sender<Standing>,
+    identity: watch::Sender<IdentityState>,
 }
 
 impl Sink for Broken {
@@ -31,20 +30,16 @@ impl Sink for Broken {
         panic!("a defect");
     }
 
-    fn standing(&self) -> watch::Receiver<Standing> {
-        self.standing.subscribe()
+    fn identity_state(&self) -> watch::Receiver<IdentityState> {
+        self.identity.subscribe()
     }
 
     fn partition(&self) -> Option<Partition> {
         None
     }
 
-    async fn watch_standing(&self) {
+    async fn watch_identity(&self) {
         std::future::pending().await
-    }
-
-    fn gate(&self) -> &Gate {
-        &self.gate
     }
 
     fn forget(&self, _: Uuid) {}
@@ -59,10 +54,9 @@ async fn a_turn_that_panics_ends_the_worker() {
     let store = store.unwrap();
     configure(&store, 0, 0).await;
     let broken = Broken {
-        gate: Gate::default(),
-        standing: watch::Sender::new(Standing::Good),
+        identity: watch::Sender::new(IdentityState::Good),
     };
-    let worker = Worker::new(store.clone(), broken, options_of_worker());
+    let worker = Worker::new(store.clone(), broken, Gate::default(), options_of_worker());
     let mut run = pin!(worker.run(CancellationToken::new(), CancellationToken::new()));
     let mut segments = Segments::default();
     push(&mut segments, store.key_of(&organization(0)).unwrap(), 1);

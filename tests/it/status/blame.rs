@@ -304,7 +304,10 @@ async fn a_session_that_a_role_finds_too_long_is_made_shorter() {
     let refused = || aws.call_count(Operation::AssumeRole, Some("ValidationError"));
     assert_eq!(refused(), 1);
     let log = ground.process.log();
-    assert!(log.contains("grants no session as long"), "{log}");
+    assert!(
+        log.contains("grants no session of assume-role-duration-seconds"),
+        "{log}"
+    );
     // It is kept for that role.
     aws.expire_sessions();
     ground.publish(&mut load, 5).await;

@@ -1,5 +1,4 @@
-//! Reads answers in CBOR. What is not known is passed over, and nothing is copied that is
-//! whole.
+//! Reads answers in CBOR. Unknown members are skipped; text is borrowed unless it is chunked.
 
 use std::borrow::Cow;
 
@@ -7,24 +6,24 @@ use minicbor::{Decoder, data::Type, decode::Error};
 
 use super::{ErrorBody, Output, ResultEntry, Text};
 
-/// The answer to a request that got through, of `most` records or fewer.
-pub(super) fn output(body: &[u8], most: usize) -> Result<Output<'_>, Error> {
+/// A success answer with at most `max` records.
+pub(super) fn output(body: &[u8], max: usize) -> Result<Output<'_>, Error> {
     let mut records = None;
     whole(body, |read, name| match name {
-        "Records" if records.is_some() => Err(Error::message("a member is there twice")),
+        "Records" if records.is_some() => Err(Error::message("a member is repeated")),
         "Records" => {
-            records = Some(entries(read, most)?);
+            records = Some(entries(read, max)?);
             Ok(())
         }
         _ => read.skip(),
     })?;
     match records {
         Some(records) => Ok(Output { records }),
-        None => Err(Error::message("it has no member Records")),
+        None => Err(Error::message("the member Records is missing")),
     }
 }
 
-/// The answer to one that did not.
+/// An error answer.
 pub(super) fn error(body: &[u8]) -> Result<ErrorBody<'_>, Error> {
     let mut error = ErrorBody::default();
     whole(body, |read, name| match name {
@@ -35,12 +34,12 @@ pub(super) fn error(body: &[u8]) -> Result<ErrorBody<'_>, Error> {
     Ok(error)
 }
 
-fn entries<'b>(read: &mut Decoder<'b>, most: usize) -> Result<Vec<ResultEntry<'b>>, Error> {
+fn entries<'b>(read: &mut Decoder<'b>, max: usize) -> Result<Vec<ResultEntry<'b>>, Error> {
     let mut entries = Vec::new();
     let length = read.array()?;
     each(read, length, |read| {
-        if entries.len() == most {
-            return Err(Error::message("it tells of more records than were sent"));
+        if entries.len() == max {
+            return Err(Error::message("it has more records than were sent"));
         }
         entries.push(entry(read)?);
         Ok(())
@@ -59,15 +58,15 @@ fn entry<'b>(read: &mut Decoder<'b>) -> Result<ResultEntry<'b>, Error> {
     Ok(entry)
 }
 
-/// Of what is said twice nothing is known.
+/// Reads a member that must not be repeated: the values could contradict each other.
 fn once<'b>(member: &mut Option<Text<'b>>, read: &mut Decoder<'b>) -> Result<(), Error> {
     match member.is_some() {
-        true => Err(Error::message("a member is there twice")),
+        true => Err(Error::message("a member is repeated")),
         false => text(read).map(|text| *member = text),
     }
 }
 
-/// One map, and nothing behind it.
+/// Reads one map that is the whole body.
 fn whole<'b>(
     body: &'b [u8],
     member: impl FnMut(&mut Decoder<'b>, &str) -> Result<(), Error>,
@@ -76,7 +75,7 @@ fn whole<'b>(
     members(&mut read, member)?;
     match read.position() == body.len() {
         true => Ok(()),
-        false => Err(Error::message("something is behind it")),
+        false => Err(Error::message("there is data after the map")),
     }
 }
 
@@ -87,11 +86,11 @@ fn members<'b>(
     let length = read.map()?;
     each(read, length, |read| match text(read)? {
         Some(name) => member(read, &name),
-        None => Err(Error::message("a member has no name")),
+        None => Err(Error::message("the name of a member is null")),
     })
 }
 
-/// So many items, or those up to the end.
+/// Reads `length` items, or up to the break without a length.
 fn each<'b>(
     read: &mut Decoder<'b>,
     length: Option<u64>,
@@ -109,7 +108,7 @@ fn each<'b>(
     Ok(())
 }
 
-/// A text, whole or in pieces; None where it is null.
+/// A text, chunked or not; None if it is null.
 fn text<'b>(read: &mut Decoder<'b>) -> Result<Option<Text<'b>>, Error> {
     let text = match read.datatype()? {
         Type::Null => return read.null().map(|()| None),
@@ -142,7 +141,7 @@ mod tests {
         [&entry.shard_id, &entry.sequence_number, &entry.error_code].map(|text| text.as_deref())
     }
 
-    /// Members that are not known, of every kind.
+    /// Unknown members of every type.
     fn unknown(to: &mut Written) {
         to.str("New").unwrap().begin_array().unwrap();
         to.map(1).unwrap().u8(1).unwrap().begin_bytes().unwrap();
@@ -155,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_both_ways_to_say_how_long_something_is() {
+    fn reads_definite_and_indefinite_lengths() {
         let with_lengths = written(|to| {
             to.map(3).unwrap();
             to.str("FailedRecordCount").unwrap().u8(1).unwrap();
@@ -208,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_whole_is_borrowed() {
+    fn text_that_is_not_chunked_is_borrowed() {
         let body = written(|to| {
             to.map(1).unwrap().str("__type").unwrap().str("A").unwrap();
         });
@@ -219,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_short_or_goes_on_is_no_answer() {
+    fn a_truncated_or_continued_answer_is_refused() {
         let body = written(|to| {
             to.begin_map().unwrap();
             to.str("Records").unwrap().array(1).unwrap().map(1).unwrap();
@@ -247,9 +246,8 @@ mod tests {
     }
 
     proptest! {
-        /// It ends.
         #[test]
-        fn what_is_damaged_is_told_or_read(
+        fn a_damaged_answer_does_not_panic(
             at in any::<prop::sample::Index>(),
             bytes in prop::collection::vec(any::<u8>(), 1..4),
         ) {

@@ -1,7 +1,6 @@
-//! A log that takes nothing, for calls that carry a secret.
-//!
-//! At the trace level the SDK logs whole requests, an AssumeRole's with its external
-//! ID, and whole answers. A filter could be configured away; this cannot.
+//! A log subscriber that discards everything, for calls that carry a secret: at the trace
+//! level the SDK logs whole requests and answers, the external ID of AssumeRole included. A
+//! log filter could be configured away; this cannot.
 
 use tracing::{
     Dispatch, Event, Metadata, Subscriber,
@@ -10,17 +9,17 @@ use tracing::{
     subscriber::Interest,
 };
 
-/// Makes the log; make it once and clone it.
+/// Creates the subscriber; create it once and clone it.
 ///
-/// `Dispatch::none()` will not do: it is not registered, so that a callsite that is
-/// met under it first would be taken for disabled wherever it is met later.
-pub(super) fn quiet() -> Dispatch {
-    Dispatch::new(Quiet)
+/// `Dispatch::none()` does not serve: it is not registered, so that a callsite that runs
+/// first under it would be disabled everywhere.
+pub(super) fn muted() -> Dispatch {
+    Dispatch::new(Muted)
 }
 
-struct Quiet;
+struct Muted;
 
-impl Subscriber for Quiet {
+impl Subscriber for Muted {
     fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
         Interest::never()
     }

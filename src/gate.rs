@@ -1,4 +1,4 @@
-//! Who may call AWS for an integration: nobody after it was deleted.
+//! Gate of all AWS calls for an integration: none starts after the integration was deleted.
 
 use std::{
     future::Future,
@@ -18,8 +18,8 @@ struct Guard {
     calls: TaskTracker,
 }
 
-/// The gate that every AWS call for an integration passes, and the calls that are under
-/// way. Cheap to clone; clones are the same gate.
+/// Admits AWS calls for integrations and tracks the calls in flight. Cheap to clone; clones
+/// are the same gate.
 #[derive(Clone, Debug, Default)]
 pub struct Gate {
     state: Arc<State>,
@@ -32,7 +32,7 @@ struct State {
     all: CancellationToken,
 }
 
-/// Allows one call. The call ends when `cancelled` does.
+/// Admits one call, which must end once [`Pass::cancelled`] returns.
 #[derive(Debug)]
 pub struct Pass {
     guard: Arc<Guard>,
@@ -54,15 +54,15 @@ impl Gate {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A pass for a call, while the integration exists. `exists` is asked under the
-    /// same lock that [`Gate::shut`] takes after the integration is gone, so that a
-    /// call either is not begun or is waited for.
+    /// A pass for a call, while the integration exists. `exists` runs under the lock that
+    /// [`Gate::shut`] takes after the integration was deleted, so that a call either does
+    /// not start or is waited for.
     pub fn enter(&self, key: IntegrationKey, exists: impl FnOnce() -> bool) -> Option<Pass> {
         let mut guards = self.lock();
         if self.state.all.is_cancelled() || !exists() {
             return None;
         }
-        // Guards of integrations that rest are swept as the map grows.
+        // Guards of idle integrations are swept as the map grows.
         if guards.len() >= 1024 && guards.len().is_power_of_two() {
             guards.retain(|_, guard| !guard.calls.is_empty());
         }
@@ -78,9 +78,9 @@ impl Gate {
         })
     }
 
-    /// Makes a call that may last for several requests. None where the integration is
-    /// gone, or goes meanwhile.
-    pub(super) async fn call<T>(
+    /// Makes a call, which may consist of several requests. None if the integration is deleted
+    /// before or during the call.
+    pub async fn call<T>(
         &self,
         key: IntegrationKey,
         exists: impl FnOnce() -> bool,
@@ -94,7 +94,7 @@ impl Gate {
         }
     }
 
-    /// Cancels what is under way for an integration that is gone, and waits for its end.
+    /// Cancels the calls in flight for a deleted integration, and waits for their end.
     pub async fn shut(&self, key: IntegrationKey) {
         let guard = self.lock().remove(&key);
         if let Some(guard) = guard {
@@ -104,7 +104,7 @@ impl Gate {
         }
     }
 
-    /// Cancels every call, and lets none begin.
+    /// Cancels every call, and admits no other.
     pub fn shut_all(&self) {
         self.state.all.cancel();
     }
