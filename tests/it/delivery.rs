@@ -1,9 +1,9 @@
 //! What delivery promises.
 
 mod isolation;
+mod recovery;
 mod refused;
 mod retention;
-mod trouble;
 
 use aws_stand_in::{Effect, Fault, HazardCounts, Operation, When};
 

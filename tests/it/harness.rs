@@ -2,19 +2,19 @@
 
 mod age;
 mod api;
-mod arrived;
 mod audit;
 mod auditor;
 mod customer;
 mod database;
 mod disk;
+mod env;
+mod feeds;
 mod gateway;
 mod health;
 mod load;
 mod process;
 mod raw;
-mod relay;
-mod status;
+mod stream;
 mod syncs;
 mod tool;
 
@@ -29,18 +29,18 @@ use tempfile::TempDir;
 
 pub use age::{age_deliveries, age_log};
 pub use api::{Api, reason, violated};
-pub use arrived::{Arrived, GapTold, arrive, check_in_order, check_whole, check_with_gaps};
 pub use audit::{Audited, audit};
 pub use auditor::{auditor, verified};
 pub use customer::Customer;
 pub use database::database;
 pub use disk::Disk;
+pub use env::Relay;
+pub use feeds::{StatusFeed, Told};
 pub use gateway::Gateway;
 pub use load::{Load, Published, detection, event};
 pub use process::Process;
 pub use raw::{framed, gzip};
-pub use relay::Relay;
-pub use status::{StatusFeed, Told};
+pub use stream::{Arrived, GapTold, arrive, check_in_order, check_whole, check_with_gaps};
 pub use syncs::Syncs;
 pub use tool::{Ended, run, run_with_input, tool, with_aws};
 

@@ -1,6 +1,6 @@
 //! What the status says, and who is told.
 
-mod blame;
+mod attribution;
 mod feed;
 mod matrix;
 mod subscribers;

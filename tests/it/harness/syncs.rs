@@ -17,7 +17,7 @@ impl Syncs {
     /// Builds what the process loads, with the C compiler.
     pub async fn new() -> Self {
         let folder = TempDir::new().unwrap();
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/harness/syncs.c");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/harness/sync_faults.c");
         let mut compiler = Command::new("cc");
         compiler.args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"]);
         compiler

@@ -2,7 +2,7 @@
 //! ACTIVE and from UNKNOWN, AWS starts to answer so, and is mended.
 
 mod case;
-mod own;
+mod own_faults;
 mod trouble;
 
 use aws_stand_in::{
