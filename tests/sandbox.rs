@@ -161,7 +161,7 @@ fn run_eve(lines: &[String]) -> Output {
 }
 
 #[test]
-fn an_eve_file_arrives_in_order_and_whole() {
+fn an_eve_file_arrives_complete_and_in_order() {
     let (alerts, lines) = eve_lines();
     let output = run_eve(&lines);
     let said = stderr(&output);
@@ -200,7 +200,7 @@ fn an_eve_file_arrives_in_order_and_whole() {
 }
 
 #[test]
-fn a_broken_line_is_told_and_the_rest_arrives() {
+fn a_broken_line_is_reported_and_the_rest_arrives() {
     let (_, mut lines) = eve_lines();
     lines.insert(1, r#"{"event_type":"alert","#.to_owned());
     let output = run_eve(&lines);
@@ -238,7 +238,7 @@ fn a_real_file_arrives() {
 }
 
 #[test]
-fn what_goes_wrong_is_said_with_an_exit_code() {
+fn errors_have_a_reason_and_an_exit_code() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     for (arguments, code, reason) in [
@@ -265,7 +265,7 @@ fn what_goes_wrong_is_said_with_an_exit_code() {
 
 /// A wrong external ID in the middle of a run: it must end by itself, and say why.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_that_is_refused_ends_with_the_status() {
+async fn a_refused_run_ends_with_the_status() {
     use siem_client::v1::{
         ConfigureRequest, siem_integration_service_client::SiemIntegrationServiceClient,
     };
@@ -303,7 +303,7 @@ async fn a_run_that_is_refused_ends_with_the_status() {
 }
 
 #[test]
-fn a_closed_pipe_ends_the_show_cleanly() {
+fn a_closed_pipe_ends_the_sandbox_cleanly() {
     let directory = tempfile::tempdir().unwrap();
     let mut child = sandbox(&["--port", "0"], directory.path())
         .stdout(Stdio::piped())
@@ -323,7 +323,7 @@ fn a_closed_pipe_ends_the_show_cleanly() {
 }
 
 #[test]
-fn the_stand_in_alone_says_what_to_export() {
+fn the_stand_in_alone_prints_the_variables_to_export() {
     let directory = tempfile::tempdir().unwrap();
     let mut child = sandbox(&["--aws-only", "--aws-port", "0"], directory.path())
         .stdout(Stdio::piped())

@@ -1,61 +1,55 @@
-//! Attribution of refusals: to the customer, or to this service.
+//! Attribution of refusals to the customer or to this service.
 
-use aws_stand_in::{Operation, RoleSpec, StandIn, vendor_credentials};
+use aws_stand_in::{Control, Operation, RoleSpec, vendor_credentials};
 use serde_json::json;
 use siem_client::v1::{CheckName, CheckResult, Status, StatusReason};
-use tempfile::TempDir;
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
 
 use crate::harness::{
-    Api, Customer, Load, Process, StatusFeed, Told, arrive, reason, refusal, stand_in, violated,
+    Api, Customer, FeedEvent, Load, Process, ProcessEnv, StatusFeed, error, fault,
+    own_credentials_without_assume_role, read_events, reason, violated,
 };
 
-/// The built binary with waits that do not keep a test waiting, and customers in several
-/// accounts and regions.
-struct Ground {
-    stand_in: StandIn,
-    _dir: TempDir,
+/// A process with short waits, and customers in several accounts and regions.
+struct Fixture {
+    env: ProcessEnv,
     process: Process,
 }
 
 const SETTINGS: [&str; 4] = ["--retry-first-ms", "500", "--retry-most-ms", "1000"];
 
-impl Ground {
+impl Fixture {
     async fn start(settings: &[&str]) -> Self {
-        let stand_in = stand_in().await;
-        Self::start_with(stand_in, settings).await
+        Self::start_on(ProcessEnv::new().await, settings).await
     }
 
-    async fn start_with(stand_in: StandIn, settings: &[&str]) -> Self {
-        let dir = TempDir::new().unwrap();
-        let settings = [&SETTINGS, settings].concat();
-        let process = Process::start(dir.path(), &stand_in.url(), &settings).await;
-        Self {
-            stand_in,
-            _dir: dir,
-            process,
-        }
+    async fn start_on(env: ProcessEnv, settings: &[&str]) -> Self {
+        let process = env.start_with(&[&SETTINGS, settings].concat()).await;
+        Self { env, process }
     }
 
     fn api(&self) -> &Api {
         &self.process.api
     }
 
-    /// A customer whose role and stream are there.
+    fn aws(&self) -> &Control {
+        &self.env.aws
+    }
+
+    /// A configured customer, whose role and stream exist.
     async fn customer(&self, organization_id: &str, account: u64, region: &str) -> Customer {
         let customer = Customer::in_account(organization_id, account, region);
-        let aws = self.stand_in.control();
-        customer.make_role(&aws);
-        customer.make_stream(&aws, 1);
+        customer.make_role(self.aws());
+        customer.make_stream(self.aws(), 1);
         self.api().configure(&customer).await;
         customer
     }
 
-    /// Calls of an operation on a stream or a role are refused.
+    /// Makes AWS refuse calls of an operation on a stream or a role, or all of them.
     fn refuse(&self, operation: Operation, target: Option<&str>, code: &str, status: u16) {
-        let fault = refusal(operation, target, code, status);
-        self.stand_in.control().add_fault(fault).unwrap();
+        let refusal = fault(operation, target, error(code, status));
+        self.aws().add_fault(refusal).unwrap();
     }
 
     async fn publish(&self, load: &mut Load, count: usize) {
@@ -64,13 +58,11 @@ impl Ground {
     }
 
     async fn feed(&self, organization_id: &str) -> StatusFeed {
-        let mut feed = self.api().watch(&[organization_id], "").await;
-        feed.until_synced().await;
-        feed
+        self.api().watch_changes(organization_id).await
     }
 
-    /// Health has not said that delivery fails, and the log has not blamed this service.
-    async fn is_serving(&self) {
+    /// Checks that health says SERVING, and that the log has not blamed this service.
+    async fn check_serving(&self) {
         let mut health = self.api().health("delivery").await;
         health.until(ServingStatus::Serving).await;
         let log = self.process.log();
@@ -79,49 +71,49 @@ impl Ground {
     }
 }
 
-fn invalid_configuration(organization_id: &str) -> Told {
+fn invalid_configuration(organization_id: &str) -> FeedEvent {
     let reason = StatusReason::InvalidConfiguration;
-    Told::because(organization_id, Status::Failing, reason)
+    FeedEvent::with_reason(organization_id, Status::Failing, reason)
 }
 
-fn active(organization_id: &str) -> Told {
-    Told::because(organization_id, Status::Active, StatusReason::Unspecified)
+fn active(organization_id: &str) -> FeedEvent {
+    FeedEvent::with_reason(organization_id, Status::Active, StatusReason::Unspecified)
 }
 
-/// A region that is not enabled in one customer's account refuses sessions that are good
-/// elsewhere, whether others deliver meanwhile or nobody does.
+/// A region that is not enabled in the customer's account refuses sessions that are valid in other
+/// regions. It is the customer's fault whether or not other integrations deliver meanwhile.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_region_that_refuses_sessions_is_its_customers_to_enable() {
+async fn a_region_that_refuses_sessions_is_the_customers_fault() {
     for others_deliver in [true, false] {
-        let ground = Ground::start(&[]).await;
-        let far = ground.customer("far", 333_333_333_333, "me-south-1").await;
-        let near = ground.customer("near", 444_444_444_444, "eu-west-1").await;
-        let mut feed = ground.feed("far").await;
+        let fixture = Fixture::start(&[]).await;
+        let far = fixture.customer("far", 333_333_333_333, "me-south-1").await;
+        let near = fixture.customer("near", 444_444_444_444, "eu-west-1").await;
+        let mut feed = fixture.feed("far").await;
         let code = "UnrecognizedClientException";
-        ground.refuse(Operation::PutRecords, Some(&far.stream_arn), code, 400);
+        fixture.refuse(Operation::PutRecords, Some(&far.stream_arn), code, 400);
         let (mut of_far, mut of_near) = (Load::new("far", 2, 1), Load::new("near", 2, 2));
-        ground.publish(&mut of_far, 5).await;
+        fixture.publish(&mut of_far, 5).await;
         let others = async {
             if !others_deliver {
                 std::future::pending::<()>().await;
             }
             loop {
-                ground.publish(&mut of_near, 5).await;
+                fixture.publish(&mut of_near, 5).await;
                 let all = of_near.made.len();
-                arrive(&ground.stand_in.control(), &near.stream_arn, all).await;
+                read_events(fixture.aws(), &near.stream_arn, all).await;
             }
         };
         let shown = tokio::select! {
             shown = feed.next() => shown,
-            () = others => unreachable!("it does not end"),
+            () = others => unreachable!("an endless loop"),
         };
-        let told = feed.last.clone().unwrap();
+        let status = feed.last.clone().unwrap();
         assert_eq!(shown, invalid_configuration("far"));
-        assert_eq!(told.aws_error_code, code);
+        assert_eq!(status.aws_error_code, code);
         for named in ["me-south-1", "333333333333"] {
-            assert!(told.message.contains(named), "{}", told.message);
+            assert!(status.message.contains(named), "{}", status.message);
         }
-        let test = ground.api().send_test("far").await;
+        let test = fixture.api().send_test("far").await;
         let write = test
             .checks
             .iter()
@@ -130,23 +122,23 @@ async fn a_region_that_refuses_sessions_is_its_customers_to_enable() {
         assert_eq!(write.result(), CheckResult::Failed);
         assert!(write.remedy.contains("me-south-1"), "{write:?}");
         assert_eq!(test.status.unwrap().status(), Status::Failing);
-        ground.is_serving().await;
+        fixture.check_serving().await;
 
-        ground.stand_in.control().clear_faults();
+        fixture.aws().clear_faults();
         assert_eq!(feed.next().await, active("far"));
-        arrive(&ground.stand_in.control(), &far.stream_arn, 5).await;
+        read_events(fixture.aws(), &far.stream_arn, 5).await;
     }
 }
 
-/// STS refuses our credentials for one role only, as it does for another partition's.
+/// STS refuses our credentials for one role only, as it does for a role of another partition.
 #[tokio::test(flavor = "multi_thread")]
-async fn sts_that_refuses_for_one_role_only_is_its_customers() {
-    let ground = Ground::start(&[]).await;
-    let far = ground.customer("far", 333_333_333_333, "me-south-1").await;
-    let mut feed = ground.feed("far").await;
+async fn sts_refusing_one_role_is_the_customers_fault() {
+    let fixture = Fixture::start(&[]).await;
+    let far = fixture.customer("far", 333_333_333_333, "me-south-1").await;
+    let mut feed = fixture.feed("far").await;
     let code = "InvalidClientTokenId";
-    ground.refuse(Operation::AssumeRole, Some(&far.role_arn), code, 403);
-    let test = ground.api().send_test("far").await;
+    fixture.refuse(Operation::AssumeRole, Some(&far.role_arn), code, 403);
+    let test = fixture.api().send_test("far").await;
     assert!(!test.delivered);
     let check = &test.checks[0];
     assert_eq!(
@@ -155,82 +147,83 @@ async fn sts_that_refuses_for_one_role_only_is_its_customers() {
     );
     assert!(check.remedy.contains("me-south-1"), "{check:?}");
     assert_eq!(feed.next().await, invalid_configuration("far"));
-    ground.is_serving().await;
-    ground.stand_in.control().clear_faults();
+    fixture.check_serving().await;
+    fixture.aws().clear_faults();
     let mut load = Load::new("far", 2, 1);
-    ground.publish(&mut load, 5).await;
+    fixture.publish(&mut load, 5).await;
     assert_eq!(feed.next().await, active("far"));
 }
 
-/// Others go on for as long as their sessions last, which does not make it the customer's
-/// fault that no new one can be assumed.
+/// Other integrations deliver for as long as their sessions last, which is no evidence that a
+/// customer whose role cannot be assumed is at fault.
 #[tokio::test(flavor = "multi_thread")]
-async fn credentials_that_end_while_others_still_deliver_are_ours() {
-    let ground = Ground::start(&["--failing-after-seconds", "8"]).await;
-    let aws = ground.stand_in.control();
-    let near = ground.customer("near", 444_444_444_444, "eu-west-1").await;
+async fn expired_own_credentials_are_our_fault_while_sessions_last() {
+    let fixture = Fixture::start(&["--failing-after-seconds", "8"]).await;
+    let aws = fixture.aws();
+    let near = fixture.customer("near", 444_444_444_444, "eu-west-1").await;
     let mut of_near = Load::new("near", 2, 2);
-    ground.publish(&mut of_near, 5).await;
-    arrive(&aws, &near.stream_arn, 5).await;
+    fixture.publish(&mut of_near, 5).await;
+    read_events(aws, &near.stream_arn, 5).await;
     let code = "ExpiredToken";
-    ground.refuse(Operation::AssumeRole, None, code, 403);
-    ground.refuse(Operation::GetCallerIdentity, None, code, 403);
-    ground.customer("far", 333_333_333_333, "eu-west-1").await;
-    let mut feed = ground.feed("far").await;
-    let mut health = ground.api().health("delivery").await;
+    fixture.refuse(Operation::AssumeRole, None, code, 403);
+    fixture.refuse(Operation::GetCallerIdentity, None, code, 403);
+    fixture.customer("far", 333_333_333_333, "eu-west-1").await;
+    let mut feed = fixture.feed("far").await;
+    let mut health = fixture.api().health("delivery").await;
     let mut of_far = Load::new("far", 2, 1);
-    ground.publish(&mut of_far, 5).await;
+    fixture.publish(&mut of_far, 5).await;
     let others = async {
         loop {
-            ground.publish(&mut of_near, 5).await;
+            fixture.publish(&mut of_near, 5).await;
             let all = of_near.made.len();
-            arrive(&aws, &near.stream_arn, all).await;
+            read_events(aws, &near.stream_arn, all).await;
         }
     };
-    let told = async {
+    let change = async {
         health.until(ServingStatus::NotServing).await;
         feed.next().await
     };
-    let told = tokio::select! {
-        told = told => told,
-        () = others => unreachable!("it does not end"),
+    let change = tokio::select! {
+        change = change => change,
+        () = others => unreachable!("an endless loop"),
     };
     let unavailable = StatusReason::ServiceUnavailable;
-    assert_eq!(told, Told::because("far", Status::Failing, unavailable));
+    let unavailable = FeedEvent::with_reason("far", Status::Failing, unavailable);
+    assert_eq!(change, unavailable);
     aws.clear_faults();
     assert_eq!(feed.next().await, active("far"));
     health.until(ServingStatus::Serving).await;
 }
 
-/// Refusals by one account are no evidence against this service, however many roles it has.
+/// Refusals by one account are no evidence against this service, whatever their number.
 #[tokio::test(flavor = "multi_thread")]
-async fn six_organizations_of_one_account_that_drop_their_trust_are_refused() {
-    let ground = Ground::start(&[]).await;
-    let aws = ground.stand_in.control();
+async fn refusals_by_one_account_are_its_own_fault() {
+    let fixture = Fixture::start(&[]).await;
+    let aws = fixture.aws();
     let organizations = ["a", "b", "c", "d", "e", "f"];
     let mut feeds = Vec::new();
     for organization in organizations {
-        let customer = ground
+        let customer = fixture
             .customer(organization, 333_333_333_333, "eu-west-1")
             .await;
-        assert!(ground.api().send_test(organization).await.delivered);
-        feeds.push((ground.feed(organization).await, customer));
+        assert!(fixture.api().send_test(organization).await.delivered);
+        feeds.push((fixture.feed(organization).await, customer));
     }
     for (_, customer) in &feeds {
         let other = json!({ "StringEquals": { "sts:ExternalId": "another" } });
-        customer.make_role_with_trust(&aws, other);
+        customer.make_role_with_trust(aws, other);
     }
     aws.expire_sessions();
     for (number, organization) in organizations.into_iter().enumerate() {
         let mut load = Load::new(organization, 2, number as u64);
-        ground.publish(&mut load, 5).await;
+        fixture.publish(&mut load, 5).await;
     }
     for (organization, (feed, _)) in organizations.into_iter().zip(&mut feeds) {
         let denied = StatusReason::AssumeRoleDenied;
-        let denied = Told::because(organization, Status::Unauthorized, denied);
+        let denied = FeedEvent::with_reason(organization, Status::Unauthorized, denied);
         assert_eq!(feed.next().await, denied);
     }
-    ground.is_serving().await;
+    fixture.check_serving().await;
 }
 
 const CANARY: &str = "arn:aws:iam::111111111111:role/canary";
@@ -251,38 +244,34 @@ fn canary() -> RoleSpec {
     RoleSpec::new(CANARY, trust.to_string(), nothing.to_string())
 }
 
-/// With a canary role one customer is enough to tell a lost right of ours from a refusal.
+/// With a canary role the refusal of one customer's role is enough to find out whether our own right
+/// to assume roles was lost.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_canary_role_tells_our_own_right_from_a_customers_refusal() {
+async fn a_canary_role_distinguishes_our_fault_from_a_customers() {
     let settings = ["--canary-role-arn", CANARY, "--failing-after-seconds", "1"];
-    let ground = Ground::start(&settings).await;
-    let aws = ground.stand_in.control();
+    let fixture = Fixture::start(&settings).await;
+    let aws = fixture.aws();
     aws.put_role(canary()).unwrap();
-    let customer = ground.customer("acme", 333_333_333_333, "eu-west-1").await;
-    let mut feed = ground.feed("acme").await;
-    let mut health = ground.api().health("delivery").await;
+    let customer = fixture.customer("acme", 333_333_333_333, "eu-west-1").await;
+    let mut feed = fixture.feed("acme").await;
+    let mut health = fixture.api().health("delivery").await;
     let mut load = Load::new("acme", 2, 1);
 
     aws.delete_role(&customer.role_arn);
-    ground.publish(&mut load, 5).await;
+    fixture.publish(&mut load, 5).await;
     let denied = StatusReason::AssumeRoleDenied;
-    let denied = Told::because("acme", Status::Unauthorized, denied);
+    let denied = FeedEvent::with_reason("acme", Status::Unauthorized, denied);
     assert_eq!(feed.next().await, denied);
-    ground.is_serving().await;
-    customer.make_role(&aws);
+    fixture.check_serving().await;
+    customer.make_role(aws);
     assert_eq!(feed.next().await, active("acme"));
 
-    let mut own = vendor_credentials();
-    let deny = json!({
-        "Version": "2012-10-17",
-        "Statement": [{ "Effect": "Deny", "Action": "sts:AssumeRole", "Resource": "*" }],
-    });
-    own.policy = Some(deny.to_string());
-    aws.put_credentials(own).unwrap();
+    aws.put_credentials(own_credentials_without_assume_role())
+        .unwrap();
     aws.expire_sessions();
-    ground.publish(&mut load, 5).await;
+    fixture.publish(&mut load, 5).await;
     let unavailable = StatusReason::ServiceUnavailable;
-    let unavailable = Told::because("acme", Status::Failing, unavailable);
+    let unavailable = FeedEvent::with_reason("acme", Status::Failing, unavailable);
     assert_eq!(feed.next().await, unavailable);
     health.until(ServingStatus::NotServing).await;
 
@@ -291,63 +280,63 @@ async fn a_canary_role_tells_our_own_right_from_a_customers_refusal() {
     assert_eq!(feed.next().await, active("acme"));
 }
 
-/// The setting is ours: a role that grants no such session is assumed for an hour.
+/// The duration is our setting: a role that does not grant it is assumed for an hour.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_that_a_role_finds_too_long_is_made_shorter() {
-    let ground = Ground::start(&["--assume-role-duration-seconds", "7200"]).await;
-    let customer = ground.customer("acme", 333_333_333_333, "eu-west-1").await;
-    let mut feed = ground.feed("acme").await;
+async fn a_session_duration_over_the_roles_maximum_is_shortened() {
+    let fixture = Fixture::start(&["--assume-role-duration-seconds", "7200"]).await;
+    let customer = fixture.customer("acme", 333_333_333_333, "eu-west-1").await;
+    let mut feed = fixture.feed("acme").await;
     let mut load = Load::new("acme", 2, 1);
-    ground.publish(&mut load, 5).await;
+    fixture.publish(&mut load, 5).await;
     assert_eq!(feed.next().await, active("acme"));
-    let aws = ground.stand_in.control();
+    let aws = fixture.aws();
     let refused = || aws.call_count(Operation::AssumeRole, Some("ValidationError"));
     assert_eq!(refused(), 1);
-    let log = ground.process.log();
+    let log = fixture.process.log();
     assert!(log.contains("grants no session as long"), "{log}");
-    // It is kept for that role.
+    // The shorter duration is remembered for the role.
     aws.expire_sessions();
-    ground.publish(&mut load, 5).await;
-    arrive(&aws, &customer.stream_arn, 10).await;
+    fixture.publish(&mut load, 5).await;
+    read_events(aws, &customer.stream_arn, 10).await;
     assert_eq!(refused(), 1);
 }
 
-/// AWS refuses what is signed by a clock that is more than five minutes off.
+/// AWS refuses signatures by a clock that is more than five minutes wrong.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clock_that_is_wrong_delivers_and_is_named() {
+async fn a_wrong_clock_is_corrected_and_logged() {
     for client in ["direct", "sdk"] {
         for (offset, words) in [(600, "600 s behind"), (-3000, "3000 s ahead of")] {
-            let ahead = stand_in().await;
-            ahead.control().set_clock_offset(offset);
+            let env = ProcessEnv::new().await;
+            env.aws.set_clock_offset(offset);
             let settings = [
                 "--put-records-client",
                 client,
                 "--failing-after-seconds",
                 "5",
             ];
-            let ground = Ground::start_with(ahead, &settings).await;
-            let customer = ground.customer("acme", 333_333_333_333, "eu-west-1").await;
-            let mut feed = ground.feed("acme").await;
-            let test = ground.api().send_test("acme").await;
+            let fixture = Fixture::start_on(env, &settings).await;
+            let customer = fixture.customer("acme", 333_333_333_333, "eu-west-1").await;
+            let mut feed = fixture.feed("acme").await;
+            let test = fixture.api().send_test("acme").await;
             assert!(test.delivered, "{client} {offset}: {test:?}");
             assert_eq!(feed.next().await, active("acme"));
             let mut load = Load::new("acme", 2, 1);
-            ground.publish(&mut load, 50).await;
-            arrive(&ground.stand_in.control(), &customer.stream_arn, 50).await;
-            let log = ground.process.log();
-            let words = words.split(' ').next().unwrap();
-            let near = [0, 1].map(|less| words.parse::<i64>().unwrap() - less);
-            let named = near
+            fixture.publish(&mut load, 50).await;
+            read_events(fixture.aws(), &customer.stream_arn, 50).await;
+            let log = fixture.process.log();
+            // A call may take the rest of a second.
+            let seconds: i64 = words.split(' ').next().unwrap().parse().unwrap();
+            let logged = [seconds, seconds - 1]
                 .iter()
                 .any(|seconds| log.contains(&format!("the clock of this machine is {seconds} s ")));
-            assert!(named, "{log}");
-            ground.is_serving().await;
+            assert!(logged, "{log}");
+            fixture.check_serving().await;
 
-            // A clock that goes wrong later is the same.
-            ground.stand_in.control().set_clock_offset(0);
-            ground.publish(&mut load, 50).await;
-            arrive(&ground.stand_in.control(), &customer.stream_arn, 100).await;
-            ground
+            // A clock that changes later is corrected as well.
+            fixture.aws().set_clock_offset(0);
+            fixture.publish(&mut load, 50).await;
+            read_events(fixture.aws(), &customer.stream_arn, 100).await;
+            fixture
                 .process
                 .until_logged("agrees with AWS's again", 0)
                 .await;
@@ -355,10 +344,10 @@ async fn a_clock_that_is_wrong_delivers_and_is_named() {
     }
 }
 
-/// No credentials reach another partition.
+/// Credentials are valid in one partition only.
 #[tokio::test(flavor = "multi_thread")]
-async fn another_partition_than_our_own_is_refused() {
-    let ground = Ground::start(&[]).await;
+async fn an_arn_of_another_partition_is_refused() {
+    let fixture = Fixture::start(&[]).await;
     let china = |arn: String| arn.replace("arn:aws:", "arn:aws-cn:");
     let customer = Customer::in_account("acme", 333_333_333_333, "cn-north-1");
     let customer = Customer {
@@ -366,7 +355,7 @@ async fn another_partition_than_our_own_is_refused() {
         role_arn: china(customer.role_arn),
         ..customer
     };
-    let refused = ground
+    let refused = fixture
         .api()
         .try_configure(customer.request())
         .await
@@ -376,31 +365,32 @@ async fn another_partition_than_our_own_is_refused() {
     assert_eq!(reason(&refused), "INVALID_FIELD");
 }
 
-/// Without a condition on the external ID another customer could have us write there.
+/// Without a condition on the external ID another customer could have us write into this one's
+/// stream.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_role_that_does_not_require_the_external_id_gets_nothing() {
+async fn a_role_that_does_not_require_its_external_id_gets_no_events() {
     for open in [
         json!({}),
         json!({ "StringLike": { "sts:ExternalId": "*" } }),
         json!({ "StringEqualsIfExists": { "sts:ExternalId": "external:id/of=acme" } }),
     ] {
-        let ground = Ground::start(&[]).await;
-        let aws = ground.stand_in.control();
-        let customer = ground.customer("acme", 333_333_333_333, "eu-west-1").await;
-        customer.make_role_with_trust(&aws, open.clone());
-        let mut feed = ground.feed("acme").await;
+        let fixture = Fixture::start(&[]).await;
+        let aws = fixture.aws();
+        let customer = fixture.customer("acme", 333_333_333_333, "eu-west-1").await;
+        customer.make_role_with_trust(aws, open.clone());
+        let mut feed = fixture.feed("acme").await;
         let mut load = Load::new("acme", 2, 1);
-        ground.publish(&mut load, 5).await;
+        fixture.publish(&mut load, 5).await;
         let refused = StatusReason::ExternalIdNotRequired;
-        let refused = Told::because("acme", Status::Unauthorized, refused);
+        let refused = FeedEvent::with_reason("acme", Status::Unauthorized, refused);
         assert_eq!(feed.next().await, refused, "{open}");
-        let told = feed.last.clone().unwrap();
+        let status = feed.last.clone().unwrap();
         assert!(
-            told.message.contains("StringEquals sts:ExternalId"),
+            status.message.contains("StringEquals sts:ExternalId"),
             "{}",
-            told.message
+            status.message
         );
-        let test = ground.api().send_test("acme").await;
+        let test = fixture.api().send_test("acme").await;
         assert!(!test.delivered);
         let check = |name| {
             test.checks
@@ -415,46 +405,45 @@ async fn a_role_that_does_not_require_the_external_id_gets_nothing() {
         assert_eq!(check(CheckName::WriteRecord).result(), CheckResult::Skipped);
         assert_eq!(aws.stream(&customer.stream_arn).unwrap().accepted, 0);
 
-        customer.make_role(&aws);
+        customer.make_role(aws);
         assert_eq!(feed.next().await, active("acme"));
-        arrive(&aws, &customer.stream_arn, 5).await;
-        ground.is_serving().await;
+        read_events(aws, &customer.stream_arn, 5).await;
+        fixture.check_serving().await;
     }
 }
 
-/// Roles are tried once for each configuration, not for each session; what is unclear proves
-/// nothing.
+/// A role is tried without its external ID once per configuration, not per session.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_role_is_tried_without_the_external_id_once_a_configuration() {
-    let ground = Ground::start(&["--external-id-proof", "warn"]).await;
-    let aws = ground.stand_in.control();
-    let customer = ground.customer("acme", 333_333_333_333, "eu-west-1").await;
+async fn a_role_is_probed_once_per_configuration() {
+    let fixture = Fixture::start(&["--external-id-proof", "warn"]).await;
+    let aws = fixture.aws();
+    let customer = fixture.customer("acme", 333_333_333_333, "eu-west-1").await;
     let mut load = Load::new("acme", 2, 1);
     for sessions in 1..4 {
-        ground.publish(&mut load, 5).await;
-        arrive(&aws, &customer.stream_arn, load.made.len()).await;
+        fixture.publish(&mut load, 5).await;
+        read_events(aws, &customer.stream_arn, load.made.len()).await;
         let assumed = aws.call_count(Operation::AssumeRole, Some("OK"));
         let denied = aws.call_count(Operation::AssumeRole, Some("AccessDenied"));
         assert_eq!((assumed, denied), (sessions, 2));
         aws.expire_sessions();
     }
-    ground.api().configure(&customer).await;
-    ground.publish(&mut load, 5).await;
-    arrive(&aws, &customer.stream_arn, load.made.len()).await;
+    fixture.api().configure(&customer).await;
+    fixture.publish(&mut load, 5).await;
+    read_events(aws, &customer.stream_arn, load.made.len()).await;
     assert_eq!(
         aws.call_count(Operation::AssumeRole, Some("AccessDenied")),
         4
     );
 
-    // With `warn` an open role gets its events, and the log says what it lacks.
-    customer.make_role_with_trust(&aws, json!({}));
-    ground.api().configure(&customer).await;
-    ground.publish(&mut load, 5).await;
-    arrive(&aws, &customer.stream_arn, load.made.len()).await;
-    ground
+    // With `warn` an open role gets its events, and the log names the missing condition.
+    customer.make_role_with_trust(aws, json!({}));
+    fixture.api().configure(&customer).await;
+    fixture.publish(&mut load, 5).await;
+    read_events(aws, &customer.stream_arn, load.made.len()).await;
+    fixture
         .process
         .until_logged("lacks the condition sts:ExternalId", 0)
         .await;
-    let status = ground.api().get("acme").await.status.unwrap();
+    let status = fixture.api().get("acme").await.status.unwrap();
     assert_eq!(status.status(), Status::Active);
 }
