@@ -146,7 +146,7 @@ async fn a_status_watch_resumes_after_a_kill_of_the_service() {
     process.kill().await;
 
     let process = env.start_with(&["--listen", &listen]).await;
-    // The token is still valid: nothing is reset, and nothing is sent twice.
+    // The token remains valid: nothing is reset, and nothing is sent twice.
     let synced = with_timeout("the marker again", watch.next())
         .await
         .unwrap();

@@ -305,7 +305,7 @@ async fn a_session_duration_over_the_roles_maximum_is_shortened() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_clock_is_corrected_and_logged() {
     for client in ["direct", "sdk"] {
-        for (offset, words) in [(600, "600 s behind"), (-3000, "3000 s ahead of")] {
+        for offset in [600_i64, -3000] {
             let env = ProcessEnv::new().await;
             env.aws.set_clock_offset(offset);
             let settings = [
@@ -325,8 +325,7 @@ async fn a_wrong_clock_is_corrected_and_logged() {
             read_events(fixture.aws(), &customer.stream_arn, 50).await;
             let log = fixture.process.log();
             // A call may take the rest of a second.
-            let seconds: i64 = words.split(' ').next().unwrap().parse().unwrap();
-            let logged = [seconds, seconds - 1]
+            let logged = [offset.abs(), offset.abs() - 1]
                 .iter()
                 .any(|seconds| log.contains(&format!("the clock of this machine is {seconds} s ")));
             assert!(logged, "{log}");

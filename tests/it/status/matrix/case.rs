@@ -172,7 +172,7 @@ impl Case {
             .next_is(Status::Failing, StatusReason::ServiceUnavailable)
             .await;
         assert_eq!(shown.aws_error_code, code);
-        let (message, remedy) = words(shown.reason());
+        let (message, remedy) = message_and_remedy(shown.reason());
         assert!(shown.message.starts_with(message), "{shown:?}");
         assert!(shown.message.contains(remedy), "{shown:?}");
     }
@@ -213,7 +213,7 @@ impl Case {
     fn check_details(&self, shown: &v1::IntegrationStatus, code: &str, start_time: SystemTime) {
         let case = format!("{:?} {shown:?}", self.trouble);
         assert_eq!(shown.aws_error_code, code, "{case}");
-        let (message, remedy) = words(shown.reason());
+        let (message, remedy) = message_and_remedy(shown.reason());
         assert!(shown.message.starts_with(message), "{case}");
         assert!(shown.message.contains(remedy), "{case}");
         assert_eq!(shown.since_time, shown.last_attempt_time, "{case}");
@@ -365,7 +365,7 @@ fn detail(status: &v1::IntegrationStatus) -> serde_json::Value {
 }
 
 /// Start of a reason's message, and words of its remedy.
-fn words(reason: StatusReason) -> (&'static str, &'static str) {
+fn message_and_remedy(reason: StatusReason) -> (&'static str, &'static str) {
     match reason {
         StatusReason::AssumeRoleDenied => (
             "Unauthorized - check your Role ARN and External ID. ",
