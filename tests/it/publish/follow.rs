@@ -350,7 +350,10 @@ async fn an_unreadable_file_is_skipped_or_waited_for() {
     let ended = terminate(publisher).await;
     assert_eq!(ended.status.code(), Some(1), "{ended:?}");
     let summary = String::from_utf8_lossy(&ended.stdout).into_owned();
-    assert!(summary.contains("some content of the log was not read"), "{summary}");
+    assert!(
+        summary.contains("some content of the log was not read"),
+        "{summary}"
+    );
     // Once everything is readable, nothing is missing.
     for number in 1..9 {
         let rotated = log.dir.path().join(format!("eve.json.{number}"));
