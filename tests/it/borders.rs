@@ -98,7 +98,7 @@ impl Paths {
         self.found.push(path);
     }
 
-    /// Notes a path outside of `use`, where a single word is a local name.
+    /// Adds a path outside of `use`, where a single word is a local name.
     fn add_joined(&mut self, path: Vec<String>) {
         if path.len() > 1 {
             self.add(path);

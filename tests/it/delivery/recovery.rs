@@ -1,5 +1,5 @@
-//! Recovery from lost answers, failed calls, ended sessions, restarts and replaced streams, and
-//! other states that delivery passes through.
+//! Delivery through lost answers, failed calls, expired sessions, restarts, backlogs and replaced
+//! streams.
 
 use aws_stand_in::{Effect, Fault, Operation, SessionLifetime, When};
 use siem_client::v1::{Status, StatusReason};
@@ -157,8 +157,8 @@ async fn pending_events_go_to_the_new_stream() {
     assert_eq!((counts.accepted, counts.delivered), (2000, 2000));
 }
 
-/// Small publishes beside delivery, between which the integration becomes idle: an event that
-/// arrives at that moment must be delivered as well.
+/// Publishes single events, between which the integration becomes idle. An event that arrives at that
+/// moment must be delivered.
 #[tokio::test(flavor = "multi_thread")]
 async fn events_published_as_an_integration_becomes_idle_are_delivered() {
     let env = TestEnv::with(&[("settle-linger-ms", "1"), ("commit-linger-ms", "0")]).await;

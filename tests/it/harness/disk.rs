@@ -70,14 +70,14 @@ impl Disk {
         &self.data
     }
 
-    /// Path from outside of the namespace to a path that starts with `data`.
+    /// Path, outside of the namespace, of a file such as `data/ballast`.
     pub fn outside(&self, file: &str) -> PathBuf {
         let root = PathBuf::from(format!("/proc/{}/root", self.keeper()));
         root.join(self.folder.path().strip_prefix("/").unwrap())
             .join(file)
     }
 
-    /// Command line in front of a program that runs the program inside of the namespace.
+    /// Command line that executes the program behind it inside of the namespace.
     pub fn launcher(&self) -> Vec<String> {
         let keeper = self.keeper();
         let mut launcher = vec!["nsenter", "--preserve-credentials", "--target", &keeper];
@@ -130,7 +130,7 @@ impl SyncFaults {
         self.folder.path().join(name)
     }
 
-    /// Command line in front of a program that runs the program with these syncs.
+    /// Command line that executes the program behind it with these syncs.
     pub fn launcher(&self) -> Vec<String> {
         vec![
             "env".to_owned(),

@@ -130,7 +130,7 @@ async fn the_issued_policy_accepts_only_issued_external_ids() {
     env.api.try_configure(again).await.unwrap();
 }
 
-/// It is shown once, so that a failure to show it loses it, which must not look like success.
+/// A new external ID is shown once. If that fails it is lost, which must not look like success.
 #[tokio::test]
 async fn onboarding_fails_if_a_new_external_id_cannot_be_shown() {
     let arguments = [

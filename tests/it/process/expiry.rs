@@ -105,7 +105,7 @@ async fn check(env: &ProcessEnv, counts: &v1::EventCounts, acked: &[Published]) 
     let missing = (1..=counts.accepted).filter(|sequence| !sequences.contains(sequence));
     let silent: Vec<u64> = missing.filter(|each| !in_gap[*each as usize]).collect();
     assert_eq!(silent, Vec::<u64>::new(), "lost in silence");
-    // An event that was delivered but not settled may have expired, and is in the stream as well.
+    // Events that expired after delivery, before it was settled, are in the stream as well.
     assert!(sequences.len() as u64 >= counts.delivered);
     let lost = acked
         .iter()

@@ -83,7 +83,7 @@ async fn intact_records_of_a_damaged_file_are_delivered() {
     let mut publisher = EvePublisher::new().await;
     let (one, two, three) = (alert(1, ""), alert(2, ""), alert(3, ""));
     let cut = &alert(9, r#","http":{"url":"/a"}"#)[..150];
-    // Records follow a cut record, and a complete one, on the same line.
+    // Further records are on the same line as a cut record, and as a complete one.
     let input = format!("{one}\n{cut}{two}\n{three}{one}\n{cut}\n{two}x\n");
     let (ended, records) = publisher.deliver(input, 5).await;
     assert_eq!(flows(&records), [1, 2, 3, 1, 2]);

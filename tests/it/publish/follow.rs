@@ -398,7 +398,7 @@ async fn a_missing_path_is_reported() {
     assert_eq!(ended.code, Some(64), "{ended:?}");
     assert!(ended.stderr.contains("is a pattern"), "{ended:?}");
     assert!(ended.stderr.contains("threaded: no"), "{ended:?}");
-    // Another sensor's log in the directory is no hint of a pattern.
+    // Another sensor's log in the directory does not suggest that this path is a pattern.
     let log = Log::new();
     fs::rename(log.path(), log.dir.path().join("eve-2.json")).unwrap();
     let mut publisher = log.publish(&address);

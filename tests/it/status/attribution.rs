@@ -154,8 +154,8 @@ async fn sts_refusing_one_role_is_the_customers_fault() {
     assert_eq!(feed.next().await, active("far"));
 }
 
-/// Other integrations deliver for as long as their sessions last, which is no evidence that a
-/// customer whose role cannot be assumed is at fault.
+/// Other integrations deliver until their sessions expire. That is no evidence against a customer
+/// whose role cannot be assumed meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn expired_own_credentials_are_our_fault_while_sessions_last() {
     let fixture = Fixture::start(&["--failing-after-seconds", "8"]).await;

@@ -1,5 +1,5 @@
-//! Every row of the status table, through the built binary: from ACTIVE and from UNKNOWN, AWS
-//! starts to answer that way, and is repaired.
+//! Every row of the status table, through the built binary: from ACTIVE and from UNKNOWN, a trouble
+//! begins, shows in the status, and is repaired.
 
 mod case;
 mod own_faults;

@@ -10,7 +10,7 @@ use crate::harness::{
 
 const SUBSCRIBERS: usize = 2000;
 const CONNECTIONS: usize = 4;
-/// Each changes the status four times.
+/// Rounds of changes, four in each.
 const ROUNDS: usize = 10;
 /// Less than 400 bytes for each subscriber and change.
 const MAX_GROWTH: u64 = 32 << 20;

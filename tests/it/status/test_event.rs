@@ -115,7 +115,7 @@ async fn a_configure_ends_the_backoff_at_once() {
     let missing = FeedEvent::with_reason("acme", Status::Failing, StatusReason::StreamNotFound);
     assert_eq!(statuses.next().await, missing);
     customer.make_stream(&env.aws, 1);
-    // A Configure without a change is a sign that the operator has repaired something.
+    // A Configure ends the backoff without a change as well: the cause may have been repaired.
     env.api.configure(&customer).await;
     assert_eq!(statuses.next().await, active());
     read_events(&env.aws, &customer.stream_arn, 1).await;

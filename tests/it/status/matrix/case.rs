@@ -237,7 +237,7 @@ impl Case {
             assert_eq!(shown.aws_request_id, "", "{case}");
             return;
         };
-        let call = call.unwrap_or_else(|| panic!("{case} has a request id of its own"));
+        let call = call.unwrap_or_else(|| panic!("no call has the request id of {case}"));
         assert_eq!(
             (call.operation, &*call.outcome),
             (self.trouble.operation(), outcome),
