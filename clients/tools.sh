@@ -1,11 +1,11 @@
-# Installs what the clients' commands need; sourced by them. Everything goes into
-# ignored folders of this checkout, with pinned versions, and only when it changed.
+# Functions that install the tools of the clients' commands, which source this file: pinned versions,
+# in ignored folders of this checkout, and only if the versions have changed.
 
-# python_env DIR REQUIREMENTS: a virtual environment in DIR/.venv with what the
-# requirements file (and those that it names) pin.
+# python_env DIR REQUIREMENTS: a virtual environment in DIR/.venv with the packages of the requirements
+# file, and of those that it includes.
 python_env() {
   local dir=$1 requirements=$2 venv=$1/.venv wanted
-  # The path is part of it: a virtual environment does not survive being moved.
+  # With the path, since a virtual environment cannot be moved.
   wanted=$({ echo "$venv"; python3 --version; cat "$requirements" "$clients_dir"/python/requirements*.txt; } | cksum)
   if [[ -f $venv/installed && $(<"$venv/installed") == "$wanted" ]]; then
     return
@@ -17,7 +17,7 @@ python_env() {
   echo "$wanted" >"$venv/installed"
 }
 
-# node_env: clients/typescript/node_modules as package-lock.json says.
+# node_env: clients/typescript/node_modules with the packages of package-lock.json.
 node_env() {
   local dir=$clients_dir/typescript wanted
   wanted=$({ node --version; cat "$dir/package-lock.json" "$dir/.npmrc"; } | cksum)

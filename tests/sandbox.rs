@@ -3,7 +3,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
-    reason = "a test that meets what it does not expect has failed, and one that is skipped says so"
+    reason = "an unexpected value fails the test, and a skipped test says so"
 )]
 
 use std::{
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 const NETWORK: &str = "4e740000-0000-4000-8000-00000000000a";
 const DEVICE: &str = "5e250000-0000-4000-8000-00000000000b";
 
-/// The sandbox on a free port, with a temporary directory of its own.
+/// The sandbox with its own temporary directory.
 fn sandbox(arguments: &[&str], directory: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_siem-relay"));
     command
@@ -34,7 +34,7 @@ fn run(arguments: &[&str]) -> Output {
     let directory = tempfile::tempdir().unwrap();
     let output = sandbox(arguments, directory.path()).output().unwrap();
     let left = fs::read_dir(directory.path()).unwrap().count();
-    assert_eq!(left, 0, "something is left in the temporary directory");
+    assert_eq!(left, 0, "the temporary directory is not empty");
     output
 }
 
@@ -42,7 +42,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Each line of stdout, which holds nothing but CloudEvents.
+/// Lines of standard output, which are CloudEvents only.
 fn events(output: &Output) -> Vec<Value> {
     let text = std::str::from_utf8(&output.stdout).unwrap();
     text.lines()
@@ -50,8 +50,8 @@ fn events(output: &Output) -> Vec<Value> {
         .collect()
 }
 
-/// Checks every attribute; answers the sequence.
-fn check(event: &Value) -> u64 {
+/// Checks every attribute; returns the sequence.
+fn check_event(event: &Value) -> u64 {
     let text = |name: &str| {
         event[name]
             .as_str()
@@ -75,9 +75,9 @@ fn check(event: &Value) -> u64 {
     text("sequence").parse().unwrap()
 }
 
-/// Sequences 1 to `count`, each once.
-fn check_whole(events: &[Value], count: usize) {
-    let sequences: BTreeSet<u64> = events.iter().map(check).collect();
+/// Checks that the sequences are 1 to `count`, each once.
+fn check_complete(events: &[Value], count: usize) {
+    let sequences: BTreeSet<u64> = events.iter().map(check_event).collect();
     assert_eq!(events.len(), count);
     assert_eq!(sequences, (1..=count as u64).collect());
 }
@@ -87,7 +87,7 @@ fn two_hundred_events_arrive() {
     let output = run(&["--events", "200"]);
     assert!(output.status.success(), "{}", stderr(&output));
     let events = events(&output);
-    check_whole(&events, 200);
+    check_complete(&events, 200);
     let distinct = |name: &str| {
         let values = events.iter().map(|event| event[name].to_string());
         values.collect::<BTreeSet<_>>().len()
@@ -95,13 +95,13 @@ fn two_hundred_events_arrive() {
     assert_eq!(distinct("id"), 200);
     assert_eq!(distinct("integrationid"), 1);
     assert!(distinct("partitionkey") > 1);
-    let said = stderr(&output);
+    let log = stderr(&output);
     for part in ["ACTIVE", "delivered 200", "pending 0"] {
-        assert!(said.contains(part), "{part}: {said}");
+        assert!(log.contains(part), "{part}: {log}");
     }
 }
 
-/// Alerts of shapes that real files have, a line of another type and a broken one.
+/// Alerts as in real files, and the lines of a file with them and a record of another type.
 fn eve_lines() -> (Vec<Value>, Vec<String>) {
     let alert = |seconds: u32, extra: Value| {
         let mut line = json!({
@@ -137,7 +137,7 @@ fn eve_lines() -> (Vec<Value>, Vec<String>) {
         ),
     ];
     let mut lines: Vec<String> = alerts.iter().map(Value::to_string).collect();
-    // The same again: the same id, and an event of its own all the same.
+    // A duplicate is another event with the same id.
     lines.push(lines[0].clone());
     lines.insert(2, json!({"event_type": "flow", "flow_id": 7}).to_string());
     (alerts, lines)
@@ -161,15 +161,15 @@ fn run_eve(lines: &[String]) -> Output {
 }
 
 #[test]
-fn an_eve_file_arrives_in_order_and_whole() {
+fn an_eve_file_arrives_complete_and_in_order() {
     let (alerts, lines) = eve_lines();
     let output = run_eve(&lines);
-    let said = stderr(&output);
-    assert!(output.status.success(), "{said}");
-    assert!(said.contains("skipped       1 (flow 1)"), "{said}");
+    let log = stderr(&output);
+    assert!(output.status.success(), "{log}");
+    assert!(log.contains("skipped       1 (flow 1)"), "{log}");
     let mut events = events(&output);
-    check_whole(&events, 5);
-    events.sort_by_key(check);
+    check_complete(&events, 5);
+    events.sort_by_key(check_event);
     assert_eq!(events[0]["id"], events[4]["id"]);
     for (event, line) in events.iter().zip(&alerts) {
         assert_eq!(event["subject"], NETWORK);
@@ -200,15 +200,15 @@ fn an_eve_file_arrives_in_order_and_whole() {
 }
 
 #[test]
-fn a_broken_line_is_told_and_the_rest_arrives() {
+fn a_broken_line_is_reported_and_the_rest_arrives() {
     let (_, mut lines) = eve_lines();
     lines.insert(1, r#"{"event_type":"alert","#.to_owned());
     let output = run_eve(&lines);
-    let said = stderr(&output);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("line 2: broken"), "{said}");
-    assert!(said.contains("1 lines are broken"), "{said}");
-    check_whole(&events(&output), 5);
+    let log = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    assert!(log.contains("line 2: broken"), "{log}");
+    assert!(log.contains("1 lines are broken"), "{log}");
+    check_complete(&events(&output), 5);
 }
 
 #[test]
@@ -226,8 +226,8 @@ fn a_real_file_arrives() {
     let output = run(&["--eve", path.to_str().unwrap(), "--organization", "other"]);
     assert!(output.status.success(), "{}", stderr(&output));
     let mut events = events(&output);
-    check_whole(&events, alerts.len());
-    events.sort_by_key(check);
+    check_complete(&events, alerts.len());
+    events.sort_by_key(check_event);
     for (event, alert) in events.iter().zip(&alerts) {
         assert_eq!(
             event["data"]["signature_id"],
@@ -238,7 +238,7 @@ fn a_real_file_arrives() {
 }
 
 #[test]
-fn what_goes_wrong_is_said_with_an_exit_code() {
+fn errors_have_a_reason_and_an_exit_code() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     for (arguments, code, reason) in [
@@ -256,16 +256,16 @@ fn what_goes_wrong_is_said_with_an_exit_code() {
         (&["--events", "5", "--eve", "x"], 64, "cannot be used with"),
     ] {
         let output = run(arguments);
-        let said = stderr(&output);
-        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
-        assert!(said.contains(reason), "{arguments:?}: {said}");
+        let log = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {log}");
+        assert!(log.contains(reason), "{arguments:?}: {log}");
         assert_eq!(events(&output).len(), 0);
     }
 }
 
-/// A wrong external ID in the middle of a run: it must end by itself, and say why.
+/// A wrong external ID is configured during a run, which must end by itself and report the status.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_that_is_refused_ends_with_the_status() {
+async fn a_refused_run_ends_with_the_status() {
     use siem_client::v1::{
         ConfigureRequest, siem_integration_service_client::SiemIntegrationServiceClient,
     };
@@ -278,8 +278,8 @@ async fn a_run_that_is_refused_ends_with_the_status() {
     .stderr(Stdio::piped())
     .spawn()
     .unwrap();
-    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
-    let first = said.next().unwrap().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+    let first = log.next().unwrap().unwrap();
     let address = first.split_whitespace().next_back().unwrap();
     let request = ConfigureRequest {
         organization_id: "acme".into(),
@@ -292,7 +292,7 @@ async fn a_run_that_is_refused_ends_with_the_status() {
         .configure(request)
         .await
         .unwrap();
-    let rest: Vec<String> = said.map(Result::unwrap).collect();
+    let rest: Vec<String> = log.map(Result::unwrap).collect();
     assert_eq!(child.wait().unwrap().code(), Some(1), "{rest:#?}");
     let reason = rest.last().unwrap();
     assert!(reason.contains("of 100000 events arrived"), "{reason}");
@@ -303,7 +303,7 @@ async fn a_run_that_is_refused_ends_with_the_status() {
 }
 
 #[test]
-fn a_closed_pipe_ends_the_show_cleanly() {
+fn a_closed_pipe_ends_the_sandbox_cleanly() {
     let directory = tempfile::tempdir().unwrap();
     let mut child = sandbox(&["--port", "0"], directory.path())
         .stdout(Stdio::piped())
@@ -313,17 +313,17 @@ fn a_closed_pipe_ends_the_show_cleanly() {
     let mut out = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
     out.read_line(&mut line).unwrap();
-    assert_eq!(check(&serde_json::from_str(&line).unwrap()), 1);
+    assert_eq!(check_event(&serde_json::from_str(&line).unwrap()), 1);
     drop(out);
     let output = child.wait_with_output().unwrap();
-    let said = stderr(&output);
-    assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.contains("SiemIntegrationService/SendTest"), "{said}");
+    let log = stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{log}");
+    assert!(log.contains("SiemIntegrationService/SendTest"), "{log}");
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
 }
 
 #[test]
-fn the_stand_in_alone_says_what_to_export() {
+fn the_stand_in_alone_prints_the_variables_to_export() {
     let directory = tempfile::tempdir().unwrap();
     let mut child = sandbox(&["--aws-only", "--aws-port", "0"], directory.path())
         .stdout(Stdio::piped())

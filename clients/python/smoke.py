@@ -1,6 +1,6 @@
 """Runs the Python stubs against a server: Configure, StreamStatus, Publish, SendTest, Get and Delete.
 
-Takes everything by argument or environment; see --help. Exits with 0 if every answer was as it should be.
+Options are arguments or environment variables; see --help. Exits with 0 if every answer was correct.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ TIMEOUT_SECONDS = 60
 
 
 def check(ok: bool, what: str) -> None:
-    """Prints one line for what was checked, and raises if it does not hold."""
+    """Prints a passed check, or raises."""
     if not ok:
         raise AssertionError(what)
     print(f"  ok: {what}")
 
 
 def detection(organization: str, device: uuid.UUID, number: int) -> event_pb2.Event:
-    """A detection with documentation addresses; each number gives another one."""
+    """Returns a detection with addresses for documentation; each number gives a different one."""
     observed = Timestamp()
     observed.FromDatetime(datetime.now(timezone.utc))
     return event_pb2.Event(
@@ -58,7 +58,7 @@ def detection(organization: str, device: uuid.UUID, number: int) -> event_pb2.Ev
 
 
 def details(error: grpc.RpcError) -> status_pb2.Status:
-    """The google.rpc.Status that a failed call carries."""
+    """Returns the google.rpc.Status of a failed call."""
     assert isinstance(error, grpc.Call)
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin":
@@ -68,7 +68,7 @@ def details(error: grpc.RpcError) -> status_pb2.Status:
 
 
 def reason(status: status_pb2.Status) -> str:
-    """`domain/reason` of the ErrorInfo."""
+    """Returns `domain/reason` of the ErrorInfo."""
     info = error_details_pb2.ErrorInfo()
     for detail in status.details:
         if detail.Unpack(info):
@@ -77,7 +77,7 @@ def reason(status: status_pb2.Status) -> str:
 
 
 def violated(status: status_pb2.Status) -> set[str]:
-    """The fields that the BadRequest names."""
+    """Returns the fields in the BadRequest."""
     bad = error_details_pb2.BadRequest()
     for detail in status.details:
         if detail.Unpack(bad):
@@ -93,13 +93,13 @@ def until_active(stream: Iterator[integration_pb2.StreamStatusResponse]) -> None
             continue
         check(message.WhichOneof("event") == "current", "a change is the current status")
         if message.current.status.status == integration_pb2.STATUS_ACTIVE:
-            check(message.current.status.HasField("last_delivery_time"), "an ACTIVE status tells its last delivery")
+            check(message.current.status.HasField("last_delivery_time"), "an ACTIVE status has the time of its last delivery")
             return
     raise AssertionError("the stream ended before the status was ACTIVE")
 
 
 def run(address: str, organization: str, stream_arn: str, role_arn: str, external_id: str) -> None:
-    """The whole test, over one channel."""
+    """Runs the test over one channel."""
     with grpc.insecure_channel(address.removeprefix("http://")) as channel:
         integrations = integration_pb2_grpc.SiemIntegrationServiceStub(channel)
         events = event_pb2_grpc.EventServiceStub(channel)
@@ -112,7 +112,7 @@ def run(address: str, organization: str, stream_arn: str, role_arn: str, externa
             status = details(error)
             check(status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0], "it is INVALID_ARGUMENT")
             check(reason(status) == "siem.v1/INVALID_FIELD", "its reason is INVALID_FIELD")
-            check(violated(status) == {"kinesis_stream_arn", "role_arn", "external_id"}, "it names each field at once")
+            check(violated(status) == {"kinesis_stream_arn", "role_arn", "external_id"}, "it names every field at once")
 
         print("StreamStatus, 1,000 malformed names")
         names = [f"not a name {number} \u200b" for number in range(1000)]
@@ -121,7 +121,7 @@ def run(address: str, organization: str, stream_arn: str, role_arn: str, externa
                 integration_pb2.StreamStatusRequest(organization_ids=names), timeout=TIMEOUT_SECONDS
             ):
                 raise AssertionError("a StreamStatus of malformed names was accepted")
-            raise AssertionError("a StreamStatus of malformed names ended well")
+            raise AssertionError("a StreamStatus of malformed names ended without an error")
         except grpc.RpcError as error:
             status = details(error)
             check(status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0], "it is INVALID_ARGUMENT")
@@ -204,7 +204,7 @@ def run(address: str, organization: str, stream_arn: str, role_arn: str, externa
         check(final.delivered + final.expired + final.discarded == 3, "they add up")
         for message in stream:
             if message.WhichOneof("event") == "deleted":
-                check(message.deleted.integration_id == configured.integration_id, "the stream tells the deletion")
+                check(message.deleted.integration_id == configured.integration_id, "the deletion is of this integration")
                 break
         else:
             raise AssertionError("the stream ended without the deletion")
@@ -229,7 +229,7 @@ def main() -> int:
         ("--external-id", "SMOKE_EXTERNAL_ID", None),
     ):
         value = os.environ.get(variable, default)
-        parser.add_argument(flag, default=value, required=value is None, help=f"or the environment's {variable}")
+        parser.add_argument(flag, default=value, required=value is None, help=f"or environment variable {variable}")
     arguments = parser.parse_args()
     run(
         arguments.address,

@@ -1,7 +1,7 @@
-"""What a Suricata EVE line must become, told apart from the server's own code; and samples of ours.
+"""The CloudEvent data expected for a Suricata EVE line, derived independently of the server, and sample lines.
 
-The samples carry what real captures of one place do not: IPv6, ICMP with its types and
-without ports, VLANs, unicode, offsets of each form, numbers of any length.
+The samples have what captures of a single network lack: IPv6, ICMP with types and without ports, VLANs,
+Unicode, every form of time offset, numbers of any length.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ from typing import Any
 
 Json = dict[str, Any]
 
-# The field's name at the top of `data`, and where EVE has it.
+# Members of an EVE record that become members of `data`.
 TOP = [
     "src_ip", "src_port", "dest_ip", "dest_port", "proto", "app_proto", "flow_id", "community_id", "vlan", "in_iface",
     "direction",
 ]  # fmt: skip
-# Here an empty text is a value; at the others it is the same as none.
+# Members whose empty text is a value; elsewhere it means that the member is absent.
 MAY_BE_EMPTY = {"signature", "category"}
+# Members of `alert` that become members of `data`.
 ALERT = ["action", "gid", "signature_id", "rev", "signature", "category", "severity"]
 
 
 def parse(text: str) -> Any:
-    """JSON whose fractions are kept as their digits, so that equal means equal to the last of them."""
+    """Parses JSON; fractions keep their digits, so that they are compared to the last one."""
     return json.loads(text, parse_float=lambda digits: ("number", digits))
 
 
 def expected_data(line: str) -> Json:
-    """The `data` of the CloudEvent that the alert in this line becomes."""
+    """Returns the `data` of the CloudEvent for an alert line."""
     eve = parse(line)
     alert = dict(eve["alert"])
     rest = {key: value for key, value in eve.items() if key not in ("timestamp", "event_type", "alert")}
@@ -54,7 +55,7 @@ def expected_data(line: str) -> Json:
 
 
 def instant(text: str) -> tuple[int, int]:
-    """Seconds since 1970 and nanoseconds of a time with or without offset; without one it is UTC."""
+    """Returns seconds since 1970 and nanoseconds of a time; without an offset it is UTC."""
     match = re.fullmatch(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:?\d\d)?", text)
     assert match, text
     day, time, fraction, offset = match.groups()
@@ -64,7 +65,7 @@ def instant(text: str) -> tuple[int, int]:
 
 
 def alert(number: int, **changes: Any) -> Json:
-    """An alert record; a change to None leaves the key out."""
+    """Returns an alert record; a change to None removes the key."""
     record: Json = {
         "timestamp": f"2026-02-03T04:{number // 60 % 60:02}:{number % 60:02}.{number % 1_000_000:06}+0000",
         "flow_id": 1_000_000_000_000_000 + number,
@@ -89,7 +90,7 @@ def alert(number: int, **changes: Any) -> Json:
 
 
 def samples() -> list[str]:
-    """EVE alerts of many shapes, one JSON text each; two of them are the same."""
+    """Returns EVE alerts of many shapes as JSON texts; two of them are equal."""
     rule = alert(0)["alert"]
     records: list[Json | str] = [
         alert(1),
@@ -113,7 +114,7 @@ def samples() -> list[str]:
         alert(16, timestamp="2026-02-03T04:00:16.5+05:30"),
         alert(17, timestamp="2026-02-03T04:00:17Z"),
         alert(18, timestamp="2026-02-03T04:00:18.000001"),
-        # Digits that no number type of a usual JSON library keeps.
+        # Numbers that JSON libraries usually round.
         json.dumps(alert(19))[:-1] + ', "numbers": {"a": 1.10, "b": 1e400, "c": 12345678901234567890123, "d": -0.0}}',
         json.dumps(alert(20, http={"url": "/" + "x" * 9000})),
         alert(21, alert={**rule, "signature": "", "category": ""}),

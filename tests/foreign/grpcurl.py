@@ -1,4 +1,4 @@
-"""The real grpcurl against a server: its calls, and what it prints as values."""
+"""Calls of a server by the real grpcurl, with its output parsed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-from harness import Failure, Relay
+from harness import Failure
+from relay import Relay
 
 OK, INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, ABORTED = 0, 3, 5, 6, 10
 
@@ -16,7 +17,7 @@ Json = dict[str, Any]
 
 
 class Answer:
-    """What grpcurl printed: the messages, and the status with its details."""
+    """Messages of a call, and its status with details."""
 
     def __init__(self, code: int, messages: list[Json], status: Json) -> None:
         self.code = code
@@ -35,14 +36,14 @@ class Answer:
         return f"code {self.code} {self.reason} {self.message!r} {self.violations} {json.dumps(self.messages)[:400]}"
 
     def only(self) -> Json:
-        """The one message of a call that went well."""
+        """Returns the only message of a successful call."""
         if self.code != OK or len(self.messages) != 1:
             raise Failure(f"should have answered OK with one message, was {self}")
         return self.messages[0]
 
 
 def json_values(text: str) -> Iterator[Json]:
-    """The JSON values that stand one after another."""
+    """Parses concatenated JSON values."""
     decoder = json.JSONDecoder()
     position = 0
     while (position := len(text) - len(text[position:].lstrip())) < len(text):
@@ -51,7 +52,7 @@ def json_values(text: str) -> Iterator[Json]:
 
 
 def proto_names(value: Any) -> Any:
-    """With the fields' names as in the proto files; grpcurl prints them in camelCase where reflection tells json_name."""
+    """Returns a value with the field names of the proto files; grpcurl prints json_name if reflection has it."""
     if isinstance(value, dict):
         return {re.sub("[A-Z]", lambda m: "_" + m[0].lower(), key): proto_names(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -60,26 +61,26 @@ def proto_names(value: Any) -> Any:
 
 
 class Grpcurl:
-    """grpcurl against one server."""
+    """grpcurl for one server."""
 
     def __init__(self, relay: Relay) -> None:
         self.relay = relay
         self.flags = ["grpcurl", "-plaintext", "-max-time", "60"]
 
-    def tell(self, *arguments: str) -> str:
-        """What `list` or `describe` print."""
+    def reflect(self, *arguments: str) -> str:
+        """Returns the output of `list` or `describe`."""
         command = [*self.flags, self.relay.address, *arguments]
         return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL).stdout
 
     def call(self, method: str, *requests: Json) -> Answer:
-        """Calls with the requests (of a unary method: one), and sees that the server lives on."""
+        """Calls a method with one or several requests, and checks that the server is alive after it."""
         command = [*self.flags, "-format-error", "-emit-defaults", "-d", "@", self.relay.address, method]
         text = "".join(json.dumps(request) for request in requests)
         done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
         self.relay.expect_alive()
         if done.returncode == 0:
             return Answer(OK, list(json_values(done.stdout)), {})
-        # grpcurl ends with 64 and the status code where the server answered with one.
+        # The exit code is 64 plus the status code if the server answered with one.
         if done.returncode < 64:
             raise Failure(f"grpcurl itself failed: {done.stderr}")
         status = next(json_values(done.stderr[done.stderr.index("{") :]))
@@ -88,7 +89,7 @@ class Grpcurl:
         return Answer(status["code"], list(json_values(done.stdout)), status)
 
     def stream_until(self, method: str, request: Json, last: str) -> list[Json]:
-        """The messages of a server stream up to one that has the field `last`."""
+        """Returns the messages of a server stream up to the first one with the field `last`."""
         command = [*self.flags, "-emit-defaults", "-d", json.dumps(request), self.relay.address, method]
         got: list[Json] = []
         with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
@@ -96,7 +97,7 @@ class Grpcurl:
             lines: list[str] = []
             for line in process.stdout:
                 lines.append(line)
-                # grpcurl prints a message over many lines; the brace alone closes it.
+                # A message has many lines, of which the last is a brace.
                 if line.rstrip() == "}":
                     got.extend(json_values("".join(lines)))
                     lines = []

@@ -1,7 +1,8 @@
-"""Starts and stops what the tests run: each process is waited for by what it shows, never by a time that should do."""
+"""Starts, observes and stops the processes of the tests, and reports checks. No wait is a fixed time."""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -12,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-import grpc
 from typing_extensions import Self
 
 T = TypeVar("T")
@@ -22,29 +22,29 @@ STOP_SECONDS = 45
 
 
 class Failure(Exception):
-    """What was expected and did not hold."""
+    """An expectation that does not hold."""
 
 
 class Report:
-    """Counts what held and what did not, and says so at the end."""
+    """Counts and prints passed and failed checks."""
 
     def __init__(self) -> None:
         self.passed = 0
         self.failures: list[str] = []
 
     def section(self, title: str) -> None:
-        """Announces what the next lines are about."""
+        """Prints a headline."""
         print(f"\n{title}")
 
     def check(self, ok: bool, what: str, seen: object = "") -> None:
-        """Raises where what was expected does not hold: what follows builds upon it."""
+        """Fails the whole test unless `ok`, since later checks depend on it."""
         if not ok:
             raise Failure(f"{what}; seen: {seen}" if seen != "" else what)
         self.passed += 1
         print(f"  ok: {what}")
 
     def attempt(self, name: str, case: Callable[[], None]) -> None:
-        """Runs a case that stands alone; its failure is counted and the rest goes on."""
+        """Runs an independent case; its failure is counted, and the test continues."""
         try:
             case()
         except Failure as failure:
@@ -55,7 +55,7 @@ class Report:
             print(f"  ok: {name}")
 
     def close(self) -> int:
-        """Prints the sum; answers the exit code."""
+        """Prints the totals; returns the exit code."""
         for failure in self.failures:
             print(f"FAILED {failure}", file=sys.stderr)
         print(f"\n{self.passed} passed, {len(self.failures)} failed")
@@ -63,7 +63,7 @@ class Report:
 
 
 def until(probe: Callable[[], T | None], seconds: float, what: str) -> T:
-    """Asks until there is an answer that is not None; fails when the time is over."""
+    """Polls until the answer is not None; fails after a time."""
     deadline = time.monotonic() + seconds
     pause = 0.01
     while True:
@@ -71,13 +71,13 @@ def until(probe: Callable[[], T | None], seconds: float, what: str) -> T:
         if answer is not None:
             return answer
         if time.monotonic() > deadline:
-            raise Failure(f"waited {seconds} s in vain until {what}")
+            raise Failure(f"waited {seconds} s, but not until {what}")
         time.sleep(pause)
         pause = min(2 * pause, 0.25)
 
 
 def free_port() -> int:
-    """A port of loopback that nobody has; for programs that cannot tell which one they took."""
+    """Returns a free port of loopback, for programs that do not report the one they chose."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -85,14 +85,14 @@ def free_port() -> int:
 
 
 def accepts(port: int) -> bool:
-    """Whether something listens there."""
+    """Returns whether something listens on a port of loopback."""
     with socket.socket() as probe:
         probe.settimeout(5)
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 class Process:
-    """One program, with its output in a file that is shown if it fails."""
+    """A process whose output goes to a file, of which the end is shown on failure."""
 
     def __init__(
         self, command: Sequence[str | Path], log: Path, environment: Mapping[str, str], ready: Callable[[], bool]
@@ -116,17 +116,17 @@ class Process:
             raise Failure(f"{failure}\n{self.tail()}") from None
 
     def expect_running(self) -> None:
-        """Fails if it has ended."""
+        """Fails if the process has ended."""
         code = self.popen.poll()
         if code is not None:
             raise Failure(f"{self.name} ended with {code}\n{self.tail()}")
 
     def tail(self) -> str:
-        """The end of what it printed."""
+        """Returns the last lines of the output."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
 
     def stop(self) -> int:
-        """Asks it to end (SIGTERM), and answers its exit code."""
+        """Sends SIGTERM; returns the exit code."""
         self.popen.terminate()
         try:
             return self.popen.wait(STOP_SECONDS)
@@ -135,7 +135,7 @@ class Process:
             raise Failure(f"{self.name} did not end within {STOP_SECONDS} s of SIGTERM\n{self.tail()}") from None
 
     def kill(self) -> None:
-        """Ends it at once."""
+        """Sends SIGKILL."""
         self.popen.kill()
         self.popen.wait()
 
@@ -152,8 +152,8 @@ class Process:
 
 
 def clean_environment(**settings: str) -> dict[str, str]:
-    """This environment without anyone's AWS account and server settings, and with these."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "SIEM_RELAY_", "OTEL_"))}
+    """Returns this environment without AWS accounts and settings of the server, plus these variables."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "SIEM_RELAY_", "OTEL_", "TF_"))}
     return {
         **kept,
         "AWS_CONFIG_FILE": os.devnull,
@@ -165,43 +165,18 @@ def clean_environment(**settings: str) -> dict[str, str]:
 
 
 def binary() -> Path:
-    """The server's program."""
+    """Returns the path of the program under test."""
     return Path(os.environ["SIEM_RELAY_BIN"])
 
 
-def healthy(address: str) -> bool:
-    """Whether grpc.health.v1 says SERVING for the whole server."""
-    options = [("grpc.enable_http_proxy", 0)]
-    with grpc.insecure_channel(address, options=options) as channel:
-        ask = channel.unary_unary("/grpc.health.v1.Health/Check", lambda request: request, lambda answer: answer)
-        try:
-            # A HealthCheckResponse whose field 1 is 1, SERVING.
-            return bool(ask(b"", timeout=5) == b"\x08\x01")
-        except grpc.RpcError:
-            return False
-
-
-class Relay(Process):
-    """`siem-relay serve` on a free port of loopback."""
-
-    def __init__(self, directory: Path, aws: Mapping[str, str], *flags: str) -> None:
-        self.address = f"127.0.0.1:{free_port()}"
-        super().__init__(
-            [binary(), "serve", "--listen", self.address, "--data-dir", directory / "data", *flags],
-            directory / "serve.log",
-            clean_environment(**aws),
-            lambda: healthy(self.address),
-        )
-
-    def expect_alive(self) -> None:
-        """Fails unless it runs and serves."""
-        self.expect_running()
-        if not healthy(self.address):
-            raise Failure("the server no longer says SERVING")
+def policy(action: str | list[str], resource: str) -> str:
+    """Returns an IAM policy document with one statement."""
+    statement = {"Effect": "Allow", "Action": action, "Resource": resource}
+    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
 
 
 def run(test: Callable[[Report], None]) -> int:
-    """Runs a test to its sum; answers the exit code."""
+    """Runs a test and prints the totals; returns the exit code."""
     report = Report()
     try:
         test(report)

@@ -1,4 +1,4 @@
-"""Good requests, and everything that may be wrong with one."""
+"""Good requests, and bad values of each field."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIB = 1 << 20
 
 
 def configuration(**changes: Any) -> Json:
-    """A good Configure request, with changes."""
+    """Returns a good Configure request, with changes."""
     good = {
         "organization_id": "bad-input",
         "kinesis_stream_arn": STREAM,
@@ -28,7 +28,7 @@ def configuration(**changes: Any) -> Json:
 
 
 def event(**changes: Any) -> Json:
-    """A good event, with changes; a change to None leaves the field out."""
+    """Returns a good event, with changes; a change to None removes the field."""
     good: Json = {
         "organization_id": "good",
         "network_id": NETWORK,
@@ -48,7 +48,7 @@ def event(**changes: Any) -> Json:
 
 
 def detection(**changes: Any) -> Json:
-    """A good event whose detection is changed."""
+    """Returns a good event with changes of its detection."""
     return event(ids_detection={**event()["ids_detection"], **changes})
 
 

@@ -1,7 +1,7 @@
-"""ministack, whose Kinesis takes CBOR, but whose authorization looks for the stream in JSON alone.
+"""ministack with a fix of its authorization, which looks for the stream in JSON bodies only.
 
-Under AUTH=true version 1.5.33 therefore ends a call in CBOR with an error of its own. Here it finds the
-stream there as well; the signature, the policies and the write are judged as ever, by ministack.
+Under AUTH=true version 1.5.33 therefore fails on CBOR bodies, though its Kinesis accepts them. Here it
+finds the stream in CBOR as well; signatures, policies and writes are those of ministack.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ in_json = iam_actions._safe_json_field
 
 
 def field(body: bytes, name: str) -> Any:
-    """A member of a body, or an empty text."""
-    # In CBOR a map begins with a byte of this kind, with which no JSON begins.
+    """Returns a member of a body, or an empty text."""
+    # The first byte of a CBOR map, with which no JSON text starts.
     if body and body[0] >> 5 == 5:
         return cbor2.loads(body).get(name, "") or ""
     return in_json(body, name)

@@ -1,10 +1,11 @@
-"""What is asked of `siem-relay onboarding`, and what must come of it, told apart from its own code."""
+"""Calls of `siem-relay onboarding`, and the policies expected of them, derived independently of its code."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import Any
+
+from harness import Failure
 
 Json = dict[str, Any]
 
@@ -13,19 +14,15 @@ VENDOR = "444455556666"
 EXTERNAL_ID = "example/external-id:of=acme,1"
 
 
-class Failure(Exception):
-    """What was expected and did not hold."""
-
-
 def expect(ok: bool, what: str, seen: object = "") -> None:
-    """Fails where it does not hold."""
+    """Fails unless `ok`."""
     if not ok:
         raise Failure(f"{what}; seen: {seen}")
 
 
 @dataclass
 class Case:
-    """One call of the program."""
+    """Options of a call, and the files that it wrote."""
 
     name: str
     stream: str = "detections"
@@ -39,21 +36,21 @@ class Case:
 
     @property
     def stream_arn(self) -> str:
-        """The ARN that the stream will have."""
+        """ARN of the stream."""
         return f"arn:{self.partition}:kinesis:{self.region}:{CUSTOMER}:stream/{self.stream}"
 
     @property
     def role_arn(self) -> str:
-        """The ARN that the role will have."""
+        """ARN of the role."""
         return f"arn:{self.partition}:iam::{CUSTOMER}:role/{self.role}"
 
     @property
     def key_arn(self) -> str:
-        """The ARN of the key, or none."""
+        """ARN of the customer's key, if the case has one."""
         return f"arn:{self.partition}:kms:{self.region}:{CUSTOMER}:key/{self.key}"
 
     def arguments(self) -> list[str]:
-        """The program's options."""
+        """Options on the command line."""
         given = [
             f"--stream={self.stream}", f"--region={self.region}", f"--account={CUSTOMER}",
             f"--role-name={self.role}", f"--principal={self.principal}",
@@ -76,21 +73,15 @@ CASES = [
          key="mrk-1234abcd12ab34cd56ef1234567890ab"),
     Case("names that look like numbers", stream="012", role="1e5"),
     Case("names that look like nothing", stream="null", role="no"),
-    Case("names of marks", stream=".-_", role="=+,.@-"),
+    Case("names of punctuation", stream=".-_", role="=+,.@-"),
     Case("the longest names", stream="s" * 128, role="r" * 64),
-    Case("a path that templates stumble on",
+    Case("a path with template syntax",
          principal=f"arn:aws:iam::{VENDOR}:role/'a\"b\\c/${{d}}/%{{e}}/$${{f}}/{{{{g}}}}/#h/siem-relay"),
 ]  # fmt: skip
 
 
-def environment(**settings: str) -> dict[str, str]:
-    """This environment without anyone's AWS account and settings, and with these."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "SIEM_RELAY_", "TF_"))}
-    return {**kept, **settings}
-
-
 def expected_policies(case: Case) -> tuple[Json, Json]:
-    """Trust and permission policy, told apart from the program's own code."""
+    """Returns the expected trust and permission policies."""
     trust = {
         "Sid": "AssumeRoleWithExternalId",
         "Effect": "Allow",

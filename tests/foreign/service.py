@@ -1,4 +1,4 @@
-"""The server through the generated Python stubs."""
+"""Calls of the server through the generated Python stubs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import grpc
 from eve import expected_data, instant
 from google.protobuf.timestamp_pb2 import Timestamp
-from harness import Failure, Relay
+from harness import Failure
+from relay import Relay
 
 from siem.v1 import event_pb2, event_pb2_grpc, integration_pb2, integration_pb2_grpc
 
@@ -17,7 +18,7 @@ TIMEOUT_SECONDS = 90
 
 
 class Service:
-    """The server, through the generated Python stubs."""
+    """A client of one server."""
 
     def __init__(self, relay: Relay) -> None:
         self.relay = relay
@@ -26,32 +27,32 @@ class Service:
         self.events = event_pb2_grpc.EventServiceStub(self.channel)
 
     def configure(self, organization: str, stream: str, role: str, external_id: str = "") -> integration_pb2.Integration:
-        """Configure."""
+        """Calls Configure."""
         request = integration_pb2.ConfigureRequest(
             organization_id=organization, kinesis_stream_arn=stream, role_arn=role, external_id=external_id
         )
         return self.integrations.Configure(request, timeout=TIMEOUT_SECONDS).integration
 
     def get(self, organization: str) -> integration_pb2.Integration:
-        """Get."""
+        """Calls Get."""
         return self.integrations.Get(
             integration_pb2.GetRequest(organization_id=organization), timeout=TIMEOUT_SECONDS
         ).integration
 
     def test(self, organization: str) -> integration_pb2.SendTestResponse:
-        """SendTest."""
+        """Calls SendTest."""
         return self.integrations.SendTest(
             integration_pb2.SendTestRequest(organization_id=organization), timeout=TIMEOUT_SECONDS
         )
 
     def publish(self, events: list[event_pb2.Event]) -> None:
-        """Publish, all of which must be accepted."""
+        """Publishes events, all of which must be accepted."""
         answer = self.events.Publish(event_pb2.PublishRequest(events=events), timeout=TIMEOUT_SECONDS)
         if answer.accepted != len(events):
             raise Failure(f"{answer.accepted} of {len(events)} were accepted: {answer}")
 
     def publish_stream(self, batches: list[list[event_pb2.Event]]) -> None:
-        """PublishStream, all requests in flight at once."""
+        """Publishes batches over PublishStream, without waiting for answers in between."""
 
         def requests() -> Iterator[event_pb2.PublishStreamRequest]:
             for number, batch in enumerate(batches):
@@ -70,7 +71,7 @@ class Service:
         status: integration_pb2.Status.ValueType,
         reason: integration_pb2.StatusReason.ValueType = integration_pb2.STATUS_REASON_UNSPECIFIED,
     ) -> integration_pb2.IntegrationStatus:
-        """Follows StreamStatus until the status is this."""
+        """Reads StreamStatus until the status is this one."""
         call = self.integrations.StreamStatus(
             integration_pb2.StreamStatusRequest(organization_ids=[organization]), timeout=TIMEOUT_SECONDS
         )
@@ -91,7 +92,7 @@ class Service:
 
 
 def proto_event(organization: str, device: str, line: str) -> event_pb2.Event:
-    """The request's event for an EVE line."""
+    """Returns the request's event for an EVE line."""
     data = expected_data(line)
     seconds, nanos = instant(json.loads(line)["timestamp"])
     detection = event_pb2.IdsDetection()
@@ -116,7 +117,7 @@ def proto_event(organization: str, device: str, line: str) -> event_pb2.Event:
 
 
 def context_text(line: str) -> str:
-    """The context of a line as JSON text, its numbers digit for digit."""
+    """Returns the context of a line as JSON text, with every digit of its numbers."""
     numbers: list[str] = []
 
     def keep(digits: str) -> str:
@@ -124,7 +125,7 @@ def context_text(line: str) -> str:
         return f"number-{len(numbers) - 1}-"
 
     raw = json.loads(line, parse_float=keep)
-    # The structure is expected_data's; only the numbers' text is put back.
+    # The structure is that of expected_data, with the numbers' text restored.
     text = json.dumps(expected_data(json.dumps(raw))["context"], ensure_ascii=False)
     for index, digits in enumerate(numbers):
         text = text.replace(f'"number-{index}-"', digits)

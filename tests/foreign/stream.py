@@ -1,4 +1,4 @@
-"""Reads a Kinesis stream with boto3, and judges what lies in it."""
+"""Reads a Kinesis stream with boto3, and checks its records."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ATTRIBUTES = {
 
 @dataclass
 class Record:
-    """One record of the stream."""
+    """A record of the stream."""
 
     shard: str
     number: str
@@ -30,7 +30,7 @@ class Record:
 
     @property
     def event(self) -> Json:
-        """The CloudEvent that it is."""
+        """CloudEvent of the record."""
         if not self.body.endswith(b"\n") or self.body.count(b"\n") != 1:
             raise Failure(f"a record is not one line: {self.body[-80:]!r}")
         event = parse(self.body.decode())
@@ -40,7 +40,7 @@ class Record:
 
 
 class Reader:
-    """Reads every shard from its beginning, and remembers what it has read."""
+    """Reads every shard from its beginning, and collects the records."""
 
     def __init__(self, kinesis: Any, arn: str) -> None:
         self.kinesis = kinesis
@@ -54,7 +54,7 @@ class Reader:
         }
 
     def read(self) -> None:
-        """Takes what is there."""
+        """Reads the records that have arrived since the last call."""
         for shard, iterator in self.iterators.items():
             while True:
                 answer = self.kinesis.get_records(ShardIterator=iterator, Limit=10000)
@@ -65,7 +65,7 @@ class Reader:
                     break
 
     def by_sequence(self, integration_id: str) -> dict[int, Record]:
-        """The integration's events by `sequence`; the same sequence twice must be the same event."""
+        """Returns the integration's events by `sequence`; copies of a sequence must be equal."""
         found: dict[int, Record] = {}
         for record in self.records:
             event = record.event
@@ -73,11 +73,11 @@ class Reader:
                 continue
             first = found.setdefault(int(event["sequence"]), record)
             if first.body != record.body:
-                raise Failure(f"sequence {event['sequence']} stands for two events: {first.body!r} and {record.body!r}")
+                raise Failure(f"sequence {event['sequence']} is two events: {first.body!r} and {record.body!r}")
         return found
 
     def until_sequences(self, integration_id: str, first: int, last: int) -> list[Record]:
-        """Reads until each sequence from first to last has come, and answers them in order."""
+        """Reads until each sequence from first to last has arrived; returns their records in order."""
 
         def complete() -> list[Record] | None:
             self.read()
@@ -90,10 +90,10 @@ class Reader:
         except Failure as failure:
             found = self.by_sequence(integration_id)
             missing = [n for n in range(first, last + 1) if n not in found]
-            raise Failure(f"{failure}; {len(missing)} are missing, first {missing[:10]}; {len(found)} are there") from None
+            raise Failure(f"{failure}; {len(missing)} are missing, first {missing[:10]}; {len(found)} have arrived") from None
 
-    def arrival_order(self) -> None:
-        """Within each partition key the records lie in the order of their sequences (a repeated one aside)."""
+    def check_arrival_order(self) -> None:
+        """Checks that the records of each partition key are in order of sequence, except for duplicates."""
         highest: dict[tuple[str, str], int] = defaultdict(int)
         seen: set[tuple[str, int]] = set()
         for record in self.records:
@@ -106,12 +106,12 @@ class Reader:
             seen.add((event["integrationid"], sequence))
             key = (event["integrationid"], record.key)
             if sequence < highest[key]:
-                raise Failure(f"sequence {sequence} of key {record.key} lies behind {highest[key]}")
+                raise Failure(f"sequence {sequence} of key {record.key} follows {highest[key]}")
             highest[key] = sequence
 
 
-def judge(record: Record, sequence: int, integration_id: str, network: str, device: str, time: str, data: Json) -> None:
-    """Fails unless the record is the CloudEvent that it must be, attribute by attribute."""
+def check_record(record: Record, sequence: int, integration_id: str, network: str, device: str, time: str, data: Json) -> None:
+    """Checks every attribute of a record."""
     event = record.event
     wanted = {
         "specversion": "1.0",

@@ -1,6 +1,6 @@
 """Runs the Python and TypeScript smoke tests against the built server and its AWS stand-in.
 
-Each client configures an integration of its own; what it published must then lie in its stream.
+Each client configures its own integration, whose stream must then have the published events.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from harness import Process, Relay, Report, accepts, binary, clean_environment, free_port, run
+from harness import Process, Report, accepts, binary, clean_environment, free_port, policy, run
+from relay import Relay
 
 ROOT = Path(__file__).resolve().parents[2]
 ACCOUNT = "111122223333"
@@ -27,7 +28,7 @@ SMOKE_SECONDS = 180
 
 
 class StandIn(Process):
-    """`siem-relay sandbox --aws-only`, and its control endpoint."""
+    """`siem-relay sandbox --aws-only` with its control endpoint."""
 
     def __init__(self, directory: Path) -> None:
         self.port = free_port()
@@ -40,7 +41,7 @@ class StandIn(Process):
         )
 
     def control(self, method: str, path: str, body: dict[str, Any] | None = None) -> str:
-        """Calls the control endpoint; its answer's text."""
+        """Calls the control endpoint; returns the answer's text."""
         request = urllib.request.Request(
             f"{self.endpoint}/_control/{path}",
             method=method,
@@ -52,7 +53,7 @@ class StandIn(Process):
             return text
 
     def vendor(self) -> dict[str, str]:
-        """Makes the service's own credentials; the server's AWS environment."""
+        """Makes the service's own credentials; returns the server's environment variables for AWS."""
         key, secret = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
         self.control(
             "PUT",
@@ -73,7 +74,7 @@ class StandIn(Process):
         }
 
     def customer(self, name: str, external_id: str) -> tuple[str, str]:
-        """Makes a customer's stream and role; their ARNs."""
+        """Makes a customer's stream and role; returns their ARNs."""
         stream = f"arn:aws:kinesis:us-west-2:{ACCOUNT}:stream/{name}"
         role = f"arn:aws:iam::{ACCOUNT}:role/{name}"
         trust = {
@@ -100,19 +101,13 @@ class StandIn(Process):
         return stream, role
 
     def events(self, stream: str) -> list[dict[str, Any]]:
-        """The CloudEvents in a stream."""
+        """Returns the CloudEvents in a stream."""
         lines = self.control("GET", f"records?arn={urllib.parse.quote(stream)}").splitlines()
         return [json.loads(json.loads(line)["text"]) for line in lines]
 
 
-def policy(action: str | list[str], resource: str) -> str:
-    """A policy document with one statement."""
-    statement = {"Effect": "Allow", "Action": action, "Resource": resource}
-    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
-
-
 def smoke(report: Report, stand_in: StandIn, relay: Relay, name: str) -> None:
-    """One client's test, and what it left in the stream."""
+    """Runs one client's test, and checks its events in the stream."""
     report.section(f"{name} client")
     external_id = f"example-external-id-of-{name}"
     stream, role = stand_in.customer(name, external_id)
@@ -139,13 +134,13 @@ def smoke(report: Report, stand_in: StandIn, relay: Relay, name: str) -> None:
     events = stand_in.events(stream)
     detections = {event["sequence"]: event["data"]["signature"] for event in events if "sequence" in event}
     wanted = {f"{n + 1:020}": f"Example détection {n}" for n in range(3)}
-    report.check(detections == wanted, "its three detections lie in its stream", detections)
+    report.check(detections == wanted, "its three detections are in its stream", detections)
     tests = [event for event in events if event["type"] == "TYPE_TEST"]
     report.check(len(tests) == 1, "so does its test event", events)
 
 
 def test(report: Report) -> None:
-    """The whole test."""
+    """Runs both clients."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         with StandIn(directory) as stand_in, Relay(directory, stand_in.vendor()) as relay:

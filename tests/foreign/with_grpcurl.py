@@ -1,11 +1,10 @@
 """Drives each RPC with the real grpcurl, through reflection, with good and bad input.
 
-grpcurl shares no code with the server and knows no proto file of it: what it can call is
-what the server's reflection tells. Bad input must give the canonical code, every
-violated field at once in BadRequest, and an ErrorInfo with a reason of the domain
-`siem.v1`; and after each call the server must be alive.
+grpcurl shares no code with the server and has none of its proto files: it calls the methods that reflection
+reports. Bad input must give the canonical code, every violated field at once in BadRequest, and an ErrorInfo
+with a reason of the domain `siem.v1`; and after each call the server must be alive.
 
-AWS is a port that nobody listens on: none of this may need it.
+The AWS endpoint is a port on which nothing listens: none of these calls may need AWS.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import grpc
 from grpcurl import ABORTED, ALREADY_EXISTS, INVALID_ARGUMENT, NOT_FOUND, OK, Answer, Grpcurl, Json
-from harness import Failure, Relay, Report, free_port, run
+from harness import Failure, Report, free_port, run
 from inputs import (
     BAD_EXTERNAL_IDS,
     BAD_ORGANIZATIONS,
@@ -33,13 +32,14 @@ from inputs import (
     detection,
     event,
 )
+from relay import Relay
 
 INTEGRATIONS = "siem.v1.SiemIntegrationService"
 EVENTS = "siem.v1.EventService"
 
 
 def expect(answer: Answer, code: int, reason: str, fields: Iterable[str] = ()) -> None:
-    """The code, the reason of our domain, and exactly these violated fields, each described."""
+    """Checks code and reason of an error, and that it describes exactly these violated fields."""
     if answer.code != code or answer.reason != f"siem.v1/{reason}":
         raise Failure(f"should be code {code} siem.v1/{reason}, was {answer}")
     if set(answer.violations) != set(fields):
@@ -51,24 +51,24 @@ def expect(answer: Answer, code: int, reason: str, fields: Iterable[str] = ()) -
 
 
 def test_reflection(report: Report, grpcurl: Grpcurl) -> None:
-    """What a foreigner sees without any file."""
+    """Checks what a client without proto files sees."""
     report.section("reflection and health")
-    services = grpcurl.tell("list").split()
+    services = grpcurl.reflect("list").split()
     for service in (INTEGRATIONS, EVENTS, "grpc.health.v1.Health"):
         report.check(service in services, f"list names {service}", services)
-    methods = {name.rsplit(".", 1)[-1] for name in grpcurl.tell("list", INTEGRATIONS).split()}
+    methods = {name.rsplit(".", 1)[-1] for name in grpcurl.reflect("list", INTEGRATIONS).split()}
     wanted = {"Configure", "GenerateExternalId", "Get", "List", "Delete", "SendTest", "StreamStatus"}
     report.check(methods == wanted, "the integration service has its seven RPCs", methods)
-    methods = {name.rsplit(".", 1)[-1] for name in grpcurl.tell("list", EVENTS).split()}
+    methods = {name.rsplit(".", 1)[-1] for name in grpcurl.reflect("list", EVENTS).split()}
     report.check(methods == {"Publish", "PublishStream"}, "the event service has its two RPCs", methods)
-    report.check("IdsDetection ids_detection = 6" in grpcurl.tell("describe", "siem.v1.Event"), "describe tells a message")
+    report.check("IdsDetection ids_detection = 6" in grpcurl.reflect("describe", "siem.v1.Event"), "describe shows a message")
     report.check(
         grpcurl.call("grpc.health.v1.Health/Check", {}).only()["status"] == "SERVING", "health says SERVING"
     )
 
 
 def test_configure(report: Report, grpcurl: Grpcurl) -> None:
-    """Configure: good, replaced, and each field bad."""
+    """Calls Configure with good requests, a replacement, and each field bad."""
     configure = f"{INTEGRATIONS}/Configure"
     report.section("Configure, good")
     made = grpcurl.call(configure, configuration(organization_id="good")).only()["integration"]
@@ -130,9 +130,9 @@ def test_configure(report: Report, grpcurl: Grpcurl) -> None:
         results = {check["name"]: check["result"] for check in answer["checks"]}
         wanted = {"CHECK_NAME_ASSUME_ROLE", "CHECK_NAME_EXTERNAL_ID_REQUIRED", "CHECK_NAME_WRITE_RECORD"}
         if not wanted <= set(results) or results["CHECK_NAME_ASSUME_ROLE"] != "CHECK_RESULT_FAILED":
-            raise Failure(f"each check should be told, and the role's fail without AWS: {answer}")
+            raise Failure(f"each check should be reported, and the role's fail without AWS: {answer}")
         if answer["integration"]["integration_id"]:
-            raise Failure(f"what is not saved has no integration_id: {answer}")
+            raise Failure(f"an integration that is not saved has no integration_id: {answer}")
 
     def validate_only_and_bad() -> None:
         expect(grpcurl.call(configure, {"validate_only": True}), INVALID_ARGUMENT, "INVALID_FIELD", everything)
@@ -151,7 +151,7 @@ def test_configure(report: Report, grpcurl: Grpcurl) -> None:
 
 
 def test_reads(report: Report, grpcurl: Grpcurl) -> None:
-    """Get, List, SendTest and StreamStatus."""
+    """Calls Get, List, SendTest and StreamStatus."""
     report.section("Get, SendTest, List")
     got = grpcurl.call(f"{INTEGRATIONS}/Get", {"organization_id": "good"}).only()["integration"]
     report.check(got["counts"]["accepted"] == "0", "counts start at 0", got)
@@ -160,14 +160,14 @@ def test_reads(report: Report, grpcurl: Grpcurl) -> None:
     report.check(not verdict["delivered"] and verdict["message"] != "", "an unreachable AWS is a verdict, not an error", verdict)
     report.check(results["CHECK_NAME_ASSUME_ROLE"]["result"] == "CHECK_RESULT_FAILED", "the role's check failed", verdict)
     report.check(results["CHECK_NAME_ASSUME_ROLE"]["remedy"] != "", "it has a remedy", verdict)
-    report.check(results["CHECK_NAME_WRITE_RECORD"]["result"] == "CHECK_RESULT_SKIPPED", "the write was not tried", verdict)
+    report.check(results["CHECK_NAME_WRITE_RECORD"]["result"] == "CHECK_RESULT_SKIPPED", "the write was not attempted", verdict)
 
     issued = [
         grpcurl.call(f"{INTEGRATIONS}/GenerateExternalId", {"organization_id": "issued"}).only()["external_id"]
         for _ in range(2)
     ]
     fresh = len(set(issued)) == 2 and all(len(one) == 64 for one in issued)
-    report.check(fresh, "each issued external ID is a fresh one")
+    report.check(fresh, "each issued external ID is new")
 
     for method in ("Get", "SendTest", "Delete", "GenerateExternalId"):
         path = f"{INTEGRATIONS}/{method}"
@@ -201,7 +201,7 @@ def test_reads(report: Report, grpcurl: Grpcurl) -> None:
     none = grpcurl.call(f"{INTEGRATIONS}/List", {"statuses": ["STATUS_ACTIVE"]}).only()
     report.check(none["integrations"] == [], "the status filter filters", none)
 
-    def token_of_nobody() -> None:
+    def unknown_token() -> None:
         answer = grpcurl.call(f"{INTEGRATIONS}/List", {"page_token": "é*nobody's"})
         expect(answer, INVALID_ARGUMENT, "INVALID_FIELD", ["page_token"])
 
@@ -209,19 +209,19 @@ def test_reads(report: Report, grpcurl: Grpcurl) -> None:
         answer = grpcurl.call(f"{INTEGRATIONS}/List", {"statuses": [99]})
         expect(answer, INVALID_ARGUMENT, "INVALID_FIELD", ["statuses[0]"])
 
-    report.attempt("List, a page_token that is none", token_of_nobody)
+    report.attempt("List, an invalid page_token", unknown_token)
     report.attempt("List, an unknown status", unknown_status)
 
     report.section("StreamStatus")
     path = f"{INTEGRATIONS}/StreamStatus"
     snapshot = grpcurl.stream_until(path, {}, "synced")
-    told = sorted(message["current"]["organization_id"] for message in snapshot[:-1])
-    report.check(told == seen, "the snapshot holds every integration, then synced", snapshot)
+    listed = sorted(message["current"]["organization_id"] for message in snapshot[:-1])
+    report.check(listed == seen, "the snapshot holds every integration, then synced", snapshot)
     named = grpcurl.stream_until(path, {"organization_ids": ["good", "nobody"]}, "synced")
     kinds = sorted(next(key for key in message if key != "resume_token") for message in named)
     report.check(kinds == ["absent", "current", "synced"], "a named organization without integration is absent", named)
     resumed = grpcurl.stream_until(path, {"resume_token": "nobody's"}, "synced")
-    report.check("reset" in resumed[0], "a token of nobody gives a reset, then a snapshot", resumed[:1])
+    report.check("reset" in resumed[0], "an unknown token gives a reset, then a snapshot", resumed[:1])
     report.check(len(resumed) == len(snapshot) + 1, "the snapshot after a reset is full", resumed)
 
     def malformed_name() -> None:
@@ -237,13 +237,13 @@ def test_reads(report: Report, grpcurl: Grpcurl) -> None:
 
 
 def test_publish(report: Report, grpcurl: Grpcurl) -> None:
-    """Publish: per-event rejections, and requests that are refused whole."""
+    """Calls Publish with events that are rejected one by one, and with requests that are refused."""
     path = f"{EVENTS}/Publish"
     report.section("Publish")
     empty = grpcurl.call(path, {}).only()
     report.check(empty["accepted"] == 0 and empty["rejections"] == [], "no events are no error", empty)
     good = grpcurl.call(path, {"events": [event(), event(organization_id="nobody"), event()]}).only()
-    report.check(good["accepted"] == 2 and good["unconfigured"] == 1, "good events are accepted, strays are counted", good)
+    report.check(good["accepted"] == 2 and good["unconfigured"] == 1, "good events are accepted, those without an integration counted", good)
     icmp = detection(proto="IPv6-ICMP", src_ip="2001:db8::1", dest_ip="2001:db8::2", signature="Prüfung ✓ 検出")
     del icmp["ids_detection"]["src_port"], icmp["ids_detection"]["dest_port"]
     edge = detection(src_port=0, dest_port=65535, flow_id="18446744073709551615", vlan=[0, 4095], context_json="{}")
@@ -304,10 +304,10 @@ def test_publish(report: Report, grpcurl: Grpcurl) -> None:
         {"request_id": "d"},
     )
     report.check(answers.code == OK, "the stream ends well", answers)
-    report.check([m["request_id"] for m in answers.messages] == ["a", "b", "c", "d"], "acks come in order", answers)
+    report.check([m["request_id"] for m in answers.messages] == ["a", "b", "c", "d"], "acks are in order", answers)
     a, b, c, d = answers.messages
     report.check(a["result"]["accepted"] == 1, "the first is accepted", a)
-    report.check(b["error"]["code"] == INVALID_ARGUMENT, "a bad request is an ack with a status, and the stream goes on", b)
+    report.check(b["error"]["code"] == INVALID_ARGUMENT, "a bad request gets an ack with a status, and the stream continues", b)
     reasons = [detail.get("reason") for detail in b["error"]["details"]]
     report.check("TOO_MANY_EVENTS" in reasons, "its status has the reason", b)
     report.check(c["result"]["accepted"] == 1 and len(c["result"]["rejections"]) == 1, "a rejection is in its ack", c)
@@ -315,13 +315,13 @@ def test_publish(report: Report, grpcurl: Grpcurl) -> None:
 
 
 def test_raw_bytes(report: Report, relay: Relay) -> None:
-    """What no client library would send."""
-    report.section("bytes that are no message")
+    """Sends bytes that no client library would send."""
+    report.section("malformed messages")
     with grpc.insecure_channel(relay.address) as channel:
         call = channel.unary_unary(f"/{EVENTS}/Publish", lambda request: request, lambda answer: answer)
         for what, request in {
             "a cut message": b"\x0a\xff\x01abc",
-            "an event that is no event": b"\x0a\x03\xff\xff\xff",
+            "an event that is not protobuf": b"\x0a\x03\xff\xff\xff",
             "an event whose text is not UTF-8": b"\x0a\x04\x0a\x02\xff\xfe",
             "random bytes": bytes(range(256)),
         }.items():
@@ -351,7 +351,7 @@ def test_raw_bytes(report: Report, relay: Relay) -> None:
 
 
 def test_delete(report: Report, grpcurl: Grpcurl) -> None:
-    """Delete, its counts, and what is left."""
+    """Calls Delete, and checks its counts and the state after it."""
     path = f"{INTEGRATIONS}/Delete"
     report.section("Delete")
     before = grpcurl.call(f"{INTEGRATIONS}/Get", {"organization_id": "good"}).only()["integration"]["counts"]
@@ -370,11 +370,11 @@ def test_delete(report: Report, grpcurl: Grpcurl) -> None:
     late = grpcurl.call(f"{EVENTS}/Publish", {"events": [event()]}).only()
     report.check(late["unconfigured"] == 1, "events after it are unconfigured", late)
     again = grpcurl.call(f"{INTEGRATIONS}/Configure", configuration(organization_id="good")).only()["integration"]
-    report.check(again["counts"]["accepted"] == "0", "its external ID is free, and a new integration starts anew", again)
+    report.check(again["counts"]["accepted"] == "0", "its external ID is available again, and a new integration starts at 0", again)
 
 
 def test(report: Report) -> None:
-    """The whole test."""
+    """Runs all parts against one server."""
     nowhere = f"http://127.0.0.1:{free_port()}"
     aws = {
         "AWS_REGION": "us-west-2",

@@ -1,4 +1,4 @@
-"""Delivers into ministack, an independent STS, IAM and Kinesis, and reads the stream back with boto3."""
+"""Delivers into ministack, an independent STS, IAM and Kinesis, and reads the stream with boto3."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from typing import Any
 
 import grpc
 from eve import Json, expected_data, parse, samples
-from harness import Failure, Relay, Report, binary, clean_environment, run
-from ministack_aws import Aws, denied
+from harness import Failure, Report, binary, clean_environment, run
+from ministack_aws import Aws, error_code
+from relay import Relay
 from service import NETWORK, TIMEOUT_SECONDS, Service, proto_event
-from stream import Reader, judge
+from stream import Reader, check_record
 
 from siem.v1 import event_pb2, integration_pb2
 
@@ -26,26 +27,26 @@ EXTERNAL_ID = "example-external-id-of-acme"
 REFUSED = "Unauthorized - check your Role ARN and External ID"
 
 
-def refusals(report: Report, aws: Aws, role: str, stream: str) -> None:
-    """ministack itself refuses; else nothing here is evidence."""
+def check_enforcement(report: Report, aws: Aws, role: str, stream: str) -> None:
+    """Checks that ministack enforces, without which the other checks prove nothing."""
     report.section("ministack enforces")
     sts = aws.client("sts", *aws.key)
 
     def assume(**more: str) -> Any:
         return sts.assume_role(RoleArn=role, RoleSessionName="by-hand", **more)
 
-    report.check(denied(lambda: assume(ExternalId="wrong-" + EXTERNAL_ID)) == "AccessDenied", "a wrong external ID is denied")
-    report.check(denied(lambda: assume()) == "AccessDenied", "no external ID is denied")
+    report.check(error_code(lambda: assume(ExternalId="wrong-" + EXTERNAL_ID)) == "AccessDenied", "a wrong external ID is denied")
+    report.check(error_code(lambda: assume()) == "AccessDenied", "no external ID is denied")
     session = assume(ExternalId=EXTERNAL_ID)["Credentials"]
     kinesis = aws.client("kinesis", session["AccessKeyId"], session["SecretAccessKey"], session["SessionToken"])
-    report.check(denied(lambda: kinesis.list_shards(StreamARN=stream)) == "AccessDeniedException", "the role may only write")
+    report.check(error_code(lambda: kinesis.list_shards(StreamARN=stream)) == "AccessDeniedException", "the role may only write")
     forged = aws.client("sts", aws.key[0], "not-the-secret")
-    code = denied(lambda: forged.assume_role(RoleArn=role, RoleSessionName="by-hand", ExternalId=EXTERNAL_ID))
+    code = error_code(lambda: forged.assume_role(RoleArn=role, RoleSessionName="by-hand", ExternalId=EXTERNAL_ID))
     report.check(code == "SignatureDoesNotMatch", "signatures are verified", code)
 
 
 def deliver_samples(report: Report, service: Service, reader: Reader, integration_id: str) -> int:
-    """Events of several devices over both RPCs; each one is read back and judged. Answers the last sequence."""
+    """Publishes events of several devices over both RPCs, and checks each record. Returns the last sequence."""
     report.section("detections arrive")
     lines = samples()
     devices = [str(uuid.UUID(int=0x018F3C1A000070008000000000000000 + n)) for n in range(5)]
@@ -57,7 +58,7 @@ def deliver_samples(report: Report, service: Service, reader: Reader, integratio
     report.check(active.HasField("last_delivery_time"), "the status turns ACTIVE")
     records = reader.until_sequences(integration_id, 1, len(sent))
     for sequence, (record, (device, line)) in enumerate(zip(records, sent), 1):
-        judge(record, sequence, integration_id, NETWORK, device, json.loads(line)["timestamp"], expected_data(line))
+        check_record(record, sequence, integration_id, NETWORK, device, json.loads(line)["timestamp"], expected_data(line))
     report.check(True, f"{len(sent)} events are in the stream, in order, with every attribute and field")
     ids: dict[tuple[str, str], set[str]] = {}
     for record, (device, line) in zip(records, sent):
@@ -65,14 +66,14 @@ def deliver_samples(report: Report, service: Service, reader: Reader, integratio
     report.check(all(len(same) == 1 for same in ids.values()), "the same detection has the same id")
     every = {next(iter(same)) for same in ids.values()}
     report.check(len(every) == len(ids), "different detections have different ids")
-    reader.arrival_order()
-    report.check(True, "each device's records lie in order")
+    reader.check_arrival_order()
+    report.check(True, "each device's records are in order")
     report.check(len({record.shard for record in reader.records}) > 1, "more than one shard was written")
     return len(sent)
 
 
 def send_test(report: Report, service: Service, reader: Reader, integration_id: str) -> None:
-    """SendTest's receipt is true."""
+    """Checks that SendTest's receipt is that of its record."""
     report.section("SendTest")
     verdict = service.test("acme")
     report.check(verdict.delivered, "it is delivered", verdict)
@@ -87,7 +88,7 @@ def send_test(report: Report, service: Service, reader: Reader, integration_id: 
 
 
 def external_id_required(report: Report, aws: Aws, service: Service, stream: str) -> None:
-    """SendTest finds roles that would let the vendor in without the customer's external ID."""
+    """Checks that SendTest finds roles that can be assumed without the customer's external ID."""
     report.section("the external ID is required")
     for name, condition, wanted in (
         ("strict", {"StringEquals": {"sts:ExternalId": "example-external-id-strict"}}, integration_pb2.CHECK_RESULT_PASSED),
@@ -105,7 +106,7 @@ def external_id_required(report: Report, aws: Aws, service: Service, stream: str
 
 
 class Scenario:
-    """The integration `acme` through its troubles; `last` is the last sequence that was accepted."""
+    """Faults and recoveries of the integration `acme`; `last` is the last accepted sequence."""
 
     def __init__(self, report: Report, aws: Aws, service: Service, role: str, integration_id: str, last: int) -> None:
         self.report = report
@@ -117,14 +118,14 @@ class Scenario:
         self.sent: list[str] = []
 
     def publish(self, count: int) -> None:
-        """Publishes more."""
+        """Publishes further events."""
         lines = [samples()[(self.last + n) % 20] for n in range(count)]
         device = str(uuid.UUID(int=7))
         self.service.publish([proto_event("acme", device, line) for line in lines])
         self.last += count
 
     def wrong_external_id(self, stream: str, reader: Reader) -> None:
-        """Unauthorized with a wrong external ID, healed by the right one, nothing lost."""
+        """A wrong external ID gives UNAUTHORIZED; the right one repairs it, and nothing is lost."""
         self.report.section("a wrong external ID, and the right one")
         first = self.last + 1
         changed = self.service.configure("acme", stream, self.role, "wrong-" + EXTERNAL_ID)
@@ -135,19 +136,19 @@ class Scenario:
             "acme", integration_pb2.STATUS_UNAUTHORIZED, integration_pb2.STATUS_REASON_ASSUME_ROLE_DENIED
         )
         self.report.check(status.message != "", "it turns UNAUTHORIZED, ASSUME_ROLE_DENIED, with a message")
-        self.report.check(status.aws_error_code == "AccessDenied", "it tells AWS's own code", status)
+        self.report.check(status.aws_error_code == "AccessDenied", "it has AWS's error code", status)
         verdict = self.service.test("acme")
         self.report.check(not verdict.delivered and verdict.message == REFUSED, f"SendTest says {REFUSED!r}", verdict)
         self.publish(2)
         counts = self.service.get("acme").counts
-        self.report.check(counts.pending == 5, "what is published meanwhile waits", counts)
+        self.report.check(counts.pending == 5, "events published meanwhile are pending", counts)
         self.service.configure("acme", stream, self.role, EXTERNAL_ID)
         self.service.until_status("acme", integration_pb2.STATUS_ACTIVE)
         reader.until_sequences(self.integration_id, first, self.last)
-        self.report.check(True, "the right one heals it, and what waited arrives")
+        self.report.check(True, "the right one repairs it, and pending events arrive")
 
     def writes_denied(self, reader: Reader) -> None:
-        """Unauthorized where the role may not write."""
+        """A role without write permission gives UNAUTHORIZED, until it is granted."""
         self.report.section("a role that may not write")
         first = self.last + 1
         self.aws.forbid_writes("siem")
@@ -157,12 +158,12 @@ class Scenario:
         )
         self.report.check(status.aws_error_code.startswith("AccessDenied"), "it turns UNAUTHORIZED, WRITE_DENIED", status)
         self.aws.allow_writes("siem")
-        self.report.check(self.service.test("acme").delivered, "a passed SendTest ends the wait")
+        self.report.check(self.service.test("acme").delivered, "a passed SendTest ends the backoff")
         reader.until_sequences(self.integration_id, first, self.last)
-        self.report.check(True, "what waited arrives")
+        self.report.check(True, "pending events arrive")
 
     def deleted_stream(self, stream: str) -> Reader:
-        """Failing without the stream, healed by another one, which gets what waited."""
+        """A deleted stream gives FAILING; another stream repairs it and gets the pending events."""
         self.report.section("a deleted stream")
         first = self.last + 1
         self.aws.kinesis.delete_stream(StreamARN=stream)
@@ -176,14 +177,14 @@ class Scenario:
         self.service.configure("acme", other, self.role)
         self.service.until_status("acme", integration_pb2.STATUS_ACTIVE)
         reader.until_sequences(self.integration_id, first, self.last)
-        self.report.check(True, "another stream heals it and gets what waited, without a hole in the sequence")
+        self.report.check(True, "another stream repairs it and gets the pending events, without a hole in the sequence")
         return reader
 
 
 def publish_file(
     report: Report, aws: Aws, service: Service, name: str, file: Path, alerts: list[str], exit_code: int
 ) -> None:
-    """The whole of an EVE file through `siem-relay publish`; each alert is read back and judged."""
+    """Publishes an EVE file with `siem-relay publish`, and checks the record of each alert."""
     report.section(f"publish --eve {file.name}: {len(alerts)} alerts")
     external_id = f"example-external-id-of-{name}"
     stream = aws.stream(f"eve-{name}", 2)
@@ -207,7 +208,7 @@ def publish_file(
     reader = Reader(aws.kinesis, stream)
     records = reader.until_sequences(integration.integration_id, 1, len(alerts))
     for sequence, (record, line) in enumerate(zip(records, alerts), 1):
-        judge(
+        check_record(
             record, sequence, integration.integration_id, NETWORK, device, parse(line)["timestamp"], expected_data(line)
         )
     reader.read()
@@ -216,29 +217,29 @@ def publish_file(
         "every alert arrives, in the file's order, field by field, and nothing else",
     )
     ids = {record.event["id"] for record in records}
-    report.check(len(ids) == len(set(alerts)), "each has its own id, identical lines share theirs", (len(ids), len(set(alerts))))
-    reader.arrival_order()
-    report.check(True, "the device's records lie in order")
+    report.check(len(ids) == len(set(alerts)), "each has its own id, and equal lines have the same", (len(ids), len(set(alerts))))
+    reader.check_arrival_order()
+    report.check(True, "the device's records are in order")
 
 
 def restart(report: Report, aws: Aws, directory: Path, scenario: Scenario, reader: Reader) -> Relay:
-    """Ends the server, starts it again on the same directory; all goes on."""
+    """Ends the server and starts it again on the same directory, where it continues."""
     report.section("a restart")
     code = scenario.service.relay.stop()
     report.check(code == 0, "it ends with 0 after SIGTERM", code)
     relay = Relay(directory, aws.settings())
     scenario.service = Service(relay)
     status = scenario.service.get("acme").status
-    report.check(status.status == integration_pb2.STATUS_ACTIVE, "the status is still known", status)
+    report.check(status.status == integration_pb2.STATUS_ACTIVE, "the status is kept", status)
     first = scenario.last + 1
     scenario.publish(4)
     reader.until_sequences(scenario.integration_id, first, scenario.last)
-    report.check(True, "what is published then arrives, and the sequence goes on")
+    report.check(True, "events published afterwards arrive, and the sequence continues")
     return relay
 
 
 def publish_until_killed(service: Service, relay: Relay, kill_after: int) -> set[str]:
-    """Publishes batches without end, kills the server after so many acks; the ids of the acked events."""
+    """Publishes batches, and kills the server after a number of acks. Returns the ids of acked events."""
     line = samples()[0]
     sent: list[list[str]] = []
 
@@ -264,11 +265,11 @@ def publish_until_killed(service: Service, relay: Relay, kill_after: int) -> set
         if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.UNAVAILABLE:
             return acked
         raise Failure(f"{error}") from None
-    raise Failure("the stream ended well, though the server was killed")
+    raise Failure("the stream ended without an error, although the server was killed")
 
 
 def kills(report: Report, aws: Aws, directory: Path) -> None:
-    """`kill -9` during load: what was acked arrives, under the sequence that it has for ever."""
+    """Kills the server during load: every acked event arrives, and no sequence changes its event."""
     report.section("kill -9 during load")
     directory.mkdir()
     external_id = "example-external-id-of-killed"
@@ -289,14 +290,14 @@ def kills(report: Report, aws: Aws, directory: Path) -> None:
         records = reader.until_sequences(integration_id, 1, accepted)
         delivered = {record.event["id"] for record in records}
         report.check(acked <= delivered, f"each of {len(acked)} acked events arrives after 3 kills", len(acked - delivered))
-        report.check(len(delivered) == accepted, "no sequence is missing, none stands for two events", accepted)
-        reader.arrival_order()
-        report.check(True, "each device's records lie in order")
+        report.check(len(delivered) == accepted, "no sequence is missing, and none is two events", accepted)
+        reader.check_arrival_order()
+        report.check(True, "each device's records are in order")
         report.check(relay.stop() == 0, "it ends with 0 after SIGTERM")
 
 
 def secrets_stay_secret(report: Report, directory: Path, external_ids: list[str]) -> None:
-    """No external ID in the database's files or the logs."""
+    """Checks that no external ID is in the files of the database or in the logs."""
     report.section("external IDs")
     for file in sorted(directory.rglob("*")):
         if not file.is_file() or file.name == "ministack.log":
@@ -305,11 +306,11 @@ def secrets_stay_secret(report: Report, directory: Path, external_ids: list[str]
         for external_id in external_ids:
             if external_id.encode() in content:
                 raise Failure(f"{file.relative_to(directory)} holds an external ID in clear")
-    report.check(True, "no external ID stands in a file of the server")
+    report.check(True, "no external ID is in a file of the server")
 
 
 def own_file(directory: Path) -> tuple[Path, list[str]]:
-    """Our samples as a file, with other records and a broken line among them; and its alerts."""
+    """Writes the samples to a file, with other records and a broken line; returns it and its alerts."""
     alerts = samples()
     lines = list(alerts)
     lines.insert(3, '{"timestamp":"2026-02-03T04:00:00.000000+0000","event_type":"flow","src_ip":"192.0.2.1"}')
@@ -321,22 +322,22 @@ def own_file(directory: Path) -> tuple[Path, list[str]]:
 
 
 def alerts_of(file: Path) -> list[str]:
-    """The alert lines of an EVE file."""
-    # Not splitlines, which also splits at what JSON may hold within a text.
+    """Returns the alert lines of an EVE file."""
+    # splitlines would also split at characters that JSON allows inside a text.
     lines = file.read_text(encoding="utf-8").split("\n")
     records: list[tuple[str, Json]] = [(line, json.loads(line)) for line in lines if line.strip()]
     return [line for line, record in records if record.get("event_type") == "alert"]
 
 
 def test(report: Report) -> None:
-    """The whole test."""
+    """Runs all parts."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         aws = Aws(directory)
         with aws.process:
             stream = aws.stream("detections", 3)
             role = aws.role("siem", EXTERNAL_ID)
-            refusals(report, aws, role, stream)
+            check_enforcement(report, aws, role, stream)
             with Relay(directory, aws.settings()) as relay:
                 service = Service(relay)
                 integration = service.configure("acme", stream, role, EXTERNAL_ID)
@@ -357,7 +358,7 @@ def test(report: Report) -> None:
                 if given:
                     publish_file(report, aws, service, "real", Path(given), alerts_of(Path(given)), 0)
                 counts = service.get("acme").counts
-                report.check(counts.accepted == counts.delivered == scenario.last, "the counts say what was seen", counts)
+                report.check(counts.accepted == counts.delivered == scenario.last, "the counts are those of the stream", counts)
                 report.section("shutdown")
                 code = again.stop()
                 report.check(code == 0, "it ends with 0 after SIGTERM", code)

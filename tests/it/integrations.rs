@@ -6,13 +6,13 @@ mod secrecy;
 use siem_client::v1::{self, ErrorReason, ListRequest, Status};
 use tonic::Code;
 
-use crate::harness::{Customer, Load, World, arrive, check_whole, reason, violated};
+use crate::harness::{Customer, Load, TestEnv, check_complete, read_events, reason, violated};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_configured_is_got_back() {
-    let world = World::start().await;
-    let (customer, created) = world.customer("acme").await;
-    let got = world.api.get("acme").await;
+async fn get_returns_the_configured_integration() {
+    let env = TestEnv::start().await;
+    let (customer, created) = env.customer("acme").await;
+    let got = env.api.get("acme").await;
     assert_eq!(got, created);
     assert_eq!(got.organization_id, "acme");
     assert_eq!(got.kinesis_stream_arn, customer.stream_arn);
@@ -29,139 +29,136 @@ async fn what_was_configured_is_got_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replacement_keeps_what_it_does_not_name() {
-    let world = World::start().await;
-    let (customer, created) = world.customer("acme").await;
+async fn a_replacement_keeps_an_omitted_external_id() {
+    let env = TestEnv::start().await;
+    let (customer, created) = env.customer("acme").await;
     let request = v1::ConfigureRequest {
         external_id: String::new(),
         ..customer.with_stream("elsewhere").request()
     };
-    let replaced = world.api.try_configure(request).await.unwrap();
+    let replaced = env.api.try_configure(request).await.unwrap();
     assert_eq!(replaced.integration_id, created.integration_id);
     assert!(replaced.kinesis_stream_arn.ends_with("/elsewhere"));
     assert_eq!(replaced.external_id_hint, created.external_id_hint);
     assert_eq!(replaced.external_id_set_time, created.external_id_set_time);
     assert_eq!(replaced.create_time, created.create_time);
     assert_ne!(replaced.etag, created.etag);
-    // It is the stored external ID that the role is assumed with.
-    customer.with_stream("elsewhere").make_stream(&world.aws, 1);
-    assert!(world.api.send_test("acme").await.delivered);
+    // The role is assumed with the stored external ID.
+    customer.with_stream("elsewhere").make_stream(&env.aws, 1);
+    assert!(env.api.send_test("acme").await.delivered);
 
     let request = v1::ConfigureRequest {
         external_id: "a-new-external-id-of-some-length-9999".to_owned(),
         ..customer.request()
     };
-    let replaced = world.api.try_configure(request).await.unwrap();
+    let replaced = env.api.try_configure(request).await.unwrap();
     assert_eq!(replaced.external_id_hint, "9999");
     assert_ne!(replaced.external_id_set_time, created.external_id_set_time);
-    let world = world.restart().await;
-    assert_eq!(world.api.get("acme").await, replaced);
+    let env = env.restart().await;
+    assert_eq!(env.api.get("acme").await, replaced);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_etag_guards_against_what_was_not_seen() {
-    let world = World::start().await;
-    let (customer, created) = world.customer("acme").await;
+async fn a_stale_etag_is_refused() {
+    let env = TestEnv::start().await;
+    let (customer, created) = env.customer("acme").await;
     let with = |etag: &str| v1::ConfigureRequest {
         etag: etag.to_owned(),
         ..customer.request()
     };
-    let replaced = world.api.try_configure(with(&created.etag)).await.unwrap();
+    let replaced = env.api.try_configure(with(&created.etag)).await.unwrap();
     assert_ne!(replaced.etag, created.etag, "each Configure changes it");
     for stale in [created.etag.as_str(), "nonsense"] {
-        let status = world.api.try_configure(with(stale)).await.unwrap_err();
+        let status = env.api.try_configure(with(stale)).await.unwrap_err();
         assert_eq!(status.code(), Code::Aborted);
         assert_eq!(reason(&status), "ETAG_MISMATCH");
     }
-    assert_eq!(world.api.get("acme").await.etag, replaced.etag);
-    // An etag of an integration that is gone does not create another one.
-    world.api.delete("acme", false).await.unwrap();
-    let status = world
+    assert_eq!(env.api.get("acme").await.etag, replaced.etag);
+    // The etag of a deleted integration does not create another one.
+    env.api.delete("acme", false).await.unwrap();
+    let status = env
         .api
         .try_configure(with(&replaced.etag))
         .await
         .unwrap_err();
     assert_eq!(status.code(), Code::Aborted);
-    let recreated = world.api.configure(&customer).await;
-    assert_ne!(recreated.etag, created.etag, "no etag comes back");
+    let recreated = env.api.configure(&customer).await;
+    assert_ne!(recreated.etag, created.etag, "no etag is used again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_that_saw_the_same_only_one_wins() {
-    let world = World::start().await;
-    let (customer, created) = world.customer("acme").await;
+async fn of_concurrent_replacements_with_one_etag_one_succeeds() {
+    let env = TestEnv::start().await;
+    let (customer, created) = env.customer("acme").await;
     let mut attempts = Vec::new();
     for n in 0..20 {
         let request = v1::ConfigureRequest {
             etag: created.etag.clone(),
             ..customer.with_stream(&format!("stream-{n}")).request()
         };
-        let api = world.api.clone();
+        let api = env.api.clone();
         attempts.push(tokio::spawn(
             async move { api.try_configure(request).await },
         ));
     }
-    let mut won = Vec::new();
+    let mut successes = Vec::new();
     for attempt in attempts {
         match attempt.await.unwrap() {
-            Ok(integration) => won.push(integration),
+            Ok(integration) => successes.push(integration),
             Err(status) => assert_eq!(status.code(), Code::Aborted),
         }
     }
-    assert_eq!(won.len(), 1);
-    assert_eq!(world.api.get("acme").await, won[0]);
+    assert_eq!(successes.len(), 1);
+    assert_eq!(env.api.get("acme").await, successes[0]);
 }
 
 /// A Configure and a Delete that arrive together may share a commit.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_configure_that_is_deleted_at_once_is_answered() {
-    let world = World::start().await;
+async fn a_configure_deleted_in_the_same_commit_is_answered() {
+    let env = TestEnv::start().await;
     let pair = async |n: usize| {
         let organization_id = format!("org-{n}");
         let customer = Customer::new(&organization_id);
-        let configure = world.api.try_configure(customer.request());
-        let delete = world.api.delete(&organization_id, true);
+        let configure = env.api.try_configure(customer.request());
+        let delete = env.api.delete(&organization_id, true);
         let (configured, counts) = tokio::join!(configure, delete);
         assert_eq!(configured.unwrap().organization_id, organization_id);
         counts.unwrap().is_some()
     };
     let deleted = futures_util::future::join_all((0..200).map(pair)).await;
-    assert!(
-        deleted.contains(&true),
-        "no Delete came behind its Configure"
-    );
+    assert!(deleted.contains(&true), "no Delete followed its Configure");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_organizations_do_not_share_an_external_id() {
-    let world = World::start().await;
-    let (first, _) = world.customer("first").await;
-    let (second, _) = world.customer("second").await;
+async fn two_organizations_cannot_share_an_external_id() {
+    let env = TestEnv::start().await;
+    let (first, _) = env.customer("first").await;
+    let (second, _) = env.customer("second").await;
     for organization_id in ["second", "third"] {
         let request = v1::ConfigureRequest {
             organization_id: organization_id.to_owned(),
             external_id: first.external_id.clone(),
             ..second.request()
         };
-        let status = world.api.try_configure(request).await.unwrap_err();
+        let status = env.api.try_configure(request).await.unwrap_err();
         assert_eq!(status.code(), Code::AlreadyExists);
         assert_eq!(reason(&status), "EXTERNAL_ID_IN_USE");
     }
-    // Its own is no conflict, and once it is gone it is free.
-    world.api.configure(&first).await;
-    world.api.delete("first", false).await.unwrap();
+    // An organization may configure its own again, and a deleted one's is available.
+    env.api.configure(&first).await;
+    env.api.delete("first", false).await.unwrap();
     let request = v1::ConfigureRequest {
         external_id: first.external_id,
         ..second.request()
     };
-    world.api.try_configure(request).await.unwrap();
+    env.api.try_configure(request).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_violation_is_named_at_once() {
-    let world = World::start().await;
+async fn configure_reports_every_violation_at_once() {
+    let env = TestEnv::start().await;
     let empty = v1::ConfigureRequest::default();
-    let status = world.api.try_configure(empty).await.unwrap_err();
+    let status = env.api.try_configure(empty).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
     assert_eq!(reason(&status), "INVALID_FIELD");
     let all = [
@@ -179,7 +176,7 @@ async fn every_violation_is_named_at_once() {
         etag: "x".repeat(10_000),
         ..v1::ConfigureRequest::default()
     };
-    let status = world.api.try_configure(bad).await.unwrap_err();
+    let status = env.api.try_configure(bad).await.unwrap_err();
     assert_eq!(violated(&status), [&all[..], &["etag"]].concat());
     assert!(!status.message().contains("sesame"));
 
@@ -228,10 +225,10 @@ async fn every_violation_is_named_at_once() {
         ),
     ];
     for (field, request) in cases {
-        let status = world.api.try_configure(request).await.unwrap_err();
+        let status = env.api.try_configure(request).await.unwrap_err();
         assert_eq!(violated(&status), [field], "{status:?}");
     }
-    let status = world.api.try_get("acme").await.unwrap_err();
+    let status = env.api.try_get("acme").await.unwrap_err();
     assert_eq!(status.code(), Code::NotFound, "nothing was saved");
 }
 
@@ -250,37 +247,37 @@ fn with_role(customer: &Customer, role_arn: &str) -> v1::ConfigureRequest {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_there_is_not_found() {
-    let world = World::start().await;
+async fn calls_on_a_missing_integration_are_not_found() {
+    let env = TestEnv::start().await;
     let expected = ErrorReason::IntegrationNotFound.as_str_name();
     for status in [
-        world.api.try_get("ghost").await.unwrap_err(),
-        world.api.delete("ghost", false).await.unwrap_err(),
-        world.api.try_send_test("ghost").await.unwrap_err(),
+        env.api.try_get("ghost").await.unwrap_err(),
+        env.api.delete("ghost", false).await.unwrap_err(),
+        env.api.try_send_test("ghost").await.unwrap_err(),
     ] {
         assert_eq!(status.code(), Code::NotFound);
         assert!(expected.ends_with(&reason(&status)));
     }
-    assert_eq!(world.api.delete("ghost", true).await.unwrap(), None);
+    assert_eq!(env.api.delete("ghost", true).await.unwrap(), None);
     for bad in ["", "a b", "é", &"x".repeat(65)] {
-        let status = world.api.try_get(bad).await.unwrap_err();
+        let status = env.api.try_get(bad).await.unwrap_err();
         assert_eq!(violated(&status), ["organization_id"]);
-        let status = world.api.delete(bad, true).await.unwrap_err();
+        let status = env.api.delete(bad, true).await.unwrap_err();
         assert_eq!(violated(&status), ["organization_id"]);
-        let status = world.api.try_send_test(bad).await.unwrap_err();
+        let status = env.api.try_send_test(bad).await.unwrap_err();
         assert_eq!(violated(&status), ["organization_id"]);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_list_pages_in_order_and_filters() {
-    let world = World::start().await;
+async fn list_pages_in_order_and_filters_by_status() {
+    let env = TestEnv::start().await;
     let mut names: Vec<String> = (0..25).map(|n| format!("org-{n}")).collect();
     for name in &names {
-        world.customer(name).await;
+        env.customer(name).await;
     }
     names.sort();
-    assert!(world.api.send_test("org-3").await.delivered);
+    assert!(env.api.send_test("org-3").await.delivered);
     let mut listed: Vec<String> = Vec::new();
     let mut page_token = String::new();
     loop {
@@ -289,11 +286,11 @@ async fn a_list_pages_in_order_and_filters() {
             page_token,
             statuses: Vec::new(),
         };
-        let page = world.api.list(request).await.unwrap();
+        let page = env.api.list(request).await.unwrap();
         listed.extend(
             page.integrations
                 .iter()
-                .map(|one| one.organization_id.clone()),
+                .map(|integration| integration.organization_id.clone()),
         );
         page_token = page.next_page_token;
         if page_token.is_empty() {
@@ -302,10 +299,10 @@ async fn a_list_pages_in_order_and_filters() {
         assert_eq!(page.integrations.len(), 10);
     }
     assert_eq!(listed, names);
-    let all = world.api.list(ListRequest::default()).await.unwrap();
+    let all = env.api.list(ListRequest::default()).await.unwrap();
     assert_eq!(all.integrations.len(), 25);
     assert_eq!(all.next_page_token, "");
-    assert_eq!(all.integrations[0], world.api.get(&names[0]).await);
+    assert_eq!(all.integrations[0], env.api.get(&names[0]).await);
 
     let filtered = async |statuses: &[Status], page_size| {
         let request = ListRequest {
@@ -313,7 +310,7 @@ async fn a_list_pages_in_order_and_filters() {
             page_token: String::new(),
             statuses: statuses.iter().map(|status| *status as i32).collect(),
         };
-        world.api.list(request).await.unwrap()
+        env.api.list(request).await.unwrap()
     };
     let active = filtered(&[Status::Active], 1).await;
     assert_eq!(active.integrations.len(), 1);
@@ -329,43 +326,43 @@ async fn a_list_pages_in_order_and_filters() {
         page_token: "not a token".to_owned(),
         statuses: vec![0, 77],
     };
-    let status = world.api.list(request).await.unwrap_err();
+    let status = env.api.list(request).await.unwrap_err();
     let fields = ["page_size", "page_token", "statuses[0]", "statuses[1]"];
     assert_eq!(violated(&status), fields);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_integration_takes_its_pending_events_along() {
-    // After the one attempt nothing is on its way to the stream any more.
-    let world = World::with(&[("retry-first-ms", "60000"), ("retry-most-ms", "60000")]).await;
-    let (customer, created) = world.customer("acme").await;
+async fn delete_discards_pending_events() {
+    // After the first attempt nothing is in flight.
+    let env = TestEnv::with(&[("retry-first-ms", "60000"), ("retry-most-ms", "60000")]).await;
+    let (customer, created) = env.customer("acme").await;
     let mut load = Load::new("acme", 3, 20);
-    world.api.publish(&load.events(100)).await;
-    world.api.until_delivered("acme").await;
-    world.aws.delete_stream(&customer.stream_arn);
-    world.api.publish(&load.events(50)).await;
+    env.api.publish(&load.events(100)).await;
+    env.api.until_delivered("acme").await;
+    env.aws.delete_stream(&customer.stream_arn);
+    env.api.publish(&load.events(50)).await;
     let refused = |status: &v1::IntegrationStatus| status.status() == Status::Failing;
-    world.api.until_status("acme", refused).await;
-    let counts = world.api.delete("acme", false).await.unwrap().unwrap();
+    env.api.until_status("acme", refused).await;
+    let counts = env.api.delete("acme", false).await.unwrap().unwrap();
     assert_eq!(
         (counts.accepted, counts.delivered, counts.discarded),
         (150, 100, 50)
     );
-    customer.make_stream(&world.aws, 1);
+    customer.make_stream(&env.aws, 1);
 
-    // Nobody's events are never delivered later.
-    let answer = world.api.try_publish(load.events(10)).await.unwrap();
+    // Events without an integration are not delivered later.
+    let answer = env.api.try_publish(load.events(10)).await.unwrap();
     assert_eq!((answer.accepted, answer.unconfigured), (0, 10));
 
-    let recreated = world.api.configure(&customer).await;
+    let recreated = env.api.configure(&customer).await;
     assert_ne!(recreated.integration_id, created.integration_id);
     assert_eq!(recreated.counts.unwrap(), v1::EventCounts::default());
     let mut load = Load::new("acme", 3, 21);
-    world.api.publish(&load.events(20)).await;
-    let arrived = arrive(&world.aws, &customer.stream_arn, 20).await;
-    check_whole(&arrived, &recreated.integration_id, &load.made);
+    env.api.publish(&load.events(20)).await;
+    let arrived = read_events(&env.aws, &customer.stream_arn, 20).await;
+    check_complete(&arrived, &recreated.integration_id, &load.made);
 
-    let world = world.restart().await;
-    let counts = world.api.get("acme").await.counts.unwrap();
+    let env = env.restart().await;
+    let counts = env.api.get("acme").await.counts.unwrap();
     assert_eq!((counts.accepted, counts.delivered), (20, 20));
 }

@@ -1,10 +1,10 @@
-//! Tests of the whole: the borders between the rooms, and the service as its callers,
-//! the customers' streams and the operating system see it.
+//! Integration tests: the service as its callers, the customers' streams and the operating system
+//! see it, and the borders between its modules.
 
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
-    reason = "a test that meets what it does not expect has failed"
+    reason = "an unexpected value fails the test"
 )]
 
 mod borders;

@@ -1,15 +1,13 @@
-//! Requests that no generated client sends, and answers that every client must be able to
-//! take.
+//! Requests that no generated client sends, and error answers within the limits of every client.
 
 mod compressed;
 
 use prost::Message as _;
 use siem_client::v1::{self, ListRequest, StreamStatusRequest};
-use tempfile::TempDir;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use crate::harness::{Process, World, framed, reason, run, stand_in, tool, violated};
+use crate::harness::{ProcessEnv, TestEnv, framed, reason, run, tool, violated};
 
 const GET: &str = "siem.v1.SiemIntegrationService/Get";
 const LIST: &str = "siem.v1.SiemIntegrationService/List";
@@ -21,8 +19,8 @@ const HEALTH: &str = "grpc.health.v1.Health/Check";
 const MIB: usize = 1 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bad_names_beyond_20_are_counted() {
-    let world = World::start().await;
+async fn violations_beyond_20_are_counted() {
+    let env = TestEnv::start().await;
     for (name, at) in [
         ("no space", "character 3 is U+0020"),
         ("zero\u{200b}width", "character 5 is U+200B"),
@@ -33,21 +31,21 @@ async fn bad_names_beyond_20_are_counted() {
             ..StreamStatusRequest::default()
         };
         let request = framed(0, &request.encode_to_vec());
-        let status = world.api.raw(STREAM_STATUS, None, request).await.refusal();
+        let status = env.api.raw(STREAM_STATUS, None, request).await.refusal();
         assert_eq!(status.code(), Code::InvalidArgument);
         assert_eq!(reason(&status), "INVALID_FIELD");
         let named: Vec<String> = (0..20).map(|n| format!("organization_ids[{n}]")).collect();
         assert_eq!(violated(&status), named);
-        let told = status.message();
-        assert!(told.contains(at), "{told}");
-        assert!(told.ends_with("; and 995 more"), "{told}");
+        let message = status.message();
+        assert!(message.contains(at), "{message}");
+        assert!(message.ends_with("; and 995 more"), "{message}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_filter_of_4_million_statuses_costs_little() {
-    let (aws, dir) = (stand_in().await, TempDir::new().unwrap());
-    let process = Process::start(dir.path(), &aws.url(), &[]).await;
+async fn refusing_4_million_statuses_takes_little_memory() {
+    let env = ProcessEnv::new().await;
+    let process = env.start().await;
     let before = process.peak_bytes();
     for (statuses, code) in [(4_000_000, "REQUEST_TOO_LARGE"), (200_000, "INVALID_FIELD")] {
         let request = ListRequest {
@@ -60,25 +58,25 @@ async fn a_filter_of_4_million_statuses_costs_little() {
         assert_eq!(status.code(), Code::InvalidArgument);
         assert_eq!(reason(&status), code);
     }
-    // 8 MiB of empty events, each of two bytes.
+    // 8 MiB of empty events, two bytes each.
     let answer = process
         .api
         .raw(PUBLISH, None, framed(0, &[0x0a, 0x00].repeat(4 * MIB)))
         .await;
     assert_eq!(reason(&answer.refusal()), "MALFORMED_REQUEST");
-    let grown = process.peak_bytes() - before;
-    assert!(grown < 48 << 20, "{grown} bytes for refusals");
+    let growth = process.peak_bytes() - before;
+    assert!(growth < 48 << 20, "{growth} bytes for refusals");
     process.kill().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_unknown_status_is_named_once() {
-    let world = World::start().await;
+async fn each_unknown_status_is_reported_once() {
+    let env = TestEnv::start().await;
     let request = ListRequest {
         statuses: vec![77, 2, 77, -3, 0, 77, -3],
         ..ListRequest::default()
     };
-    let status = world.api.list(request).await.unwrap_err();
+    let status = env.api.list(request).await.unwrap_err();
     assert_eq!(
         violated(&status),
         ["statuses[0]", "statuses[3]", "statuses[4]"]
@@ -87,19 +85,19 @@ async fn each_unknown_status_is_named_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn malformed_protobuf_is_the_callers_fault() {
-    let world = World::start().await;
+async fn malformed_protobuf_is_invalid_argument() {
+    let env = TestEnv::start().await;
     let bytes: [(&str, &[u8]); 6] = [
         ("text that is not UTF-8", b"\x0a\x02\xc3\x28"),
         ("another wire type", b"\x08\x01"),
         ("a length beyond the end", b"\x0a\x05ab"),
-        ("garbage behind", b"\x0a\x00\xff\xff"),
+        ("garbage at the end", b"\x0a\x00\xff\xff"),
         ("a field without number", b"\x00\x00"),
         ("a group that does not end", b"\xfb\x3f"),
     ];
     for method in [GET, CONFIGURE, STREAM_STATUS, HEALTH] {
         for (what, bytes) in bytes {
-            let answer = world.api.raw(method, None, framed(0, bytes)).await;
+            let answer = env.api.raw(method, None, framed(0, bytes)).await;
             let status = answer.refusal();
             assert_eq!(status.code(), Code::InvalidArgument, "{method}, {what}");
             assert_eq!(reason(&status), "MALFORMED_REQUEST");
@@ -109,7 +107,7 @@ async fn malformed_protobuf_is_the_callers_fault() {
     // A fault inside an event is reported for that event.
     for method in [PUBLISH, PUBLISH_STREAM] {
         for (what, bytes) in bytes.into_iter().skip(2) {
-            let answer = world.api.raw(method, None, framed(0, bytes)).await;
+            let answer = env.api.raw(method, None, framed(0, bytes)).await;
             let status = answer.refusal();
             assert_eq!(status.code(), Code::InvalidArgument, "{method}, {what}");
             assert_eq!(reason(&status), "MALFORMED_REQUEST");
@@ -118,8 +116,8 @@ async fn malformed_protobuf_is_the_callers_fault() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn malformed_framing_is_the_callers_fault() {
-    let world = World::start().await;
+async fn malformed_framing_is_invalid_argument() {
+    let env = TestEnv::start().await;
     let get = v1::GetRequest {
         organization_id: "acme".to_owned(),
     };
@@ -132,19 +130,19 @@ async fn malformed_framing_is_the_callers_fault() {
             ("half a prefix", vec![0, 0, 0]),
             ("half a message", cut.clone()),
             ("two messages", [&good[..], &good[..]].concat()),
-            ("flags that are not known", framed(2, &[])),
+            ("unknown flags", framed(2, &[])),
         ] {
-            let status = world.api.raw(method, None, body).await.refusal();
+            let status = env.api.raw(method, None, body).await.refusal();
             assert_eq!(status.code(), Code::InvalidArgument, "{method}, {what}");
             assert_eq!(reason(&status), "MALFORMED_REQUEST", "{method}, {what}");
         }
     }
     let good = framed(0, &v1::PublishStreamRequest::default().encode_to_vec());
-    let answer = world.api.raw(PUBLISH_STREAM, None, good.clone()).await;
+    let answer = env.api.raw(PUBLISH_STREAM, None, good.clone()).await;
     assert_eq!(answer.messages::<v1::PublishStreamResponse>().len(), 1);
-    let answer = world.api.raw(PUBLISH_STREAM, None, Vec::new()).await;
-    assert_eq!(answer.status().code(), Code::Ok, "it is no error to end");
-    let answer = world
+    let answer = env.api.raw(PUBLISH_STREAM, None, Vec::new()).await;
+    assert_eq!(answer.status().code(), Code::Ok, "ending is no error");
+    let answer = env
         .api
         .raw(PUBLISH_STREAM, None, [&good[..], &[0, 0]].concat())
         .await;
@@ -153,9 +151,9 @@ async fn malformed_framing_is_the_callers_fault() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn too_long_a_message_is_refused_with_its_limit() {
-    let world = World::start().await;
-    for (method, most) in [
+async fn a_message_over_the_limit_is_refused_with_the_limit() {
+    let env = TestEnv::start().await;
+    for (method, limit) in [
         (GET, 256 << 10),
         (CONFIGURE, 256 << 10),
         (STREAM_STATUS, 256 << 10),
@@ -163,19 +161,19 @@ async fn too_long_a_message_is_refused_with_its_limit() {
         (PUBLISH, 8 * MIB),
         (PUBLISH_STREAM, 8 * MIB),
     ] {
-        let message = framed(0, &vec![0; most + 1]);
-        let status = world.api.raw(method, None, message).await.refusal();
+        let message = framed(0, &vec![0; limit + 1]);
+        let status = env.api.raw(method, None, message).await.refusal();
         assert_eq!(status.code(), Code::InvalidArgument, "{method}");
         assert_eq!(reason(&status), "REQUEST_TOO_LARGE");
-        let told = status.message();
-        assert!(told.contains(&most.to_string()), "{told}");
+        let message = status.message();
+        assert!(message.contains(&limit.to_string()), "{message}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_character_is_named_with_its_position() {
-    let world = World::start().await;
-    let (customer, _) = world.customer("acme").await;
+async fn a_bad_character_is_reported_with_its_position() {
+    let env = TestEnv::start().await;
+    let (customer, _) = env.customer("acme").await;
     let good = customer.request();
     for (character, code) in [
         ('\u{200b}', "U+200B"),
@@ -202,8 +200,9 @@ async fn a_bad_character_is_named_with_its_position() {
                     "tenth" => 9,
                     _ => text.len(),
                 };
-                let told = format!("character {} is {code}", at + 1);
-                (format!("{}{character}{}", &text[..at], &text[at..]), told)
+                let description = format!("character {} is {code}", at + 1);
+                let bad = format!("{}{character}{}", &text[..at], &text[at..]);
+                (bad, description)
             };
             let (stream_arn, in_stream_arn) = with(&good.kinesis_stream_arn);
             let (role_arn, in_role_arn) = with(&good.role_arn);
@@ -216,22 +215,22 @@ async fn a_bad_character_is_named_with_its_position() {
                 external_id: external_id.clone(),
                 ..v1::ConfigureRequest::default()
             };
-            let status = world.api.try_configure(request).await.unwrap_err();
+            let status = env.api.try_configure(request).await.unwrap_err();
             let details = status.get_details_bad_request().unwrap();
-            let told: Vec<_> = details
+            let descriptions: Vec<_> = details
                 .field_violations
                 .iter()
-                .map(|one| one.description.as_str())
+                .map(|violation| violation.description.as_str())
                 .collect();
-            let wanted = [
+            let expected = [
                 in_organization_id,
                 in_stream_arn,
                 in_role_arn,
                 in_external_id,
             ];
-            assert_eq!(told.len(), wanted.len(), "{told:?}");
-            for (told, wanted) in told.iter().zip(wanted) {
-                assert!(told.contains(&wanted), "{told}, not {wanted}");
+            assert_eq!(descriptions.len(), expected.len(), "{descriptions:?}");
+            for (found, expected) in descriptions.iter().zip(expected) {
+                assert!(found.contains(&expected), "{found}, not {expected}");
             }
             assert!(!format!("{status:?}").contains(&good.external_id[..9]));
         }
@@ -239,12 +238,12 @@ async fn a_bad_character_is_named_with_its_position() {
 }
 
 #[tokio::test]
-async fn the_tools_name_a_bad_character_with_its_position() {
+async fn the_tools_report_a_bad_character_with_its_position() {
     let stream = "arn:aws:kinesis:us-east-1:222222222222:stream/de\u{200b}t";
     let verified = run(tool(&["verify", "--stream", stream])).await;
     assert_eq!(verified.code, Some(64));
-    let told = "character 49 is U+200B";
-    assert!(verified.stderr.contains(told), "{}", verified.stderr);
+    let words = "character 49 is U+200B";
+    assert!(verified.stderr.contains(words), "{}", verified.stderr);
     let arguments = [
         ("--stream", " detections", "character 1 is U+0020"),
         ("--region", "us-east-1", ""),
@@ -264,12 +263,16 @@ async fn the_tools_name_a_bad_character_with_its_position() {
             .iter()
             .flat_map(|(flag, value, _)| [*flag, *value]),
     );
-    let made = run(tool(&all)).await;
-    assert_eq!(made.code, Some(64));
-    for (flag, _, told) in arguments {
-        let mut lines = made.stderr.lines();
+    let refused = run(tool(&all)).await;
+    assert_eq!(refused.code, Some(64));
+    for (flag, _, words) in arguments {
+        let mut lines = refused.stderr.lines();
         let line = lines.find(|line| line.contains(&format!("{flag}:")));
-        assert!(line.unwrap_or_default().contains(told), "{}", made.stderr);
+        assert!(
+            line.unwrap_or_default().contains(words),
+            "{}",
+            refused.stderr
+        );
     }
-    assert!(!made.stderr.contains("sesame"), "{}", made.stderr);
+    assert!(!refused.stderr.contains("sesame"), "{}", refused.stderr);
 }

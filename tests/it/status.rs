@@ -1,172 +1,157 @@
-//! What the status says, and who is told.
+//! Integration status: its changes, their attribution, SendTest and StreamStatus.
 
-mod blame;
+mod attribution;
 mod feed;
 mod matrix;
 mod subscribers;
 mod test_event;
 
-use aws_stand_in::{Effect, Fault, Operation, When};
+use aws_stand_in::{Fault, Operation};
 use siem_client::v1::{Status, StatusReason};
 
-use crate::harness::{Customer, Load, StatusFeed, Told, World, arrive};
+use crate::harness::{Customer, FeedEvent, Load, StatusFeed, TestEnv, error, fault, read_events};
 
-/// A world with one organization that is watched from the start.
-async fn watched() -> (World, Customer, StatusFeed) {
-    let world = World::start().await;
-    let (customer, _) = world.customer("acme").await;
-    let mut statuses = world.api.watch(&["acme"], "").await;
+/// A service with one customer, and a subscription to its status.
+async fn watched() -> (TestEnv, Customer, StatusFeed) {
+    let env = TestEnv::start().await;
+    let (customer, _) = env.customer("acme").await;
+    let mut statuses = env.api.watch(&["acme"], "").await;
     let before = statuses.until_synced().await;
-    assert_eq!(before, [Told::current("acme", Status::Unknown)]);
-    (world, customer, statuses)
+    assert_eq!(before, [FeedEvent::current("acme", Status::Unknown)]);
+    (env, customer, statuses)
 }
 
-fn active() -> Told {
-    Told::current("acme", Status::Active)
+fn active() -> FeedEvent {
+    FeedEvent::current("acme", Status::Active)
 }
 
-fn unknown() -> Told {
-    Told::current("acme", Status::Unknown)
+fn unknown() -> FeedEvent {
+    FeedEvent::current("acme", Status::Unknown)
 }
 
-async fn publish_one(world: &World) {
+async fn publish_one(env: &TestEnv) {
     let mut load = Load::new("acme", 1, rand::random());
-    world.api.publish(&load.events(1)).await;
+    env.api.publish(&load.events(1)).await;
+}
+
+/// Makes the next calls of PutRecords fail.
+fn fail_calls(env: &TestEnv, calls: u64, code: &str, status: u16) {
+    let fault = Fault {
+        calls: Some(calls),
+        ..fault(Operation::PutRecords, None, error(code, status))
+    };
+    env.aws.add_fault(fault).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_delivery_makes_it_active() {
-    let (world, _, mut statuses) = watched().await;
-    publish_one(&world).await;
+async fn the_first_delivery_makes_the_status_active() {
+    let (env, _, mut statuses) = watched().await;
+    publish_one(&env).await;
     assert_eq!(statuses.next().await, active());
-    let told = statuses.last.unwrap();
-    assert!(told.last_attempt_time.is_some());
-    assert!(told.last_delivery_time.is_some());
-    assert!(told.next_retry_time.is_none());
-    assert_eq!(told.aws_error_code, "");
-    let got = world.api.get("acme").await.status.unwrap();
+    let status = statuses.last.unwrap();
+    assert!(status.last_attempt_time.is_some());
+    assert!(status.last_delivery_time.is_some());
+    assert!(status.next_retry_time.is_none());
+    assert_eq!(status.aws_error_code, "");
+    let got = env.api.get("acme").await.status.unwrap();
     assert_eq!(got.status(), Status::Active);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_external_id_shows_and_heals() {
-    let (world, customer, mut statuses) = watched().await;
-    let wrong = Customer {
-        external_id: "not-the-one-that-is-trusted".to_owned(),
-        ..customer.clone()
-    };
-    world.api.configure(&wrong).await;
-    publish_one(&world).await;
-    let denied = Told::because("acme", Status::Unauthorized, StatusReason::AssumeRoleDenied);
+async fn a_wrong_external_id_is_unauthorized_until_corrected() {
+    let (env, customer, mut statuses) = watched().await;
+    let wrong = customer.with_external_id("not-the-one-that-is-trusted");
+    env.api.configure(&wrong).await;
+    publish_one(&env).await;
+    let denied =
+        FeedEvent::with_reason("acme", Status::Unauthorized, StatusReason::AssumeRoleDenied);
     assert_eq!(statuses.next().await, denied);
-    let told = statuses.last.clone().unwrap();
-    assert_eq!(told.aws_error_code, "AccessDenied");
-    assert!(!told.aws_request_id.is_empty());
-    assert!(told.next_retry_time.is_some());
-    assert!(told.last_delivery_time.is_none());
+    let status = statuses.last.clone().unwrap();
+    assert_eq!(status.aws_error_code, "AccessDenied");
+    assert!(!status.aws_request_id.is_empty());
+    assert!(status.next_retry_time.is_some());
+    assert!(status.last_delivery_time.is_none());
     let message = "Unauthorized - check your Role ARN and External ID. ";
-    assert!(told.message.starts_with(message), "{}", told.message);
-    let counts = world.api.get("acme").await.counts.unwrap();
+    assert!(status.message.starts_with(message), "{}", status.message);
+    let counts = env.api.get("acme").await.counts.unwrap();
     assert_eq!(counts.pending, 1);
     assert!(counts.pending_bytes > 0);
     assert!(counts.oldest_pending_time.is_some());
 
-    world.api.configure(&customer).await;
+    env.api.configure(&customer).await;
     assert_eq!(statuses.next().await, unknown());
     assert_eq!(statuses.next().await, active());
-    arrive(&world.aws, &customer.stream_arn, 1).await;
-    world.api.until_delivered("acme").await;
+    read_events(&env.aws, &customer.stream_arn, 1).await;
+    env.api.until_delivered("acme").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_role_that_may_not_write_shows_and_heals_by_itself() {
-    let (world, customer, mut statuses) = watched().await;
-    customer.make_role_that_may(&world.aws, "kinesis:GetRecords");
-    publish_one(&world).await;
-    let denied = Told::because("acme", Status::Unauthorized, StatusReason::WriteDenied);
+async fn a_role_without_write_permission_is_unauthorized_until_granted() {
+    let (env, customer, mut statuses) = watched().await;
+    customer.make_role_that_may(&env.aws, "kinesis:GetRecords");
+    publish_one(&env).await;
+    let denied = FeedEvent::with_reason("acme", Status::Unauthorized, StatusReason::WriteDenied);
     assert_eq!(statuses.next().await, denied);
     let code = statuses.last.clone().unwrap().aws_error_code;
     assert_eq!(code, "AccessDeniedException");
-    customer.make_role(&world.aws);
+    customer.make_role(&env.aws);
     assert_eq!(statuses.next().await, active());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_stream_shows_and_heals_by_itself() {
-    let (world, customer, mut statuses) = watched().await;
-    publish_one(&world).await;
+async fn a_missing_stream_is_failing_until_created() {
+    let (env, customer, mut statuses) = watched().await;
+    publish_one(&env).await;
     assert_eq!(statuses.next().await, active());
-    world.aws.delete_stream(&customer.stream_arn);
-    publish_one(&world).await;
-    let missing = Told::because("acme", Status::Failing, StatusReason::StreamNotFound);
+    env.aws.delete_stream(&customer.stream_arn);
+    publish_one(&env).await;
+    let missing = FeedEvent::with_reason("acme", Status::Failing, StatusReason::StreamNotFound);
     assert_eq!(statuses.next().await, missing);
-    let told = statuses.last.clone().unwrap();
-    assert_eq!(told.aws_error_code, "ResourceNotFoundException");
-    assert!(told.last_delivery_time.is_some(), "it was delivered once");
-    customer.make_stream(&world.aws, 1);
+    let status = statuses.last.clone().unwrap();
+    assert_eq!(status.aws_error_code, "ResourceNotFoundException");
+    assert!(status.last_delivery_time.is_some(), "it was delivered once");
+    customer.make_stream(&env.aws, 1);
     assert_eq!(statuses.next().await, active());
-    arrive(&world.aws, &customer.stream_arn, 1).await;
+    read_events(&env.aws, &customer.stream_arn, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_over_soon_changes_no_status() {
-    let (world, customer, mut statuses) = watched().await;
-    publish_one(&world).await;
+async fn transient_faults_change_no_status() {
+    let (env, customer, mut statuses) = watched().await;
+    publish_one(&env).await;
     assert_eq!(statuses.next().await, active());
     for code in ["ProvisionedThroughputExceededException", "InternalFailure"] {
-        let fault = Fault {
-            operation: Some(Operation::PutRecords),
-            target: None,
-            calls: Some(2),
-            when: When::Before,
-            effect: Effect::Error {
-                code: code.to_owned(),
-                status: 500,
-                message: String::new(),
-            },
-        };
-        world.aws.add_fault(fault).unwrap();
+        fail_calls(&env, 2, code, 500);
     }
-    publish_one(&world).await;
-    arrive(&world.aws, &customer.stream_arn, 2).await;
-    world.api.until_delivered("acme").await;
-    // A change that is told next proves that none came before it.
-    world.api.delete("acme", false).await.unwrap();
-    assert_eq!(statuses.next().await, Told::Deleted("acme".to_owned()));
+    publish_one(&env).await;
+    read_events(&env.aws, &customer.stream_arn, 2).await;
+    env.api.until_delivered("acme").await;
+    // The deletion is the next change, so that no other one preceded it.
+    env.api.delete("acme", false).await.unwrap();
+    assert_eq!(statuses.next().await, FeedEvent::Deleted("acme".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_integration_that_is_mended_forgets_what_it_met_before() {
-    let (world, customer, mut statuses) = watched().await;
-    // The status stays Unknown while it is throttled, but tells the code.
-    let fault = Fault {
-        operation: Some(Operation::PutRecords),
-        target: None,
-        calls: Some(1),
-        when: When::Before,
-        effect: Effect::Error {
-            code: "ProvisionedThroughputExceededException".to_owned(),
-            status: 400,
-            message: String::new(),
-        },
-    };
-    world.aws.add_fault(fault).unwrap();
-    world.hang(Operation::PutRecords, None);
-    publish_one(&world).await;
-    let status = world
+async fn a_replacement_clears_the_previous_error() {
+    let (env, customer, mut statuses) = watched().await;
+    // The status stays UNKNOWN while it is throttled, but has the error code.
+    fail_calls(&env, 1, "ProvisionedThroughputExceededException", 400);
+    env.hang(Operation::PutRecords, None);
+    publish_one(&env).await;
+    let status = env
         .api
         .until_status("acme", |status| !status.aws_error_code.is_empty());
     let code = status.await.aws_error_code;
     assert_eq!(code, "ProvisionedThroughputExceededException");
     let other = customer.with_stream("elsewhere");
-    let replaced = world.api.configure(&other).await.status.unwrap();
+    let replaced = env.api.configure(&other).await.status.unwrap();
     assert_eq!(replaced.status(), Status::Unknown);
     assert_eq!(replaced.aws_error_code, "");
     assert!(replaced.last_attempt_time.is_none());
     assert!(replaced.next_retry_time.is_none());
-    other.make_stream(&world.aws, 1);
-    world.aws.clear_faults();
-    // A call that was under way may still have taken the event to the old stream.
-    publish_one(&world).await;
+    other.make_stream(&env.aws, 1);
+    env.aws.clear_faults();
+    // A call in flight may have delivered the first event to the old stream.
+    publish_one(&env).await;
     assert_eq!(statuses.next().await, active());
 }

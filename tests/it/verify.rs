@@ -1,19 +1,22 @@
-//! `siem-relay verify`, as an auditor runs it.
+//! `siem-relay verify`, as a customer's auditor runs it.
 
 use std::{fs, path::Path};
 
-use aws_stand_in::{Control, Effect, Fault, LongTermCredentials, Operation, Record, When};
+use aws_stand_in::{LongTermCredentials, Operation, Record};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::{Customer, Ended, Load, World, auditor, run, run_with_input, tool, with_aws};
+use crate::harness::{
+    Customer, Load, TestEnv, ToolOutput, failing_records, fault, reader_credentials, run,
+    run_with_input, tool, with_aws,
+};
 
 const EVENTS: u64 = 400;
 
-/// A stream that an integration has written to, through failures of single records.
+/// A stream written by one integration while single records failed at random.
 struct Stream {
-    world: World,
+    env: TestEnv,
     customer: Customer,
     integration_id: String,
     records: Vec<Record>,
@@ -21,24 +24,25 @@ struct Stream {
 
 impl Stream {
     async fn new() -> Self {
-        let world = World::start().await;
+        let env = TestEnv::start().await;
         let customer = Customer::new("acme");
-        customer.make_role(&world.aws);
-        customer.make_stream(&world.aws, 3);
-        let integration = world.api.configure(&customer).await;
-        assert!(world.api.send_test("acme").await.delivered);
-        fail_some(&world.aws);
+        customer.make_role(&env.aws);
+        customer.make_stream(&env.aws, 3);
+        let integration = env.api.configure(&customer).await;
+        assert!(env.api.send_test("acme").await.delivered);
+        let failing = fault(Operation::PutRecords, None, failing_records(0.2, 5));
+        env.aws.add_fault(failing).unwrap();
         let mut load = Load::new("acme", 12, 77);
         for _ in 0..4 {
-            world.api.publish(&load.events(EVENTS as usize / 4)).await;
+            env.api.publish(&load.events(EVENTS as usize / 4)).await;
         }
-        world.api.until_delivered("acme").await;
-        world.aws.clear_faults();
+        env.api.until_delivered("acme").await;
+        env.aws.clear_faults();
         Self {
-            records: world.aws.records(&customer.stream_arn, 0, 10_000).unwrap(),
+            records: env.aws.records(&customer.stream_arn, 0, 10_000).unwrap(),
             integration_id: integration.integration_id,
             customer,
-            world,
+            env,
         }
     }
 
@@ -47,16 +51,16 @@ impl Stream {
         self.records.iter().map(text).collect()
     }
 
-    /// Lines without the events of some sequences.
+    /// The lines without the events of some sequences.
     fn lines_without(&self, sequences: &[u64]) -> String {
-        let lost = |line: &String| sequences.iter().any(|lost| line.contains(&sequence(*lost)));
+        let lost = |line: &String| sequences.iter().any(|each| line.contains(&sequence(*each)));
         self.lines()
             .into_iter()
             .filter(|line| !lost(line))
             .collect()
     }
 
-    async fn read_by(&self, who: &LongTermCredentials, arguments: &[&str]) -> Ended {
+    async fn verify_as(&self, reader: &LongTermCredentials, arguments: &[&str]) -> ToolOutput {
         let mut all = vec![
             "verify",
             "--output",
@@ -65,7 +69,7 @@ impl Stream {
             &self.customer.stream_arn,
         ];
         all.extend(arguments);
-        run(with_aws(tool(&all), &self.world.aws_url(), who)).await
+        run(with_aws(tool(&all), &self.env.aws_url(), reader)).await
     }
 }
 
@@ -73,29 +77,14 @@ fn sequence(number: u64) -> String {
     format!("\"sequence\":\"{number:020}\"")
 }
 
-fn fail_some(aws: &Control) {
-    let fault = Fault {
-        operation: Some(Operation::PutRecords),
-        target: None,
-        calls: None,
-        when: When::Before,
-        effect: Effect::FailRecords {
-            probability: 0.2,
-            seed: 5,
-            code: "InternalFailure".to_owned(),
-        },
-    };
-    aws.add_fault(fault).unwrap();
-}
-
-async fn verify(input: &str, arguments: &[&str]) -> Ended {
+async fn verify(input: &str, arguments: &[&str]) -> ToolOutput {
     let mut all = vec!["verify", "-", "--output", "json"];
     all.extend(arguments);
     run_with_input(tool(&all), input.as_bytes()).await
 }
 
-/// The one integration of a report.
-fn integration(ended: &Ended) -> Value {
+/// The only integration of a report.
+fn integration(ended: &ToolOutput) -> Value {
     let report = ended.json();
     assert_eq!(
         report["integrations"].as_array().unwrap().len(),
@@ -106,9 +95,11 @@ fn integration(ended: &Ended) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_was_delivered_is_complete() {
+async fn a_delivered_stream_is_complete() {
     let stream = Stream::new().await;
-    let ended = stream.read_by(&auditor(&stream.world.aws), &[]).await;
+    let ended = stream
+        .verify_as(&reader_credentials(&stream.env.aws), &[])
+        .await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let found = integration(&ended);
     assert_eq!(found["integration_id"], stream.integration_id.as_str());
@@ -120,10 +111,10 @@ async fn a_stream_that_was_delivered_is_complete() {
     );
     assert_eq!(found["duplicates"], 0);
     assert_eq!(found["records"], stream.records.len());
-    // One that delivery goes on to write to is judged as well as it stands.
+    // Without waiting, a sequence that is yet to be delivered is a hole.
     let more = stream
-        .read_by(
-            &auditor(&stream.world.aws),
+        .verify_as(
+            &reader_credentials(&stream.env.aws),
             &["--last-sequence", "401", "--wait", "0"],
         )
         .await;
@@ -132,7 +123,7 @@ async fn a_stream_that_was_delivered_is_complete() {
         integration(&more)["holes"]["first"],
         json!([{"first": 401, "last": 401}])
     );
-    // The text is for people.
+    // The default output is text.
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("captured");
     fs::write(&path, stream.lines().concat()).unwrap();
@@ -151,7 +142,7 @@ async fn a_stream_that_was_delivered_is_complete() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_harmed_in_a_capture_shows() {
+async fn verify_finds_each_kind_of_damage() {
     let stream = Stream::new().await;
     let whole = stream.lines().concat();
     assert_eq!(verify(&whole, &[]).await.code, Some(0));
@@ -203,7 +194,7 @@ async fn what_is_harmed_in_a_capture_shows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_order_that_the_sequence_restores_fails_only_where_asked() {
+async fn disorder_fails_only_with_strict_order() {
     let stream = Stream::new().await;
     let mut lines: Vec<String> = stream
         .lines_without(&[])
@@ -237,7 +228,7 @@ async fn an_order_that_the_sequence_restores_fails_only_where_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_of_the_aws_command_line_are_read() {
+async fn output_of_the_aws_cli_is_read() {
     let stream = Stream::new().await;
     let page = |records: &[Record]| {
         let records: Vec<Value> = records
@@ -262,11 +253,11 @@ async fn answers_of_the_aws_command_line_are_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_read_proves_nothing() {
+async fn unreadable_input_exits_with_2() {
     let stream = Stream::new().await;
-    let mut stranger = auditor(&stream.world.aws);
-    stranger.secret_access_key = "another".to_owned();
-    let refused = stream.read_by(&stranger, &[]).await;
+    let mut wrong = reader_credentials(&stream.env.aws);
+    wrong.secret_access_key = "another".to_owned();
+    let refused = stream.verify_as(&wrong, &[]).await;
     assert_eq!(refused.code, Some(2));
     assert!(
         refused.stderr.contains("ListShards on"),
@@ -290,11 +281,11 @@ async fn what_cannot_be_read_proves_nothing() {
         "{}",
         absent.stderr
     );
-    for wrong in [
+    for arguments in [
         &["verify"][..],
         &["verify", "-", "--stream", "x"],
         &["verify", "-", "--wait", "1"],
     ] {
-        assert_eq!(run(tool(wrong)).await.code, Some(64), "{wrong:?}");
+        assert_eq!(run(tool(arguments)).await.code, Some(64), "{arguments:?}");
     }
 }

@@ -1,5 +1,5 @@
 // Runs the TypeScript stubs against a server: Configure, StreamStatus, Publish,
-// SendTest, Get and Delete. Exits with 0 if every answer was as it should be.
+// SendTest, Get and Delete. Exits with 0 if every answer was correct.
 //
 // Environment: SIEM_RELAY_ADDRESS (a URL), SMOKE_STREAM_ARN, SMOKE_ROLE_ARN,
 // SMOKE_EXTERNAL_ID, SMOKE_ORGANIZATION.
@@ -37,7 +37,7 @@ function check(ok: boolean, what: string): void {
   console.log(`  ok: ${what}`);
 }
 
-// A detection with documentation addresses; each number gives another one.
+// Returns a detection with addresses for documentation; each number gives a different one.
 function detection(organizationId: string, deviceId: string, number: number) {
   return create(EventSchema, {
     organizationId,
@@ -68,6 +68,7 @@ function detection(organizationId: string, deviceId: string, number: number) {
   } satisfies MessageInitShape<typeof EventSchema>);
 }
 
+// Returns the error of a call that must fail.
 async function failure(call: Promise<unknown>): Promise<ConnectError> {
   try {
     await call;
@@ -77,17 +78,17 @@ async function failure(call: Promise<unknown>): Promise<ConnectError> {
   throw new Error("the call should have failed");
 }
 
-// `domain/reason` of the ErrorInfo.
+// Returns `domain/reason` of the ErrorInfo.
 function reason(error: ConnectError): string {
   const info = error.findDetails(ErrorInfoSchema)[0];
   return `${info?.domain}/${info?.reason}`;
 }
 
-// The next message that is not a heartbeat.
+// Returns the next message that is not a heartbeat.
 async function next(stream: AsyncIterator<StreamStatusResponse>): Promise<StreamStatusResponse> {
   for (;;) {
     const { done, value } = await stream.next();
-    assert.ok(!done, "the stream goes on");
+    assert.ok(!done, "the stream continues");
     assert.notEqual(value.resumeToken, "", "each message carries a resume token");
     if (value.event.case !== "heartbeat") {
       return value;
@@ -112,7 +113,7 @@ async function run(): Promise<void> {
   assert.deepEqual(
     refused.findDetails(BadRequestSchema)[0]?.fieldViolations.map((violation) => violation.field).sort(),
     ["external_id", "kinesis_stream_arn", "role_arn"],
-    "it names each field at once",
+    "it names every field at once",
   );
 
   console.log("Configure");
@@ -151,7 +152,7 @@ async function run(): Promise<void> {
     const { event } = await next(stream);
     assert.ok(event.case === "current", "a change is the current status");
     if (event.value.status?.status === Status.ACTIVE) {
-      check(event.value.status.lastDeliveryTime !== undefined, "an ACTIVE status tells its last delivery");
+      check(event.value.status.lastDeliveryTime !== undefined, "an ACTIVE status has the time of its last delivery");
       break;
     }
   }
@@ -182,14 +183,14 @@ async function run(): Promise<void> {
   assert.ok(final);
   check(final.accepted === 3n && final.pending === 0n, "the final counts have nothing pending");
   check(final.delivered + final.expired + final.discarded === 3n, "they add up");
-  let told = await next(stream);
-  while (told.event.case === "current") {
-    told = await next(stream);
+  let message = await next(stream);
+  while (message.event.case === "current") {
+    message = await next(stream);
   }
-  assert.ok(told.event.case === "deleted", "the stream tells the deletion");
-  check(told.event.value.integrationId === integration.integrationId, "the deletion is of this integration");
+  assert.ok(message.event.case === "deleted", "the stream has the deletion");
+  check(message.event.value.integrationId === integration.integrationId, "the deletion is of this integration");
   abort.abort();
-  // Read to its end, else the call's deadline keeps the process until it is over.
+  // An unread stream would keep the process alive until the call's deadline.
   check((await failure(stream.next())).code === Code.Canceled, "a stream that is cancelled ends");
   const gone = await failure(integrations.get({ organizationId }));
   check(gone.code === Code.NotFound, "Get is NOT_FOUND");

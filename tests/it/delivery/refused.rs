@@ -1,31 +1,23 @@
-//! Records that AWS refuses while it takes others, and streams that take none.
+//! Records that AWS refuses while it accepts others, and streams that accept none.
 
-use aws_stand_in::{Effect, Fault, Operation, When};
+use aws_stand_in::{Effect, Fault, Operation};
 use siem_client::v1::{Status, StatusReason};
 
 use super::check_hazards;
-use crate::harness::{GapTold, Load, Told, World, arrive, check_with_gaps};
+use crate::harness::{FeedEvent, Gap, Load, TestEnv, check_with_gaps, error, fault, read_events};
 
-fn put_records(effect: Effect) -> Fault {
-    Fault {
-        operation: Some(Operation::PutRecords),
-        target: None,
-        calls: None,
-        when: When::Before,
-        effect,
-    }
-}
-
+/// Refusal of one event, by itself or with its whole request.
 fn refuse(number: u32, whole: bool) -> Fault {
-    put_records(Effect::RefuseRecords {
+    let effect = Effect::RefuseRecords {
         containing: format!("\"signature_id\":{number},"),
         code: "InvalidArgumentException".to_owned(),
         whole,
-    })
+    };
+    fault(Operation::PutRecords, None, effect)
 }
 
-fn refused(sequence: u64) -> GapTold {
-    GapTold {
+fn refused(sequence: u64) -> Gap {
+    Gap {
         first: sequence,
         last: sequence,
         count: 1,
@@ -34,32 +26,30 @@ fn refused(sequence: u64) -> GapTold {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_that_is_refused_while_others_pass_becomes_a_gap() {
+async fn a_record_refused_while_others_pass_becomes_a_gap() {
     for (whole, devices) in [(true, 7), (true, 1), (false, 7)] {
-        let world = World::start().await;
-        let (customer, integration) = world.customer("acme").await;
-        let mut statuses = world.api.watch(&["acme"], "").await;
-        statuses.until_synced().await;
+        let env = TestEnv::start().await;
+        let (customer, integration) = env.customer("acme").await;
+        let mut statuses = env.api.watch_changes("acme").await;
         for number in [1, 40, 41, 333] {
-            world.aws.add_fault(refuse(number, whole)).unwrap();
+            env.aws.add_fault(refuse(number, whole)).unwrap();
         }
         let mut load = Load::new("acme", devices, 21);
-        world.api.publish(&load.events(700)).await;
-        let arrived = arrive(&world.aws, &customer.stream_arn, 700).await;
-        let counts = world.api.until_delivered("acme").await;
+        env.api.publish(&load.events(700)).await;
+        let arrived = read_events(&env.aws, &customer.stream_arn, 700).await;
+        let counts = env.api.until_delivered("acme").await;
         assert_eq!((counts.delivered, counts.expired), (696, 4));
         assert_eq!(counts.pending_bytes, 0);
-        // Those side by side may have become one.
+        // Adjacent gaps may have been merged.
         let gaps = check_with_gaps(&arrived, &integration.integration_id, &load.made);
         let (first, last) = (gaps.first().unwrap(), gaps.last().unwrap());
         assert_eq!((first, last), (&refused(1), &refused(333)));
-        // No refusal was taken for one of the configuration, but where nothing else is
-        // there to tell.
-        let active = Told::current("acme", Status::Active);
-        let told_before = statuses.until(&active).await;
-        assert!(told_before == 0 || devices == 1);
+        // No refusal was attributed to the configuration, except where no other record passed.
+        let active = FeedEvent::current("acme", Status::Active);
+        let changes_before = statuses.until(&active).await;
+        assert!(changes_before == 0 || devices == 1);
         assert_eq!(
-            world.api.get("acme").await.status.unwrap().status(),
+            env.api.get("acme").await.status.unwrap().status(),
             Status::Active
         );
     }
@@ -67,36 +57,31 @@ async fn a_record_that_is_refused_while_others_pass_becomes_a_gap() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_refuses_everything_loses_nothing() {
-    let world = World::with(&[("retry-first-ms", "100")]).await;
-    let (customer, integration) = world.customer("acme").await;
-    world
-        .aws
-        .add_fault(put_records(Effect::Error {
-            code: "InvalidArgumentException".to_owned(),
-            status: 400,
-            message: String::new(),
-        }))
-        .unwrap();
-    let mut statuses = world.api.watch(&["acme"], "").await;
+    let env = TestEnv::with(&[("retry-first-ms", "100")]).await;
+    let (customer, integration) = env.customer("acme").await;
+    let refusal = error("InvalidArgumentException", 400);
+    let refusal = fault(Operation::PutRecords, None, refusal);
+    env.aws.add_fault(refusal).unwrap();
+    let mut statuses = env.api.watch(&["acme"], "").await;
     let mut load = Load::new("acme", 9, 22);
-    world.api.publish(&load.events(600)).await;
-    let refused = Told::because("acme", Status::Failing, StatusReason::InvalidConfiguration);
+    env.api.publish(&load.events(600)).await;
+    let refused =
+        FeedEvent::with_reason("acme", Status::Failing, StatusReason::InvalidConfiguration);
     statuses.until(&refused).await;
-    let told = statuses.last.clone().unwrap();
-    assert_eq!(told.aws_error_code, "InvalidArgumentException");
-    let before = world.aws.call_count(Operation::PutRecords, None);
-    world
-        .api
+    let status = statuses.last.clone().unwrap();
+    assert_eq!(status.aws_error_code, "InvalidArgumentException");
+    let before = env.aws.call_count(Operation::PutRecords, None);
+    env.api
         .until_counts("acme", |_| {
-            world.aws.call_count(Operation::PutRecords, None) > before + 12
+            env.aws.call_count(Operation::PutRecords, None) > before + 12
         })
         .await;
-    let world = world.restart().await;
-    world.aws.clear_faults();
-    let arrived = arrive(&world.aws, &customer.stream_arn, 600).await;
+    let env = env.restart().await;
+    env.aws.clear_faults();
+    let arrived = read_events(&env.aws, &customer.stream_arn, 600).await;
     let gaps = check_with_gaps(&arrived, &integration.integration_id, &load.made);
     assert_eq!(gaps, []);
-    let counts = world.api.until_delivered("acme").await;
+    let counts = env.api.until_delivered("acme").await;
     assert_eq!((counts.delivered, counts.expired), (600, 0));
-    check_hazards(&world);
+    check_hazards(&env);
 }

@@ -1,4 +1,4 @@
-//! The API as its clients call it.
+//! Calls of the API through the generated client.
 
 use std::net::SocketAddr;
 
@@ -12,9 +12,9 @@ use tonic::{
 };
 use tonic_types::StatusExt;
 
-use super::{Customer, StatusFeed, within};
+use super::{Customer, StatusFeed, with_timeout};
 
-/// Calls to one server. What it does not expect to be refused panics with the status.
+/// A client of one server. Calls panic on an error, except those named `try_`.
 #[derive(Clone)]
 pub struct Api {
     address: SocketAddr,
@@ -29,7 +29,7 @@ impl Api {
         }
     }
 
-    /// A client that takes few bytes before it has read them.
+    /// A client whose flow-control window makes the server wait until answers are read.
     pub fn with_small_window(address: SocketAddr) -> Self {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
         Self {
@@ -59,7 +59,7 @@ impl Api {
         request: v1::ConfigureRequest,
     ) -> Result<v1::Integration, Status> {
         let mut client = self.integrations();
-        let answer = within("Configure", client.configure(request)).await?;
+        let answer = with_timeout("Configure", client.configure(request)).await?;
         Ok(answer.into_inner().integration.unwrap())
     }
 
@@ -72,7 +72,7 @@ impl Api {
             organization_id: organization_id.to_owned(),
         };
         let mut client = self.integrations();
-        let answer = within("Get", client.get(request)).await?;
+        let answer = with_timeout("Get", client.get(request)).await?;
         let integration = answer.into_inner().integration.unwrap();
         assert_counts_add_up(&integration.counts.unwrap());
         Ok(integration)
@@ -82,13 +82,13 @@ impl Api {
         self.try_get(organization_id).await.unwrap()
     }
 
-    /// Asks until the counts are as `good` has them.
+    /// Polls until the counts satisfy `good`.
     pub async fn until_counts(
         &self,
         organization_id: &str,
         good: impl Fn(&v1::EventCounts) -> bool,
     ) -> v1::EventCounts {
-        within("counts", async {
+        with_timeout("counts", async {
             loop {
                 let counts = self.get(organization_id).await.counts.unwrap();
                 if good(&counts) {
@@ -100,13 +100,13 @@ impl Api {
         .await
     }
 
-    /// Asks until the status is as `good` has it, where no change would tell.
+    /// Polls until the status satisfies `good`, for details that StreamStatus does not push.
     pub async fn until_status(
         &self,
         organization_id: &str,
         good: impl Fn(&v1::IntegrationStatus) -> bool,
     ) -> v1::IntegrationStatus {
-        within("a status", async {
+        with_timeout("a status", async {
             loop {
                 let status = self.get(organization_id).await.status.unwrap();
                 if good(&status) {
@@ -118,7 +118,7 @@ impl Api {
         .await
     }
 
-    /// Asks until nothing is pending.
+    /// Polls until nothing is pending.
     pub async fn until_delivered(&self, organization_id: &str) -> v1::EventCounts {
         self.until_counts(organization_id, |counts| counts.pending == 0)
             .await
@@ -129,13 +129,13 @@ impl Api {
             organization_id: organization_id.to_owned(),
         };
         let mut client = self.integrations();
-        let answer = within("GenerateExternalId", client.generate_external_id(request)).await;
+        let answer = with_timeout("GenerateExternalId", client.generate_external_id(request)).await;
         answer.unwrap().into_inner().external_id
     }
 
     pub async fn list(&self, request: v1::ListRequest) -> Result<v1::ListResponse, Status> {
         let mut client = self.integrations();
-        let answer = within("List", client.list(request)).await?;
+        let answer = with_timeout("List", client.list(request)).await?;
         Ok(answer.into_inner())
     }
 
@@ -149,7 +149,7 @@ impl Api {
             allow_missing,
         };
         let mut client = self.integrations();
-        let answer = within("Delete", client.delete(request)).await?;
+        let answer = with_timeout("Delete", client.delete(request)).await?;
         let counts = answer.into_inner().counts;
         if let Some(counts) = &counts {
             assert_counts_add_up(counts);
@@ -166,7 +166,7 @@ impl Api {
             organization_id: organization_id.to_owned(),
         };
         let mut client = self.integrations();
-        let answer = within("SendTest", client.send_test(request)).await?;
+        let answer = with_timeout("SendTest", client.send_test(request)).await?;
         Ok(answer.into_inner())
     }
 
@@ -176,11 +176,11 @@ impl Api {
 
     pub async fn try_publish(&self, events: Vec<v1::Event>) -> Result<v1::PublishResponse, Status> {
         let mut client = self.events();
-        let answer = within("Publish", client.publish(v1::PublishRequest { events })).await?;
+        let answer = with_timeout("Publish", client.publish(v1::PublishRequest { events })).await?;
         Ok(answer.into_inner())
     }
 
-    /// Publishes events that are all accepted.
+    /// Publishes events, all of which must be accepted.
     pub async fn publish(&self, events: &[v1::Event]) {
         for request in events.chunks(1000) {
             let answer = self.try_publish(request.to_vec()).await.unwrap();
@@ -190,15 +190,22 @@ impl Api {
         }
     }
 
-    /// Watches organizations, all where none is named.
+    /// Subscribes to the status of organizations, or of all if none is named.
     pub async fn watch(&self, organization_ids: &[&str], resume_token: &str) -> StatusFeed {
         let request = v1::StreamStatusRequest {
             organization_ids: organization_ids.iter().map(|id| (*id).to_owned()).collect(),
             resume_token: resume_token.to_owned(),
         };
         let mut client = self.integrations();
-        let answer = within("StreamStatus", client.stream_status(request)).await;
+        let answer = with_timeout("StreamStatus", client.stream_status(request)).await;
         StatusFeed::new(answer.unwrap().into_inner())
+    }
+
+    /// Subscribes to the status of an organization, from its next change on.
+    pub async fn watch_changes(&self, organization_id: &str) -> StatusFeed {
+        let mut feed = self.watch(&[organization_id], "").await;
+        feed.until_synced().await;
+        feed
     }
 }
 
@@ -208,7 +215,7 @@ fn assert_counts_add_up(counts: &v1::EventCounts) {
     assert!(counts.pending > 0 || counts.oldest_pending_time.is_none());
 }
 
-/// The reason of a refusal.
+/// Reason in an error's ErrorInfo.
 pub fn reason(status: &Status) -> String {
     let details = status.get_error_details();
     let info = details.error_info().unwrap();
@@ -216,7 +223,7 @@ pub fn reason(status: &Status) -> String {
     info.reason.clone()
 }
 
-/// The fields that a refusal names.
+/// Fields in an error's BadRequest.
 pub fn violated(status: &Status) -> Vec<String> {
     let details = status.get_error_details();
     let bad_request = details.bad_request().unwrap();

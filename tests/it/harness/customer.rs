@@ -1,10 +1,10 @@
-//! A customer: an organization, and its AWS account.
+//! A customer: an organization with its AWS account.
 
 use aws_stand_in::{Control, RoleSpec, StreamSpec};
 use serde_json::json;
 use siem_client::v1;
 
-/// A customer and what it configured.
+/// A customer and its configuration.
 #[derive(Clone)]
 pub struct Customer {
     pub organization_id: String,
@@ -24,22 +24,30 @@ impl Customer {
         }
     }
 
-    /// One whose stream and role are in an account and a region of their own.
+    /// A customer with stream and role in another account and region.
     pub fn in_account(organization_id: &str, account: u64, region: &str) -> Self {
-        let own = |arn: String| arn.replace("222222222222", &format!("{account:012}"));
-        let it = Self::new(organization_id);
+        let moved = |arn: String| arn.replace("222222222222", &format!("{account:012}"));
+        let base = Self::new(organization_id);
         Self {
-            stream_arn: own(it.stream_arn).replace("eu-west-1", region),
-            role_arn: own(it.role_arn),
-            ..it
+            stream_arn: moved(base.stream_arn).replace("eu-west-1", region),
+            role_arn: moved(base.role_arn),
+            ..base
         }
     }
 
-    /// The same with another stream.
+    /// The same customer with another stream.
     pub fn with_stream(&self, name: &str) -> Self {
         let (before, _) = self.stream_arn.rsplit_once('/').unwrap();
         Self {
             stream_arn: format!("{before}/{name}"),
+            ..self.clone()
+        }
+    }
+
+    /// The same customer with another external ID.
+    pub fn with_external_id(&self, external_id: &str) -> Self {
+        Self {
+            external_id: external_id.to_owned(),
             ..self.clone()
         }
     }
@@ -56,7 +64,7 @@ impl Customer {
         }
     }
 
-    /// One of many customers with the same role and stream; its external ID is its own.
+    /// One of many customers that share a role and a stream; each has an external ID of its own.
     pub fn sharing(role_and_stream: &str, organization_id: &str) -> Self {
         Self {
             organization_id: organization_id.to_owned(),
@@ -65,7 +73,7 @@ impl Customer {
         }
     }
 
-    /// Makes the role for the external ID of every test customer; it may write everywhere.
+    /// Makes the role, which trusts us with any test customer's external ID and may write everywhere.
     pub fn make_shared_role(&self, aws: &Control) {
         self.make_role_with_trust(
             aws,
@@ -73,7 +81,7 @@ impl Customer {
         );
     }
 
-    /// Makes the role with a condition in its trust policy; it may write everywhere.
+    /// Makes the role with this condition in its trust policy. It may write everywhere.
     pub fn make_role_with_trust(&self, aws: &Control, condition: serde_json::Value) {
         let trust = policy(&json!({
             "Effect": "Allow",
@@ -93,6 +101,7 @@ impl Customer {
         self.make_role_that_may(aws, "kinesis:*");
     }
 
+    /// Makes the role, which trusts us with the external ID and may do one kind of action.
     pub fn make_role_that_may(&self, aws: &Control, action: &str) {
         let trust = policy(&json!({
             "Effect": "Allow",

@@ -1,6 +1,7 @@
-//! File systems of a test's own, as disks that fill.
+//! Disks that fill, and disks whose syncs fail or hang.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     process::Stdio,
 };
@@ -11,12 +12,13 @@ use tokio::{
     process::{Child, Command},
 };
 
-use super::{say, within};
+use super::{print, with_timeout};
 
-/// Of a user of its own, who may mount.
+/// Namespaces in which an unprivileged user may mount.
 const NAMESPACES: [&str; 2] = ["--user", "--mount"];
 
-/// A file system that only processes see which enter it. It ends with this handle.
+/// A file system in a mount namespace, seen only by processes that enter it. Dropping this handle
+/// ends it.
 pub struct Disk {
     keeper: Child,
     folder: TempDir,
@@ -24,15 +26,13 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// A small one, in memory. None, said aloud, where we may not mount anything.
+    /// Mounts a tmpfs of this size. None, with a printed reason, without the right to mount.
     pub async fn of(mebibytes: u32) -> Option<Self> {
-        let script = format!("mount -t tmpfs -o size={mebibytes}m,mode=0700 tmpfs data");
-        Self::mount(&script).await
-    }
-
-    async fn mount(script: &str) -> Option<Self> {
         let folder = TempDir::new().unwrap();
-        let script = format!("mkdir data && {script} && echo ready && exec cat");
+        let script = format!(
+            "mkdir data && mount -t tmpfs -o size={mebibytes}m,mode=0700 tmpfs data \
+             && echo ready && exec cat"
+        );
         let mut keeper = Command::new("unshare");
         keeper
             .args(NAMESPACES)
@@ -43,8 +43,8 @@ impl Disk {
             .kill_on_drop(true);
         let made = match keeper.spawn() {
             Ok(mut keeper) => {
-                let mut words = BufReader::new(keeper.stdout.take().unwrap()).lines();
-                let ready = within("the mount", words.next_line()).await.unwrap();
+                let mut lines = BufReader::new(keeper.stdout.take().unwrap()).lines();
+                let ready = with_timeout("the mount", lines.next_line()).await.unwrap();
                 ready.map(|_| Self {
                     data: folder.path().join("data"),
                     keeper,
@@ -54,32 +54,93 @@ impl Disk {
             Err(_absent) => None,
         };
         if made.is_none() {
-            say("SKIPPED: no disk of its own: it takes unshare(1) and the right to mount");
+            print(
+                "SKIPPED: cannot mount a small disk: that needs unshare(1) and the right to mount",
+            );
         }
         made
     }
 
     fn keeper(&self) -> String {
-        self.keeper.id().expect("the keeper lives").to_string()
+        self.keeper.id().expect("the keeper runs").to_string()
     }
 
-    /// Where it is, for those within.
+    /// Path of the file system inside of the namespace.
     pub fn data(&self) -> &Path {
         &self.data
     }
 
-    /// Where a file of `data` is, for those outside.
+    /// Path, outside of the namespace, of a file such as `data/ballast`.
     pub fn outside(&self, file: &str) -> PathBuf {
         let root = PathBuf::from(format!("/proc/{}/root", self.keeper()));
         root.join(self.folder.path().strip_prefix("/").unwrap())
             .join(file)
     }
 
-    /// The program that enters it and becomes the one that is named next.
-    pub fn entrance(&self) -> Vec<String> {
+    /// Command line that executes the program behind it inside of the namespace.
+    pub fn launcher(&self) -> Vec<String> {
         let keeper = self.keeper();
-        let mut entrance = vec!["nsenter", "--preserve-credentials", "--target", &keeper];
-        entrance.extend(NAMESPACES);
-        entrance.into_iter().map(str::to_owned).collect()
+        let mut launcher = vec!["nsenter", "--preserve-credentials", "--target", &keeper];
+        launcher.extend(NAMESPACES);
+        launcher.into_iter().map(str::to_owned).collect()
     }
+}
+
+/// Syncs of a process that fail, losing what was not synced before, or that hang until released.
+pub struct SyncFaults {
+    folder: TempDir,
+}
+
+impl SyncFaults {
+    /// Compiles the library that is preloaded into the process.
+    pub async fn new() -> Self {
+        let folder = TempDir::new().unwrap();
+        let source = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/it/harness/sync_faults.c"
+        );
+        let mut compiler = Command::new("cc");
+        compiler.args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"]);
+        compiler
+            .arg(library(&folder))
+            .args([source, "-ldl", "-pthread"]);
+        let compiled = with_timeout("the C compiler", compiler.status())
+            .await
+            .unwrap();
+        assert!(compiled.success(), "{compiled}");
+        Self { folder }
+    }
+
+    /// Makes every further sync fail.
+    pub fn fail(&self) {
+        fs::write(self.flag("fail"), []).unwrap();
+    }
+
+    /// Makes every further sync hang.
+    pub fn hang(&self) {
+        fs::write(self.flag("hang"), []).unwrap();
+    }
+
+    /// Lets hanging syncs finish.
+    pub fn release(&self) {
+        fs::remove_file(self.flag("hang")).unwrap();
+    }
+
+    fn flag(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Command line that executes the program behind it with these syncs.
+    pub fn launcher(&self) -> Vec<String> {
+        vec![
+            "env".to_owned(),
+            format!("LD_PRELOAD={}", library(&self.folder).display()),
+            format!("SYNC_FAILS_WHILE={}", self.flag("fail").display()),
+            format!("SYNC_HANGS_WHILE={}", self.flag("hang").display()),
+        ]
+    }
+}
+
+fn library(folder: &TempDir) -> PathBuf {
+    folder.path().join("syncs.so")
 }

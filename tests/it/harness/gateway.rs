@@ -1,4 +1,4 @@
-//! A way to AWS that can be closed: connections are then refused.
+//! A TCP proxy in front of AWS that can be closed, which refuses connections.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -8,24 +8,24 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-/// A port that leads to another one while it is open.
+/// A port that is forwarded to another one while the gateway is open.
 pub struct Gateway {
     address: SocketAddr,
     to: SocketAddr,
-    /// Holds the port while nobody listens on it.
+    /// Reserves the port while nothing listens on it.
     spare: Option<TcpSocket>,
-    passage: Option<JoinHandle<()>>,
+    forwarding: Option<JoinHandle<()>>,
 }
 
 impl Gateway {
-    /// Open from the start.
+    /// An open gateway to an address.
     pub async fn to(to: SocketAddr) -> Self {
         let socket = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
         let mut gateway = Self {
             address: socket.local_addr().unwrap(),
             to,
             spare: Some(socket),
-            passage: None,
+            forwarding: None,
         };
         gateway.open();
         gateway
@@ -35,18 +35,18 @@ impl Gateway {
         format!("http://{}", self.address)
     }
 
-    /// Takes connections.
+    /// Accepts connections.
     pub fn open(&mut self) {
         let listener = self.spare.take().unwrap().listen(128).unwrap();
         self.spare = Some(bind(self.address));
-        self.passage = Some(tokio::spawn(pass(listener, self.to)));
+        self.forwarding = Some(tokio::spawn(forward(listener, self.to)));
     }
 
-    /// Refuses connections, and ends those that are there.
+    /// Refuses connections and ends the existing ones.
     pub async fn close(&mut self) {
-        let passage = self.passage.take().unwrap();
-        passage.abort();
-        assert!(passage.await.unwrap_err().is_cancelled());
+        let forwarding = self.forwarding.take().unwrap();
+        forwarding.abort();
+        assert!(forwarding.await.unwrap_err().is_cancelled());
         assert!(TcpStream::connect(self.address).await.is_err());
     }
 }
@@ -58,13 +58,13 @@ fn bind(address: SocketAddr) -> TcpSocket {
     socket
 }
 
-async fn pass(listener: TcpListener, to: SocketAddr) {
-    let mut passing = JoinSet::new();
+async fn forward(listener: TcpListener, to: SocketAddr) {
+    let mut connections = JoinSet::new();
     loop {
         let (mut client, _) = listener.accept().await.unwrap();
-        passing.spawn(async move {
+        connections.spawn(async move {
             if let Ok(mut server) = TcpStream::connect(to).await {
-                // Either side may end it.
+                // Either side may close it.
                 let _ended = copy_bidirectional(&mut client, &mut server).await;
             }
         });

@@ -4,31 +4,31 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use siem_client::v1::{self, event::Payload};
 use uuid::Uuid;
 
-/// An event that was made, as far as it is looked for in the stream.
+/// An event of a [`Load`], by the attributes that identify it in the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Published {
     pub event_id: Uuid,
     pub device: Uuid,
-    /// Its place among all events of its load, from 1.
+    /// Position among all events of its load, from 1.
     pub number: u32,
 }
 
-/// Events of one organization's devices, each with an id and a number of its own.
+/// A generator of events of one organization's devices, each event with its own id and number.
 pub struct Load {
     organization_id: String,
     devices: Vec<Uuid>,
-    chance: StdRng,
-    /// All that was made, in order.
+    random: StdRng,
+    /// Every event so far, in order.
     pub made: Vec<Published>,
 }
 
 impl Load {
     pub fn new(organization_id: &str, devices: usize, seed: u64) -> Self {
-        let mut chance = StdRng::seed_from_u64(seed);
+        let mut random = StdRng::seed_from_u64(seed);
         Self {
             organization_id: organization_id.to_owned(),
-            devices: (0..devices).map(|_| random_uuid(&mut chance)).collect(),
-            chance,
+            devices: (0..devices).map(|_| random_uuid(&mut random)).collect(),
+            random,
             made: Vec::new(),
         }
     }
@@ -39,8 +39,8 @@ impl Load {
 
     fn event(&mut self) -> v1::Event {
         let published = Published {
-            event_id: random_uuid(&mut self.chance),
-            device: self.devices[self.chance.random_range(0..self.devices.len())],
+            event_id: random_uuid(&mut self.random),
+            device: self.devices[self.random.random_range(0..self.devices.len())],
             number: self.made.len() as u32 + 1,
         };
         let event = v1::Event {
@@ -54,11 +54,11 @@ impl Load {
     }
 }
 
-fn random_uuid(chance: &mut StdRng) -> Uuid {
-    uuid::Builder::from_random_bytes(chance.random()).into_uuid()
+fn random_uuid(random: &mut StdRng) -> Uuid {
+    uuid::Builder::from_random_bytes(random.random()).into_uuid()
 }
 
-/// An event of an organization with everything that is required.
+/// An event with every required field.
 pub fn event(organization_id: &str) -> v1::Event {
     v1::Event {
         organization_id: organization_id.to_owned(),
@@ -73,7 +73,7 @@ pub fn event(organization_id: &str) -> v1::Event {
     }
 }
 
-/// A detection by a rule with this number.
+/// A detection by the rule with this signature id.
 pub fn detection(number: u32) -> v1::IdsDetection {
     v1::IdsDetection {
         src_ip: "192.0.2.7".to_owned(),

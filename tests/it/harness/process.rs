@@ -1,4 +1,4 @@
-//! The built binary as a process of its own.
+//! The built binary as a process.
 
 use std::{
     fs,
@@ -8,8 +8,9 @@ use std::{
     time::Duration,
 };
 
-use aws_stand_in::vendor_credentials;
+use aws_stand_in::{Control, StandIn, vendor_credentials};
 use serde_json::Value;
+use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
@@ -17,9 +18,61 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{Api, within};
+use super::{Api, Customer, stand_in, with_timeout};
 
-/// `siem-relay serve`. It is killed with this handle.
+/// A stand-in for AWS with one customer, and a data directory, on which processes are started.
+pub struct ProcessEnv {
+    pub stand_in: StandIn,
+    pub aws: Control,
+    pub dir: TempDir,
+    /// Organization `acme`, whose role and stream exist.
+    pub customer: Customer,
+}
+
+impl ProcessEnv {
+    pub async fn new() -> Self {
+        let stand_in = stand_in().await;
+        let aws = stand_in.control();
+        let customer = Customer::new("acme");
+        customer.make_role(&aws);
+        customer.make_stream(&aws, 4);
+        Self {
+            aws,
+            stand_in,
+            dir: TempDir::new().unwrap(),
+            customer,
+        }
+    }
+
+    pub async fn start(&self) -> Process {
+        self.start_with(&[]).await
+    }
+
+    pub async fn start_with(&self, arguments: &[&str]) -> Process {
+        Process::start(self.dir.path(), &self.stand_in.url(), arguments).await
+    }
+
+    /// Starts a process through a launcher.
+    pub async fn start_under(&self, launcher: &[String]) -> Process {
+        let url = self.stand_in.url();
+        let started = Process::try_start_under(launcher, self.dir.path(), &url, &[]).await;
+        started.unwrap_or_else(|refused| panic!("did not start: {refused:?}"))
+    }
+
+    /// Starts a process that must end instead of listening.
+    pub async fn start_refused(&self) -> StartError {
+        let url = self.stand_in.url();
+        let started = Process::try_start_under(&[], self.dir.path(), &url, &[]).await;
+        started.err().expect("the start must fail")
+    }
+
+    /// Number of records in the customer's stream.
+    pub fn stored(&self) -> u64 {
+        self.aws.stream(&self.customer.stream_arn).unwrap().accepted
+    }
+}
+
+/// `siem-relay serve`. It is killed when this handle is dropped.
 pub struct Process {
     pub api: Api,
     pub address: SocketAddr,
@@ -28,37 +81,28 @@ pub struct Process {
     reader: JoinHandle<()>,
 }
 
-/// How a process ended that did not start to serve.
+/// Exit code and log of a process that ended instead of listening.
 #[derive(Debug)]
-pub struct Refused {
+pub struct StartError {
     pub code: Option<i32>,
     pub stderr: String,
 }
 
 impl Process {
-    /// Starts it on a free port and waits until it listens.
+    /// Starts on a free port, and waits until the process listens.
     pub async fn start(data_dir: &Path, aws_url: &str, arguments: &[&str]) -> Self {
-        let started = Self::try_start(data_dir, aws_url, arguments).await;
+        let started = Self::try_start_under(&[], data_dir, aws_url, arguments).await;
         started.unwrap_or_else(|refused| panic!("did not start: {refused:?}"))
     }
 
-    /// Starts it; an error where it ends instead of listening.
-    pub async fn try_start(
+    /// Starts through a launcher: a command line that executes the program behind it.
+    pub async fn try_start_under(
+        launcher: &[String],
         data_dir: &Path,
         aws_url: &str,
         arguments: &[&str],
-    ) -> Result<Self, Refused> {
-        Self::try_start_within(&[], data_dir, aws_url, arguments).await
-    }
-
-    /// Starts it by another program, which becomes it.
-    pub async fn try_start_within(
-        program: &[String],
-        data_dir: &Path,
-        aws_url: &str,
-        arguments: &[&str],
-    ) -> Result<Self, Refused> {
-        let mut command = command(program, data_dir, aws_url);
+    ) -> Result<Self, StartError> {
+        let mut command = command(launcher, data_dir, aws_url);
         command.args(["--log-format", "json"]);
         if !arguments.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1:0"]);
@@ -67,8 +111,8 @@ impl Process {
         let (logs, log) = watch::channel(String::new());
         let (listening, listens) = oneshot::channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
-        let reader = tokio::spawn(read(stderr, logs, listening));
-        match within("the start of the process", listens).await {
+        let reader = tokio::spawn(collect_log(stderr, logs, listening));
+        match with_timeout("the start of the process", listens).await {
             Ok(address) => Ok(Self {
                 api: Api::new(address),
                 address,
@@ -77,10 +121,10 @@ impl Process {
                 reader,
             }),
             Err(_ended) => {
-                let status = within("the end of the process", child.wait()).await;
-                within("its last words", reader).await.unwrap();
+                let status = with_timeout("the end of the process", child.wait()).await;
+                with_timeout("the end of its log", reader).await.unwrap();
                 let stderr = log.borrow().clone();
-                Err(Refused {
+                Err(StartError {
                     code: status.unwrap().code(),
                     stderr,
                 })
@@ -88,47 +132,47 @@ impl Process {
         }
     }
 
-    /// Starts it, and kills it after so long, whatever it does then.
-    pub async fn start_and_kill(data_dir: &Path, aws_url: &str, moment: Duration) {
+    /// Starts a process and kills it after this time, at any point of its start.
+    pub async fn start_and_kill(data_dir: &Path, aws_url: &str, after: Duration) {
         let mut command = command(&[], data_dir, aws_url);
         let mut child = command.args(["--listen", "127.0.0.1:0"]).spawn().unwrap();
-        let ended = tokio::time::timeout(moment, child.wait()).await;
+        let ended = tokio::time::timeout(after, child.wait()).await;
         assert!(ended.is_err(), "it ended by itself: {ended:?}");
-        within("the end of the process", child.kill())
+        with_timeout("the end of the process", child.kill())
             .await
             .unwrap();
     }
 
-    /// All that it has logged so far.
+    /// The log so far.
     pub fn log(&self) -> String {
         self.log.borrow().clone()
     }
 
-    /// Waits until it has logged some words more often than so many times.
+    /// Waits until the log has these words more than `before` times.
     pub async fn until_logged(&self, words: &str, before: usize) {
         let mut log = self.log.clone();
         let logged = log.wait_for(|log| log.matches(words).count() > before);
-        within(words, logged).await.unwrap();
+        with_timeout(words, logged).await.unwrap();
     }
 
-    /// SIGKILL: nothing is finished or settled.
+    /// Sends SIGKILL and waits for the end: nothing is finished or settled.
     pub async fn kill(mut self) {
-        within("the end of the process", self.child.kill())
+        with_timeout("the end of the process", self.child.kill())
             .await
             .unwrap();
     }
 
-    /// Its number among all processes.
+    /// Process id.
     pub fn id(&self) -> u32 {
         self.child.id().expect("it runs")
     }
 
-    /// Bytes of its memory that are in use now.
+    /// Resident memory in bytes.
     pub fn resident_bytes(&self) -> u64 {
         self.memory("VmRSS:")
     }
 
-    /// The most bytes of its memory that were ever in use.
+    /// Highest resident memory so far, in bytes.
     pub fn peak_bytes(&self) -> u64 {
         self.memory("VmHWM:")
     }
@@ -142,28 +186,38 @@ impl Process {
         kib.parse::<u64>().unwrap() * 1024
     }
 
-    /// SIGTERM.
+    /// Sends SIGTERM, without waiting for the end.
     pub async fn terminate(&self) {
         let id = self.id().to_string();
         let mut kill = Command::new("kill");
-        let sent = within("kill", kill.args(["-TERM", &id]).status()).await;
+        let sent = with_timeout("kill", kill.args(["-TERM", &id]).status()).await;
         assert!(sent.unwrap().success());
     }
 
-    /// Waits for its end; tells how it ended and all that it logged.
+    /// Shuts down in order, which must succeed. Returns the log.
+    pub async fn stop(self) -> String {
+        self.terminate().await;
+        let (status, log) = self.ended().await;
+        assert!(status.success(), "{status}: {log}");
+        log
+    }
+
+    /// Waits for the end. Returns the exit status and the log.
     pub async fn ended(mut self) -> (ExitStatus, String) {
-        let status = within("the end of the process", self.child.wait()).await;
-        within("its last words", self.reader).await.unwrap();
+        let status = with_timeout("the end of the process", self.child.wait()).await;
+        with_timeout("the end of its log", self.reader)
+            .await
+            .unwrap();
         let log = self.log.borrow().clone();
         (status.unwrap(), log)
     }
 }
 
-/// `serve` with AWS and its credentials in the environment, and nothing else there.
-fn command(program: &[String], data_dir: &Path, aws_url: &str) -> Command {
+/// `serve` with only the endpoints and credentials of AWS in the environment.
+fn command(launcher: &[String], data_dir: &Path, aws_url: &str) -> Command {
     let own = vendor_credentials();
     let relay = env!("CARGO_BIN_EXE_siem-relay");
-    let mut command = match program {
+    let mut command = match launcher {
         [] => Command::new(relay),
         [program, arguments @ ..] => {
             let mut command = Command::new(program);
@@ -179,7 +233,7 @@ fn command(program: &[String], data_dir: &Path, aws_url: &str) -> Command {
         .env("AWS_SECRET_ACCESS_KEY", own.secret_access_key)
         .env("AWS_REGION", "us-east-1")
         .env("AWS_EC2_METADATA_DISABLED", "true")
-        // A flag wins over it.
+        // A retry that does not keep a test waiting; a flag overrides it.
         .env("SIEM_RELAY_RETRY_FIRST_MS", "20")
         .args(["serve", "--data-dir"])
         .arg(data_dir)
@@ -190,8 +244,8 @@ fn command(program: &[String], data_dir: &Path, aws_url: &str) -> Command {
     command
 }
 
-/// Keeps what the process logs, and tells once where it listens.
-async fn read(
+/// Collects the log, and sends the address once the process listens.
+async fn collect_log(
     stderr: BufReader<tokio::process::ChildStderr>,
     log: watch::Sender<String>,
     listening: oneshot::Sender<SocketAddr>,
@@ -199,10 +253,10 @@ async fn read(
     let mut listening = Some(listening);
     let mut lines = stderr.lines();
     while let Ok(Some(line)) = lines.next_line().await {
-        if let Some(address) = address(&line)
+        if let Some(address) = listening_address(&line)
             && let Some(listening) = listening.take()
         {
-            let _gone = listening.send(address);
+            let _dropped = listening.send(address);
         }
         log.send_modify(|log| {
             log.push_str(&line);
@@ -211,7 +265,7 @@ async fn read(
     }
 }
 
-fn address(line: &str) -> Option<SocketAddr> {
+fn listening_address(line: &str) -> Option<SocketAddr> {
     let line: Value = serde_json::from_str(line).ok()?;
     let fields = line.get("fields").unwrap_or(&line);
     if fields["message"] != "listening" {

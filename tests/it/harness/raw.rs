@@ -1,4 +1,4 @@
-//! Requests as bytes, for what no generated client sends.
+//! Requests as bytes, for those that no generated client sends.
 
 use std::io::Write as _;
 
@@ -9,12 +9,12 @@ use http_body_util::{BodyExt as _, Full};
 use tonic::Status;
 use tower::{Service as _, ServiceExt as _};
 
-use super::{Api, within};
+use super::{Api, with_timeout};
 
-/// Raw answer, whatever it says.
+/// An answer as bytes.
 pub struct RawAnswer {
     pub headers: HeaderMap,
-    /// The same where there is no message.
+    /// The headers again if there is no message.
     pub trailers: HeaderMap,
     /// Messages with their prefixes.
     pub body: Bytes,
@@ -25,10 +25,10 @@ impl RawAnswer {
         Status::from_header_map(&self.trailers).expect("a status")
     }
 
-    /// The status of a call that must fail. It must fit into what clients take.
+    /// The status of a call that must fail. It must fit into the trailers that clients accept.
     #[track_caller]
     pub fn refusal(&self) -> Status {
-        // As HTTP/2 counts them.
+        // HTTP/2 counts 32 bytes more for each header.
         let bytes: usize = self
             .trailers
             .iter()
@@ -42,7 +42,7 @@ impl RawAnswer {
         status
     }
 
-    /// The one message of an answer that is not an error.
+    /// The only message of an answer that is not an error.
     #[track_caller]
     pub fn message<M: prost::Message + Default>(&self) -> M {
         let mut messages = self.messages();
@@ -54,18 +54,18 @@ impl RawAnswer {
     pub fn messages<M: prost::Message + Default>(&self) -> Vec<M> {
         let mut rest = &self.body[..];
         let mut messages = Vec::new();
-        while let Some((prefix, behind)) = rest.split_at_checked(5) {
+        while let Some((prefix, after)) = rest.split_at_checked(5) {
             let length = u32::from_be_bytes(prefix[1..].try_into().unwrap()) as usize;
-            let (message, behind) = behind.split_at(length);
+            let (message, after) = after.split_at(length);
             messages.push(M::decode(message).unwrap());
-            rest = behind;
+            rest = after;
         }
         messages
     }
 }
 
 impl Api {
-    /// Sends a body to a method, such as `siem.v1.EventService/Publish`.
+    /// Sends a body to a method such as `siem.v1.EventService/Publish`.
     pub async fn raw(&self, method: &str, encoding: Option<&str>, body: Vec<u8>) -> RawAnswer {
         let mut request = Request::post(format!("http://{}/{method}", self.address()))
             .header("content-type", "application/grpc")
@@ -87,11 +87,11 @@ impl Api {
                 body: body.to_bytes(),
             }
         };
-        within(method, call).await
+        with_timeout(method, call).await
     }
 }
 
-/// A message with its prefix.
+/// A message with its gRPC prefix; flag 1 marks a compressed message.
 pub fn framed(flag: u8, message: &[u8]) -> Vec<u8> {
     let length = u32::try_from(message.len()).unwrap();
     [&[flag], &length.to_be_bytes()[..], message].concat()

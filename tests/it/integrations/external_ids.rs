@@ -1,151 +1,138 @@
-//! Issued external IDs, and their rotation.
+//! Issued external IDs, and rotation of external IDs.
 
 use std::{io, process::Stdio};
 
 use siem_client::v1;
 
-use crate::harness::{Customer, Load, World, arrive, reason, run, tool, violated, within};
+use crate::harness::{
+    Customer, Load, TestEnv, read_events, reason, run, tool, violated, with_timeout,
+};
 
-async fn publish(world: &World, load: &mut Load, count: usize) {
-    world.api.publish(&load.events(count)).await;
+async fn publish(env: &TestEnv, load: &mut Load, count: usize) {
+    env.api.publish(&load.events(count)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rotation_leaves_no_gap() {
-    let world = World::start().await;
-    let (customer, _) = world.customer("acme").await;
+async fn a_rotation_does_not_interrupt_delivery() {
+    let env = TestEnv::start().await;
+    let (customer, _) = env.customer("acme").await;
     let mut load = Load::new("acme", 1, 7);
-    publish(&world, &mut load, 1).await;
-    arrive(&world.aws, &customer.stream_arn, 1).await;
+    publish(&env, &mut load, 1).await;
+    read_events(&env.aws, &customer.stream_arn, 1).await;
 
-    // Configured beside the old one, before the customer has changed its trust policy.
-    let new = Customer {
-        external_id: "the-new-external-id-0123456789".to_owned(),
-        ..customer.clone()
-    };
-    let request = v1::ConfigureRequest {
-        keep_previous_external_id: true,
-        ..new.request()
-    };
-    let configured = world.api.try_configure(request).await.unwrap();
+    // The new one is configured before the customer has changed its trust policy.
+    let new = customer.with_external_id("the-new-external-id-0123456789");
+    let configured = rotate(&env, &new).await;
     assert_eq!(configured.external_id_hint, "6789");
     let old_hint = configured.previous_external_id_hint.clone();
     assert!(customer.external_id.ends_with(&old_hint) && !old_hint.is_empty());
     assert!(configured.previous_external_id_expire_time.is_some());
-    publish(&world, &mut load, 1).await;
-    arrive(&world.aws, &customer.stream_arn, 2).await;
-    let test = world.api.send_test("acme").await;
+    publish(&env, &mut load, 1).await;
+    read_events(&env.aws, &customer.stream_arn, 2).await;
+    let test = env.api.send_test("acme").await;
     assert!(test.delivered && test.checks[0].message.contains("the new one is refused"));
 
-    // The customer changes its trust policy: the new one takes over, for good.
-    new.make_role(&world.aws);
-    assert!(world.api.send_test("acme").await.delivered);
-    world.aws.expire_sessions();
-    publish(&world, &mut load, 1).await;
-    arrive(&world.aws, &customer.stream_arn, 3).await;
-    let world = world.restart().await;
-    let got = world.api.get("acme").await;
+    // Once the customer has changed its trust policy, only the new one is used.
+    new.make_role(&env.aws);
+    assert!(env.api.send_test("acme").await.delivered);
+    env.aws.expire_sessions();
+    publish(&env, &mut load, 1).await;
+    read_events(&env.aws, &customer.stream_arn, 3).await;
+    let env = env.restart().await;
+    let got = env.api.get("acme").await;
     assert_eq!(got.previous_external_id_hint, "");
     assert_eq!(got.previous_external_id_expire_time, None);
     assert_eq!(got.external_id_hint, "6789");
 }
 
-/// Configures another external ID, beside the one that serves.
-async fn rotate(world: &World, customer: &Customer, external_id: &str) -> v1::Integration {
-    let new = Customer {
-        external_id: external_id.to_owned(),
-        ..customer.clone()
-    };
+/// Configures another external ID and keeps the one in use as the previous one.
+async fn rotate(env: &TestEnv, new: &Customer) -> v1::Integration {
     let request = v1::ConfigureRequest {
         keep_previous_external_id: true,
         ..new.request()
     };
-    world.api.try_configure(request).await.unwrap()
+    env.api.try_configure(request).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_new_one_can_be_corrected_without_a_gap() {
-    let world = World::start().await;
-    let (customer, _) = world.customer("acme").await;
+async fn a_mistyped_new_external_id_can_be_corrected_during_a_rotation() {
+    let env = TestEnv::start().await;
+    let (customer, _) = env.customer("acme").await;
     let mut load = Load::new("acme", 1, 7);
-    publish(&world, &mut load, 1).await;
-    arrive(&world.aws, &customer.stream_arn, 1).await;
-    let first = rotate(&world, &customer, "mistyped-external-id-1111").await;
-    let corrected = rotate(&world, &customer, "the-new-external-id-2222").await;
+    publish(&env, &mut load, 1).await;
+    read_events(&env.aws, &customer.stream_arn, 1).await;
+    let mistyped = customer.with_external_id("mistyped-external-id-1111");
+    let first = rotate(&env, &mistyped).await;
+    let correct = customer.with_external_id("the-new-external-id-2222");
+    let corrected = rotate(&env, &correct).await;
     assert_eq!(corrected.external_id_hint, "2222");
-    let serves = |integration: &v1::Integration| {
+    let previous = |integration: &v1::Integration| {
         (
             integration.previous_external_id_hint.clone(),
             integration.previous_external_id_expire_time,
         )
     };
-    assert!(customer.external_id.ends_with(&serves(&first).0));
-    assert_eq!(serves(&corrected), serves(&first), "no longer than before");
-    publish(&world, &mut load, 1).await;
-    arrive(&world.aws, &customer.stream_arn, 2).await;
-    // The one that was never right is free for others.
-    let other = Customer {
-        external_id: "mistyped-external-id-1111".to_owned(),
-        ..Customer::new("globex")
-    };
-    world.api.configure(&other).await;
+    assert!(customer.external_id.ends_with(&previous(&first).0));
+    assert_eq!(
+        previous(&corrected),
+        previous(&first),
+        "no longer than before"
+    );
+    publish(&env, &mut load, 1).await;
+    read_events(&env.aws, &customer.stream_arn, 2).await;
+    // The mistyped one is available to others.
+    let other = Customer::new("globex").with_external_id(&mistyped.external_id);
+    env.api.configure(&other).await;
 
-    // Back to the one that serves: then there is none before it but the last.
-    let back = rotate(&world, &customer, &customer.external_id).await;
+    // A rotation back to the one in use keeps the last one as the previous one.
+    let back = rotate(&env, &customer).await;
     assert_eq!(back.previous_external_id_hint, "2222");
-    publish(&world, &mut load, 1).await;
-    arrive(&world.aws, &customer.stream_arn, 3).await;
+    publish(&env, &mut load, 1).await;
+    read_events(&env.aws, &customer.stream_arn, 3).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_keeping_the_previous_one_a_new_one_counts_at_once() {
-    let world = World::start().await;
-    let (customer, _) = world.customer("acme").await;
-    let new = Customer {
-        external_id: "the-new-external-id-0123456789".to_owned(),
-        ..customer
-    };
-    world.api.configure(&new).await;
-    assert!(!world.api.send_test("acme").await.delivered);
+async fn a_new_external_id_without_rotation_applies_at_once() {
+    let env = TestEnv::start().await;
+    let (customer, _) = env.customer("acme").await;
+    let new = customer.with_external_id("the-new-external-id-0123456789");
+    env.api.configure(&new).await;
+    assert!(!env.api.send_test("acme").await.delivered);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_issued_ones_where_the_policy_says_so() {
-    let world = World::with(&[("external-id-policy", "issued")]).await;
+async fn the_issued_policy_accepts_only_issued_external_ids() {
+    let env = TestEnv::with(&[("external-id-policy", "issued")]).await;
     let customer = Customer::new("acme");
-    let status = world
-        .api
-        .try_configure(customer.request())
-        .await
-        .unwrap_err();
+    let status = env.api.try_configure(customer.request()).await.unwrap_err();
     assert_eq!(violated(&status), ["external_id"]);
     let issued = Customer {
-        external_id: world.api.generate_external_id("acme").await,
+        external_id: env.api.generate_external_id("acme").await,
         ..customer
     };
     assert_eq!(issued.external_id.len(), 64);
-    // Whoever else uses it is refused, though nobody has configured it.
+    // Another organization may not use it, even before it is configured.
     let other = Customer {
         organization_id: "globex".to_owned(),
         ..issued.clone()
     };
-    let status = world.api.try_configure(other.request()).await.unwrap_err();
+    let status = env.api.try_configure(other.request()).await.unwrap_err();
     assert_eq!(reason(&status), "EXTERNAL_ID_IN_USE");
-    issued.make_role(&world.aws);
-    issued.make_stream(&world.aws, 1);
-    world.api.configure(&issued).await;
-    assert!(world.api.send_test("acme").await.delivered);
-    // What was configured may stay as it is.
+    issued.make_role(&env.aws);
+    issued.make_stream(&env.aws, 1);
+    env.api.configure(&issued).await;
+    assert!(env.api.send_test("acme").await.delivered);
+    // A configured one may be kept.
     let again = v1::ConfigureRequest {
         external_id: String::new(),
         ..issued.request()
     };
-    world.api.try_configure(again).await.unwrap();
+    env.api.try_configure(again).await.unwrap();
 }
 
-/// It is shown once: where that fails it is lost, which must not look like success.
+/// A new external ID is shown once. If that fails it is lost, which must not look like success.
 #[tokio::test]
-async fn a_new_external_id_that_cannot_be_shown_is_a_failure() {
+async fn onboarding_fails_if_a_new_external_id_cannot_be_shown() {
     let arguments = [
         "onboarding",
         "--stream=arn:aws:kinesis:eu-west-1:222222222222:stream/detections",
@@ -157,11 +144,11 @@ async fn a_new_external_id_that_cannot_be_shown_is_a_failure() {
     let shown = run(tool(&arguments)).await;
     assert_eq!(shown.code, Some(0), "{shown:?}");
     assert!(shown.stderr.contains("shown this once"), "{shown:?}");
-    let mut unseen = tool(&arguments);
-    unseen.stdout(Stdio::null());
+    let mut command = tool(&arguments);
+    command.stdout(Stdio::null());
     let (reader, writer) = io::pipe().unwrap();
     drop(reader);
-    unseen.stderr(writer);
-    let ended = within("the end of the tool", unseen.status()).await;
+    command.stderr(writer);
+    let ended = with_timeout("the end of the tool", command.status()).await;
     assert_eq!(ended.unwrap().code(), Some(1));
 }

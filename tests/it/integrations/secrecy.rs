@@ -1,16 +1,15 @@
-//! The external ID goes in and never comes out: not in an answer, a log line or a file.
+//! External IDs never appear in an answer, a log line or a file.
 
 use std::{fs, path::Path};
 
-use aws_stand_in::{Effect, Fault, Operation, When};
+use aws_stand_in::{Control, Effect, Fault, Operation};
 use siem_client::v1;
-use tempfile::TempDir;
 
-use crate::harness::{Api, Customer, Process, Told, stand_in};
+use crate::harness::{Api, Customer, FeedEvent, ProcessEnv, fault};
 
 const SECRET: &str = "Zq7:secret-external/id.of=acme,9Yw2";
 
-/// The ways in which the secret might be written.
+/// Spellings in which the secret might be written.
 fn spellings() -> Vec<(&'static str, Vec<u8>)> {
     let bytes = SECRET.as_bytes();
     let each = |format: fn(&u8) -> String, between: &str| {
@@ -39,7 +38,7 @@ fn spellings() -> Vec<(&'static str, Vec<u8>)> {
 fn check_absent(place: &str, bytes: &[u8]) {
     for (spelling, secret) in spellings() {
         let found = bytes.windows(secret.len()).any(|window| window == secret);
-        assert!(!found, "the external ID stands in {place} as {spelling}");
+        assert!(!found, "the external ID is in {place} as {spelling}");
     }
 }
 
@@ -57,58 +56,48 @@ fn check_files(folder: &Path) -> usize {
     files
 }
 
-/// Does everything that could make a service tell: good and bad requests, refusals of
-/// STS that repeat what was sent, tests, lists, streams. Checks each answer.
-async fn provoke(api: &Api, customer: &Customer, aws: &aws_stand_in::Control) {
-    let answer = |what: &str, answer: &dyn std::fmt::Debug| {
+/// Makes every call that could disclose the secret, good and bad ones, and refusals by STS that
+/// repeat the request. Checks each answer.
+async fn call_everything(api: &Api, customer: &Customer, aws: &Control) {
+    let check = |what: &str, answer: &dyn std::fmt::Debug| {
         check_absent(what, format!("{answer:?}").as_bytes());
     };
-    answer("Configure", &api.configure(customer).await);
+    let refuse = |calls, code: &str, status, message| {
+        let effect = Effect::Error {
+            code: code.to_owned(),
+            status,
+            message,
+        };
+        let fault = Fault {
+            calls: Some(calls),
+            ..fault(Operation::AssumeRole, None, effect)
+        };
+        aws.add_fault(fault).unwrap();
+    };
+    check("Configure", &api.configure(customer).await);
     let mut statuses = api.watch(&[], "").await;
     statuses.until_synced().await;
 
-    answer("SendTest", &api.send_test("acme").await);
+    check("SendTest", &api.send_test("acme").await);
     aws.expire_sessions();
-    // AWS repeats a value that it refuses in its message, and so does the stand-in.
-    let echo = Fault {
-        operation: Some(Operation::AssumeRole),
-        target: None,
-        calls: Some(2),
-        when: When::Before,
-        effect: Effect::Error {
-            code: "ValidationError".to_owned(),
-            status: 400,
-            message: format!("Value '{SECRET}' at 'externalId' failed to satisfy constraint"),
-        },
-    };
-    aws.add_fault(echo).unwrap();
-    answer("a refused SendTest", &api.send_test("acme").await);
-    let code = format!("Bad{SECRET}");
-    let odd = Fault {
-        operation: Some(Operation::AssumeRole),
-        target: None,
-        calls: Some(1),
-        when: When::Before,
-        effect: Effect::Error {
-            code: "AccessDenied".to_owned(),
-            status: 403,
-            message: code,
-        },
-    };
-    aws.add_fault(odd).unwrap();
-    answer("a denied SendTest", &api.send_test("acme").await);
-    answer("a healed SendTest", &api.send_test("acme").await);
+    // AWS repeats a value that it refuses in its message.
+    let echo = format!("Value '{SECRET}' at 'externalId' failed to satisfy constraint");
+    refuse(2, "ValidationError", 400, echo);
+    check("a refused SendTest", &api.send_test("acme").await);
+    refuse(1, "AccessDenied", 403, format!("Bad{SECRET}"));
+    check("a denied SendTest", &api.send_test("acme").await);
+    check("a passed SendTest", &api.send_test("acme").await);
 
     let other = v1::ConfigureRequest {
         organization_id: "other".to_owned(),
         ..customer.request()
     };
-    answer("a conflict", &api.try_configure(other).await.unwrap_err());
+    check("a conflict", &api.try_configure(other).await.unwrap_err());
     let stale = v1::ConfigureRequest {
         etag: "stale".to_owned(),
         ..customer.request()
     };
-    answer("a stale etag", &api.try_configure(stale).await.unwrap_err());
+    check("a stale etag", &api.try_configure(stale).await.unwrap_err());
     let mistaken = v1::ConfigureRequest {
         kinesis_stream_arn: SECRET.to_owned(),
         role_arn: SECRET.to_owned(),
@@ -117,53 +106,45 @@ async fn provoke(api: &Api, customer: &Customer, aws: &aws_stand_in::Control) {
         ..customer.request()
     };
     let refused = api.try_configure(mistaken).await.unwrap_err();
-    answer("a refusal", &refused);
+    check("a refusal", &refused);
     check_absent("the details of a refusal", refused.details());
-    let rehearsal = v1::ConfigureRequest {
+    let validate_only = v1::ConfigureRequest {
         validate_only: true,
         ..customer.request()
     };
-    answer("a rehearsal", &api.try_configure(rehearsal).await);
+    check("validate_only", &api.try_configure(validate_only).await);
 
-    answer("Get", &api.get("acme").await);
-    answer("List", &api.list(v1::ListRequest::default()).await);
+    check("Get", &api.get("acme").await);
+    check("List", &api.list(v1::ListRequest::default()).await);
     statuses.next().await;
-    answer("StreamStatus", &statuses.last);
-    answer("Delete", &api.delete("acme", false).await);
-    statuses.until(&Told::Deleted("acme".to_owned())).await;
-    answer("Configure", &api.configure(customer).await);
-    answer("SendTest", &api.send_test("acme").await);
+    check("StreamStatus", &statuses.last);
+    check("Delete", &api.delete("acme", false).await);
+    statuses.until(&FeedEvent::Deleted("acme".to_owned())).await;
+    check("Configure", &api.configure(customer).await);
+    check("SendTest", &api.send_test("acme").await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_external_id_never_comes_out() {
-    let stand_in = stand_in().await;
-    let aws = stand_in.control();
-    let dir = TempDir::new().unwrap();
-    let customer = Customer {
-        external_id: SECRET.to_owned(),
-        ..Customer::new("acme")
-    };
-    customer.make_role(&aws);
-    customer.make_stream(&aws, 1);
+async fn the_external_id_appears_in_no_answer_log_or_file() {
+    let env = ProcessEnv::new().await;
+    let customer = env.customer.with_external_id(SECRET);
+    customer.make_role(&env.aws);
     let everything = [
         "--log-level",
         "trace,aws_sdk_sts=trace,aws_smithy_runtime=trace",
     ];
-    let process = Process::start(dir.path(), &stand_in.url(), &everything).await;
-    provoke(&process.api, &customer, &aws).await;
-    // While it runs there is a write-ahead log beside the database.
-    assert!(check_files(dir.path()) >= 3);
-    process.terminate().await;
-    let (status, log) = process.ended().await;
-    assert!(status.success());
+    let process = env.start_with(&everything).await;
+    call_everything(&process.api, &customer, &env.aws).await;
+    // A running process has a write-ahead log beside the database.
+    assert!(check_files(env.dir.path()) >= 3);
+    let log = process.stop().await;
     assert!(log.contains("ValidationError"), "{log}");
     check_absent("the log", log.as_bytes());
-    assert!(check_files(dir.path()) >= 3);
+    assert!(check_files(env.dir.path()) >= 3);
 }
 
 #[test]
-fn the_search_finds_a_secret() {
+fn the_search_finds_each_spelling_of_the_secret() {
     let planted = [
         format!("x{SECRET}y"),
         format!("{:?}", SECRET.as_bytes()),

@@ -1,13 +1,13 @@
-//! A start with a backlog. Small here; at full size it is a measurement, made by hand:
+//! Starts with a backlog: a small one in tests, a large one as a measurement:
 //!
 //! ```sh
 //! SIEM_RELAY_TEST_INTEGRATIONS=10000 SIEM_RELAY_TEST_EVENTS=500 \
 //!     cargo test --release --test it backlog -- --nocapture
 //! ```
 //!
-//! `…_EVENTS` is of each; `…_PER_PUBLISH` of them come together, and so share a chunk.
-//! `…_FOLDER` keeps the data directory: one that is there is taken as it was left.
-//! `…_DRAIN_PERCENT` of all events are waited for at the end.
+//! `…_EVENTS` is the number of events of each integration, `…_PER_PUBLISH` the number of them in a
+//! request, which share a chunk. `…_FOLDER` names a data directory that is kept, and used again if it
+//! has a database. `…_DRAIN_PERCENT` of all events must be delivered at the end.
 
 use std::{
     collections::HashSet,
@@ -23,11 +23,11 @@ use tonic_health::pb::health_check_response::ServingStatus;
 
 use siem_client::v1;
 
-use crate::harness::{Api, Customer, Load, Process, knob, say, stand_in, within};
+use crate::harness::{Api, Customer, Load, Process, parameter, print, stand_in, with_timeout};
 
 /// Events of a request.
-const EACH_REQUEST: u64 = 1000;
-const AT_ONCE: usize = 64;
+const REQUEST_EVENTS: u64 = 1000;
+const CONCURRENCY: usize = 64;
 
 struct Shape {
     integrations: u64,
@@ -42,12 +42,12 @@ fn customer(number: u64) -> Customer {
 async fn configure(api: &Api, shape: &Shape) {
     let configured = stream::iter(0..shape.integrations)
         .map(|number| async move { api.try_configure(customer(number).request()).await })
-        .buffer_unordered(AT_ONCE)
+        .buffer_unordered(CONCURRENCY)
         .try_collect::<Vec<_>>();
     configured.await.unwrap();
 }
 
-/// Requests that hold events of several integrations, the same again and again.
+/// Publishes each request, with events of several integrations, repeatedly.
 async fn publish(api: &Api, shape: &Shape) {
     let per_integration: Vec<Vec<v1::Event>> = (0..shape.integrations)
         .map(|number| {
@@ -55,15 +55,15 @@ async fn publish(api: &Api, shape: &Shape) {
             load.events(shape.per_publish as usize)
         })
         .collect();
-    let together = (EACH_REQUEST / shape.per_publish) as usize;
+    let in_a_request = (REQUEST_EVENTS / shape.per_publish) as usize;
     let requests: Vec<Vec<v1::Event>> = per_integration
-        .chunks(together)
+        .chunks(in_a_request)
         .map(|several| several.concat())
         .collect();
     for _ in 0..shape.events / shape.per_publish {
         let published = stream::iter(requests.clone())
             .map(|events| async move { api.try_publish(events).await })
-            .buffer_unordered(AT_ONCE)
+            .buffer_unordered(CONCURRENCY)
             .try_collect::<Vec<_>>();
         published.await.unwrap();
     }
@@ -74,27 +74,27 @@ fn database_mebibytes(folder: &Path) -> u64 {
     file.len() >> 20
 }
 
-/// Publishes while the role refuses, and ends by a kill.
-async fn pile_up(folder: &Path, stand_in: &StandIn, shape: &Shape) {
-    let patient = ["--retry-first-ms", "3600000", "--retry-most-ms", "3600000"];
-    let process = Process::start(folder, &stand_in.url(), &patient).await;
-    let begun = Instant::now();
+/// Publishes while the role does not exist, then kills the process.
+async fn build_backlog(folder: &Path, stand_in: &StandIn, shape: &Shape) {
+    let no_retry = ["--retry-first-ms", "3600000", "--retry-most-ms", "3600000"];
+    let process = Process::start(folder, &stand_in.url(), &no_retry).await;
+    let start = Instant::now();
     configure(&process.api, shape).await;
-    say(&format!("configured in {:?}", begun.elapsed()));
+    print(&format!("configured in {:?}", start.elapsed()));
     publish(&process.api, shape).await;
-    let (took, peak) = (begun.elapsed(), process.peak_bytes() >> 20);
+    let (elapsed, peak) = (start.elapsed(), process.peak_bytes() >> 20);
     let events = shape.integrations * shape.events;
-    say(&format!(
-        "published {events} events by {took:?}; peak {peak} MiB"
+    print(&format!(
+        "published {events} events by {elapsed:?}; peak {peak} MiB"
     ));
     process.kill().await;
 }
 
-/// Waits until something of each integration has come.
+/// Waits until an event of each integration has arrived.
 async fn until_all_have_some(records: &mut RecordStream, shape: &Shape) {
     let mut seen = HashSet::new();
     while (seen.len() as u64) < shape.integrations {
-        let record = within("a record", records.next()).await.unwrap();
+        let record = with_timeout("a record", records.next()).await.unwrap();
         let event: serde_json::Value = serde_json::from_slice(&record.data).unwrap();
         seen.insert(event["integrationid"].as_str().unwrap().to_owned());
     }
@@ -103,9 +103,9 @@ async fn until_all_have_some(records: &mut RecordStream, shape: &Shape) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_with_a_backlog_serves_and_delivers() {
     let shape = Shape {
-        integrations: knob("INTEGRATIONS", 200),
-        events: knob("EVENTS", 20),
-        per_publish: knob("PER_PUBLISH", 5),
+        integrations: parameter("INTEGRATIONS", 200),
+        events: parameter("EVENTS", 20),
+        per_publish: parameter("PER_PUBLISH", 5),
     };
     let temporary = TempDir::new().unwrap();
     let kept = std::env::var_os("SIEM_RELAY_TEST_FOLDER").map(PathBuf::from);
@@ -115,39 +115,39 @@ async fn a_start_with_a_backlog_serves_and_delivers() {
     let stream_arn = customer(0).stream_arn;
     customer(0).make_stream(&aws, 16);
     if !folder.join("siem-relay.sqlite").exists() {
-        pile_up(folder, &stand_in, &shape).await;
+        build_backlog(folder, &stand_in, &shape).await;
     }
-    say(&format!("database {} MiB", database_mebibytes(folder)));
+    print(&format!("database {} MiB", database_mebibytes(folder)));
 
     customer(0).make_shared_role(&aws);
     let mut records = aws.subscribe(&stream_arn).unwrap();
-    let begun = Instant::now();
-    let tell = |what: &str, process: &Process| {
-        let (took, peak) = (begun.elapsed(), process.peak_bytes() >> 20);
-        say(&format!("{what} after {took:?}; peak {peak} MiB"));
+    let start = Instant::now();
+    let report = |what: &str, process: &Process| {
+        let (elapsed, peak) = (start.elapsed(), process.peak_bytes() >> 20);
+        print(&format!("{what} after {elapsed:?}; peak {peak} MiB"));
     };
     let process = Process::start(folder, &stand_in.url(), &[]).await;
-    tell("listens", &process);
+    report("listens", &process);
     let mut health = process.api.health("").await;
     health.until(ServingStatus::Serving).await;
-    tell("serves", &process);
+    report("serves", &process);
     let counts = process.api.get("org-7").await.counts.unwrap();
     assert_eq!(counts.accepted, shape.events);
-    tell("answers", &process);
-    within("a record", records.next()).await.unwrap();
-    tell("delivers", &process);
+    report("answers", &process);
+    with_timeout("a record", records.next()).await.unwrap();
+    report("delivers", &process);
     until_all_have_some(&mut records, &shape).await;
-    tell("has delivered of each", &process);
-    let wanted = shape.integrations * shape.events * knob("DRAIN_PERCENT", 100) / 100;
+    report("has delivered of each", &process);
+    let wanted = shape.integrations * shape.events * parameter("DRAIN_PERCENT", 100) / 100;
     while aws.stream(&stream_arn).unwrap().accepted < wanted {
-        within("a record", records.next()).await.unwrap();
+        with_timeout("a record", records.next()).await.unwrap();
     }
-    tell("has delivered all", &process);
+    report("has delivered all", &process);
 }
 
-/// With memory for a part of the backlog, requests are as full as with memory for all.
+/// With memory for a part of the backlog, requests are as full as with memory for all of it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backlog_beyond_the_window_goes_in_full_requests() {
+async fn a_backlog_beyond_the_window_is_sent_in_full_requests() {
     let shape = Shape {
         integrations: 60,
         events: 200,
@@ -157,7 +157,7 @@ async fn a_backlog_beyond_the_window_goes_in_full_requests() {
     let stand_in = stand_in().await;
     let aws = stand_in.control();
     customer(0).make_stream(&aws, 16);
-    pile_up(folder.path(), &stand_in, &shape).await;
+    build_backlog(folder.path(), &stand_in, &shape).await;
     customer(0).make_shared_role(&aws);
     let settings = [
         "--window-bytes=1048576",

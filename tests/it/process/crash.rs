@@ -1,11 +1,11 @@
-//! Ends of the process in the middle of publishing and delivering.
+//! Kills and terminations of the process while it accepts and delivers events.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use aws_stand_in::{Effect, Fault, Operation, When};
+use aws_stand_in::Operation;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use siem_client::v1::{self, PublishStreamRequest, publish_stream_response::Outcome};
 use tokio::sync::{Notify, Semaphore, mpsc};
@@ -13,10 +13,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 use uuid::Uuid;
 
-use super::Ground;
-use crate::harness::{Api, Arrived, Load, arrive, knob, say, within};
+use crate::harness::{
+    Api, DeliveredEvent, Load, ProcessEnv, check_acked, failing_records, fault, parameter, print,
+    read_events, with_timeout,
+};
 
-/// Answers so far, over all who publish.
+/// Answers so far, to all publishers.
 #[derive(Default)]
 struct Answers {
     count: AtomicUsize,
@@ -25,7 +27,7 @@ struct Answers {
 
 impl Answers {
     async fn reach(&self, count: usize) {
-        within("answers", async {
+        with_timeout("answers", async {
             while self.count.load(Ordering::SeqCst) < count {
                 self.more.notified().await;
             }
@@ -34,27 +36,27 @@ impl Answers {
     }
 }
 
-/// Requests that one who publishes waits for, at the most.
-const MOST_UNANSWERED: usize = 8;
+/// Requests of a publisher that may be without an answer.
+const MAX_UNANSWERED: usize = 8;
 
-/// Publishes without pause until the server ends the stream, or is gone. Tells the ids
-/// that were acked, and how the stream ended.
-async fn pour(api: &Api, load: &mut Load, answers: &Answers, seed: u64) -> (Vec<Uuid>, Code) {
-    let mut chance = StdRng::seed_from_u64(seed);
+/// Publishes without pause until the stream ends, by the server or with it. Returns the ids of acked
+/// events, and the status code of the stream.
+async fn publish(api: &Api, load: &mut Load, answers: &Answers, seed: u64) -> (Vec<Uuid>, Code) {
+    let mut random = StdRng::seed_from_u64(seed);
     let (requests, waiting) = mpsc::channel(8);
     let mut client = api.events();
     let stream = client.publish_stream(ReceiverStream::new(waiting));
-    let mut stream = match within("PublishStream", stream).await {
+    let mut stream = match with_timeout("PublishStream", stream).await {
         Ok(stream) => stream.into_inner(),
         Err(status) => return (Vec::new(), status.code()),
     };
     let first = load.made.len();
-    let window = Semaphore::new(MOST_UNANSWERED);
+    let window = Semaphore::new(MAX_UNANSWERED);
     let sending = async {
         loop {
             window.acquire().await.unwrap().forget();
             let from = load.made.len();
-            let events = load.events(chance.random_range(1..80));
+            let events = load.events(random.random_range(1..80));
             let request = PublishStreamRequest {
                 request_id: format!("{from} {}", load.made.len()),
                 events,
@@ -96,7 +98,7 @@ async fn pour(api: &Api, load: &mut Load, answers: &Answers, seed: u64) -> (Vec<
     (ids.collect(), code)
 }
 
-/// Four who publish, each for devices of its own.
+/// Four publishers, each for its own devices.
 struct Publishers {
     loads: Vec<Load>,
     acked: HashSet<Uuid>,
@@ -110,7 +112,7 @@ impl Publishers {
         }
     }
 
-    /// All publish until `end` has ended the server; tells how their streams ended.
+    /// Publishes until `end` has ended the server. Returns the status codes of the streams.
     async fn publish_until(
         &mut self,
         api: &Api,
@@ -121,15 +123,15 @@ impl Publishers {
         let [one, two, three, four] = &mut self.loads[..] else {
             unreachable!("there are four");
         };
-        let pouring = async {
+        let publishing = async {
             tokio::join!(
-                pour(api, one, answers, seed),
-                pour(api, two, answers, seed + 1),
-                pour(api, three, answers, seed + 2),
-                pour(api, four, answers, seed + 3),
+                publish(api, one, answers, seed),
+                publish(api, two, answers, seed + 1),
+                publish(api, three, answers, seed + 2),
+                publish(api, four, answers, seed + 3),
             )
         };
-        let (ended, ()) = within("the end", async { tokio::join!(pouring, end) }).await;
+        let (ended, ()) = with_timeout("the end", async { tokio::join!(publishing, end) }).await;
         let ended = [ended.0, ended.1, ended.2, ended.3];
         ended
             .into_iter()
@@ -140,165 +142,143 @@ impl Publishers {
             .collect()
     }
 
-    /// What arrived is whole, in order, and holds all that was acked.
-    fn check(&self, arrived: &[Arrived], accepted: u64) {
-        let mut by_sequence: BTreeMap<u64, &Arrived> = BTreeMap::new();
-        for one in arrived {
-            let first = by_sequence.entry(one.sequence).or_insert(one);
-            assert_eq!(
-                first.record.data, one.record.data,
-                "a sequence is one event"
-            );
-        }
-        assert!(by_sequence.keys().copied().eq(1..=accepted), "a hole");
-        let ids: HashSet<Uuid> = by_sequence.values().map(|one| one.id).collect();
-        assert_eq!(ids.len() as u64, accepted, "an event has one sequence");
-        let lost = self.acked.difference(&ids).count();
-        assert_eq!(lost, 0, "of {} acked events", self.acked.len());
-        // A device's events come from one stream of requests.
+    /// Checks that the stream has every acked event, and each device's events in order.
+    fn check(&self, arrived: &[DeliveredEvent], accepted: u64) {
+        let ordered = check_acked(arrived, accepted, &self.acked);
+        // Each device belongs to one publisher, and so to one stream of requests.
         let mut last: HashMap<Uuid, u32> = HashMap::new();
-        for one in by_sequence.values() {
-            let before = last.insert(one.device, one.number);
+        for event in &ordered {
+            let before = last.insert(event.device, event.number);
             assert!(
-                before < Some(one.number),
+                before < Some(event.number),
                 "{before:?} before {}",
-                one.number
+                event.number
             );
         }
     }
 }
 
-fn fail_records(seed: u64) -> Fault {
-    Fault {
-        operation: Some(Operation::PutRecords),
-        target: None,
-        calls: None,
-        when: When::Before,
-        effect: Effect::FailRecords {
-            probability: 0.2,
-            seed,
-            code: "InternalFailure".to_owned(),
-        },
-    }
+fn fail_records(env: &ProcessEnv, seed: u64) {
+    let failing = fault(Operation::PutRecords, None, failing_records(0.2, seed));
+    env.aws.add_fault(failing).unwrap();
 }
 
-/// Records that a process may have under way for one integration, by its settings.
+/// Records in flight that the settings allow for one integration.
 const IN_FLIGHT: u64 = 4 * 100;
 
-/// From one thread of each kind to three, whatever processors there are.
+/// Settings of one to three threads of each kind.
 fn threads(round: u64) -> [String; 2] {
     let count = 1 + round % 3;
     ["intake", "delivery"].map(|kind| format!("--{kind}-threads={count}"))
 }
 
-/// How things stood when a process was killed.
+/// State at the kill of a process.
 struct Killed {
-    /// Records that the stream had.
+    /// Records in the stream.
     stored: u64,
-    /// Events that were known to be recorded as delivered.
+    /// Events that were counted as delivered shortly before.
     settled: u64,
 }
 
-/// What a new process sends again is what the one before had not recorded.
-fn check_repeats(arrived: &[Arrived], kills: &[Killed]) {
+/// Checks that each process sends again no more than the one before it had not recorded, which is
+/// what was delivered and not settled, and what was in flight.
+fn check_repeats(arrived: &[DeliveredEvent], kills: &[Killed]) {
     let mut seen = HashSet::new();
-    let mut lives = kills.iter().peekable();
-    let (mut repeats, mut most) = (0, 0);
-    for one in arrived {
-        while let Some(killed) = lives.next_if(|killed| killed.stored <= one.record.index) {
-            (repeats, most) = (0, seen.len() as u64 - killed.settled + IN_FLIGHT);
+    let mut kills = kills.iter().peekable();
+    let (mut repeats, mut limit) = (0, 0);
+    for event in arrived {
+        while let Some(killed) = kills.next_if(|killed| killed.stored <= event.record.index) {
+            (repeats, limit) = (0, seen.len() as u64 - killed.settled + IN_FLIGHT);
         }
-        if !seen.insert(one.sequence) {
+        if !seen.insert(event.sequence) {
             repeats += 1;
-            assert!(repeats <= most, "{repeats} repeats, where {most} were open");
+            assert!(repeats <= limit, "{repeats} repeats, of {limit} allowed");
         }
     }
 }
 
-/// `SIEM_RELAY_TEST_KILLS` and `SIEM_RELAY_TEST_SEED` make it longer, and another one.
+/// `SIEM_RELAY_TEST_KILLS` sets the number of kills, `SIEM_RELAY_TEST_SEED` the seed.
 #[tokio::test(flavor = "multi_thread")]
-async fn kills_under_load_lose_nothing_that_was_acked() {
-    let (rounds, seed) = (knob("KILLS", 100), knob("SEED", 51));
-    let ground = Ground::new().await;
-    ground.aws.add_fault(fail_records(seed)).unwrap();
-    let mut chance = StdRng::seed_from_u64(seed);
+async fn kills_under_load_lose_no_acked_event() {
+    let (rounds, seed) = (parameter("KILLS", 100), parameter("SEED", 51));
+    let env = ProcessEnv::new().await;
+    fail_records(&env, seed);
+    let mut random = StdRng::seed_from_u64(seed);
     let mut publishers = Publishers::new();
     let mut kills: Vec<Killed> = Vec::new();
     for round in 0..rounds {
         let threads = threads(round);
         let limit = ["--max-records-per-request", "100"];
-        let process = ground
+        let process = env
             .start_with(&[&limit, &threads.each_ref().map(String::as_str)[..]].concat())
             .await;
         let api = process.api.clone();
         if round == 0 {
-            api.configure(&ground.customer).await;
+            api.configure(&env.customer).await;
         } else if kills.last().is_some_and(|killed| killed.settled > 0) {
             let status = api.get("acme").await.status.unwrap();
             assert_eq!(status.status(), v1::Status::Active);
         }
         let answers = Answers::default();
-        let (some, more) = (chance.random_range(0..20), chance.random_range(0..3));
+        let (some, more) = (random.random_range(0..20), random.random_range(0..3));
         let kill = async {
             answers.reach(some).await;
             let settled = api.get("acme").await.counts.unwrap().delivered;
             answers.reach(some + more).await;
             process.kill().await;
-            let stored = ground.stored();
+            let stored = env.stored();
             kills.push(Killed { stored, settled });
         };
         publishers
             .publish_until(&api, seed + 1000 * round, &answers, kill)
             .await;
     }
-    ground.aws.clear_faults();
-    let process = ground.start().await;
+    env.aws.clear_faults();
+    let process = env.start().await;
     let counts = process.api.until_delivered("acme").await;
     assert_eq!(counts.delivered, counts.accepted);
     let status = process.api.get("acme").await.status.unwrap();
     assert_eq!(status.status(), v1::Status::Active);
     let enough = counts.accepted as usize;
-    let arrived = arrive(&ground.aws, &ground.customer.stream_arn, enough).await;
+    let arrived = read_events(&env.aws, &env.customer.stream_arn, enough).await;
     publishers.check(&arrived, counts.accepted);
     check_repeats(&arrived, &kills);
     let repeats = arrived.len() - enough;
-    say(&format!(
+    print(&format!(
         "seed {seed}: {rounds} kills, {} events acked, {repeats} sent again",
         publishers.acked.len()
     ));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn terminations_under_load_answer_settle_and_send_nothing_twice() {
-    let ground = Ground::new().await;
-    ground.aws.add_fault(fail_records(60)).unwrap();
+async fn sigterm_under_load_sends_nothing_twice() {
+    let env = ProcessEnv::new().await;
+    fail_records(&env, 60);
     let mut publishers = Publishers::new();
     for round in 0..3 {
         let threads = threads(round);
-        let process = ground
+        let process = env
             .start_with(&threads.each_ref().map(String::as_str))
             .await;
         if round == 0 {
-            process.api.configure(&ground.customer).await;
+            process.api.configure(&env.customer).await;
         }
         let api = process.api.clone();
         let answers = Answers::default();
         let terminate = async {
             answers.reach(40).await;
-            process.terminate().await;
-            let (status, log) = process.ended().await;
-            assert!(status.success(), "{status}: {log}");
+            process.stop().await;
         };
         let ends = publishers
             .publish_until(&api, 5000 + 1000 * round, &answers, terminate)
             .await;
         assert_eq!(ends, [Code::Unavailable; 4]);
     }
-    ground.aws.clear_faults();
-    let process = ground.start().await;
+    env.aws.clear_faults();
+    let process = env.start().await;
     let counts = process.api.until_delivered("acme").await;
-    assert_eq!(ground.stored(), counts.accepted, "nothing was sent twice");
+    assert_eq!(env.stored(), counts.accepted, "nothing was sent twice");
     let enough = counts.accepted as usize;
-    let arrived = arrive(&ground.aws, &ground.customer.stream_arn, enough).await;
+    let arrived = read_events(&env.aws, &env.customer.stream_arn, enough).await;
     publishers.check(&arrived, counts.accepted);
 }

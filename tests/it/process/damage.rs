@@ -1,29 +1,26 @@
-//! A database that is not what was written.
+//! Damaged databases.
 
 use std::{fs, path::Path, time::Duration};
 
 use sea_orm::{ConnectionTrait, DbBackend, QueryResult, Statement};
 use siem_client::v1;
 
-use super::Ground;
 use crate::harness::{
-    Customer, GapTold, Load, Process, age_log, arrive, check_with_gaps, database,
+    Customer, Gap, Load, ProcessEnv, backdate_log, check_with_gaps, database, read_events,
 };
 
-/// Bytes of a page of the database.
+/// Bytes of a database page.
 const PAGE: usize = 4096;
 
-/// Starts on a database whose bytes were changed; it must be refused, in words that
-/// help, and left as it is.
-async fn assert_refused(ground: &Ground, damage: impl FnOnce(&mut Vec<u8>)) {
-    let path = ground.dir.path().join("siem-relay.sqlite");
+/// Checks that a start on a changed database is refused with a helpful message, and that the file is
+/// not written to.
+async fn assert_refused(env: &ProcessEnv, damage: impl FnOnce(&mut Vec<u8>)) {
+    let path = env.dir.path().join("siem-relay.sqlite");
     let sound = fs::read(&path).unwrap();
     let mut damaged = sound.clone();
     damage(&mut damaged);
     fs::write(&path, &damaged).unwrap();
-    let url = ground.stand_in.url();
-    let refused = Process::try_start(ground.dir.path(), &url, &[]).await;
-    let refused = refused.err().expect("the database is damaged");
+    let refused = env.start_refused().await;
     assert_eq!(refused.code, Some(1));
     for words in ["siem-relay.sqlite is damaged", "docs/operations.md"] {
         assert!(refused.stderr.contains(words), "{}", refused.stderr);
@@ -33,102 +30,92 @@ async fn assert_refused(ground: &Ground, damage: impl FnOnce(&mut Vec<u8>)) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_database_is_refused_and_named() {
-    let ground = Ground::new().await;
-    ground
-        .customer
-        .make_role_that_may(&ground.aws, "s3:GetObject");
-    let process = ground.start().await;
-    process.api.configure(&ground.customer).await;
+async fn a_damaged_database_is_refused_by_name() {
+    let env = ProcessEnv::new().await;
+    env.customer.make_role_that_may(&env.aws, "s3:GetObject");
+    let process = env.start().await;
+    process.api.configure(&env.customer).await;
     let mut load = Load::new("acme", 3, 80);
     for _ in 0..5 {
         process.api.publish(&load.events(100)).await;
     }
-    process.terminate().await;
-    process.ended().await;
+    process.stop().await;
 
-    assert_refused(&ground, |bytes| bytes[..100].fill(0x5a)).await;
-    assert_refused(&ground, |bytes| bytes.truncate(3 * PAGE)).await;
+    assert_refused(&env, |bytes| bytes[..100].fill(0x5a)).await;
+    assert_refused(&env, |bytes| bytes.truncate(3 * PAGE)).await;
     for page in 1..4 {
-        assert_refused(&ground, |bytes| bytes[page * PAGE..][..16].fill(0xff)).await;
+        assert_refused(&env, |bytes| bytes[page * PAGE..][..16].fill(0xff)).await;
     }
-    ground.customer.make_role(&ground.aws);
-    let process = ground.start().await;
+    env.customer.make_role(&env.aws);
+    let process = env.start().await;
     let counts = process.api.until_delivered("acme").await;
     assert_eq!(counts.delivered, 500);
 }
 
-/// A bit of the log flips while nobody looks, and elsewhere nothing is left. Only what was
-/// there is lost, and that is told.
+/// A bit of one chunk flips, and another chunk is emptied. Only their events are lost, and gaps
+/// report them.
 #[tokio::test(flavor = "multi_thread")]
-async fn damaged_chunks_are_set_aside_and_told_of_in_the_stream() {
-    let ground = Ground::new().await;
-    ground
-        .customer
-        .make_role_that_may(&ground.aws, "s3:GetObject");
-    let process = ground.start().await;
-    let integration_id = process.api.configure(&ground.customer).await.integration_id;
+async fn damaged_chunks_are_set_aside_and_become_gaps() {
+    let env = ProcessEnv::new().await;
+    env.customer.make_role_that_may(&env.aws, "s3:GetObject");
+    let process = env.start().await;
+    let integration_id = process.api.configure(&env.customer).await.integration_id;
     let mut load = Load::new("acme", 3, 81);
     for _ in 0..5 {
         process.api.publish(&load.events(100)).await;
     }
-    process.terminate().await;
-    process.ended().await;
+    process.stop().await;
 
-    flip_a_bit(ground.dir.path(), 201).await;
-    empty(ground.dir.path(), 401).await;
-    ground.customer.make_role(&ground.aws);
-    let process = ground.start().await;
+    flip_a_bit(env.dir.path(), 201).await;
+    empty(env.dir.path(), 401).await;
+    env.customer.make_role(&env.aws);
+    let process = env.start().await;
     let counts = process.api.until_delivered("acme").await;
     assert_eq!((counts.delivered, counts.expired), (300, 200));
     assert_eq!(counts.accepted, 500);
     assert!(process.log().contains("a chunk of the log is damaged"));
-    let stream_arn = &ground.customer.stream_arn;
-    let arrived = arrive(&ground.aws, stream_arn, 500).await;
+    let stream_arn = &env.customer.stream_arn;
+    let arrived = read_events(&env.aws, stream_arn, 500).await;
     let gaps = check_with_gaps(&arrived, &integration_id, &load.made);
-    let gap = |first| GapTold {
+    let gap = |first| Gap {
         first,
         last: first + 99,
         count: 100,
         reason: "LOG_DAMAGED".to_owned(),
     };
     assert_eq!(gaps, [gap(201), gap(401)]);
-    process.terminate().await;
-    process.ended().await;
-    let set_aside = set_aside(ground.dir.path()).await;
+    process.stop().await;
+    let set_aside = set_aside(env.dir.path()).await;
     assert_eq!(set_aside, [(201, 100), (401, 100)]);
 }
 
-/// A row of one customer cannot be read, and what is in it would be due to expire. That
-/// customer's status says so; another one notices nothing.
+/// A row of one customer cannot be read, and its events are due to expire. The status of that customer
+/// reports it, and another customer is not affected.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unreadable_row_shows_in_its_own_status_and_harms_nobody_else() {
-    let ground = Ground::new().await;
-    ground
-        .customer
-        .make_role_that_may(&ground.aws, "s3:GetObject");
-    let process = ground.start().await;
-    process.api.configure(&ground.customer).await;
+async fn an_unreadable_row_fails_only_its_own_integration() {
+    let env = ProcessEnv::new().await;
+    env.customer.make_role_that_may(&env.aws, "s3:GetObject");
+    let process = env.start().await;
+    process.api.configure(&env.customer).await;
     process
         .api
         .publish(&Load::new("acme", 3, 82).events(100))
         .await;
-    process.terminate().await;
-    process.ended().await;
+    process.stop().await;
 
-    let db = database(ground.dir.path()).await;
+    let db = database(env.dir.path()).await;
     let spoil = "UPDATE chunk SET gaps = 'not JSON'";
     db.execute_unprepared(spoil).await.unwrap();
     db.close().await.unwrap();
-    age_log(ground.dir.path(), Duration::from_secs(25 * 3600)).await;
-    ground.customer.make_role(&ground.aws);
-    let process = ground.start_with(&["--retention-seconds", "86400"]).await;
+    backdate_log(env.dir.path(), Duration::from_secs(25 * 3600)).await;
+    env.customer.make_role(&env.aws);
+    let process = env.start_with(&["--retention-seconds", "86400"]).await;
     let unreadable = |status: &v1::IntegrationStatus| status.status() == v1::Status::Failing;
     let status = process.api.until_status("acme", unreadable).await;
     assert_eq!(status.reason(), v1::StatusReason::LogUnreadable);
     let other = Customer::new("other");
-    other.make_role(&ground.aws);
-    other.make_stream(&ground.aws, 1);
+    other.make_role(&env.aws);
+    other.make_stream(&env.aws, 1);
     process.api.configure(&other).await;
     let mut load = Load::new("other", 3, 83);
     for _ in 0..20 {
@@ -165,7 +152,7 @@ async fn empty(data_dir: &Path, first_sequence: i64) {
     db.close().await.unwrap();
 }
 
-/// First sequence and count of the chunks that were set aside.
+/// First sequence and number of events of each chunk that was set aside.
 async fn set_aside(data_dir: &Path) -> Vec<(i64, i32)> {
     let db = database(data_dir).await;
     let sql = "SELECT first_sequence, event_count FROM damaged_chunk";

@@ -1,30 +1,29 @@
-//! A disk that fills, one that fails, and one that hangs.
+//! Disks that fill, fail or hang.
 
-use std::{collections::BTreeSet, fs, io::Write, path::Path};
+use std::{fs, io::Write, path::Path};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use siem_client::v1::{self, event::Payload};
 use tonic::{Code, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_types::StatusExt;
-use uuid::Uuid;
 
-use super::Ground;
 use crate::harness::{
-    Api, Customer, Disk, Load, Process, Published, Syncs, arrive, check_whole, reason, within,
+    Api, Customer, Disk, Load, Process, ProcessEnv, Published, SyncFaults, check_acked,
+    check_complete, read_events, reason, with_timeout,
 };
 
-/// Without the disk: a customer in an AWS of its own, as [`Ground`] has it.
-async fn start(ground: &Ground, disk: &Disk) -> Process {
-    let url = ground.stand_in.url();
-    let started = Process::try_start_within(&disk.entrance(), disk.data(), &url, &[]).await;
+/// Starts a process with its data on a disk.
+async fn start(env: &ProcessEnv, disk: &Disk) -> Process {
+    let url = env.stand_in.url();
+    let started = Process::try_start_under(&disk.launcher(), disk.data(), &url, &[]).await;
     started.unwrap_or_else(|refused| panic!("did not start: {refused:?}"))
 }
 
-/// Events that do not become smaller by compression.
+/// Publishes events that cannot be compressed.
 struct Bulk {
     load: Load,
-    chance: StdRng,
+    random: StdRng,
     acked: Vec<Published>,
 }
 
@@ -32,7 +31,7 @@ impl Bulk {
     fn new(seed: u64) -> Self {
         Self {
             load: Load::new("acme", 5, seed),
-            chance: StdRng::seed_from_u64(seed),
+            random: StdRng::seed_from_u64(seed),
             acked: Vec::new(),
         }
     }
@@ -40,7 +39,7 @@ impl Bulk {
     fn events(&mut self, count: usize) -> Vec<v1::Event> {
         let mut events = self.load.events(count);
         for event in &mut events {
-            let text = (&mut self.chance).sample_iter(rand::distr::Alphanumeric);
+            let text = (&mut self.random).sample_iter(rand::distr::Alphanumeric);
             let text: String = text.take(4000).map(char::from).collect();
             if let Some(Payload::IdsDetection(detection)) = &mut event.payload {
                 detection.context_json = format!(r#"{{"x":"{text}"}}"#);
@@ -73,7 +72,7 @@ impl Bulk {
 
     /// Publishes until it is accepted.
     async fn until_accepted(&mut self, api: &Api) {
-        within("room on the disk", async {
+        with_timeout("free space on the disk", async {
             while self.publish(api, 100).await.is_err() {
                 tokio::task::yield_now().await;
             }
@@ -96,78 +95,66 @@ fn assert_full(status: &Status) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_refuses_events_until_deliveries_have_made_room() {
+async fn a_full_disk_refuses_events_until_deliveries_free_space() {
     let Some(disk) = Disk::of(24).await else {
         return;
     };
-    let ground = Ground::new().await;
+    let env = ProcessEnv::new().await;
     let mut bulk = Bulk::new(70);
-    let mut process = start(&ground, &disk).await;
-    let customer = &ground.customer;
+    let mut process = start(&env, &disk).await;
+    let customer = &env.customer;
     let integration_id = process.api.configure(customer).await.integration_id;
-    // A second round finds a file that is as large as it may become.
+    // In the second round the database file has its largest size already.
     for round in 0..2 {
-        customer.make_role_that_may(&ground.aws, "s3:GetObject");
+        customer.make_role_that_may(&env.aws, "s3:GetObject");
         assert_full(&bulk.until_refused(&process.api).await);
-        process
-            .api
-            .health("publish")
-            .await
-            .until(ServingStatus::NotServing)
-            .await;
-        process
-            .api
-            .health("delivery")
-            .await
-            .until(ServingStatus::Serving)
-            .await;
+        let mut publish_health = process.api.health("publish").await;
+        publish_health.until(ServingStatus::NotServing).await;
+        let mut delivery_health = process.api.health("delivery").await;
+        delivery_health.until(ServingStatus::Serving).await;
         let other = Customer::new(&format!("other-{round}"));
         process.api.configure(&other).await;
         assert!(!process.log().contains("cannot write to the log"));
         process.kill().await;
 
-        process = start(&ground, &disk).await;
+        process = start(&env, &disk).await;
         assert_full(&bulk.until_refused(&process.api).await);
         let counts = process.api.get("acme").await.counts.unwrap();
         assert_eq!(counts.accepted as usize, bulk.acked.len());
-        customer.make_role(&ground.aws);
+        customer.make_role(&env.aws);
         process.api.configure(customer).await;
         process.api.until_delivered("acme").await;
         bulk.until_accepted(&process.api).await;
-        process
-            .api
-            .health("publish")
-            .await
-            .until(ServingStatus::Serving)
-            .await;
+        let mut publish_health = process.api.health("publish").await;
+        publish_health.until(ServingStatus::Serving).await;
         process.api.until_delivered("acme").await;
         assert!(!process.log().contains("cannot write to the log"));
     }
     assert!(bulk.acked.len() > 3000, "{} events fit", bulk.acked.len());
-    let arrived = arrive(&ground.aws, &customer.stream_arn, bulk.acked.len()).await;
-    check_whole(&arrived, &integration_id, &bulk.acked);
+    let arrived = read_events(&env.aws, &customer.stream_arn, bulk.acked.len()).await;
+    check_complete(&arrived, &integration_id, &bulk.acked);
 }
 
-/// Others fill the disk to the last byte. Whether the database meets that first or a look
-/// at the disk does is chance, so it is done until the database has.
+/// Another file fills the disk to the last byte. Either the database or the periodic check of free
+/// space notices first, by chance, so the test repeats until it was the database.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_database_cannot_write_is_not_acked_and_the_service_recovers() {
+async fn events_are_not_acked_on_a_full_disk_and_the_service_recovers() {
     for seed in 710..760 {
         match fill_under_load(seed).await {
             Some(true) | None => return,
             Some(false) => {}
         }
     }
-    panic!("a look at the disk was always first");
+    panic!("the check of free space was always first");
 }
 
-/// Returns whether the database met the full disk; None where there is no such disk.
+/// Returns whether the database noticed the full disk; None if no disk can be mounted.
 async fn fill_under_load(seed: u64) -> Option<bool> {
     let disk = Disk::of(24).await?;
-    let ground = Ground::new().await;
+    let env = ProcessEnv::new().await;
     let mut bulk = Bulk::new(seed);
-    let process = start(&ground, &disk).await;
-    let integration_id = process.api.configure(&ground.customer).await.integration_id;
+    let process = start(&env, &disk).await;
+    let integration_id = process.api.configure(&env.customer).await.integration_id;
     bulk.publish(&process.api, 10).await.unwrap();
     process.api.until_delivered("acme").await;
     let ballast = disk.outside("data/ballast");
@@ -177,53 +164,47 @@ async fn fill_under_load(seed: u64) -> Option<bool> {
     fs::remove_file(&ballast).unwrap();
     bulk.until_accepted(&process.api).await;
     process.api.until_delivered("acme").await;
-    let arrived = arrive(&ground.aws, &ground.customer.stream_arn, bulk.acked.len()).await;
-    check_whole(&arrived, &integration_id, &bulk.acked);
+    let arrived = read_events(&env.aws, &env.customer.stream_arn, bulk.acked.len()).await;
+    check_complete(&arrived, &integration_id, &bulk.acked);
     Some(met)
 }
 
-/// A limit on the size of files stands for a disk that refuses to be written.
+/// A limit on the size of files stands in for a disk that refuses writes.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_fails_to_be_written_is_not_acked_and_a_new_start_resumes() {
-    let ground = Ground::new().await;
-    ground
-        .customer
-        .make_role_that_may(&ground.aws, "s3:GetObject");
+async fn events_are_not_acked_if_writes_fail_and_a_restart_resumes() {
+    let env = ProcessEnv::new().await;
+    env.customer.make_role_that_may(&env.aws, "s3:GetObject");
     let mut bulk = Bulk::new(72);
     let script = "trap '' XFSZ; ulimit -f 4096; exec \"$0\" \"$@\"";
     let limited = ["sh", "-c", script].map(str::to_owned);
-    let url = ground.stand_in.url();
-    let process = Process::try_start_within(&limited, ground.dir.path(), &url, &[]).await;
-    let process = process.unwrap();
-    let integration_id = process.api.configure(&ground.customer).await.integration_id;
+    let process = env.start_under(&limited).await;
+    let integration_id = process.api.configure(&env.customer).await.integration_id;
     let refused = bulk.until_refused(&process.api).await;
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
     assert_eq!(reason(&refused), "STORAGE_FAILED");
     assert!(!bulk.acked.is_empty());
     process.kill().await;
-    let process = ground.start().await;
-    ground.customer.make_role(&ground.aws);
-    process.api.configure(&ground.customer).await;
+    let process = env.start().await;
+    env.customer.make_role(&env.aws);
+    process.api.configure(&env.customer).await;
     let counts = process.api.until_delivered("acme").await;
     assert_eq!(counts.accepted as usize, bulk.acked.len());
-    let arrived = arrive(&ground.aws, &ground.customer.stream_arn, bulk.acked.len()).await;
-    check_whole(&arrived, &integration_id, &bulk.acked);
+    let arrived = read_events(&env.aws, &env.customer.stream_arn, bulk.acked.len()).await;
+    check_complete(&arrived, &integration_id, &bulk.acked);
 }
 
-/// Syncs fail, as where the disk could not keep what the operating system took.
+/// Syncs fail, as on a disk that could not keep what the operating system had accepted.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failed_sync_ends_the_process_and_a_new_start_has_all_that_was_acked() {
-    let ground = Ground::new().await;
-    let syncs = Syncs::new().await;
+async fn a_failed_sync_ends_the_process_and_loses_no_acked_event() {
+    let env = ProcessEnv::new().await;
+    let syncs = SyncFaults::new().await;
     let mut bulk = Bulk::new(73);
-    let url = ground.stand_in.url();
-    let process = Process::try_start_within(&syncs.entrance(), ground.dir.path(), &url, &[]).await;
-    let process = process.unwrap();
-    process.api.configure(&ground.customer).await;
+    let process = env.start_under(&syncs.launcher()).await;
+    process.api.configure(&env.customer).await;
     for _ in 0..10 {
         bulk.publish(&process.api, 100).await.unwrap();
     }
-    // Nothing else is left to be synced.
+    // Nothing else needs a sync.
     process.api.until_delivered("acme").await;
     syncs.fail();
     let refused = bulk.until_refused(&process.api).await;
@@ -235,45 +216,39 @@ async fn a_failed_sync_ends_the_process_and_a_new_start_has_all_that_was_acked()
     let words = "the disk does not keep what is written";
     assert!(log.contains(words), "{log}");
 
-    let process = ground.start().await;
+    let process = env.start().await;
     bulk.publish(&process.api, 100).await.unwrap();
     let counts = process.api.until_delivered("acme").await;
-    // What was not acked may have been kept all the same.
+    // Events that were not acked may have been kept.
     let enough = counts.accepted as usize;
-    let arrived = arrive(&ground.aws, &ground.customer.stream_arn, enough).await;
-    let sequences: BTreeSet<u64> = arrived.iter().map(|one| one.sequence).collect();
-    assert!(sequences.into_iter().eq(1..=counts.accepted), "a hole");
-    let ids: BTreeSet<Uuid> = arrived.iter().map(|one| one.id).collect();
-    let lost = bulk.acked.iter().filter(|one| !ids.contains(&one.event_id));
-    assert_eq!(lost.count(), 0, "of {} acked events", bulk.acked.len());
+    let arrived = read_events(&env.aws, &env.customer.stream_arn, enough).await;
+    let acked = bulk.acked.iter().map(|event| event.event_id).collect();
+    check_acked(&arrived, counts.accepted, &acked);
 }
 
-/// A disk that hangs is told of while it does: otherwise nothing would say why nothing is
-/// acked.
+/// A hanging disk is logged while it hangs. Otherwise nothing would explain why no event is acked.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_hangs_is_told_of_and_what_waited_for_it_is_acked() {
-    let ground = Ground::new().await;
-    let syncs = Syncs::new().await;
+async fn a_hanging_disk_is_logged_and_waiting_events_are_acked_later() {
+    let env = ProcessEnv::new().await;
+    let syncs = SyncFaults::new().await;
     let mut bulk = Bulk::new(74);
-    let url = ground.stand_in.url();
-    let process = Process::try_start_within(&syncs.entrance(), ground.dir.path(), &url, &[]).await;
-    let process = process.unwrap();
-    let integration_id = process.api.configure(&ground.customer).await.integration_id;
+    let process = env.start_under(&syncs.launcher()).await;
+    let integration_id = process.api.configure(&env.customer).await.integration_id;
     bulk.publish(&process.api, 10).await.unwrap();
     process.api.until_delivered("acme").await;
     let times = |words: &str| process.log().matches(words).count();
-    // A disk may be slow by itself.
+    // The disk of the test may be slow as well.
     let before = ["takes long", "took long"].map(times);
     syncs.hang();
     let hangs = async {
         process.until_logged("takes long", before[0]).await;
         assert_eq!(process.api.get("acme").await.counts.unwrap().accepted, 10);
-        syncs.go_on();
+        syncs.release();
     };
     let (published, ()) = tokio::join!(bulk.publish(&process.api, 100), hangs);
     published.unwrap();
     process.until_logged("took long", before[1]).await;
     process.api.until_delivered("acme").await;
-    let arrived = arrive(&ground.aws, &ground.customer.stream_arn, bulk.acked.len()).await;
-    check_whole(&arrived, &integration_id, &bulk.acked);
+    let arrived = read_events(&env.aws, &env.customer.stream_arn, bulk.acked.len()).await;
+    check_complete(&arrived, &integration_id, &bulk.acked);
 }

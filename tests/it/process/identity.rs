@@ -1,4 +1,4 @@
-//! The service's own identity, apart from the customers'.
+//! Faults of the service's own identity.
 
 use std::time::Duration;
 
@@ -6,24 +6,20 @@ use aws_stand_in::vendor_credentials;
 use siem_client::v1::{self, StatusReason};
 use tonic_health::pb::health_check_response::ServingStatus;
 
-use super::Ground;
-use crate::harness::{Customer, Load, age_deliveries};
+use crate::harness::{
+    Customer, Load, ProcessEnv, backdate_deliveries, own_credentials_without_assume_role,
+};
 
-/// The environment's credentials are the service's own: without them no customer is
-/// blamed, and events wait.
+/// The credentials in the environment are the service's own. While they are wrong, no status blames a
+/// customer, and events wait.
 #[tokio::test(flavor = "multi_thread")]
-async fn without_own_credentials_events_wait_and_nobody_is_blamed() {
-    let ground = Ground::new().await;
-    ground
-        .aws
-        .put_credentials({
-            let mut own = vendor_credentials();
-            own.secret_access_key = "another-secret".to_owned();
-            own
-        })
-        .unwrap();
-    let process = ground.start().await;
-    process.api.configure(&ground.customer).await;
+async fn with_wrong_own_credentials_events_wait_and_no_customer_is_blamed() {
+    let env = ProcessEnv::new().await;
+    let mut own = vendor_credentials();
+    own.secret_access_key = "another-secret".to_owned();
+    env.aws.put_credentials(own).unwrap();
+    let process = env.start().await;
+    process.api.configure(&env.customer).await;
     let mut load = Load::new("acme", 1, 3);
     process.api.publish(&load.events(3)).await;
     let status = process
@@ -33,23 +29,23 @@ async fn without_own_credentials_events_wait_and_nobody_is_blamed() {
     assert_eq!(status.reason(), StatusReason::Unspecified);
     assert_eq!(status.status(), v1::Status::Unknown);
     let own = vendor_credentials();
-    ground.aws.put_credentials(own).unwrap();
+    env.aws.put_credentials(own).unwrap();
     let counts = process.api.until_delivered("acme").await;
     assert_eq!(counts.delivered, 3);
 }
 
-/// As after a deployment with another identity, which may not assume the roles.
+/// As after a deployment with another identity, which may not assume the customers' roles.
 #[tokio::test(flavor = "multi_thread")]
-async fn roles_that_worked_before_a_restart_are_witnesses_after_it() {
-    let ground = Ground::new().await;
-    let process = ground.start().await;
+async fn roles_that_worked_before_a_restart_are_evidence_after_it() {
+    let env = ProcessEnv::new().await;
+    let process = env.start().await;
     let customers: Vec<Customer> = (0..4)
         .map(|number| {
             let organization_id = format!("customer-{number}");
             let account = 300_000_000_000 + number;
             let customer = Customer::in_account(&organization_id, account, "eu-west-1");
-            customer.make_role(&ground.aws);
-            customer.make_stream(&ground.aws, 1);
+            customer.make_role(&env.aws);
+            customer.make_stream(&env.aws, 1);
             customer
         })
         .collect();
@@ -61,29 +57,26 @@ async fn roles_that_worked_before_a_restart_are_witnesses_after_it() {
         process.api.until_delivered(&customer.organization_id).await;
         loads.push(load);
     }
-    process.terminate().await;
-    process.ended().await;
+    process.stop().await;
 
-    // It was broken for hours before somebody tried a restart.
-    age_deliveries(ground.dir.path(), Duration::from_secs(3 * 3600)).await;
-    let mut own = vendor_credentials();
-    let policy = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Deny","Action":"sts:AssumeRole","Resource":"*"}]}"#;
-    own.policy = Some(policy.to_owned());
-    ground.aws.put_credentials(own).unwrap();
-    let process = ground.start_with(&["--retry-first-ms", "200"]).await;
+    // Roles last worked hours before the restart.
+    backdate_deliveries(env.dir.path(), Duration::from_secs(3 * 3600)).await;
+    let own = own_credentials_without_assume_role();
+    env.aws.put_credentials(own).unwrap();
+    let process = env.start_with(&["--retry-first-ms", "200"]).await;
     let mut health = process.api.health("delivery").await;
     for (customer, load) in customers.iter().zip(&mut loads) {
         process.api.publish(&load.events(1)).await;
-        let told = |status: &v1::IntegrationStatus| status.aws_error_code == "AccessDenied";
+        let denied = |status: &v1::IntegrationStatus| status.aws_error_code == "AccessDenied";
         let status = process
             .api
-            .until_status(&customer.organization_id, told)
+            .until_status(&customer.organization_id, denied)
             .await;
         assert_eq!(status.status(), v1::Status::Active);
         assert_eq!(status.reason(), StatusReason::Unspecified);
     }
     health.until(ServingStatus::NotServing).await;
-    ground.aws.put_credentials(vendor_credentials()).unwrap();
+    env.aws.put_credentials(vendor_credentials()).unwrap();
     health.until(ServingStatus::Serving).await;
     for customer in &customers {
         let counts = process.api.until_delivered(&customer.organization_id).await;

@@ -1,15 +1,15 @@
-//! What stuck and flooding integrations cost the healthy ones, measured by hand:
+//! Delivery lag of healthy integrations beside stuck and flooding ones, as a measurement:
 //!
 //! ```sh
 //! cargo test --release --test it lag -- --ignored --nocapture
 //! ```
 //!
-//! It tells the healthy ones' lag, from the ack of Publish and from its call to the record
-//! in the stream, without the others, beside them, and without them again. A record that
-//! is there before its ack has no lag.
+//! It prints the lag of the healthy ones, from the call of Publish and from its ack to the record in
+//! the stream, without the others, beside them, and without them again. A record that arrives before
+//! its ack has no lag.
 //!
-//! `SIEM_RELAY_TEST_SECONDS` is the length of each part, `…_EVENTS_A_MINUTE` what each
-//! integration gets, `…_INTEGRATIONS` how many there are.
+//! `SIEM_RELAY_TEST_SECONDS` is the length of each part, `…_EVENTS_A_MINUTE` the rate of each
+//! integration, `…_INTEGRATIONS` their number.
 
 use std::{
     collections::HashMap,
@@ -17,35 +17,36 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aws_stand_in::{Control, Effect, Fault, Operation, RecordStream, When};
+use aws_stand_in::{Control, Effect, Operation, RecordStream};
 use siem_client::v1;
-use tempfile::TempDir;
 use tokio::{task::JoinSet, time};
 use uuid::Uuid;
 
-use crate::harness::{Api, Customer, Load, Process, knob, say, stand_in, within};
+use crate::harness::{
+    Api, Customer, Load, ProcessEnv, fault, parameter, print, throttled_records, with_timeout,
+};
 
 const REFUSED: usize = 49;
 const THROTTLED: usize = 49;
-/// Between two publishes.
+/// Time between two publishes.
 const TICK: Duration = Duration::from_millis(20);
 
-/// When something happened to an event.
-type Moments = Arc<Mutex<HashMap<Uuid, Instant>>>;
-/// When Publish was called and when it had answered, of each event.
+/// Time of each event's arrival in the stream.
+type Arrivals = Arc<Mutex<HashMap<Uuid, Instant>>>;
+/// Times of each event's Publish: its call and its answer.
 type Published = Arc<Mutex<HashMap<Uuid, [Instant; 2]>>>;
 
-/// Integrations that get events at the same rate, one after the other.
-struct Crowd {
+/// Integrations that get events in turn, at the same rate.
+struct Group {
     customers: Vec<Customer>,
     loads: Vec<Load>,
-    /// Of all together, a second.
+    /// Events a second of the whole group.
     rate: f64,
     due: f64,
     next: usize,
 }
 
-impl Crowd {
+impl Group {
     async fn new(api: &Api, customers: Vec<Customer>, rate_of_each: f64) -> Self {
         let mut loads = Vec::new();
         for (number, customer) in customers.iter().enumerate() {
@@ -85,15 +86,15 @@ async fn publish(api: Api, events: Vec<v1::Event>, acked: Published) {
     }
     let called = Instant::now();
     let answer = api.try_publish(events.clone()).await.unwrap();
-    let moments = [called, Instant::now()];
+    let times = [called, Instant::now()];
     assert_eq!(answer.accepted as usize, events.len());
     let mut acked = acked.lock().unwrap();
     for event in events {
-        acked.insert(event.event_id.unwrap().parse().unwrap(), moments);
+        acked.insert(event.event_id.unwrap().parse().unwrap(), times);
     }
 }
 
-async fn note(mut records: RecordStream, seen: Moments) {
+async fn record_arrivals(mut records: RecordStream, seen: Arrivals) {
     while let Some(record) = records.next().await {
         let event: serde_json::Value = serde_json::from_slice(&record.data).unwrap();
         let id = event["id"].as_str().unwrap().parse().unwrap();
@@ -101,12 +102,18 @@ async fn note(mut records: RecordStream, seen: Moments) {
     }
 }
 
-/// Publishes for a while, and tells the lag of the healthy ones.
-async fn phase(name: &str, api: &Api, seen: &Moments, healthy: &mut Crowd, others: &mut [Crowd]) {
+/// Publishes for a while, and prints the lag of the healthy group.
+async fn measure(
+    name: &str,
+    api: &Api,
+    seen: &Arrivals,
+    healthy: &mut Group,
+    others: &mut [Group],
+) {
     let acked = Published::default();
     let mut publishes = JoinSet::new();
     let mut ticks = time::interval(TICK);
-    let seconds = knob("SECONDS", 20);
+    let seconds = parameter("SECONDS", 20);
     for _ in 0..seconds * 50 {
         ticks.tick().await;
         publishes.spawn(publish(api.clone(), healthy.tick(), Arc::clone(&acked)));
@@ -119,14 +126,14 @@ async fn phase(name: &str, api: &Api, seen: &Moments, healthy: &mut Crowd, other
     until_seen(seen, acked.keys()).await;
     let seen = std::mem::take(&mut *seen.lock().unwrap());
     for (at, since) in ["the call", "the ack"].into_iter().enumerate() {
-        let lag = |(id, moments): (&Uuid, &[Instant; 2])| {
+        let lag = |(id, times): (&Uuid, &[Instant; 2])| {
             let seen: Instant = seen[id];
-            seen.saturating_duration_since(moments[at])
+            seen.saturating_duration_since(times[at])
         };
         let mut lags: Vec<Duration> = acked.iter().map(lag).collect();
         lags.sort();
         let quantile = |of: f64| lags[((lags.len() - 1) as f64 * of) as usize];
-        say(&format!(
+        print(&format!(
             "{name}: {} events, since {since} p50 {:?}, p99 {:?}, p99.9 {:?}, max {:?}",
             lags.len(),
             quantile(0.5),
@@ -137,9 +144,9 @@ async fn phase(name: &str, api: &Api, seen: &Moments, healthy: &mut Crowd, other
     }
 }
 
-async fn until_seen(seen: &Moments, ids: impl Iterator<Item = &Uuid>) {
+async fn until_seen(seen: &Arrivals, ids: impl Iterator<Item = &Uuid>) {
     for id in ids {
-        within("an event in the stream", async {
+        with_timeout("an event in the stream", async {
             while !seen.lock().unwrap().contains_key(id) {
                 time::sleep(Duration::from_millis(5)).await;
             }
@@ -148,34 +155,19 @@ async fn until_seen(seen: &Moments, ids: impl Iterator<Item = &Uuid>) {
     }
 }
 
-fn fault(stream: &Customer, effect: Effect) -> Fault {
-    Fault {
-        operation: Some(Operation::PutRecords),
-        target: Some(stream.stream_arn.clone()),
-        calls: None,
-        when: When::Before,
-        effect,
-    }
-}
-
-/// Refused, throttled to nothing, hanging, and flooding.
-async fn bad_ones(api: &Api, aws: &Control, rate: f64) -> Vec<Crowd> {
+/// A group that is refused, one that is throttled, one that hangs and one that floods.
+async fn faulty_groups(api: &Api, aws: &Control, rate: f64) -> Vec<Group> {
     let each = |kind: &'static str, count: usize| {
         (0..count).map(move |number| Customer::sharing(kind, &format!("{kind}-{number}")))
-    };
-    let throttled = Effect::FailRecords {
-        probability: 1.0,
-        seed: 1,
-        code: "ProvisionedThroughputExceededException".to_owned(),
     };
     let hangs = Effect::Delay {
         milliseconds: 30_000,
     };
     let refused: Vec<_> = each("refused", REFUSED).collect();
     refused[0].make_stream(aws, 1);
-    let mut crowds = vec![Crowd::new(api, refused, rate).await];
+    let mut groups = vec![Group::new(api, refused, rate).await];
     let working = [
-        ("throttled", THROTTLED, rate, Some(throttled)),
+        ("throttled", THROTTLED, rate, Some(throttled_records())),
         ("hangs", 1, rate, Some(hangs)),
         ("floods", 1, 100.0 * rate, None),
     ];
@@ -184,34 +176,35 @@ async fn bad_ones(api: &Api, aws: &Control, rate: f64) -> Vec<Crowd> {
         customers[0].make_shared_role(aws);
         customers[0].make_stream(aws, 4);
         if let Some(effect) = effect {
-            aws.add_fault(fault(&customers[0], effect)).unwrap();
+            let stream_arn = Some(&*customers[0].stream_arn);
+            let fault = fault(Operation::PutRecords, stream_arn, effect);
+            aws.add_fault(fault).unwrap();
         }
-        crowds.push(Crowd::new(api, customers, rate).await);
+        groups.push(Group::new(api, customers, rate).await);
     }
-    crowds
+    groups
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]
-async fn the_lag_of_the_healthy_beside_the_others() {
-    let rate = knob("EVENTS_A_MINUTE", 30) as f64 / 60.0;
-    let healthy = knob("INTEGRATIONS", 1000) as usize - REFUSED - THROTTLED - 2;
-    let stand_in = stand_in().await;
-    let aws = stand_in.control();
-    let folder = TempDir::new().unwrap();
-    let usual = ["--retry-first-ms", "5000"];
-    let process = Process::start(folder.path(), &stand_in.url(), &usual).await;
+async fn delivery_lag_of_healthy_integrations_beside_faulty_ones() {
+    let rate = parameter("EVENTS_A_MINUTE", 30) as f64 / 60.0;
+    let healthy = parameter("INTEGRATIONS", 1000) as usize - REFUSED - THROTTLED - 2;
+    let env = ProcessEnv::new().await;
+    let aws = &env.aws;
+    // The default, instead of the tests' short retry.
+    let process = env.start_with(&["--retry-first-ms", "5000"]).await;
     let api = &process.api;
     let customers: Vec<_> = (0..healthy)
         .map(|number| Customer::sharing("healthy", &format!("healthy-{number}")))
         .collect();
-    customers[0].make_shared_role(&aws);
-    customers[0].make_stream(&aws, 16);
+    customers[0].make_shared_role(aws);
+    customers[0].make_stream(aws, 16);
     let records = aws.subscribe(&customers[0].stream_arn).unwrap();
-    let seen = Moments::default();
-    tokio::spawn(note(records, Arc::clone(&seen)));
-    let mut healthy = Crowd::new(api, customers, rate).await;
-    let mut bad = bad_ones(api, &aws, rate).await;
+    let seen = Arrivals::default();
+    tokio::spawn(record_arrivals(records, Arc::clone(&seen)));
+    let mut healthy = Group::new(api, customers, rate).await;
+    let mut faulty = faulty_groups(api, aws, rate).await;
 
     let first = healthy.take(healthy.loads.len());
     let acked = Published::default();
@@ -220,7 +213,7 @@ async fn the_lag_of_the_healthy_beside_the_others() {
     until_seen(&seen, acked.keys()).await;
 
     for round in ["first", "second"] {
-        phase(
+        measure(
             &format!("{round}, without the others"),
             api,
             &seen,
@@ -228,19 +221,19 @@ async fn the_lag_of_the_healthy_beside_the_others() {
             &mut [],
         )
         .await;
-        phase(
+        measure(
             &format!("{round}, beside the others"),
             api,
             &seen,
             &mut healthy,
-            &mut bad,
+            &mut faulty,
         )
         .await;
     }
-    for customer in bad.iter().flat_map(|crowd| &crowd.customers) {
+    for customer in faulty.iter().flat_map(|group| &group.customers) {
         api.delete(&customer.organization_id, false).await.unwrap();
     }
-    phase(
+    measure(
         "at last, without the others",
         api,
         &seen,

@@ -1,9 +1,15 @@
-//! A termination while the log cannot be written.
+//! Work that the process finishes while it shuts down: recording of deliveries, export of traces.
 
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse,
+    trace_service_server::{TraceService, TraceServiceServer},
+};
 use sea_orm::{ConnectionTrait, DatabaseConnection};
+use tokio::{net::TcpListener, sync::mpsc};
+use tokio_util::task::AbortOnDropHandle;
+use tonic::{Request, Response, Status, transport::Server, transport::server::TcpIncoming};
 
-use super::Ground;
-use crate::harness::{Load, Process, Syncs, arrive, database};
+use crate::harness::{Load, Process, ProcessEnv, SyncFaults, database, read_events};
 
 const UNWRITTEN: &str = "cannot write to the log";
 const FORBID: &str = "CREATE TRIGGER unwritten BEFORE UPDATE ON progress \
@@ -13,17 +19,17 @@ const UNRECORDED: usize = 50;
 const ALL: usize = RECORDED + UNRECORDED;
 const ALLOW: &str = "DROP TRIGGER unwritten";
 
-/// Events that were delivered, of which the last [`UNRECORDED`] cannot be recorded until that
-/// is allowed by the database that is returned.
-async fn deliver_unrecorded(ground: &Ground, process: &Process) -> DatabaseConnection {
-    process.api.configure(&ground.customer).await;
+/// Delivers events, of which the last [`UNRECORDED`] cannot be recorded before [`allow`] is called with
+/// the returned database.
+async fn deliver_unrecorded(env: &ProcessEnv, process: &Process) -> DatabaseConnection {
+    process.api.configure(&env.customer).await;
     let mut load = Load::new("acme", 5, 91);
     process.api.publish(&load.events(RECORDED)).await;
     process.api.until_delivered("acme").await;
-    let db = database(ground.dir.path()).await;
+    let db = database(env.dir.path()).await;
     db.execute_unprepared(FORBID).await.unwrap();
     process.api.publish(&load.events(UNRECORDED)).await;
-    arrive(&ground.aws, &ground.customer.stream_arn, ALL).await;
+    read_events(&env.aws, &env.customer.stream_arn, ALL).await;
     process.until_logged(UNWRITTEN, 0).await;
     db
 }
@@ -33,13 +39,12 @@ async fn allow(db: DatabaseConnection) {
     db.close().await.unwrap();
 }
 
-/// What was delivered and cannot be recorded is tried again for as long as the shutdown
-/// may take; so nothing is sent twice.
+/// Recording of deliveries is retried until the shutdown deadline, so that nothing is sent twice.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_delivered_is_recorded_once_that_can_be_written() {
-    let ground = Ground::new().await;
-    let process = ground.start().await;
-    let db = deliver_unrecorded(&ground, &process).await;
+async fn deliveries_are_recorded_at_shutdown_once_the_log_is_writable() {
+    let env = ProcessEnv::new().await;
+    let process = env.start().await;
+    let db = deliver_unrecorded(&env, &process).await;
     process.terminate().await;
     process.until_logged("shutting down", 0).await;
     let before = process.log().matches(UNWRITTEN).count();
@@ -47,22 +52,20 @@ async fn what_was_delivered_is_recorded_once_that_can_be_written() {
     allow(db).await;
     let (status, log) = process.ended().await;
     assert!(status.success(), "{status}: {log}");
-    let process = ground.start().await;
+    let process = env.start().await;
     let counts = process.api.until_delivered("acme").await;
     let all = ALL as u64;
     assert_eq!((counts.accepted, counts.delivered), (all, all));
-    assert_eq!(ground.stored(), all);
+    assert_eq!(env.stored(), all);
 }
 
-/// What cannot be synced at the end is not taken for recorded: the process says so, and fails.
+/// Deliveries that cannot be synced are not taken for recorded: the process logs that and fails.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sync_that_fails_at_the_end_is_told_of() {
-    let ground = Ground::new().await;
-    let syncs = Syncs::new().await;
-    let url = ground.stand_in.url();
-    let process = Process::try_start_within(&syncs.entrance(), ground.dir.path(), &url, &[]).await;
-    let process = process.unwrap();
-    let db = deliver_unrecorded(&ground, &process).await;
+async fn a_failed_sync_at_shutdown_exits_with_1() {
+    let env = ProcessEnv::new().await;
+    let syncs = SyncFaults::new().await;
+    let process = env.start_under(&syncs.launcher()).await;
+    let db = deliver_unrecorded(&env, &process).await;
     process.terminate().await;
     process.until_logged("shutting down", 0).await;
     syncs.fail();
@@ -71,4 +74,45 @@ async fn a_sync_that_fails_at_the_end_is_told_of() {
     assert_eq!(status.code(), Some(1), "{log}");
     let words = "the disk does not keep what is written";
     assert!(log.contains(words), "{log}");
+}
+
+/// A collector that sends on the names of exported spans.
+struct Collector(mpsc::UnboundedSender<String>);
+
+#[tonic::async_trait]
+impl TraceService for Collector {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        let resources = request.into_inner().resource_spans.into_iter();
+        let scopes = resources.flat_map(|resource| resource.scope_spans);
+        for span in scopes.flat_map(|scope| scope.spans) {
+            let _ended = self.0.send(span.name);
+        }
+        Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_spans_are_exported_at_shutdown() {
+    let env = ProcessEnv::new().await;
+    let (names, mut exported) = mpsc::unbounded_channel();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!(
+        "OTEL_EXPORTER_OTLP_ENDPOINT=http://{}",
+        listener.local_addr().unwrap()
+    );
+    let collector = Server::builder()
+        .add_service(TraceServiceServer::new(Collector(names)))
+        .serve_with_incoming(TcpIncoming::from(listener));
+    let _collector = AbortOnDropHandle::new(tokio::spawn(collector));
+    let launcher = ["/usr/bin/env".to_owned(), endpoint];
+    let process = env.start_under(&launcher).await;
+    process.api.configure(&env.customer).await;
+    let log = process.stop().await;
+    assert!(!log.contains("not exported"), "{log}");
+    let names: Vec<String> = std::iter::from_fn(|| exported.try_recv().ok()).collect();
+    let exported = names.iter().any(|name| name.ends_with("Configure"));
+    assert!(exported, "{names:?}");
 }

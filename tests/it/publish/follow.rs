@@ -1,5 +1,5 @@
-//! `siem-relay publish --follow`, the built binary: whatever is restarted, every line is
-//! in the stream.
+//! `siem-relay publish --follow`: every line of a rotated log is in the stream, after restarts of
+//! either side as well.
 
 use std::{
     collections::HashSet,
@@ -18,12 +18,10 @@ use tokio::{
     process::{Child, ChildStderr, Command},
 };
 
-use crate::harness::{Customer, Process, World, run, stand_in, tool, within};
+use super::{DEVICE, NETWORK};
+use crate::harness::{ProcessEnv, TestEnv, run, tool, with_timeout};
 
-const DEVICE: &str = "7d444840-9dc0-41d1-b245-5ffdce74fad2";
-const NETWORK: &str = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff";
-
-/// A sensor's log.
+/// An EVE log, as a sensor writes and rotates it.
 struct Log {
     dir: TempDir,
     file: File,
@@ -45,7 +43,7 @@ impl Log {
         self.dir.path().join("eve.json")
     }
 
-    /// Writes so many alerts, with other records between them.
+    /// Writes alerts, with other records between them.
     fn write(&mut self, count: u64) {
         let mut text = String::new();
         for number in self.written..self.written + count {
@@ -58,6 +56,7 @@ impl Log {
         self.file.write_all(text.as_bytes()).unwrap();
     }
 
+    /// Renames each rotated file to the next number.
     fn shift(&self) {
         for number in (1..9).rev() {
             let from = self.dir.path().join(format!("eve.json.{number}"));
@@ -68,13 +67,14 @@ impl Log {
         }
     }
 
-    /// Renames the file; the writer opens a new one.
+    /// Rotates by renaming: the writer opens a new file.
     fn rotate(&mut self) {
         self.shift();
         fs::rename(self.path(), self.dir.path().join("eve.json.1")).unwrap();
         self.file = append(self.path());
     }
 
+    /// Rotates by copying: the writer keeps its file.
     fn copy_truncate(&mut self) {
         self.shift();
         fs::copy(self.path(), self.dir.path().join("eve.json.1")).unwrap();
@@ -94,21 +94,21 @@ impl Log {
         self.command(address).spawn().unwrap()
     }
 
-    /// Lets any user write into the directory, as the state file needs.
+    /// Lets any user write into the directory, which has the state file.
     fn open_directory(&self) {
         fs::set_permissions(self.dir.path(), Permissions::from_mode(0o777)).unwrap();
     }
 }
 
-/// Lets nobody read a file, but for root.
-fn close(path: PathBuf) {
+/// Makes a file unreadable, except for root.
+fn make_unreadable(path: PathBuf) {
     fs::set_permissions(path, Permissions::from_mode(0o000)).unwrap();
 }
 
-/// Root may read everything, so there the publisher is another user.
+/// Runs the command as another user if this one is root, who may read everything.
 fn as_other_than_root(mut command: Command) -> Command {
-    let made = TempDir::new().unwrap();
-    if fs::metadata(made.path()).unwrap().uid() == 0 {
+    let own = TempDir::new().unwrap();
+    if fs::metadata(own.path()).unwrap().uid() == 0 {
         command.uid(65_534).gid(65_534);
     }
     command
@@ -124,10 +124,10 @@ impl Warnings {
 
     /// Waits for a line with these words.
     async fn until(&mut self, words: &str) -> String {
-        within(words, async {
+        with_timeout(words, async {
             loop {
                 let line = self.0.next_line().await.unwrap();
-                let line = line.unwrap_or_else(|| panic!("it ended without: {words}"));
+                let line = line.unwrap_or_else(|| panic!("the log ended without: {words}"));
                 if line.contains(words) {
                     return line;
                 }
@@ -145,7 +145,7 @@ fn append(path: PathBuf) -> File {
         .unwrap()
 }
 
-/// What arrived in the stream, by the number of its alert.
+/// Alerts in the stream, by their number.
 struct Seen {
     records: RecordStream,
     numbers: HashSet<u64>,
@@ -161,9 +161,9 @@ impl Seen {
         }
     }
 
-    /// Waits until so many different alerts arrived.
+    /// Waits until this number of different alerts have arrived.
     async fn until(&mut self, count: u64) {
-        within("alerts in the stream", async {
+        with_timeout("alerts in the stream", async {
             while (self.numbers.len() as u64) < count {
                 let record = self.records.next().await.expect("the stream is there");
                 let event: Value = serde_json::from_slice(&record.data).unwrap();
@@ -175,7 +175,7 @@ impl Seen {
         .await;
     }
 
-    /// All of them arrived, and each has one id, however often it came.
+    /// Waits for all alerts, and checks that each has one id, duplicates included.
     async fn check(&mut self, count: u64) {
         self.until(count).await;
         assert!(self.numbers.iter().all(|number| *number < count));
@@ -186,20 +186,20 @@ impl Seen {
 async fn terminate(child: Child) -> std::process::Output {
     let id = child.id().expect("it runs").to_string();
     let mut kill = Command::new("kill");
-    let sent = within("kill", kill.args(["-TERM", &id]).status()).await;
+    let sent = with_timeout("kill", kill.args(["-TERM", &id]).status()).await;
     assert!(sent.unwrap().success());
-    within("the end of the publisher", child.wait_with_output())
+    with_timeout("the end of the publisher", child.wait_with_output())
         .await
         .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_is_followed_until_it_is_told_to_stop() {
-    let world = World::start().await;
-    let (customer, _) = world.customer("acme").await;
-    let mut seen = Seen::new(world.aws.subscribe(&customer.stream_arn).unwrap());
+async fn a_log_is_followed_across_rotations_until_sigterm() {
+    let env = TestEnv::start().await;
+    let (customer, _) = env.customer("acme").await;
+    let mut seen = Seen::new(env.aws.subscribe(&customer.stream_arn).unwrap());
     let mut log = Log::new();
-    let address = world.relay.address.to_string();
+    let address = env.relay.address.to_string();
     log.write(50);
     let publisher = log.publish(&address);
     seen.until(50).await;
@@ -219,27 +219,27 @@ async fn a_log_is_followed_until_it_is_told_to_stop() {
         second.stderr
     );
     let ended = terminate(publisher).await;
-    let told = String::from_utf8_lossy(&ended.stdout).into_owned();
+    let summary = String::from_utf8_lossy(&ended.stdout).into_owned();
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");
-    assert!(told.contains("accepted      120\n"), "{told}");
-    assert!(told.contains("the next run resumes from"), "{told}");
-    // Nothing comes twice after an end in order.
+    assert!(summary.contains("accepted      120\n"), "{summary}");
+    assert!(summary.contains("the next run resumes from"), "{summary}");
+    // After an orderly end nothing is published twice.
     log.write(5);
     let publisher = log.publish(&address);
     seen.check(125).await;
     terminate(publisher).await;
-    world.api.until_delivered("acme").await;
-    let stored = world.aws.stream(&customer.stream_arn).unwrap();
+    env.api.until_delivered("acme").await;
+    let stored = env.aws.stream(&customer.stream_arn).unwrap();
     assert_eq!(stored.accepted, 125);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_rotated_while_nobody_follows_is_not_lost() {
-    let world = World::start().await;
-    let (customer, _) = world.customer("acme").await;
-    let mut seen = Seen::new(world.aws.subscribe(&customer.stream_arn).unwrap());
+async fn rotations_while_the_publisher_is_down_lose_nothing() {
+    let env = TestEnv::start().await;
+    let (customer, _) = env.customer("acme").await;
+    let mut seen = Seen::new(env.aws.subscribe(&customer.stream_arn).unwrap());
     let mut log = Log::new();
-    let address = world.relay.address.to_string();
+    let address = env.relay.address.to_string();
     log.write(40);
     let publisher = log.publish(&address);
     seen.until(40).await;
@@ -261,13 +261,13 @@ async fn what_is_rotated_while_nobody_follows_is_not_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_what_was_the_path_is_published() {
-    let world = World::start().await;
-    let (customer, _) = world.customer("acme").await;
-    let mut seen = Seen::new(world.aws.subscribe(&customer.stream_arn).unwrap());
+async fn only_files_that_were_at_the_path_are_published() {
+    let env = TestEnv::start().await;
+    let (customer, _) = env.customer("acme").await;
+    let mut seen = Seen::new(env.aws.subscribe(&customer.stream_arn).unwrap());
     let mut log = Log::new();
-    let address = world.relay.address.to_string();
-    // Other logs and an old rotation, written to after the log.
+    let address = env.relay.address.to_string();
+    // Other logs and an old rotated file, written later than the log.
     let foreign = |log: &Log, name: &str| {
         let text = fs::read_to_string(log.path()).unwrap();
         let text = text.replace("\"flow_id\":", "\"flow_id\":99");
@@ -290,7 +290,7 @@ async fn only_what_was_the_path_is_published() {
     foreign(&log, "eve-3.json");
     let publisher = log.publish(&address);
     seen.until(40).await;
-    // The writer is late to go on to the new file.
+    // The writer continues in the old file for a while.
     let mut late = append(log.dir.path().join("eve.json.1"));
     std::mem::swap(&mut log.file, &mut late);
     log.write(5);
@@ -299,39 +299,39 @@ async fn only_what_was_the_path_is_published() {
     log.write(5);
     seen.check(50).await;
     assert_eq!(terminate(publisher).await.status.code(), Some(0));
-    world.api.until_delivered("acme").await;
-    let stored = world.aws.stream(&customer.stream_arn).unwrap();
+    env.api.until_delivered("acme").await;
+    let stored = env.aws.stream(&customer.stream_arn).unwrap();
     assert_eq!(stored.accepted, 50);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_opened_is_skipped_or_waited_for() {
-    let world = World::start().await;
-    let (customer, _) = world.customer("acme").await;
-    let mut seen = Seen::new(world.aws.subscribe(&customer.stream_arn).unwrap());
+async fn an_unreadable_file_is_skipped_or_waited_for() {
+    let env = TestEnv::start().await;
+    let (customer, _) = env.customer("acme").await;
+    let mut seen = Seen::new(env.aws.subscribe(&customer.stream_arn).unwrap());
     let mut log = Log::new();
     log.open_directory();
-    let address = world.relay.address.to_string();
+    let address = env.relay.address.to_string();
     let start = |log: &Log| {
         let mut child = as_other_than_root(log.command(&address)).spawn().unwrap();
         let warnings = Warnings::of(&mut child);
         (child, warnings)
     };
-    // The path, at the start.
-    close(log.path());
+    // The path is unreadable at the start.
+    make_unreadable(log.path());
     let (publisher, mut warnings) = start(&log);
     warnings.until("eve.json, which cannot be opened").await;
     log.write(10);
     fs::set_permissions(log.path(), Permissions::from_mode(0o644)).unwrap();
     seen.until(10).await;
     assert_eq!(terminate(publisher).await.status.code(), Some(0));
-    // A rotated file, and what comes after it.
+    // A rotated file is unreadable, and the next one is not.
     log.rotate();
     fs::set_permissions(log.path(), Permissions::from_mode(0o644)).unwrap();
     log.write(5);
     let unread = log.written;
     log.rotate();
-    close(log.dir.path().join("eve.json.1"));
+    make_unreadable(log.dir.path().join("eve.json.1"));
     fs::set_permissions(log.path(), Permissions::from_mode(0o644)).unwrap();
     log.write(5);
     let (publisher, mut warnings) = start(&log);
@@ -340,21 +340,21 @@ async fn what_cannot_be_opened_is_skipped_or_waited_for() {
         .await;
     seen.until(15).await;
     assert!(!seen.numbers.contains(&(unread - 1)));
-    // The path, after a rotation.
+    // The path is unreadable after a rotation.
     log.rotate();
-    close(log.path());
+    make_unreadable(log.path());
     log.write(5);
     warnings.until("eve.json, which cannot be opened").await;
     fs::set_permissions(log.path(), Permissions::from_mode(0o644)).unwrap();
     seen.until(20).await;
     let ended = terminate(publisher).await;
     assert_eq!(ended.status.code(), Some(1), "{ended:?}");
-    let told = String::from_utf8_lossy(&ended.stdout).into_owned();
+    let summary = String::from_utf8_lossy(&ended.stdout).into_owned();
     assert!(
-        told.contains("some content of the log was not read"),
-        "{told}"
+        summary.contains("some content of the log was not read"),
+        "{summary}"
     );
-    // Once it can be read, nothing of it is missing.
+    // Once everything is readable, nothing is missing.
     for number in 1..9 {
         let rotated = log.dir.path().join(format!("eve.json.{number}"));
         if rotated.exists() {
@@ -367,21 +367,21 @@ async fn what_cannot_be_opened_is_skipped_or_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_path_that_never_comes_is_told() {
-    let world = World::start().await;
-    world.customer("acme").await;
-    let address = world.relay.address.to_string();
+async fn a_missing_path_is_reported() {
+    let env = TestEnv::start().await;
+    env.customer("acme").await;
+    let address = env.relay.address.to_string();
     let log = Log::new();
     fs::rename(log.path(), log.dir.path().join("eve-20260102.json")).unwrap();
     let ended = run(log.command(&address)).await;
     assert_eq!(ended.code, Some(1), "{ended:?}");
-    let told = ended.stdout + &ended.stderr;
+    let output = ended.stdout + &ended.stderr;
     for words in [
         "eve-20260102.json",
         "`filename: eve.json`",
         "`threaded: no`",
     ] {
-        assert!(told.contains(words), "{told}");
+        assert!(output.contains(words), "{output}");
     }
     let mut command = tool(&["publish", "--follow", "--organization", "acme"]);
     command.args([
@@ -398,7 +398,7 @@ async fn a_path_that_never_comes_is_told() {
     assert_eq!(ended.code, Some(64), "{ended:?}");
     assert!(ended.stderr.contains("is a pattern"), "{ended:?}");
     assert!(ended.stderr.contains("threaded: no"), "{ended:?}");
-    // Another sensor's log says nothing of this one's.
+    // Another sensor's log in the directory does not suggest that this path is a pattern.
     let log = Log::new();
     fs::rename(log.path(), log.dir.path().join("eve-2.json")).unwrap();
     let mut publisher = log.publish(&address);
@@ -409,51 +409,47 @@ async fn a_path_that_never_comes_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broken_line_of_a_log_that_is_followed_shows_in_the_exit_code() {
-    let world = World::start().await;
-    let (customer, _) = world.customer("acme").await;
-    let mut seen = Seen::new(world.aws.subscribe(&customer.stream_arn).unwrap());
+async fn a_broken_line_of_a_followed_log_exits_with_1() {
+    let env = TestEnv::start().await;
+    let (customer, _) = env.customer("acme").await;
+    let mut seen = Seen::new(env.aws.subscribe(&customer.stream_arn).unwrap());
     let mut log = Log::new();
     log.write(3);
     log.file.write_all(b"{\"timestamp\":\"2026\n").unwrap();
     log.write(3);
-    let publisher = log.publish(&world.relay.address.to_string());
+    let publisher = log.publish(&env.relay.address.to_string());
     seen.until(6).await;
     assert_eq!(terminate(publisher).await.status.code(), Some(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn kills_of_either_side_lose_no_line() {
-    let (stand_in, data) = (stand_in().await, TempDir::new().unwrap());
-    let (aws, url) = (stand_in.control(), stand_in.url());
-    let customer = Customer::new("acme");
-    customer.make_role(&aws);
-    customer.make_stream(&aws, 2);
-    let mut seen = Seen::new(aws.subscribe(&customer.stream_arn).unwrap());
-    let mut chance = StdRng::seed_from_u64(4_711);
+async fn kills_of_publisher_or_service_lose_no_line() {
+    let env = ProcessEnv::new().await;
+    let mut seen = Seen::new(env.aws.subscribe(&env.customer.stream_arn).unwrap());
+    let mut random = StdRng::seed_from_u64(4_711);
     let mut log = Log::new();
-    let mut service = Process::start(data.path(), &url, &[]).await;
-    service.api.configure(&customer).await;
+    let mut service = env.start().await;
+    service.api.configure(&env.customer).await;
     let address = service.address;
     let mut publisher = log.publish(&address.to_string());
     for round in 0..12 {
-        log.write(chance.random_range(50..400));
-        // Some of it has arrived, and some is on its way.
-        seen.until(log.written - chance.random_range(1..50)).await;
+        log.write(random.random_range(50..400));
+        // Some of it has arrived, and the rest is in flight.
+        seen.until(log.written - random.random_range(1..50)).await;
         match round % 4 {
             0 => log.rotate(),
             2 => log.copy_truncate(),
             _ => {}
         }
-        match chance.random_range(0..3) {
+        match random.random_range(0..3) {
             0 => {
                 service.kill().await;
-                let listen = format!("{address}");
-                service = Process::start(data.path(), &url, &["--listen", &listen]).await;
+                let listen = address.to_string();
+                service = env.start_with(&["--listen", &listen]).await;
             }
             _ => {
                 publisher.kill().await.unwrap();
-                log.write(chance.random_range(0..50));
+                log.write(random.random_range(0..50));
                 publisher = log.publish(&address.to_string());
             }
         }

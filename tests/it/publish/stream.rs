@@ -14,9 +14,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
 use super::sized;
-use crate::harness::{Api, Load, World, arrive, check_whole, event, within};
+use crate::harness::{Api, Load, TestEnv, check_complete, event, read_events, with_timeout};
 
-/// A stream: what is sent goes to the server as it is sent.
+/// An open PublishStream.
 struct Publishing {
     requests: mpsc::Sender<PublishStreamRequest>,
     answers: Streaming<PublishStreamResponse>,
@@ -27,7 +27,10 @@ impl Publishing {
         let (requests, waiting) = mpsc::channel(4);
         let mut client = api.events();
         let stream = client.publish_stream(ReceiverStream::new(waiting));
-        let answers = within("PublishStream", stream).await.unwrap().into_inner();
+        let answers = with_timeout("PublishStream", stream)
+            .await
+            .unwrap()
+            .into_inner();
         Self { requests, answers }
     }
 
@@ -36,12 +39,14 @@ impl Publishing {
             request_id: request_id.to_owned(),
             events,
         };
-        within("room", self.requests.send(request)).await.unwrap();
+        with_timeout("capacity", self.requests.send(request))
+            .await
+            .unwrap();
     }
 
     async fn answer(&mut self) -> Result<(String, Outcome), Status> {
-        let answer = within("an answer", self.answers.message()).await?;
-        let answer = answer.expect("the stream goes on");
+        let answer = with_timeout("an answer", self.answers.message()).await?;
+        let answer = answer.expect("the stream continues");
         Ok((answer.request_id, answer.outcome.unwrap()))
     }
 }
@@ -54,11 +59,11 @@ fn accepted(count: u32) -> Outcome {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_come_in_order_with_many_in_flight() {
-    let world = World::start().await;
-    let (customer, integration) = world.customer("acme").await;
+async fn answers_arrive_in_request_order() {
+    let env = TestEnv::start().await;
+    let (customer, integration) = env.customer("acme").await;
     let mut load = Load::new("acme", 10, 40);
-    let mut stream = Publishing::start(&world.api).await;
+    let mut stream = Publishing::start(&env.api).await;
     for n in 0..300 {
         let events = load.events(n % 7);
         stream.send(&format!("request-{n}"), events).await;
@@ -68,22 +73,24 @@ async fn answers_come_in_order_with_many_in_flight() {
         assert_eq!(answer, (format!("request-{n}"), accepted(n % 7)));
     }
     drop(stream.requests);
-    let end = within("the end", stream.answers.message()).await.unwrap();
+    let end = with_timeout("the end", stream.answers.message())
+        .await
+        .unwrap();
     assert!(end.is_none(), "the server ends after the client has");
     let all = load.made.len();
-    let arrived = arrive(&world.aws, &customer.stream_arn, all).await;
+    let arrived = read_events(&env.aws, &customer.stream_arn, all).await;
     assert_eq!(arrived.len(), all);
-    let ordered = check_whole(&arrived, &integration.integration_id, &load.made);
-    // Requests of one stream are taken in their order.
-    let numbers: Vec<u32> = ordered.iter().map(|one| one.number).collect();
+    let ordered = check_complete(&arrived, &integration.integration_id, &load.made);
+    // Requests of one stream are accepted in order.
+    let numbers: Vec<u32> = ordered.iter().map(|event| event.number).collect();
     assert!(numbers.is_sorted());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_fails_is_told_and_the_stream_goes_on() {
-    let world = World::start().await;
-    world.customer("acme").await;
-    let mut stream = Publishing::start(&world.api).await;
+async fn a_failed_request_is_answered_and_the_stream_continues() {
+    let env = TestEnv::start().await;
+    env.customer("acme").await;
+    let mut stream = Publishing::start(&env.api).await;
     let many = vec![event("acme"); 1001];
     let large = (0..5).map(|_| sized(1 << 20)).collect();
     let one = || vec![event("acme")];
@@ -128,27 +135,27 @@ async fn a_request_that_fails_is_told_and_the_stream_goes_on() {
     };
     assert_eq!((mixed.accepted, mixed.unconfigured), (1, 1));
     assert_eq!(mixed.rejections[0].index, 2);
-    let counts = world.api.until_delivered("acme").await;
+    let counts = env.api.until_delivered("acme").await;
     assert_eq!(counts.accepted, 4);
 }
 
 fn code(outcome: Outcome) -> Code {
     match outcome {
         Outcome::Error(status) => {
-            assert!(!status.details.is_empty(), "it says why");
+            assert!(!status.details.is_empty(), "{status:?}");
             Code::from_i32(status.code)
         }
         Outcome::Result(result) => panic!("{result:?}"),
     }
 }
 
-/// A client that sends and does not read its answers may stop itself, but nobody else.
+/// A client that does not read its answers may block itself, but no other client.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_reads_no_answers_blocks_nobody() {
-    let world = World::with(&[("publish-bytes-in-flight", "16777216")]).await;
-    world.customer("acme").await;
-    let Publishing { requests, answers } = Publishing::start(&world.api).await;
-    // Rejections make answers large, so that soon no further one can be sent.
+    let env = TestEnv::with(&[("publish-bytes-in-flight", "16777216")]).await;
+    env.customer("acme").await;
+    let Publishing { requests, answers } = Publishing::start(&env.api).await;
+    // Rejections make answers large, so that the flow-control window is soon full.
     let mut events = vec![event(""); 900];
     events.extend(vec![sized(1_000_000), sized(1_000_000), sized(1_000_000)]);
     let request = PublishStreamRequest {
@@ -162,12 +169,12 @@ async fn a_client_that_reads_no_answers_blocks_nobody() {
             count.fetch_add(1, Ordering::Relaxed);
         }
     });
-    let mut standing_still = 0;
+    let mut unchanged = 0;
     let mut before = 0;
-    while standing_still < 200 {
-        world.api.publish(&[event("acme")]).await;
+    while unchanged < 200 {
+        env.api.publish(&[event("acme")]).await;
         let now = sent.load(Ordering::Relaxed);
-        standing_still = if now == before { standing_still + 1 } else { 0 };
+        unchanged = if now == before { unchanged + 1 } else { 0 };
         before = now;
     }
     assert!(before > 0);

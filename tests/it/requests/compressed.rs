@@ -2,12 +2,11 @@
 
 use prost::Message as _;
 use siem_client::v1::{self, publish_stream_response::Outcome};
-use tempfile::TempDir;
 use tonic::Code;
 
 use super::{CONFIGURE, GET, HEALTH, LIST, MIB, PUBLISH, PUBLISH_STREAM, STREAM_STATUS};
 use crate::harness::{
-    Customer, Load, Process, World, arrive, check_whole, framed, gzip, reason, stand_in,
+    Customer, Load, ProcessEnv, TestEnv, check_complete, framed, gzip, read_events, reason,
 };
 
 fn compressed(message: &impl prost::Message) -> Vec<u8> {
@@ -15,12 +14,12 @@ fn compressed(message: &impl prost::Message) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_rpc_takes_gzip() {
-    let world = World::start().await;
+async fn every_rpc_accepts_gzip() {
+    let env = TestEnv::start().await;
     let customer = Customer::new("acme");
-    customer.make_role(&world.aws);
-    customer.make_stream(&world.aws, 1);
-    let api = &world.api;
+    customer.make_role(&env.aws);
+    customer.make_stream(&env.aws, 1);
+    let api = &env.api;
     let answer = api
         .raw(CONFIGURE, Some("gzip"), compressed(&customer.request()))
         .await;
@@ -38,7 +37,7 @@ async fn every_rpc_takes_gzip() {
     let request = compressed(&publish(&load.events(500)));
     let answer: v1::PublishResponse = api.raw(PUBLISH, Some("gzip"), request).await.message();
     assert_eq!((answer.accepted, answer.rejections.len()), (500, 0));
-    // A file of gzip may have several members: none of them may be lost.
+    // A gzip file may have several members, none of which may be lost.
     let whole = publish(&load.events(300)).encode_to_vec();
     let members = whole
         .chunks(whole.len() / 3 + 1)
@@ -46,7 +45,7 @@ async fn every_rpc_takes_gzip() {
         .collect::<Vec<u8>>();
     let answer = api.raw(PUBLISH, Some("gzip"), framed(1, &members)).await;
     assert_eq!(answer.message::<v1::PublishResponse>().accepted, 300);
-    // A message without the flag is not compressed, whatever the others are.
+    // A message without the flag is not compressed, even among compressed ones.
     let stream = |load: &mut Load, count: usize| v1::PublishStreamRequest {
         request_id: count.to_string(),
         events: load.events(count),
@@ -68,17 +67,17 @@ async fn every_rpc_takes_gzip() {
     let wanted = [("100", 100), ("50", 50), ("20", 20)];
     assert_eq!(accepted, wanted.map(|(id, count)| (id.to_owned(), count)));
     let integration_id = configured.integration.unwrap().integration_id;
-    let arrived = arrive(&world.aws, &customer.stream_arn, load.made.len()).await;
-    check_whole(&arrived, &integration_id, &load.made);
+    let arrived = read_events(&env.aws, &customer.stream_arn, load.made.len()).await;
+    check_complete(&arrived, &integration_id, &load.made);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_decompressed_size_counts() {
-    let world = World::start().await;
-    world.customer("acme").await;
-    let api = &world.api;
+async fn the_decompressed_size_counts_against_the_limits() {
+    let env = TestEnv::start().await;
+    env.customer("acme").await;
+    let api = &env.api;
     let zeros = |bytes: usize| framed(1, &gzip(&vec![0; bytes]));
-    for (method, most) in [
+    for (method, limit) in [
         (GET, 256 << 10),
         (LIST, 256 << 10),
         (STREAM_STATUS, 256 << 10),
@@ -86,11 +85,11 @@ async fn the_decompressed_size_counts() {
         (PUBLISH, 8 * MIB),
         (PUBLISH_STREAM, 8 * MIB),
     ] {
-        let answer = api.raw(method, Some("gzip"), zeros(most + 1)).await;
+        let answer = api.raw(method, Some("gzip"), zeros(limit + 1)).await;
         let status = answer.refusal();
         assert_eq!(status.code(), Code::InvalidArgument, "{method}");
         assert_eq!(reason(&status), "REQUEST_TOO_LARGE", "{method}");
-        assert!(status.message().contains(&most.to_string()));
+        assert!(status.message().contains(&limit.to_string()));
     }
     let mut event = Load::new("acme", 1, 1).events(1).remove(0);
     let Some(v1::event::Payload::IdsDetection(detection)) = &mut event.payload else {
@@ -105,9 +104,9 @@ async fn the_decompressed_size_counts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_grows_without_end_costs_little() {
-    let (aws, dir) = (stand_in().await, TempDir::new().unwrap());
-    let process = Process::start(dir.path(), &aws.url(), &[]).await;
+async fn refusing_a_gzip_bomb_takes_little_memory() {
+    let env = ProcessEnv::new().await;
+    let process = env.start().await;
     let before = process.peak_bytes();
     let bomb = gzip(&vec![0; 128 * MIB]);
     for method in [PUBLISH, PUBLISH_STREAM, GET, HEALTH] {
@@ -116,14 +115,14 @@ async fn what_grows_without_end_costs_little() {
         assert_eq!(status.code(), Code::InvalidArgument, "{method}");
         assert_eq!(reason(&status), "REQUEST_TOO_LARGE", "{method}");
     }
-    let grown = process.peak_bytes() - before;
-    assert!(grown < 24 << 20, "{grown} bytes for what is refused");
+    let growth = process.peak_bytes() - before;
+    assert!(growth < 24 << 20, "{growth} bytes for refusals");
     process.kill().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_gzip_is_the_callers_fault() {
-    let world = World::start().await;
+async fn damaged_gzip_is_invalid_argument() {
+    let env = TestEnv::start().await;
     let good = gzip(&v1::PublishRequest::default().encode_to_vec());
     let mut damaged = gzip(&[7; 1000]);
     let middle = damaged.len() / 2;
@@ -135,14 +134,14 @@ async fn what_is_not_gzip_is_the_callers_fault() {
     for method in [GET, STREAM_STATUS, PUBLISH, PUBLISH_STREAM, HEALTH] {
         for (what, bytes) in [
             ("nothing", &[][..]),
-            ("no gzip", &b"plain"[..]),
+            ("not gzip", &b"plain"[..]),
             ("damaged", &damaged[..]),
             ("cut off", &cut[..]),
-            ("another checksum", &wrong_sum[..]),
-            ("garbage behind", &[&good[..], b"garbage"].concat()[..]),
+            ("a wrong checksum", &wrong_sum[..]),
+            ("garbage at the end", &[&good[..], b"garbage"].concat()[..]),
             ("a member cut off", &[&good[..], &cut[..]].concat()[..]),
         ] {
-            let answer = world.api.raw(method, Some("gzip"), framed(1, bytes)).await;
+            let answer = env.api.raw(method, Some("gzip"), framed(1, bytes)).await;
             let status = answer.refusal();
             assert_eq!(status.code(), Code::InvalidArgument, "{method}, {what}");
             assert_eq!(reason(&status), "MALFORMED_REQUEST", "{method}, {what}");
@@ -152,22 +151,26 @@ async fn what_is_not_gzip_is_the_callers_fault() {
 
 /// <https://github.com/grpc/grpc/blob/master/doc/compression.md>
 #[tokio::test(flavor = "multi_thread")]
-async fn other_compressions_are_told_what_is_taken() {
-    let world = World::start().await;
+async fn other_encodings_are_refused_with_the_accepted_ones() {
+    let env = TestEnv::start().await;
     for method in [GET, STREAM_STATUS, PUBLISH, PUBLISH_STREAM, HEALTH] {
         for encoding in ["deflate", "zstd", "gzip,identity", &"x".repeat(5_000)] {
-            let answer = world.api.raw(method, Some(encoding), framed(1, b"?")).await;
+            let answer = env.api.raw(method, Some(encoding), framed(1, b"?")).await;
             let status = answer.refusal();
             assert_eq!(status.code(), Code::Unimplemented, "{method}, {encoding}");
             assert_eq!(reason(&status), "UNSUPPORTED_ENCODING");
             assert!(status.message().len() < 300);
-            let taken = answer.headers.get("grpc-accept-encoding").unwrap();
-            assert_eq!(taken, "identity,gzip");
+            let accepted = answer.headers.get("grpc-accept-encoding").unwrap();
+            assert_eq!(accepted, "identity,gzip");
         }
         for encoding in [None, Some("identity")] {
-            let answer = world.api.raw(method, encoding, framed(1, &gzip(b""))).await;
+            let answer = env.api.raw(method, encoding, framed(1, &gzip(b""))).await;
             let status = answer.refusal();
-            assert_eq!(status.code(), Code::Internal, "the code that gRPC names");
+            assert_eq!(
+                status.code(),
+                Code::Internal,
+                "the code that gRPC specifies"
+            );
             assert_eq!(reason(&status), "MALFORMED_REQUEST");
         }
     }

@@ -1,4 +1,4 @@
-//! One organization that meets one trouble, from one status.
+//! One organization that meets one trouble while it has one status.
 
 use std::{
     fmt::Write,
@@ -14,13 +14,15 @@ use tokio::time::{Instant, sleep};
 
 use super::trouble::Trouble;
 use crate::harness::{
-    Api, Arrived, Audited, Customer, Load, StatusFeed, Told, arrive, check_whole, within,
+    Api, AuditRow, Customer, DeliveredEvent, FeedEvent, Load, StatusFeed, check_complete,
+    read_events, with_timeout,
 };
 
-/// Events before the trouble and while it lasts.
+/// Events published before the trouble, and during it.
 const BEFORE: usize = 5;
-const WHILE: usize = 25;
+const DURING: usize = 25;
 
+/// Status before the trouble.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum From {
     Active,
@@ -37,30 +39,31 @@ pub struct Case {
     fault: Option<FaultId>,
     feed: Option<StatusFeed>,
     integration_id: String,
-    /// What left the stream when it was deleted.
-    gone: Vec<Arrived>,
-    /// Status, reason, code and request id of each change, as pushed.
-    told: Vec<v1::IntegrationStatus>,
+    /// Events of a stream that was deleted.
+    deleted: Vec<DeliveredEvent>,
+    /// Status of each change, as pushed.
+    changes: Vec<v1::IntegrationStatus>,
 }
 
-/// How long it took, for people.
+/// Measured times, for information.
 pub struct Figures {
     name: String,
-    told: Duration,
+    shown: Duration,
     active: Duration,
     drained: Duration,
 }
 
 impl Figures {
-    /// Leaves them as a table among the build's files.
+    /// Writes a table into the build's temporary directory.
     pub fn write(figures: &[Self]) {
         let mut table = String::from(
-            "| row | told after ms | active after mending ms | drained after mending ms |\n| --- | --- | --- | --- |\n",
+            "| row | shown after ms | active after repair ms | drained after repair ms |\n| --- | --- | --- | --- |\n",
         );
-        for one in figures {
-            let [told, active, drained] =
-                [one.told, one.active, one.drained].map(|time| time.as_millis());
-            writeln!(table, "| {} | {told} | {active} | {drained} |", one.name).unwrap();
+        for each in figures {
+            let [shown, active, drained] =
+                [each.shown, each.active, each.drained].map(|time| time.as_millis());
+            let name = &each.name;
+            writeln!(table, "| {name} | {shown} | {active} | {drained} |").unwrap();
         }
         let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("status-matrix.md");
         fs::write(file, table).unwrap();
@@ -80,8 +83,8 @@ impl Case {
             fault: None,
             feed: None,
             integration_id: String::new(),
-            gone: Vec::new(),
-            told: Vec::new(),
+            deleted: Vec::new(),
+            changes: Vec::new(),
         }
     }
 
@@ -89,13 +92,13 @@ impl Case {
         &self.customer.organization_id
     }
 
-    /// Configures it, and brings it to the status that it starts from.
+    /// Configures the integration and brings it to its first status.
     pub async fn establish(&mut self) {
         self.trouble.make_account(&self.customer, &self.aws);
         let integration = self.api.configure(&self.customer).await;
         self.integration_id = integration.integration_id;
         let mut feed = self.api.watch(&[self.organization_id()], "").await;
-        let unknown = Told::current(self.organization_id(), Status::Unknown);
+        let unknown = FeedEvent::current(self.organization_id(), Status::Unknown);
         assert_eq!(feed.until_synced().await, [unknown]);
         self.feed = Some(feed);
         if self.from == From::Active {
@@ -107,79 +110,80 @@ impl Case {
         }
     }
 
-    /// The next change that is pushed, which must be this one.
+    /// Waits for the next change, which must be this one.
     async fn next_is(&mut self, status: Status, reason: StatusReason) -> v1::IntegrationStatus {
-        let wanted = Told::because(self.organization_id(), status, reason);
+        let wanted = FeedEvent::with_reason(self.organization_id(), status, reason);
         let feed = self.feed.as_mut().unwrap();
         assert_eq!(feed.next().await, wanted, "{:?}", self.trouble);
-        let told = feed.last.clone().unwrap();
-        self.told.push(told.clone());
-        told
+        let status = feed.last.clone().unwrap();
+        self.changes.push(status.clone());
+        status
     }
 
-    /// It goes wrong, and the status tells. Answers after how long.
+    /// Begins the trouble, and checks the status that it leads to. Returns the time until then.
     pub async fn shows(&mut self, reason: StatusReason, code: &str) -> Duration {
         if matches!(self.trouble, Trouble::NoStream) {
-            self.gone = self.arrived(self.load.made.len()).await;
+            self.deleted = self.arrived(self.load.made.len()).await;
         }
         self.fault = self.trouble.begin(&self.customer, &self.aws, None);
-        let (begun, begun_at) = (Instant::now(), SystemTime::now());
-        self.publish(WHILE).await;
+        let (start, start_time) = (Instant::now(), SystemTime::now());
+        self.publish(DURING).await;
         let status = match reason {
             StatusReason::AssumeRoleDenied
             | StatusReason::WriteDenied
             | StatusReason::KmsDenied => Status::Unauthorized,
             _ => Status::Failing,
         };
-        let told = self.next_is(status, reason).await;
-        let told_after = begun.elapsed();
-        self.check_told(&told, code, begun_at);
-        let last = self.attempted_again(&told).await;
-        self.check_same(&told, &last);
-        told_after
+        let shown = self.next_is(status, reason).await;
+        let shown_after = start.elapsed();
+        self.check_details(&shown, code, start_time);
+        let last = self.next_attempt(&shown).await;
+        self.check_same(&shown, &last);
+        shown_after
     }
 
-    /// It is mended, and all is well without anyone's help. Answers after how long it is
-    /// active, and all is delivered.
-    pub async fn heals(&mut self) -> (Duration, Duration) {
-        let mended = Instant::now();
-        self.trouble.mend(&self.customer, &self.aws, self.fault);
-        self.turns_active().await;
-        let active = mended.elapsed();
-        self.is_delivered().await;
-        (active, mended.elapsed())
+    /// Repairs the trouble, after which everything recovers by itself. Returns the times until the
+    /// status is ACTIVE and until everything is delivered.
+    pub async fn recovers(&mut self) -> (Duration, Duration) {
+        let repaired = Instant::now();
+        self.trouble.repair(&self.customer, &self.aws, self.fault);
+        self.becomes_active().await;
+        let active = repaired.elapsed();
+        self.check_delivered().await;
+        (active, repaired.elapsed())
     }
 
-    pub async fn shows_and_heals(&mut self, reason: StatusReason, code: &str) -> Figures {
-        let told = self.shows(reason, code).await;
-        let (active, drained) = self.heals().await;
+    pub async fn shows_and_recovers(&mut self, reason: StatusReason, code: &str) -> Figures {
+        let shown = self.shows(reason, code).await;
+        let (active, drained) = self.recovers().await;
         Figures {
             name: format!("{:?} from {:?}", self.trouble, self.from),
-            told,
+            shown,
             active,
             drained,
         }
     }
 
-    /// Nothing gets through for a fault of the service, and the status says so.
-    pub async fn is_unavailable(&mut self, code: &str) {
-        self.publish(WHILE).await;
-        let told = self
+    /// Publishes while no delivery is possible by a fault of this service, which the status must
+    /// report.
+    pub async fn becomes_unavailable(&mut self, code: &str) {
+        self.publish(DURING).await;
+        let shown = self
             .next_is(Status::Failing, StatusReason::ServiceUnavailable)
             .await;
-        assert_eq!(told.aws_error_code, code);
-        let (message, remedy) = words(told.reason());
-        assert!(told.message.starts_with(message), "{told:?}");
-        assert!(told.message.contains(remedy), "{told:?}");
+        assert_eq!(shown.aws_error_code, code);
+        let (message, remedy) = message_and_remedy(shown.reason());
+        assert!(shown.message.starts_with(message), "{shown:?}");
+        assert!(shown.message.contains(remedy), "{shown:?}");
     }
 
-    /// The same customer in an AWS account of its own.
+    /// The same case with the customer in another AWS account.
     pub fn in_account(mut self, account: u64) -> Self {
         self.customer = Customer::in_account(self.organization_id(), account, "eu-west-1");
         self
     }
 
-    pub async fn turns_active(&mut self) {
+    pub async fn becomes_active(&mut self) {
         self.next_is(Status::Active, StatusReason::Unspecified)
             .await;
     }
@@ -189,86 +193,86 @@ impl Case {
         self.api.publish(&events).await;
     }
 
-    /// It goes wrong for one call: no change of status tells of it.
-    pub async fn passes(&mut self) {
+    /// Begins the trouble for one call, which must change no status.
+    pub async fn passes_unnoticed(&mut self) {
         let fault = self.trouble.begin(&self.customer, &self.aws, Some(1));
-        self.publish(WHILE).await;
+        self.publish(DURING).await;
         if self.from == From::Unknown {
-            self.turns_active().await;
+            self.becomes_active().await;
         }
-        self.is_delivered().await;
-        let met = self.aws.faults().into_iter();
-        let met = met.filter(|(id, fault_left)| Some(*id) == fault && fault_left.calls == Some(0));
-        assert_eq!(met.count(), 1, "{:?} was not met", self.trouble);
+        self.check_delivered().await;
+        let mut faults = self.aws.faults().into_iter();
+        let used_up = faults.any(|(id, left)| Some(id) == fault && left.calls == Some(0));
+        assert!(used_up, "{:?} did not happen", self.trouble);
         let last = self.api.get(self.organization_id()).await.status.unwrap();
         assert_eq!(last.status(), Status::Active);
         assert_eq!(last.aws_error_code, "");
     }
 
-    /// Everything that a status tells beside itself.
-    fn check_told(&self, told: &v1::IntegrationStatus, code: &str, begun_at: SystemTime) {
-        let who = format!("{:?} {told:?}", self.trouble);
-        assert_eq!(told.aws_error_code, code, "{who}");
-        let (message, remedy) = words(told.reason());
-        assert!(told.message.starts_with(message), "{who}");
-        assert!(told.message.contains(remedy), "{who}");
-        assert_eq!(told.since_time, told.last_attempt_time, "{who}");
-        let delivered_before = told.last_delivery_time.is_some();
-        assert_eq!(delivered_before, self.from == From::Active, "{who}");
-        let since = SystemTime::try_from(told.since_time.unwrap()).unwrap();
-        let next = SystemTime::try_from(told.next_retry_time.unwrap()).unwrap();
-        assert!(next > since, "{who}");
+    /// Checks message, error code, request id and times of a status.
+    fn check_details(&self, shown: &v1::IntegrationStatus, code: &str, start_time: SystemTime) {
+        let case = format!("{:?} {shown:?}", self.trouble);
+        assert_eq!(shown.aws_error_code, code, "{case}");
+        let (message, remedy) = message_and_remedy(shown.reason());
+        assert!(shown.message.starts_with(message), "{case}");
+        assert!(shown.message.contains(remedy), "{case}");
+        assert_eq!(shown.since_time, shown.last_attempt_time, "{case}");
+        let delivered_before = shown.last_delivery_time.is_some();
+        assert_eq!(delivered_before, self.from == From::Active, "{case}");
+        let since = SystemTime::try_from(shown.since_time.unwrap()).unwrap();
+        let next = SystemTime::try_from(shown.next_retry_time.unwrap()).unwrap();
+        assert!(next > since, "{case}");
         let lasting = matches!(
-            told.reason(),
+            shown.reason(),
             StatusReason::Throttled | StatusReason::Unreachable
         );
         if lasting {
             assert!(
-                since.duration_since(begun_at).unwrap() >= Duration::from_secs(1),
-                "{who}"
+                since.duration_since(start_time).unwrap() >= Duration::from_secs(1),
+                "{case}"
             );
         }
-        let call = self.aws.call_by_request_id(&told.aws_request_id);
+        let call = self.aws.call_by_request_id(&shown.aws_request_id);
         let Some(outcome) = self.trouble.outcome(code) else {
-            assert_eq!(told.aws_request_id, "", "{who}");
+            assert_eq!(shown.aws_request_id, "", "{case}");
             return;
         };
-        let call = call.unwrap_or_else(|| panic!("{who} has a request id of its own"));
+        let call = call.unwrap_or_else(|| panic!("no call has the request id of {case}"));
         assert_eq!(
             (call.operation, &*call.outcome),
             (self.trouble.operation(), outcome),
-            "{who}"
+            "{case}"
         );
         let target = match call.operation {
             Operation::AssumeRole => &self.customer.role_arn,
             _ => &self.customer.stream_arn,
         };
-        assert_eq!(call.target, *target, "{who}");
-        // What stays at the first answer is told by it; a request that Kinesis finds
-        // invalid is halved first.
+        assert_eq!(call.target, *target, "{case}");
+        // The first answer changes the status, except that a batch which Kinesis finds invalid is
+        // halved first.
         if !lasting && code != "InvalidArgumentException" {
-            // While it was active, the role was tried twice without its external ID.
+            // An active integration's role was tried twice without the right external ID.
             let is_denied = call.operation == Operation::AssumeRole && code == "AccessDenied";
             let probes = match is_denied && self.from == From::Active {
                 true => 2,
                 false => 0,
             };
-            assert_eq!(call.nth, 1 + probes, "{who}");
+            assert_eq!(call.nth, 1 + probes, "{case}");
         }
     }
 
-    /// Asks until another attempt has failed.
-    async fn attempted_again(&self, told: &v1::IntegrationStatus) -> v1::IntegrationStatus {
-        self.asked_until(|status| status.last_attempt_time != told.last_attempt_time)
+    /// Polls until another attempt has failed.
+    async fn next_attempt(&self, shown: &v1::IntegrationStatus) -> v1::IntegrationStatus {
+        self.poll_until(|status| status.last_attempt_time != shown.last_attempt_time)
             .await
     }
 
-    /// Asks, with pauses, since many ask at once.
-    async fn asked_until(
+    /// Polls with pauses, since many cases poll at once.
+    async fn poll_until(
         &self,
         good: impl Fn(&v1::IntegrationStatus) -> bool,
     ) -> v1::IntegrationStatus {
-        within("a status", async {
+        with_timeout("a status", async {
             loop {
                 let got = self.api.get(self.organization_id()).await.status.unwrap();
                 if good(&got) {
@@ -280,51 +284,55 @@ impl Case {
         .await
     }
 
-    /// What Get tells later is what was pushed, but for mere times and ids.
-    fn check_same(&self, told: &v1::IntegrationStatus, last: &v1::IntegrationStatus) {
+    /// Checks that Get returns what was pushed, except for times and ids of later attempts.
+    fn check_same(&self, shown: &v1::IntegrationStatus, last: &v1::IntegrationStatus) {
         let mut last = last.clone();
-        last.last_attempt_time = told.last_attempt_time;
-        last.next_retry_time = told.next_retry_time;
-        last.aws_request_id.clone_from(&told.aws_request_id);
-        assert_eq!(last, *told, "{:?}", self.trouble);
+        last.last_attempt_time = shown.last_attempt_time;
+        last.next_retry_time = shown.next_retry_time;
+        last.aws_request_id.clone_from(&shown.aws_request_id);
+        assert_eq!(last, *shown, "{:?}", self.trouble);
     }
 
-    /// Deletes it: that nothing else is told before shows that each change was told once.
-    pub async fn end(&mut self) {
+    /// Deletes the integration. The deletion must be the next change: no change was pushed twice.
+    pub async fn delete(&mut self) {
         self.api
             .delete(self.organization_id(), false)
             .await
             .unwrap();
-        let deleted = Told::Deleted(self.organization_id().to_owned());
+        let deleted = FeedEvent::Deleted(self.organization_id().to_owned());
         assert_eq!(self.feed.as_mut().unwrap().next().await, deleted);
     }
 
-    async fn arrived(&self, enough: usize) -> Vec<Arrived> {
-        arrive(&self.aws, &self.customer.stream_arn, enough).await
+    async fn arrived(&self, count: usize) -> Vec<DeliveredEvent> {
+        read_events(&self.aws, &self.customer.stream_arn, count).await
     }
 
-    /// All has arrived, each event once, and is counted so.
-    pub async fn is_delivered(&mut self) {
+    /// Checks that every event arrived, at most those in flight twice, and that the counts say so.
+    pub async fn check_delivered(&mut self) {
         let all = self.load.made.len();
-        let mut arrived = self.arrived(all - self.gone.len()).await;
+        let mut arrived = self.arrived(all - self.deleted.len()).await;
         let counts = self.api.until_delivered(self.organization_id()).await;
         assert_eq!(
             (counts.accepted, counts.delivered),
             (all as u64, all as u64)
         );
         let stored = self.aws.stream(&self.customer.stream_arn).unwrap().accepted as usize;
-        let twice = stored + self.gone.len() - all;
-        let in_flight = if self.trouble.may_repeat() { WHILE } else { 0 };
-        assert!(twice <= in_flight, "{:?}: {twice} came twice", self.trouble);
-        arrived.append(&mut self.gone.clone());
-        check_whole(&arrived, &self.integration_id, &self.load.made);
+        let duplicates = stored + self.deleted.len() - all;
+        let in_flight = if self.trouble.may_repeat() { DURING } else { 0 };
+        assert!(
+            duplicates <= in_flight,
+            "{:?}: {duplicates} duplicates",
+            self.trouble
+        );
+        arrived.append(&mut self.deleted.clone());
+        check_complete(&arrived, &self.integration_id, &self.load.made);
     }
 
-    /// Each change that was pushed is audited once, and nothing else is.
-    pub fn check_audit(&self, audited: &[Audited]) {
-        let own = |one: &&Audited| one.organization_id == self.organization_id();
-        let found: Vec<_> = audited.iter().filter(own).collect();
-        let actions: Vec<_> = found.iter().map(|one| one.action.as_str()).collect();
+    /// Checks that the audit has each pushed change once, and no other one.
+    pub fn check_audit(&self, rows: &[AuditRow]) {
+        let own = |row: &&AuditRow| row.organization_id == self.organization_id();
+        let found: Vec<_> = rows.iter().filter(own).collect();
+        let actions: Vec<_> = found.iter().map(|row| row.action.as_str()).collect();
         let changes = found.len() - 2;
         let expected = ["create"].into_iter().chain(vec!["status"; changes]);
         assert!(
@@ -333,31 +341,31 @@ impl Case {
         );
         let changes: Vec<_> = found[1..=changes]
             .iter()
-            .map(|one| one.detail.clone())
+            .map(|row| row.detail.clone())
             .collect();
-        let told: Vec<_> = self.told.iter().map(detail).collect();
-        assert_eq!(changes, told, "{:?} {:?}", self.trouble, self.from);
+        let pushed: Vec<_> = self.changes.iter().map(detail).collect();
+        assert_eq!(changes, pushed, "{:?} {:?}", self.trouble, self.from);
     }
 }
 
-/// A change of status as the audit has it.
-fn detail(told: &v1::IntegrationStatus) -> serde_json::Value {
+/// The audit's form of a status change.
+fn detail(status: &v1::IntegrationStatus) -> serde_json::Value {
     let short = |name: &str, prefix: &str| name.trim_start_matches(prefix).to_owned();
     let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    let reason = match told.reason() {
+    let reason = match status.reason() {
         StatusReason::Unspecified => None,
         reason => Some(short(reason.as_str_name(), "STATUS_REASON_")),
     };
     json!({
-        "status": short(told.status().as_str_name(), "STATUS_"),
+        "status": short(status.status().as_str_name(), "STATUS_"),
         "reason": reason,
-        "aws_error_code": given(&told.aws_error_code),
-        "aws_request_id": given(&told.aws_request_id),
+        "aws_error_code": given(&status.aws_error_code),
+        "aws_request_id": given(&status.aws_request_id),
     })
 }
 
-/// How a message begins, and what its remedy speaks of.
-fn words(reason: StatusReason) -> (&'static str, &'static str) {
+/// Start of a reason's message, and words of its remedy.
+fn message_and_remedy(reason: StatusReason) -> (&'static str, &'static str) {
     match reason {
         StatusReason::AssumeRoleDenied => (
             "Unauthorized - check your Role ARN and External ID. ",

@@ -1,10 +1,10 @@
-//! What goes wrong at AWS or on the way to it, and how it is mended.
+//! Troubles at AWS or in the network, and their repair.
 
-use aws_stand_in::{Control, Effect, Fault, FaultId, Operation, StreamSpec, When};
+use aws_stand_in::{Control, Effect, Fault, FaultId, Operation, StreamSpec};
 
-use crate::harness::Customer;
+use crate::harness::{Customer, fault};
 
-/// What goes wrong.
+/// A trouble of one customer.
 #[derive(Clone, Copy, Debug)]
 pub enum Trouble {
     /// The role trusts us with another external ID, and its sessions are revoked.
@@ -13,7 +13,7 @@ pub enum Trouble {
     NoRole,
     /// The role's permission policy does not allow writing.
     MayNotWrite,
-    /// The stream has a customer's key, and the role's policy does not allow it.
+    /// The stream has a KMS key of the customer, which the role's policy does not allow.
     MayNotUseKey,
     /// The stream is deleted.
     NoStream,
@@ -21,18 +21,18 @@ pub enum Trouble {
     Error(Operation, &'static str, u16),
     /// The call succeeds, and each of its records fails.
     Records(&'static str),
-    /// The call is not answered.
+    /// The call gets no answer.
     Hang(Operation),
     /// The connection is reset.
     Reset(Operation),
-    /// A proxy answers in place of AWS, with a page of its own.
+    /// A proxy answers in place of AWS, with a page.
     Page(Operation, u16),
-    /// The test itself sees to what goes wrong.
-    Elsewhere,
+    /// The test itself makes the trouble.
+    External,
 }
 
 impl Trouble {
-    /// The call that fails.
+    /// Operation that fails.
     pub fn operation(self) -> Operation {
         match self {
             Self::Distrusted | Self::NoRole => Operation::AssumeRole,
@@ -43,25 +43,25 @@ impl Trouble {
             | Self::Hang(operation)
             | Self::Reset(operation)
             | Self::Page(operation, _) => operation,
-            Self::Elsewhere => Operation::AssumeRole,
+            Self::External => Operation::AssumeRole,
         }
     }
 
-    /// What the stand-in says of such a call; None where nobody answers with a request id.
+    /// Outcome of the call in the stand-in's list of calls; None if the answer has no request id.
     pub fn outcome(self, code: &str) -> Option<&str> {
         match self {
             Self::Records(_) => Some("OK"),
-            Self::Hang(_) | Self::Reset(_) | Self::Page(..) | Self::Elsewhere => None,
+            Self::Hang(_) | Self::Reset(_) | Self::Page(..) | Self::External => None,
             _ => Some(code),
         }
     }
 
-    /// Whether a call that failed may have been carried out.
+    /// Whether a failed call may have taken effect, so that retries make duplicates.
     pub fn may_repeat(self) -> bool {
         matches!(self, Self::Hang(_))
     }
 
-    /// Makes what the customer has in AWS.
+    /// Makes the customer's role and stream.
     pub fn make_account(self, customer: &Customer, aws: &Control) {
         customer.make_role_that_may(aws, "*");
         let mut stream = StreamSpec::new(&customer.stream_arn, 1);
@@ -71,28 +71,24 @@ impl Trouble {
         aws.create_stream(stream).unwrap();
     }
 
-    /// Lets it begin, for so many calls where it can be counted. Answers what is to be
-    /// cleared in the end.
+    /// Begins the trouble; a fault of calls may be limited to a number of them. Returns the fault, which
+    /// [`Trouble::repair`] clears.
     pub fn begin(self, customer: &Customer, aws: &Control, calls: Option<u64>) -> Option<FaultId> {
         match self {
             Self::Distrusted => {
                 aws.delete_role(&customer.role_arn);
-                let distrusting = Customer {
-                    external_id: "of-somebody-else".to_owned(),
-                    ..customer.clone()
-                };
-                distrusting.make_role(aws);
+                customer.with_external_id("of-somebody-else").make_role(aws);
             }
             Self::NoRole => assert!(aws.delete_role(&customer.role_arn)),
             Self::MayNotWrite => customer.make_role_that_may(aws, "kms:*"),
             Self::MayNotUseKey => customer.make_role_that_may(aws, "kinesis:*"),
             Self::NoStream => assert!(aws.delete_stream(&customer.stream_arn)),
-            Self::Elsewhere => {}
+            Self::External => {}
             _ => {
                 let fault = self.fault(customer, calls);
                 let id = aws.add_fault(fault).unwrap();
                 if self.operation() == Operation::AssumeRole {
-                    // Its sessions die with a role: it has to be assumed anew.
+                    // A deleted role's sessions end, so that it is assumed again.
                     aws.delete_role(&customer.role_arn);
                     customer.make_role_that_may(aws, "*");
                 }
@@ -112,7 +108,7 @@ impl Trouble {
             Self::Error(_, code, status) => Effect::Error {
                 code: code.to_owned(),
                 status,
-                message: "so it was asked for".to_owned(),
+                message: "as requested by the test".to_owned(),
             },
             Self::Records(code) => Effect::FailRecords {
                 probability: 1.0,
@@ -125,22 +121,19 @@ impl Trouble {
             _ => panic!("{self:?} is no fault"),
         };
         Fault {
-            operation: Some(operation),
-            target: Some(target.clone()),
             calls,
-            when: When::Before,
-            effect,
+            ..fault(operation, Some(target), effect)
         }
     }
 
-    /// Mends it.
-    pub fn mend(self, customer: &Customer, aws: &Control, fault: Option<FaultId>) {
+    /// Ends the trouble.
+    pub fn repair(self, customer: &Customer, aws: &Control, fault: Option<FaultId>) {
         match self {
             Self::NoStream => customer.make_stream(aws, 1),
             Self::Distrusted | Self::NoRole | Self::MayNotWrite | Self::MayNotUseKey => {
                 customer.make_role_that_may(aws, "*");
             }
-            Self::Elsewhere => {}
+            Self::External => {}
             _ => assert!(fault.is_some_and(|fault| aws.clear_fault(fault))),
         }
     }

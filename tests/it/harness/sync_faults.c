@@ -1,7 +1,7 @@
-/* Preloaded into a process: syncs fail while the file that SYNC_FAILS_WHILE names is
- * there, and what a file grew by since its last sync reads as zeros from then on, as
- * from a disk that could not keep it. Files of one disk, which are new at the start.
- * While the file that SYNC_HANGS_WHILE names is there, they do not end. */
+/* Preloaded into a process. While the file named by SYNC_FAILS_WHILE exists, syncs fail, and
+ * the bytes that a file has grown by since its last sync read as zeros from then on, as on a
+ * disk that could not keep them. While the file named by SYNC_HANGS_WHILE exists, syncs hang.
+ * Files are identified by inode, and so must be on one disk and be new at the start. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -10,23 +10,23 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define MOST_FILES 64
+#define MAX_FILES 64
 
 static struct synced {
     ino_t file;
     off_t bytes;
-} all_synced[MOST_FILES];
+} all_synced[MAX_FILES];
 
-static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static struct synced *find(ino_t file)
 {
-    for (int at = 0; at < MOST_FILES; at++) {
-        if (all_synced[at].file == 0) {
-            all_synced[at].file = file;
+    for (int i = 0; i < MAX_FILES; i++) {
+        if (all_synced[i].file == 0) {
+            all_synced[i].file = file;
         }
-        if (all_synced[at].file == file) {
-            return &all_synced[at];
+        if (all_synced[i].file == file) {
+            return &all_synced[i];
         }
     }
     abort();
@@ -43,12 +43,12 @@ static int fail(int file, off_t kept, off_t bytes)
 
 static int sync_or_fail(const char *name, int file)
 {
-    struct stat is;
-    if (fstat(file, &is) != 0) {
+    struct stat info;
+    if (fstat(file, &info) != 0) {
         return -1;
     }
-    off_t bytes = S_ISREG(is.st_mode) ? is.st_size : 0;
-    struct synced *synced = find(is.st_ino);
+    off_t bytes = S_ISREG(info.st_mode) ? info.st_size : 0;
+    struct synced *synced = find(info.st_ino);
     const char *flag = getenv("SYNC_FAILS_WHILE");
     if (flag != NULL && access(flag, F_OK) == 0) {
         return fail(file, synced->bytes, bytes);
@@ -69,21 +69,21 @@ static void hang(void)
     }
 }
 
-static int alone(const char *name, int file)
+static int faulty_sync(const char *name, int file)
 {
     hang();
-    pthread_mutex_lock(&one_at_a_time);
+    pthread_mutex_lock(&lock);
     int result = sync_or_fail(name, file);
-    pthread_mutex_unlock(&one_at_a_time);
+    pthread_mutex_unlock(&lock);
     return result;
 }
 
 int fsync(int file)
 {
-    return alone("fsync", file);
+    return faulty_sync("fsync", file);
 }
 
 int fdatasync(int file)
 {
-    return alone("fdatasync", file);
+    return faulty_sync("fdatasync", file);
 }
