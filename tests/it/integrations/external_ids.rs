@@ -143,7 +143,7 @@ async fn onboarding_fails_if_a_new_external_id_cannot_be_shown() {
     ];
     let shown = run(tool(&arguments)).await;
     assert_eq!(shown.code, Some(0), "{shown:?}");
-    assert!(shown.stderr.contains("shown this once"), "{shown:?}");
+    assert!(shown.stderr.contains("shown only this once"), "{shown:?}");
     let mut command = tool(&arguments);
     command.stdout(Stdio::null());
     let (reader, writer) = io::pipe().unwrap();
