@@ -87,7 +87,7 @@ pub trait Delivery: Send + Sync + 'static {
     ) -> impl Future<Output = Result<TestVerdict, TestError>> + Send;
 
     /// Tests an integration that need not be stored, without writing to its stream.
-    fn rehearse(
+    fn validate_only(
         &self,
         integration: &Arc<Integration>,
     ) -> impl Future<Output = Result<ValidationReport, TestError>> + Send;

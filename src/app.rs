@@ -397,11 +397,11 @@ impl<S: Sink> Delivery for Deliveries<S> {
         self.0.send_test(organization_id).await
     }
 
-    async fn rehearse(
+    async fn validate_only(
         &self,
         integration: &Arc<Integration>,
     ) -> Result<ValidationReport, TestError> {
-        self.0.rehearse(integration).await
+        self.0.validate_only(integration).await
     }
 
     fn partition(&self) -> Option<Partition> {

@@ -126,7 +126,7 @@ pub trait Sink: Send + Sync + 'static {
 
     /// Same as [`Sink::test`] for a configuration that is not saved, writing nothing. The result
     /// does not change the cached sessions or the evidence that delivery relies on.
-    fn rehearse(
+    fn validate_only(
         &self,
         integration: &Arc<Integration>,
         record: Record,

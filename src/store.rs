@@ -262,7 +262,7 @@ impl Store {
     }
 
     /// The integration that a Configure would make, stored nowhere.
-    pub async fn rehearse(&self, configure: Configure) -> Result<Snapshot, ConfigureError> {
+    pub async fn validate_only(&self, configure: Configure) -> Result<Snapshot, ConfigureError> {
         let existing = self.find(configure.organization_id.as_str());
         let now = rows::now();
         let plan = plan::plan(existing.as_ref(), configure, &self.sealer, now)?;

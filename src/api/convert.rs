@@ -206,7 +206,7 @@ pub(super) fn test_response(verdict: &TestVerdict) -> v1::SendTestResponse {
 }
 
 /// Checks of a Configure with `validate_only`.
-pub(super) fn rehearsal_checks(
+pub(super) fn validation_checks(
     report: &ValidationReport,
     integration: &Integration,
 ) -> Vec<v1::Check> {

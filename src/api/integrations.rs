@@ -41,9 +41,9 @@ impl<D: Delivery> Integrations<D> {
     }
 
     /// Answers a Configure with `validate_only`.
-    async fn rehearse(&self, configure: Configure) -> Result<ConfigureResponse, ApiError> {
-        let snapshot = self.store.rehearse(configure).await?;
-        let report = self.delivery.rehearse(&snapshot.integration).await?;
+    async fn validate_only(&self, configure: Configure) -> Result<ConfigureResponse, ApiError> {
+        let snapshot = self.store.validate_only(configure).await?;
+        let report = self.delivery.validate_only(&snapshot.integration).await?;
         let mut integration = self.message(&snapshot).await?;
         if snapshot.integration.version == 1 {
             integration.integration_id.clear();
@@ -51,7 +51,7 @@ impl<D: Delivery> Integrations<D> {
         }
         Ok(ConfigureResponse {
             integration: Some(integration),
-            checks: convert::rehearsal_checks(&report, &snapshot.integration),
+            checks: convert::validation_checks(&report, &snapshot.integration),
             warnings: convert::warnings(&snapshot.integration),
         })
     }
@@ -94,7 +94,7 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
         let own = self.delivery.partition();
         let configure = validate::configure(request, exists, self.issued_only, own, caller)?;
         if validate_only {
-            return Ok(Response::new(self.rehearse(configure).await?));
+            return Ok(Response::new(self.validate_only(configure).await?));
         }
         let snapshot = self
             .store

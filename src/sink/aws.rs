@@ -13,7 +13,7 @@ use super::{
     clock::Clock,
     config,
     direct::Direct,
-    identity::{Identity, Patience},
+    identity::{Identity, Urgency},
     kinesis::Kinesis,
     sessions::{Session, Sessions},
 };
@@ -137,7 +137,7 @@ impl AwsSink {
         }
         let session = self.sessions.get(integration).await?;
         let answer = self.write(&session, integration, records).await;
-        self.judge_new_session(integration, &session, answer, Patience::Waits)
+        self.judge_new_session(integration, &session, answer, Urgency::CanWait)
             .await
     }
 
@@ -147,7 +147,7 @@ impl AwsSink {
         integration: &Arc<Integration>,
         session: &Session,
         answer: Result<Vec<RecordOutcome>, Fault>,
-        patience: Patience,
+        urgency: Urgency,
     ) -> Result<Vec<RecordOutcome>, Fault> {
         match credentials_fault(&answer) {
             Some(fault) if fault.cause == Cause::NotBuilt => {
@@ -157,7 +157,7 @@ impl AwsSink {
                 let fault = fault.clone();
                 let identity = &self.identity;
                 Err(identity
-                    .judge_session(integration, session, fault, patience)
+                    .judge_session(integration, session, fault, urgency)
                     .await)
             }
             None => {
@@ -226,7 +226,7 @@ impl AwsSink {
         if !is_refused {
             let answer = self.write_test(&session, integration, record).await;
             let answer = self
-                .judge_new_session(integration, &session, answer, Patience::AtOnce)
+                .judge_new_session(integration, &session, answer, Urgency::Immediate)
                 .await;
             report.write = Some(answer.and_then(receipt));
         }
@@ -234,12 +234,12 @@ impl AwsSink {
         report
     }
 
-    async fn rehearse_anew(
+    async fn validate_anew(
         &self,
         integration: &Arc<Integration>,
         record: Record,
     ) -> ValidationReport {
-        let session = match self.identity.rehearse(integration).await {
+        let session = match self.identity.validate_only(integration).await {
             Ok(session) => session,
             Err(fault) => {
                 return ValidationReport {
@@ -253,11 +253,11 @@ impl AwsSink {
         let (proof, answer) = tokio::join!(
             self.identity.prove_external_id(integration),
             self.kinesis
-                .rehearse(&session, &integration.stream_arn, &head, record),
+                .validate_only(&session, &integration.stream_arn, &head, record),
         );
         let answer = match answer {
             Err(fault) if fault.meaning() == Meaning::SessionInvalid => {
-                Err(self.identity.judge_rehearsed(&session, fault).await)
+                Err(self.identity.judge_dry_run(&session, fault).await)
             }
             answer => answer,
         };
@@ -312,12 +312,16 @@ impl Sink for AwsSink {
         .await
     }
 
-    async fn rehearse(&self, integration: &Arc<Integration>, record: Record) -> ValidationReport {
+    async fn validate_only(
+        &self,
+        integration: &Arc<Integration>,
+        record: Record,
+    ) -> ValidationReport {
         let span = info_span!(
-            "rehearse_record",
+            "validate_only",
             organization_id = integration.organization_id.as_str(),
         );
-        self.rehearse_anew(integration, record)
+        self.validate_anew(integration, record)
             .instrument(span)
             .await
     }

@@ -162,7 +162,7 @@ impl Identity {
         &self,
         integration: &Arc<Integration>,
         tries: Tries,
-        patience: Patience,
+        urgency: Urgency,
     ) -> Result<Arc<Session>, Fault> {
         self.check_partition(integration)?;
         let fault = match self.assume_role.assume(integration, tries).await {
@@ -174,14 +174,14 @@ impl Identity {
         };
         Err(match fault.meaning() {
             Meaning::Refused(Reason::AssumeRoleDenied) => self.attribute(integration, fault).await,
-            Meaning::Ours => self.judge_credentials(integration, fault, patience).await,
+            Meaning::Ours => self.judge_credentials(integration, fault, urgency).await,
             _ => fault,
         })
     }
 
     /// Assumes the role of a configuration that is not saved. The answer is no evidence about the
     /// saved one, so that only a refusal of our own credentials is noted.
-    pub(super) async fn rehearse(
+    pub(super) async fn validate_only(
         &self,
         integration: &Arc<Integration>,
     ) -> Result<Arc<Session>, Fault> {
@@ -326,7 +326,7 @@ impl Identity {
         &self,
         integration: &Arc<Integration>,
         fault: Fault,
-        patience: Patience,
+        urgency: Urgency,
     ) -> Fault {
         match fault.cause {
             Cause::Service { .. } => {}
@@ -337,7 +337,7 @@ impl Identity {
                 return fault;
             }
         }
-        match self.note_refusal(integration, patience) {
+        match self.note_refusal(integration, urgency) {
             (Attribution::Service, _) => self.as_sessions_refused(fault),
             (attribution, first) => {
                 let is_early = attribution == Attribution::Undecided;
@@ -363,17 +363,17 @@ impl Identity {
         integration: &Arc<Integration>,
         session: &Session,
         fault: Fault,
-        patience: Patience,
+        urgency: Urgency,
     ) -> Fault {
-        match self.note_refusal(integration, patience).0 {
+        match self.note_refusal(integration, urgency).0 {
             Attribution::Customer => as_customers(fault),
             Attribution::Service => self.as_sessions_refused(fault),
             Attribution::Undecided => as_ours(fault),
             // A wrong signature or clock is this service's own fault, but a single test does not
             // prove yet that the sessions of all integrations are refused.
-            Attribution::AskSts if !fault.is_unknown_session() => match patience {
-                Patience::Waits => self.as_sessions_refused(fault),
-                Patience::AtOnce => as_ours(fault),
+            Attribution::AskSts if !fault.is_unknown_session() => match urgency {
+                Urgency::CanWait => self.as_sessions_refused(fault),
+                Urgency::Immediate => as_ours(fault),
             },
             Attribution::AskSts => match self.assume_role.check_session(session).await {
                 Ok(()) => as_customers(fault),
@@ -385,7 +385,7 @@ impl Identity {
 
     /// Same as [`Identity::judge_session`] for a configuration that is not saved: by a check of the
     /// session alone.
-    pub(super) async fn judge_rehearsed(&self, session: &Session, fault: Fault) -> Fault {
+    pub(super) async fn judge_dry_run(&self, session: &Session, fault: Fault) -> Fault {
         if !fault.is_unknown_session() {
             return as_ours(fault);
         }
@@ -398,7 +398,7 @@ impl Identity {
     /// Notes a request that could not be built: a fault of this service, which shows in its health
     /// unless others deliver.
     pub(super) fn judge_not_built(&self, integration: &Arc<Integration>, fault: Fault) -> Fault {
-        match self.note_refusal(integration, Patience::Waits).0 {
+        match self.note_refusal(integration, Urgency::CanWait).0 {
             Attribution::Service | Attribution::AskSts => {
                 self.as_sessions_refused(fault.clone());
             }
@@ -411,14 +411,14 @@ impl Identity {
     fn note_refusal(
         &self,
         integration: &Arc<Integration>,
-        patience: Patience,
+        urgency: Urgency,
     ) -> (Attribution, Instant) {
         let now = Instant::now().into_std();
         let mut evidence = self.evidence();
         let (attribution, first) =
             evidence
                 .refused_sessions
-                .refused(integration, now, patience == Patience::Waits);
+                .refused(integration, now, urgency == Urgency::CanWait);
         self.any_refused_session.store(true, Ordering::Relaxed);
         (attribution, Instant::from_std(first))
     }
@@ -642,11 +642,11 @@ async fn changed(state: &mut watch::Receiver<IdentityState>, within: Option<Dura
 
 /// Whether an attribution may wait for the evidence of other integrations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Patience {
+pub(super) enum Urgency {
     /// Delivery retries, and the status need not change yet.
-    Waits,
+    CanWait,
     /// A test needs its verdict now.
-    AtOnce,
+    Immediate,
 }
 
 /// A refusal that is attributed to this service, or not attributed yet.

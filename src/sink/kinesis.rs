@@ -73,7 +73,7 @@ impl Kinesis {
     /// Checks by [`DryRun`] whether a record would be written.
     ///
     /// [`DryRun`]: https://docs.aws.amazon.com/kinesis/latest/APIReference/API_PutRecords.html
-    pub(super) async fn rehearse(
+    pub(super) async fn validate_only(
         &self,
         session: &Session,
         stream: &StreamArn,

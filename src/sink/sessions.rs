@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::{
     AssumedWith, AwsOptions, ExternalIdProof,
     assume_role::Tries,
-    identity::{Identity, Patience},
+    identity::{Identity, Urgency},
     signer::Signer,
 };
 use crate::domain::{
@@ -218,7 +218,9 @@ impl Sessions {
         tries: Tries,
     ) -> Result<Arc<Session>, Fault> {
         let identity = &self.identity;
-        let session = identity.assume(integration, tries, Patience::Waits).await?;
+        let session = identity
+            .assume(integration, tries, Urgency::CanWait)
+            .await?;
         let proof = self.proofs.get(&key(integration)).await;
         if proof.is_none_or(|proof| proof.is_refused || proof.at.elapsed() >= PROVEN_FOR) {
             let (_, is_refused) = self.prove(integration, &session).await;
@@ -280,7 +282,7 @@ impl Sessions {
     ) -> Result<(Arc<Session>, ExternalIdProof, bool), Fault> {
         let identity = &self.identity;
         let session = identity
-            .assume(integration, Tries::Both, Patience::AtOnce)
+            .assume(integration, Tries::Both, Urgency::Immediate)
             .await?;
         let (proof, is_refused) = self.prove(integration, &session).await;
         if !is_refused {

@@ -11,10 +11,10 @@ mod faults;
 mod identity;
 mod identity_state;
 mod read;
-mod rehearsal;
 pub(super) mod server;
 mod sessions;
 mod stand_in;
+mod validation;
 
 use std::{
     collections::HashSet,

@@ -90,7 +90,7 @@ impl<S: Sink> Worker<S> {
 impl<S: Sink> Worker<S> {
     /// Tests an integration as it might be configured, writing nothing and setting no
     /// status. Ends where the integration that it would replace is deleted meanwhile.
-    pub async fn rehearse(
+    pub async fn validate_only(
         &self,
         integration: &Arc<Integration>,
     ) -> Result<ValidationReport, TestError> {
@@ -107,7 +107,7 @@ impl<S: Sink> Worker<S> {
         tokio::select! {
             biased;
             () = pass.cancelled() => Err(gone()),
-            report = shared.sink.rehearse(integration, record) => Ok(report),
+            report = shared.sink.validate_only(integration, record) => Ok(report),
         }
     }
 }

@@ -134,15 +134,19 @@ async fn only_an_accepted_write_proves_that_sessions_are_valid() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rehearsal_and_a_test_attribute_a_refused_session_at_once() {
+async fn a_validation_and_a_test_attribute_a_refused_session_at_once() {
     let theirs = Meaning::Refused(Reason::InvalidConfiguration);
     let unknown = Reply::Error("InvalidClientTokenId");
     for (about_own, expected) in [(Reply::Ok, theirs), (unknown, Meaning::Ours)] {
         let aws = Aws::new(one_is_refused(Reply::Ok, about_own));
         let sink = sink_of(&aws);
         let record = || records(1).remove(0);
-        let rehearsed = sink.rehearse(&customer(1), record()).await.write.unwrap();
-        assert_eq!(rehearsed.unwrap_err().meaning(), expected);
+        let validated = sink
+            .validate_only(&customer(1), record())
+            .await
+            .write
+            .unwrap();
+        assert_eq!(validated.unwrap_err().meaning(), expected);
         let tested = sink.test(&customer(1), record()).await.fault().unwrap();
         assert_eq!(tested.meaning(), expected);
     }

@@ -97,9 +97,9 @@ async fn proof(trust_policy: &str) -> ExternalIdProof {
     world.control.put_role(spec).unwrap();
     let record = records(1).remove(0);
     let report = world.sink.test(&integration(), record.clone()).await;
-    let rehearsal = world.sink.rehearse(&integration(), record).await;
-    assert_eq!(rehearsal.external_id, report.external_id);
-    assert_eq!(rehearsal.write, Some(Ok(DryRun::WouldSucceed)));
+    let validation = world.sink.validate_only(&integration(), record).await;
+    assert_eq!(validation.external_id, report.external_id);
+    assert_eq!(validation.write, Some(Ok(DryRun::WouldSucceed)));
     let written = world.sink.put_records(&integration(), records(1)).await;
     let proof = report.external_id.clone().unwrap();
     let accepted = world.control.stream(STREAM).unwrap().accepted;

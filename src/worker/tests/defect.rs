@@ -26,7 +26,7 @@ impl Sink for Broken {
         panic!("a defect");
     }
 
-    async fn rehearse(&self, _: &Arc<Integration>, _: Record) -> ValidationReport {
+    async fn validate_only(&self, _: &Arc<Integration>, _: Record) -> ValidationReport {
         panic!("a defect");
     }
 

@@ -1,4 +1,4 @@
-//! A rehearsal reports its result, and changes nothing that delivery relies on.
+//! A validation reports its result, and changes nothing that delivery relies on.
 
 use super::*;
 
@@ -11,17 +11,17 @@ fn with_role(base: &Integration, which: i64) -> Arc<Integration> {
     })
 }
 
-async fn rehearse(sink: &AwsSink, integration: &Arc<Integration>) -> ValidationReport {
-    sink.rehearse(integration, records(1).remove(0)).await
+async fn validate_only(sink: &AwsSink, integration: &Arc<Integration>) -> ValidationReport {
+    sink.validate_only(integration, records(1).remove(0)).await
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_denied_rehearsal_does_not_remove_the_evidence() {
+async fn a_denied_validation_does_not_remove_the_evidence() {
     let (aws, sink, _) = with_assumed_roles(4).await;
     aws.set_script(denied);
     let denial = Meaning::Refused(Reason::AssumeRoleDenied);
     for which in 2..=4 {
-        let report = rehearse(&sink, &with_role(&customer(which), 99)).await;
+        let report = validate_only(&sink, &with_role(&customer(which), 99)).await;
         assert_eq!(report.assume_role.unwrap_err().meaning(), denial);
     }
     assert_eq!(*sink.identity_state().borrow(), IdentityState::Good);
@@ -29,10 +29,10 @@ async fn a_denied_rehearsal_does_not_remove_the_evidence() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_successful_rehearsal_adds_no_evidence() {
+async fn a_successful_validation_adds_no_evidence() {
     let (aws, sink, _) = with_assumed_roles(1).await;
     for which in 2..=5 {
-        let report = rehearse(&sink, &customer(which)).await;
+        let report = validate_only(&sink, &customer(which)).await;
         assert_eq!(report.assume_role, Ok(AssumedWith::Current));
     }
     aws.set_script(denied);
@@ -46,7 +46,7 @@ async fn only_delivery_and_a_test_end_the_previous_external_id() {
     let registry = Arc::new(Registry::default());
     let sink = aws.sink(registry.clone());
     let accepted = || registry.accepted.load(Ordering::SeqCst);
-    rehearse(&sink, &rotating(1)).await;
+    validate_only(&sink, &rotating(1)).await;
     assert_eq!(accepted(), 0);
     sink.test(&rotating(1), records(1).remove(0)).await;
     assert_eq!(accepted(), 1);
@@ -59,11 +59,11 @@ async fn it_is_our_fault_while_our_identity_is_refused() {
     let (aws, sink, _) = with_assumed_roles(4).await;
     aws.set_script(denied);
     assert_eq!(refusal(&sink, &customer(1)).await, Meaning::Ours);
-    let report = rehearse(&sink, &customer(9)).await;
+    let report = validate_only(&sink, &customer(9)).await;
     assert_eq!(report.assume_role.unwrap_err().meaning(), Meaning::Ours);
     // Only delivery changes the state.
     aws.set_script(|_| Reply::Ok);
-    rehearse(&sink, &customer(9)).await;
+    validate_only(&sink, &customer(9)).await;
     assert_eq!(*sink.identity_state().borrow(), IdentityState::MayNotAssume);
 }
 
@@ -71,7 +71,7 @@ async fn it_is_our_fault_while_our_identity_is_refused() {
 async fn refused_own_credentials_become_the_state() {
     let (aws, sink, _) = with_assumed_roles(1).await;
     aws.set_script(|_| Reply::Error("ExpiredToken"));
-    rehearse(&sink, &customer(1)).await;
+    validate_only(&sink, &customer(1)).await;
     let refused = IdentityState::CredentialsRefused {
         code: "ExpiredToken".into(),
     };
