@@ -33,10 +33,11 @@ impl NameKind {
         let uncompressed = COMPRESSED
             .iter()
             .find_map(|extension| name.strip_suffix(extension)?.strip_suffix('.'));
-        if is_rotated(name, log_name) {
-            Self::Rotated
-        } else if uncompressed.is_some_and(|name| is_rotated(name, log_name)) {
+        // First, since `Z` alone could end a date too.
+        if uncompressed.is_some_and(|name| is_rotated(name, log_name)) {
             Self::Compressed
+        } else if is_rotated(name, log_name) {
+            Self::Rotated
         } else if is_variant(name, log_name) {
             Self::Variant
         } else {
@@ -183,7 +184,12 @@ mod tests {
             NameKind::Rotated,
         );
         check(
-            &["eve.json.1.gz", "eve.json-20260102.xz", "eve.json.2.zst"],
+            &[
+                "eve.json.1.gz",
+                "eve.json-20260102.xz",
+                "eve.json.2.zst",
+                "eve.json.1.Z",
+            ],
             NameKind::Compressed,
         );
         check(
