@@ -403,7 +403,7 @@ fn lines(problems: &[Problem]) -> String {
         .collect()
 }
 
-/// The table of all settings as Markdown. The README contains it between the comments
+/// Returns the table of all settings as Markdown. `docs/settings.md` has it between the comments
 /// `<!-- settings -->` and `<!-- /settings -->`.
 pub fn settings_table_markdown() -> String {
     let mut table = String::from(

@@ -1,5 +1,34 @@
 //! Pure values, rules and rendering: no input or output, and the time is an argument.
 
+/// Defines an enum with a unique name for each variant. The store parses names by a search of
+/// `ALL`, so `ALL` is generated and cannot miss a variant.
+macro_rules! named_enum {
+    (
+        $(#[$attribute:meta])*
+        pub enum $enum:ident {
+            $($(#[$doc:meta])* $variant:ident = $name:literal,)+
+        }
+    ) => {
+        $(#[$attribute])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $enum {
+            $($(#[$doc])* $variant,)+
+        }
+
+        impl $enum {
+            /// Every value.
+            pub const ALL: [Self; [$($name),+].len()] = [$(Self::$variant),+];
+
+            /// Stable name, as it is stored, logged and sent.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+        }
+    };
+}
+
 pub mod arn;
 pub mod attribution;
 pub mod backoff;

@@ -24,10 +24,11 @@
 //!
 //! # Borders
 //!
-//! `api` and `worker` see `domain` and ports, never each other. Adapters (`store`,
-//! `sink`) see `domain` (and `sink` the `gate`), never one another. Only `api` knows tonic (the tools use the crate
-//! `siem-client`), only `store` sea_orm, only `sink` the AWS SDK. `tests/it/borders.rs` checks
-//! this. `docs/architecture.md` describes the way of an event through the modules.
+//! `api` and `worker` use `domain` and `store`, and reach each other only through `api::Delivery`,
+//! which `app` implements. `store` uses `domain` only; `sink` also uses `gate`. Only `api` uses
+//! tonic (the tools use the crate `siem-client`), only `store` sea_orm, only `sink` the AWS SDK.
+//! `tests/it/borders.rs` checks this. `docs/architecture.md` describes the way of an event through
+//! the modules.
 
 pub mod api;
 pub mod app;

@@ -1,12 +1,12 @@
-//! Process entry. No TLS provider is installed here: the AWS SDK has its own, and no other part
-//! uses TLS.
+//! Process entry. No TLS provider is installed here: the AWS SDK and `sink::direct` each name
+//! theirs.
 
 use std::process::ExitCode;
 
 use mimalloc::MiMalloc;
 
-/// Most memory is freed by another thread than the one that allocated it, and the allocator of
-/// the C library makes threads wait for each other then.
+/// Most memory is freed on a different thread from the one that allocated it, and the allocator
+/// of the C library then makes threads wait for each other.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

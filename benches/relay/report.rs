@@ -62,7 +62,7 @@ pub struct IntakeRun {
 #[derive(Clone, Debug, Serialize)]
 pub struct Measured {
     pub run: Run,
-    /// By the AWS SDK with full requests.
+    /// Run of the baseline that sends full requests with the AWS SDK.
     pub floor_run: FloorRun,
     #[serde(rename = "alike_run")]
     pub matched_floor: Option<MatchedFloor>,
@@ -82,7 +82,7 @@ impl Measured {
 #[derive(Clone, Debug, Serialize)]
 pub struct MatchedFloor {
     pub sdk: FloorRun,
-    /// By a bare socket.
+    /// Run that sends over a bare socket.
     pub bare: FloorRun,
 }
 

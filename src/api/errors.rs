@@ -143,7 +143,7 @@ pub enum ApiError {
     Overloaded,
     /// The client stopped sending before the end of the request.
     #[error(
-        "no bytes were received for 10 s before the end of the request; send it again, and end it"
+        "no bytes were received for 10 s before the end of the request; send the whole request again"
     )]
     MessageTimeout,
     #[error("the log's disk is nearly full; nothing of the request was accepted; try again later")]

@@ -30,7 +30,7 @@ pub(super) struct Integrations<D> {
 }
 
 impl<D: Delivery> Integrations<D> {
-    /// Converts an integration, with the age of its oldest pending event.
+    /// Converts an integration, with the acceptance time of its oldest pending event.
     async fn message(&self, snapshot: &Snapshot) -> Result<v1::Integration, StoreError> {
         let key = snapshot.integration.key;
         let oldest = match snapshot.progress.pending() {

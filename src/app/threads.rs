@@ -92,7 +92,7 @@ mod tests {
 
     use super::*;
 
-    /// Names of the threads that run `tasks` tasks, each of which waits for all others.
+    /// Names of the threads that run `tasks` tasks, each waiting for the others.
     async fn names(threads: &Threads, tasks: usize) -> BTreeSet<String> {
         let barrier = std::sync::Arc::new(Barrier::new(tasks));
         let begun: Vec<_> = (0..tasks)

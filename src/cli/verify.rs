@@ -68,7 +68,7 @@ pub struct VerifyArgs {
     /// not checked. [default: the last one that is read]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     last_sequence: Option<u64>,
-    /// Also fail if events of one device are out of order, which Kinesis allows within one
+    /// Also fail if events of one device are out of order. Kinesis allows this within one
     /// request.
     #[arg(long)]
     strict_order: bool,

@@ -378,7 +378,7 @@ fn the_table_has_one_described_row_for_each_setting() {
     }
 }
 
-/// `docs/settings.md` repeats the table between two comments; print it anew with
+/// `docs/settings.md` repeats the table between two comments; print the current one with
 /// `cargo test docs_have_the_settings_table`.
 #[test]
 fn docs_have_the_settings_table() {

@@ -24,8 +24,9 @@ pub enum IdentityState {
         /// AWS's error code, or ours if nothing could be sent.
         code: Box<str>,
     },
-    /// Most roles that were assumed recently are denied together, which AWS also answers if
-    /// our own identity lacks the permission to assume roles.
+    /// The canary role is denied, or roles of several accounts that were assumed recently are
+    /// denied together, and none can be assumed. AWS answers the same if our own identity lacks
+    /// the permission to assume roles.
     MayNotAssume,
 }
 

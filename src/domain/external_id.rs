@@ -1,7 +1,7 @@
 //! The external ID, which a customer's trust policy requires in AssumeRole.
 //!
-//! It is treated as a secret and never printed, logged or stored in clear: the type has no
-//! `Display`, and its `Debug` is redacted.
+//! It is treated as a secret and never logged or stored in clear: the type has no `Display`, and
+//! its `Debug` is redacted.
 
 use std::fmt;
 

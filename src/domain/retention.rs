@@ -14,7 +14,8 @@ pub struct Retention {
 }
 
 /// An integration over its byte limit is brought below it by this fraction (1/64) of the
-/// limit, so that one that overflows constantly does not expire events at every append.
+/// limit, so that an integration that is always over the limit does not expire events at every
+/// append.
 const SLACK: u64 = 64;
 
 impl Retention {

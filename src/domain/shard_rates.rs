@@ -229,7 +229,7 @@ struct Shard {
     id: Box<str>,
     low: u128,
     high: u128,
-    /// As a multiple of the documented limits.
+    /// Rate as a multiple of the documented limits.
     rate: f64,
     /// Records and bytes that may be sent, in seconds' worth of the documented limits.
     tokens: [f64; 2],

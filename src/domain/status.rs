@@ -14,99 +14,49 @@ pub use self::{
     table::status_table_markdown,
 };
 
-/// Status of an integration, as a dashboard shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Status {
-    /// No attempt has been made, or none has been conclusive.
-    Unknown,
-    /// The last record that was sent was accepted.
-    Active,
-    /// The customer's account refuses access.
-    Unauthorized,
-    /// Nothing is delivered for another reason.
-    Failing,
-}
-
-impl Status {
-    /// Every status.
-    pub const ALL: [Self; 4] = [
-        Self::Unknown,
-        Self::Active,
-        Self::Unauthorized,
-        Self::Failing,
-    ];
-
-    /// Name as it is stored and logged.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Unknown => "UNKNOWN",
-            Self::Active => "ACTIVE",
-            Self::Unauthorized => "UNAUTHORIZED",
-            Self::Failing => "FAILING",
-        }
+named_enum! {
+    /// Status of an integration, as a dashboard shows it.
+    pub enum Status {
+        /// No attempt has been made, or none has given a clear result.
+        Unknown = "UNKNOWN",
+        /// The last record that was sent was accepted.
+        Active = "ACTIVE",
+        /// The customer's account refuses access.
+        Unauthorized = "UNAUTHORIZED",
+        /// Nothing is delivered for another reason.
+        Failing = "FAILING",
     }
 }
 
-/// Reason of [`Status::Unauthorized`] or [`Status::Failing`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Reason {
-    /// AssumeRole answered AccessDenied.
-    AssumeRoleDenied,
-    /// PutRecords answered AccessDenied.
-    WriteDenied,
-    /// The role may not use the stream's KMS key.
-    KmsDenied,
-    /// The stream does not exist.
-    StreamNotFound,
-    /// The stream's KMS key is disabled, deleted or otherwise unusable for everyone.
-    KmsUnavailable,
-    /// AWS refuses values of the request, or sessions in the stream's region.
-    InvalidConfiguration,
-    /// Nothing was delivered for a time because of throttling.
-    Throttled,
-    /// Nothing was delivered for a time because AWS did not answer or answered with errors.
-    Unreachable,
-    /// The service cannot read the events that it has stored for this integration.
-    LogUnreadable,
-    /// The role can be assumed without the external ID, or with any.
-    ExternalIdNotRequired,
-    /// Nothing was delivered for a time because of a fault of this service.
-    ServiceUnavailable,
+named_enum! {
+    /// Reason of [`Status::Unauthorized`] or [`Status::Failing`].
+    pub enum Reason {
+        /// AssumeRole answered AccessDenied.
+        AssumeRoleDenied = "ASSUME_ROLE_DENIED",
+        /// PutRecords answered AccessDenied.
+        WriteDenied = "WRITE_DENIED",
+        /// The role may not use the stream's KMS key.
+        KmsDenied = "KMS_DENIED",
+        /// The stream does not exist.
+        StreamNotFound = "STREAM_NOT_FOUND",
+        /// The stream's KMS key is disabled, deleted or otherwise unusable for everyone.
+        KmsUnavailable = "KMS_UNAVAILABLE",
+        /// AWS refuses values of the request, or sessions in the stream's region.
+        InvalidConfiguration = "INVALID_CONFIGURATION",
+        /// Nothing was delivered for a time because of throttling.
+        Throttled = "THROTTLED",
+        /// Nothing was delivered for a time because AWS did not answer or answered with errors.
+        Unreachable = "UNREACHABLE",
+        /// The service cannot read the events that it has stored for this integration.
+        LogUnreadable = "LOG_UNREADABLE",
+        /// The role can be assumed without the external ID, or with any.
+        ExternalIdNotRequired = "EXTERNAL_ID_NOT_REQUIRED",
+        /// Nothing was delivered for a time because of a fault of this service.
+        ServiceUnavailable = "SERVICE_UNAVAILABLE",
+    }
 }
 
 impl Reason {
-    /// Every reason.
-    pub const ALL: [Self; 11] = [
-        Self::AssumeRoleDenied,
-        Self::WriteDenied,
-        Self::KmsDenied,
-        Self::StreamNotFound,
-        Self::KmsUnavailable,
-        Self::InvalidConfiguration,
-        Self::Throttled,
-        Self::Unreachable,
-        Self::LogUnreadable,
-        Self::ExternalIdNotRequired,
-        Self::ServiceUnavailable,
-    ];
-
-    /// Name as it is stored and logged.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::AssumeRoleDenied => "ASSUME_ROLE_DENIED",
-            Self::WriteDenied => "WRITE_DENIED",
-            Self::KmsDenied => "KMS_DENIED",
-            Self::StreamNotFound => "STREAM_NOT_FOUND",
-            Self::KmsUnavailable => "KMS_UNAVAILABLE",
-            Self::InvalidConfiguration => "INVALID_CONFIGURATION",
-            Self::Throttled => "THROTTLED",
-            Self::Unreachable => "UNREACHABLE",
-            Self::LogUnreadable => "LOG_UNREADABLE",
-            Self::ExternalIdNotRequired => "EXTERNAL_ID_NOT_REQUIRED",
-            Self::ServiceUnavailable => "SERVICE_UNAVAILABLE",
-        }
-    }
-
     /// Status of an integration with this reason.
     pub fn status(self) -> Status {
         match self {

@@ -42,7 +42,7 @@ impl Lines {
         Self::after(max_line_bytes, 0, 0)
     }
 
-    /// Creates a splitter for the rest of an input, after so many bytes and lines.
+    /// Creates a splitter for the rest of an input, after `bytes` bytes and `lines` lines.
     pub(super) fn after(max_line_bytes: usize, bytes: u64, lines: u64) -> Self {
         Self {
             max_line_bytes,

@@ -40,12 +40,12 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Alerts of which it is known whether they were accepted.
+    /// Alerts that were answered.
     fn answered(&self) -> u64 {
         self.accepted + self.rejected + self.unconfigured
     }
 
-    /// Alerts that were sent, and of which it is unknown whether they were accepted.
+    /// Alerts that were sent and not answered.
     pub fn unanswered(&self) -> u64 {
         self.published.saturating_sub(self.answered())
     }
@@ -126,7 +126,7 @@ struct PrintLimit {
 }
 
 impl PrintLimit {
-    /// Whether to print a notice about so many events; counts them as left out if not.
+    /// Whether to print a notice about `events` events; counts them as left out if not.
     fn allows(&mut self, events: u64) -> bool {
         let is_allowed = self.printed < MAX_PRINTED;
         if is_allowed {

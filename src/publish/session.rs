@@ -207,7 +207,7 @@ pub(super) struct Session<'a> {
     reporter: &'a mut (dyn Reporter + Send),
     summary: Summary,
     /// The files that were followed, each with the tag that precedes its first line. The first
-    /// is the one that holds the resume position.
+    /// holds the resume position.
     files: VecDeque<(u64, Arc<FollowedFile>)>,
     /// Tags of unanswered alerts, each with the position to resume from once it is answered: the
     /// end of its line, or of the line before if more alerts of its line follow.

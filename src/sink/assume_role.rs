@@ -277,8 +277,8 @@ impl AssumeRole {
         request: AssumeRoleFluentBuilder,
     ) -> impl Sent + use<> {
         let request = request.customize();
-        // Sessions of any region's STS are valid in all regions of the partition; without a
-        // region of our own that of the stream is used.
+        // A session from any region's STS is valid in the whole partition; if no region is
+        // configured, the stream's is used.
         let request = match self.client.config().region() {
             Some(_) => request,
             None => {

@@ -63,7 +63,7 @@ type Role = (Arc<Integration>, AssumedWith);
 #[derive(Default)]
 struct Evidence {
     roles: RecentRoles<Role>,
-    /// Most roles are denied together, whatever else is wrong.
+    /// Our identity may not assume roles; kept while another fault is reported.
     may_not_assume: bool,
     /// Partition of this service's own credentials, once known.
     partition: Option<Partition>,
@@ -429,7 +429,7 @@ impl Identity {
     }
 
     /// Marks sessions as refused until AWS accepts one, or until every refused integration
-    /// is deleted or configured anew.
+    /// is deleted or configured again.
     fn as_sessions_refused(&self, fault: Fault) -> Fault {
         self.evidence().sessions_refused = true;
         self.as_credentials_refused(fault)

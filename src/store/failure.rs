@@ -25,7 +25,7 @@ pub enum StoreError {
     #[error("the database failed: {0}")]
     Database(#[from] DbErr),
     /// The disk nears full. Nothing of the request was kept; deliveries make room.
-    #[error("the disk nears full")]
+    #[error("the disk is nearly full")]
     NoRoom,
     /// The store is shut down.
     #[error("the store is closed")]

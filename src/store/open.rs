@@ -109,7 +109,7 @@ pub enum OpenError {
         migration: String,
     },
     /// Not even the start finds room on the disk.
-    #[error("the disk of {0} is full: make room, and start again")]
+    #[error("the disk of {0} is full: free space, and start again")]
     Full(PathBuf),
     /// The database.
     #[error("cannot open the database in {path}: {source}")]

@@ -213,7 +213,7 @@ impl Space {
             tracing::error!(
                 data_dir = %self.directory.display(),
                 reserve_bytes = self.allotment.reserve,
-                "the disk nears full: events are refused until deliveries or you make room"
+                "the disk is nearly full: events are refused until deliveries or the operator free space"
             );
         }
     }
@@ -222,7 +222,7 @@ impl Space {
         self.room = match self.disk(db).await {
             Ok(disk) => self.allotment.room(&disk).saturating_sub(self.owed),
             Err(error) => {
-                tracing::warn!(%error, "cannot tell how much room the disk has");
+                tracing::warn!(%error, "cannot determine the free space of the disk");
                 // The database itself will say when it is full.
                 u64::MAX
             }
@@ -236,7 +236,7 @@ impl Space {
         } else if self.room >= enough {
             self.next_look = Instant::now() + LOOK;
             self.has_room.send_replace(true);
-            tracing::info!(room_bytes = self.room, "the disk has room again");
+            tracing::info!(room_bytes = self.room, "the disk has free space again");
         } else {
             self.next_look = Instant::now() + LOOK_AGAIN;
         }

@@ -136,13 +136,13 @@ pub struct Gaps {
     pub events: u64,
     /// Number of repeated gap events.
     pub duplicates: u64,
-    /// Number of gap events that overlap another. Their counts are added although one may
-    /// include the other, so that a loss of as many events as they share is not noticed.
+    /// Number of gap events that overlap another. An event that two of them announce is counted
+    /// twice, so that the loss of as many other events is not noticed.
     pub overlapping: u64,
     /// Number of sequences in their ranges that were not read.
     pub sequences: u64,
-    /// Number of sequences in their ranges that were read: of events that were delivered before
-    /// their neighbours expired, or whose answer was lost before they expired.
+    /// Number of sequences in their ranges that were read. These events were delivered before
+    /// others of the range expired, or the answer about them was lost before they expired.
     pub arrived: u64,
     /// The first gap events, up to a limit.
     pub first: Vec<GapReport>,

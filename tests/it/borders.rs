@@ -22,24 +22,28 @@ fn violation(path: &str, used: &[String]) -> Option<&'static str> {
     match first {
         "crate" if second == module => None,
         "crate" => match (module, second) {
-            ("domain", _) => Some("domain sees only itself"),
+            ("domain", _) => Some("domain uses only itself"),
             ("sink", "gate") => None,
             ("store" | "sink" | "gate", used) if used != "domain" => {
-                Some("an adapter sees domain only")
+                Some("store, sink and gate use domain only (sink also gate)")
             }
             ("onboarding" | "verify", used) if used != "domain" && !is_test => {
-                Some("it sees domain only")
+                Some("it uses domain only")
             }
-            ("api", "worker" | "sink" | "app" | "cli") => Some("api sees domain and ports"),
-            ("worker", "api" | "watch" | "app" | "cli") => Some("worker sees domain and ports"),
+            ("api", "worker" | "sink" | "app" | "cli") => {
+                Some("api reaches delivery only through api::Delivery, which app implements")
+            }
+            ("worker", "api" | "watch" | "app" | "cli") => {
+                Some("worker is reached only through api::Delivery, which app implements")
+            }
             (module, "proto") if module != "api" => Some("the server's messages belong to api"),
             _ => None,
         },
         "tonic" | "tonic_health" | "tonic_prost" | "tonic_reflection" | "tonic_types" | "prost"
         | "prost_types" => (!["api", "proto"].contains(&module) && !is_test)
-            .then_some("only api knows tonic and prost"),
+            .then_some("only api uses tonic and prost"),
         "sea_orm" | "sea_orm_migration" | "sqlx" => {
-            (module != "store").then_some("only store knows the database")
+            (module != "store").then_some("only store uses the database")
         }
         "aws_lc_rs" => None,
         "aws_stand_in" => (!["cli", "sandbox"].contains(&module) && !is_test)
@@ -47,10 +51,9 @@ fn violation(path: &str, used: &[String]) -> Option<&'static str> {
         "siem_client" => (!["cli", "publish", "sandbox"].contains(&module) && !is_test)
             .then_some("the service does not call itself"),
         sdk if sdk.starts_with("aws_") => {
-            (module != "sink").then_some("only sink knows the AWS SDK")
+            (module != "sink").then_some("only sink uses the AWS SDK")
         }
-        "clap" => (!["config", "cli"].contains(&module))
-            .then_some("only config and cli know the command line"),
+        "clap" => (!["config", "cli"].contains(&module)).then_some("only config and cli use clap"),
         "tokio" | "tokio_util" | "tokio_stream" => {
             (module == "domain").then_some("domain is pure: no IO, no clock, no tasks")
         }

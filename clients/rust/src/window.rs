@@ -72,7 +72,8 @@ impl<T> Window<T> {
         self.sent = 0;
     }
 
-    /// Has the requests in flight sent one at a time, to find the one that breaks the stream.
+    /// Makes the requests in flight be sent again one at a time, to find the one that breaks the
+    /// stream.
     /// Must be called before [`Self::rewind`].
     pub(super) fn suspect_in_flight(&mut self) {
         self.singly_below = self.front_id + self.sent as u64;

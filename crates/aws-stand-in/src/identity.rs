@@ -153,11 +153,11 @@ pub(super) struct Identities {
 
 #[derive(Default)]
 struct Inner {
-    /// By access key id.
+    /// Long-term credentials, by access key id.
     long_term: HashMap<String, LongTerm>,
-    /// By ARN.
+    /// Roles, by ARN.
     roles: HashMap<String, Arc<Role>>,
-    /// By access key id.
+    /// Sessions, by access key id.
     sessions: HashMap<String, Arc<Session>>,
     /// Access key ids of sessions, oldest first.
     issued: VecDeque<String>,

@@ -286,8 +286,9 @@ impl Streams {
         true
     }
 
-    /// Stores the records in the given order. `next_failure` returns the error code of each record in
-    /// turn, if it fails; other records may exceed the limit of their shard.
+    /// Stores the records in the given order. `next_failure` is called once for each record and
+    /// returns the error code with which it fails, or None. With `enforce_limits`, further records
+    /// fail if they exceed the limits of their shard.
     pub(super) fn put(
         &self,
         stream: &Arc<Stream>,

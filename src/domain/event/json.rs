@@ -40,8 +40,8 @@ pub(super) fn find_special(bytes: &[u8]) -> Option<usize> {
     rest.map(|rest| at + rest)
 }
 
-/// Word with the high bit of each special byte set. Carries may set false ones above the
-/// first true one.
+/// Word with the high bit of each special byte set. Borrows of the subtraction may also set it
+/// for bytes above the first special one.
 #[inline]
 fn specials(word: u64) -> u64 {
     let below = |word: u64, limit: u64| word.wrapping_sub(ONES * limit) & !word & HIGHS;

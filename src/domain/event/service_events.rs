@@ -43,40 +43,19 @@ impl Gap {
     }
 }
 
-/// Reason why events will not be delivered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum GapReason {
-    /// They exceeded the age limit of retention.
-    RetentionAge,
-    /// The pending events exceeded the size limit of retention.
-    RetentionSize,
-    /// Kinesis refused the record while it accepted others.
-    RecordRefused,
-    /// The stored events are damaged.
-    LogDamaged,
-    /// Gaps with different reasons were merged.
-    Several,
-}
-
-impl GapReason {
-    /// Every reason.
-    pub const ALL: [Self; 5] = [
-        Self::RetentionAge,
-        Self::RetentionSize,
-        Self::RecordRefused,
-        Self::LogDamaged,
-        Self::Several,
-    ];
-
-    /// Name in the gap event.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::RetentionAge => "RETENTION_AGE",
-            Self::RetentionSize => "RETENTION_SIZE",
-            Self::RecordRefused => "RECORD_REFUSED",
-            Self::LogDamaged => "LOG_DAMAGED",
-            Self::Several => "SEVERAL",
-        }
+named_enum! {
+    /// Reason why events will not be delivered.
+    pub enum GapReason {
+        /// They exceeded the age limit of retention.
+        RetentionAge = "RETENTION_AGE",
+        /// The pending events exceeded the size limit of retention.
+        RetentionSize = "RETENTION_SIZE",
+        /// Kinesis refused the record while it accepted others.
+        RecordRefused = "RECORD_REFUSED",
+        /// The stored events are damaged.
+        LogDamaged = "LOG_DAMAGED",
+        /// Gaps with different reasons were merged.
+        Several = "SEVERAL",
     }
 }
 

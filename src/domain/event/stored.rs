@@ -494,9 +494,9 @@ impl<'a> Fields<'a> {
 
     /// Length of the body and fractional digits of its time.
     ///
-    /// The stored length is the one with the shortest exact fraction. An event at the very
-    /// limit of a record, accepted by an earlier version, has no space for six digits and
-    /// keeps that fraction.
+    /// The stored length is that of the body with the shortest exact fraction. An event exactly at
+    /// the size limit of a record, accepted by an earlier version, has no space for six digits
+    /// and keeps that fraction.
     fn body(&self, time: Time) -> Result<(usize, usize), UnreadableEvent> {
         let stored = u32::from_le_bytes(self.part(33)) as usize;
         let exact = time.exact_digits();

@@ -236,7 +236,7 @@ pub enum Meaning {
     Throttled,
     /// Temporary: try again later.
     Unreachable,
-    /// The session's credentials are no longer valid: assume the role anew.
+    /// The session's credentials are no longer valid: assume the role again.
     SessionInvalid,
     /// This service's own credentials, keys or settings are at fault, never the customer's.
     Ours,

@@ -105,7 +105,7 @@ mod tests {
         }
     }
 
-    /// `docs/status.md` repeats the table between two comments; print it anew with
+    /// `docs/status.md` repeats the table between two comments; print the current one with
     /// `cargo test docs_have_the_status_table`.
     #[test]
     fn docs_have_the_status_table() {

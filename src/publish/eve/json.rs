@@ -14,8 +14,8 @@ use serde_json::value::RawValue;
 
 use crate::domain::event::MAX_CONTEXT_DEPTH;
 
-/// Maximum nesting of a value. It lies up to three levels deep: in the context, its `alert`, and
-/// the `metadata` of that.
+/// Maximum nesting of a value. A value is nested in up to three containers of ours: the context,
+/// its `alert`, and the `metadata` of that.
 const MAX_DEPTH: u32 = MAX_CONTEXT_DEPTH - 3;
 
 /// An object that was read. A repeated key keeps its first position and its last value.

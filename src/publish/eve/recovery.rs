@@ -7,10 +7,10 @@
 //! ([`is_record`]). JSON inside a string is never mistaken for a record: there each quote is
 //! escaped, so that no brace is followed by a quote.
 //!
-//! The time is linear in the length of the line. A scan marks the braces that it took for starts
-//! of objects, because another scan from there would fail at the same byte. The braces that
-//! remain are those that a scan saw inside strings. A scan from one of them takes strings for
-//! structure and structure for strings, so no byte is scanned more than a few times.
+//! The time is linear in the length of the line. A scan marks the braces at which it saw an object
+//! start; another scan from there would fail at the same byte. Only braces inside strings remain; a
+//! scan from one reads strings as structure and vice versa, so each byte is scanned at most a few
+//! times.
 
 use std::{borrow::Cow, ops::Range};
 

@@ -77,7 +77,7 @@ struct RotatedFile {
 /// Result of the search for the file of a saved state.
 enum Found {
     File(File),
-    /// The file at the path cannot be opened, and may be the one.
+    /// The file at the path cannot be opened, and may be the file of the saved state.
     Unreadable(io::Error),
     Nothing,
 }
@@ -472,9 +472,9 @@ impl Tail {
         Ok(found.cloned())
     }
 
-    /// Forgets files that no longer exist, the oldest first, down to the limit; those that no
-    /// fingerprint identifies always. The others are kept because a listing may miss a file that
-    /// is renamed meanwhile.
+    /// Forgets files that no longer exist, the oldest first, down to the limit; files without an
+    /// identifying fingerprint are forgotten whatever the limit. The others are kept because a
+    /// listing may miss a file that is renamed meanwhile.
     fn forget(&mut self, siblings: &[Sibling], here: Option<FileId>) {
         let existing: HashSet<FileId> = siblings.iter().map(Sibling::id).chain(here).collect();
         let mut excess = self.known.len().saturating_sub(MAX_KNOWN);

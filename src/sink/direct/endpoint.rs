@@ -15,7 +15,7 @@ use crate::domain::arn::StreamArn;
 /// Limit of the cached endpoints.
 const MAX_CACHED: usize = 4096;
 
-/// By region, then by account.
+/// Known endpoints, by region, then by account.
 type Known = HashMap<Box<str>, HashMap<Box<str>, Arc<Endpoint>>>;
 
 /// Address of a Kinesis server.

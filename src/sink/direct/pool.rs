@@ -16,7 +16,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 /// has its own endpoint, so that a limit per server would not bound them.
 const MAX_IDLE: usize = 4096;
 
-/// The idle connections. Of one server, the one that became idle last is reused first.
+/// Idle connections. For each server, the connection that became idle last is reused first.
 pub(super) struct Pool {
     state: Mutex<State>,
     max: usize,
@@ -71,7 +71,7 @@ impl Pool {
         let mut state = self.state();
         state.add(endpoint, connection, now);
         let is_full = state.by_number.len() > self.max;
-        // Closing takes a while, so that it happens after the lock is released.
+        // Closing takes a while, so it happens after the lock is released.
         let _closed = is_full.then(|| state.take_oldest());
         if !std::mem::replace(&mut state.has_cleanup, true) {
             tokio::spawn(clean_up(Arc::downgrade(self), now + IDLE_TIMEOUT));

@@ -88,7 +88,7 @@ fn a_gap_that_begins_before_the_capture_is_judged_within_it() {
         let (first, last) = (first.unwrap_or(101), 200);
         assert_eq!(report.judged, Some(Range { first, last }));
         assert_eq!(report.first_sequence, Some(1));
-        // 100, 110, …, 150, of which a capture that begins with 101 needs no first.
+        // 100, 110, …, 150 are missing; 100 lies before a capture from 101 on.
         let missing = if first == 100 { 6 } else { 5 };
         assert_eq!(report.gaps.sequences, missing, "{report}");
     }

@@ -14,8 +14,8 @@ fn on_stream(stream_arn: &str, effect: Effect) -> Fault {
     fault(Operation::PutRecords, Some(stream_arn), effect)
 }
 
-/// Everything of the good ones is delivered while nothing of the bad ones is: more of these hang
-/// than there are permits in all, and each call hangs for longer than the test.
+/// All events of working integrations are delivered while failing ones deliver nothing: more calls
+/// hang than there are permits in all, each for longer than the test.
 #[tokio::test(flavor = "multi_thread")]
 async fn healthy_integrations_are_delivered_while_others_are_stuck() {
     let env = TestEnv::with(&[

@@ -97,7 +97,7 @@ impl TestEnv {
         self.restart_after(Duration::ZERO).await
     }
 
-    /// As [`TestEnv::restart`], with everything in the log older by this time.
+    /// Restarts as [`TestEnv::restart`] does, with all log entries made older by `time`.
     pub async fn restart_after(self, time: Duration) -> Self {
         self.relay.stop().await;
         backdate_log(self.dir.path(), time).await;

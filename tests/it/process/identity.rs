@@ -34,7 +34,7 @@ async fn with_wrong_own_credentials_events_wait_and_no_customer_is_blamed() {
     assert_eq!(counts.delivered, 3);
 }
 
-/// As after a deployment with another identity, which may not assume the customers' roles.
+/// Simulates a deployment with another identity, which may not assume the customers' roles.
 #[tokio::test(flavor = "multi_thread")]
 async fn roles_that_worked_before_a_restart_are_evidence_after_it() {
     let env = ProcessEnv::new().await;

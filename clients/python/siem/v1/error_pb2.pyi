@@ -59,7 +59,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 12
     """INTERNAL: a defect of the server; its log has the details."""
     ERROR_REASON_MESSAGE_TIMEOUT: _ErrorReason.ValueType  # 13
-    """DEADLINE_EXCEEDED: no bytes were received for 10 s before the end of the request."""
+    """DEADLINE_EXCEEDED: the client sent nothing for 10 s although its request was incomplete."""
     ERROR_REASON_DISK_FULL: _ErrorReason.ValueType  # 14
     """RESOURCE_EXHAUSTED: the disk of the event log is nearly full. Nothing of the request was
     accepted. Delivery continues and frees space: try again after the delay in
@@ -120,7 +120,7 @@ ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 11
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 12
 """INTERNAL: a defect of the server; its log has the details."""
 ERROR_REASON_MESSAGE_TIMEOUT: ErrorReason.ValueType  # 13
-"""DEADLINE_EXCEEDED: no bytes were received for 10 s before the end of the request."""
+"""DEADLINE_EXCEEDED: the client sent nothing for 10 s although its request was incomplete."""
 ERROR_REASON_DISK_FULL: ErrorReason.ValueType  # 14
 """RESOURCE_EXHAUSTED: the disk of the event log is nearly full. Nothing of the request was
 accepted. Delivery continues and frees space: try again after the delay in

@@ -30,7 +30,7 @@ class _StatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Status.ValueTy
     STATUS_UNSPECIFIED: _Status.ValueType  # 0
     """Never sent."""
     STATUS_UNKNOWN: _Status.ValueType  # 1
-    """No delivery attempt has been conclusive since the integration was created or changed."""
+    """No attempt has given a clear result since the integration was created or changed."""
     STATUS_ACTIVE: _Status.ValueType  # 2
     """The stream accepted a record in the last attempt."""
     STATUS_UNAUTHORIZED: _Status.ValueType  # 3
@@ -44,7 +44,7 @@ class Status(_Status, metaclass=_StatusEnumTypeWrapper):
 STATUS_UNSPECIFIED: Status.ValueType  # 0
 """Never sent."""
 STATUS_UNKNOWN: Status.ValueType  # 1
-"""No delivery attempt has been conclusive since the integration was created or changed."""
+"""No attempt has given a clear result since the integration was created or changed."""
 STATUS_ACTIVE: Status.ValueType  # 2
 """The stream accepted a record in the last attempt."""
 STATUS_UNAUTHORIZED: Status.ValueType  # 3
@@ -72,8 +72,9 @@ class _StatusReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StatusRe
     STATUS_REASON_KMS_UNAVAILABLE: _StatusReason.ValueType  # 5
     """The stream's KMS key is disabled, deleted or in another unusable state."""
     STATUS_REASON_INVALID_CONFIGURATION: _StatusReason.ValueType  # 6
-    """AWS refuses the configured values with every batch, or the stream's region refuses sessions
-    that other regions accept, for example because it is not enabled in the account.
+    """AWS refuses a configured value in every request, the ARNs are of another AWS partition, or the
+    stream's region refuses sessions that other regions accept, for example because it is not
+    enabled in the account.
     """
     STATUS_REASON_THROTTLED: _StatusReason.ValueType  # 7
     """Nothing was delivered for 60 s (the operator's setting `failing-after-seconds`) because of
@@ -114,8 +115,9 @@ STATUS_REASON_STREAM_NOT_FOUND: StatusReason.ValueType  # 4
 STATUS_REASON_KMS_UNAVAILABLE: StatusReason.ValueType  # 5
 """The stream's KMS key is disabled, deleted or in another unusable state."""
 STATUS_REASON_INVALID_CONFIGURATION: StatusReason.ValueType  # 6
-"""AWS refuses the configured values with every batch, or the stream's region refuses sessions
-that other regions accept, for example because it is not enabled in the account.
+"""AWS refuses a configured value in every request, the ARNs are of another AWS partition, or the
+stream's region refuses sessions that other regions accept, for example because it is not
+enabled in the account.
 """
 STATUS_REASON_THROTTLED: StatusReason.ValueType  # 7
 """Nothing was delivered for 60 s (the operator's setting `failing-after-seconds`) because of
@@ -289,7 +291,9 @@ class EventCounts(_message.Message):
     while it accepted others. A gap event in the stream announces them.
     """
     discarded: _builtins.int
-    """Events that Delete removed before delivery."""
+    """Events that Delete removed before delivery. A call in flight is cancelled; Kinesis may have
+    stored its records although they count as discarded.
+    """
     pending: _builtins.int
     """Events that were accepted and are not yet delivered, expired or discarded."""
     pending_bytes: _builtins.int

@@ -40,7 +40,7 @@ pub enum ErrorReason {
     ShuttingDown = 11,
     /// INTERNAL: a defect of the server; its log has the details.
     Internal = 12,
-    /// DEADLINE_EXCEEDED: no bytes were received for 10 s before the end of the request.
+    /// DEADLINE_EXCEEDED: the client sent nothing for 10 s although its request was incomplete.
     MessageTimeout = 13,
     /// RESOURCE_EXHAUSTED: the disk of the event log is nearly full. Nothing of the request was
     /// accepted. Delivery continues and frees space: try again after the delay in
@@ -740,7 +740,8 @@ pub struct EventCounts {
     /// while it accepted others. A gap event in the stream announces them.
     #[prost(uint64, tag = "3")]
     pub expired: u64,
-    /// Events that Delete removed before delivery.
+    /// Events that Delete removed before delivery. A call in flight is cancelled; Kinesis may have
+    /// stored its records although they count as discarded.
     #[prost(uint64, tag = "4")]
     pub discarded: u64,
     /// Events that were accepted and are not yet delivered, expired or discarded.
@@ -1081,7 +1082,7 @@ pub struct StatusHeartbeat {}
 pub enum Status {
     /// Never sent.
     Unspecified = 0,
-    /// No delivery attempt has been conclusive since the integration was created or changed.
+    /// No attempt has given a clear result since the integration was created or changed.
     Unknown = 1,
     /// The stream accepted a record in the last attempt.
     Active = 2,
@@ -1133,8 +1134,9 @@ pub enum StatusReason {
     StreamNotFound = 4,
     /// The stream's KMS key is disabled, deleted or in another unusable state.
     KmsUnavailable = 5,
-    /// AWS refuses the configured values with every batch, or the stream's region refuses sessions
-    /// that other regions accept, for example because it is not enabled in the account.
+    /// AWS refuses a configured value in every request, the ARNs are of another AWS partition, or the
+    /// stream's region refuses sessions that other regions accept, for example because it is not
+    /// enabled in the account.
     InvalidConfiguration = 6,
     /// Nothing was delivered for 60 s (the operator's setting `failing-after-seconds`) because of
     /// throttling.

@@ -10,7 +10,7 @@ fn write_foreign(log: &Log, name: &str) {
     touch(log, name, 600);
 }
 
-/// Sets the modification time to so many seconds from now.
+/// Sets the modification time to `seconds` from now.
 fn touch(log: &Log, name: &str, seconds: i64) {
     let now = SystemTime::now();
     let change = Duration::from_secs(seconds.unsigned_abs());

@@ -120,7 +120,7 @@ export enum ErrorReason {
   INTERNAL = 12,
 
   /**
-   * DEADLINE_EXCEEDED: no bytes were received for 10 s before the end of the request.
+   * DEADLINE_EXCEEDED: the client sent nothing for 10 s although its request was incomplete.
    *
    * @generated from enum value: ERROR_REASON_MESSAGE_TIMEOUT = 13;
    */

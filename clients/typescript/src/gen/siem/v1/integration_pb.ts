@@ -121,7 +121,8 @@ export type EventCounts = Message<"siem.v1.EventCounts"> & {
   expired: bigint;
 
   /**
-   * Events that Delete removed before delivery.
+   * Events that Delete removed before delivery. A call in flight is cancelled; Kinesis may have
+   * stored its records although they count as discarded.
    *
    * @generated from field: uint64 discarded = 4;
    */
@@ -999,7 +1000,7 @@ export enum Status {
   UNSPECIFIED = 0,
 
   /**
-   * No delivery attempt has been conclusive since the integration was created or changed.
+   * No attempt has given a clear result since the integration was created or changed.
    *
    * @generated from enum value: STATUS_UNKNOWN = 1;
    */
@@ -1083,8 +1084,9 @@ export enum StatusReason {
   KMS_UNAVAILABLE = 5,
 
   /**
-   * AWS refuses the configured values with every batch, or the stream's region refuses sessions
-   * that other regions accept, for example because it is not enabled in the account.
+   * AWS refuses a configured value in every request, the ARNs are of another AWS partition, or the
+   * stream's region refuses sessions that other regions accept, for example because it is not
+   * enabled in the account.
    *
    * @generated from enum value: STATUS_REASON_INVALID_CONFIGURATION = 6;
    */
