@@ -280,12 +280,14 @@ fn in_the_hour(assumed: &HashMap<String, Vec<Instant>>, from: Instant) -> Vec<us
 }
 
 #[tokio::test]
-async fn a_thousand_broken_integrations_cost_at_most_20_calls_an_hour_each() {
-    let simulation = Simulation::start(MANY, 3, Aws::new(denied)).await;
+async fn broken_integrations_cost_at_most_20_calls_an_hour_each() {
+    // Several for each permit; an hour of a thousand would take most of the time of all tests.
+    let many = 250;
+    let simulation = Simulation::start(many, 3, Aws::new(denied)).await;
     let start = Instant::now();
     simulation.pass(MINUTE, Duration::from_secs(1)).await;
     let assumed = simulation.aws.assumed();
-    assert_eq!(assumed.len(), MANY, "every one was tried");
+    assert_eq!(assumed.len(), many, "every one was tried");
     let first: Vec<_> = assumed.values().map(Vec::len).collect();
     assert!(first.iter().all(|calls| *calls >= 8), "{first:?}");
 
