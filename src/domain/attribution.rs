@@ -204,7 +204,7 @@ impl<T: Clone> RecentRoles<T> {
         })
     }
 
-    /// The next check while our identity is refused. [`RECENT`] does not apply, because no
+    /// The next check while our identity is refused. `RECENT` does not apply, because no
     /// role can be assumed meanwhile.
     pub fn next_check(&mut self, now: Instant, current: impl Fn(&T) -> bool) -> NextCheck<T> {
         self.roles.retain(|role| current(&role.role));
@@ -257,7 +257,7 @@ pub enum Attribution {
     Customer,
     /// This service's fault: at least [`MIN_ACCOUNTS`] accounts refuse, and nobody delivers.
     Service,
-    /// Not decided before [`ATTRIBUTION_DELAY`].
+    /// Not decided before `ATTRIBUTION_DELAY`.
     Undecided,
     /// No other integration delivers or is refused: STS has to be asked about the credentials.
     AskSts,
@@ -271,7 +271,7 @@ impl RefusedSessions {
 
     /// Adds a refusal. Returns its attribution and the time of the integration's first refusal.
     /// With `may_wait`, an attribution other than to the customer takes
-    /// [`ATTRIBUTION_DELAY`].
+    /// `ATTRIBUTION_DELAY`.
     pub fn refused(
         &mut self,
         integration: &Arc<Integration>,
