@@ -366,13 +366,17 @@ impl Feeder<'_, '_> {
     }
 
     async fn send(&self, event: &v1::Event, tag: u64, end: u64) -> Result<(), End> {
-        tokio::select! {
+        lock(self.session).sending(tag, end);
+        let sent = tokio::select! {
             biased;
-            () = self.shutdown.cancelled() => return Err(End::Interrupted),
-            sent = self.sender.send(event, tag) => sent.map_err(|_| End::Interrupted)?,
+            () = self.shutdown.cancelled() => false,
+            sent = self.sender.send(event, tag) => sent.is_ok(),
+        };
+        if sent {
+            return Ok(());
         }
-        lock(self.session).published(tag, end);
-        Ok(())
+        lock(self.session).not_sent();
+        Err(End::Interrupted)
     }
 }
 

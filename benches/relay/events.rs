@@ -255,6 +255,23 @@ impl EncodedRequest {
     }
 }
 
+/// Returns a request with only the events of these indices, which rise. The events keep their
+/// times.
+pub fn select_events(request: &Bytes, indices: &[u32]) -> Result<Bytes, Failure> {
+    let (mut rest, mut selected) = (request.clone(), Vec::new());
+    let mut index = 0;
+    while !rest.is_empty() {
+        let mut event = rest.slice(1..);
+        let length = prost::decode_length_delimiter(&mut event)?;
+        let field = rest.split_to(rest.len() - event.len() + length);
+        if indices.binary_search(&index).is_ok() {
+            selected.extend_from_slice(&field);
+        }
+        index += 1;
+    }
+    Ok(selected.into())
+}
+
 /// Returns the requests of a workload, which the loader sends over and over.
 pub fn requests(workload: &Workload, batch: usize) -> Result<Vec<EncodedRequest>, Failure> {
     let source = workload.event_source()?;

@@ -1,5 +1,6 @@
 //! Load generator: publishes the events of a workload over gRPC. Its requests are encoded
-//! beforehand, so that it uses little CPU beyond that of its connections.
+//! beforehand, so that it uses little CPU beyond that of its connections. Events that are
+//! rejected temporarily are sent again; later events of their device do not wait for them.
 
 use std::{
     collections::VecDeque,
@@ -17,17 +18,20 @@ use futures_util::stream;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 use siem_client::channel;
-use siem_client::v1::{PublishResponse, PublishStreamResponse, publish_stream_response::Outcome};
+use siem_client::v1::{
+    ErrorReason, PublishResponse, PublishStreamResponse, publish_stream_response::Outcome,
+};
 use tokio::{
     sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinSet,
+    time::sleep,
 };
 use tonic::{Request, client::Grpc, codegen::http::uri::PathAndQuery, transport::Channel};
 
 use super::{
     Failure,
     codec::EncodedRequests,
-    events::{EncodedRequest, requests, warmup_requests},
+    events::{EncodedRequest, requests, select_events, warmup_requests},
     process::Controller,
     stats::{Latency, Samples, now_nanos},
     workload::{Rpc, Workload},
@@ -37,6 +41,9 @@ use super::{
 const PACED_WINDOW: usize = 4096;
 /// Limit of requests that are due and not sent; beyond it, the rate cannot be kept.
 const MAX_DUE: usize = 1 << 20;
+/// Waits before events are sent again. The first is doubled with each further one of a request.
+const MIN_RESEND_WAIT: Duration = Duration::from_millis(100);
+const MAX_RESEND_WAIT: Duration = Duration::from_secs(5);
 /// Seed of the intervals between requests.
 const PACE_SEED: u64 = 11;
 
@@ -72,6 +79,7 @@ pub struct Ready {
 pub struct Published {
     pub accepted: u64,
     pub unconfigured: u64,
+    /// Events with a final rejection.
     pub rejected: u64,
     pub first_nanos: u64,
     pub last_nanos: u64,
@@ -87,13 +95,53 @@ struct Responses {
 }
 
 impl Responses {
-    fn add(&mut self, due: u64, response: &PublishResponse) {
+    /// Adds the response to a request. Returns the request with the events that were rejected
+    /// temporarily, if there are any.
+    fn add(&mut self, sent: Sent, response: &PublishResponse) -> Result<Option<Sent>, Failure> {
         let now = now_nanos();
+        let rejections = response.rejections.iter();
+        let temporary = rejections.filter(|each| each.reason() == ErrorReason::Overloaded);
+        let again: Vec<u32> = temporary.map(|each| each.index).collect();
         self.published.accepted += u64::from(response.accepted);
         self.published.unconfigured += u64::from(response.unconfigured);
-        self.published.rejected += response.rejections.len() as u64;
+        self.published.rejected += (response.rejections.len() - again.len()) as u64;
         self.published.last_nanos = now;
-        self.samples.add(due, now);
+        if again.is_empty() {
+            self.samples.add(sent.due, now);
+            return Ok(None);
+        }
+        Ok(Some(Sent {
+            request: select_events(&sent.request, &again)?,
+            attempts: sent.attempts + 1,
+            ..sent
+        }))
+    }
+}
+
+/// A request, or the part of it that is sent again.
+#[derive(Clone)]
+struct Sent {
+    /// Time in nanoseconds since 1970 at which the whole request was due.
+    due: u64,
+    request: Bytes,
+    attempts: u32,
+}
+
+impl Sent {
+    fn new((due, request): (u64, Bytes)) -> Self {
+        Self {
+            due,
+            request,
+            attempts: 0,
+        }
+    }
+
+    /// Waits before it is sent again.
+    async fn wait(&self) {
+        let doubled = 2_u32.saturating_pow(self.attempts.saturating_sub(1));
+        let wait = MIN_RESEND_WAIT.saturating_mul(doubled).min(MAX_RESEND_WAIT);
+        let jitter = rand::rng().random_range(0.5..1.0);
+        sleep(wait.mul_f64(jitter)).await;
     }
 }
 
@@ -295,17 +343,11 @@ async fn publish(
         while let Some(ended) = calls.try_join_next() {
             ended??;
         }
-        let Some((due, request)) = schedule.next().await else {
+        let Some(next) = schedule.next().await else {
             break;
         };
-        let call = call(
-            channel.clone(),
-            due,
-            request,
-            Arc::clone(&responses),
-            permit,
-        );
-        calls.spawn(call);
+        let responses = Arc::clone(&responses);
+        calls.spawn(call(channel.clone(), Sent::new(next), responses, permit));
     }
     while let Some(ended) = calls.join_next().await {
         ended??;
@@ -313,20 +355,68 @@ async fn publish(
     Ok(())
 }
 
+/// Publishes one request until every event has its final answer.
 async fn call(
     channel: Channel,
-    due: u64,
-    request: Bytes,
+    mut sent: Sent,
     responses: Arc<Mutex<Responses>>,
     _permit: OwnedSemaphorePermit,
 ) -> Result<(), Failure> {
     let mut grpc = Grpc::new(channel);
-    grpc.ready().await?;
-    let path = PathAndQuery::from_static("/siem.v1.EventService/Publish");
-    let codec = EncodedRequests::<PublishResponse>::default();
-    let response = grpc.unary(Request::new(request), path, codec).await?;
-    lock(&responses).add(due, response.get_ref());
-    Ok(())
+    loop {
+        grpc.ready().await?;
+        let path = PathAndQuery::from_static("/siem.v1.EventService/Publish");
+        let codec = EncodedRequests::<PublishResponse>::default();
+        let request = Request::new(sent.request.clone());
+        let response = grpc.unary(request, path, codec).await?;
+        let again = lock(&responses).add(sent, response.get_ref())?;
+        match again {
+            None => return Ok(()),
+            Some(again) => sent = again,
+        }
+        sent.wait().await;
+    }
+}
+
+/// Requests of one PublishStream: those of a schedule, and those that are sent again. Each has a
+/// permit of `window` until all of its events have their final answers.
+struct StreamRequests {
+    schedule: Option<Schedule>,
+    window: Arc<Semaphore>,
+    max_unanswered: u32,
+    again: mpsc::UnboundedReceiver<Sent>,
+    unanswered: Arc<Mutex<VecDeque<Sent>>>,
+}
+
+impl StreamRequests {
+    /// Returns the next request; None once the schedule has ended and every event is answered.
+    async fn next(&mut self) -> Option<Bytes> {
+        let sent = loop {
+            tokio::select! {
+                biased;
+                again = self.again.recv() => break again?,
+                scheduled = scheduled(&self.schedule, &self.window), if self.schedule.is_some() => {
+                    match scheduled {
+                        Some(next) => break Sent::new(next),
+                        None => self.schedule = None,
+                    }
+                }
+                _all = self.window.acquire_many(self.max_unanswered), if self.schedule.is_none() => {
+                    return None;
+                }
+            }
+        };
+        lock(&self.unanswered).push_back(sent.clone());
+        Some(sent.request)
+    }
+}
+
+/// Takes a permit and returns the next request. Dropping the future loses neither.
+async fn scheduled(schedule: &Option<Schedule>, window: &Semaphore) -> Option<(u64, Bytes)> {
+    let permit = window.acquire().await.ok()?;
+    let next = schedule.as_ref()?.next().await?;
+    permit.forget();
+    Some(next)
 }
 
 /// Sends the requests of one connection on one PublishStream.
@@ -337,15 +427,17 @@ async fn publish_stream(
 ) -> Result<(), Failure> {
     let unanswered = Arc::new(Mutex::new(VecDeque::new()));
     let window = Arc::new(Semaphore::new(schedule.window));
-    let requests = stream::unfold(
-        (schedule, Arc::clone(&window), Arc::clone(&unanswered)),
-        async |(schedule, window, unanswered)| {
-            window.acquire().await.ok()?.forget();
-            let (due, request) = schedule.next().await?;
-            lock(&unanswered).push_back(due);
-            Some((request, (schedule, window, unanswered)))
-        },
-    );
+    let (resend, again) = mpsc::unbounded_channel();
+    let requests = StreamRequests {
+        max_unanswered: u32::try_from(schedule.window)?,
+        schedule: Some(schedule),
+        window: Arc::clone(&window),
+        again,
+        unanswered: Arc::clone(&unanswered),
+    };
+    let requests = stream::unfold(requests, async |mut requests| {
+        Some((requests.next().await?, requests))
+    });
     let mut grpc = Grpc::new(channel);
     grpc.ready().await?;
     let path = PathAndQuery::from_static("/siem.v1.EventService/PublishStream");
@@ -353,13 +445,23 @@ async fn publish_stream(
     let request = Request::new(Box::pin(requests));
     let mut answers = grpc.streaming(request, path, codec).await?.into_inner();
     while let Some(answer) = answers.message().await? {
-        let due = lock(&unanswered).pop_front();
-        let due = due.ok_or("more answers than requests")?;
-        window.add_permits(1);
-        match answer.outcome {
-            Some(Outcome::Result(result)) => lock(&responses).add(due, &result),
+        let sent = lock(&unanswered).pop_front();
+        let sent = sent.ok_or("more answers than requests")?;
+        let result = match answer.outcome {
+            Some(Outcome::Result(result)) => result,
             Some(Outcome::Error(error)) => return Err(error.message.into()),
             None => return Err("an answer has no outcome".into()),
+        };
+        match lock(&responses).add(sent, &result)? {
+            None => window.add_permits(1),
+            Some(again) => {
+                let resend = resend.clone();
+                tokio::spawn(async move {
+                    again.wait().await;
+                    // The receiver exists until every event is answered.
+                    let _ = resend.send(again);
+                });
+            }
         }
     }
     Ok(())

@@ -150,6 +150,11 @@ pub enum ApiError {
     DiskFull,
     #[error("the log could not be written; nothing of the request was accepted; try again")]
     StorageFailed,
+    /// A write of the log whose result is not known: parts of the request may be kept.
+    #[error(
+        "it is not known which of the request's events are kept; send it again with the same event ids"
+    )]
+    OutcomeUnknown,
     #[error("the server is shutting down; connect again")]
     ShuttingDown,
     /// A defect of this service.
@@ -198,6 +203,7 @@ impl ApiError {
             Self::MessageTimeout => (Code::DeadlineExceeded, Reason::MessageTimeout, SOON),
             Self::DiskFull => (Code::ResourceExhausted, Reason::DiskFull, LATER),
             Self::StorageFailed => (Code::Unavailable, Reason::StorageFailed, LATER),
+            Self::OutcomeUnknown => (Code::Unavailable, Reason::OutcomeUnknown, SOON),
             Self::ShuttingDown => (Code::Unavailable, Reason::ShuttingDown, SOON),
             Self::Internal => (Code::Internal, Reason::Internal, NO_RETRY),
         }
@@ -379,6 +385,15 @@ mod tests {
             "{message}"
         );
         assert!(ApiError::from_decode_failure(&Status::internal("failed")).is_none());
+    }
+
+    #[test]
+    fn an_unknown_outcome_asks_to_send_again() {
+        let status = Status::from(ApiError::OutcomeUnknown);
+        assert_eq!(status.code(), Code::Unavailable);
+        let details = status.get_error_details();
+        assert_eq!(details.error_info().unwrap().reason, "OUTCOME_UNKNOWN");
+        assert!(details.retry_info().unwrap().retry_delay.is_some());
     }
 
     #[test]

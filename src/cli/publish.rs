@@ -77,7 +77,7 @@ pub struct PublishArgs {
     /// Maximum size of the events in flight, in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1_024))]
     max_mib: u32,
-    /// Fail after this many seconds without an answer. [default: 300; with --follow, never]
+    /// Fail after this many seconds without an answer, or with temporary rejections only. [default: 300; with --follow, never]
     #[arg(long, value_name = "SECONDS")]
     retry_for: Option<u32>,
 }

@@ -6,8 +6,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use siem_client::Status;
 
 use super::{LineError, eve::Repair};
-use siem_client::Retrying;
 use siem_client::v1::{ErrorReason, Rejection};
+use siem_client::{Deferral, Retrying};
 
 /// Maximum number of notices of one kind that are printed.
 const MAX_PRINTED: u64 = 20;
@@ -95,6 +95,8 @@ pub enum Notice<'a> {
     },
     /// An incident in following a file.
     Note(&'a str),
+    /// The service rejected alerts temporarily; they are sent again.
+    Deferred(&'a Deferral),
     /// A request is retried, because the connection broke or the service asked for it.
     Retrying(&'a Retrying),
     /// The counts changed.
@@ -147,6 +149,7 @@ pub struct ConsoleReporter<W> {
     rejected: PrintLimit,
     repaired: PrintLimit,
     nuls: PrintLimit,
+    deferred: PrintLimit,
     /// The cause that was printed last, while no answer has arrived since.
     retrying: Option<String>,
     answered: u64,
@@ -171,6 +174,7 @@ impl<W: Write> ConsoleReporter<W> {
             rejected: PrintLimit::default(),
             repaired: PrintLimit::default(),
             nuls: PrintLimit::default(),
+            deferred: PrintLimit::default(),
             retrying: None,
             answered: 0,
         }
@@ -184,6 +188,7 @@ impl<W: Write> ConsoleReporter<W> {
             (&self.rejected, "rejected"),
             (&self.repaired, "repaired"),
             (&self.nuls, "with NULs"),
+            (&self.deferred, "rejected temporarily"),
         ];
         for (count, what) in left_out.map(|(limit, what)| (limit.left_out, what)) {
             if count > 0 {
@@ -312,6 +317,14 @@ impl<W: Write> Reporter for ConsoleReporter<W> {
                 status,
             } => self.refused((first_line, last_line), events, status),
             Notice::Note(note) => self.print(note),
+            Notice::Deferred(deferral) => {
+                let Deferral { events, message } = deferral;
+                if self.deferred.allows(*events as u64) {
+                    self.print(&format!(
+                        "rejected temporarily, to be sent again: {message} (alerts: {events})"
+                    ));
+                }
+            }
             Notice::Retrying(retrying) => self.retrying(retrying),
             Notice::Progress(counts) => self.progress(counts),
         }

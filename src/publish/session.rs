@@ -202,6 +202,16 @@ struct LineEnd {
     offset: u64,
 }
 
+/// An alert that was handed to the publisher.
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    tag: u64,
+    /// Position to resume from once this alert and all before it are answered: the end of its
+    /// line, or of the line before if more alerts of its line follow.
+    resume: LineEnd,
+    is_answered: bool,
+}
+
 /// Counts, resume position and reporting of one run.
 pub(super) struct Session<'a> {
     reporter: &'a mut (dyn Reporter + Send),
@@ -209,14 +219,11 @@ pub(super) struct Session<'a> {
     /// The files that were followed, each with the tag that precedes its first line. The first
     /// holds the resume position.
     files: VecDeque<(u64, Arc<FollowedFile>)>,
-    /// Tags of unanswered alerts, each with the position to resume from once it is answered: the
-    /// end of its line, or of the line before if more alerts of its line follow.
-    sent: VecDeque<(u64, LineEnd)>,
+    /// Alerts from the oldest unanswered one on, in the order of their tags.
+    sent: VecDeque<Sent>,
     /// End of the last line that was read, parsed and sent as far as it has alerts.
     handled: LineEnd,
-    /// Tag of the last alert that was answered.
-    answered_tag: u64,
-    /// Position to resume from according to the last answer.
+    /// Position to resume from while [`Self::sent`] has alerts.
     answered: LineEnd,
     /// Whether a prefix was reported, which happens once.
     reported_prefix: bool,
@@ -241,7 +248,6 @@ impl<'a> Session<'a> {
             files: VecDeque::new(),
             sent: VecDeque::new(),
             handled: start,
-            answered_tag: 0,
             answered: start,
             reported_prefix: false,
             is_utf16: false,
@@ -272,19 +278,42 @@ impl<'a> Session<'a> {
         file_bits
     }
 
-    /// Records that an alert was sent under this tag; its line ends at `offset`.
-    pub(super) fn published(&mut self, tag: u64, offset: u64) {
+    /// Records that an alert is about to be sent under this tag; its line ends at `offset`. The
+    /// record precedes the answer.
+    pub(super) fn sending(&mut self, tag: u64, offset: u64) {
         self.summary.counts.read += 1;
         self.summary.counts.published += 1;
         let resume = match tag & 1 {
             1 => LineEnd { tag, offset },
             _ => self.handled,
         };
-        if tag <= self.answered_tag {
-            // The answer was faster than this record of it.
-            self.answered = resume;
-        } else {
-            self.sent.push_back((tag, resume));
+        if self.sent.is_empty() {
+            self.answered = self.handled;
+        }
+        self.sent.push_back(Sent {
+            tag,
+            resume,
+            is_answered: false,
+        });
+    }
+
+    /// Takes the last record of [`Self::sending`] back: the alert could not be sent.
+    pub(super) fn not_sent(&mut self) {
+        self.summary.counts.read -= 1;
+        self.summary.counts.published -= 1;
+        self.sent.pop_back();
+    }
+
+    /// Marks an alert as answered. An alert that was rejected temporarily is answered after later
+    /// ones. Those of one line, except the last, have the same tag and the same position.
+    fn answered(&mut self, tag: u64) {
+        let first = self.sent.partition_point(|sent| sent.tag < tag);
+        let mut same = self.sent.range_mut(first..);
+        if let Some(sent) = same.find(|sent| sent.tag == tag && !sent.is_answered) {
+            sent.is_answered = true;
+        }
+        while let Some(sent) = self.sent.pop_front_if(|sent| sent.is_answered) {
+            self.answered = sent.resume;
         }
     }
 
@@ -384,6 +413,7 @@ impl<'a> Session<'a> {
     pub(super) fn update(&mut self, update: Update) {
         match update {
             Update::Ack(ack) => self.ack(&ack),
+            Update::Deferred(deferral) => self.report(Notice::Deferred(&deferral)),
             Update::Retrying(retrying) => self.report(Notice::Retrying(&retrying)),
         }
     }
@@ -393,9 +423,8 @@ impl<'a> Session<'a> {
             return;
         };
         let (first_line, last_line) = (line_of(*first_tag), line_of(*last_tag));
-        self.answered_tag = *last_tag;
-        while let Some((_, resume)) = self.sent.pop_front_if(|(tag, _)| *tag <= *last_tag) {
-            self.answered = resume;
+        for tag in &ack.tags {
+            self.answered(*tag);
         }
         match &ack.outcome {
             Ok(response) => {

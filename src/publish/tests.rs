@@ -314,25 +314,128 @@ async fn an_interrupt_does_not_wait_forever() {
     assert_eq!((summary.exit_code(), summary.resume_line), (1, 8));
 }
 
-/// The publisher may pass on an answer before the feeder records the alert as sent.
+/// Sends the alerts of three lines, of which the second has two, and answers them in this order.
+/// Returns the line to resume from after each answer.
+fn resume_lines(options: PublishOptions, tags: &[u64]) -> Vec<u64> {
+    let mut lines = vec![];
+    for count in 1..=tags.len() {
+        let mut reporter = ();
+        let mut session = Session::new(&mut reporter, Summary::new(options.clone()), None);
+        for (line, is_last) in [(1, true), (2, false), (2, true), (3, true)] {
+            let tag = session::tag(0, line, is_last);
+            session.sending(tag, line * 10);
+            if is_last {
+                session.handled(tag, line * 10);
+            }
+        }
+        session.sending(session::tag(0, 4, true), 40);
+        session.not_sent();
+        for tag in &tags[..count] {
+            let outcome = Ok(v1::PublishResponse {
+                accepted: 1,
+                ..v1::PublishResponse::default()
+            });
+            let tags = vec![*tag];
+            session.update(Update::Ack(Ack { tags, outcome }));
+        }
+        lines.push(session.finish(End::Interrupted).resume_line);
+    }
+    lines
+}
+
 #[tokio::test]
-async fn an_early_answer_does_not_hold_back_the_resume_line() {
+async fn the_line_to_resume_from_is_that_of_the_first_unanswered_alert() {
     let running = Running::start_on_free_port(FaultyServer::default()).unwrap();
-    let summary = Summary::new(options(&running, "eve.json"));
-    let mut reporter = ();
-    let mut session = Session::new(&mut reporter, summary, None);
-    let tag = session::tag(0, 1, true);
-    let outcome = Ok(v1::PublishResponse {
-        accepted: 1,
-        ..v1::PublishResponse::default()
-    });
-    session.update(Update::Ack(Ack {
-        tags: vec![tag],
-        outcome,
-    }));
-    session.published(tag, 10);
-    session.handled(tag, 10);
-    assert_eq!(session.finish(End::Interrupted).resume_line, 2);
+    let options = options(&running, "eve.json");
+    let tag = |line, is_last| session::tag(0, line, is_last);
+    let (first, begun, second, third) = (tag(1, true), tag(2, false), tag(2, true), tag(3, true));
+    for (order, expect) in [
+        ([first, begun, second, third], [2, 2, 3, 4]),
+        ([third, second, begun, first], [1, 1, 1, 4]),
+        ([second, first, begun, third], [1, 2, 3, 4]),
+    ] {
+        assert_eq!(resume_lines(options.clone(), &order), expect);
+    }
+}
+
+#[tokio::test]
+async fn temporarily_rejected_alerts_are_published_again() {
+    let server = FaultyServer {
+        overload: Some(|event| match detection(event).flow_id {
+            Some(3 | 11) => 2,
+            _ => 0,
+        }),
+        ..FaultyServer::default()
+    };
+    let running = Running::start_on_free_port(server.clone()).unwrap();
+    let file = file(alerts(0..20));
+    let finished = publish(options(&running, file.path())).await;
+    assert!(finished.summary.is_success(), "{}", finished.summary);
+    let counts = finished.summary.counts;
+    assert_eq!(
+        (counts.published, counts.accepted, counts.rejected),
+        (20, 20, 0)
+    );
+    let mut accepted = flow_ids(&server);
+    accepted.sort_unstable();
+    assert_eq!(accepted, (0..20).collect::<Vec<_>>());
+    let notice = "rejected temporarily, to be sent again: too many events are waiting (alerts: ";
+    let lines = finished.text.lines();
+    assert!(finished.text.contains(notice), "{}", finished.text);
+    assert_eq!(lines.filter(|line| !line.starts_with(notice)).count(), 0);
+}
+
+#[tokio::test]
+async fn a_run_that_ends_before_a_temporarily_rejected_alert_is_accepted_resumes_from_it() {
+    let server = FaultyServer {
+        overload: Some(|event| match detection(event).flow_id {
+            Some(3) => u32::MAX,
+            _ => 0,
+        }),
+        ..FaultyServer::default()
+    };
+    let running = Running::start_on_free_port(server.clone()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("eve.json");
+    fs::write(&path, alerts(0..20)).unwrap();
+    let state_file = directory.path().join("state");
+    let follow = |running: &Running| {
+        let mut options = options(running, &path);
+        options.publisher.max_batch_events = 1;
+        options.shutdown_grace = Duration::ZERO;
+        options.input = Input::Follow {
+            path: path.clone(),
+            state_file: state_file.clone(),
+        };
+        options
+    };
+    let shutdown = CancellationToken::new();
+    let stop = shutdown.clone();
+    let mut deferred = 0;
+    let mut reporter = |notice: Notice<'_>| {
+        deferred += u32::from(matches!(notice, Notice::Deferred(_)));
+        if deferred == 3 {
+            stop.cancel();
+        }
+    };
+    let run_once = run(follow(&running), &mut reporter, shutdown);
+    let summary = timeout(TEST_TIMEOUT, run_once).await.expect("it hangs");
+    let counts = summary.unwrap().counts;
+    assert!(
+        counts.unanswered() > 0 && counts.rejected == 0,
+        "{counts:?}"
+    );
+    let first = flow_ids(&server);
+    assert_eq!(first[..3], [0, 1, 2]);
+
+    let server = FaultyServer::default();
+    let running = Running::start_on_free_port(server.clone()).unwrap();
+    let shutdown = CancellationToken::new();
+    let mut reporter = interrupter(shutdown.clone(), 16);
+    let run_again = run(follow(&running), &mut reporter, shutdown);
+    let summary = timeout(TEST_TIMEOUT, run_again).await.expect("it hangs");
+    assert!(summary.unwrap().is_success());
+    assert_eq!(flow_ids(&server), (3..20).collect::<Vec<_>>());
 }
 
 /// Each alert is accepted before the next one is written.

@@ -11,7 +11,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from harness import Failure
 from relay import Relay
 
-from siem.v1 import event_pb2, event_pb2_grpc, integration_pb2, integration_pb2_grpc
+from siem.v1 import error_pb2, event_pb2, event_pb2_grpc, integration_pb2, integration_pb2_grpc
+from siem_publish import publish
 
 NETWORK = "018f3c1a-0000-7000-8000-000000000001"
 TIMEOUT_SECONDS = 90
@@ -47,7 +48,7 @@ class Service:
 
     def publish(self, events: list[event_pb2.Event]) -> None:
         """Publishes events, all of which must be accepted."""
-        answer = self.events.Publish(event_pb2.PublishRequest(events=events), timeout=TIMEOUT_SECONDS)
+        answer = publish(self.events, events, TIMEOUT_SECONDS)
         if answer.accepted != len(events):
             raise Failure(f"{answer.accepted} of {len(events)} were accepted: {answer}")
 
@@ -62,8 +63,12 @@ class Service:
         if [ack.request_id for ack in acks] != [str(number) for number in range(len(batches))]:
             raise Failure(f"the acks are not in order: {acks}")
         for ack, batch in zip(acks, batches):
-            if ack.result.accepted != len(batch):
+            rejections = ack.result.rejections
+            again = [batch[r.index] for r in rejections if r.reason == error_pb2.ERROR_REASON_OVERLOADED]
+            if ack.result.accepted + len(again) != len(batch):
                 raise Failure(f"{ack.result.accepted} of {len(batch)} were accepted: {ack}")
+            if again:
+                self.publish(again)
 
     def until_status(
         self,

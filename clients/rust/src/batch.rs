@@ -11,28 +11,49 @@ use tokio::{
 pub(super) struct Item {
     pub(super) event: Bytes,
     pub(super) tag: u64,
+    /// Hash of organization, network and device. Devices with the same hash count as one.
+    pub(super) device: u64,
+    /// Number in the order of sending, counted over all devices; set by [`Batches`].
+    pub(super) order: u64,
     /// Its share of the limit on unanswered bytes, returned when it is answered.
-    pub(super) budget: OwnedSemaphorePermit,
+    pub(super) _permit: OwnedSemaphorePermit,
+}
+
+impl Item {
+    /// Sorts by device, and by order within one.
+    pub(super) fn key(&self) -> (u64, u64) {
+        (self.device, self.order)
+    }
 }
 
 /// The events of one request.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    pub(super) events: Vec<Bytes>,
-    pub(super) tags: Vec<u64>,
+    pub(super) items: Vec<Item>,
     bytes: usize,
-    budget: Option<OwnedSemaphorePermit>,
 }
 
 impl Batch {
-    fn add(&mut self, item: Item) {
+    pub(super) fn add(&mut self, item: Item) {
         self.bytes += wire_len(&item.event);
-        self.events.push(item.event);
-        self.tags.push(item.tag);
-        match &mut self.budget {
-            Some(budget) => budget.merge(item.budget),
-            None => self.budget = Some(item.budget),
-        }
+        self.items.push(item);
+    }
+
+    /// Returns whether the request can carry the event too. An empty one can carry any.
+    pub(super) fn has_capacity(&self, item: &Item, limits: BatchLimits) -> bool {
+        self.items.is_empty()
+            || self.items.len() < limits.max_events
+                && self.bytes + wire_len(&item.event) <= limits.max_bytes
+    }
+
+    /// Removes and returns the events for which `remove` holds.
+    pub(super) fn extract(&mut self, mut remove: impl FnMut(&Item) -> bool) -> Vec<Item> {
+        let removed: Vec<_> = self.items.extract_if(.., |item| remove(item)).collect();
+        self.bytes -= removed
+            .iter()
+            .map(|item| wire_len(&item.event))
+            .sum::<usize>();
+        removed
     }
 }
 
@@ -58,6 +79,8 @@ pub(super) struct Batches {
     limits: BatchLimits,
     pending: Batch,
     flush_at: Instant,
+    /// Number of events received.
+    received: u64,
     /// An event that did not fit into `pending` and starts the next request.
     held: Option<Item>,
 }
@@ -69,6 +92,7 @@ impl Batches {
             limits,
             pending: Batch::default(),
             flush_at: Instant::now(),
+            received: 0,
             held: None,
         }
     }
@@ -79,7 +103,7 @@ impl Batches {
         while !self.is_full() {
             let item = if let Ok(item) = self.queue.try_recv() {
                 Some(item)
-            } else if self.pending.events.is_empty() {
+            } else if self.pending.items.is_empty() {
                 self.queue.recv().await
             } else {
                 match timeout_at(self.flush_at, self.queue.recv()).await {
@@ -87,28 +111,30 @@ impl Batches {
                     Err(_) => break,
                 }
             };
-            match item {
-                Some(item) => self.add(item),
-                None => break,
-            }
+            let Some(mut item) = item else {
+                break;
+            };
+            self.received += 1;
+            item.order = self.received;
+            self.add(item);
         }
         let batch = std::mem::take(&mut self.pending);
         if let Some(item) = self.held.take() {
             self.add(item);
         }
-        (!batch.events.is_empty()).then_some(batch)
+        (!batch.items.is_empty()).then_some(batch)
     }
 
     fn is_full(&self) -> bool {
         self.held.is_some()
-            || self.pending.events.len() >= self.limits.max_events
+            || self.pending.items.len() >= self.limits.max_events
             || self.pending.bytes >= self.limits.max_bytes
     }
 
     fn add(&mut self, item: Item) {
-        if self.pending.events.is_empty() {
+        if self.pending.items.is_empty() {
             self.flush_at = Instant::now() + self.limits.linger;
-        } else if self.pending.bytes + wire_len(&item.event) > self.limits.max_bytes {
+        } else if !self.pending.has_capacity(&item, self.limits) {
             self.held = Some(item);
             return;
         }
@@ -128,7 +154,9 @@ mod tests {
         Item {
             event: vec![0; len].into(),
             tag,
-            budget: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
+            device: 0,
+            order: 0,
+            _permit: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
         }
     }
 
@@ -143,14 +171,13 @@ mod tests {
     }
 
     async fn tags(batches: &mut Batches) -> Option<Vec<u64>> {
-        Some(batches.next().await?.tags)
+        let batch = batches.next().await?;
+        Some(batch.items.iter().map(|item| item.tag).collect())
     }
 
-    /// Sends an event whose permit is of one semaphore for all, as `merge` requires.
     async fn send(sender: &mpsc::Sender<Item>, budget: &Arc<Semaphore>, tag: u64, len: usize) {
-        let budget = budget.clone().try_acquire_owned().unwrap();
         let item = Item {
-            budget,
+            _permit: budget.clone().try_acquire_owned().unwrap(),
             ..item(tag, len)
         };
         sender.send(item).await.unwrap();

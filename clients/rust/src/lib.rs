@@ -46,6 +46,7 @@ use std::time::Duration;
 use tonic::transport::Endpoint;
 
 mod batch;
+mod deferred;
 mod publisher;
 mod retry;
 #[cfg(feature = "testing")]
@@ -58,8 +59,8 @@ mod window;
 /// code and status of a gRPC error, and the connection.
 pub use prost_types::Timestamp;
 pub use publisher::{
-    Ack, EventSender, PublishStopped, Publisher, PublisherError, PublisherOptions, Retrying,
-    Update, Updates,
+    Ack, Deferral, EventSender, PublishStopped, Publisher, PublisherError, PublisherOptions,
+    Retrying, Update, Updates,
 };
 pub use tonic::{Code, Status, transport::Channel};
 pub use watch::{StatusEvent, StatusWatch};

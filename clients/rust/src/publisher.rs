@@ -1,6 +1,9 @@
 //! Publishes events over PublishStream, and opens the stream again whenever it breaks.
 
-use std::sync::Arc;
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use prost::Message;
@@ -18,13 +21,15 @@ use tonic_types::RpcStatusExt;
 
 use super::{
     batch::{Batch, BatchLimits, Batches, Item},
+    deferred::{Answer, Deferred},
     retry::{self, Backoff, Remedy},
     window::Window,
 };
 use crate::v1::{self, PublishStreamResponse, publish_stream_response::Outcome};
 
-/// Memory that one event takes beside its encoded bytes.
-const EVENT_OVERHEAD_BYTES: usize = 128;
+/// Memory that one event takes beside its encoded bytes, also if it is the only deferred one of
+/// its device.
+pub(super) const EVENT_OVERHEAD_BYTES: usize = 256;
 /// Events queued between senders and batches.
 const QUEUED_EVENTS: usize = 1_024;
 /// Updates queued for the receiver.
@@ -37,7 +42,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct PublisherOptions {
     /// Unanswered requests, at least 1.
     pub max_requests_in_flight: usize,
-    /// Bytes of unanswered events, whether sent or not. One event alone may exceed it.
+    /// Bytes of unanswered events, whether sent or not, or to be sent again. One event alone may
+    /// exceed it.
     pub max_bytes_in_flight: u32,
     /// Events of one request, 1 to 1,000.
     pub max_batch_events: usize,
@@ -45,11 +51,13 @@ pub struct PublisherOptions {
     pub max_batch_bytes: usize,
     /// Longest time that the first event of a request waits for further events.
     pub linger: Duration,
-    /// Wait after the first failure; it doubles with each further failure in a row.
+    /// Wait after the first failure, or the first temporary rejection of a device's event; it
+    /// doubles with each further one in a row.
     pub min_retry_wait: Duration,
     /// Longest wait, even if the server asks for a longer one.
     pub max_retry_wait: Duration,
-    /// Time without an answer to any request after which the publisher gives up.
+    /// Time after which the publisher gives up if no request is answered, or with temporary
+    /// rejections only.
     pub give_up_after: Duration,
     /// Time without an answer after which the stream is opened again.
     pub answer_timeout: Duration,
@@ -74,19 +82,33 @@ impl Default for PublisherOptions {
 /// A report of a [`Publisher`] about its progress.
 #[derive(Debug)]
 pub enum Update {
-    /// A request was answered.
+    /// Events were answered.
     Ack(Ack),
+    /// Events were rejected temporarily and will be sent again.
+    Deferred(Deferral),
     /// The stream broke and will be opened again.
     Retrying(Retrying),
 }
 
-/// The answer to one request. Answers come in the order of the events.
+/// The final answer to events of one request. Answers come in the order of the events, except
+/// that an event that was rejected temporarily is answered later.
 #[derive(Debug)]
 pub struct Ack {
-    /// Tags of the request's events, in order; the index of a rejection is an index of it.
+    /// Tags of the answered events, in order; the index of a rejection is an index of it.
     pub tags: Vec<u64>,
-    /// The server's answer, or the status with which it refused the whole request.
+    /// The server's answer without temporary rejections, or the status with which it refused the
+    /// whole request.
     pub outcome: Result<v1::PublishResponse, Status>,
+}
+
+/// Temporary rejections in one answer. Each of the events is sent again after the earlier ones of
+/// its device, and later ones of its device wait for it.
+#[derive(Debug)]
+pub struct Deferral {
+    /// Number of events, at least 1.
+    pub events: usize,
+    /// Message of the first rejection.
+    pub message: String,
 }
 
 /// A failure after which the unanswered requests are sent again.
@@ -105,10 +127,10 @@ pub type Updates = mpsc::Receiver<Update>;
 /// Reason for which a [`Publisher`] ended before everything was answered.
 #[derive(Debug, thiserror::Error)]
 pub enum PublisherError {
-    /// No request was answered for [`PublisherOptions::give_up_after`].
-    #[error("gave up: no answer for {} s; last error: {} ({:?})", stalled.as_secs(), last.message(), last.code())]
+    /// No event got a final answer for [`PublisherOptions::give_up_after`].
+    #[error("gave up: no progress for {} s; last error: {} ({:?})", stalled.as_secs(), last.message(), last.code())]
     GaveUp {
-        /// Time since the last answer, or since there was something to send.
+        /// Time since the last final answer, or since there was something to send.
         stalled: Duration,
         /// The last failure.
         last: Status,
@@ -140,6 +162,7 @@ impl EventSender {
     ///
     /// [`PublishStopped`] if the publisher has ended.
     pub async fn send(&self, event: &v1::Event, tag: u64) -> Result<(), PublishStopped> {
+        let device = device_hash(event);
         let event = event.encode_to_vec();
         let weight = u32::try_from(event.len() + EVENT_OVERHEAD_BYTES)
             .unwrap_or(u32::MAX)
@@ -148,7 +171,9 @@ impl EventSender {
         let item = Item {
             event: event.into(),
             tag,
-            budget: budget.await.map_err(|_| PublishStopped)?,
+            device,
+            order: 0,
+            _permit: budget.await.map_err(|_| PublishStopped)?,
         };
         self.queue.send(item).await.map_err(|_| PublishStopped)
     }
@@ -159,6 +184,13 @@ impl EventSender {
     }
 }
 
+/// Returns the hash of the attributes within which events keep their order.
+fn device_hash(event: &v1::Event) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (&event.organization_id, &event.network_id, &event.device_id).hash(&mut hasher);
+    hasher.finish()
+}
+
 /// Sends events over PublishStream until each is answered.
 ///
 /// Unanswered requests are kept and sent again, in order, on the next stream. No event is lost,
@@ -166,12 +198,20 @@ impl EventSender {
 /// the same CloudEvents id, by which consumers drop duplicates. The same holds for requests that
 /// were accepted behind one for which the server asked to send again: they are delivered once
 /// before and once after it.
+///
+/// An event that is rejected temporarily (OVERLOADED) is sent again, unchanged, until its answer is
+/// final. No later event of its device is sent in the meantime; other devices go on. Later events
+/// of its device that were in flight already may be accepted before it; with
+/// [`PublisherOptions::max_requests_in_flight`] and [`PublisherOptions::max_batch_events`] of 1
+/// there are none.
 #[derive(Debug)]
 pub struct Publisher {
     channel: Channel,
     options: PublisherOptions,
+    limits: BatchLimits,
     batches: Batches,
     window: Window<Batch>,
+    deferred: Deferred,
     backoff: Backoff,
     updates: mpsc::Sender<Update>,
 }
@@ -202,8 +242,10 @@ impl Publisher {
         };
         let publisher = Self {
             channel,
+            limits,
             batches: Batches::new(queued, limits),
             window: Window::new(options.max_requests_in_flight.max(1)),
+            deferred: Deferred::default(),
             backoff: Backoff::new(
                 options.min_retry_wait,
                 options.max_retry_wait,
@@ -231,20 +273,27 @@ impl Publisher {
         Ok(())
     }
 
+    fn is_done(&self) -> bool {
+        self.window.is_empty() && self.deferred.is_empty()
+    }
+
     async fn has_work(&mut self) -> bool {
-        if self.window.is_empty()
+        if self.is_done()
             && let Some(batch) = self.batches.next().await
         {
             self.push(batch);
         }
-        !self.window.is_empty()
+        !self.is_done()
     }
 
-    fn push(&mut self, batch: Batch) {
-        if self.window.is_empty() {
+    fn push(&mut self, mut batch: Batch) {
+        if self.is_done() {
             self.backoff.work_began();
         }
-        self.window.push(batch);
+        self.deferred.divert(&mut batch);
+        if !batch.items.is_empty() {
+            self.window.push(batch);
+        }
     }
 
     /// Runs one stream until every event is answered.
@@ -252,6 +301,10 @@ impl Publisher {
         // One slot per request that can be in flight, so that sending never waits.
         let (requests, outgoing) = mpsc::channel(self.options.max_requests_in_flight.max(1));
         self.window.rewind();
+        self.deferred
+            .reclaim(&mut self.window, Instant::now(), |failures| {
+                self.backoff.wait(failures)
+            });
         self.send_unsent(&requests);
         let call = open(self.channel.clone(), ReceiverStream::new(outgoing));
         let mut answers = timeout(self.options.answer_timeout, call)
@@ -260,18 +313,25 @@ impl Publisher {
             .map_err(Broken::stream)?;
         let mut input_open = true;
         let mut answer_due = Instant::now() + self.options.answer_timeout;
-        while input_open || !self.window.is_empty() {
+        while input_open || !self.is_done() {
             let idle = self.window.in_flight() == 0;
+            let has_capacity = self.window.has_capacity();
+            let deferred_due = self.deferred.next_due().filter(|_| has_capacity);
             tokio::select! {
                 answer = answers.message() => {
                     let answer = answer.map_err(Broken::stream)?.ok_or_else(Broken::ended)?;
                     self.settle(answer).await?;
                     answer_due = Instant::now() + self.options.answer_timeout;
                 }
-                batch = self.batches.next(), if input_open && self.window.has_capacity() => match batch {
+                batch = self.batches.next(), if input_open && has_capacity => match batch {
                     Some(batch) => self.push(batch),
                     None => input_open = false,
                 },
+                () = sleep_until(deferred_due.unwrap_or(answer_due)), if deferred_due.is_some() => {
+                    if let Some(batch) = self.deferred.take_due(Instant::now(), self.limits) {
+                        self.window.push(batch);
+                    }
+                }
                 () = sleep_until(answer_due), if !idle => return Err(Broken::timed_out()),
             }
             self.send_unsent(&requests);
@@ -288,7 +348,7 @@ impl Publisher {
         while let Some((id, batch)) = self.window.send_next() {
             let request = EncodedRequest {
                 request_id: id.to_string(),
-                events: batch.events.clone(),
+                events: batch.items.iter().map(|item| item.event.clone()).collect(),
             };
             // There is a slot for it. If the stream is gone, reading the answers fails.
             let _ = requests.try_send(request);
@@ -300,7 +360,13 @@ impl Publisher {
             return Err(Broken::unexpected("an answer to another request"));
         }
         match answer.outcome {
-            Some(Outcome::Result(response)) => self.answered(Ok(response)).await,
+            Some(Outcome::Result(response)) => {
+                if let Some(message) = self.answered(Ok(response)).await
+                    && self.backoff.left().is_zero()
+                {
+                    return Err(Broken::stream(Status::resource_exhausted(message)));
+                }
+            }
             Some(Outcome::Error(error)) => {
                 let retry_info = error.get_details_retry_info();
                 let status = Status::new(Code::from_i32(error.code), error.message);
@@ -320,12 +386,24 @@ impl Publisher {
         Ok(())
     }
 
-    async fn answered(&mut self, outcome: Result<v1::PublishResponse, Status>) {
-        self.backoff.progress();
-        if let Some(batch) = self.window.pop() {
-            let tags = batch.tags;
+    /// Settles the oldest request. Returns the message of a temporary rejection, if there is one.
+    async fn answered(&mut self, outcome: Result<v1::PublishResponse, Status>) -> Option<String> {
+        self.backoff.answered();
+        let batch = self.window.pop()?;
+        let (now, backoff) = (Instant::now(), &self.backoff);
+        let wait = |failures| backoff.wait(failures);
+        let answer = self
+            .deferred
+            .settle(batch, outcome, &mut self.window, now, wait);
+        let Answer { tags, outcome, .. } = answer;
+        if !tags.is_empty() {
+            self.backoff.progress();
             self.report(Update::Ack(Ack { tags, outcome })).await;
         }
+        let deferral = answer.deferral?;
+        let message = deferral.message.clone();
+        self.report(Update::Deferred(deferral)).await;
+        Some(message)
     }
 
     async fn report(&self, update: Update) {
@@ -343,7 +421,7 @@ impl Publisher {
             Remedy::Refuse => self.window.suspect_in_flight(),
             Remedy::Retry => {}
         }
-        if self.window.is_empty() {
+        if self.is_done() {
             return Ok(());
         }
         let Some(wait) = self.backoff.failed(broken.retry_after) else {

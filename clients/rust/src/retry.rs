@@ -73,6 +73,11 @@ impl Backoff {
     }
 
     /// A request was answered.
+    pub(super) fn answered(&mut self) {
+        self.failures = 0;
+    }
+
+    /// An event got its final answer.
     pub(super) fn progress(&mut self) {
         self.failures = 0;
         self.work_began();
@@ -88,23 +93,33 @@ impl Backoff {
         self.progress.elapsed()
     }
 
+    /// Time until the publisher gives up, if there is no progress.
+    pub(super) fn left(&self) -> Duration {
+        self.give_up_after.saturating_sub(self.stalled())
+    }
+
+    /// Returns the wait after this number of earlier failures in a row. Jitter spreads the
+    /// attempts of many clients.
+    pub(super) fn wait(&self, failures: u32) -> Duration {
+        self.min_wait
+            .saturating_mul(2u32.saturating_pow(failures))
+            .min(self.max_wait)
+            .mul_f64(rand::rng().random_range(0.5..1.0))
+            .min(self.left())
+    }
+
     /// Returns the wait after one more failure; `None` means to give up. A wait that the server
-    /// asks for counts, up to `max_wait`. Jitter spreads the attempts of many clients.
+    /// asks for counts, up to `max_wait`.
     pub(super) fn failed(&mut self, asked: Option<Duration>) -> Option<Duration> {
-        let left = self.give_up_after.checked_sub(self.stalled())?;
+        let left = self.left();
         if left.is_zero() {
             return None;
         }
-        let doubled = 2u32.saturating_pow(self.failures);
-        self.failures = self.failures.saturating_add(1);
         let wait = match asked {
             Some(asked) => asked.mul_f64(rand::rng().random_range(1.0..1.25)),
-            None => self
-                .min_wait
-                .saturating_mul(doubled)
-                .min(self.max_wait)
-                .mul_f64(rand::rng().random_range(0.5..1.0)),
+            None => self.wait(self.failures),
         };
+        self.failures = self.failures.saturating_add(1);
         Some(wait.min(self.max_wait).min(left))
     }
 }

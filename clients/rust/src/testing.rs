@@ -1,6 +1,7 @@
 //! A gRPC server that misbehaves on demand, for tests of callers (feature `testing`).
 
 use std::{
+    collections::HashMap,
     io,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -70,6 +71,11 @@ pub struct FaultyServer {
     pub poison: Option<fn(&v1::Event) -> bool>,
     /// Decides the outcome of each event; without it, all are accepted.
     pub judge: Option<fn(&v1::Event) -> Verdict>,
+    /// Number of times that each event is rejected with OVERLOADED before it is judged;
+    /// `u32::MAX` for always.
+    pub overload: Option<fn(&v1::Event) -> u32>,
+    /// Rejections with OVERLOADED so far, by encoded event.
+    pub overloaded: Arc<Mutex<HashMap<Vec<u8>, u32>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -94,6 +100,15 @@ impl FaultyServer {
     fn accept(&self, request: &PublishStreamRequest) -> PublishResponse {
         let mut response = PublishResponse::default();
         for (index, event) in (0..).zip(&request.events) {
+            if self.is_overloaded(event) {
+                response.rejections.push(Rejection {
+                    index,
+                    reason: ErrorReason::Overloaded.into(),
+                    field: String::new(),
+                    message: "too many events are waiting".into(),
+                });
+                continue;
+            }
             match self.judge.map_or(Verdict::Accept, |judge| judge(event)) {
                 Verdict::Accept => {
                     response.accepted += 1;
@@ -109,6 +124,18 @@ impl FaultyServer {
             }
         }
         response
+    }
+
+    /// Counts a rejection with OVERLOADED, if it is the event's due.
+    fn is_overloaded(&self, event: &v1::Event) -> bool {
+        let Some(limit) = self.overload.map(|overload| overload(event)) else {
+            return false;
+        };
+        let mut overloaded = lock(&self.overloaded);
+        let count = overloaded.entry(event.encode_to_vec()).or_default();
+        let rejects = *count < limit;
+        *count = count.saturating_add(rejects.into());
+        rejects
     }
 
     fn fault(&self, request: &PublishStreamRequest) -> Fault {

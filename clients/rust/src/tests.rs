@@ -11,9 +11,12 @@ use tokio::{
 use tonic::Code;
 
 use super::{
-    testing::{Fault, FaultyServer, Running, TEST_TIMEOUT},
+    publisher::EVENT_OVERHEAD_BYTES,
+    testing::{Fault, FaultyServer, Running, TEST_TIMEOUT, Verdict},
     *,
 };
+
+mod overloaded;
 
 fn runtime() -> runtime::Runtime {
     runtime::Builder::new_current_thread()
@@ -50,7 +53,8 @@ fn numbers(server: &FaultyServer) -> Vec<u64> {
         .collect()
 }
 
-/// Tags with their answers, in the order in which they were received.
+/// Tags with their answers, in the order in which they were received. A rejection counts as
+/// INVALID_ARGUMENT.
 type Acked = Vec<(u64, Result<(), Code>)>;
 
 async fn collect(mut updates: Updates) -> (Acked, Vec<Retrying>) {
@@ -58,15 +62,22 @@ async fn collect(mut updates: Updates) -> (Acked, Vec<Retrying>) {
     while let Some(update) = updates.recv().await {
         match update {
             Update::Ack(ack) => {
-                let outcome = match ack.outcome {
+                let (outcome, rejected) = match ack.outcome {
                     Ok(response) => {
-                        assert_eq!(response.accepted as usize, ack.tags.len());
-                        Ok(())
+                        let rejected = response.rejections;
+                        let answered = response.accepted as usize + rejected.len();
+                        assert_eq!(answered, ack.tags.len());
+                        (Ok(()), rejected)
                     }
-                    Err(status) => Err(status.code()),
+                    Err(status) => (Err(status.code()), vec![]),
                 };
-                acked.extend(ack.tags.into_iter().map(|tag| (tag, outcome)));
+                for (index, tag) in (0..).zip(ack.tags) {
+                    let is_rejected = rejected.iter().any(|each| each.index == index);
+                    let rejection = Err(Code::InvalidArgument);
+                    acked.push((tag, if is_rejected { rejection } else { outcome }));
+                }
             }
+            Update::Deferred(_) => {}
             Update::Retrying(retrying) => retries.push(retrying),
         }
     }
@@ -80,11 +91,20 @@ struct Published {
 }
 
 async fn publish(address: SocketAddr, options: PublisherOptions, count: u64) -> Published {
+    publish_events(address, options, (0..count).map(event)).await
+}
+
+/// Publishes events with the tags 0, 1, and so on.
+async fn publish_events(
+    address: SocketAddr,
+    options: PublisherOptions,
+    events: impl Iterator<Item = v1::Event>,
+) -> Published {
     let channel = channel(&address.to_string()).unwrap();
     let (sender, updates, publisher) = Publisher::new(channel, options);
     let feed = async move {
-        for number in 0..count {
-            if sender.send(&event(number), number).await.is_err() {
+        for (number, event) in (0..).zip(events) {
+            if sender.send(&event, number).await.is_err() {
                 return;
             }
         }
@@ -318,7 +338,7 @@ async fn a_sender_waits_while_too_many_bytes_are_unanswered() {
     let running = Running::start_on_free_port(server).unwrap();
     let channel = channel(&running.address.to_string()).unwrap();
     let event = event(7);
-    let one = prost::Message::encoded_len(&event) as u32 + 128;
+    let one = (prost::Message::encoded_len(&event) + EVENT_OVERHEAD_BYTES) as u32;
     let options = PublisherOptions {
         max_bytes_in_flight: one * 10,
         ..options()

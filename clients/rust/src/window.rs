@@ -42,6 +42,20 @@ impl<T> Window<T> {
         self.requests.push_back(request);
     }
 
+    /// Returns all requests, oldest first.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.requests.iter()
+    }
+
+    /// Changes the requests that are not sent, and removes those for which `keep` is false.
+    pub(super) fn retain_unsent(&mut self, mut keep: impl FnMut(&mut T) -> bool) {
+        let mut index = 0;
+        self.requests.retain_mut(|request| {
+            index += 1;
+            index <= self.sent || keep(request)
+        });
+    }
+
     /// Returns the next request to send, and counts it as sent.
     pub(super) fn send_next(&mut self) -> Option<(u64, &T)> {
         if self.front_id < self.singly_below && self.sent > 0 {

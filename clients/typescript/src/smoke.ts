@@ -21,6 +21,7 @@ import {
   Status,
   type StreamStatusResponse,
 } from "./gen/siem/v1/integration_pb.js";
+import { publish } from "./publish.js";
 
 const timeoutMs = 60_000;
 
@@ -141,7 +142,7 @@ async function run(): Promise<void> {
   const batch = [0, 1, 2].map((number) => detection(organizationId, device, number));
   const stray = detection(`${organizationId}-absent`, device, 3);
   const bad = detection(organizationId, "not-a-uuid", 4);
-  const published = await events.publish({ events: [...batch, stray, bad] });
+  const published = await publish(events, [...batch, stray, bad], timeoutMs);
   check(published.accepted === 3, "3 events are accepted");
   check(published.unconfigured === 1, "1 is of an organization without integration");
   check(published.rejections.length === 1 && published.rejections[0]?.index === 4, "1 is rejected");

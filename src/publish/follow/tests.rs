@@ -6,10 +6,16 @@ use std::{
     path::Path,
 };
 
+use siem_client::PublisherOptions;
 use tempfile::TempDir;
+use uuid::Uuid;
 
 use super::{state_file::SavedState, *};
-use crate::publish::lines::Lines;
+use crate::publish::{
+    Input, PublishOptions, Summary,
+    lines::Lines,
+    session::{self, Session},
+};
 
 mod selection;
 
@@ -379,4 +385,43 @@ fn a_state_file_serves_one_log_and_one_process() {
     fs::write(&state_file, "{").unwrap();
     let damaged = StateFile::open(&path, state_file);
     assert!(matches!(damaged, Err(StateFileError::Damaged { .. })));
+}
+
+/// Alerts of a rotated file may all be answered when those of the next one are not.
+#[test]
+fn a_position_is_in_the_file_that_it_names() {
+    let dir = TempDir::new().unwrap();
+    let file = |name: &str| {
+        fs::write(dir.path().join(name), name).unwrap();
+        let file = fs::File::open(dir.path().join(name)).unwrap();
+        Arc::new(FollowedFile::new(&file).unwrap())
+    };
+    let (old, new) = (file("old"), file("new"));
+    let start = |file: &Arc<FollowedFile>| Position {
+        file: Arc::clone(file),
+        checkpoint: Checkpoint { offset: 0, line: 0 },
+    };
+    let options = PublishOptions {
+        input: Input::Stdin,
+        organization_id: "acme".into(),
+        network_id: Uuid::nil(),
+        device_id: Uuid::nil(),
+        address: String::new(),
+        from_line: 1,
+        shutdown_grace: Duration::ZERO,
+        publisher: PublisherOptions::default(),
+    };
+    let mut reporter = ();
+    let mut session = Session::new(&mut reporter, Summary::new(options), None);
+    let bits = session.start_file(&start(&old));
+    session.handled(session::tag(bits, 50, true), 5_000);
+    let bits = session.start_file(&start(&new));
+    assert_eq!(
+        session.position().unwrap().checkpoint,
+        start(&new).checkpoint
+    );
+    session.sending(session::tag(bits, 1, true), 100);
+    let position = session.position().unwrap();
+    assert!(Arc::ptr_eq(&position.file, &new));
+    assert_eq!(position.checkpoint, start(&new).checkpoint);
 }

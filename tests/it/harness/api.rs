@@ -1,6 +1,6 @@
 //! Calls of the API through the generated client.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use siem_client::v1::{
     self, event_service_client::EventServiceClient,
@@ -13,6 +13,9 @@ use tonic::{
 use tonic_types::StatusExt;
 
 use super::{Customer, StatusFeed, with_timeout};
+
+/// Wait before events that were rejected temporarily are sent again.
+const RESEND_WAIT: Duration = Duration::from_millis(20);
 
 /// A client of one server. Calls panic on an error, except those named `try_`.
 #[derive(Clone)]
@@ -174,10 +177,35 @@ impl Api {
         self.try_send_test(organization_id).await.unwrap()
     }
 
+    /// Publishes events, and sends those again that are rejected temporarily. The answer is that
+    /// for all of them.
     pub async fn try_publish(&self, events: Vec<v1::Event>) -> Result<v1::PublishResponse, Status> {
         let mut client = self.events();
-        let answer = with_timeout("Publish", client.publish(v1::PublishRequest { events })).await?;
-        Ok(answer.into_inner())
+        let mut total = v1::PublishResponse::default();
+        let mut waiting: Vec<(u32, v1::Event)> = (0..).zip(events).collect();
+        loop {
+            let events = waiting.iter().map(|(_, event)| event.clone()).collect();
+            let answer = client.publish(v1::PublishRequest { events });
+            let answer = with_timeout("Publish", answer).await?.into_inner();
+            total.accepted += answer.accepted;
+            total.unconfigured += answer.unconfigured;
+            let mut again = Vec::new();
+            for mut rejection in answer.rejections {
+                let (index, event) = &waiting[rejection.index as usize];
+                if rejection.reason() == v1::ErrorReason::Overloaded {
+                    again.push((*index, event.clone()));
+                } else {
+                    rejection.index = *index;
+                    total.rejections.push(rejection);
+                }
+            }
+            if again.is_empty() {
+                total.rejections.sort_by_key(|rejection| rejection.index);
+                return Ok(total);
+            }
+            waiting = again;
+            tokio::time::sleep(RESEND_WAIT).await;
+        }
     }
 
     /// Publishes events, all of which must be accepted.

@@ -7,7 +7,7 @@ use std::{
 
 use aws_stand_in::Operation;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use siem_client::v1::{self, PublishStreamRequest, publish_stream_response::Outcome};
+use siem_client::v1::{self, ErrorReason, PublishStreamRequest, publish_stream_response::Outcome};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
@@ -66,7 +66,7 @@ async fn publish(api: &Api, load: &mut Load, answers: &Answers, seed: u64) -> (V
             }
         }
     };
-    let mut acked: Vec<std::ops::Range<usize>> = Vec::new();
+    let mut acked: Vec<usize> = Vec::new();
     let reading = async {
         loop {
             let answer = match stream.message().await {
@@ -76,12 +76,18 @@ async fn publish(api: &Api, load: &mut Load, answers: &Answers, seed: u64) -> (V
             };
             window.add_permits(1);
             let (from, to) = answer.request_id.split_once(' ').unwrap();
-            let range = from.parse().unwrap()..to.parse().unwrap();
+            let range: std::ops::Range<usize> = from.parse().unwrap()..to.parse().unwrap();
             let Some(Outcome::Result(result)) = answer.outcome else {
                 continue;
             };
-            assert_eq!(result.accepted as usize, range.len());
-            acked.push(range);
+            let rejected: HashSet<usize> = result
+                .rejections
+                .iter()
+                .filter(|rejection| rejection.reason() == ErrorReason::Overloaded)
+                .map(|rejection| range.start + rejection.index as usize)
+                .collect();
+            assert_eq!(result.accepted as usize + rejected.len(), range.len());
+            acked.extend(range.filter(|index| !rejected.contains(index)));
             answers.count.fetch_add(1, Ordering::SeqCst);
             answers.more.notify_one();
         }
@@ -90,11 +96,8 @@ async fn publish(api: &Api, load: &mut Load, answers: &Answers, seed: u64) -> (V
         () = sending => Code::Ok,
         code = reading => code,
     };
-    assert!(acked.iter().all(|range| range.start >= first));
-    let ids = acked
-        .into_iter()
-        .flat_map(|range| &load.made[range])
-        .map(|made| made.event_id);
+    assert!(acked.iter().all(|index| *index >= first));
+    let ids = acked.into_iter().map(|index| load.made[index].event_id);
     (ids.collect(), code)
 }
 

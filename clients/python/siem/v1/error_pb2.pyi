@@ -47,8 +47,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_EXTERNAL_ID_IN_USE: _ErrorReason.ValueType  # 8
     """ALREADY_EXISTS: another organization uses this external ID."""
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 9
-    """RESOURCE_EXHAUSTED: the server's memory for requests in flight is exhausted. Try again
-    after the delay in `google.rpc.RetryInfo`.
+    """RESOURCE_EXHAUSTED: the server's memory for requests in flight is exhausted. Nothing of the
+    request was accepted. Try again after the delay in `google.rpc.RetryInfo`.
+    Rejection: the integration of this event has more events waiting than it may. The event was
+    not accepted. Temporary: send it again under the same event_id after a pause.
     """
     ERROR_REASON_STORAGE_FAILED: _ErrorReason.ValueType  # 10
     """UNAVAILABLE: the event log could not be written. Nothing of the request was accepted. Try
@@ -72,11 +74,19 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_UNSUPPORTED_ENCODING: _ErrorReason.ValueType  # 16
     """UNIMPLEMENTED: `grpc-encoding` names a compression other than gzip."""
+    ERROR_REASON_OUTCOME_UNKNOWN: _ErrorReason.ValueType  # 17
+    """UNAVAILABLE: a write of the event log failed, and some of the request's events may have been
+    kept. Send the request again with the same event ids after the delay in
+    `google.rpc.RetryInfo`; consumers drop duplicates by the ids.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reasons of errors. A gRPC error carries one, without the prefix `ERROR_REASON_`, as
     `google.rpc.ErrorInfo.reason` with the domain `siem.v1`; a rejected event carries one as
     `Rejection.reason`. Clients handle a reason that they do not know by the gRPC code alone.
+
+    A rejection is final, except with the reason OVERLOADED, which is temporary: see Rejection.
+    Clients treat a rejection whose reason they do not know as final.
 
     The size of an error is bounded: `google.rpc.BadRequest` contains the first 20 violations
     at most, the message has at most 1 KiB, and all details together have at most 4 KiB in
@@ -108,8 +118,10 @@ ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 7
 ERROR_REASON_EXTERNAL_ID_IN_USE: ErrorReason.ValueType  # 8
 """ALREADY_EXISTS: another organization uses this external ID."""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 9
-"""RESOURCE_EXHAUSTED: the server's memory for requests in flight is exhausted. Try again
-after the delay in `google.rpc.RetryInfo`.
+"""RESOURCE_EXHAUSTED: the server's memory for requests in flight is exhausted. Nothing of the
+request was accepted. Try again after the delay in `google.rpc.RetryInfo`.
+Rejection: the integration of this event has more events waiting than it may. The event was
+not accepted. Temporary: send it again under the same event_id after a pause.
 """
 ERROR_REASON_STORAGE_FAILED: ErrorReason.ValueType  # 10
 """UNAVAILABLE: the event log could not be written. Nothing of the request was accepted. Try
@@ -133,4 +145,9 @@ no `grpc-encoding`.
 """
 ERROR_REASON_UNSUPPORTED_ENCODING: ErrorReason.ValueType  # 16
 """UNIMPLEMENTED: `grpc-encoding` names a compression other than gzip."""
+ERROR_REASON_OUTCOME_UNKNOWN: ErrorReason.ValueType  # 17
+"""UNAVAILABLE: a write of the event log failed, and some of the request's events may have been
+kept. Send the request again with the same event ids after the delay in
+`google.rpc.RetryInfo`; consumers drop duplicates by the ids.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -328,7 +328,14 @@ Global___PublishResponse: _TypeAlias = PublishResponse  # noqa: Y015
 
 @_typing.final
 class Rejection(_message.Message):
-    """A rejected event."""
+    """A rejected event. It was not accepted.
+
+    The rejection is temporary if its reason is OVERLOADED: send the event again, unchanged and so
+    under the same CloudEvents id, after a pause that grows with each further rejection. Send later
+    events of the same device only after it, so that they stay in order; other devices are not
+    concerned. With any other reason, also one that is unknown, the rejection is final: the event
+    would be rejected again.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -339,7 +346,7 @@ class Rejection(_message.Message):
     index: _builtins.int
     """Index of the event in the request, from 0."""
     reason: _error_pb2.ErrorReason.ValueType
-    """Reason: INVALID_FIELD, RECORD_TOO_LARGE or MALFORMED_EVENT."""
+    """Reason: INVALID_FIELD, RECORD_TOO_LARGE, MALFORMED_EVENT, or the temporary OVERLOADED."""
     field: _builtins.str
     """Path of the field, such as `ids_detection.src_ip`; empty if the whole event is concerned."""
     message: _builtins.str
@@ -405,7 +412,7 @@ class PublishStreamResponse(_message.Message):
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """Error as of Publish: nothing of the request was accepted. The stream continues."""
+        """Error as of Publish. The stream continues."""
 
     def __init__(
         self,

@@ -61,10 +61,10 @@ class EventServiceServicer:
         """Publish stores events and answers once all accepted ones are durable. A request has at most
         1,000 events and 4 MiB. An invalid event is rejected alone; the others are accepted.
 
-        If it fails with one of the reasons of ErrorReason, nothing of the request was accepted.
-        If it fails without one, for example because the connection is lost, the events may have been
-        accepted. Send them again unchanged: they get the same CloudEvents ids, by which consumers
-        drop duplicates.
+        If it fails with a reason of ErrorReason other than OUTCOME_UNKNOWN, nothing of the request
+        was accepted. If it fails with OUTCOME_UNKNOWN or without a reason, for example because the
+        connection is lost, some or all of the events may have been accepted. Send them again
+        unchanged: they get the same CloudEvents ids, by which consumers drop duplicates.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

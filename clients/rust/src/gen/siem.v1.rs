@@ -3,6 +3,9 @@
 /// `google.rpc.ErrorInfo.reason` with the domain `siem.v1`; a rejected event carries one as
 /// `Rejection.reason`. Clients handle a reason that they do not know by the gRPC code alone.
 ///
+/// A rejection is final, except with the reason OVERLOADED, which is temporary: see Rejection.
+/// Clients treat a rejection whose reason they do not know as final.
+///
 /// The size of an error is bounded: `google.rpc.BadRequest` contains the first 20 violations
 /// at most, the message has at most 1 KiB, and all details together have at most 4 KiB in
 /// base64. A message about more violations than it names ends with "and N more".
@@ -30,8 +33,10 @@ pub enum ErrorReason {
     EtagMismatch = 7,
     /// ALREADY_EXISTS: another organization uses this external ID.
     ExternalIdInUse = 8,
-    /// RESOURCE_EXHAUSTED: the server's memory for requests in flight is exhausted. Try again
-    /// after the delay in `google.rpc.RetryInfo`.
+    /// RESOURCE_EXHAUSTED: the server's memory for requests in flight is exhausted. Nothing of the
+    /// request was accepted. Try again after the delay in `google.rpc.RetryInfo`.
+    /// Rejection: the integration of this event has more events waiting than it may. The event was
+    /// not accepted. Temporary: send it again under the same event_id after a pause.
     Overloaded = 9,
     /// UNAVAILABLE: the event log could not be written. Nothing of the request was accepted. Try
     /// again after the delay in `google.rpc.RetryInfo`.
@@ -52,6 +57,10 @@ pub enum ErrorReason {
     MalformedRequest = 15,
     /// UNIMPLEMENTED: `grpc-encoding` names a compression other than gzip.
     UnsupportedEncoding = 16,
+    /// UNAVAILABLE: a write of the event log failed, and some of the request's events may have been
+    /// kept. Send the request again with the same event ids after the delay in
+    /// `google.rpc.RetryInfo`; consumers drop duplicates by the ids.
+    OutcomeUnknown = 17,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -77,6 +86,7 @@ impl ErrorReason {
             Self::DiskFull => "ERROR_REASON_DISK_FULL",
             Self::MalformedRequest => "ERROR_REASON_MALFORMED_REQUEST",
             Self::UnsupportedEncoding => "ERROR_REASON_UNSUPPORTED_ENCODING",
+            Self::OutcomeUnknown => "ERROR_REASON_OUTCOME_UNKNOWN",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -99,6 +109,7 @@ impl ErrorReason {
             "ERROR_REASON_DISK_FULL" => Some(Self::DiskFull),
             "ERROR_REASON_MALFORMED_REQUEST" => Some(Self::MalformedRequest),
             "ERROR_REASON_UNSUPPORTED_ENCODING" => Some(Self::UnsupportedEncoding),
+            "ERROR_REASON_OUTCOME_UNKNOWN" => Some(Self::OutcomeUnknown),
             _ => None,
         }
     }
@@ -236,13 +247,19 @@ pub struct PublishResponse {
     #[prost(message, repeated, tag = "3")]
     pub rejections: ::prost::alloc::vec::Vec<Rejection>,
 }
-/// A rejected event.
+/// A rejected event. It was not accepted.
+///
+/// The rejection is temporary if its reason is OVERLOADED: send the event again, unchanged and so
+/// under the same CloudEvents id, after a pause that grows with each further rejection. Send later
+/// events of the same device only after it, so that they stay in order; other devices are not
+/// concerned. With any other reason, also one that is unknown, the rejection is final: the event
+/// would be rejected again.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Rejection {
     /// Index of the event in the request, from 0.
     #[prost(uint32, tag = "1")]
     pub index: u32,
-    /// Reason: INVALID_FIELD, RECORD_TOO_LARGE or MALFORMED_EVENT.
+    /// Reason: INVALID_FIELD, RECORD_TOO_LARGE, MALFORMED_EVENT, or the temporary OVERLOADED.
     #[prost(enumeration = "ErrorReason", tag = "2")]
     pub reason: i32,
     /// Path of the field, such as `ids_detection.src_ip`; empty if the whole event is concerned.
@@ -280,7 +297,7 @@ pub mod publish_stream_response {
         /// Response as of Publish.
         #[prost(message, tag = "2")]
         Result(super::PublishResponse),
-        /// Error as of Publish: nothing of the request was accepted. The stream continues.
+        /// Error as of Publish. The stream continues.
         #[prost(message, tag = "3")]
         Error(::tonic_types::Status),
     }
@@ -383,10 +400,10 @@ pub mod event_service_client {
         /// Publish stores events and answers once all accepted ones are durable. A request has at most
         /// 1,000 events and 4 MiB. An invalid event is rejected alone; the others are accepted.
         ///
-        /// If it fails with one of the reasons of ErrorReason, nothing of the request was accepted.
-        /// If it fails without one, for example because the connection is lost, the events may have been
-        /// accepted. Send them again unchanged: they get the same CloudEvents ids, by which consumers
-        /// drop duplicates.
+        /// If it fails with a reason of ErrorReason other than OUTCOME_UNKNOWN, nothing of the request
+        /// was accepted. If it fails with OUTCOME_UNKNOWN or without a reason, for example because the
+        /// connection is lost, some or all of the events may have been accepted. Send them again
+        /// unchanged: they get the same CloudEvents ids, by which consumers drop duplicates.
         pub async fn publish(
             &mut self,
             request: impl tonic::IntoRequest<super::PublishRequest>,
@@ -458,10 +475,10 @@ pub mod event_service_server {
         /// Publish stores events and answers once all accepted ones are durable. A request has at most
         /// 1,000 events and 4 MiB. An invalid event is rejected alone; the others are accepted.
         ///
-        /// If it fails with one of the reasons of ErrorReason, nothing of the request was accepted.
-        /// If it fails without one, for example because the connection is lost, the events may have been
-        /// accepted. Send them again unchanged: they get the same CloudEvents ids, by which consumers
-        /// drop duplicates.
+        /// If it fails with a reason of ErrorReason other than OUTCOME_UNKNOWN, nothing of the request
+        /// was accepted. If it fails with OUTCOME_UNKNOWN or without a reason, for example because the
+        /// connection is lost, some or all of the events may have been accepted. Send them again
+        /// unchanged: they get the same CloudEvents ids, by which consumers drop duplicates.
         async fn publish(
             &self,
             request: tonic::Request<super::PublishRequest>,

@@ -9,12 +9,15 @@ import { enumDesc, fileDesc } from "@bufbuild/protobuf/codegenv2";
  * Describes the file siem/v1/error.proto.
  */
 export const file_siem_v1_error: GenFile = /*@__PURE__*/
-  fileDesc("ChNzaWVtL3YxL2Vycm9yLnByb3RvEgdzaWVtLnYxKsUECgtFcnJvclJlYXNvbhIcChhFUlJPUl9SRUFTT05fVU5TUEVDSUZJRUQQABIeChpFUlJPUl9SRUFTT05fSU5WQUxJRF9GSUVMRBABEiAKHEVSUk9SX1JFQVNPTl9UT09fTUFOWV9FVkVOVFMQAhIiCh5FUlJPUl9SRUFTT05fUkVRVUVTVF9UT09fTEFSR0UQAxIhCh1FUlJPUl9SRUFTT05fUkVDT1JEX1RPT19MQVJHRRAEEiAKHEVSUk9SX1JFQVNPTl9NQUxGT1JNRURfRVZFTlQQBRImCiJFUlJPUl9SRUFTT05fSU5URUdSQVRJT05fTk9UX0ZPVU5EEAYSHgoaRVJST1JfUkVBU09OX0VUQUdfTUlTTUFUQ0gQBxIjCh9FUlJPUl9SRUFTT05fRVhURVJOQUxfSURfSU5fVVNFEAgSGwoXRVJST1JfUkVBU09OX09WRVJMT0FERUQQCRIfChtFUlJPUl9SRUFTT05fU1RPUkFHRV9GQUlMRUQQChIeChpFUlJPUl9SRUFTT05fU0hVVFRJTkdfRE9XThALEhkKFUVSUk9SX1JFQVNPTl9JTlRFUk5BTBAMEiAKHEVSUk9SX1JFQVNPTl9NRVNTQUdFX1RJTUVPVVQQDRIaChZFUlJPUl9SRUFTT05fRElTS19GVUxMEA4SIgoeRVJST1JfUkVBU09OX01BTEZPUk1FRF9SRVFVRVNUEA8SJQohRVJST1JfUkVBU09OX1VOU1VQUE9SVEVEX0VOQ09ESU5HEBBiBnByb3RvMw");
+  fileDesc("ChNzaWVtL3YxL2Vycm9yLnByb3RvEgdzaWVtLnYxKucECgtFcnJvclJlYXNvbhIcChhFUlJPUl9SRUFTT05fVU5TUEVDSUZJRUQQABIeChpFUlJPUl9SRUFTT05fSU5WQUxJRF9GSUVMRBABEiAKHEVSUk9SX1JFQVNPTl9UT09fTUFOWV9FVkVOVFMQAhIiCh5FUlJPUl9SRUFTT05fUkVRVUVTVF9UT09fTEFSR0UQAxIhCh1FUlJPUl9SRUFTT05fUkVDT1JEX1RPT19MQVJHRRAEEiAKHEVSUk9SX1JFQVNPTl9NQUxGT1JNRURfRVZFTlQQBRImCiJFUlJPUl9SRUFTT05fSU5URUdSQVRJT05fTk9UX0ZPVU5EEAYSHgoaRVJST1JfUkVBU09OX0VUQUdfTUlTTUFUQ0gQBxIjCh9FUlJPUl9SRUFTT05fRVhURVJOQUxfSURfSU5fVVNFEAgSGwoXRVJST1JfUkVBU09OX09WRVJMT0FERUQQCRIfChtFUlJPUl9SRUFTT05fU1RPUkFHRV9GQUlMRUQQChIeChpFUlJPUl9SRUFTT05fU0hVVFRJTkdfRE9XThALEhkKFUVSUk9SX1JFQVNPTl9JTlRFUk5BTBAMEiAKHEVSUk9SX1JFQVNPTl9NRVNTQUdFX1RJTUVPVVQQDRIaChZFUlJPUl9SRUFTT05fRElTS19GVUxMEA4SIgoeRVJST1JfUkVBU09OX01BTEZPUk1FRF9SRVFVRVNUEA8SJQohRVJST1JfUkVBU09OX1VOU1VQUE9SVEVEX0VOQ09ESU5HEBASIAocRVJST1JfUkVBU09OX09VVENPTUVfVU5LTk9XThARYgZwcm90bzM");
 
 /**
  * Reasons of errors. A gRPC error carries one, without the prefix `ERROR_REASON_`, as
  * `google.rpc.ErrorInfo.reason` with the domain `siem.v1`; a rejected event carries one as
  * `Rejection.reason`. Clients handle a reason that they do not know by the gRPC code alone.
+ *
+ * A rejection is final, except with the reason OVERLOADED, which is temporary: see Rejection.
+ * Clients treat a rejection whose reason they do not know as final.
  *
  * The size of an error is bounded: `google.rpc.BadRequest` contains the first 20 violations
  * at most, the message has at most 1 KiB, and all details together have at most 4 KiB in
@@ -90,8 +93,10 @@ export enum ErrorReason {
   EXTERNAL_ID_IN_USE = 8,
 
   /**
-   * RESOURCE_EXHAUSTED: the server's memory for requests in flight is exhausted. Try again
-   * after the delay in `google.rpc.RetryInfo`.
+   * RESOURCE_EXHAUSTED: the server's memory for requests in flight is exhausted. Nothing of the
+   * request was accepted. Try again after the delay in `google.rpc.RetryInfo`.
+   * Rejection: the integration of this event has more events waiting than it may. The event was
+   * not accepted. Temporary: send it again under the same event_id after a pause.
    *
    * @generated from enum value: ERROR_REASON_OVERLOADED = 9;
    */
@@ -150,6 +155,15 @@ export enum ErrorReason {
    * @generated from enum value: ERROR_REASON_UNSUPPORTED_ENCODING = 16;
    */
   UNSUPPORTED_ENCODING = 16,
+
+  /**
+   * UNAVAILABLE: a write of the event log failed, and some of the request's events may have been
+   * kept. Send the request again with the same event ids after the delay in
+   * `google.rpc.RetryInfo`; consumers drop duplicates by the ids.
+   *
+   * @generated from enum value: ERROR_REASON_OUTCOME_UNKNOWN = 17;
+   */
+  OUTCOME_UNKNOWN = 17,
 }
 
 /**

@@ -321,7 +321,13 @@ export const PublishResponseSchema: GenMessage<PublishResponse> = /*@__PURE__*/
   messageDesc(file_siem_v1_event, 4);
 
 /**
- * A rejected event.
+ * A rejected event. It was not accepted.
+ *
+ * The rejection is temporary if its reason is OVERLOADED: send the event again, unchanged and so
+ * under the same CloudEvents id, after a pause that grows with each further rejection. Send later
+ * events of the same device only after it, so that they stay in order; other devices are not
+ * concerned. With any other reason, also one that is unknown, the rejection is final: the event
+ * would be rejected again.
  *
  * @generated from message siem.v1.Rejection
  */
@@ -334,7 +340,7 @@ export type Rejection = Message<"siem.v1.Rejection"> & {
   index: number;
 
   /**
-   * Reason: INVALID_FIELD, RECORD_TOO_LARGE or MALFORMED_EVENT.
+   * Reason: INVALID_FIELD, RECORD_TOO_LARGE, MALFORMED_EVENT, or the temporary OVERLOADED.
    *
    * @generated from field: siem.v1.ErrorReason reason = 2;
    */
@@ -418,7 +424,7 @@ export type PublishStreamResponse = Message<"siem.v1.PublishStreamResponse"> & {
     case: "result";
   } | {
     /**
-     * Error as of Publish: nothing of the request was accepted. The stream continues.
+     * Error as of Publish. The stream continues.
      *
      * @generated from field: google.rpc.Status error = 3;
      */
@@ -447,10 +453,10 @@ export const EventService: GenService<{
    * Publish stores events and answers once all accepted ones are durable. A request has at most
    * 1,000 events and 4 MiB. An invalid event is rejected alone; the others are accepted.
    *
-   * If it fails with one of the reasons of ErrorReason, nothing of the request was accepted.
-   * If it fails without one, for example because the connection is lost, the events may have been
-   * accepted. Send them again unchanged: they get the same CloudEvents ids, by which consumers
-   * drop duplicates.
+   * If it fails with a reason of ErrorReason other than OUTCOME_UNKNOWN, nothing of the request
+   * was accepted. If it fails with OUTCOME_UNKNOWN or without a reason, for example because the
+   * connection is lost, some or all of the events may have been accepted. Send them again
+   * unchanged: they get the same CloudEvents ids, by which consumers drop duplicates.
    *
    * @generated from rpc siem.v1.EventService.Publish
    */
