@@ -37,7 +37,7 @@ use crate::{
         arn::Partition,
         attribution::IdentityState,
         event::Format,
-        integration::Integration,
+        integration::{Integration, IntegrationId},
         verdict::{TestError, TestVerdict, ValidationReport},
     },
     proto::{
@@ -95,8 +95,9 @@ pub trait Delivery: Send + Sync + 'static {
     /// AWS partition of this service's credentials, once it is known.
     fn partition(&self) -> Option<Partition>;
 
-    /// Stops delivery for a deleted integration. After it returns, no AWS call for it starts.
-    fn deleted(&self, deleted: &Deleted) -> impl Future<Output = ()> + Send;
+    /// Stops delivery for a deleted integration, and returns its final counts. After it returns,
+    /// no AWS call for it starts.
+    fn deleted(&self, id: IntegrationId) -> impl Future<Output = Deleted> + Send;
 }
 
 /// Dependencies and settings of the API.
@@ -141,11 +142,11 @@ impl<D: Delivery> Api<D> {
                 .set_service_status(name, ServingStatus::Serving)
                 .await;
         }
-        let has_space = self.store.has_room();
+        let has_capacity = self.store.has_capacity();
         tokio::spawn(report_health(
             health,
             self.own_identity,
-            has_space,
+            has_capacity,
             stop.clone(),
         ));
         let reflection = || {
@@ -204,15 +205,15 @@ impl<D: Delivery> Api<D> {
 }
 
 /// Reports `delivery` as NOT_SERVING while AWS refuses this service's own identity, and `publish`
-/// while the disk has no space for events.
+/// while the storage has no capacity for events.
 async fn report_health(
     mut health: HealthReporter,
     mut own_identity: watch::Receiver<IdentityState>,
-    mut has_space: watch::Receiver<bool>,
+    mut has_capacity: watch::Receiver<bool>,
     stop: CancellationToken,
 ) {
     own_identity.mark_changed();
-    has_space.mark_changed();
+    has_capacity.mark_changed();
     loop {
         let (name, serves) = tokio::select! {
             biased;
@@ -221,7 +222,7 @@ async fn report_health(
                 let serves = matches!(*own_identity.borrow_and_update(), IdentityState::Good);
                 (DELIVERY_HEALTH, serves)
             }
-            Ok(()) = has_space.changed() => (PUBLISH_HEALTH, *has_space.borrow_and_update()),
+            Ok(()) = has_capacity.changed() => (PUBLISH_HEALTH, *has_capacity.borrow_and_update()),
         };
         let status = match serves {
             true => ServingStatus::Serving,

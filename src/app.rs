@@ -24,7 +24,7 @@ use crate::{
         delivery::BatchLimits,
         event::{Format, FormatError, MAX_BODY_LENGTH, MAX_RECORD_LENGTH},
         external_id::ExternalId,
-        integration::Integration,
+        integration::{Integration, IntegrationId},
         retention::Retention,
         verdict::{TestError, TestVerdict, ValidationReport},
     },
@@ -379,13 +379,13 @@ impl ExternalIds for StoredExternalIds {
     }
 
     fn current_accepted(&self, integration: &Integration) {
-        let (store, key, version) = (self.0.clone(), integration.key, integration.version);
-        tokio::spawn(async move { store.retire_previous_external_id(key, version).await });
+        let (store, version) = (self.0.clone(), integration.version);
+        let id = integration.integration_id;
+        tokio::spawn(async move { store.retire_previous_external_id(id, version).await });
     }
 
     fn is_current(&self, integration: &Integration) -> bool {
-        let current = self.0.get(integration.key);
-        current.is_some_and(|current| current.integration.version == integration.version)
+        self.0.version(integration.integration_id) == Some(integration.version)
     }
 }
 
@@ -408,7 +408,7 @@ impl<S: Sink> Delivery for Deliveries<S> {
         self.0.partition()
     }
 
-    async fn deleted(&self, deleted: &Deleted) {
-        self.0.deleted(deleted).await;
+    async fn deleted(&self, id: IntegrationId) -> Deleted {
+        self.0.deleted(id).await
     }
 }

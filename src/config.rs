@@ -134,7 +134,7 @@ settings! {
     disk_reserve_bytes: usize = "disk-reserve-bytes", "67108864", Bytes(MIB..=1024 * GIB),
         "The disk space that events may not use, so that deliveries can be recorded when the disk is nearly full; at most an eighth of the disk.";
     log_tail_bytes: usize = "log-tail-bytes", "33554432", Bytes(0..=16 * GIB),
-        "The size of the newest part of the log that stays in memory, so that integrations without backlog read nothing from disk; up to twice as much if more than 800 integrations have events in it.";
+        "Memory for accepted events that are not delivered yet, in bytes; up to twice as much if more than 800 integrations share it. Above three quarters of it, publishes for integrations with a large part of it wait up to a second; then the oldest events move to the backlog on disk, and if that is not enough, events of such integrations are rejected as OVERLOADED. With 0 all events move there.";
     publish_bytes_in_flight: usize = "publish-bytes-in-flight", "16777216", Bytes(16 * MIB..=16 * GIB),
         "The maximum size of published events in memory that are not durable yet; further requests wait.";
     window_bytes: usize = "window-bytes", "33554432", Bytes(MIB..=16 * GIB),

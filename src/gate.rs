@@ -10,7 +10,7 @@ use tokio_util::{
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
 
-use crate::domain::{integration::IntegrationKey, map::Map};
+use crate::domain::{integration::IntegrationId, map::Map};
 
 #[derive(Debug)]
 struct Guard {
@@ -27,7 +27,7 @@ pub struct Gate {
 
 #[derive(Debug, Default)]
 struct State {
-    guards: Mutex<Map<IntegrationKey, Arc<Guard>>>,
+    guards: Mutex<Map<IntegrationId, Arc<Guard>>>,
     /// Cancels every call.
     all: CancellationToken,
 }
@@ -47,7 +47,7 @@ impl Pass {
 }
 
 impl Gate {
-    fn lock(&self) -> MutexGuard<'_, Map<IntegrationKey, Arc<Guard>>> {
+    fn lock(&self) -> MutexGuard<'_, Map<IntegrationId, Arc<Guard>>> {
         self.state
             .guards
             .lock()
@@ -57,7 +57,7 @@ impl Gate {
     /// A pass for a call, while the integration exists. `exists` runs under the lock that
     /// [`Gate::shut`] takes after the integration was deleted, so that a call either does
     /// not start or is waited for.
-    pub fn enter(&self, key: IntegrationKey, exists: impl FnOnce() -> bool) -> Option<Pass> {
+    pub fn enter(&self, id: IntegrationId, exists: impl FnOnce() -> bool) -> Option<Pass> {
         let mut guards = self.lock();
         if self.state.all.is_cancelled() || !exists() {
             return None;
@@ -66,7 +66,7 @@ impl Gate {
         if guards.len() >= 1024 && guards.len().is_power_of_two() {
             guards.retain(|_, guard| !guard.calls.is_empty());
         }
-        let guard = guards.entry(key).or_insert_with(|| {
+        let guard = guards.entry(id).or_insert_with(|| {
             Arc::new(Guard {
                 cancel: self.state.all.child_token(),
                 calls: TaskTracker::new(),
@@ -82,11 +82,11 @@ impl Gate {
     /// before or during the call.
     pub async fn call<T>(
         &self,
-        key: IntegrationKey,
+        id: IntegrationId,
         exists: impl FnOnce() -> bool,
         call: impl Future<Output = T>,
     ) -> Option<T> {
-        let pass = self.enter(key, exists)?;
+        let pass = self.enter(id, exists)?;
         tokio::select! {
             biased;
             () = pass.cancelled() => None,
@@ -95,8 +95,8 @@ impl Gate {
     }
 
     /// Cancels the calls in flight for a deleted integration, and waits for their end.
-    pub async fn shut(&self, key: IntegrationKey) {
-        let guard = self.lock().remove(&key);
+    pub async fn shut(&self, id: IntegrationId) {
+        let guard = self.lock().remove(&id);
         if let Some(guard) = guard {
             guard.cancel.cancel();
             guard.calls.close();

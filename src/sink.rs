@@ -28,6 +28,7 @@ pub use aws::AwsSink;
 pub use config::{AwsOptions, PutRecordsClient, StandInAccess};
 pub use read::{ReadError, ReadRecord, StreamReader};
 
+pub use crate::domain::delivery::RecordOutcome;
 pub use crate::domain::verdict::{
     AssumedWith, DryRun, ExternalIdProof, Receipt, TestReport, ValidationReport,
 };
@@ -36,7 +37,7 @@ use crate::domain::{
     attribution::IdentityState,
     event::{RECORD_OVERHEAD, RecordHead, UnreadableEvent, body_length, render_record},
     external_id::ExternalId,
-    integration::Integration,
+    integration::{Integration, IntegrationId},
     status::Fault,
 };
 
@@ -90,20 +91,6 @@ impl Record {
     }
 }
 
-/// Outcome of one record of an answered request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RecordOutcome {
-    /// The record is in the stream.
-    Accepted {
-        /// Shard of the record.
-        shard_id: Arc<str>,
-        /// Sequence number that Kinesis assigned.
-        sequence_number: Box<str>,
-    },
-    /// The record failed in a request that succeeded.
-    Failed(Fault),
-}
-
 /// Writes to a customer's stream. Implementations do not retry, except once with a newly
 /// assumed role if the cached session is no longer valid.
 pub trait Sink: Send + Sync + 'static {
@@ -144,7 +131,7 @@ pub trait Sink: Send + Sync + 'static {
     fn watch_identity(&self) -> impl Future<Output = ()> + Send;
 
     /// Drops the cached sessions of a deleted integration.
-    fn forget(&self, integration_id: Uuid);
+    fn forget(&self, integration_id: IntegrationId);
 }
 
 /// Decrypts external IDs at the moment a role is assumed.

@@ -1,187 +1,483 @@
-//! The store: integrations, their status and the log, on disk and in memory.
-//!
-//! One task writes (`writer`); everyone else asks it, and reads what it has made
-//! durable from the catalog, the tail of the log, or the database.
+//! Storage: the log of accepted events, the integrations with their status, and the ledger of
+//! what became of every event. [`ports`] is the contract of the engines, [`Store`] what the rest
+//! of the service uses.
 
-mod answers;
-mod batch;
+mod appender;
+mod backpressure;
 mod catalog;
-mod changes;
-mod check;
-mod chunk;
-mod command;
-mod connect;
-mod draft;
-mod express;
-mod external_ids;
-mod failure;
-mod gaps;
-mod gathered;
-mod integrations;
-mod many;
-mod open;
-mod packs;
+mod codec;
+#[cfg(test)]
+mod conformance;
+mod error;
+mod give_up;
+mod group;
+#[cfg(test)]
+mod memory;
+mod partition;
 mod plan;
-mod precedence;
-mod read;
-mod reader;
-mod rows;
-mod schema;
-mod script;
+pub mod ports;
+mod queue;
+mod replica;
 mod secret;
-mod settlements;
-mod settling;
-mod space;
-mod statements;
-mod tail;
+mod sql;
+mod sqlite;
+#[cfg(test)]
+mod tests;
 mod work;
-mod writer;
 
 use std::{
+    collections::{BTreeMap, HashMap},
     ops::RangeInclusive,
-    sync::{Arc, OnceLock},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
 };
 
 use jiff::Timestamp;
-use sea_orm::DatabaseConnection;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 
 use self::{
-    catalog::{Catalog, Slot},
-    command::{Command, Held, Reply},
-    precedence::Precedence,
-    secret::Sealer,
-    settlements::Settlements,
-    tail::{Coming, Tail},
+    appender::Appender,
+    backpressure::Backpressure,
+    catalog::Catalog,
+    partition::{Owner, Partitions},
+    plan::plan,
+    ports::{Availability, EventLog, Ledger, Ownership, Registered, Registry, RegistryChange},
+    secret::{Sealer, random_external_id},
+    sql::{RegistryOptions, SqlRegistry},
+    sqlite::SqliteOptions,
     work::WorkFeed,
 };
 pub use self::{
-    catalog::{Change, Changes, Tombstone},
-    command::{Configure, ConfigureError, Deleted, Settle, Tells},
-    draft::{NextRetry, Observed},
-    failure::{Failure, StoreError},
-    gaps::{GiveUp, GivenUp, Keep, What},
-    open::{OpenError, StoreOptions},
-    precedence::Load,
+    error::{ConfigureError, Failure, StoreError},
+    ports::{NextRetry, Observed, Tombstone},
     secret::{KeyError, MasterKey},
-    settlements::SettlePermit,
+    sqlite::OpenError,
     work::Attention,
 };
 use crate::domain::{
+    arn::{RoleArn, StreamArn},
+    chunk::Chunk,
+    delivery::Settlement,
+    event::GapReason,
     external_id::ExternalId,
-    integration::{Integration, IntegrationKey, Progress, Snapshot},
-    map::Map,
+    integration::{Integration, IntegrationId, Progress, Snapshot},
+    map::{Map, Set},
     organization::OrganizationId,
     segment::Segments,
-    status::StatusDetail,
+    status::{Status, StatusDetail},
 };
 
-/// The store, cheap to clone.
+/// Time between attempts to write what is pending at the end.
+const CLOSE_RETRY: Duration = Duration::from_millis(500);
+/// Time between steps of the removal of deleted integrations, which others' writes use.
+const REMOVE_PAUSE: Duration = Duration::from_millis(100);
+/// Time after a failed removal.
+const REMOVE_RETRY: Duration = Duration::from_secs(10);
+
+/// Configuration to store.
+#[derive(Clone, Debug)]
+pub struct Configure {
+    /// Organization that the integration belongs to.
+    pub organization_id: OrganizationId,
+    /// Stream that the events are written to.
+    pub stream_arn: StreamArn,
+    /// Role to assume.
+    pub role_arn: RoleArn,
+    /// None keeps the stored one.
+    pub external_id: Option<ExternalId>,
+    /// The stored external ID may be used until an AssumeRole with the new one works.
+    pub keep_previous: bool,
+    /// Only an external ID that was issued to the organization is allowed.
+    pub issued_only: bool,
+    /// If set, the etag that the stored configuration must have.
+    pub etag: Option<String>,
+    /// Caller, for the audit.
+    pub caller: Box<str>,
+}
+
+/// A deleted integration with its final counts.
+#[derive(Clone, Copy, Debug)]
+pub struct Deleted {
+    /// The integration.
+    pub integration_id: IntegrationId,
+    /// Final counts; nothing is pending.
+    pub progress: Progress,
+}
+
+/// A change of an integration or its status. Only the newest of each integration is kept.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// It was created, or its status changed.
+    Current(Snapshot),
+    /// It was deleted.
+    Deleted(Tombstone),
+}
+
+/// Changes in commit order.
+#[derive(Clone, Debug)]
+pub struct Changes {
+    /// Deletions up to this revision may be missing.
+    pub forgotten_to: u64,
+    /// Last revision that was looked at. If it is the one that was asked for, nothing is left.
+    pub seen_to: u64,
+    /// The changes with their revisions.
+    pub changes: Vec<(u64, Change)>,
+}
+
+/// Events to give up: they count as expired, and gap events replace them.
+#[derive(Clone, Debug)]
+pub struct GiveUp {
+    /// The integration.
+    pub integration_id: IntegrationId,
+    /// The events.
+    pub which: Which,
+    /// Sequences of records that are in flight, which are not given up, with the stored bytes of
+    /// each.
+    pub in_flight: BTreeMap<u64, u32>,
+}
+
+/// Choice of events to give up.
+#[derive(Clone, Debug)]
+pub enum Which {
+    /// Events that AWS refuses, with the stored bytes of each.
+    Refused(BTreeMap<u64, u32>),
+    /// The oldest events that retention does not keep.
+    Expired(Keep),
+    /// The events of a chunk that cannot be read, given by its first sequence.
+    Damaged(u64),
+}
+
+/// Part of an integration's pending events that retention keeps.
+#[derive(Clone, Copy, Debug)]
+pub struct Keep {
+    /// Sequence to begin with; what is before it was looked at already.
+    pub from: u64,
+    /// Chunks that were accepted up to this time are not kept.
+    pub accepted_before: Timestamp,
+    /// Pending bytes up to which nothing is removed because of size.
+    pub max_bytes: u64,
+    /// Bytes that are kept if there are more than `max_bytes`.
+    pub bytes: u64,
+    /// Most chunks of one step; at least 2.
+    pub chunks: usize,
+}
+
+/// Events that were given up.
+#[derive(Clone, Debug, Default)]
+pub struct GivenUp {
+    /// Changed chunks, without their segments.
+    pub chunks: Vec<Chunk>,
+    /// Number of events that were given up.
+    pub expired: u64,
+    /// Reason, if events expired or were damaged.
+    pub reason: Option<GapReason>,
+    /// Sequence from which there may be more to expire.
+    pub next: Option<u64>,
+}
+
+/// Settings of the store.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// Directory of the database. Created if it is missing.
+    pub data_dir: PathBuf,
+    /// Bytes of the disk that events leave free; at most an eighth of the disk.
+    pub disk_reserve_bytes: u64,
+    /// Budget of the tail: memory for accepted events that are not delivered, in bytes.
+    pub log_tail_bytes: usize,
+    /// Time that an append waits for further requests.
+    pub commit_linger: Duration,
+    /// Longest time until a settlement is written.
+    pub settle_linger: Duration,
+    /// Time without a delivery after which throttling or an outage becomes the status.
+    pub failing_after: Duration,
+    /// Deletions that are remembered for status streams that resume.
+    pub tombstones: usize,
+}
+
+/// Engines of a store.
+struct Engines {
+    log: Arc<dyn EventLog>,
+    registry: Arc<dyn Registry>,
+    ledger: Arc<dyn Ledger>,
+    ownership: Arc<dyn Ownership>,
+}
+
+/// The store. Cheap to clone: clones are the same store.
 #[derive(Clone)]
 pub struct Store {
-    commands: mpsc::Sender<Command>,
-    settlements: Settlements,
+    shared: Arc<Shared>,
+    appender: Appender,
+}
+
+struct Shared {
+    log: Arc<dyn EventLog>,
+    ledger: Arc<dyn Ledger>,
     catalog: Arc<Catalog>,
-    tail: Arc<Tail>,
+    partitions: Arc<Partitions>,
     work: Arc<WorkFeed>,
-    precedence: Arc<Precedence>,
-    backlog: Arc<[(IntegrationKey, Timestamp)]>,
-    sealer: Arc<Sealer>,
-    reader: DatabaseConnection,
-    database_id: Arc<str>,
-    has_room: watch::Receiver<bool>,
-    failure: Arc<OnceLock<Failure>>,
+    backpressure: Arc<Backpressure>,
+    sealer: Sealer,
+    has_capacity: watch::Receiver<bool>,
+    /// Notified when an integration was deleted.
+    deleted: Arc<Notify>,
 }
 
 impl Store {
-    /// The integration of an organization.
+    /// Opens the embedded store in a directory, and starts its tasks on the current runtime.
+    pub async fn open(options: StoreOptions, key: MasterKey) -> Result<Self, OpenError> {
+        let path = options.data_dir.clone();
+        let failed = |source| match source {
+            StoreError::Corrupt(what) => OpenError::Damaged {
+                path: path.clone(),
+                what,
+            },
+            StoreError::Full => OpenError::Full(path.clone()),
+            source => OpenError::Database {
+                path: path.clone(),
+                source,
+            },
+        };
+        let sealer = Sealer::new(&key).map_err(failed)?;
+        let engine = sqlite::open(&SqliteOptions {
+            data_dir: options.data_dir.clone(),
+            disk_reserve_bytes: options.disk_reserve_bytes,
+            settle_linger: options.settle_linger,
+        })
+        .await?;
+        let registry = RegistryOptions {
+            partitions: 1,
+            tombstones: options.tombstones,
+            failing_after: options.failing_after,
+        };
+        let registry = SqlRegistry::open(engine.database().clone(), registry).await;
+        let engine = Arc::new(engine);
+        let engines = Engines {
+            log: Arc::clone(&engine) as Arc<dyn EventLog>,
+            registry: Arc::new(registry.map_err(failed)?),
+            ledger: Arc::clone(&engine) as Arc<dyn Ledger>,
+            ownership: engine,
+        };
+        let store = Self::start(engines, &options, sealer)
+            .await
+            .map_err(failed)?;
+        if store.is_sealed_with_another_key() {
+            store.close().await;
+            return Err(OpenError::WrongKey(options.data_dir));
+        }
+        Ok(store)
+    }
+
+    /// Starts a store on engines.
+    async fn start(
+        engines: Engines,
+        options: &StoreOptions,
+        sealer: Sealer,
+    ) -> Result<Self, StoreError> {
+        let Engines {
+            log,
+            registry,
+            ledger,
+            ownership,
+        } = engines;
+        let work = Arc::new(WorkFeed::default());
+        let catalog = Catalog::load(registry, Arc::clone(&work), options.failing_after).await?;
+        let catalog = Arc::new(catalog);
+        let backpressure = Arc::new(Backpressure::new(options.log_tail_bytes));
+        let of_owners = partition::Shared {
+            log: Arc::clone(&log),
+            ledger: Arc::clone(&ledger),
+            catalog: Arc::clone(&catalog),
+            work: Arc::clone(&work),
+            backpressure: Arc::clone(&backpressure),
+            tail_bytes: options.log_tail_bytes,
+            // The engine may wait as long again, to share the transaction of an append.
+            linger: options.settle_linger / 2,
+        };
+        let mut owners = Vec::new();
+        for lease in ownership.acquire().await? {
+            owners.push(Owner::start(of_owners.clone(), lease).await?);
+        }
+        let partitions = Arc::new(Partitions::new(owners, Arc::clone(&catalog)));
+        let deleted = Arc::<Notify>::default();
+        catalog.spawn(remove_deleted(Arc::clone(&ledger), Arc::clone(&deleted)));
+        let appender = Appender::start(
+            Arc::clone(&log),
+            Arc::clone(&catalog),
+            Arc::clone(&partitions),
+            options.commit_linger,
+        );
+        let shared = Shared {
+            has_capacity: capacity(log.availability()),
+            log,
+            ledger,
+            catalog,
+            partitions,
+            work,
+            backpressure,
+            sealer,
+            deleted,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            appender,
+        })
+    }
+
+    fn is_sealed_with_another_key(&self) -> bool {
+        let replica = self.shared.catalog.replica();
+        replica.any(|registered| {
+            let sealed = &registered.integration.external_id;
+            *sealed.key_id != *self.shared.sealer.key_id()
+        })
+    }
+
+    /// Completes what the registry has with the counts and times of the owner.
+    fn snapshot(&self, registered: Registered) -> Snapshot {
+        let id = registered.integration.integration_id;
+        let owner = self.shared.partitions.owner(id);
+        let mut status = registered.status;
+        let progress = owner.and_then(|owner| {
+            let (times, progress) = owner.shown(id)?;
+            // A new configuration that was not attempted has no times.
+            let is_new =
+                status.status == Status::Unknown && times.version != registered.integration.version;
+            if times.last_attempt.is_some() && !is_new {
+                status = Arc::new(StatusDetail {
+                    last_attempt: times.last_attempt,
+                    last_delivery: times.last_delivery,
+                    ..(*status).clone()
+                });
+            }
+            Some(progress)
+        });
+        Snapshot {
+            integration: registered.integration,
+            status,
+            progress: progress.unwrap_or(Progress::NEW),
+            revision: registered.status_revision,
+        }
+    }
+
+    fn look<T>(&self, id: IntegrationId, look: impl FnOnce(&Registered) -> T) -> Option<T> {
+        self.shared.catalog.replica().look(id, look)
+    }
+
+    /// Returns the integration of an organization.
     pub fn find(&self, organization_id: &str) -> Option<Snapshot> {
-        self.catalog.find(organization_id)
+        self.get(self.id_of(organization_id)?)
     }
 
-    /// The store's number of an organization's integration.
-    pub fn key_of(&self, organization_id: &str) -> Option<IntegrationKey> {
-        self.catalog.key_of(organization_id)
+    /// Returns the id of an organization's integration.
+    pub fn id_of(&self, organization_id: &str) -> Option<IntegrationId> {
+        self.shared.catalog.replica().id_of(organization_id)
     }
 
-    /// An integration by the store's number.
-    pub fn get(&self, key: IntegrationKey) -> Option<Snapshot> {
-        self.catalog.slot(key).map(|slot| slot.snapshot)
+    /// Returns an integration with its status and counts.
+    pub fn get(&self, id: IntegrationId) -> Option<Snapshot> {
+        let registered = self.look(id, Registered::clone)?;
+        Some(self.snapshot(registered))
     }
 
-    /// An integration's configuration.
-    pub fn integration(&self, key: IntegrationKey) -> Option<Arc<Integration>> {
-        let integration = |slot: &Slot| Arc::clone(&slot.snapshot.integration);
-        self.catalog.look(key, integration)
+    /// Returns the configuration of an integration.
+    pub fn integration(&self, id: IntegrationId) -> Option<Arc<Integration>> {
+        self.look(id, |registered| Arc::clone(&registered.integration))
     }
 
-    /// How far an integration's log has come.
-    pub fn progress(&self, key: IntegrationKey) -> Option<Progress> {
-        self.catalog.look(key, |slot| slot.snapshot.progress)
+    /// Returns the event counts of an integration whose partition this instance owns.
+    pub fn progress(&self, id: IntegrationId) -> Option<Progress> {
+        let owner = self.shared.partitions.owner(id)?;
+        Some(owner.progress(id).unwrap_or(Progress::NEW))
+    }
+
+    /// Returns the sequence that the integration's next event will get. None if it does not
+    /// exist.
+    pub fn next_sequence(&self, id: IntegrationId) -> Option<u64> {
+        Some(self.progress(id)?.next_sequence)
     }
 
     /// Whether an integration exists.
-    pub fn exists(&self, key: IntegrationKey) -> bool {
-        self.catalog.contains(key)
+    pub fn exists(&self, id: IntegrationId) -> bool {
+        self.shared.catalog.replica().contains(id)
     }
 
-    /// The version of an integration's configuration. None where it is gone.
-    pub fn version(&self, key: IntegrationKey) -> Option<u64> {
-        let version = |slot: &Slot| slot.snapshot.integration.version;
-        self.catalog.look(key, version)
+    /// Returns the version of an integration's configuration.
+    pub fn version(&self, id: IntegrationId) -> Option<u64> {
+        self.shared.catalog.replica().version(id)
     }
 
-    /// The sequence that an integration's next event will get. None where it is gone.
-    pub fn next_sequence(&self, key: IntegrationKey) -> Option<u64> {
-        let next = |slot: &Slot| slot.snapshot.progress.next_sequence;
-        self.catalog.look(key, next)
-    }
-
-    /// At most `limit` integrations that `keep` keeps, in the order of their
-    /// organizations, after `after`.
+    /// Returns the next `limit` integrations after an organization, in the order of their
+    /// organizations, for whose status `keep` returns true.
     pub fn page(
         &self,
         after: &str,
         limit: usize,
-        keep: impl Fn(&Snapshot) -> bool,
+        keep: impl Fn(&StatusDetail) -> bool,
     ) -> Vec<Snapshot> {
-        self.catalog.page(after, limit, keep)
+        let replica = self.shared.catalog.replica();
+        let page = replica.page(after, limit, |registered| keep(&registered.status));
+        page.into_iter().map(|one| self.snapshot(one)).collect()
     }
 
-    /// The last `most` integrations that are Active and were delivered to, and when; the
-    /// newest last.
-    pub fn delivered_last(&self, most: usize) -> Vec<(Arc<Integration>, Timestamp)> {
-        self.catalog.delivered_last(most)
+    /// Returns the last `max` active integrations with a delivery and its time, oldest first.
+    pub fn delivered_last(&self, max: usize) -> Vec<(Arc<Integration>, Timestamp)> {
+        let owners = self.shared.partitions.all();
+        let mut delivered: Vec<_> = owners.flat_map(|owner| owner.delivered()).collect();
+        delivered.sort_unstable_by(|one, other| other.cmp(one));
+        let is_active = |registered: &Registered| registered.status.status == Status::Active;
+        let mut last: Vec<(Arc<Integration>, Timestamp)> = delivered
+            .into_iter()
+            .filter_map(|(at, id)| {
+                let integration = self.look(id, |registered| {
+                    is_active(registered).then(|| Arc::clone(&registered.integration))
+                });
+                Some((integration??, at))
+            })
+            .take(max)
+            .collect();
+        last.reverse();
+        last
     }
 
-    /// Integrations of which something was in the log when the store was opened, and
-    /// since when.
-    pub fn backlog(&self) -> &[(IntegrationKey, Timestamp)] {
-        &self.backlog
+    /// Waits until integrations need the worker's attention, and returns them. For one caller.
+    /// Integrations with pending events at the start are among the first.
+    pub async fn attention(&self) -> Map<IntegrationId, Attention> {
+        self.shared.work.take().await
     }
 
-    /// Waits until integrations want attention, and takes them. For one worker.
-    pub async fn attention(&self) -> Map<IntegrationKey, Attention> {
-        self.work.take().await
-    }
-
-    /// The newest revision, as it changes.
+    /// Newest revision, as it changes.
     pub fn revision(&self) -> watch::Receiver<u64> {
-        self.catalog.revision()
+        self.shared.catalog.replica().revision()
     }
 
-    /// Looks at `limit` changes after a revision, in commit order, the newest of each
-    /// integration, and takes those of the organizations that `keep` keeps.
+    /// Returns creations, changes of status and deletions after a revision: of the first `limit`
+    /// that are found, those for whose organizations `keep` returns true.
     pub fn changes_after(
         &self,
         revision: u64,
         limit: usize,
         keep: impl Fn(&OrganizationId) -> bool,
     ) -> Changes {
-        self.catalog.changes_after(revision, limit, keep)
+        let found = self
+            .shared
+            .catalog
+            .replica()
+            .changes_after(revision, limit, keep);
+        let changes = found.changes.into_iter().map(|change| match change {
+            RegistryChange::Current(registered) => {
+                let revision = registered.status_revision;
+                (revision, Change::Current(self.snapshot(registered)))
+            }
+            RegistryChange::Deleted(tombstone) => (tombstone.revision, Change::Deleted(tombstone)),
+        });
+        Changes {
+            forgotten_to: found.forgotten_to,
+            seen_to: found.up_to,
+            changes: changes.collect(),
+        }
     }
 
-    /// Of the named organizations, at most `limit` integrations whose last change came in
+    /// Returns at most `limit` integrations of the named organizations whose last change is in
     /// `revisions`, in commit order.
     pub fn current_of<'a>(
         &self,
@@ -189,91 +485,111 @@ impl Store {
         revisions: RangeInclusive<u64>,
         limit: usize,
     ) -> Vec<Snapshot> {
-        self.catalog.current_of(organizations, revisions, limit)
+        let replica = self.shared.catalog.replica();
+        let found = replica.current_of(organizations, revisions, limit);
+        found.into_iter().map(|one| self.snapshot(one)).collect()
     }
 
-    /// Names this database, so that revisions of another one are told apart.
+    /// Identity of the database, to tell revisions of different databases apart.
     pub fn database_id(&self) -> &str {
-        &self.database_id
+        self.shared.catalog.registry().database_id()
     }
 
-    /// The external ID in clear, for AssumeRole.
+    /// Decrypts the external ID of an integration.
     pub fn open_external_id(&self, integration: &Integration) -> Result<ExternalId, StoreError> {
-        self.sealer
+        self.shared
+            .sealer
             .open(&integration.external_id, integration.integration_id)
-            .map_err(|_| StoreError::Sealing)
     }
 
-    /// Whether the disk has room for events, as it changes.
-    pub fn has_room(&self) -> watch::Receiver<bool> {
-        self.has_room.clone()
+    /// Decrypts the previous external ID, if it may still be used.
+    pub fn open_previous_external_id(
+        &self,
+        integration: &Integration,
+    ) -> Option<Result<ExternalId, StoreError>> {
+        let previous = integration.previous_at(Timestamp::now())?;
+        let sealer = &self.shared.sealer;
+        Some(sealer.open(&previous.external_id, integration.integration_id))
     }
 
-    /// An error while the disk has no room for events, before anything is done for them.
-    pub fn check_room(&self) -> Result<(), StoreError> {
-        match *self.has_room.borrow() {
-            true => Ok(()),
-            false => Err(StoreError::NoRoom),
+    /// Whether the storage has capacity for events, as it changes.
+    pub fn has_capacity(&self) -> watch::Receiver<bool> {
+        self.shared.has_capacity.clone()
+    }
+
+    /// Returns an error while the storage has no capacity for events.
+    pub fn check_capacity(&self) -> Result<(), StoreError> {
+        match *self.shared.log.availability().borrow() {
+            Availability::Open => Ok(()),
+            Availability::Full => Err(StoreError::Full),
+            Availability::Unavailable => Err(StoreError::Failed("the log is unavailable".into())),
         }
     }
 
-    /// Says what keeps deliveries from being made.
-    pub fn tell_load(&self, load: Load) {
-        self.precedence.set(load);
+    /// Applies backpressure before events are appended: waits, at most a second, while delivery
+    /// is behind and the events' integrations have their share of the memory. Returns the
+    /// integrations whose events must be refused as overloaded.
+    pub async fn admit(&self, segments: &Segments) -> Set<IntegrationId> {
+        let partitions = &self.shared.partitions;
+        let bytes_of = |id| partitions.owner(id).map_or(0, |owner| owner.bytes_of(id));
+        let press = || partitions.all().for_each(|owner| owner.press());
+        let backpressure = &self.shared.backpressure;
+        backpressure.admit(segments, bytes_of, press).await
     }
 
-    /// Waits, at most a second, where those who deliver have no time for that and for what
-    /// comes, which would have to be read back for them, and much of what waits is of the same
-    /// integrations. Whoever has events waits here first.
-    pub async fn give_way(&self, segments: &Segments) {
-        let keys = segments.parts().iter().map(|part| part.key);
-        self.precedence.give_way(&self.tail, keys).await;
-    }
-
-    /// Appends events, in the order of the calls. The answer comes once they are
-    /// synced to disk: of how many the integration exists. On an error nothing was kept.
-    /// `memory` is held until then, whoever still waits for it.
+    /// Appends events, in the order of the calls. The returned future ends once they are
+    /// durable. `memory` is held until then, even if nobody waits.
     pub async fn append(
         &self,
         segments: Segments,
         memory: Option<OwnedSemaphorePermit>,
-    ) -> Result<impl Future<Output = Result<u32, StoreError>> + Send + use<>, StoreError> {
-        let (reply, answer) = oneshot::channel();
-        let held = Held {
-            _memory: memory,
-            _coming: Coming::new(&self.tail, segments.bytes()),
-        };
-        self.commands
-            .send(Command::Append {
-                segments,
-                held,
-                reply,
-            })
-            .await
-            .map_err(|_| StoreError::Closed)?;
-        Ok(async { answer.await.map_err(|_| StoreError::Closed)? })
+    ) -> Result<impl Future<Output = Result<(), StoreError>> + Send + use<>, StoreError> {
+        let incoming = self.shared.backpressure.incoming(segments.bytes());
+        self.appender.append(segments, memory, incoming).await
     }
 
     /// Creates or replaces an integration.
     pub async fn configure(&self, configure: Configure) -> Result<Snapshot, ConfigureError> {
-        let configure = Box::new(configure);
-        self.ask(|reply| Command::Configure { configure, reply })
-            .await
+        let store = self.clone();
+        run(async move {
+            let organization_id = configure.organization_id.clone();
+            let (sealer, now) = (&store.shared.sealer, now());
+            let plan = |existing: Option<&Registered>| plan(existing, &configure, sealer, now);
+            let catalog = &store.shared.catalog;
+            let stored = catalog.configure(&organization_id, &plan).await?;
+            // The newest status is shown, but another version is not this caller's.
+            let integration = &stored.integration;
+            let (id, version) = (integration.integration_id, integration.version);
+            let current = store.look(id, Registered::clone);
+            let current = current.filter(|current| current.integration.version == version);
+            Ok(store.snapshot(current.unwrap_or(stored)))
+        })
+        .await
     }
 
-    /// The integration that a Configure would make, stored nowhere.
+    /// Returns the integration that a Configure would store, storing nothing.
     pub async fn validate_only(&self, configure: Configure) -> Result<Snapshot, ConfigureError> {
-        let existing = self.find(configure.organization_id.as_str());
-        let now = rows::now();
-        let plan = plan::plan(existing.as_ref(), configure, &self.sealer, now)?;
-        plan.check_external_id(&self.reader, &self.sealer).await?;
+        let existing = self.id_of(configure.organization_id.as_str());
+        let existing = existing.and_then(|id| self.look(id, Registered::clone));
+        let now = now();
+        let planned = plan(existing.as_ref(), &configure, &self.shared.sealer, now)?;
+        self.shared
+            .catalog
+            .registry()
+            .check_external_id(
+                &configure.organization_id,
+                &planned.fingerprint,
+                planned.issued_only,
+            )
+            .await?;
+        let integration = Arc::new(planned.integration);
         Ok(match existing {
-            Some(existing) => Snapshot {
-                integration: Arc::new(plan.integration),
+            Some(existing) => self.snapshot(Registered {
+                integration,
                 ..existing
-            },
+            }),
             None => Snapshot {
-                integration: Arc::new(plan.integration),
+                integration,
                 status: Arc::new(StatusDetail::unknown(now)),
                 progress: Progress::NEW,
                 revision: 0,
@@ -281,109 +597,205 @@ impl Store {
         })
     }
 
-    /// Issues a fresh external ID to an organization; no other may use it.
+    /// Issues a new external ID to an organization. No other may use it.
     pub async fn issue_external_id(
         &self,
         organization_id: OrganizationId,
     ) -> Result<ExternalId, StoreError> {
-        let external_id = secret::random_external_id()?;
-        let issued = external_id.clone();
-        let answer: Result<(), StoreError> = self
-            .ask(|reply| Command::Issue {
-                organization_id,
-                external_id,
-                reply,
-            })
-            .await;
-        answer.map(|()| issued)
-    }
-
-    /// Says that an AssumeRole with the external ID of this version has worked, so that
-    /// the one before is no longer needed.
-    pub async fn retire_previous_external_id(&self, key: IntegrationKey, version: u64) {
-        let retire = Command::RetirePrevious { key, version };
-        // It is said again at the next AssumeRole.
-        let _closed = self.commands.send(retire).await;
-    }
-
-    /// The external ID before, in clear, while it still serves.
-    pub fn open_previous_external_id(
-        &self,
-        integration: &Integration,
-    ) -> Option<Result<ExternalId, StoreError>> {
-        let previous = integration.previous_at(Timestamp::now())?;
-        let opened = self
-            .sealer
-            .open(&previous.external_id, integration.integration_id);
-        Some(opened.map_err(|_| StoreError::Sealing))
-    }
-
-    /// Deletes an organization's integration. None where there is none.
-    pub async fn delete(
-        &self,
-        organization_id: OrganizationId,
-        caller: Box<str>,
-    ) -> Result<Option<Deleted>, StoreError> {
-        self.ask(|reply| Command::Delete {
-            organization_id,
-            caller,
-            reply,
+        let store = self.clone();
+        run(async move {
+            let external_id = random_external_id()?;
+            let fingerprint = store.shared.sealer.fingerprint(&external_id);
+            let registry = store.shared.catalog.registry();
+            registry
+                .issue_external_id(&organization_id, &fingerprint)
+                .await?;
+            Ok(external_id)
         })
         .await
     }
 
-    async fn ask<T, E: From<StoreError>>(
+    /// Forgets the previous external ID, after an AssumeRole with the current one of this version
+    /// has worked.
+    pub async fn retire_previous_external_id(&self, id: IntegrationId, version: u64) {
+        let catalog = &self.shared.catalog;
+        if let Err(error) = catalog.retire_previous_external_id(id, version).await {
+            // It is asked for again at the next AssumeRole.
+            tracing::warn!(%error, "cannot forget the previous external ID");
+        }
+    }
+
+    /// Deletes an organization's integration. None if there is none. The final counts follow with
+    /// [`Store::discard`].
+    pub async fn delete(
         &self,
-        command: impl FnOnce(Reply<T, E>) -> Command,
-    ) -> Result<T, E> {
-        let (reply, answer) = oneshot::channel();
-        self.commands
-            .send(command(reply))
-            .await
-            .map_err(|_| StoreError::Closed)?;
-        answer.await.map_err(|_| StoreError::Closed)?
+        organization_id: OrganizationId,
+        caller: Box<str>,
+    ) -> Result<Option<IntegrationId>, StoreError> {
+        let store = self.clone();
+        run(async move {
+            let deleted = store
+                .shared
+                .catalog
+                .delete(&organization_id, &caller)
+                .await?;
+            Ok(deleted.map(|tombstone| tombstone.integration_id))
+        })
+        .await
     }
 
-    /// Records what an attempt achieved. It is durable within the settle linger, or
-    /// at once where it changes the status.
-    pub async fn settle(&self, settle: Settle) {
-        // A closed store has settled what it could; the rest is sent again.
-        if let Some(permit) = self.reserve_settle().await {
-            permit.settle(settle);
+    /// Discards the pending events of a deleted integration, after its last AWS call has ended.
+    pub fn discard(&self, id: IntegrationId) -> Deleted {
+        let mut owners = self.shared.partitions.all();
+        let progress = owners.find_map(|owner| owner.discard(id));
+        self.shared.deleted.notify_one();
+        Deleted {
+            integration_id: id,
+            progress: progress.unwrap_or(Progress::NEW),
         }
     }
 
-    /// Waits for room to settle. None where the store is closed.
-    pub async fn reserve_settle(&self) -> Option<SettlePermit> {
-        self.settlements.reserve().await
+    /// Records what an attempt achieved: in memory at once, durably within the setting
+    /// `settle-linger`, or as soon as possible if it changes the status.
+    pub fn settle(
+        &self,
+        id: IntegrationId,
+        settlement: Option<Settlement>,
+        observed: Option<Observed>,
+    ) {
+        if let Some(owner) = self.shared.partitions.owner(id) {
+            owner.settle(id, settlement.as_ref(), observed);
+        }
     }
 
-    /// Gives events up: they count as expired, and gaps stand in their place in the log.
-    /// While it is under way nothing of the integration may be settled or read that was
-    /// not before.
-    pub async fn give_up(&self, ask: GiveUp) -> Result<GivenUp, StoreError> {
-        self.ask(|reply| Command::GiveUp { ask, reply }).await
+    /// Records what an attempt showed of the status, and returns once it is durable.
+    pub async fn observe(&self, observed: Observed) -> Result<(), StoreError> {
+        let store = self.clone();
+        run(async move {
+            let id = observed.integration_id;
+            match store.shared.partitions.owner(id) {
+                // In order with what deliveries show.
+                Some(owner) => {
+                    owner.settle(id, None, Some(observed));
+                    owner.write().await
+                }
+                None => store.shared.catalog.observe(&[observed]).await,
+            }
+        })
+        .await
     }
 
-    /// Returns when the store has ended: after [`Store::close`], by a failure, or by a
-    /// defect.
+    /// Reads the pending events of an integration from a sequence on, in order: chunks of about
+    /// `max_bytes`, at least one if there is one. What was settled before is settled in them.
+    pub async fn read(
+        &self,
+        id: IntegrationId,
+        from: u64,
+        max_bytes: usize,
+    ) -> Result<Vec<Chunk>, StoreError> {
+        match self.shared.partitions.owner(id) {
+            Some(owner) => owner.read(id, from, max_bytes).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Acceptance time of the oldest pending event of each integration that has one.
+    pub async fn oldest_pending(
+        &self,
+        ids: &[IntegrationId],
+    ) -> Result<HashMap<IntegrationId, Timestamp>, StoreError> {
+        // In this order, because events leave memory for the ledger.
+        let mut oldest = HashMap::new();
+        for owner in self.shared.partitions.all() {
+            oldest.extend(owner.oldest_pending(ids));
+        }
+        for (id, at) in self.shared.ledger.oldest_pending(ids).await? {
+            let known = oldest.entry(id).or_insert(at);
+            *known = at.min(*known);
+        }
+        Ok(oldest)
+    }
+
+    /// Gives events up, durably. Meanwhile nothing of the integration may be settled or read that
+    /// was not in flight before.
+    pub async fn give_up(&self, give_up: GiveUp) -> Result<GivenUp, StoreError> {
+        match self.shared.partitions.owner(give_up.integration_id) {
+            Some(owner) => owner.give_up(give_up).await,
+            None => Ok(GivenUp::default()),
+        }
+    }
+
+    /// Returns when the store has ended: after [`Store::close`], or by a failure.
     pub async fn ended(&self) -> Option<Failure> {
-        self.commands.closed().await;
-        self.failure.get().cloned()
+        tokio::select! {
+            failure = self.shared.log.ended() => failure,
+            failure = self.shared.catalog.failed() => failure,
+        }
     }
 
-    /// Writes what is left and closes the database. While attempts cannot be settled, that is
-    /// tried again until this future is dropped.
+    /// Writes what is pending and closes the storage. Retries until this future is dropped.
     pub async fn close(&self) {
-        let (reply, closed) = oneshot::channel();
-        if self.commands.send(Command::Close { reply }).await.is_ok() {
-            let _gone = closed.await;
-        }
-        if let Err(error) = self.reader.clone().close().await {
-            tracing::warn!(%error, "the database did not close cleanly");
+        let writing = async {
+            for owner in self.shared.partitions.all() {
+                // The first write also waits for one that is in progress.
+                while owner.write().await.is_err() || !owner.is_clean() {
+                    tokio::time::sleep(CLOSE_RETRY).await;
+                }
+                owner.stop();
+            }
+        };
+        tokio::select! {
+            () = writing => self.shared.log.close().await,
+            // After a failure nothing can be written.
+            _failure = self.ended() => {}
         }
     }
 }
 
-#[cfg(test)]
-mod tests;
+/// Runs work that must not end half-way because its caller is gone.
+async fn run<T, E>(work: impl Future<Output = Result<T, E>> + Send + 'static) -> Result<T, E>
+where
+    T: Send + 'static,
+    E: From<StoreError> + Send + 'static,
+{
+    let done = tokio::spawn(work).await;
+    done.unwrap_or_else(|_panicked| Err(StoreError::Closed.into()))
+}
+
+/// The time, with the precision of the storage, so that it is the same after a restart.
+fn now() -> Timestamp {
+    let now = Timestamp::now();
+    Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
+}
+
+/// Whether the log is not full, as it changes.
+fn capacity(mut availability: watch::Receiver<Availability>) -> watch::Receiver<bool> {
+    let is_open = |availability: Availability| availability != Availability::Full;
+    let (sender, receiver) = watch::channel(is_open(*availability.borrow()));
+    tokio::spawn(async move {
+        while availability.changed().await.is_ok() {
+            let open = is_open(*availability.borrow_and_update());
+            sender.send_if_modified(|known| std::mem::replace(known, open) != open);
+        }
+    });
+    receiver
+}
+
+/// Removes what is left of deleted integrations, at the start and after each deletion.
+async fn remove_deleted(ledger: Arc<dyn Ledger>, deleted: Arc<Notify>) {
+    loop {
+        let pause = match ledger.remove_deleted().await {
+            Ok(true) => {
+                deleted.notified().await;
+                continue;
+            }
+            Ok(false) => REMOVE_PAUSE,
+            Err(StoreError::Closed) => return,
+            Err(error) => {
+                tracing::warn!(%error, "cannot remove the events of deleted integrations");
+                REMOVE_RETRY
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}

@@ -168,7 +168,7 @@ impl Subscriber {
         let mut absent: Vec<OrganizationId> = self
             .organizations
             .iter()
-            .filter(|organization| self.watch.store.key_of(organization.as_str()).is_none())
+            .filter(|organization| self.watch.store.id_of(organization.as_str()).is_none())
             .cloned()
             .collect();
         absent.sort();

@@ -1,18 +1,17 @@
-//! The delivery worker: who has work, whose turn it is, send, settle.
+//! Delivery: dispatches integrations with work, sends their events, settles the answers, and
+//! expires what retention does not keep.
 
-mod busy;
+mod attempt;
 mod give_up;
-mod lane;
+mod lanes;
 mod load;
-mod outcome;
-mod places;
-mod request;
+mod permits;
 mod retention;
+mod settle;
 mod stalled;
 mod test_event;
 #[cfg(test)]
 mod tests;
-mod turn;
 
 use std::{
     pin::pin,
@@ -27,49 +26,48 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{
-    busy::Busy,
-    lane::{Begun, LaneLimits, Lanes},
-};
+use self::lanes::{Dispatch, LaneLimits, Lanes};
 use crate::{
     domain::{
         arn::Partition, attribution::IdentityState, backoff::BackoffPolicy, delivery::BatchLimits,
-        event::Format, integration::IntegrationKey, map::Map, retention::Retention, status::Status,
+        event::Format, integration::IntegrationId, map::Map, retention::Retention, status::Status,
     },
     gate::Gate,
     sink::Sink,
-    store::{Attention, Deleted, Load, Store},
+    store::{Attention, Deleted, Store},
 };
 
-/// Integrations of which events expire at a time.
+/// Most steps of retention at a time.
 const EXPIRING: usize = 4;
-/// Integrations with events that came are looked at so many at a time: turns wait meanwhile.
-const AT_ONCE: usize = 64;
+/// Most integrations with new events that are attended under one lock of the lanes, since
+/// attempts wait for it.
+const ATTENDED: usize = 64;
 
-/// How the worker works.
+/// Settings of the worker.
 #[derive(Clone, Debug)]
 pub struct WorkerOptions {
-    /// Requests under way in all.
+    /// Most requests in flight.
     pub requests_in_flight: usize,
-    /// Requests under way for one integration at the most.
+    /// Most requests in flight for one integration.
     pub requests_in_flight_per_integration: usize,
-    /// How long a request that would not be full waits after the one before, so that more
-    /// events share what a request costs. The first after a pause goes at once.
+    /// Time after a request for which a further one that would not be full waits for more
+    /// events. The first one after a pause does not wait.
     pub send_linger: Duration,
-    /// Events that wait this long, of which none is accepted meanwhile, leave no status
-    /// active, whether there were attempts or not.
+    /// Time after which a status is no longer active if events wait and none is accepted,
+    /// whether there were attempts or not.
     pub stalled_after: Duration,
-    /// What one request may hold.
+    /// Limits of one request.
     pub limits: BatchLimits,
-    /// The waits after failures.
+    /// Delays after failures.
     pub backoff: BackoffPolicy,
-    /// Bytes of the log at hand for one integration, before compression.
+    /// Most bytes of loaded events for one integration, before compression.
     pub window_bytes_per_integration: usize,
-    /// Bytes of the log at hand in all; beyond it an integration lets go after its turn.
+    /// Bytes of loaded events in all. If more than half of them are used, integrations unload
+    /// theirs between attempts.
     pub window_bytes: usize,
-    /// How long events wait at the most, and how many.
+    /// Limits of pending events.
     pub retention: Retention,
-    /// How test events are written.
+    /// Format of test events and gap events.
     pub format: Format,
 }
 
@@ -92,13 +90,14 @@ struct Shared<S> {
     options: WorkerOptions,
     lanes: Mutex<Lanes>,
     gate: Gate,
+    /// Wakes the run loop.
     wake: Notify,
-    turns: TaskTracker,
-    /// Steps of retention side by side, so that they share transactions and others get on.
+    /// Attempts, checks of retention and reports.
+    tasks: TaskTracker,
+    /// Limits the steps of retention at a time.
     expiring: Semaphore,
-    /// Held by the one that reports integrations of which nothing is delivered.
-    reporting: tokio::sync::Mutex<()>,
-    /// Cancelled where a turn panicked: its integration would stand still unseen.
+    /// Cancelled after a task panicked, since its integration would no longer be delivered and
+    /// nothing would show it.
     defect: CancellationToken,
 }
 
@@ -107,18 +106,17 @@ impl<S> Shared<S> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The sequence that the integration's next event will get; 0 where it is gone.
-    /// Whoever ends a lane by it asks while holding the lanes: events that come later
-    /// then find the lane ended, and make a new one.
-    fn log_end(&self, key: IntegrationKey) -> u64 {
-        self.store.next_sequence(key).unwrap_or(0)
+    /// Sequence of the integration's next event; 0 if it was deleted. To be asked while the
+    /// lanes are locked if a lane is closed by it: later events then open a new one.
+    fn end_sequence(&self, id: IntegrationId) -> u64 {
+        self.store.next_sequence(id).unwrap_or(0)
     }
 }
 
-/// Tells of a defect where it is dropped by a panic.
-struct TellOfPanic<'a>(&'a CancellationToken);
+/// Cancels a token if it is dropped by a panic.
+struct CancelOnPanic<'a>(&'a CancellationToken);
 
-impl Drop for TellOfPanic<'_> {
+impl Drop for CancelOnPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.cancel();
@@ -126,7 +124,7 @@ impl Drop for TellOfPanic<'_> {
     }
 }
 
-/// Lets no further turn begin once it is dropped.
+/// Ends dispatching when it is dropped.
 struct StopOnDrop<'a, S>(&'a Shared<S>);
 
 impl<S> Drop for StopOnDrop<'_, S> {
@@ -136,42 +134,39 @@ impl<S> Drop for StopOnDrop<'_, S> {
 }
 
 impl<S: Sink> Shared<S> {
-    /// Lets go of the lanes, begins the turns that may begin, and has the rest looked at
-    /// where something is due in it.
-    fn release(self: &Arc<Self>, mut lanes: MutexGuard<'_, Lanes>) {
-        let begun: Vec<_> = std::iter::from_fn(|| lanes.next_turn()).collect();
-        let is_due = lanes.is_due();
+    /// Unlocks the lanes and starts the attempts for which there are permits.
+    fn dispatch(self: &Arc<Self>, mut lanes: MutexGuard<'_, Lanes>) {
+        let dispatches: Vec<_> = std::iter::from_fn(|| lanes.next_dispatch()).collect();
+        let needs_run = lanes.needs_run();
         drop(lanes);
-        for begun in begun {
-            self.begin(begun);
+        for dispatch in dispatches {
+            self.start(dispatch);
         }
-        if is_due {
+        if needs_run {
             self.wake.notify_one();
         }
     }
 
-    fn begin(self: &Arc<Self>, begun: Begun) {
-        self.spawn(turn::boxed(Arc::clone(self), begun));
+    fn start(self: &Arc<Self>, dispatch: Dispatch) {
+        self.spawn(attempt::boxed(Arc::clone(self), dispatch));
     }
-}
 
-impl<S: Send + Sync + 'static> Shared<S> {
-    /// Spawns what the worker waits for as it ends.
-    fn spawn(self: &Arc<Self>, work: impl Future<Output = ()> + Send + 'static) {
+    /// Spawns a task that the worker waits for when it ends.
+    fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
         let shared = Arc::clone(self);
-        self.turns.spawn(async move {
-            let _watched = TellOfPanic(&shared.defect);
-            work.await;
+        self.tasks.spawn(async move {
+            let _cancel = CancelOnPanic(&shared.defect);
+            task.await;
         });
     }
 }
 
 impl<S: Sink> Worker<S> {
-    /// A worker that does nothing until [`Worker::run`].
+    /// Makes a worker that does nothing until [`Worker::run`].
     pub fn new(store: Store, sink: S, gate: Gate, options: WorkerOptions) -> Self {
         let lanes = Lanes::new(LaneLimits {
-            turns: options.requests_in_flight,
-            turns_each: options.requests_in_flight_per_integration,
+            requests: options.requests_in_flight,
+            requests_per_lane: options.requests_in_flight_per_integration,
             records: options.limits.records,
             linger: options.send_linger,
         });
@@ -182,9 +177,8 @@ impl<S: Sink> Worker<S> {
             lanes: Mutex::new(lanes),
             gate,
             wake: Notify::new(),
-            turns: TaskTracker::new(),
+            tasks: TaskTracker::new(),
             expiring: Semaphore::new(EXPIRING),
-            reporting: tokio::sync::Mutex::new(()),
             defect: CancellationToken::new(),
         };
         Self {
@@ -192,40 +186,31 @@ impl<S: Sink> Worker<S> {
         }
     }
 
-    /// Delivers until `stop`; then finishes what is in flight and returns once all that came
-    /// of it is queued for the store, which writes it before it closes. `kill` cancels what
-    /// is in flight. It returns without `stop` only after a defect. All turns are tasks of the
-    /// runtime on which this runs.
+    /// Delivers until `stop`. Then it waits for the requests in flight and returns once their
+    /// answers are settled in the store, which writes them before it closes. `kill` cancels the
+    /// requests in flight. It returns without `stop` only after a defect. All attempts are tasks
+    /// of the current runtime.
     pub async fn run(&self, stop: CancellationToken, kill: CancellationToken) {
         let shared = &self.shared;
-        // Turns begin one another: they end with this, whatever ends it.
+        // Attempts start one another, so dispatching ends however this future does.
         let stopped = StopOnDrop(shared);
-        for some in shared.store.backlog().chunks(AT_ONCE) {
-            let mut lanes = shared.lanes();
-            for (key, since) in some {
-                self.adopt(&mut lanes, *key, 1, *since);
-            }
-        }
-        let mut busy = Busy::new();
-        let mut begun = Vec::new();
-        let mut next_sweep = Instant::now();
-        let mut watching = pin!(shared.sink.watch_identity());
+        let mut next_report = Instant::now();
+        let mut identity_watch = pin!(shared.sink.watch_identity());
         let mut identity = shared.sink.identity_state();
         while !stop.is_cancelled() && !shared.defect.is_cancelled() {
-            let next_wake = self.start(&mut begun, &mut busy, &stop);
-            let next_wake = next_wake.into_iter().chain(busy.next_look()).min();
-            if Instant::now() >= next_sweep {
+            let next_wake = self.start_due(&stop);
+            if Instant::now() >= next_report {
                 shared.spawn(stalled::report(Arc::clone(shared)));
-                next_sweep = Instant::now() + shared.options.stalled_after / 10;
+                next_report = Instant::now() + shared.options.stalled_after / 10;
             }
-            // Without lanes nothing waits.
-            let sweep = (!shared.lanes().is_empty()).then_some(next_sweep);
-            let next_wake = next_wake.into_iter().chain(sweep).min();
+            // Without lanes no event waits.
+            let report = (!shared.lanes().is_empty()).then_some(next_report);
+            let next_wake = next_wake.into_iter().chain(report).min();
             let far = Instant::now() + Duration::from_secs(3600);
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = shared.defect.cancelled() => {}
-                () = &mut watching => {}
+                () = &mut identity_watch => {}
                 Ok(()) = identity.changed() => {
                     if *identity.borrow_and_update() == IdentityState::Good {
                         shared.lanes().service_recovered();
@@ -237,22 +222,24 @@ impl<S: Sink> Worker<S> {
             }
         }
         drop(stopped);
-        shared.turns.close();
+        shared.tasks.close();
         tokio::select! {
-            () = shared.turns.wait() => {}
+            () = shared.tasks.wait() => {}
             () = kill.cancelled() => {
                 shared.gate.shut_all();
-                shared.turns.wait().await;
+                shared.tasks.wait().await;
             }
         }
     }
 
-    /// Tells the worker that an integration was deleted. When it returns, no AWS
-    /// call is under way for it, and none will begin.
-    pub async fn deleted(&self, deleted: &Deleted) {
-        self.shared.gate.shut(deleted.key).await;
-        self.shared.lanes().remove(deleted.key);
-        self.shared.sink.forget(deleted.integration_id);
+    /// Ends the delivery of a deleted integration, and returns its final counts. Then no AWS
+    /// call is in flight for it, and none will start.
+    pub async fn deleted(&self, id: IntegrationId) -> Deleted {
+        let shared = &self.shared;
+        shared.gate.shut(id).await;
+        shared.lanes().remove(id);
+        shared.sink.forget(id);
+        shared.store.discard(id)
     }
 
     /// State of this service's own AWS identity.
@@ -260,76 +247,59 @@ impl<S: Sink> Worker<S> {
         self.shared.sink.identity_state()
     }
 
-    /// Partition of this service's own AWS credentials, once it is known.
+    /// Partition of this service's own AWS credentials, once known.
     pub fn partition(&self) -> Option<Partition> {
         self.shared.sink.partition()
     }
 
-    /// Something waits from a sequence on, and from a time. A deletion in between finds the
-    /// lane, since the lanes are held.
-    fn adopt(&self, lanes: &mut Lanes, key: IntegrationKey, from: u64, since: Timestamp) {
-        let store = &self.shared.store;
-        if lanes.get(key).is_none()
-            && let Some(snapshot) = store.get(key)
-        {
-            let proven = snapshot.status.status == Status::Active;
-            lanes.open(key, snapshot.integration.integration_id, from, proven);
-        }
-        if let Some(progress) = store.progress(key) {
-            retention::begin(&self.shared, lanes, key, since, progress.pending_bytes);
-            lanes.queue_what_waits(key, progress.next_sequence, true, Instant::now());
-        }
-    }
-
-    fn attend(&self, attention: Map<IntegrationKey, Attention>) {
-        let now = Timestamp::now();
+    /// Attends integrations with new events or a new configuration.
+    fn attend(&self, attention: Map<IntegrationId, Attention>) {
         let mut attention = attention.into_iter();
         while attention.len() > 0 {
             let mut lanes = self.shared.lanes();
-            for (key, attention) in attention.by_ref().take(AT_ONCE) {
-                if let Some(from) = attention.appended_from {
-                    self.adopt(&mut lanes, key, from, now);
+            for (id, attention) in attention.by_ref().take(ATTENDED) {
+                if let Some((from, accepted_at)) = attention.appended {
+                    self.appended(&mut lanes, id, from, accepted_at);
                 }
                 if attention.configured {
-                    if let Some(lane) = lanes.get(key) {
-                        lane.delivery.forget_refusals();
-                    }
-                    lanes.configured(key);
-                }
-                if attention.settled > 0 {
-                    turn::settled(&self.shared, &mut lanes, key, attention);
+                    lanes.configured(id);
                 }
             }
         }
     }
 
-    /// Starts what is due. Returns when more will be. `begun` is empty, and is so after.
-    fn start(
-        &self,
-        begun: &mut Vec<Begun>,
-        busy: &mut Busy,
-        stop: &CancellationToken,
-    ) -> Option<Instant> {
+    /// Handles events from a sequence on, the first of which was accepted at `accepted_at`. A
+    /// deletion meanwhile removes the lane afterwards, because the lanes are locked.
+    fn appended(&self, lanes: &mut Lanes, id: IntegrationId, from: u64, accepted_at: Timestamp) {
+        let store = &self.shared.store;
+        if lanes.get(id).is_none()
+            && let Some(snapshot) = store.get(id)
+        {
+            lanes.open(id, from, snapshot.status.status == Status::Active);
+        }
+        if let Some(progress) = store.progress(id) {
+            retention::plan(&self.shared, lanes, id, accepted_at, progress.pending_bytes);
+            lanes.queue_pending(id, progress.next_sequence, true, Instant::now());
+        }
+    }
+
+    /// Starts what is due. Returns the time at which more will be.
+    fn start_due(&self, stop: &CancellationToken) -> Option<Instant> {
         let shared = &self.shared;
         let now = Instant::now();
-        let (expiring, seen) = {
-            let mut lanes = shared.lanes();
-            let expiring: Vec<_> = std::iter::from_fn(|| lanes.begin_expiry(now)).collect();
-            lanes.wake(now);
-            lanes.make_room();
-            begun.extend(std::iter::from_fn(|| lanes.next_turn()));
-            (expiring, lanes.see())
-        };
-        for key in expiring {
-            retention::start(shared, key, stop);
+        let mut lanes = shared.lanes();
+        let expiring: Vec<_> = std::iter::from_fn(|| lanes.begin_expiry(now)).collect();
+        lanes.wake(now);
+        lanes.reclaim();
+        let dispatches: Vec<_> = std::iter::from_fn(|| lanes.next_dispatch()).collect();
+        let next_wake = lanes.plan_wake();
+        drop(lanes);
+        for id in expiring {
+            shared.spawn(retention::check(Arc::clone(shared), id, stop.clone()));
         }
-        for begun in begun.drain(..) {
-            shared.begin(begun);
+        for dispatch in dispatches {
+            shared.start(dispatch);
         }
-        shared.store.tell_load(Load {
-            is_busy: busy.is_busy(),
-            deliveries_queue: seen.some_wait,
-        });
-        seen.next_wake
+        next_wake
     }
 }

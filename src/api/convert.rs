@@ -128,6 +128,7 @@ pub(super) fn rejection(index: usize, rejection: Rejection) -> v1::Rejection {
         }
         RejectionReason::RecordTooLarge => v1::ErrorReason::RecordTooLarge,
         RejectionReason::MalformedEvent => v1::ErrorReason::MalformedEvent,
+        RejectionReason::Overloaded => v1::ErrorReason::Overloaded,
     };
     v1::Rejection {
         index: index as u32,

@@ -150,9 +150,9 @@ pub enum ApiError {
     DiskFull,
     #[error("the log could not be written; nothing of the request was accepted; try again")]
     StorageFailed,
-    /// A write of the log whose result is not known: parts of the request may be kept.
+    /// Parts of the request may be kept, now or later.
     #[error(
-        "it is not known which of the request's events are kept; send it again with the same event ids"
+        "the storage did not confirm the request, and some of its events may have been kept; send the request again with the same event ids"
     )]
     OutcomeUnknown,
     #[error("the server is shutting down; connect again")]
@@ -203,7 +203,7 @@ impl ApiError {
             Self::MessageTimeout => (Code::DeadlineExceeded, Reason::MessageTimeout, SOON),
             Self::DiskFull => (Code::ResourceExhausted, Reason::DiskFull, LATER),
             Self::StorageFailed => (Code::Unavailable, Reason::StorageFailed, LATER),
-            Self::OutcomeUnknown => (Code::Unavailable, Reason::OutcomeUnknown, SOON),
+            Self::OutcomeUnknown => (Code::Unavailable, Reason::OutcomeUnknown, LATER),
             Self::ShuttingDown => (Code::Unavailable, Reason::ShuttingDown, SOON),
             Self::Internal => (Code::Internal, Reason::Internal, NO_RETRY),
         }
@@ -260,12 +260,17 @@ impl From<StoreError> for ApiError {
         match &error {
             StoreError::Closed => Self::ShuttingDown,
             // The store logs a full disk once, not for each request.
-            full if full.is_full() => Self::DiskFull,
-            StoreError::NoRoom | StoreError::Database(_) => {
+            StoreError::Full => Self::DiskFull,
+            StoreError::Failed(_) | StoreError::Fenced => {
                 tracing::error!(%error, "the store failed");
                 Self::StorageFailed
             }
-            StoreError::Damaged { .. } | StoreError::Sealing => {
+            // Corruption that a commit finds does not tell whether the commit is durable.
+            StoreError::Unavailable(_) | StoreError::Corrupt(_) => {
+                tracing::error!(%error, "the store failed");
+                Self::OutcomeUnknown
+            }
+            StoreError::DamagedChunk { .. } | StoreError::Sealing => {
                 tracing::error!(%error, "the store failed");
                 Self::Internal
             }
@@ -369,6 +374,42 @@ mod tests {
     }
 
     #[test]
+    fn a_store_error_claims_only_what_is_known() {
+        let unknown = "OUTCOME_UNKNOWN";
+        for (error, code, reason) in [
+            (StoreError::Full, Code::ResourceExhausted, "DISK_FULL"),
+            (
+                StoreError::Failed("x".into()),
+                Code::Unavailable,
+                "STORAGE_FAILED",
+            ),
+            (StoreError::Fenced, Code::Unavailable, "STORAGE_FAILED"),
+            (
+                StoreError::Unavailable("x".into()),
+                Code::Unavailable,
+                unknown,
+            ),
+            (StoreError::Corrupt("x".into()), Code::Unavailable, unknown),
+            (
+                StoreError::DamagedChunk { first_sequence: 7 },
+                Code::Internal,
+                "INTERNAL",
+            ),
+            (StoreError::Sealing, Code::Internal, "INTERNAL"),
+            (StoreError::Closed, Code::Unavailable, "SHUTTING_DOWN"),
+        ] {
+            let status = Status::from(ApiError::from(error));
+            assert_eq!(status.code(), code, "{reason}");
+            assert_eq!(status.get_details_error_info().unwrap().reason, reason);
+            // Only where the outcome is known may the message claim that nothing was accepted.
+            let claims = status.message().contains("nothing of the request");
+            assert!(!(claims && reason == unknown));
+            let retries = status.get_details_retry_info().is_some();
+            assert_eq!(retries, code != Code::Internal, "{reason}");
+        }
+    }
+
+    #[test]
     fn echo_is_short_and_visible() {
         assert_eq!(echo("gzip"), "gzip");
         assert_eq!(echo("a\u{200b}\n\u{1b}"), "a\\u{200b}\\n\\u{1b}");
@@ -385,15 +426,6 @@ mod tests {
             "{message}"
         );
         assert!(ApiError::from_decode_failure(&Status::internal("failed")).is_none());
-    }
-
-    #[test]
-    fn an_unknown_outcome_asks_to_send_again() {
-        let status = Status::from(ApiError::OutcomeUnknown);
-        assert_eq!(status.code(), Code::Unavailable);
-        let details = status.get_error_details();
-        assert_eq!(details.error_info().unwrap().reason, "OUTCOME_UNKNOWN");
-        assert!(details.retry_info().unwrap().retry_delay.is_some());
     }
 
     #[test]

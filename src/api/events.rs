@@ -24,9 +24,9 @@ use super::{
 };
 use crate::{
     domain::{
-        event::{Format, Rejection},
-        integration::IntegrationKey,
-        map::Map,
+        event::{Format, Rejection, RejectionReason},
+        integration::IntegrationId,
+        map::{Map, Set},
         segment::Segments,
     },
     proto::v1::{
@@ -216,15 +216,22 @@ impl Events {
     ) -> Result<impl Future<Output = Result<PublishResponse, ApiError>> + Send + use<>, ApiError>
     {
         check_size(&events)?;
-        self.store.check_room()?;
+        self.store.check_capacity()?;
+        let received = events.iter().map(Bytes::len).sum();
+        let mut validated = self.validate(&events, &Set::default());
+        self.size_ratio.update(received, validated.segments.bytes());
+        let refused = self.store.admit(&validated.segments).await;
+        if !refused.is_empty() {
+            // Rare, so that segments need not keep the index of each event.
+            validated = self.validate(&events, &refused);
+        }
+        drop(events);
         let Validated {
             segments,
             unconfigured,
             rejections,
-        } = self.validate(&events);
-        drop(events);
-        self.store.give_way(&segments).await;
-        let valid = segments.events();
+        } = validated;
+        let accepted = segments.events();
         let durable = match segments.is_empty() {
             true => None,
             // The store holds the permit until the events are durable, even if the caller
@@ -232,29 +239,54 @@ impl Events {
             false => Some(self.store.append(segments, permit).await?),
         };
         Ok(async move {
-            let accepted = match durable {
-                Some(durable) => durable.await?,
-                None => 0,
-            };
+            if let Some(durable) = durable {
+                durable.await?;
+            }
             Ok(PublishResponse {
                 accepted,
-                // The integrations of the others were deleted in the meantime.
-                unconfigured: unconfigured + (valid - accepted),
+                unconfigured,
                 rejections,
             })
         })
     }
 
-    fn validate(&self, events: &[Bytes]) -> Validated {
+    fn validate(&self, events: &[Bytes], refused: &Set<IntegrationId>) -> Validated {
+        let find = |organization_id: &str| self.store.id_of(organization_id);
+        let received = events.iter().map(Bytes::len).sum();
+        let capacity = self.size_ratio.estimate(received);
+        Validated::new(events, &self.format, find, refused, capacity)
+    }
+}
+
+/// Events of a request after validation.
+#[derive(Default)]
+struct Validated {
+    segments: Segments,
+    unconfigured: u32,
+    rejections: Vec<v1::Rejection>,
+}
+
+impl Validated {
+    /// Validates events. `find` returns the integration of an organization, `refused` has the
+    /// integrations whose events are rejected as overloaded, and `capacity` is the expected
+    /// number of stored bytes.
+    fn new(
+        events: &[Bytes],
+        format: &Format,
+        find: impl Fn(&str) -> Option<IntegrationId>,
+        refused: &Set<IntegrationId>,
+        capacity: usize,
+    ) -> Self {
         let (mut read, mut left) = (0, events.iter().map(Bytes::len).sum());
-        let mut validated = Validated {
-            segments: Segments::with_room(self.size_ratio.estimate(left)),
-            ..Validated::default()
+        let mut validated = Self {
+            segments: Segments::with_capacity(capacity),
+            ..Self::default()
         };
-        let mut keys = KeyLookup::new(&self.store);
+        let mut integrations = IntegrationLookup::new(find);
         for (index, bytes) in events.iter().enumerate() {
-            validated.segments.expect(read, left);
-            match push_event(bytes, &self.format, &mut keys, &mut validated.segments) {
+            let segments = &mut validated.segments;
+            segments.expect(read, left);
+            match push_event(bytes, format, &mut integrations, refused, segments) {
                 Ok(true) => {}
                 Ok(false) => validated.unconfigured += 1,
                 Err(rejection) => {
@@ -265,17 +297,8 @@ impl Events {
             read += bytes.len();
             left -= bytes.len();
         }
-        self.size_ratio.update(read, validated.segments.bytes());
         validated
     }
-}
-
-/// Events of a request after validation.
-#[derive(Default)]
-struct Validated {
-    segments: Segments,
-    unconfigured: u32,
-    rejections: Vec<v1::Rejection>,
 }
 
 /// Ratio of stored to received bytes in the last request, to allocate the buffer of the next
@@ -329,45 +352,62 @@ fn check_size(events: &[Bytes]) -> Result<(), ApiError> {
 fn push_event<'a>(
     bytes: &'a [u8],
     format: &Format,
-    keys: &mut KeyLookup<'a>,
+    integrations: &mut IntegrationLookup<'a, impl Fn(&str) -> Option<IntegrationId>>,
+    refused: &Set<IntegrationId>,
     segments: &mut Segments,
 ) -> Result<bool, Rejection> {
     let event = decode_event(bytes)?;
     let valid = event.validate()?;
-    let Some(key) = keys.get(event.organization_id) else {
+    let Some(id) = integrations.get(event.organization_id) else {
         return Ok(false);
     };
-    segments.push(key, |out| valid.store(format, out))?;
+    segments.push(id, |out| {
+        // Before the check below, so that an event with a final rejection is not sent again.
+        valid.store(format, out)?;
+        match refused.contains(&id) {
+            true => Err(overloaded()),
+            false => Ok(()),
+        }
+    })?;
     Ok(true)
+}
+
+#[cold]
+fn overloaded() -> Rejection {
+    Rejection::new(
+        RejectionReason::Overloaded,
+        "",
+        "was not accepted, because its integration has too many events waiting for delivery; send it again later under the same event_id",
+    )
 }
 
 /// Cached lookup of integrations, so that all events of an organization in one request get
 /// the same answer.
-struct KeyLookup<'a> {
-    store: &'a Store,
-    by_organization: Map<&'a str, Option<IntegrationKey>>,
+struct IntegrationLookup<'a, F> {
+    find: F,
+    by_organization: Map<&'a str, Option<IntegrationId>>,
     /// Consecutive events mostly belong to one organization.
-    last: Option<(&'a str, Option<IntegrationKey>)>,
+    last: Option<(&'a str, Option<IntegrationId>)>,
 }
 
-impl<'a> KeyLookup<'a> {
-    fn new(store: &'a Store) -> Self {
+impl<'a, F: Fn(&str) -> Option<IntegrationId>> IntegrationLookup<'a, F> {
+    fn new(find: F) -> Self {
         Self {
-            store,
+            find,
             by_organization: Map::default(),
             last: None,
         }
     }
 
-    fn get(&mut self, organization_id: &'a str) -> Option<IntegrationKey> {
-        let find = || self.store.key_of(organization_id);
-        let key = match self.last {
-            Some((last, key)) if last == organization_id => return key,
+    fn get(&mut self, organization_id: &'a str) -> Option<IntegrationId> {
+        let find = || (self.find)(organization_id);
+        let id = match self.last {
+            Some((last, id)) if last == organization_id => return id,
             // The map stays empty until there is a second organization.
             None => find(),
-            Some((last, key)) => {
+            Some((last, id)) => {
                 if self.by_organization.is_empty() {
-                    self.by_organization.insert(last, key);
+                    self.by_organization.insert(last, id);
                 }
                 *self
                     .by_organization
@@ -375,7 +415,93 @@ impl<'a> KeyLookup<'a> {
                     .or_insert_with(find)
             }
         };
-        self.last = Some((organization_id, key));
-        key
+        self.last = Some((organization_id, id));
+        id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+    use crate::proto::v1::ErrorReason;
+
+    /// A valid event of an organization, whose signature has `length` bytes.
+    fn event(organization_id: &str, length: usize) -> Bytes {
+        let detection = v1::IdsDetection {
+            src_ip: "192.0.2.1".into(),
+            dest_ip: "192.0.2.2".into(),
+            proto: "TCP".into(),
+            signature: Some("x".repeat(length)),
+            signature_id: Some(1),
+            severity: Some(1),
+            gid: Some(1),
+            rev: Some(1),
+            category: Some("misc".into()),
+            action: "allowed".into(),
+            direction: "to_server".into(),
+            src_port: Some(1),
+            dest_port: Some(2),
+            ..v1::IdsDetection::default()
+        };
+        let event = v1::Event {
+            organization_id: organization_id.into(),
+            network_id: "018f4f0a-2b6c-7d3e-9a51-0c2f4b8e7d11".into(),
+            device_id: "018f4f0a-2b6c-7d3e-9a51-0c2f4b8e7d10".into(),
+            observed_time: Some(prost_types::Timestamp {
+                seconds: 1_700_000_000,
+                nanos: 0,
+            }),
+            payload: Some(v1::event::Payload::IdsDetection(detection)),
+            ..v1::Event::default()
+        };
+        event.encode_to_vec().into()
+    }
+
+    #[test]
+    fn only_events_of_refused_integrations_are_rejected_as_overloaded() {
+        let id = |number| IntegrationId(uuid::Uuid::from_u128(number));
+        let events = [
+            event("busy", 10),
+            event("calm", 10),
+            event("none", 10),
+            event("busy", 10),
+            // It would be rejected again, so its reason is the final one.
+            event("busy", 2 << 20),
+            event("calm", 10),
+        ];
+        let find = |organization: &str| match organization {
+            "busy" => Some(id(1)),
+            "calm" => Some(id(2)),
+            _ => None,
+        };
+        let format = Format::new("https://meter.com", "com.meter").unwrap();
+        let refused = Set::from_iter([id(1)]);
+        let validated = Validated::new(&events, &format, find, &refused, 0);
+
+        let parts = validated.segments.parts().iter();
+        let parts: Vec<_> = parts
+            .map(|part| (part.integration_id, part.count))
+            .collect();
+        assert_eq!(parts, [(id(2), 2)]);
+        assert_eq!(validated.unconfigured, 1);
+        let rejections = validated.rejections.iter();
+        let rejections: Vec<_> = rejections
+            .map(|rejection| (rejection.index, rejection.reason()))
+            .collect();
+        assert_eq!(
+            rejections,
+            [
+                (0, ErrorReason::Overloaded),
+                (3, ErrorReason::Overloaded),
+                (4, ErrorReason::RecordTooLarge),
+            ]
+        );
+        let message = &validated.rejections[0].message;
+        assert!(message.contains("send it again later under the same event_id"));
+
+        let all = Validated::new(&events, &format, find, &Set::default(), 0);
+        assert_eq!((all.segments.events(), all.rejections.len()), (4, 1));
     }
 }

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::{Delivery, convert, errors::ApiError, validate};
 use crate::{
-    domain::{integration::Snapshot, organization::OrganizationId},
+    domain::{integration::Snapshot, organization::OrganizationId, status::StatusDetail},
     proto::v1::{
         self, ConfigureRequest, ConfigureResponse, DeleteRequest, DeleteResponse,
         GenerateExternalIdRequest, GenerateExternalIdResponse, GetRequest, GetResponse,
@@ -32,10 +32,10 @@ pub(super) struct Integrations<D> {
 impl<D: Delivery> Integrations<D> {
     /// Converts an integration, with the acceptance time of its oldest pending event.
     async fn message(&self, snapshot: &Snapshot) -> Result<v1::Integration, StoreError> {
-        let key = snapshot.integration.key;
+        let id = snapshot.integration.integration_id;
         let oldest = match snapshot.progress.pending() {
             0 => None,
-            _ => self.store.oldest_pending(&[key]).await?.remove(&key),
+            _ => self.store.oldest_pending(&[id]).await?.remove(&id),
         };
         Ok(convert::integration(snapshot, oldest))
     }
@@ -57,7 +57,8 @@ impl<D: Delivery> Integrations<D> {
     }
 }
 
-/// Deletes an integration, and waits until no AWS call for it is in flight.
+/// Deletes an integration, and waits until no AWS call for it is in flight. Only then are its
+/// counts final.
 async fn delete<D: Delivery>(
     store: Store,
     delivery: Arc<D>,
@@ -66,11 +67,13 @@ async fn delete<D: Delivery>(
     caller: Box<str>,
 ) -> Result<Option<Deleted>, ApiError> {
     let _in_progress = deletions.read().await;
+    let known = store.id_of(organization_id.as_str());
     let deleted = store.delete(organization_id, caller).await?;
-    if let Some(deleted) = &deleted {
-        delivery.deleted(deleted).await;
+    // If an earlier Delete was committed but not confirmed, this one finishes it.
+    match deleted.or(known) {
+        Some(id) => Ok(Some(delivery.deleted(id).await)),
+        None => Ok(None),
     }
-    Ok(deleted)
 }
 
 /// Caller for the audit log. There is no authentication yet.
@@ -89,7 +92,7 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
     ) -> Result<Response<ConfigureResponse>, Status> {
         let caller = caller(&request);
         let request = request.into_inner();
-        let exists = self.store.key_of(&request.organization_id).is_some();
+        let exists = self.store.id_of(&request.organization_id).is_some();
         let validate_only = request.validate_only;
         let own = self.delivery.partition();
         let configure = validate::configure(request, exists, self.issued_only, own, caller)?;
@@ -138,8 +141,8 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
         let page = validate::page(request.into_inner())?;
-        let keep = |snapshot: &Snapshot| {
-            page.statuses.is_empty() || page.statuses.contains(&snapshot.status.status)
+        let keep = |status: &StatusDetail| {
+            page.statuses.is_empty() || page.statuses.contains(&status.status)
         };
         // One more than a page, to see whether there is a next page.
         let mut snapshots = self.store.page(&page.after, page.size + 1, keep);
@@ -152,18 +155,18 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
         let with_pending = snapshots
             .iter()
             .filter(|snapshot| snapshot.progress.pending() > 0);
-        let keys: Vec<_> = with_pending
-            .map(|snapshot| snapshot.integration.key)
+        let ids: Vec<_> = with_pending
+            .map(|snapshot| snapshot.integration.integration_id)
             .collect();
         let oldest = self
             .store
-            .oldest_pending(&keys)
+            .oldest_pending(&ids)
             .await
             .map_err(ApiError::from)?;
         let integrations = snapshots
             .iter()
             .map(|snapshot| {
-                let oldest = oldest.get(&snapshot.integration.key);
+                let oldest = oldest.get(&snapshot.integration.integration_id);
                 convert::integration(snapshot, oldest.copied())
             })
             .collect();

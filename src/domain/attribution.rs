@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    integration::{Integration, IntegrationKey},
+    integration::{Integration, IntegrationId},
     map::Map,
 };
 
@@ -59,7 +59,7 @@ pub struct RecentRoles<T> {
 
 #[derive(Debug)]
 struct RecentRole<T> {
-    key: IntegrationKey,
+    id: IntegrationId,
     /// AWS account of the role. One customer's decision may concern all roles of an account.
     account: Box<str>,
     role: T,
@@ -102,8 +102,8 @@ impl<T> Default for RecentRoles<T> {
 
 impl<T: Clone> RecentRoles<T> {
     /// Adds a role of an account that was assumed.
-    pub fn assumed(&mut self, key: IntegrationKey, account: &str, now: Instant, role: T) {
-        self.forget(key);
+    pub fn assumed(&mut self, id: IntegrationId, account: &str, now: Instant, role: T) {
+        self.forget(id);
         let same_account = |role: &RecentRole<T>| *role.account == *account;
         let of_account = self.roles.iter().filter(|role| same_account(role)).count();
         let displaced = match of_account >= MAX_ROLES_OF_ACCOUNT {
@@ -114,7 +114,7 @@ impl<T: Clone> RecentRoles<T> {
             self.roles.remove(displaced);
         }
         self.roles.push_back(RecentRole {
-            key,
+            id,
             account: account.into(),
             role,
             assumed: now,
@@ -125,17 +125,17 @@ impl<T: Clone> RecentRoles<T> {
     }
 
     /// A check of the role was denied.
-    pub fn denied(&mut self, key: IntegrationKey, now: Instant) {
-        self.failed(key, now, true);
+    pub fn denied(&mut self, id: IntegrationId, now: Instant) {
+        self.failed(id, now, true);
     }
 
     /// A check of the role gave no clear answer.
-    pub fn unclear(&mut self, key: IntegrationKey, now: Instant) {
-        self.failed(key, now, false);
+    pub fn unclear(&mut self, id: IntegrationId, now: Instant) {
+        self.failed(id, now, false);
     }
 
-    fn failed(&mut self, key: IntegrationKey, now: Instant, denied: bool) {
-        if let Some(role) = self.find(key) {
+    fn failed(&mut self, id: IntegrationId, now: Instant, denied: bool) {
+        if let Some(role) = self.find(id) {
             let interval = FIRST_INTERVAL.saturating_mul(1 << role.failures.min(16));
             role.failures = role.failures.saturating_add(1);
             role.denied = denied;
@@ -144,8 +144,8 @@ impl<T: Clone> RecentRoles<T> {
     }
 
     /// Delivery itself was denied the role.
-    pub fn denied_to_delivery(&mut self, key: IntegrationKey, now: Instant) {
-        if let Some(role) = self.find(key) {
+    pub fn denied_to_delivery(&mut self, id: IntegrationId, now: Instant) {
+        if let Some(role) = self.find(id) {
             role.failures = role.failures.saturating_add(1);
             role.denied = true;
             role.next = now + INTERVAL_AFTER_DELIVERY;
@@ -162,12 +162,12 @@ impl<T: Clone> RecentRoles<T> {
     }
 
     /// Removes a role that is no evidence any more.
-    pub fn forget(&mut self, key: IntegrationKey) {
-        self.roles.retain(|role| role.key != key);
+    pub fn forget(&mut self, id: IntegrationId) {
+        self.roles.retain(|role| role.id != id);
     }
 
-    fn find(&mut self, key: IntegrationKey) -> Option<&mut RecentRole<T>> {
-        self.roles.iter_mut().find(|role| role.key == key)
+    fn find(&mut self, id: IntegrationId) -> Option<&mut RecentRole<T>> {
+        self.roles.iter_mut().find(|role| role.id == id)
     }
 
     /// Roles to check about a refusal of `account`, each of another account; None if too few
@@ -236,7 +236,7 @@ const ATTRIBUTION_DELAY: Duration = Duration::from_secs(3);
 /// the credentials.
 #[derive(Debug, Default)]
 pub struct RefusedSessions {
-    by_key: Map<IntegrationKey, RefusedSession>,
+    by_key: Map<IntegrationId, RefusedSession>,
     /// Another integration delivered since each of the refusals.
     others_deliver: bool,
 }
@@ -282,7 +282,7 @@ impl RefusedSessions {
             .retain(|_, refused| now.duration_since(refused.last) <= REFUSAL_EXPIRY);
         let refused = self
             .by_key
-            .entry(integration.key)
+            .entry(integration.integration_id)
             .and_modify(|refused| {
                 if refused.integration.version != integration.version {
                     *refused = RefusedSession::new(integration, now);
@@ -317,8 +317,8 @@ impl RefusedSessions {
     }
 
     /// AWS accepted a session of an integration.
-    pub fn delivered(&mut self, key: IntegrationKey) {
-        self.by_key.remove(&key);
+    pub fn delivered(&mut self, id: IntegrationId) {
+        self.by_key.remove(&id);
         // Runs after each write; usually the flags are set already.
         if !std::mem::replace(&mut self.others_deliver, true) {
             for refused in self.by_key.values_mut() {
@@ -349,6 +349,7 @@ impl RefusedSession {
 mod tests {
     use super::*;
     use crate::domain::integration::testing::integration;
+    use crate::domain::integration::testing::testing_id;
     use proptest::prelude::*;
 
     const ANY: fn(&i64) -> bool = |_| true;
@@ -360,7 +361,7 @@ mod tests {
 
     /// Assumes a role of a separate account.
     fn assume(roles: &mut RecentRoles<i64>, key: i64, now: Instant) {
-        roles.assumed(IntegrationKey(key), &key.to_string(), now, key);
+        roles.assumed(testing_id(key), &key.to_string(), now, key);
     }
 
     fn checks(roles: &[i64], refused_already: usize) -> Option<Checks<i64>> {
@@ -392,10 +393,10 @@ mod tests {
         let now = Instant::now();
         let mut roles = RecentRoles::default();
         for key in 0..6 {
-            roles.assumed(IntegrationKey(key), "one", now, key);
+            roles.assumed(testing_id(key), "one", now, key);
         }
         assert_eq!(roles.checks("other", now, ANY), None);
-        roles.assumed(IntegrationKey(6), "two", now, 6);
+        roles.assumed(testing_id(6), "two", now, 6);
         assert_eq!(roles.checks("other", now, ANY), checks(&[6, 5], 0));
         assert_eq!(roles.checks("one", now, ANY), None);
         assert_eq!(roles.next_check(now, ANY), NextCheck::TooFewAccounts);
@@ -420,9 +421,9 @@ mod tests {
             Attribution::Undecided
         );
         assert_eq!(sessions.refused(&one, at(3), true).0, Attribution::AskSts);
-        sessions.delivered(IntegrationKey(2));
+        sessions.delivered(testing_id(2));
         assert_eq!(sessions.refused(&one, at(4), true).0, Attribution::Customer);
-        sessions.delivered(IntegrationKey(1));
+        sessions.delivered(testing_id(1));
         assert!(sessions.is_empty());
         assert_eq!(
             sessions.refused(&one, at(5), true).0,
@@ -446,7 +447,7 @@ mod tests {
             sessions.refused(&customer(1, 1), now, true).0,
             Attribution::Service
         );
-        sessions.delivered(IntegrationKey(9));
+        sessions.delivered(testing_id(9));
         assert_eq!(
             sessions.refused(&customer(1, 1), now, true).0,
             Attribution::Customer
@@ -458,7 +459,7 @@ mod tests {
         let at = clock();
         let mut sessions = RefusedSessions::default();
         sessions.refused(&customer(1, 1), at(0), true);
-        sessions.delivered(IntegrationKey(2));
+        sessions.delivered(testing_id(2));
         let mut next = integration(1, 1);
         next.version += 1;
         let attribution = sessions.refused(&Arc::new(next), at(9), true);
@@ -474,7 +475,7 @@ mod tests {
         for key in 0..4 {
             assume(&mut roles, key, at(0));
         }
-        roles.denied(IntegrationKey(2), at(1));
+        roles.denied(testing_id(2), at(1));
         let mut checks_of = |second| roles.checks("9", at(second), ANY);
         assert_eq!(checks_of(10), checks(&[3, 1, 0], 1));
         assert_eq!(checks_of(11), checks(&[3, 2, 1, 0], 0));
@@ -488,7 +489,7 @@ mod tests {
             assume(&mut roles, key, at(0));
         }
         for key in 0..4 {
-            roles.unclear(IntegrationKey(key), at(1));
+            roles.unclear(testing_id(key), at(1));
         }
         let mut checks_of = |second| roles.checks("9", at(second), ANY);
         assert_eq!(checks_of(10), None, "two are too few");
@@ -501,7 +502,7 @@ mod tests {
         let mut roles = RecentRoles::default();
         for key in 0..4 {
             assume(&mut roles, key, at(0));
-            roles.denied_to_delivery(IntegrationKey(key), at(0));
+            roles.denied_to_delivery(testing_id(key), at(0));
         }
         roles.reset(at(5));
         let next = roles.checks("3", at(5), ANY);
@@ -520,10 +521,10 @@ mod tests {
         for key in 0..3 {
             let next = roles.next_check(at(late), ANY);
             assert_eq!(next, NextCheck::Assume(key));
-            roles.denied(IntegrationKey(key), at(late));
+            roles.denied(testing_id(key), at(late));
         }
         assert_eq!(roles.next_check(at(late + 9), ANY), NextCheck::Wait);
-        roles.denied_to_delivery(IntegrationKey(0), at(late + 9));
+        roles.denied_to_delivery(testing_id(0), at(late + 9));
         let next = roles.next_check(at(late + 10), ANY);
         assert_eq!(next, NextCheck::Assume(1));
         assert_eq!(
@@ -538,14 +539,14 @@ mod tests {
         let mut roles = RecentRoles::default();
         for key in 0..3 {
             assume(&mut roles, key, at(0));
-            roles.denied(IntegrationKey(key), at(0));
+            roles.denied(testing_id(key), at(0));
         }
         let mut checked = [const { Vec::new() }; 3];
         let (mut second, mut wait) = (10, 20);
         while second < 3 * 3600 {
             if let NextCheck::Assume(key) = roles.next_check(at(second), ANY) {
                 checked[key as usize].push(second);
-                roles.denied(IntegrationKey(key), at(second));
+                roles.denied(testing_id(key), at(second));
             }
             second += wait;
             wait = (wait * 2).min(60);
@@ -579,7 +580,7 @@ mod tests {
                 assume(&mut roles, key, now);
             }
             prop_assert!(roles.roles.len() <= MAX_ROLES);
-            let mut known: Vec<_> = roles.roles.iter().map(|one| one.key).collect();
+            let mut known: Vec<_> = roles.roles.iter().map(|one| one.id).collect();
             known.sort();
             known.dedup();
             prop_assert_eq!(known.len(), roles.roles.len());

@@ -1,6 +1,6 @@
 //! An organization's integration: its configuration, status and event counts.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -11,25 +11,24 @@ use super::{
     status::StatusDetail,
 };
 
-/// Surrogate key that the store gives an integration. It is not reused after a Delete.
+/// Id of an integration: a UUIDv7, new at every creation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct IntegrationKey(pub i64);
+pub struct IntegrationId(pub Uuid);
 
-impl IntegrationKey {
-    /// Key of an integration that is not stored. Stored ones have keys from 1.
-    pub const UNSTORED: Self = Self(0);
+impl fmt::Display for IntegrationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 /// Configuration of an integration. Immutable: a Configure makes a new value with the next
 /// version.
 #[derive(Clone, Debug)]
 pub struct Integration {
-    /// Surrogate key in the store.
-    pub key: IntegrationKey,
     /// Organization that it belongs to.
     pub organization_id: OrganizationId,
-    /// Id in the records, new at every creation.
-    pub integration_id: Uuid,
+    /// Its id, which the records carry.
+    pub integration_id: IntegrationId,
     /// Stream that the events are written to.
     pub stream_arn: StreamArn,
     /// Role that is assumed to write to the stream.
@@ -72,7 +71,7 @@ impl Integration {
     /// Opaque version that a caller sends back so that a Configure applies only to the
     /// configuration it has read.
     pub fn etag(&self) -> String {
-        let (high, low) = self.integration_id.as_u64_pair();
+        let (high, low) = self.integration_id.0.as_u64_pair();
         format!("{:x}-{}", high ^ low, self.version)
     }
 }
@@ -118,7 +117,8 @@ impl Progress {
 
     /// Events accepted and not yet delivered, expired or discarded.
     pub fn pending(&self) -> u64 {
-        self.accepted() - self.delivered - self.expired - self.discarded
+        let done = self.delivered + self.expired + self.discarded;
+        self.accepted().saturating_sub(done)
     }
 }
 
@@ -139,15 +139,19 @@ pub struct Snapshot {
 pub(crate) mod testing {
     use super::*;
 
+    /// Id made of a number.
+    pub(crate) fn testing_id(number: i64) -> IntegrationId {
+        IntegrationId(Uuid::from_u128(number as u128))
+    }
+
     /// An integration with stream and role in `account`.
     pub(crate) fn integration(key: i64, account: u64) -> Integration {
         let now = Timestamp::UNIX_EPOCH;
         let stream = format!("arn:aws:kinesis:eu-west-1:{account:012}:stream/detections");
         let role = format!("arn:aws:iam::{account:012}:role/customer-{key}");
         Integration {
-            key: IntegrationKey(key),
             organization_id: OrganizationId::new("acme").unwrap(),
-            integration_id: Uuid::from_u128(key as u128),
+            integration_id: IntegrationId(Uuid::from_u128(key as u128)),
             stream_arn: StreamArn::parse(&stream).unwrap(),
             role_arn: RoleArn::parse(&role).unwrap(),
             external_id: SealedExternalId {

@@ -1,12 +1,14 @@
 //! Segments: consecutive events in the log's format, each with its length before it (4 bytes,
 //! little endian). Concatenated segments are a segment.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 
 use super::{
-    delivery::Entry,
     event::{StoredEventInfo, inspect},
-    integration::IntegrationKey,
+    integration::IntegrationId,
+    sequences::Sequences,
 };
 
 /// Most events of one segment, and so of one chunk.
@@ -18,7 +20,7 @@ const LENGTH_BYTES: usize = 4;
 /// Number of events from which the length of further ones is estimated.
 const REPRESENTATIVE: u32 = 4;
 /// Most bytes of capacity that are reserved at once for expected events.
-const MOST_ROOM: usize = 4 << 20;
+const MAX_RESERVED: usize = 4 << 20;
 
 /// Whether `count` events of `bytes` bytes in all may be one segment.
 pub fn fits(count: u32, bytes: usize) -> bool {
@@ -26,7 +28,7 @@ pub fn fits(count: u32, bytes: usize) -> bool {
 }
 
 /// Stored events of any integrations in order of arrival, in one buffer.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Segments {
     bytes: Vec<u8>,
     parts: Vec<Part>,
@@ -37,7 +39,7 @@ pub struct Segments {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
     /// The integration.
-    pub key: IntegrationKey,
+    pub integration_id: IntegrationId,
     /// Number of events.
     pub count: u32,
     /// Bytes of the events with their lengths.
@@ -46,9 +48,9 @@ pub struct Part {
 
 impl Segments {
     /// Makes an empty buffer with capacity for `bytes`, at most 4 MiB.
-    pub fn with_room(bytes: usize) -> Self {
+    pub fn with_capacity(bytes: usize) -> Self {
         Self {
-            bytes: Vec::with_capacity(bytes.min(MOST_ROOM)),
+            bytes: Vec::with_capacity(bytes.min(MAX_RESERVED)),
             ..Self::default()
         }
     }
@@ -56,7 +58,7 @@ impl Segments {
     /// Appends one event, which `store` writes. Appends nothing if it fails.
     pub fn push<T, E>(
         &mut self,
-        key: IntegrationKey,
+        integration_id: IntegrationId,
         store: impl FnOnce(&mut Vec<u8>) -> Result<T, E>,
     ) -> Result<T, E> {
         let start = self.bytes.len();
@@ -67,7 +69,7 @@ impl Segments {
                 let length = ((bytes - LENGTH_BYTES) as u32).to_le_bytes();
                 self.bytes[start..start + LENGTH_BYTES].copy_from_slice(&length);
                 self.events += 1;
-                self.extend(key, bytes as u32);
+                self.extend(integration_id, bytes as u32);
                 Ok(value)
             }
             Err(error) => {
@@ -77,18 +79,25 @@ impl Segments {
         }
     }
 
-    fn extend(&mut self, key: IntegrationKey, bytes: u32) {
+    fn extend(&mut self, integration_id: IntegrationId, bytes: u32) {
         match self.parts.last_mut() {
-            Some(last) if last.key == key && !last.is_full() => {
+            Some(last) if last.integration_id == integration_id && !last.is_full() => {
                 last.count += 1;
                 last.bytes += bytes;
             }
             _ => self.parts.push(Part {
-                key,
+                integration_id,
                 count: 1,
                 bytes,
             }),
         }
+    }
+
+    /// Appends a part of another buffer with its bytes.
+    pub fn push_part(&mut self, part: Part, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+        self.parts.push(part);
+        self.events += part.count;
     }
 
     /// Reserves capacity for the rest of a request, to avoid the repeated copies of growth by
@@ -100,9 +109,10 @@ impl Segments {
         let each = self.bytes.len() / self.events as usize;
         if self.bytes.capacity() - self.bytes.len() < each {
             // An eighth more, because events differ in length.
-            let room = (left as u128 * self.bytes.len() as u128 * 9 / 8) / read as u128;
-            let room = usize::try_from(room).map_or(MOST_ROOM, |room| room.min(MOST_ROOM));
-            self.bytes.reserve_exact(room.max(each));
+            let capacity = (left as u128 * self.bytes.len() as u128 * 9 / 8) / read as u128;
+            let capacity = usize::try_from(capacity)
+                .map_or(MAX_RESERVED, |capacity| capacity.min(MAX_RESERVED));
+            self.bytes.reserve_exact(capacity.max(each));
         }
     }
 
@@ -143,10 +153,36 @@ impl Part {
 #[error("a chunk of the log is damaged")]
 pub struct Damaged;
 
+/// One event of a segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentEvent {
+    /// Partition key: the UUID of the device.
+    pub partition_key: u128,
+    /// Position of the stored event in the segment, without its length.
+    pub stored: Range<u32>,
+    /// Bytes of the event's body as it is sent.
+    pub body_length: u32,
+}
+
+/// Bytes of the stored events of a segment whose sequences are not in `settled`. The first event
+/// has `first_sequence`.
+pub fn pending_bytes(bytes: &[u8], first_sequence: u64, settled: &Sequences) -> u64 {
+    let (mut pending, mut at, mut sequence) = (0, 0, first_sequence);
+    while let Some(length) = bytes.get(at..).and_then(|rest| rest.first_chunk()) {
+        let length = u64::from(u32::from_le_bytes(*length));
+        if !settled.contains(sequence) {
+            pending += length;
+        }
+        sequence += 1;
+        at += LENGTH_BYTES + length as usize;
+    }
+    pending
+}
+
 /// Returns position, partition key and body length of each event of a segment. `count` is the
 /// expected number of events, used only to reserve capacity.
-pub fn entries(bytes: &Bytes, count: u32) -> Result<Vec<Entry>, Damaged> {
-    let mut entries = Vec::with_capacity(count.min(SEGMENT_EVENTS) as usize);
+pub fn events(bytes: &Bytes, count: u32) -> Result<Vec<SegmentEvent>, Damaged> {
+    let mut events = Vec::with_capacity(count.min(SEGMENT_EVENTS) as usize);
     let mut at = 0;
     while at < bytes.len() {
         let length = bytes
@@ -161,13 +197,13 @@ pub fn entries(bytes: &Bytes, count: u32) -> Result<Vec<Entry>, Damaged> {
             partition_key,
             body_length,
         } = inspect(stored).map_err(|_| Damaged)?;
-        entries.push(Entry {
-            key: partition_key.as_u128(),
+        events.push(SegmentEvent {
+            partition_key: partition_key.as_u128(),
             stored: start as u32..at as u32,
             body_length: body_length as u32,
         });
     }
-    Ok(entries)
+    Ok(events)
 }
 
 #[cfg(test)]
@@ -175,9 +211,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::domain::integration::testing::testing_id;
 
     fn push(segments: &mut Segments, key: i64, length: usize) {
-        let pushed: Result<(), ()> = segments.push(IntegrationKey(key), |out| {
+        let pushed: Result<(), ()> = segments.push(testing_id(key), |out| {
             out.resize(out.len() + length, b'x');
             Ok(())
         });
@@ -194,14 +231,14 @@ mod tests {
             for (key, length, times, fails) in events {
                 for _ in 0..times * times {
                     if fails {
-                        let failed = segments.push(IntegrationKey(key), |out| {
+                        let failed = segments.push(testing_id(key), |out| {
                             out.resize(out.len() + length, b'x');
                             Err::<(), ()>(())
                         });
                         prop_assert_eq!(failed, Err(()));
                     } else {
                         push(&mut segments, key, length);
-                        wanted.push((IntegrationKey(key), length));
+                        wanted.push((testing_id(key), length));
                     }
                 }
             }
@@ -214,7 +251,7 @@ mod tests {
                 let before = found.len();
                 while at < end {
                     let length = u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
-                    found.push((part.key, length as usize));
+                    found.push((part.integration_id, length as usize));
                     at += 4 + length as usize;
                 }
                 prop_assert_eq!(found.len() - before, part.count as usize);
@@ -261,6 +298,6 @@ mod tests {
         }
         segments.bytes.shrink_to_fit();
         segments.expect(1, usize::MAX);
-        assert!(segments.bytes.capacity() <= segments.bytes.len() + MOST_ROOM);
+        assert!(segments.bytes.capacity() <= segments.bytes.len() + MAX_RESERVED);
     }
 }

@@ -17,7 +17,11 @@ use std::time::{Duration, Instant};
 use md5::{Digest as _, Md5};
 use uuid::Uuid;
 
-use super::{delivery::Key as PartitionKey, map::Map};
+use super::{
+    delivery::{Key as PartitionKey, RecordOutcome},
+    map::Map,
+    status::Meaning,
+};
 
 /// Most partition keys whose hash is cached.
 const MAX_HASHES: usize = 8192;
@@ -60,17 +64,6 @@ const HOLD_MAX: Duration = Duration::from_secs(60);
 /// Seconds without throttling after which a reduction is not judged any more.
 const CALM_SECONDS: f64 = 3.0;
 
-/// Result of one record of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RecordResult<'a> {
-    /// The shard with this id accepted it.
-    Accepted(&'a str),
-    /// It exceeded a limit.
-    Throttled,
-    /// It failed for another reason.
-    Failed,
-}
-
 /// Rates of the shards of one stream.
 #[derive(Debug, Default)]
 pub struct ShardRates {
@@ -81,23 +74,23 @@ pub struct ShardRates {
 
 impl ShardRates {
     /// Learns from the answer to a request. Each record has a partition key, a size in bytes
-    /// and a result.
+    /// and an outcome.
     pub fn record_answer<'a>(
         &mut self,
         now: Instant,
-        records: impl Iterator<Item = (PartitionKey, usize, RecordResult<'a>)> + Clone,
+        records: impl Iterator<Item = (PartitionKey, usize, &'a RecordOutcome)> + Clone,
     ) {
-        for (key, _, result) in records.clone() {
+        for (key, _, outcome) in records.clone() {
             let hash = self.hash(key);
-            match result {
-                RecordResult::Accepted(shard_id) => self.learn_shard(now, shard_id, hash),
-                RecordResult::Throttled | RecordResult::Failed => self.presume_shard(now, hash),
+            match outcome {
+                RecordOutcome::Accepted { shard_id, .. } => self.learn_shard(now, shard_id, hash),
+                RecordOutcome::Failed(_) => self.presume_shard(now, hash),
             }
         }
-        for (key, bytes, result) in records {
+        for (key, bytes, outcome) in records {
             let hash = self.hash(key);
             if let Some(shard) = nearest(&mut self.shards, hash) {
-                shard.count(bytes, result);
+                shard.count(bytes, outcome);
             }
         }
         for shard in &mut self.shards {
@@ -354,15 +347,17 @@ impl Shard {
         self.pause.filter(|pause| *pause > PAUSE_FIRST * 2)
     }
 
-    fn count(&mut self, bytes: usize, result: RecordResult<'_>) {
-        match result {
-            RecordResult::Accepted(_) => {
+    fn count(&mut self, bytes: usize, outcome: &RecordOutcome) {
+        match outcome {
+            RecordOutcome::Accepted { .. } => {
                 let cost = cost(bytes);
                 let before = self.answer.accepted;
                 self.answer.accepted = [before[0] + cost[0], before[1] + cost[1]];
             }
-            RecordResult::Throttled => self.answer.throttled = true,
-            RecordResult::Failed => self.answer.failed = true,
+            RecordOutcome::Failed(fault) if fault.meaning() == Meaning::Throttled => {
+                self.answer.throttled = true;
+            }
+            RecordOutcome::Failed(_) => self.answer.failed = true,
         }
     }
 

@@ -239,6 +239,16 @@ pub struct Stall {
 }
 
 impl Stall {
+    /// A period given by the times of its first and its last failure.
+    pub fn new(span: Option<(Timestamp, Timestamp)>) -> Self {
+        Self { span }
+    }
+
+    /// Times of the first and the last failure.
+    pub fn span(&self) -> Option<(Timestamp, Timestamp)> {
+        self.span
+    }
+
     /// Records a failure at `now`. Returns whether the period has lasted for `failing_after`.
     /// `backing_off` means that events have been waiting since the last attempt.
     fn extend(&mut self, failing_after: Duration, now: Timestamp, backing_off: bool) -> bool {

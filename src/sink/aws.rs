@@ -4,7 +4,6 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 use tracing::{Instrument, Span, field::Empty, info_span};
-use uuid::Uuid;
 
 use super::{
     AwsOptions, ExternalIds, PutRecordsClient, Receipt, Record, RecordOutcome, Sink, TestReport,
@@ -22,7 +21,7 @@ use crate::{
         arn::Partition,
         attribution::IdentityState,
         event::RecordHead,
-        integration::Integration,
+        integration::{Integration, IntegrationId},
         status::{Cause, Fault, Meaning, Reason, Stage},
     },
     gate::Gate,
@@ -94,7 +93,7 @@ impl AwsSink {
         records: &[Record],
     ) -> Result<Vec<RecordOutcome>, Fault> {
         let stream = &integration.stream_arn;
-        let head = RecordHead::new(integration.integration_id);
+        let head = RecordHead::new(integration.integration_id.0);
         let answer = match &self.direct {
             Some(direct) => direct.put(session, stream, &head, records).await,
             None => Box::pin(self.kinesis.put(session, stream, &head, records)).await,
@@ -183,7 +182,7 @@ impl AwsSink {
             ),
         };
         if accepted {
-            self.identity.session_accepted(integration.key);
+            self.identity.session_accepted(integration.integration_id);
         }
     }
 
@@ -249,7 +248,7 @@ impl AwsSink {
                 };
             }
         };
-        let head = RecordHead::new(integration.integration_id);
+        let head = RecordHead::new(integration.integration_id.0);
         let (proof, answer) = tokio::join!(
             self.identity.prove_external_id(integration),
             self.kinesis
@@ -338,7 +337,7 @@ impl Sink for AwsSink {
         self.identity.watch().await;
     }
 
-    fn forget(&self, integration_id: Uuid) {
+    fn forget(&self, integration_id: IntegrationId) {
         self.sessions.forget(integration_id);
     }
 }

@@ -27,7 +27,7 @@ use crate::{
         attribution::{
             Attribution, IdentityState, NextCheck, RecentRoles, RefusedSessions, is_service_fault,
         },
-        integration::{Integration, IntegrationKey},
+        integration::{Integration, IntegrationId},
         status::{Cause, Fault, Meaning, Reason, Stage},
     },
     gate::Gate,
@@ -125,7 +125,9 @@ impl Identity {
             if let (None, Some(at)) = (&integration.previous, at) {
                 let account = integration.role_arn.account();
                 let role = (Arc::clone(&integration), AssumedWith::Current);
-                evidence.roles.assumed(integration.key, account, at, role);
+                evidence
+                    .roles
+                    .assumed(integration.integration_id, account, at, role);
             }
         }
     }
@@ -436,15 +438,15 @@ impl Identity {
     }
 
     /// Notes that Kinesis accepted the session of an integration.
-    pub(super) fn session_accepted(&self, key: IntegrationKey) {
+    pub(super) fn session_accepted(&self, id: IntegrationId) {
         if self.any_refused_session.load(Ordering::Relaxed) {
-            self.clear_refusal(key);
+            self.clear_refusal(id);
         }
     }
 
-    fn clear_refusal(&self, key: IntegrationKey) {
+    fn clear_refusal(&self, id: IntegrationId) {
         let mut evidence = self.evidence();
-        evidence.refused_sessions.delivered(key);
+        evidence.refused_sessions.delivered(id);
         self.any_refused_session
             .store(!evidence.refused_sessions.is_empty(), Ordering::Relaxed);
         if std::mem::take(&mut evidence.sessions_refused) {
@@ -471,7 +473,9 @@ impl Identity {
             evidence.may_assume(now);
             let account = integration.role_arn.account();
             let role = (Arc::clone(integration), session.with());
-            evidence.roles.assumed(integration.key, account, now, role);
+            evidence
+                .roles
+                .assumed(integration.integration_id, account, now, role);
         }
         if integration.previous.is_some() && session.with() == AssumedWith::Current {
             self.assume_role.current_accepted(integration);
@@ -491,12 +495,14 @@ impl Identity {
         let is_ours = self.evidence().may_not_assume || self.check_roles(integration).await;
         let mut evidence = self.evidence();
         if !is_ours {
-            evidence.roles.forget(integration.key);
+            evidence.roles.forget(integration.integration_id);
             return fault;
         }
         evidence.may_not_assume = true;
         let now = Instant::now().into_std();
-        evidence.roles.denied_to_delivery(integration.key, now);
+        evidence
+            .roles
+            .denied_to_delivery(integration.integration_id, now);
         drop(evidence);
         self.set(IdentityState::MayNotAssume);
         as_ours(fault)
@@ -585,8 +591,11 @@ impl Identity {
     async fn assume_again(&self, (integration, with): &Role) -> Option<bool> {
         let current = || self.is_current(integration);
         let assume = self.assume_role.assume(integration, Tries::One(*with));
-        let answer = self.gate.call(integration.key, current, assume).await?;
-        let (key, now) = (integration.key, Instant::now().into_std());
+        let answer = self
+            .gate
+            .call(integration.integration_id, current, assume)
+            .await?;
+        let (key, now) = (integration.integration_id, Instant::now().into_std());
         match answer {
             Ok(session) => {
                 self.assumed(integration, &session);

@@ -13,7 +13,6 @@ use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
 use moka::{future::Cache, ops::compute::Op, policy::EvictionPolicy};
 use tokio::time::Instant;
 use tracing::{info, warn};
-use uuid::Uuid;
 
 use super::{
     AssumedWith, AwsOptions, ExternalIdProof,
@@ -22,7 +21,7 @@ use super::{
     signer::Signer,
 };
 use crate::domain::{
-    integration::Integration,
+    integration::{Integration, IntegrationId},
     status::{Fault, Meaning},
 };
 
@@ -35,7 +34,7 @@ const PROVE_AGAIN: Duration = Duration::from_secs(300);
 /// Remaining lifetime below which a session is not used.
 const MARGIN: Duration = Duration::from_secs(60);
 
-type Key = (Uuid, u64);
+type Key = (IntegrationId, u64);
 
 /// A clear answer of the probes of a role.
 #[derive(Clone, Copy)]
@@ -304,7 +303,7 @@ impl Sessions {
     }
 
     /// Removes everything cached for an integration, of every version.
-    pub(super) fn forget(&self, integration_id: Uuid) {
+    pub(super) fn forget(&self, integration_id: IntegrationId) {
         forget(&self.cache, integration_id);
         forget(&self.denials, integration_id);
         forget(&self.proofs, integration_id);
@@ -321,7 +320,7 @@ impl Sessions {
             // None if the integration was deleted or replaced, so that the session is not needed.
             let _ended = identity
                 .gate()
-                .call(integration.key, current, renewal)
+                .call(integration.integration_id, current, renewal)
                 .await;
         });
     }
@@ -353,7 +352,7 @@ fn cache<V: Clone + Send + Sync + 'static>(max: u64, time_to_live: Duration) -> 
         .build()
 }
 
-fn forget<V: Clone + Send + Sync + 'static>(cache: &Cache<Key, V>, integration_id: Uuid) {
+fn forget<V: Clone + Send + Sync + 'static>(cache: &Cache<Key, V>, integration_id: IntegrationId) {
     let forgotten = cache.invalidate_entries_if(move |key, _| key.0 == integration_id);
     // It fails only if the cache was built without invalidation closures.
     debug_assert!(forgotten.is_ok());

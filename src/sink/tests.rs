@@ -41,7 +41,7 @@ use super::{
 use crate::{
     domain::{
         arn::{RoleArn, StreamArn},
-        integration::{self, IntegrationKey, PreviousExternalId},
+        integration::{self, IntegrationId, PreviousExternalId, testing::testing_id},
         status::{Cause, Meaning, Reason, Stage},
     },
     gate::Gate,
@@ -69,7 +69,6 @@ fn stream(which: i64) -> String {
 fn customer(which: i64) -> Arc<Integration> {
     let base = version(Uuid::from_u128(which as u128), 1);
     Arc::new(Integration {
-        key: IntegrationKey(which),
         stream_arn: StreamArn::parse(&stream(which)).unwrap(),
         role_arn: RoleArn::parse(&role(which)).unwrap(),
         ..(*base).clone()
@@ -147,7 +146,7 @@ fn integration() -> Arc<Integration> {
 
 fn version(integration_id: Uuid, version: u64) -> Arc<Integration> {
     Arc::new(Integration {
-        integration_id,
+        integration_id: IntegrationId(integration_id),
         stream_arn: StreamArn::parse(STREAM).unwrap(),
         role_arn: RoleArn::parse(ROLE).unwrap(),
         version,
@@ -168,7 +167,7 @@ fn records(count: usize) -> Vec<Record> {
 }
 
 fn head() -> RecordHead {
-    RecordHead::new(integration().integration_id)
+    RecordHead::new(integration().integration_id.0)
 }
 
 fn accepted(number: usize) -> RecordOutcome {

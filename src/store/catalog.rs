@@ -1,311 +1,248 @@
-//! What the store knows of every integration, in memory: written by the writer
-//! after each commit, read by everyone.
+//! The registry and its replica in memory. The replica is fed by the registry alone, also with
+//! changes that this instance made, so that it never shows what is not committed.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
-    ops::{Bound, RangeInclusive},
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    panic::AssertUnwindSafe,
+    sync::{Arc, OnceLock},
+    time::Duration,
 };
 
+use futures_util::FutureExt;
 use jiff::Timestamp;
-use tokio::sync::watch;
-use uuid::Uuid;
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 
+use super::{
+    ConfigureError, Failure, StoreError,
+    ports::{NextRetry, Observed, Plan, Registered, Registry, RegistryChange, Tombstone},
+    queue::Times,
+    replica::Replica,
+    work::WorkFeed,
+};
 use crate::domain::{
-    integration::{Integration, IntegrationKey, Snapshot},
-    map::Map,
+    integration::IntegrationId,
     organization::OrganizationId,
-    status::{Stall, Status},
+    status::{Observation, Stall, Status, observe},
 };
 
-/// A change of an integration or its status. Only the newest of each integration
-/// is kept.
-#[derive(Clone, Debug)]
-pub enum Change {
-    /// It was created, configured anew, or its status changed.
-    Current(Snapshot),
-    /// It was deleted.
-    Deleted(Tombstone),
-}
+/// Changes that are read from the registry at once.
+const PAGE: usize = 1000;
+/// Time between attempts to read the registry after a failure.
+const RETRY: Duration = Duration::from_millis(500);
 
-/// Changes in commit order.
-#[derive(Clone, Debug)]
-pub struct Changes {
-    /// Deletions up to this revision may be missing.
-    pub forgotten_to: u64,
-    /// The revision that was looked at last; where it is the one that was asked for,
-    /// nothing is left.
-    pub seen_to: u64,
-    /// With their revisions.
-    pub changes: Vec<(u64, Change)>,
-}
-
-/// What remains of a deleted integration.
-#[derive(Clone, Debug)]
-pub struct Tombstone {
-    /// The revision of the deletion.
-    pub revision: u64,
-    /// Whose it was.
-    pub organization_id: OrganizationId,
-    /// Which it was.
-    pub integration_id: Uuid,
-    /// When it was deleted.
-    pub deleted_at: Timestamp,
-}
-
-/// An integration as the writer sees it.
-#[derive(Clone, Debug)]
-pub(super) struct Slot {
-    pub(super) snapshot: Snapshot,
-    pub(super) stall: Stall,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    by_key: Map<IntegrationKey, Slot>,
-    by_organization: BTreeMap<OrganizationId, IntegrationKey>,
-    by_revision: BTreeMap<u64, Entry>,
-    /// Revisions of the tombstones, oldest first.
-    tombstones: VecDeque<u64>,
-    /// Tokens below it may have missed a deletion.
-    floor: u64,
-}
-
-#[derive(Debug)]
-enum Entry {
-    Live(IntegrationKey),
-    Dead(Box<Tombstone>),
-}
-
-/// The integrations, and the order of their changes.
-#[derive(Debug)]
+/// See the module.
 pub(super) struct Catalog {
-    state: RwLock<State>,
-    revision: watch::Sender<u64>,
-    most_tombstones: usize,
-}
-
-/// What one commit changed.
-#[derive(Debug, Default)]
-pub(super) struct CatalogDiff {
-    /// None where the integration was deleted.
-    pub(super) slots: Map<IntegrationKey, Option<Slot>>,
-    pub(super) tombstones: Vec<Tombstone>,
+    registry: Arc<dyn Registry>,
+    replica: Replica,
+    work: Arc<WorkFeed>,
+    /// Held while the replica is brought up to date, so that changes are applied in order.
+    refreshing: Mutex<()>,
+    failing_after: Duration,
+    failure: OnceLock<Failure>,
+    failed: CancellationToken,
 }
 
 impl Catalog {
-    pub(super) fn new(most_tombstones: usize) -> Self {
-        Self {
-            state: RwLock::default(),
-            revision: watch::Sender::new(0),
-            most_tombstones,
-        }
-    }
-
-    fn read(&self) -> RwLockReadGuard<'_, State> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, State> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn slot(&self, key: IntegrationKey) -> Option<Slot> {
-        self.read().by_key.get(&key).cloned()
-    }
-
-    /// Looks at an integration without taking a copy.
-    pub(super) fn look<T>(&self, key: IntegrationKey, look: impl FnOnce(&Slot) -> T) -> Option<T> {
-        self.read().by_key.get(&key).map(look)
-    }
-
-    pub(super) fn contains(&self, key: IntegrationKey) -> bool {
-        self.read().by_key.contains_key(&key)
-    }
-
-    pub(super) fn key_of(&self, organization_id: &str) -> Option<IntegrationKey> {
-        self.read().by_organization.get(organization_id).copied()
-    }
-
-    pub(super) fn find(&self, organization_id: &str) -> Option<Snapshot> {
-        let state = self.read();
-        let key = state.by_organization.get(organization_id)?;
-        Some(state.by_key.get(key)?.snapshot.clone())
-    }
-
-    /// The next `limit` integrations after an organization, in its order, that `keep` keeps.
-    pub(super) fn page(
-        &self,
-        after: &str,
-        limit: usize,
-        keep: impl Fn(&Snapshot) -> bool,
-    ) -> Vec<Snapshot> {
-        let state = self.read();
-        state
-            .by_organization
-            .range::<str, _>((Bound::Excluded(after), Bound::Unbounded))
-            .filter_map(|(_, key)| state.by_key.get(key))
-            .map(|slot| &slot.snapshot)
-            .filter(|snapshot| keep(snapshot))
-            .take(limit)
-            .cloned()
-            .collect()
-    }
-
-    /// The last `most` that are Active and were delivered to, the newest last.
-    pub(super) fn delivered_last(&self, most: usize) -> Vec<(Arc<Integration>, Timestamp)> {
-        let state = self.read();
-        let delivered = |slot: &Slot| {
-            let status = &slot.snapshot.status;
-            let active = status.status == Status::Active;
-            let at = status.last_delivery.filter(|_| active)?;
-            Some((at, slot.snapshot.integration.key))
+    /// Loads the registry. `failing_after` is the time without a delivery after which
+    /// throttling or an outage becomes the status.
+    pub(super) async fn load(
+        registry: Arc<dyn Registry>,
+        work: Arc<WorkFeed>,
+        failing_after: Duration,
+    ) -> Result<Self, StoreError> {
+        let catalog = Self {
+            registry,
+            replica: Replica::default(),
+            work,
+            refreshing: Mutex::default(),
+            failing_after,
+            failure: OnceLock::new(),
+            failed: CancellationToken::new(),
         };
-        let mut all: Vec<_> = state.by_key.values().filter_map(delivered).collect();
-        all.sort_unstable_by(|one, other| other.cmp(one));
-        let newest = all.into_iter().take(most).rev();
-        newest
-            .filter_map(|(at, key)| Some((state.by_key.get(&key)?, at)))
-            .map(|(slot, at)| (Arc::clone(&slot.snapshot.integration), at))
-            .collect()
+        catalog.read_changes(|_| ()).await?;
+        Ok(catalog)
     }
 
-    pub(super) fn revision(&self) -> watch::Receiver<u64> {
-        self.revision.subscribe()
+    pub(super) fn replica(&self) -> &Replica {
+        &self.replica
     }
 
-    /// Looks at `limit` changes after a revision, in commit order, and takes those of
-    /// the organizations that `keep` keeps.
-    pub(super) fn changes_after(
-        &self,
-        revision: u64,
-        limit: usize,
-        keep: impl Fn(&OrganizationId) -> bool,
-    ) -> Changes {
-        let state = self.read();
-        let mut seen = Changes {
-            forgotten_to: state.floor,
-            seen_to: revision,
-            changes: Vec::new(),
-        };
-        let after = (Bound::Excluded(revision), Bound::Unbounded);
-        for (revision, entry) in state.by_revision.range(after).take(limit) {
-            seen.seen_to = *revision;
-            match entry {
-                Entry::Live(key) => {
-                    let Some(slot) = state.by_key.get(key) else {
-                        continue;
-                    };
-                    if keep(&slot.snapshot.integration.organization_id) {
-                        let change = Change::Current(slot.snapshot.clone());
-                        seen.changes.push((*revision, change));
+    pub(super) fn registry(&self) -> &dyn Registry {
+        &*self.registry
+    }
+
+    /// Brings the replica up to date.
+    pub(super) async fn refresh(&self) -> Result<(), StoreError> {
+        self.read_changes(|id| self.work.configured(id)).await
+    }
+
+    async fn read_changes(&self, configured: impl Fn(IntegrationId)) -> Result<(), StoreError> {
+        let _refreshing = self.refreshing.lock().await;
+        loop {
+            let after = self.replica.cursor();
+            let changes = self.registry.changes_after(after, PAGE).await?;
+            let new_versions: Vec<IntegrationId> = changes
+                .changes
+                .iter()
+                .filter_map(|change| match change {
+                    RegistryChange::Current(current) => {
+                        let integration = &current.integration;
+                        let known = self.replica.version(integration.integration_id);
+                        (known != Some(integration.version)).then_some(integration.integration_id)
                     }
-                }
-                Entry::Dead(tombstone) => {
-                    if keep(&tombstone.organization_id) {
-                        let change = Change::Deleted((**tombstone).clone());
-                        seen.changes.push((*revision, change));
-                    }
-                }
+                    RegistryChange::Deleted(_) => None,
+                })
+                .collect();
+            let is_complete = self.replica.apply(changes);
+            new_versions.into_iter().for_each(&configured);
+            if is_complete {
+                return Ok(());
             }
         }
-        seen
     }
 
-    /// Of the named organizations, at most `limit` integrations whose last change came in
-    /// `revisions`, in commit order.
-    pub(super) fn current_of<'a>(
+    /// Waits until the replica has applied a revision.
+    pub(super) async fn wait_for(&self, revision: u64) {
+        while self.replica.applied() < revision && !self.failed.is_cancelled() {
+            if let Err(error) = self.refresh().await {
+                if matches!(error, StoreError::Closed) {
+                    return;
+                }
+                tracing::error!(%error, "cannot read the registry");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+
+    pub(super) async fn configure(
         &self,
-        organizations: impl IntoIterator<Item = &'a OrganizationId>,
-        revisions: RangeInclusive<u64>,
-        limit: usize,
-    ) -> Vec<Snapshot> {
-        let state = self.read();
-        let mut found: Vec<&Snapshot> = organizations
-            .into_iter()
-            .filter_map(|organization| state.by_organization.get(organization))
-            .filter_map(|key| state.by_key.get(key))
-            .map(|slot| &slot.snapshot)
-            .filter(|snapshot| revisions.contains(&snapshot.revision))
-            .collect();
-        found.sort_unstable_by_key(|snapshot| snapshot.revision);
-        found.into_iter().take(limit).cloned().collect()
+        organization_id: &OrganizationId,
+        plan: &Plan<'_>,
+    ) -> Result<Registered, ConfigureError> {
+        let stored = self.registry.configure(organization_id, plan).await?;
+        self.refresh().await?;
+        Ok(stored)
     }
 
-    /// Takes in a commit, and then tells that there is a new revision. Returns the
-    /// revision up to which deletions are forgotten, where that moved.
-    pub(super) fn apply(&self, diff: CatalogDiff, revision: u64) -> Option<u64> {
-        let mut state = self.write();
-        let floor_before = state.floor;
-        for (key, slot) in diff.slots {
-            state.replace(key, slot);
+    pub(super) async fn delete(
+        &self,
+        organization_id: &OrganizationId,
+        caller: &str,
+    ) -> Result<Option<Tombstone>, StoreError> {
+        let deleted = self.registry.delete(organization_id, caller).await?;
+        match &deleted {
+            // From here on the deletion must be finished.
+            Some(tombstone) => self.wait_for(tombstone.revision).await,
+            None => self.refresh().await?,
         }
-        for tombstone in diff.tombstones {
-            state.bury(tombstone, self.most_tombstones);
-        }
-        let floor = state.floor;
-        drop(state);
-        self.revision.send_if_modified(|current| {
-            let newer = revision > *current;
-            *current = revision.max(*current);
-            newer
+        Ok(deleted)
+    }
+
+    pub(super) async fn retire_previous_external_id(
+        &self,
+        id: IntegrationId,
+        version: u64,
+    ) -> Result<(), StoreError> {
+        self.registry
+            .retire_previous_external_id(id, version)
+            .await?;
+        self.refresh().await
+    }
+
+    /// Records observations.
+    pub(super) async fn observe(&self, observed: &[Observed]) -> Result<(), StoreError> {
+        self.registry.observe(observed).await?;
+        self.refresh().await
+    }
+
+    /// Whether an observation changes status or reason, as far as this instance knows.
+    pub(super) fn would_change_status(&self, observed: &Observed) -> bool {
+        let changes = self.replica.look(observed.integration_id, |registered| {
+            let mut stall = registered.stall;
+            let status = &registered.status;
+            let next = observe(
+                status,
+                &mut stall,
+                self.failing_after,
+                observed.at,
+                &observed.observation,
+            );
+            status.is_change(&next)
         });
-        (floor > floor_before).then_some(floor)
+        changes == Some(true)
     }
 
-    /// Sets what was known before a restart.
-    pub(super) fn restore(&self, floor: u64) {
-        let mut state = self.write();
-        state.floor = state.floor.max(floor);
+    /// Whether the registry would store anything of an observation, as far as this instance
+    /// knows.
+    pub(super) fn would_record(&self, observed: &Observed) -> bool {
+        let records = self.replica.look(observed.integration_id, |registered| {
+            let status = &registered.status;
+            let is_well = status.status == Status::Active
+                && status.next_retry.is_none()
+                && status.aws_error_code.is_none()
+                && registered.stall == Stall::default();
+            !(is_well && observed.is_well())
+        });
+        records == Some(true)
+    }
+
+    /// Spawns a task of the store, whose panic ends the store instead of going unnoticed.
+    pub(super) fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
+        let catalog = Arc::clone(self);
+        tokio::spawn(async move {
+            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+                catalog.fail(&StoreError::Failed("a task of the store panicked".into()));
+            }
+        });
+    }
+
+    /// Ends the store after an error that it cannot continue from.
+    pub(super) fn fail(&self, error: &StoreError) {
+        tracing::error!(%error, "the store cannot continue");
+        self.failure.get_or_init(|| match error {
+            StoreError::Corrupt(problem) => Failure::Damaged(problem.clone()),
+            error => Failure::Lost(error.to_string()),
+        });
+        self.failed.cancel();
+    }
+
+    /// Returns the reason once the store cannot continue.
+    pub(super) async fn failed(&self) -> Option<Failure> {
+        self.failed.cancelled().await;
+        self.failure.get().cloned()
     }
 }
 
-impl State {
-    fn replace(&mut self, key: IntegrationKey, slot: Option<Slot>) {
-        let slot = match (self.by_key.get_mut(&key), slot) {
-            (Some(known), Some(slot)) if known.snapshot.revision == slot.snapshot.revision => {
-                *known = slot;
-                return;
-            }
-            (_, slot) => slot,
-        };
-        let before = self.by_key.remove(&key);
-        let revision_before = before.as_ref().map(|slot| slot.snapshot.revision);
-        match slot {
-            Some(slot) => {
-                let revision = slot.snapshot.revision;
-                if revision_before != Some(revision) {
-                    revision_before.map(|before| self.by_revision.remove(&before));
-                    self.by_revision.insert(revision, Entry::Live(key));
-                }
-                if before.is_none() {
-                    let organization = slot.snapshot.integration.organization_id.clone();
-                    self.by_organization.insert(organization, key);
-                }
-                self.by_key.insert(key, slot);
-            }
-            None => {
-                revision_before.map(|before| self.by_revision.remove(&before));
-                let Some(before) = before else { return };
-                let organization = &before.snapshot.integration.organization_id;
-                // It may have been created anew in the same commit.
-                if self.by_organization.get(organization) == Some(&key) {
-                    self.by_organization.remove(organization);
-                }
-            }
-        }
+impl Observed {
+    /// Whether it shows only that events are delivered.
+    fn is_well(&self) -> bool {
+        self.observation == Observation::Accepted && self.next_retry == NextRetry::None
     }
 
-    fn bury(&mut self, tombstone: Tombstone, most: usize) {
-        self.tombstones.push_back(tombstone.revision);
-        self.by_revision
-            .insert(tombstone.revision, Entry::Dead(Box::new(tombstone)));
-        while self.tombstones.len() > most {
-            let Some(oldest) = self.tombstones.pop_front() else {
-                return;
-            };
-            self.by_revision.remove(&oldest);
-            self.floor = oldest;
+    /// Whether both show only that events are delivered, with the same configuration.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        self.version == other.version && self.is_well() && other.is_well()
+    }
+
+    /// Whether an attempt that began later has succeeded, so that this one shows nothing new.
+    pub(super) fn is_outdated(&self, times: &Times) -> bool {
+        times.version == self.version && times.accepted_began_at > Some(self.began_at)
+    }
+
+    /// Updates the times of attempts.
+    pub(super) fn note_times(&self, times: &mut Times) {
+        if matches!(self.observation, Observation::Stalled(_)) {
+            return;
+        }
+        let at = Timestamp::from_microsecond(self.at.as_microsecond()).unwrap_or(self.at);
+        if times.version != self.version {
+            times.accepted_began_at = None;
+        }
+        times.version = self.version;
+        times.last_attempt = Some(at);
+        if self.observation == Observation::Accepted {
+            times.last_delivery = Some(at);
+            times.accepted_began_at = times.accepted_began_at.max(Some(self.began_at));
         }
     }
 }

@@ -1,70 +1,66 @@
-//! Tells the worker which integrations want its attention. It holds at most one
-//! entry an integration, however much happens.
+//! Integrations that need the worker's attention. At most one entry per integration, however
+//! much happens.
 
 use std::sync::{Mutex, PoisonError};
 
+use jiff::Timestamp;
 use tokio::sync::Notify;
 
 use crate::domain::{
-    integration::IntegrationKey,
+    integration::IntegrationId,
     map::{self, Map},
 };
 
-/// What happened to one integration since the worker last looked.
+/// Events of one integration since the worker's last look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Attention {
-    /// Events were appended, the first of them with this sequence.
-    pub appended_from: Option<u64>,
-    /// It was configured.
+    /// Sequence and acceptance time of the first new event.
+    pub appended: Option<(u64, Timestamp)>,
+    /// The integration was configured.
     pub configured: bool,
-    /// Settlements that became durable and were to be told of.
-    pub settled: usize,
-    /// Those of them that change what the log says of its events.
-    pub saved: usize,
 }
 
-/// Settlements of one integration that became durable.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Settled {
-    pub(super) key: IntegrationKey,
-    pub(super) count: usize,
-    pub(super) saved: usize,
-}
-
-/// Where the store says and the worker hears that there is work.
+/// Queue of integrations from the store to the worker.
 #[derive(Debug, Default)]
 pub(super) struct WorkFeed {
-    waiting: Mutex<Map<IntegrationKey, Attention>>,
+    waiting: Mutex<Map<IntegrationId, Attention>>,
     notify: Notify,
 }
 
 impl WorkFeed {
-    /// Tells of appended chunks, each with its first sequence, and of integrations that
-    /// were configured.
-    pub(super) fn tell(&self, appended: &[(IntegrationKey, u64)], configured: &[IntegrationKey]) {
-        if appended.is_empty() && configured.is_empty() {
-            return;
-        }
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        for &(key, first_sequence) in appended {
-            let attention = waiting.entry(key).or_default();
-            let from = attention.appended_from.get_or_insert(first_sequence);
-            *from = first_sequence.min(*from);
-        }
-        for &key in configured {
-            waiting.entry(key).or_default().configured = true;
-        }
-        drop(waiting);
-        self.notify.notify_one();
+    /// Announces appended chunks, each with its first sequence and acceptance time.
+    pub(super) fn appended(&self, chunks: impl Iterator<Item = (IntegrationId, u64, Timestamp)>) {
+        self.add(chunks.map(|(id, first_sequence, accepted_at)| {
+            let appended = Some((first_sequence, accepted_at));
+            let configured = false;
+            (
+                id,
+                Attention {
+                    appended,
+                    configured,
+                },
+            )
+        }));
     }
 
-    /// Tells of settlements that became durable.
-    pub(super) fn tell_settled(&self, settled: impl Iterator<Item = Settled>) {
+    /// Announces that an integration was configured.
+    pub(super) fn configured(&self, id: IntegrationId) {
+        let attention = Attention {
+            appended: None,
+            configured: true,
+        };
+        self.add(std::iter::once((id, attention)));
+    }
+
+    fn add(&self, all: impl Iterator<Item = (IntegrationId, Attention)>) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        for one in settled.filter(|one| one.count > 0) {
-            let attention = waiting.entry(one.key).or_default();
-            attention.settled += one.count;
-            attention.saved += one.saved;
+        for (id, new) in all {
+            let attention = waiting.entry(id).or_default();
+            attention.configured |= new.configured;
+            attention.appended = match (attention.appended, new.appended) {
+                (Some(one), Some(other)) => Some(one.min(other)),
+                (one, other) => one.or(other),
+            };
         }
         let is_empty = waiting.is_empty();
         drop(waiting);
@@ -73,8 +69,8 @@ impl WorkFeed {
         }
     }
 
-    /// Waits until there is something, and takes it all. Cancelling loses nothing.
-    pub(super) async fn take(&self) -> Map<IntegrationKey, Attention> {
+    /// Waits until there is something, and takes all of it. Cancelling loses nothing.
+    pub(super) async fn take(&self) -> Map<IntegrationId, Attention> {
         loop {
             let notified = self.notify.notified();
             if let Some(waiting) = self.take_now() {
@@ -84,10 +80,10 @@ impl WorkFeed {
         }
     }
 
-    fn take_now(&self) -> Option<Map<IntegrationKey, Attention>> {
+    fn take_now(&self) -> Option<Map<IntegrationId, Attention>> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        // As many will come again.
-        let room = waiting.len();
-        (room > 0).then(|| std::mem::replace(&mut *waiting, map::with_capacity(room)))
+        // About as many will follow.
+        let capacity = waiting.len();
+        (capacity > 0).then(|| std::mem::replace(&mut *waiting, map::with_capacity(capacity)))
     }
 }

@@ -1,104 +1,94 @@
-//! Gives up records that AWS refuses while it takes others, and what cannot be read back.
+//! Giving events up: records that AWS refuses while it accepts others, and chunks that cannot
+//! be read. A lane's lock is held exclusively meanwhile, so that nothing but its requests in
+//! flight goes on.
 
-use tokio::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::{Shared, lane::Lanes};
+use tokio::time::Instant;
+
+use super::{Shared, lanes::Lanes};
 use crate::{
-    domain::{gap::Marked, integration::IntegrationKey},
-    store::{GiveUp, GivenUp, StoreError, What},
+    domain::{delivery::Delivery, integration::IntegrationId},
+    store::{GiveUp, GivenUp, StoreError, Which},
 };
 
-/// How long to wait after the log could not be written.
+/// Backoff after events could not be given up.
 const WRITE_RETRY: Duration = Duration::from_secs(1);
 
-/// Lets gaps take the place of what was refused. Until that is durable the integration
-/// stands still, but for its requests in flight.
-pub(super) async fn refused<S>(shared: &Shared<S>, key: IntegrationKey) {
-    let Some(still) = shared.lanes().get(key).map(|lane| lane.still.clone()) else {
-        return;
+/// Gives up the refused events of a lane, durably.
+pub(super) async fn refused<S>(shared: &Shared<S>, id: IntegrationId) {
+    let refused = |delivery: &Delivery| {
+        let refused = delivery.refused();
+        (!refused.is_empty()).then_some(Which::Refused(refused))
     };
-    let _still = still.write_owned().await;
-    let Some(ask) = ask(shared, key) else { return };
-    let given_up = shared.store.give_up(ask).await;
-    take_in(shared, key, given_up);
+    let given_up = give_up(shared, id, refused).await;
+    let mut lanes = shared.lanes();
+    if let Some(Err(error)) = given_up {
+        tracing::error!(%error, "cannot give up what was refused");
+        if let Some(lane) = lanes.get(id) {
+            lane.delivery.keep_refused();
+        }
+        lanes.back_off(id, Instant::now() + WRITE_RETRY);
+    }
+    lanes.queue(id);
+    drop(lanes);
     shared.wake.notify_one();
 }
 
-/// Lets a gap take the place of a chunk that cannot be read back. Until that is durable the
-/// integration stands still, but for its requests in flight.
-pub(super) async fn damaged<S>(shared: &Shared<S>, key: IntegrationKey, chunk_id: i64) {
-    let Some(still) = shared.lanes().get(key).map(|lane| lane.still.clone()) else {
-        return;
-    };
-    let _still = still.write_owned().await;
-    let Some(in_flight) = in_flight(shared, key) else {
-        return;
-    };
-    let what = What::Damaged(chunk_id);
-    let ask = GiveUp {
-        key,
-        what,
-        in_flight,
-    };
-    match shared.store.give_up(ask).await {
-        Ok(given_up) if given_up.expired > 0 => {
-            let mut lanes = shared.lanes();
-            apply(&mut lanes, key, &given_up);
-            lanes.end_back_off(key);
-            drop(lanes);
+/// Gives up the events of a chunk that cannot be read, durably.
+pub(super) async fn damaged<S>(shared: &Shared<S>, id: IntegrationId, first_sequence: u64) {
+    let which = |_: &Delivery| Some(Which::Damaged(first_sequence));
+    match give_up(shared, id, which).await {
+        None => {}
+        Some(Ok(given_up)) if given_up.expired > 0 => {
+            shared.lanes().end_backoff(id);
             tracing::error!(
-                integration_key = key.0,
-                chunk_id,
+                integration_id = %id,
+                first_sequence,
                 events = given_up.expired,
-                "a chunk of the log is damaged: its events are lost, and a gap event takes their place; what is left of it is in the table damaged_chunk (docs/operations.md)"
+                "a chunk of the log is damaged: its events are lost, and a gap event takes their place (docs/operations.md)"
             );
         }
-        // It could be read after all, or what is left of it is in flight.
-        Ok(_) => tracing::warn!(chunk_id, "a chunk of the log could not be read at first"),
-        Err(error) => tracing::error!(%error, chunk_id, "cannot set a damaged chunk aside"),
+        // It could be read after all, or its events are in flight.
+        Some(Ok(_)) => {
+            tracing::warn!(integration_id = %id, first_sequence, "a chunk of the log could not be read at first");
+        }
+        Some(Err(error)) => {
+            tracing::error!(%error, integration_id = %id, first_sequence, "cannot set a damaged chunk aside");
+        }
     }
     shared.wake.notify_one();
 }
 
-fn in_flight<S>(shared: &Shared<S>, key: IntegrationKey) -> Option<Vec<Marked>> {
-    let mut lanes = shared.lanes();
-    lanes.get(key).map(|lane| lane.delivery.events_in_flight())
-}
-
-fn ask<S>(shared: &Shared<S>, key: IntegrationKey) -> Option<GiveUp> {
-    let mut lanes = shared.lanes();
-    let lane = lanes.get(key)?;
-    let events = lane.delivery.refused();
-    if events.is_empty() {
-        return None;
-    }
-    Some(GiveUp {
-        key,
-        what: What::Refused(events),
-        in_flight: lane.delivery.events_in_flight(),
-    })
-}
-
-fn take_in<S>(shared: &Shared<S>, key: IntegrationKey, given_up: Result<GivenUp, StoreError>) {
-    let mut lanes = shared.lanes();
-    let Some(lane) = lanes.get(key) else { return };
-    match given_up {
-        Ok(given_up) => apply(&mut lanes, key, &given_up),
-        Err(error) => {
-            tracing::error!(%error, "cannot give up what was refused");
-            lane.delivery.keep_refused();
-            lanes.back_off(key, Instant::now() + WRITE_RETRY);
+/// Gives events up that `which` chooses under the lane's exclusive lock, and applies that to the
+/// lane. None if there is no lane, or nothing is chosen.
+pub(super) async fn give_up<S>(
+    shared: &Shared<S>,
+    id: IntegrationId,
+    which: impl FnOnce(&Delivery) -> Option<Which>,
+) -> Option<Result<GivenUp, StoreError>> {
+    let lock = shared.lanes().get(id)?.give_up_lock.clone();
+    let _exclusive = lock.write_owned().await;
+    let request = {
+        let mut lanes = shared.lanes();
+        let delivery = &lanes.get(id)?.delivery;
+        GiveUp {
+            integration_id: id,
+            which: which(delivery)?,
+            in_flight: delivery.in_flight_records(),
         }
+    };
+    let given_up = shared.store.give_up(request).await;
+    if let Ok(given_up) = &given_up {
+        apply(&mut shared.lanes(), id, given_up);
     }
-    lanes.queue(key);
+    Some(given_up)
 }
 
-/// Takes in what the store has given up. The integration stands still.
-pub(super) fn apply(lanes: &mut Lanes, key: IntegrationKey, given_up: &GivenUp) {
-    let Some(lane) = lanes.get(key) else { return };
+fn apply(lanes: &mut Lanes, id: IntegrationId, given_up: &GivenUp) {
+    let Some(lane) = lanes.get(id) else { return };
     let before = lane.delivery.bytes();
-    let gap_key = lane.integration_id.as_u128();
-    lane.delivery.apply(&given_up.chunks, gap_key);
+    lane.delivery.apply(&given_up.chunks);
     let freed = before - lane.delivery.bytes();
     lanes.loaded_bytes -= freed;
 }

@@ -1,147 +1,138 @@
-//! Reads more of an integration's log where little is at hand.
+//! Loading of an integration's events when few are loaded, within the limits on memory.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Shared, WorkerOptions, lane::Lanes};
+use super::{Shared, WorkerOptions, lanes::Lanes};
 use crate::{
     domain::{
-        delivery::{LoadedChunk, Settlement},
-        integration::{Integration, IntegrationKey, Progress},
+        chunk::Chunk,
+        integration::{Integration, IntegrationId, Progress},
         status::{Cause, Fault, Observation, Stage},
     },
-    store::{NextRetry, Observed, Settle, StoreError, Tells},
+    store::{NextRetry, Observed, StoreError},
 };
 
-/// How long to wait after the log could not be read.
+/// Backoff after the events could not be read.
 const READ_RETRY: Duration = Duration::from_secs(10);
-/// What a lane that has nothing may read, however crowded it is.
-const LEAST_BYTES: usize = 1 << 20;
-/// What an event has in memory beside what is stored of it.
-const ENTRY_BYTES: usize = 32;
+/// Bytes that a lane without loaded chunks may read, however short memory is.
+const MIN_READ: usize = 1 << 20;
+/// Bytes of memory per event besides the stored ones.
+const EVENT_OVERHEAD: usize = 32;
 
-/// What is to be read.
+/// A read in progress. To be given to [`end`].
 #[derive(Debug)]
-#[must_use = "a lane that waits for it reads nothing else"]
+#[must_use = "a lane reads nothing else until the read ends"]
 pub(super) struct Reading {
-    from: u64,
-    log_end: u64,
-    /// Bytes that are counted as loaded meanwhile.
-    room: usize,
+    pub(super) from: u64,
+    /// Sequence after the last event when the read began.
+    end_sequence: u64,
+    /// Bytes to read, which count as loaded meanwhile.
+    pub(super) bytes: usize,
 }
 
-impl Reading {
-    pub(super) async fn read<S>(
-        &self,
-        shared: &Shared<S>,
-        key: IntegrationKey,
-    ) -> Result<Vec<LoadedChunk>, StoreError> {
-        shared.store.read_log(key, self.from, self.room).await
-    }
-}
-
-/// What to read where too little is at hand for a full request, within the memory that
-/// lanes may take. None where there is enough, or no room. The lane waits for it until
-/// [`take`].
+/// Begins a read if too few records for a full request are loaded. None if there are enough, or
+/// no memory is left.
 pub(super) fn begin<S>(
     shared: &Shared<S>,
     lanes: &mut Lanes,
-    key: IntegrationKey,
+    id: IntegrationId,
 ) -> Option<Reading> {
     let options = &shared.options;
-    let progress = shared.store.progress(key)?;
-    let crowded = is_crowded(shared, lanes);
+    let progress = shared.store.progress(id)?;
+    let memory_short = is_memory_short(shared, lanes);
     let left = options.window_bytes.saturating_sub(lanes.loaded_bytes);
-    let lane = lanes.get(key)?;
-    let own = options
+    let lane = lanes.get(id)?;
+    let lane_left = options
         .window_bytes_per_integration
         .saturating_sub(lane.delivery.bytes());
-    let narrows = lane.delivery.is_narrowing();
-    // Where it is crowded, what lacks other keys waits for the requests under way.
-    let starved = lane.starved && !(crowded && lane.delivery.in_flight() > 0);
-    let enough = lane.delivery.waiting() >= options.limits.records && !narrows && !starved;
-    if lane.loading || enough || lane.cursor >= progress.next_sequence || own == 0 {
+    let narrowing = lane.delivery.is_narrowing();
+    // If memory is short, a lane that lacks keys waits for its requests in flight instead.
+    let lacks_keys = lane.lacks_keys && !(memory_short && lane.delivery.in_flight() > 0);
+    let enough = lane.delivery.waiting() >= options.limits.records && !narrowing && !lacks_keys;
+    if lane.loading || enough || lane.cursor >= progress.next_sequence || lane_left == 0 {
         return None;
     }
-    // However crowded it is, each may have something to work on.
     let left = match lane.delivery.is_empty() {
-        true => left.max(LEAST_BYTES),
+        true => left.max(MIN_READ),
         false => left,
     };
     if left == 0 {
         return None;
     }
-    let wanted = match (narrows || starved, crowded) {
-        (true, false) => own,
+    let wanted = match (narrowing || lacks_keys, memory_short) {
+        (true, false) => lane_left,
         (false, false) => bytes_of(lane.window, options, &progress),
         (_, true) => bytes_of(1, options, &progress),
     };
-    let room = wanted.min(own).min(left).max(1);
+    let bytes = wanted.min(lane_left).min(left).max(1);
     lane.loading = true;
     let from = lane.cursor;
-    lanes.loaded_bytes += room;
+    lanes.loaded_bytes += bytes;
     Some(Reading {
         from,
-        log_end: progress.next_sequence,
-        room,
+        end_sequence: progress.next_sequence,
+        bytes,
     })
 }
 
-/// What so many full requests take, as far as there is something for them, by the usual
-/// size of what waits.
+/// Estimates the bytes of a number of full requests from the mean size of pending events.
 fn bytes_of(requests: usize, options: &WorkerOptions, progress: &Progress) -> usize {
     let pending = progress.pending() as usize;
-    let each = progress.pending_bytes as usize / pending.max(1) + ENTRY_BYTES;
+    let each = progress.pending_bytes as usize / pending.max(1) + EVENT_OVERHEAD;
     let events = pending.min(requests * options.limits.records);
     (events * each).min(requests * options.limits.bytes)
 }
 
-/// Whether lanes may keep nothing between their turns, so that those whose turn it is
-/// find room for full requests.
-pub(super) fn is_crowded<S>(shared: &Shared<S>, lanes: &Lanes) -> bool {
+/// Whether lanes must unload their chunks between attempts, so that the memory suffices for full
+/// requests of those that are dispatched.
+pub(super) fn is_memory_short<S>(shared: &Shared<S>, lanes: &Lanes) -> bool {
     lanes.loaded_bytes > shared.options.window_bytes / 2
 }
 
-/// Hands what was read to the lane. Where that failed, it backs off.
-pub(super) fn take(
+/// Ends a read: loads the chunks into the lane, or starts a backoff.
+///
+/// # Errors
+///
+/// The error of the read, or `DamagedChunk` if a chunk does not contain its events.
+pub(super) fn end(
     lanes: &mut Lanes,
-    key: IntegrationKey,
+    id: IntegrationId,
     reading: Reading,
-    chunks: Result<Vec<LoadedChunk>, StoreError>,
+    chunks: Result<Vec<Chunk>, StoreError>,
 ) -> Result<(), StoreError> {
-    lanes.loaded_bytes -= reading.room;
-    let Some(lane) = lanes.get(key) else {
+    lanes.loaded_bytes -= reading.bytes;
+    let Some(lane) = lanes.get(id) else {
         return Ok(());
     };
     lane.loading = false;
-    let chunks = match chunks {
-        Ok(chunks) => chunks,
-        Err(error) => {
-            lanes.back_off(key, Instant::now() + READ_RETRY);
-            return Err(error);
-        }
-    };
     let before = lane.delivery.bytes();
-    lane.cursor = match chunks.last() {
-        Some(chunk) => chunk.first_sequence + chunk.entries.len() as u64,
-        None => reading.log_end,
-    };
-    for chunk in chunks {
-        // A chunk that is finished is being deleted already.
-        let _finished = lane.delivery.load(chunk);
+    let loaded = chunks.and_then(|chunks| {
+        if chunks.is_empty() {
+            lane.cursor = reading.end_sequence;
+        }
+        for chunk in chunks {
+            let (first_sequence, end_sequence) = (chunk.first_sequence, chunk.end_sequence());
+            let loaded = lane.delivery.load(chunk);
+            loaded.map_err(|_| StoreError::DamagedChunk { first_sequence })?;
+            lane.cursor = end_sequence;
+        }
+        Ok(())
+    });
+    lanes.loaded_bytes += lane.delivery.bytes() - before;
+    if loaded.is_err() {
+        lanes.back_off(id, Instant::now() + READ_RETRY);
     }
-    let loaded = lane.delivery.bytes() - before;
-    lanes.loaded_bytes += loaded;
-    Ok(())
+    loaded
 }
 
-/// A log that cannot be read must not look like an integration that works.
-pub(super) async fn tell<S>(
+/// Reports that the events of an integration cannot be read, so that it does not look healthy.
+pub(super) fn report<S>(
     shared: &Shared<S>,
-    key: IntegrationKey,
     integration: &Integration,
+    began_at: Timestamp,
     error: &StoreError,
 ) {
     tracing::error!(
@@ -150,22 +141,15 @@ pub(super) async fn tell<S>(
         "cannot read the log"
     );
     let now = Timestamp::now();
-    let settle = Settle {
-        key,
-        settlement: Settlement::default(),
-        observed: Some(Observed {
-            version: integration.version,
-            at: now,
-            observation: Observation::Failed(Fault {
-                stage: Stage::Write,
-                cause: Cause::LogUnreadable,
-                request_id: None,
-            }),
-            next_retry: NextRetry::At(now + READ_RETRY),
-        }),
-        tells: Tells::Nobody,
+    let observed = Observed {
+        integration_id: integration.integration_id,
+        version: integration.version,
+        began_at,
+        at: now,
+        observation: Observation::Failed(Fault::unanswered(Stage::Write, Cause::LogUnreadable)),
+        next_retry: NextRetry::At(now + READ_RETRY),
     };
-    if let Some(permit) = shared.store.reserve_settle().await {
-        permit.settle(settle);
-    }
+    shared
+        .store
+        .settle(integration.integration_id, None, Some(observed));
 }

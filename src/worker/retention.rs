@@ -1,4 +1,4 @@
-//! Retention: what waits too long, or is too much, expires.
+//! Retention: pending events that are too old, or exceed the limit on bytes, expire.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,148 +8,160 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Shared, give_up,
-    lane::{Lanes, NextLook},
+    lanes::{Lanes, NextCheck},
 };
 use crate::{
-    domain::{event::GapReason, integration::IntegrationKey},
-    store::{GiveUp, Keep, StoreError, What},
+    domain::{event::GapReason, integration::IntegrationId},
+    store::{Keep, StoreError, Which},
 };
 
-/// Chunks that one step expires at the most: the store does nothing else meanwhile.
+/// Most chunks of one step. Nothing else of the integration goes on during a step.
 const STEP_CHUNKS: usize = 128;
-/// How long to wait after the log could not be read or written.
+/// Delay after the storage has failed.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long to wait where too much waits, and all of it is in flight.
+/// Delay if the limit on bytes is exceeded by events in flight alone.
 const ALL_IN_FLIGHT: Duration = Duration::from_secs(1);
-/// How long to wait where more comes than may wait: meanwhile requests may begin.
-const OVERFLOWING: Duration = Duration::from_millis(20);
-/// Between two lines of the log on one integration's events that expire.
-const TELL: Duration = Duration::from_secs(60);
+/// Delay if the limit on bytes is exceeded again already. Requests are dispatched meanwhile.
+const EXCEEDED_AGAIN: Duration = Duration::from_millis(20);
+/// Time between two log lines on expired events of one integration.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Looks at a lane when the events that wait since a moment are too old. Where they are
-/// already, none of them goes out before.
-pub(super) fn begin<S>(
+/// Plans the check of a lane with pending events that were accepted from `since` on. If they are
+/// too old already, none of them is sent before the check.
+pub(super) fn plan<S>(
     shared: &Shared<S>,
     lanes: &mut Lanes,
-    key: IntegrationKey,
+    id: IntegrationId,
     since: Timestamp,
     pending_bytes: u64,
 ) {
     let retention = &shared.options.retention;
     if retention.is_exceeded(pending_bytes) {
-        lanes.expire_at(key, Instant::now());
-    } else if lanes.knows_expiry(key) {
+        lanes.expire_at(id, Instant::now());
+    } else if lanes.has_expiry(id) {
         return;
     }
     let left = retention.until_too_old(since, Timestamp::now());
-    lanes.expire_at(key, Instant::now() + left);
+    lanes.expire_at(id, Instant::now() + left);
     if left.is_zero() {
-        lanes.hold(key);
+        lanes.suspend(id);
     }
 }
 
-/// Lets expire what has to of a lane where that may be due.
-pub(super) fn start<S: Send + Sync + 'static>(
-    shared: &Arc<Shared<S>>,
-    key: IntegrationKey,
-    stop: &CancellationToken,
-) {
-    let (looking, stop) = (Arc::clone(shared), stop.clone());
-    shared.spawn(async move { look(&looking, key, &stop).await });
-}
-
-async fn look<S>(shared: &Shared<S>, key: IntegrationKey, stop: &CancellationToken) {
-    let looked = match is_due(shared, key).await {
-        Ok(false) => Ok(0),
-        Ok(true) => expire(shared, key, stop).await,
-        Err(error) => Err(error),
-    };
-    let next = match looked {
-        Ok(expired) => next_look(shared, key, expired).await,
-        Err(error) => Err(error),
-    };
-    // What cannot be read has to show where it is read to be sent.
-    let holds = next.as_ref().is_err_and(StoreError::is_full);
-    let (wait, mut rests) = next.unwrap_or_else(|error| {
+/// Checks a lane, expires its events if that is due, and plans the next check.
+pub(super) async fn check<S>(shared: Arc<Shared<S>>, id: IntegrationId, stop: CancellationToken) {
+    let next = expire_if_due(&shared, id, &stop).await;
+    // A failure to read must show when events are read to be sent, so it suspends nothing.
+    let suspends = matches!(next, Err(StoreError::Full));
+    let (mut delay, mut not_before) = next.unwrap_or_else(|error| {
         tracing::error!(%error, "cannot let expire what waits too long");
         (RETRY, true)
     });
-    let untold = tell(shared, key);
-    let mut wait = untold.map_or(wait, |untold| wait.min(untold));
-    let mut lanes = shared.lanes();
-    // What came meanwhile found it being looked at.
-    let retention = &shared.options.retention;
-    if !rests && retention.is_exceeded(pending_bytes(shared, key)) {
-        (wait, rests) = (OVERFLOWING, true);
+    if let Some(unlogged) = log_expired(&shared, id) {
+        delay = delay.min(unlogged);
     }
-    let log_end = shared.log_end(key);
-    let at = Instant::now() + wait;
-    lanes.end_expiry(key, NextLook { at, rests, holds });
-    lanes.close_if_done(key, log_end);
+    let mut lanes = shared.lanes();
+    // Events appended during the check planned none.
+    if !not_before
+        && shared
+            .options
+            .retention
+            .is_exceeded(pending_bytes(&shared, id))
+    {
+        (delay, not_before) = (EXCEEDED_AGAIN, true);
+    }
+    let end_sequence = shared.end_sequence(id);
+    let next = NextCheck {
+        at: Instant::now() + delay,
+        not_before,
+        suspends,
+    };
+    lanes.end_expiry(id, next);
+    lanes.close_if_done(id, end_sequence);
     drop(lanes);
     shared.wake.notify_one();
 }
 
-async fn is_due<S>(shared: &Shared<S>, key: IntegrationKey) -> Result<bool, StoreError> {
+/// Returns the delay until the next check, and whether it must not be made earlier.
+async fn expire_if_due<S>(
+    shared: &Shared<S>,
+    id: IntegrationId,
+    stop: &CancellationToken,
+) -> Result<(Duration, bool), StoreError> {
     let retention = &shared.options.retention;
-    if retention.is_exceeded(pending_bytes(shared, key)) {
+    let mut expired = 0;
+    if is_due(shared, id).await? {
+        expired = expire(shared, id, stop).await?;
+    }
+    if retention.is_exceeded(pending_bytes(shared, id)) {
+        let delay = match expired {
+            0 => ALL_IN_FLIGHT,
+            _ => EXCEEDED_AGAIN,
+        };
+        return Ok((delay, true));
+    }
+    let now = Timestamp::now();
+    let delay = match oldest(shared, id).await? {
+        Some(oldest) if oldest > now => retention.pause(),
+        Some(oldest) => retention.until_too_old(oldest, now),
+        None => retention.age,
+    };
+    Ok((delay.max(retention.pause()), false))
+}
+
+async fn is_due<S>(shared: &Shared<S>, id: IntegrationId) -> Result<bool, StoreError> {
+    let retention = &shared.options.retention;
+    if retention.is_exceeded(pending_bytes(shared, id)) {
         return Ok(true);
     }
     let now = Timestamp::now();
     let too_old = retention.accepted_before(now);
-    let oldest = oldest(shared, key).await?;
-    // The clock was ahead: what is behind it may be too old.
+    let oldest = oldest(shared, id).await?;
+    // A time in the future means that the clock was wrong: later events may be too old.
     Ok(oldest.is_some_and(|oldest| oldest <= too_old || oldest > now))
 }
 
-fn pending_bytes<S>(shared: &Shared<S>, key: IntegrationKey) -> u64 {
-    let snapshot = shared.store.get(key);
-    snapshot.map_or(0, |snapshot| snapshot.progress.pending_bytes)
+fn pending_bytes<S>(shared: &Shared<S>, id: IntegrationId) -> u64 {
+    let progress = shared.store.progress(id);
+    progress.map_or(0, |progress| progress.pending_bytes)
 }
 
-async fn oldest<S>(
-    shared: &Shared<S>,
-    key: IntegrationKey,
-) -> Result<Option<Timestamp>, StoreError> {
-    let _turn = shared.expiring.acquire().await;
-    let oldest = shared.store.oldest_pending(&[key]).await?;
-    Ok(oldest.get(&key).copied())
+async fn oldest<S>(shared: &Shared<S>, id: IntegrationId) -> Result<Option<Timestamp>, StoreError> {
+    let _permit = shared.expiring.acquire().await;
+    let oldest = shared.store.oldest_pending(&[id]).await?;
+    Ok(oldest.get(&id).copied())
 }
 
-/// Lets expire what has to, step by step, and returns how many events that were. No
-/// request begins meanwhile, so that one gap stands for all.
+/// Expires what is due, step by step, and returns the number of events. No request is
+/// dispatched meanwhile, so that one gap covers all of them.
 async fn expire<S>(
     shared: &Shared<S>,
-    key: IntegrationKey,
+    id: IntegrationId,
     stop: &CancellationToken,
 ) -> Result<u64, StoreError> {
     let retention = &shared.options.retention;
     let mut keep = Keep {
         from: 1,
         accepted_before: retention.accepted_before(Timestamp::now()),
-        most_bytes: retention.bytes,
-        bytes: retention.keep_bytes(pending_bytes(shared, key)),
+        max_bytes: retention.bytes,
+        bytes: retention.keep_bytes(pending_bytes(shared, id)),
         chunks: STEP_CHUNKS,
     };
     let mut expired = 0;
     while !stop.is_cancelled() {
-        let Some(still) = shared.lanes().get(key).map(|lane| lane.still.clone()) else {
+        let _permit = shared.expiring.acquire().await;
+        shared.lanes().suspend(id);
+        let which = |_: &_| Some(Which::Expired(keep));
+        let Some(given_up) = give_up::give_up(shared, id, which).await else {
             break;
         };
-        let _turn = shared.expiring.acquire().await;
-        shared.lanes().hold(key);
-        let _still = still.write_owned().await;
-        let Some(ask) = ask(shared, key, keep) else {
-            break;
-        };
-        let given_up = shared.store.give_up(ask).await?;
+        let given_up = given_up?;
         expired += given_up.expired;
         if given_up.reason != Some(GapReason::RetentionAge) {
-            // The next step goes on with it.
-            keep.most_bytes = keep.bytes;
+            // The next step continues below the limit.
+            keep.max_bytes = keep.bytes;
         }
-        note(shared, key, given_up.expired, given_up.reason);
-        give_up::apply(&mut shared.lanes(), key, &given_up);
+        note(shared, id, given_up.expired, given_up.reason);
         match given_up.next {
             Some(next) => keep.from = next,
             None => break,
@@ -158,43 +170,12 @@ async fn expire<S>(
     Ok(expired)
 }
 
-fn ask<S>(shared: &Shared<S>, key: IntegrationKey, keep: Keep) -> Option<GiveUp> {
+/// Notes expired events for the log.
+fn note<S>(shared: &Shared<S>, id: IntegrationId, count: u64, reason: Option<GapReason>) {
     let mut lanes = shared.lanes();
-    let lane = lanes.get(key)?;
-    Some(GiveUp {
-        key,
-        what: What::Expired(keep),
-        in_flight: lane.delivery.events_in_flight(),
-    })
-}
-
-/// When to look again, and whether not before.
-async fn next_look<S>(
-    shared: &Shared<S>,
-    key: IntegrationKey,
-    expired: u64,
-) -> Result<(Duration, bool), StoreError> {
-    let retention = &shared.options.retention;
-    if retention.is_exceeded(pending_bytes(shared, key)) {
-        return Ok(match expired {
-            0 => (ALL_IN_FLIGHT, true),
-            _ => (OVERFLOWING, true),
-        });
-    }
-    let now = Timestamp::now();
-    let wait = match oldest(shared, key).await? {
-        Some(oldest) if oldest > now => retention.pause(),
-        Some(oldest) => retention.until_too_old(oldest, now),
-        None => retention.age,
-    };
-    Ok((wait.max(retention.pause()), false))
-}
-
-fn note<S>(shared: &Shared<S>, key: IntegrationKey, count: u64, reason: Option<GapReason>) {
-    let mut lanes = shared.lanes();
-    if let (Some(lane), Some(reason), true) = (lanes.get(key), reason, count > 0) {
-        let untold = &mut lane.expiry.untold;
-        *untold = Some(match *untold {
+    if let (Some(lane), Some(reason), true) = (lanes.get(id), reason, count > 0) {
+        let unlogged = &mut lane.expiry.unlogged;
+        *unlogged = Some(match *unlogged {
             Some((before, of)) if of == reason => (before + count, reason),
             Some((before, _)) => (before + count, GapReason::Several),
             None => (count, reason),
@@ -202,24 +183,25 @@ fn note<S>(shared: &Shared<S>, key: IntegrationKey, count: u64, reason: Option<G
     }
 }
 
-/// Tells of what expired, now and then. Returns how long to wait with what is not told.
-fn tell<S>(shared: &Shared<S>, key: IntegrationKey) -> Option<Duration> {
+/// Logs expired events, unless a line on the integration was logged lately. Then it returns the
+/// delay until the next line.
+fn log_expired<S>(shared: &Shared<S>, id: IntegrationId) -> Option<Duration> {
     let mut lanes = shared.lanes();
-    let (lane, snapshot) = (lanes.get(key)?, shared.store.get(key)?);
+    let (lane, snapshot) = (lanes.get(id)?, shared.store.get(id)?);
     let now = Instant::now();
     let expiry = &mut lane.expiry;
-    let (expired, reason) = expiry.untold?;
-    if let Some(told_at) = expiry.told_at
-        && now < told_at + TELL
+    let (expired, reason) = expiry.unlogged?;
+    if let Some(logged_at) = expiry.logged_at
+        && now < logged_at + LOG_INTERVAL
     {
-        return Some(told_at + TELL - now);
+        return Some(logged_at + LOG_INTERVAL - now);
     }
-    expiry.untold = None;
-    expiry.told_at = Some(now);
+    expiry.unlogged = None;
+    expiry.logged_at = Some(now);
     drop(lanes);
     tracing::warn!(
         organization_id = snapshot.integration.organization_id.as_str(),
-        integration_id = %snapshot.integration.integration_id,
+        integration_id = %id,
         expired,
         expired_in_all = snapshot.progress.expired,
         reason = reason.as_str(),

@@ -1,56 +1,54 @@
-//! Integrations whose events wait while nothing is accepted: none of them may look active,
-//! also where no attempt shows it, such as when thousands time out and wait for their turn.
+//! Integrations of which events wait while nothing is accepted. None of them may look active,
+//! even if no attempt shows it, as when thousands of calls time out and lanes wait for permits.
 
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Shared, lane::Lane};
+use super::Shared;
 use crate::{
     domain::{
-        delivery::Settlement,
+        integration::IntegrationId,
         status::{Observation, Reason, Status},
     },
-    store::{NextRetry, Observed, Settle, Tells},
+    store::{NextRetry, Observed},
 };
 
-/// Records it for each whose status does not show it.
+/// Records it for each integration whose status does not show it.
 pub(super) async fn report<S>(shared: Arc<Shared<S>>) {
     let Some(before) = Instant::now().checked_sub(shared.options.stalled_after) else {
         return;
     };
-    // One at a time: where the database is stuck, they would pile up.
-    let Ok(_one) = shared.reporting.try_lock() else {
+    let stalled = shared.lanes().stalled_since(before);
+    for (id, obstacle) in stalled {
+        report_one(&shared, id, before, obstacle);
+        // One of thousands, each of which locks the lanes.
+        tokio::task::consume_budget().await;
+    }
+}
+
+fn report_one<S>(shared: &Shared<S>, id: IntegrationId, before: Instant, obstacle: Option<Reason>) {
+    let Some(snapshot) = shared.store.get(id) else {
         return;
     };
-    let stalled = shared.lanes().stalled_since(before);
-    for (key, obstacle) in stalled {
-        let Some(snapshot) = shared.store.get(key) else {
-            continue;
-        };
-        let tells = matches!(snapshot.status.status, Status::Active | Status::Unknown);
-        if !tells || snapshot.progress.pending() == 0 {
-            continue;
-        }
-        let reason = obstacle.unwrap_or(Reason::ServiceUnavailable);
-        let settle = Settle {
-            key,
-            settlement: Settlement::default(),
-            observed: Some(Observed {
-                version: snapshot.integration.version,
-                at: Timestamp::now(),
-                observation: Observation::Stalled(reason),
-                next_retry: NextRetry::Kept,
-            }),
-            tells: Tells::Nobody,
-        };
-        let permit = shared.store.reserve_settle().await;
-        // Meanwhile something may have been delivered, and is queued before this.
-        let mut lanes = shared.lanes();
-        let is_stalled = |lane: &mut Lane| lane.undelivered_since <= before;
-        if let (Some(permit), true) = (permit, lanes.get(key).is_some_and(is_stalled)) {
-            permit.settle(settle);
-        }
+    let looks_well = matches!(snapshot.status.status, Status::Active | Status::Unknown);
+    if !looks_well || snapshot.progress.pending() == 0 {
+        return;
+    }
+    let began_at = Timestamp::now();
+    let observed = Observed {
+        integration_id: id,
+        version: snapshot.integration.version,
+        began_at,
+        at: began_at,
+        observation: Observation::Stalled(obstacle.unwrap_or(Reason::ServiceUnavailable)),
+        next_retry: NextRetry::Unchanged,
+    };
+    // Answers are settled under this lock: an acceptance since then is seen.
+    let mut lanes = shared.lanes();
+    let lane = lanes.get(id);
+    if lane.is_some_and(|lane| lane.undelivered_since <= before) {
+        shared.store.settle(id, None, Some(observed));
     }
 }

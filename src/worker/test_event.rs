@@ -1,129 +1,107 @@
-//! A test event, on the very path that delivery takes.
+//! Test events, which take the same path to AWS as delivery.
 
 use std::{sync::Arc, time::SystemTime};
 
 use jiff::Timestamp;
-use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::Worker;
 use crate::{
     domain::{
-        delivery::Settlement,
         event::{Format, Time, render_test},
-        integration::{Integration, IntegrationKey},
+        integration::{Integration, IntegrationId},
         status::Observation,
-        verdict::{TestError, TestReport, TestVerdict, ValidationReport},
+        verdict::{TestError, TestVerdict, ValidationReport},
     },
     sink::{Content, Record, Sink},
-    store::{NextRetry, Observed, Settle, Tells},
+    store::{NextRetry, Observed},
 };
 
 const MESSAGE: &str = "This is a test event. No intrusion was detected.";
 
 impl<S: Sink> Worker<S> {
-    /// Writes a test event with credentials that are assumed anew, and sets the
-    /// status by what it meets. Waits behind nothing.
+    /// Writes a test event with newly assumed credentials, and sets the status by the result.
+    /// Needs no permit, and waits for nothing that is pending.
     pub async fn send_test(&self, organization_id: &str) -> Result<TestVerdict, TestError> {
         let shared = &self.shared;
-        let before = shared
-            .store
-            .find(organization_id)
-            .ok_or(TestError::NoIntegration)?;
-        let key = before.integration.key;
-        let exists = || shared.store.exists(key);
-        let Some(pass) = shared.gate.enter(key, exists) else {
-            return Err(match exists() {
-                true => TestError::ShuttingDown,
-                false => TestError::NoIntegration,
-            });
-        };
+        let before = shared.store.find(organization_id);
+        let integration = before.ok_or(TestError::NoIntegration)?.integration;
+        let id = integration.integration_id;
+        let exists = || shared.store.exists(id);
         let event_id = Uuid::now_v7();
-        let integration_id = before.integration.integration_id;
-        let record = record(integration_id, &shared.options.format, event_id);
-        let report = tokio::select! {
-            biased;
-            () = pass.cancelled() => return Err(match exists() {
-                true => TestError::ShuttingDown,
-                false => TestError::NoIntegration,
-            }),
-            report = shared.sink.test(&before.integration, record) => report,
+        let record = record(id, &shared.options.format, event_id);
+        let began_at = Timestamp::now();
+        let test = shared.sink.test(&integration, record);
+        let report = self.admitted(id, exists, test).await?;
+        let observation = match report.fault() {
+            None => Observation::Accepted,
+            Some(fault) => Observation::Failed(fault),
         };
-        drop(pass);
-        let observation = observation(&report);
-        let passed = observation == Observation::Accepted;
-        let (done, settled) = oneshot::channel();
-        shared
-            .store
-            .settle(Settle {
-                key,
-                settlement: Settlement::default(),
-                observed: Some(Observed {
-                    version: before.integration.version,
-                    at: Timestamp::now(),
-                    observation,
-                    // A test that fails leaves the back-off of delivery as it is.
-                    next_retry: match passed {
-                        true => NextRetry::Never,
-                        false => NextRetry::Kept,
-                    },
-                }),
-                tells: Tells::Waiting(done),
-            })
-            .await;
-        if settled.await.is_err() {
+        let accepted = observation == Observation::Accepted;
+        let observed = Observed {
+            integration_id: id,
+            version: integration.version,
+            began_at,
+            at: Timestamp::now(),
+            observation,
+            // A test that fails does not change the backoff of delivery.
+            next_retry: match accepted {
+                true => NextRetry::None,
+                false => NextRetry::Unchanged,
+            },
+        };
+        if let Err(error) = shared.store.observe(observed).await {
+            tracing::error!(%error, integration_id = %id, "cannot record a test");
             return Err(TestError::ShuttingDown);
         }
-        if passed {
-            shared.lanes().tested(key);
+        if accepted {
+            shared.lanes().tested(id);
             shared.wake.notify_one();
         }
-        let after = shared.store.get(key).ok_or(TestError::NoIntegration)?;
+        let after = shared.store.get(id).ok_or(TestError::NoIntegration)?;
         Ok(TestVerdict {
             event_id,
             report,
             after,
         })
     }
-}
 
-impl<S: Sink> Worker<S> {
-    /// Tests an integration as it might be configured, writing nothing and setting no
-    /// status. Ends where the integration that it would replace is deleted meanwhile.
+    /// Tests a configuration that is not stored, writing nothing and setting no status. Ends if
+    /// the integration that it would replace is deleted meanwhile.
     pub async fn validate_only(
         &self,
         integration: &Arc<Integration>,
     ) -> Result<ValidationReport, TestError> {
         let shared = &self.shared;
-        let key = integration.key;
-        let exists = || key == IntegrationKey::UNSTORED || shared.store.exists(key);
-        let gone = || match exists() {
+        let id = integration.integration_id;
+        // The first version replaces none.
+        let exists = || integration.version == 1 || shared.store.exists(id);
+        let record = record(id, &shared.options.format, Uuid::now_v7());
+        let validation = shared.sink.validate_only(integration, record);
+        self.admitted(id, exists, validation).await
+    }
+
+    /// Makes a call that the gate admits.
+    async fn admitted<T>(
+        &self,
+        id: IntegrationId,
+        exists: impl Fn() -> bool,
+        call: impl Future<Output = T>,
+    ) -> Result<T, TestError> {
+        let answer = self.shared.gate.call(id, &exists, call).await;
+        answer.ok_or_else(|| match exists() {
             true => TestError::ShuttingDown,
             false => TestError::NoIntegration,
-        };
-        let pass = shared.gate.enter(key, exists).ok_or_else(gone)?;
-        let format = &shared.options.format;
-        let record = record(integration.integration_id, format, Uuid::now_v7());
-        tokio::select! {
-            biased;
-            () = pass.cancelled() => Err(gone()),
-            report = shared.sink.validate_only(integration, record) => Ok(report),
-        }
+        })
     }
 }
 
-fn record(integration_id: Uuid, format: &Format, event_id: Uuid) -> Record {
+fn record(id: IntegrationId, format: &Format, event_id: Uuid) -> Record {
     let now = Time::from(SystemTime::now());
     let mut data = Vec::new();
-    render_test(integration_id, format, event_id, now, MESSAGE, &mut data);
+    render_test(id.0, format, event_id, now, MESSAGE, &mut data);
     Record {
-        partition_key: integration_id,
+        partition_key: id.0,
         content: Content::Whole(data.into()),
     }
-}
-
-fn observation(report: &TestReport) -> Observation {
-    report
-        .fault()
-        .map_or(Observation::Accepted, Observation::Failed)
 }

@@ -9,6 +9,32 @@ use std::{
 use proc_macro2::{TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 
+/// Engines of the store, below its ports.
+const ENGINES: [&str; 3] = ["memory", "sql", "sqlite"];
+
+/// Part of the store that a file belongs to; None for `store.rs`, which assembles the parts.
+fn store_part(path: &str) -> Option<&str> {
+    let part = path.strip_prefix("store/")?.split('/').next()?;
+    Some(part.trim_end_matches(".rs"))
+}
+
+/// Reason why a file of the store may not use a part of the store; None if it may.
+fn store_violation(path: &str, used: &str) -> Option<&'static str> {
+    let part = store_part(path)?;
+    let (is_engine, uses_engine) = (ENGINES.contains(&part), ENGINES.contains(&used));
+    match (part, used) {
+        _ if part == used => None,
+        // The folder itself, as in `pub(in crate::store)`.
+        (_, "" | "ports" | "error" | "codec") => None,
+        // `sql` is the code that SQL engines share.
+        ("sqlite", "sql") | ("sql", "sqlite") => None,
+        _ if is_engine => Some("an engine uses ports and domain only"),
+        ("open" | "conformance" | "tests", _) => None,
+        _ if uses_engine => Some("above the ports nothing knows an engine"),
+        _ => None,
+    }
+}
+
 /// Reason why a file may not use a path; None if it may. `path` starts at `src`; `used` starts
 /// with `crate` or the name of a crate.
 fn violation(path: &str, used: &[String]) -> Option<&'static str> {
@@ -18,8 +44,11 @@ fn violation(path: &str, used: &[String]) -> Option<&'static str> {
         .split('/')
         .any(|part| ["tests", "tests.rs"].contains(&part));
     let mut segments = used.iter().map(String::as_str);
-    let (first, second) = (segments.next()?, segments.next().unwrap_or_default());
+    let first = segments.next()?;
+    let mut next = || segments.next().unwrap_or_default();
+    let (second, third) = (next(), next());
     match first {
+        "crate" if second == module && module == "store" => store_violation(path, third),
         "crate" if second == module => None,
         "crate" => match (module, second) {
             ("domain", _) => Some("domain uses only itself"),
@@ -43,7 +72,10 @@ fn violation(path: &str, used: &[String]) -> Option<&'static str> {
         | "prost_types" => (!["api", "proto"].contains(&module) && !is_test)
             .then_some("only api uses tonic and prost"),
         "sea_orm" | "sea_orm_migration" | "sqlx" => {
-            (module != "store").then_some("only store uses the database")
+            let may_use = |part| ENGINES.contains(&part) || part == "conformance";
+            let is_engine = store_part(path).is_some_and(may_use);
+            (!(is_engine || module == "store" && is_test))
+                .then_some("only the engines of store use the database")
         }
         "aws_lc_rs" => None,
         "aws_stand_in" => (!["cli", "sandbox"].contains(&module) && !is_test)
@@ -62,12 +94,16 @@ fn violation(path: &str, used: &[String]) -> Option<&'static str> {
 }
 
 fn violations(path: &str, source: &str) -> Vec<String> {
-    let depth = match path {
-        "lib.rs" | "main.rs" => 0,
-        _ => path.split('/').count(),
+    let module = match path {
+        "lib.rs" | "main.rs" => Vec::new(),
+        _ => path
+            .trim_end_matches(".rs")
+            .split('/')
+            .map(str::to_owned)
+            .collect(),
     };
     let mut paths = Paths {
-        depth,
+        module,
         found: Vec::new(),
     };
     paths.visit_file(&syn::parse_file(source).unwrap());
@@ -88,8 +124,8 @@ fn violations(path: &str, source: &str) -> Vec<String> {
 
 /// Collects the paths that a file uses, also inside of macros.
 struct Paths {
-    /// Number of modules between the crate root and the visited one.
-    depth: usize,
+    /// Path of the visited module from the crate root.
+    module: Vec<String>,
     found: Vec<Vec<String>>,
 }
 
@@ -97,14 +133,14 @@ impl Paths {
     /// Adds a path, rewritten to start with `crate` if it leads into this crate.
     fn add(&mut self, mut path: Vec<String>) {
         let supers = path.iter().take_while(|part| *part == "super").count();
-        let into_crate = match path.first().map(String::as_str) {
-            Some("crate" | "siem_relay") => 1,
-            Some("super") if supers == self.depth => supers,
-            _ => 0,
+        let (replaced, base) = match path.first().map(String::as_str) {
+            Some("crate" | "siem_relay") => (1, 0),
+            Some("self") => (1, self.module.len()),
+            Some("super") => (supers, self.module.len().saturating_sub(supers)),
+            _ => return self.found.push(path),
         };
-        if into_crate > 0 {
-            path.splice(..into_crate, ["crate".to_owned()]);
-        }
+        let start = std::iter::once("crate".to_owned()).chain(self.module[..base].iter().cloned());
+        path.splice(..replaced, start.collect::<Vec<_>>());
         self.found.push(path);
     }
 
@@ -179,9 +215,9 @@ impl<'a> Visit<'a> for Paths {
     }
 
     fn visit_item_mod(&mut self, item: &'a syn::ItemMod) {
-        self.depth += 1;
+        self.module.push(item.ident.to_string());
         visit::visit_item_mod(self, item);
-        self.depth -= 1;
+        self.module.pop();
     }
 }
 
@@ -253,6 +289,31 @@ fn each_planted_violation_is_found() {
         ("verify.rs", "use crate::sink::Sink;", "crate::sink::Sink"),
         ("watch.rs", "use sea_orm as db;", "sea_orm"),
         (
+            "store/partition.rs",
+            "use sea_orm::DbErr;",
+            "sea_orm::DbErr",
+        ),
+        (
+            "store/partition.rs",
+            "use super::sqlite::Log;",
+            "crate::store::sqlite::Log",
+        ),
+        (
+            "store/sqlite/log.rs",
+            "use super::super::partition::Owner;",
+            "crate::store::partition::Owner",
+        ),
+        (
+            "store/sqlite.rs",
+            "use super::{Store, ports::EventLog};",
+            "crate::store::Store",
+        ),
+        (
+            "store/sql/registry.rs",
+            "mod a { use super::super::super::memory; }",
+            "crate::store::memory",
+        ),
+        (
             "sink/kinesis.rs",
             "use aws_stand_in::Control;",
             "aws_stand_in::Control",
@@ -294,6 +355,15 @@ fn allowed_uses_are_no_violation() {
         ),
         ("telemetry.rs", "fn f() { builder.with_tonic(); }"),
         ("store/secret.rs", "use aws_lc_rs::aead::Aad;"),
+        ("store.rs", "use self::{partition::Owner, sqlite::Sqlite};"),
+        (
+            "store/sqlite/log.rs",
+            "use sea_orm::DbErr; use super::script; use super::super::{error, ports, sql};",
+        ),
+        (
+            "store/sqlite/log/tests.rs",
+            "use super::{super::script, *};",
+        ),
         (
             "domain.rs",
             "#[cfg(test)] mod tests { use super::*; use crate::domain::x; }",

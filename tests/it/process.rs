@@ -8,6 +8,7 @@ mod expiry;
 mod identity;
 mod kills;
 mod lag;
+mod migration;
 mod mixed_requests;
 mod resources;
 mod shutdown;

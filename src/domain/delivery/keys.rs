@@ -1,10 +1,10 @@
-//! The partition keys of the events at hand. Each has a number, so that most of what is
-//! asked of a key takes no look into a map.
+//! Partition keys of the loaded records. Each has a slot, so that most operations on a key
+//! need no look-up in a map.
 
 use super::Key;
 use crate::domain::map::Map;
 
-/// A key's number, for as long as an event of it is at hand.
+/// Index of a key, valid while a record of the key is loaded.
 pub(super) type Slot = u32;
 
 #[derive(Debug, Default)]
@@ -12,51 +12,46 @@ pub(super) struct Keys {
     slots: Map<Key, Slot>,
     states: Vec<KeyState>,
     unused: Vec<Slot>,
-    /// Keys of which an event waits and which are not busy.
+    /// Number of keys of which a record waits and may be sent.
     free: usize,
-    /// Counts the requests that were begun.
-    round: u64,
+    /// Number of requests begun.
+    request: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct KeyState {
     key: Key,
-    /// Its events at hand.
-    events: u32,
-    /// Of those, what waits.
+    /// Number of loaded records.
+    records: u32,
+    /// Number of those that wait.
     waiting: u32,
-    /// A request with it is in flight.
+    /// A request with the key is in flight.
     in_flight: bool,
-    /// Its events that are to be given up.
-    refused: u32,
-    /// The round in which an event of it was passed over.
-    passed_over: u64,
-    /// The round in which an event of it that failed was taken.
+    /// Number of refused records that block the key.
+    blocked: u32,
+    /// Last request for which a record of the key was held back.
+    held_back: u64,
+    /// Last request that contains a failed record of the key.
     retried: u64,
 }
 
 impl KeyState {
     fn is_free(&self) -> bool {
-        self.waiting > 0 && !self.is_busy()
+        self.waiting > 0 && !self.is_unavailable()
     }
 
-    fn is_busy(&self) -> bool {
-        self.in_flight || self.refused > 0
+    fn is_unavailable(&self) -> bool {
+        self.in_flight || self.blocked > 0
     }
 }
 
 impl Keys {
-    /// An event that does not wait.
+    /// Adds a record that does not wait.
     pub(super) fn add(&mut self, key: Key) -> Slot {
         let slot = *self.slots.entry(key).or_insert_with(|| {
             let state = KeyState {
                 key,
-                events: 0,
-                waiting: 0,
-                in_flight: false,
-                refused: 0,
-                passed_over: 0,
-                retried: 0,
+                ..KeyState::default()
             };
             match self.unused.pop() {
                 Some(slot) => {
@@ -69,43 +64,43 @@ impl Keys {
                 }
             }
         });
-        self.states[slot as usize].events += 1;
+        self.states[slot as usize].records += 1;
         slot
     }
 
-    /// An event that does not wait is no longer at hand.
+    /// Removes a record that does not wait.
     pub(super) fn remove(&mut self, slot: Slot) {
         let state = &mut self.states[slot as usize];
-        state.events -= 1;
-        if state.events == 0 {
+        state.records -= 1;
+        if state.records == 0 {
             self.slots.remove(&state.key);
             self.unused.push(slot);
         }
     }
 
-    /// An event of the key waits.
-    pub(super) fn wait(&mut self, slot: Slot) {
+    /// Makes a record of the key wait.
+    pub(super) fn add_waiting(&mut self, slot: Slot) {
         self.change(slot, |state| state.waiting += 1);
     }
 
-    /// An event of the key that waited does not wait any more.
-    pub(super) fn leave(&mut self, slot: Slot) {
+    /// Makes a record of the key that waits wait no more.
+    pub(super) fn remove_waiting(&mut self, slot: Slot) {
         self.change(slot, |state| state.waiting -= 1);
     }
 
-    /// Whether a request with the key is in flight.
+    /// Sets whether a request with the key is in flight.
     pub(super) fn set_in_flight(&mut self, slot: Slot, in_flight: bool) {
         self.change(slot, |state| state.in_flight = in_flight);
     }
 
-    /// An event of the key is to be given up.
-    pub(super) fn refuse(&mut self, slot: Slot) {
-        self.change(slot, |state| state.refused += 1);
+    /// Blocks the key until its refused record is given up or kept.
+    pub(super) fn block(&mut self, slot: Slot) {
+        self.change(slot, |state| state.blocked += 1);
     }
 
-    /// An event of the key that was to be given up was, or will not be.
-    pub(super) fn end_refusal(&mut self, slot: Slot) {
-        self.change(slot, |state| state.refused -= 1);
+    /// Ends one [`Keys::block`].
+    pub(super) fn unblock(&mut self, slot: Slot) {
+        self.change(slot, |state| state.blocked -= 1);
     }
 
     fn change(&mut self, slot: Slot, change: impl FnOnce(&mut KeyState)) {
@@ -115,38 +110,40 @@ impl Keys {
         self.free = self.free + usize::from(state.is_free()) - usize::from(before);
     }
 
-    pub(super) fn is_busy(&self, slot: Slot) -> bool {
-        self.states[slot as usize].is_busy()
+    /// Whether no record of the key may be sent.
+    pub(super) fn is_unavailable(&self, slot: Slot) -> bool {
+        self.states[slot as usize].is_unavailable()
     }
 
-    /// Whether an event waits whose key is not busy.
+    /// Whether a record waits that may be sent.
     pub(super) fn any_free(&self) -> bool {
         self.free > 0
     }
 
-    /// Begins a request: nothing was passed over yet.
-    pub(super) fn begin(&mut self) {
-        self.round += 1;
+    /// Begins a request, for which no key is held back yet.
+    pub(super) fn begin_request(&mut self) {
+        self.request += 1;
     }
 
-    /// Later events of the key wait for one that was passed over.
-    pub(super) fn pass_over(&mut self, slot: Slot) {
-        self.states[slot as usize].passed_over = self.round;
+    /// Holds back the later records of a key from this request.
+    pub(super) fn hold_back(&mut self, slot: Slot) {
+        self.states[slot as usize].held_back = self.request;
     }
 
-    /// Whether the key is busy, or an event of it was passed over.
+    /// Whether no further record of the key may be in this request.
     pub(super) fn is_held_back(&self, slot: Slot) -> bool {
         let state = &self.states[slot as usize];
-        state.is_busy() || state.passed_over == self.round
+        state.is_unavailable() || state.held_back == self.request
     }
 
-    /// An event of the key that failed goes.
-    pub(super) fn retry(&mut self, slot: Slot) {
-        self.states[slot as usize].retried = self.round;
+    /// Notes that a failed record of the key is in this request.
+    pub(super) fn add_retry(&mut self, slot: Slot) {
+        self.states[slot as usize].retried = self.request;
     }
 
-    pub(super) fn is_retried(&self, slot: Slot) -> bool {
-        self.states[slot as usize].retried == self.round
+    /// Whether a failed record of the key is in this request.
+    pub(super) fn has_retry(&self, slot: Slot) -> bool {
+        self.states[slot as usize].retried == self.request
     }
 }
 
@@ -155,25 +152,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_busy_until_all_of_its_refused_events_are_given_up() {
+    fn a_key_is_blocked_until_all_of_its_refused_records_are_given_up() {
         let mut keys = Keys::default();
         let slot = keys.add(7);
         for _ in 0..2 {
             assert_eq!(keys.add(7), slot);
-            keys.refuse(slot);
+            keys.block(slot);
         }
-        keys.wait(slot);
-        keys.end_refusal(slot);
-        assert!(keys.is_busy(slot) && !keys.any_free());
-        // Nor does an answer free it meanwhile.
+        keys.add_waiting(slot);
+        keys.unblock(slot);
+        assert!(keys.is_unavailable(slot) && !keys.any_free());
+        // An answer does not release it either.
         keys.set_in_flight(slot, false);
-        assert!(keys.is_busy(slot) && !keys.any_free());
-        keys.end_refusal(slot);
-        assert!(!keys.is_busy(slot) && keys.any_free());
+        assert!(keys.is_unavailable(slot) && !keys.any_free());
+        keys.unblock(slot);
+        assert!(!keys.is_unavailable(slot) && keys.any_free());
     }
 
     #[test]
-    fn a_number_is_used_anew_only_once_no_event_has_it() {
+    fn a_slot_is_used_again_only_after_its_last_record_was_removed() {
         let mut keys = Keys::default();
         let (first, second) = (keys.add(1), keys.add(2));
         assert_ne!(first, second);
@@ -182,6 +179,6 @@ mod tests {
         assert_ne!(keys.add(3), first);
         keys.remove(first);
         assert_eq!(keys.add(4), first);
-        assert!(!keys.is_busy(first));
+        assert!(!keys.is_unavailable(first));
     }
 }

@@ -6,20 +6,47 @@ mod requests;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use bytes::Bytes;
+use jiff::Timestamp;
 use proptest::prelude::*;
+use uuid::Uuid;
 
 use super::*;
 use crate::domain::{
-    bitmap,
-    event::{GapReason, Time},
-    gap::{ChunkState, give_up},
+    chunk::give_up,
+    event::{GapReason, testing},
+    integration::testing::testing_id,
+    segment::Segments,
 };
 
-/// Of an event as it is sent; 4 are stored of it.
-const SENT_BYTES: usize = 9;
-/// The key of gaps.
+/// Bytes of an event, as it is stored and as its body is sent.
+const EVENT_BYTES: usize = testing::STORED_LENGTH;
+/// Number of the integration, and so the key of its gaps.
 const GAP_KEY: Key = 1000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Accepted,
+    Failed,
+    Refused,
+}
+
+fn outcomes(outcomes: &[Outcome]) -> Vec<RecordOutcome> {
+    let outcome = |outcome: &Outcome| match outcome {
+        Outcome::Accepted => RecordOutcome::Accepted {
+            shard_id: "shard".into(),
+            sequence_number: Box::default(),
+        },
+        Outcome::Failed => RecordOutcome::Failed(Fault::of_record("InternalFailure", None)),
+        Outcome::Refused => {
+            RecordOutcome::Failed(Fault::of_record("InvalidArgumentException", None))
+        }
+    };
+    outcomes.iter().map(outcome).collect()
+}
+
+fn settle(delivery: &mut Delivery, batch: Batch, of_records: &[Outcome]) -> Settlement {
+    delivery.settle(batch, &outcomes(of_records), true)
+}
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -29,7 +56,7 @@ enum Step {
     SendFull,
     /// Settles one of the batches in flight; the bits say what was accepted.
     Answer(usize, u64),
-    /// Gives up so many of the oldest events.
+    /// Gives up this number of the oldest events.
     Expire(u64),
     Reload,
 }
@@ -53,61 +80,65 @@ struct Oracle {
     given_up: BTreeSet<u64>,
     /// Records that were refused in a request of their own.
     alone: BTreeSet<u64>,
-    /// The log as the store has it.
-    states: BTreeMap<i64, ChunkState>,
+    /// Unfinished chunks as the store has them, by first sequence.
+    chunks: BTreeMap<u64, Chunk>,
 }
 
 impl Oracle {
     fn check_batch(&self, batch: &Batch, in_flight: &[Batch]) {
-        let here: HashSet<u64> = batch.items.iter().map(|item| item.sequence).collect();
-        assert_eq!(here.len(), batch.items.len(), "an event twice in a request");
+        let here: HashSet<u64> = batch.records.iter().map(|record| record.sequence).collect();
+        assert_eq!(
+            here.len(),
+            batch.records.len(),
+            "an event twice in a request"
+        );
         let busy: HashSet<Key> = in_flight
             .iter()
-            .flat_map(|batch| batch.items.iter().map(|item| item.key))
+            .flat_map(|batch| batch.records.iter().map(|record| record.key))
             .collect();
         assert!(
             batch
-                .items
+                .records
                 .windows(2)
                 .all(|pair| pair[0].sequence < pair[1].sequence)
         );
-        for item in &batch.items {
-            assert_eq!(self.keys[&item.sequence], item.key);
-            assert!(!busy.contains(&item.key), "two requests share a key");
-            assert!(!self.accepted.contains(&item.sequence), "sent again");
+        for record in &batch.records {
+            assert_eq!(self.keys[&record.sequence], record.key);
+            assert!(!busy.contains(&record.key), "two requests share a key");
+            assert!(!self.accepted.contains(&record.sequence), "sent again");
             let earlier = self
                 .keys
-                .range(..item.sequence)
-                .filter(|(_, key)| **key == item.key)
+                .range(..record.sequence)
+                .filter(|(_, key)| **key == record.key)
                 .map(|(sequence, _)| *sequence)
                 .filter(|sequence| !self.accepted.contains(sequence))
                 // To find out whether it is refused while others pass.
-                .filter(|sequence| batch.items.len() > 1 || !self.alone.contains(sequence));
+                .filter(|sequence| batch.records.len() > 1 || !self.alone.contains(sequence));
             for earlier in earlier {
                 assert!(
                     here.contains(&earlier),
                     "{} overtakes {earlier}",
-                    item.sequence
+                    record.sequence
                 );
                 // Gaps come to be between others.
                 assert!(
-                    item.key == GAP_KEY
+                    record.key == GAP_KEY
                         || !self.sent.contains(&earlier)
-                        || self.sent.contains(&item.sequence),
+                        || self.sent.contains(&record.sequence),
                     "{} goes out before {earlier}, which failed, is accepted",
-                    item.sequence
+                    record.sequence
                 );
             }
         }
     }
 
     fn take(&mut self, batch: &Batch, outcomes: &[Outcome]) {
-        for (item, outcome) in batch.items.iter().zip(outcomes) {
-            self.sent.insert(item.sequence);
+        for (record, outcome) in batch.records.iter().zip(outcomes) {
+            self.sent.insert(record.sequence);
             match outcome {
-                Outcome::Accepted => assert!(self.accepted.insert(item.sequence)),
+                Outcome::Accepted => assert!(self.accepted.insert(record.sequence)),
                 Outcome::Refused if outcomes.len() == 1 => {
-                    self.alone.insert(item.sequence);
+                    self.alone.insert(record.sequence);
                 }
                 _ => {}
             }
@@ -115,94 +146,112 @@ impl Oracle {
     }
 
     fn settle(&mut self, settlement: &Settlement) {
-        for (id, bitmap, _) in &settlement.partial {
-            let state = self.states.get_mut(id).expect("not finished");
-            state.settled = bitmap::union(&state.settled, bitmap);
-            let ChunkState { settled, gaps, .. } = state;
-            gaps.retain(|gap| !bitmap::get(settled, gap.index as usize));
-        }
-        for id in &settlement.finished {
-            assert!(self.states.remove(id).is_some(), "finished twice");
+        for state in &settlement.chunks {
+            let first_sequence = state.first_sequence;
+            let chunk = self.chunks.get_mut(&first_sequence).expect("unfinished");
+            assert!(state.segment.is_empty());
+            assert!(state.settled.count() > chunk.settled.count());
+            *chunk = Chunk {
+                segment: chunk.segment.clone(),
+                ..state.clone()
+            };
+            let events = chunk.pending_events() * EVENT_BYTES as u64;
+            assert_eq!(chunk.pending_bytes, events);
+            if chunk.is_finished() {
+                self.chunks.remove(&first_sequence);
+            }
         }
     }
 
-    /// Gives up what `goes` names, as the store does. Returns what became of the chunks.
-    fn give_up(&mut self, goes: impl Fn(&ChunkState, u32) -> bool) -> Vec<ChunkState> {
-        let mut states: Vec<ChunkState> = self.states.values().cloned().collect();
+    /// Gives up the events for which `chosen` returns true, as the store does. Returns the
+    /// states of the chunks.
+    fn give_up(&mut self, chosen: impl Fn(&Chunk, u64) -> bool) -> Vec<Chunk> {
+        let mut chunks: Vec<Chunk> = self.chunks.values().cloned().collect();
         let before = self.waiting();
-        let count = give_up(&mut states, |chunk, index| {
-            goes(chunk, index).then_some(GapReason::RetentionAge)
+        let count = give_up(&mut chunks, |chunk, sequence| {
+            chosen(chunk, sequence).then_some(GapReason::RetentionAge)
         });
-        self.states = states
+        for chunk in &mut chunks {
+            chunk.pending_bytes = chunk.pending_events() * EVENT_BYTES as u64;
+        }
+        self.chunks = chunks
             .iter()
-            .filter(|state| !state.is_finished())
-            .map(|state| (state.id, state.clone()))
+            .filter(|chunk| !chunk.is_finished())
+            .map(|chunk| (chunk.first_sequence, chunk.clone()))
             .collect();
-        let gone: Vec<u64> = before.difference(&self.waiting()).copied().collect();
-        assert_eq!(gone.len() as u64, count);
-        for sequence in gone {
+        let given_up: Vec<u64> = before.difference(&self.waiting()).copied().collect();
+        assert_eq!(given_up.len() as u64, count);
+        for sequence in given_up {
             self.keys.remove(&sequence);
             assert!(!self.accepted.contains(&sequence), "delivered and given up");
             assert!(self.given_up.insert(sequence));
         }
-        let gaps = self.states.values().flat_map(|state| &state.gaps);
-        let gaps: BTreeSet<u64> = gaps.map(|placed| placed.gap.last_sequence).collect();
+        let gaps = self.chunks.values().flat_map(|chunk| &chunk.gaps);
+        let gaps: BTreeSet<u64> = gaps.map(|gap| gap.last_sequence).collect();
         let accepted = &self.accepted;
-        self.keys.retain(|place, key| {
-            *key != GAP_KEY || accepted.contains(place) || gaps.contains(place)
+        self.keys.retain(|sequence, key| {
+            *key != GAP_KEY || accepted.contains(sequence) || gaps.contains(sequence)
         });
-        for place in gaps {
-            if self.keys.insert(place, GAP_KEY).is_none() {
-                self.sent.remove(&place);
+        for sequence in gaps {
+            if self.keys.insert(sequence, GAP_KEY).is_none() {
+                self.sent.remove(&sequence);
             }
         }
-        states
+        chunks.iter().map(Chunk::state).collect()
     }
 
     /// Events that are neither accepted nor given up.
     fn waiting(&self) -> BTreeSet<u64> {
-        let states = self.states.values();
-        states
-            .flat_map(|state| {
-                let is_gap = |index| state.gaps.iter().any(|gap| gap.index == index);
-                (0..state.count)
-                    .filter(move |index| !bitmap::get(&state.settled, *index as usize))
-                    .filter(move |index| !is_gap(*index))
-                    .map(|index| state.first_sequence + u64::from(index))
+        let chunks = self.chunks.values();
+        chunks
+            .flat_map(|chunk| {
+                (chunk.first_sequence..chunk.end_sequence())
+                    .filter(|sequence| !chunk.settled.contains(*sequence))
+                    .filter(|sequence| !chunk.is_gap(*sequence))
             })
             .collect()
     }
 }
 
-fn log(keys: &[u8], chunk_events: usize) -> Vec<LoadedChunk> {
-    let mut sequence = 1;
+/// Chunks of events with these keys.
+fn log(keys: &[u8], chunk_events: usize) -> Vec<Chunk> {
+    let mut first_sequence = 1;
     keys.chunks(chunk_events)
-        .enumerate()
-        .map(|(id, keys)| {
-            let chunk = LoadedChunk {
-                id: id as i64 + 1,
-                first_sequence: sequence,
-                entries: keys
-                    .iter()
-                    .enumerate()
-                    .map(|(at, key)| Entry {
-                        key: Key::from(*key),
-                        stored: at as u32 * 4..at as u32 * 4 + 4,
-                        body_length: SENT_BYTES as u32,
-                    })
-                    .collect(),
-                bytes: Bytes::from(vec![b'x'; keys.len() * 4]),
-                settled: Vec::new(),
+        .map(|keys| {
+            let mut segments = Segments::default();
+            for key in keys {
+                let stored: Result<(), ()> = segments.push(testing_id(1), |out| {
+                    testing::store(Uuid::from_u128(u128::from(*key)), 1, out);
+                    Ok(())
+                });
+                stored.unwrap();
+            }
+            let chunk = Chunk {
+                first_sequence,
+                count: keys.len() as u32,
+                accepted_at: Timestamp::UNIX_EPOCH,
+                segment: segments.into_parts().0.into(),
+                settled: Sequences::default(),
                 gaps: Vec::new(),
+                pending_bytes: (keys.len() * EVENT_BYTES) as u64,
             };
-            sequence += keys.len() as u64;
+            first_sequence = chunk.end_sequence();
             chunk
         })
         .collect()
 }
 
+fn delivery(keys: &[u8], chunk_events: usize) -> Delivery {
+    let mut delivery = Delivery::new(testing_id(GAP_KEY as i64));
+    for chunk in log(keys, chunk_events) {
+        delivery.load(chunk).unwrap();
+    }
+    delivery
+}
+
 struct Run {
-    chunks: Vec<LoadedChunk>,
+    /// First sequence of each chunk.
+    chunks: Vec<u64>,
     loaded: usize,
     delivery: Delivery,
     in_flight: Vec<Batch>,
@@ -214,62 +263,46 @@ impl Run {
     fn new(keys: &[u8], chunk_events: usize, limits: BatchLimits) -> Self {
         let chunks = log(keys, chunk_events);
         let numbered = keys.iter().enumerate();
-        let states = chunks.iter().map(|chunk| ChunkState {
-            id: chunk.id,
-            first_sequence: chunk.first_sequence,
-            count: chunk.entries.len() as u32,
-            settled: Vec::new(),
-            gaps: Vec::new(),
-            accepted_at: Time::from_micros(chunk.id),
-        });
         Self {
+            chunks: chunks.iter().map(|chunk| chunk.first_sequence).collect(),
             loaded: 0,
-            delivery: Delivery::default(),
+            delivery: delivery(&[], 1),
             in_flight: Vec::new(),
             oracle: Oracle {
                 keys: numbered
                     .map(|(at, key)| (at as u64 + 1, Key::from(*key)))
                     .collect(),
-                states: states.map(|state| (state.id, state)).collect(),
+                chunks: chunks
+                    .into_iter()
+                    .map(|chunk| (chunk.first_sequence, chunk))
+                    .collect(),
                 ..Oracle::default()
             },
             limits,
-            chunks,
         }
     }
 
     fn load(&mut self) {
-        let Some(chunk) = self.chunks.get(self.loaded) else {
+        let Some(first_sequence) = self.chunks.get(self.loaded) else {
             return;
         };
         self.loaded += 1;
-        let Some(state) = self.oracle.states.get(&chunk.id) else {
-            return;
-        };
-        let mut chunk = chunk.clone();
-        chunk.settled = state.settled.clone();
-        chunk.gaps = state.gaps.clone();
-        for gap in &chunk.gaps {
-            chunk.entries[gap.index as usize] = Entry {
-                key: GAP_KEY,
-                stored: 0..0,
-                body_length: 0,
-            };
+        if let Some(chunk) = self.oracle.chunks.get(first_sequence) {
+            self.delivery.load(chunk.clone()).unwrap();
         }
-        assert_eq!(self.delivery.load(chunk), None);
     }
 
     fn send(&mut self) -> bool {
         let Some(batch) = self.delivery.next_batch(self.limits) else {
             return false;
         };
-        assert!(batch.items.len() <= self.limits.records);
+        assert!(batch.records.len() <= self.limits.records);
         self.oracle.check_batch(&batch, &self.in_flight);
         self.in_flight.push(batch);
         true
     }
 
-    /// What is not full is not sent, and as if it had never been looked at.
+    /// A request that is not full is not sent, and changes nothing.
     fn send_full(&mut self) {
         if self.delivery.is_narrowing() {
             return;
@@ -281,8 +314,10 @@ impl Run {
                 assert_eq!(after, before);
             }
             Some(batch) => {
-                let bytes = batch.items.len() * SENT_BYTES;
-                assert!(batch.items.len() == self.limits.records || bytes * 2 > self.limits.bytes);
+                let bytes = batch.records.len() * EVENT_BYTES;
+                assert!(
+                    batch.records.len() == self.limits.records || bytes * 2 > self.limits.bytes
+                );
                 self.oracle.check_batch(&batch, &self.in_flight);
                 self.in_flight.push(batch);
             }
@@ -294,44 +329,43 @@ impl Run {
             return;
         }
         let batch = self.in_flight.remove(which % self.in_flight.len());
-        let outcomes: Vec<Outcome> = (0..batch.items.len()).map(outcome).collect();
+        let outcomes: Vec<Outcome> = (0..batch.records.len()).map(outcome).collect();
         self.settle(batch, &outcomes);
     }
 
     fn settle(&mut self, batch: Batch, outcomes: &[Outcome]) -> Settlement {
         self.oracle.take(&batch, outcomes);
-        let accepted = batch.items.iter().zip(outcomes);
+        let accepted = batch.records.iter().zip(outcomes);
         let accepted = accepted.filter(|(_, outcome)| **outcome == Outcome::Accepted);
-        let (gaps, events): (Vec<_>, Vec<_>) = accepted.partition(|(item, _)| item.gap.is_some());
+        let (gaps, events): (Vec<_>, Vec<_>) =
+            accepted.partition(|(record, _)| record.gap.is_some());
         let (gaps, events) = (gaps.len() as u64, events.len() as u64);
-        let settlement = self.delivery.settle(batch, outcomes);
+        let settlement = settle(&mut self.delivery, batch, outcomes);
         assert_eq!((settlement.accepted, settlement.gaps), (events, gaps));
-        assert_eq!(settlement.accepted_bytes, events * 4);
+        assert_eq!(settlement.accepted_bytes, events * EVENT_BYTES as u64);
         self.oracle.settle(&settlement);
         settlement
     }
 
-    /// Gives up what is named and not in flight.
-    fn give_up(&mut self, goes: impl Fn(&ChunkState, u32) -> bool) {
-        let in_flight = self.delivery.events_in_flight();
-        let flies = |chunk: &ChunkState, index: u32| {
-            let mut marked = in_flight.iter().filter(|one| one.chunk_id == chunk.id);
-            marked.any(|one| bitmap::get(&one.events, index as usize))
-        };
-        let states = self
-            .oracle
-            .give_up(|chunk, index| !flies(chunk, index) && goes(chunk, index));
-        self.delivery.apply(&states, GAP_KEY);
+    /// Gives up what is chosen and not in flight.
+    fn give_up(&mut self, chosen: impl Fn(&Chunk, u64) -> bool) {
+        let in_flight = self.delivery.in_flight_records();
+        let records = self.in_flight.iter().flat_map(|batch| &batch.records);
+        let expected: BTreeMap<u64, u32> = records
+            .map(|record| (record.sequence, record.stored.len() as u32))
+            .collect();
+        assert_eq!(in_flight, expected);
+        let chunks = self.oracle.give_up(|chunk, sequence| {
+            !in_flight.contains_key(&sequence) && chosen(chunk, sequence)
+        });
+        self.delivery.apply(&chunks);
     }
 
     fn give_up_refused(&mut self) {
         let refused = self.delivery.refused();
         assert!(!refused.is_empty());
-        self.give_up(|chunk, index| {
-            let mut marked = refused.iter().filter(|one| one.chunk_id == chunk.id);
-            chunk.gaps.iter().any(|gap| gap.index == index)
-                || marked.any(|one| bitmap::get(&one.events, index as usize))
-        });
+        assert!(refused.values().all(|bytes| *bytes == EVENT_BYTES as u32));
+        self.give_up(|chunk, sequence| chunk.is_gap(sequence) || refused.contains_key(&sequence));
     }
 
     fn step(&mut self, step: Step) {
@@ -343,13 +377,11 @@ impl Run {
             Step::Expire(count) => {
                 let oldest: Vec<u64> = self.oracle.waiting().into_iter().collect();
                 let last = oldest.get(count as usize - 1).copied().unwrap_or(u64::MAX);
-                self.give_up(|chunk, index| chunk.first_sequence + u64::from(index) <= last);
+                self.give_up(|_, sequence| sequence <= last);
             }
             Step::Reload if self.in_flight.is_empty() => {
-                let from = self.delivery.unload();
-                if let Some(from) = from {
-                    let before = |chunk: &&LoadedChunk| chunk.first_sequence < from;
-                    self.loaded = self.chunks.iter().take_while(before).count();
+                if let Some(from) = self.delivery.unload() {
+                    self.loaded = self.chunks.partition_point(|first| *first < from);
                 }
             }
             Step::Reload => {}
@@ -388,9 +420,9 @@ proptest! {
             run.step(step);
         }
         run.drain();
-        let told: BTreeSet<u64> = run.oracle.accepted.union(&run.oracle.given_up).copied().collect();
-        prop_assert_eq!(told.len(), keys.len());
-        prop_assert!(run.oracle.states.is_empty());
+        let known: BTreeSet<u64> = run.oracle.accepted.union(&run.oracle.given_up).copied().collect();
+        prop_assert_eq!(known.len(), keys.len());
+        prop_assert!(run.oracle.chunks.is_empty());
         prop_assert!(run.delivery.is_empty());
         prop_assert_eq!((run.delivery.waiting(), run.delivery.in_flight(), run.delivery.bytes()), (0, 0, 0));
     }

@@ -39,6 +39,8 @@ pub enum RejectionReason {
     RecordTooLarge,
     /// The bytes are not a valid `Event` message.
     MalformedEvent,
+    /// The event's integration has more events waiting than it may. The only temporary reason.
+    Overloaded,
 }
 
 impl Rejection {

@@ -3,6 +3,21 @@
 use std::collections::VecDeque;
 
 use super::*;
+use crate::domain::status::Fault;
+
+fn accepted(shard_id: &str) -> RecordOutcome {
+    RecordOutcome::Accepted {
+        shard_id: shard_id.into(),
+        sequence_number: Box::default(),
+    }
+}
+
+fn throttled() -> RecordOutcome {
+    RecordOutcome::Failed(Fault::of_record(
+        "ProvisionedThroughputExceededException",
+        None,
+    ))
+}
 
 const ROUND_TRIP: Duration = Duration::from_millis(24);
 
@@ -133,17 +148,18 @@ impl Simulation {
                     continue;
                 }
                 let request = records;
-                let ids: Vec<String> = request
+                let outcomes: Vec<RecordOutcome> = request
                     .iter()
-                    .map(|(key, ..)| format!("{}-{}", self.shards.len(), self.shard_of(*key)))
+                    .map(|(key, _, taken)| match taken {
+                        true => {
+                            let shard = self.shard_of(*key);
+                            accepted(&format!("{}-{shard}", self.shards.len()))
+                        }
+                        false => throttled(),
+                    })
                     .collect();
-                let records = request.iter().zip(&ids).map(|((key, weight, taken), id)| {
-                    let result = match taken {
-                        true => RecordResult::Accepted(id.as_str()),
-                        false => RecordResult::Throttled,
-                    };
-                    (*key, *weight, result)
-                });
+                let records = request.iter().zip(&outcomes);
+                let records = records.map(|((key, bytes, _), outcome)| (*key, *bytes, outcome));
                 self.rates.record_answer(self.now, records);
             }
             let waits = self.rates.next_admission().is_some_and(|at| at > self.now);
@@ -251,7 +267,7 @@ fn capacity_that_others_free_is_used_again() {
 #[test]
 fn random_throttling_does_not_stop_the_stream() {
     let mut rates = ShardRates::default();
-    let (start, mut accepted, mut number) = (Instant::now(), 0, 0_u64);
+    let (start, mut taken, mut number) = (Instant::now(), 0, 0_u64);
     for tick in 0..60_000 {
         let now = start + Duration::from_millis(tick);
         rates.start_round(now);
@@ -261,22 +277,24 @@ fn random_throttling_does_not_stop_the_stream() {
                 number = number
                     .wrapping_mul(6_364_136_223_846_793_005)
                     .wrapping_add(1_442_695_040_888_963_407);
-                let result = match number >> 63 {
-                    0 => RecordResult::Accepted("0"),
-                    _ => RecordResult::Throttled,
+                let outcome = match number >> 63 {
+                    0 => accepted("0"),
+                    _ => throttled(),
                 };
-                request.push((key, 500, result));
+                request.push((key, 500, outcome));
             }
         }
         if !request.is_empty() {
-            accepted += request
+            taken += request
                 .iter()
-                .filter(|one| one.2 != RecordResult::Throttled)
+                .filter(|(.., outcome)| *outcome != throttled())
                 .count();
-            rates.record_answer(now, request.iter().copied());
+            let records = request.iter();
+            let records = records.map(|(key, bytes, outcome)| (*key, *bytes, outcome));
+            rates.record_answer(now, records);
         }
     }
-    assert!(accepted >= 60 * 300, "{accepted} in a minute");
+    assert!(taken >= 60 * 300, "{taken} in a minute");
 }
 
 #[test]

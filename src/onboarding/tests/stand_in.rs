@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::*;
 use crate::{
     domain::{
-        integration::{Integration, IntegrationKey, SealedExternalId},
+        integration::{Integration, IntegrationId, SealedExternalId},
         organization::OrganizationId,
         status::{Fault, Stage},
     },
@@ -99,9 +99,8 @@ impl Customer {
 
     fn integration(&self, stream: &StreamArn) -> Arc<Integration> {
         Arc::new(Integration {
-            key: IntegrationKey(1),
             organization_id: OrganizationId::new("acme").unwrap(),
-            integration_id: Uuid::from_u128(7),
+            integration_id: IntegrationId(Uuid::from_u128(7)),
             stream_arn: stream.clone(),
             role_arn: self.onboarding.role().clone(),
             external_id: SealedExternalId {

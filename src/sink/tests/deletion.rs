@@ -13,9 +13,9 @@ async fn until_hanging(aws: &Aws, count: usize) {
 
 /// Deletes an integration as the service does: from the registry first.
 async fn delete(registry: &Registry, which: i64) {
-    let key = IntegrationKey(which);
-    registry.deleted.lock().unwrap().insert(key);
-    registry.gate.shut(key).await;
+    let id = testing_id(which);
+    registry.deleted.lock().unwrap().insert(id);
+    registry.gate.shut(id).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -86,5 +86,5 @@ async fn a_shut_gate_ends_all_calls_and_admits_none() {
     while aws.hanging() > 0 {
         tokio::task::yield_now().await;
     }
-    assert!(registry.gate.enter(IntegrationKey(2), || true).is_none());
+    assert!(registry.gate.enter(testing_id(2), || true).is_none());
 }

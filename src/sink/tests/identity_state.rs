@@ -97,7 +97,7 @@ async fn the_state_is_good_when_too_few_accounts_are_left() {
         .deleted
         .lock()
         .unwrap()
-        .extend([2, 3].map(IntegrationKey));
+        .extend([2, 3].map(testing_id));
     sleep(Duration::from_secs(60)).await;
     assert_eq!(*sink.identity_state().borrow(), IdentityState::Good);
     let denial = Meaning::Refused(Reason::AssumeRoleDenied);

@@ -232,7 +232,7 @@ async fn is_cached_by_integration_and_version_until_forgotten() {
     assert_eq!(write(one, 1).await, 1);
     assert_eq!(write(one, 2).await, 2);
     assert_eq!(write(other, 1).await, 3);
-    sink.forget(one);
+    sink.forget(IntegrationId(one));
     assert_eq!(write(other, 1).await, 3);
     assert_eq!(write(one, 1).await, 4);
     assert_eq!(write(one, 2).await, 5);

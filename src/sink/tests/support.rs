@@ -58,7 +58,7 @@ impl ExternalIds for OneExternalId {
 /// Opens every external ID, and records deleted integrations.
 #[derive(Default)]
 pub(super) struct Registry {
-    pub(super) deleted: Mutex<HashSet<IntegrationKey>>,
+    pub(super) deleted: Mutex<HashSet<IntegrationId>>,
     pub(super) gate: Gate,
     pub(super) accepted: AtomicUsize,
 }
@@ -78,7 +78,11 @@ impl ExternalIds for Registry {
     }
 
     fn is_current(&self, integration: &Integration) -> bool {
-        !self.deleted.lock().unwrap().contains(&integration.key)
+        !self
+            .deleted
+            .lock()
+            .unwrap()
+            .contains(&integration.integration_id)
     }
 }
 

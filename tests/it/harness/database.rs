@@ -12,10 +12,12 @@ pub async fn database(data_dir: &Path) -> DatabaseConnection {
     Database::connect(url).await.unwrap()
 }
 
-/// Makes everything in the log of a stopped service older.
+/// Makes all events of a stopped service older, in the log and in the backlogs.
 pub async fn backdate_log(data_dir: &Path, by: Duration) {
-    let sql = "UPDATE chunk SET accepted_at = accepted_at - $1";
-    backdate(data_dir, sql, by).await;
+    for table in ["entry", "backlog"] {
+        let sql = format!("UPDATE {table} SET accepted_at = accepted_at - $1");
+        backdate(data_dir, &sql, by).await;
+    }
 }
 
 /// Makes the last deliveries of a stopped service older.

@@ -86,7 +86,8 @@ impl Disk {
     }
 }
 
-/// Syncs of a process that fail, losing what was not synced before, or that hang until released.
+/// Syncs of a process that fail, losing what was not synced before, that hang until released, or
+/// that kill the process.
 pub struct SyncFaults {
     folder: TempDir,
 }
@@ -138,6 +139,13 @@ impl SyncFaults {
             format!("SYNC_FAILS_WHILE={}", self.flag("fail").display()),
             format!("SYNC_HANGS_WHILE={}", self.flag("hang").display()),
         ]
+    }
+
+    /// [`Self::launcher`] of a process that is killed instead of the sync with this number, from 1.
+    pub fn launcher_with_kill_at(&self, sync: u32) -> Vec<String> {
+        let mut launcher = self.launcher();
+        launcher.push(format!("SYNC_KILLS_AT={sync}"));
+        launcher
     }
 }
 

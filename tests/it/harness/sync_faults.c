@@ -1,11 +1,14 @@
 /* Preloaded into a process. While the file named by SYNC_FAILS_WHILE exists, syncs fail, and
  * the bytes that a file has grown by since its last sync read as zeros from then on, as on a
  * disk that could not keep them. While the file named by SYNC_HANGS_WHILE exists, syncs hang.
+ * Instead of the sync with the number SYNC_KILLS_AT, from 1, the process kills itself.
  * Files are identified by inode, and so must be on one disk and be new at the start. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -69,9 +72,19 @@ static void hang(void)
     }
 }
 
+static void kill_at(void)
+{
+    static atomic_int syncs;
+    const char *at = getenv("SYNC_KILLS_AT");
+    if (at != NULL && atomic_fetch_add(&syncs, 1) + 1 == atoi(at)) {
+        kill(getpid(), SIGKILL);
+    }
+}
+
 static int faulty_sync(const char *name, int file)
 {
     hang();
+    kill_at();
     pthread_mutex_lock(&lock);
     int result = sync_or_fail(name, file);
     pthread_mutex_unlock(&lock);

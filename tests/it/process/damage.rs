@@ -7,10 +7,13 @@ use siem_client::v1;
 
 use crate::harness::{
     Customer, Gap, Load, ProcessEnv, backdate_log, check_with_gaps, database, read_events,
+    with_timeout,
 };
 
 /// Bytes of a database page.
 const PAGE: usize = 4096;
+/// Moves events that cannot be delivered to the backlog at once.
+const NO_TAIL: [&str; 2] = ["--log-tail-bytes", "0"];
 
 /// Checks that a start on a changed database is refused with a helpful message, and that the file is
 /// not written to.
@@ -58,11 +61,12 @@ async fn a_damaged_database_is_refused_by_name() {
 async fn damaged_chunks_are_set_aside_and_become_gaps() {
     let env = ProcessEnv::new().await;
     env.customer.make_role_that_may(&env.aws, "s3:GetObject");
-    let process = env.start().await;
+    let process = env.start_with(&NO_TAIL).await;
     let integration_id = process.api.configure(&env.customer).await.integration_id;
     let mut load = Load::new("acme", 3, 81);
-    for _ in 0..5 {
+    for chunk in 1..=5 {
         process.api.publish(&load.events(100)).await;
+        until_in_backlog(env.dir.path(), chunk * 100).await;
     }
     process.stop().await;
 
@@ -95,16 +99,17 @@ async fn damaged_chunks_are_set_aside_and_become_gaps() {
 async fn an_unreadable_row_fails_only_its_own_integration() {
     let env = ProcessEnv::new().await;
     env.customer.make_role_that_may(&env.aws, "s3:GetObject");
-    let process = env.start().await;
+    let process = env.start_with(&NO_TAIL).await;
     process.api.configure(&env.customer).await;
     process
         .api
         .publish(&Load::new("acme", 3, 82).events(100))
         .await;
+    until_in_backlog(env.dir.path(), 100).await;
     process.stop().await;
 
     let db = database(env.dir.path()).await;
-    let spoil = "UPDATE chunk SET gaps = 'not JSON'";
+    let spoil = "UPDATE backlog SET gaps = 'not JSON'";
     db.execute_unprepared(spoil).await.unwrap();
     db.close().await.unwrap();
     backdate_log(env.dir.path(), Duration::from_secs(25 * 3600)).await;
@@ -127,16 +132,34 @@ async fn an_unreadable_row_fails_only_its_own_integration() {
     assert_eq!((counts.pending, counts.expired), (100, 0));
 }
 
+/// Waits until this number of events is in the backlog.
+async fn until_in_backlog(data_dir: &Path, events: i64) {
+    let db = database(data_dir).await;
+    let sql = "SELECT COALESCE(SUM(event_count), 0) AS events FROM backlog";
+    with_timeout("events in the backlog", async {
+        loop {
+            let query = Statement::from_string(DbBackend::Sqlite, sql);
+            let row = db.query_one_raw(query).await.unwrap().unwrap();
+            if row.try_get::<i64>("", "events").unwrap() == events {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    db.close().await.unwrap();
+}
+
 async fn flip_a_bit(data_dir: &Path, first_sequence: i64) {
     let db = database(data_dir).await;
-    let sql = "SELECT payload FROM chunk WHERE first_sequence = $1";
+    let sql = "SELECT payload FROM backlog WHERE first_sequence = $1";
     let values = [first_sequence.into()];
     let query = Statement::from_sql_and_values(DbBackend::Sqlite, sql, values);
     let row = db.query_one_raw(query).await.unwrap().unwrap();
     let mut payload: Vec<u8> = row.try_get("", "payload").unwrap();
     let middle = payload.len() / 2;
     payload[middle] ^= 1;
-    let sql = "UPDATE chunk SET payload = $1 WHERE first_sequence = $2";
+    let sql = "UPDATE backlog SET payload = $1 WHERE first_sequence = $2";
     let values = [payload.into(), first_sequence.into()];
     let update = Statement::from_sql_and_values(DbBackend::Sqlite, sql, values);
     db.execute_raw(update).await.unwrap();
@@ -145,7 +168,7 @@ async fn flip_a_bit(data_dir: &Path, first_sequence: i64) {
 
 async fn empty(data_dir: &Path, first_sequence: i64) {
     let db = database(data_dir).await;
-    let sql = "UPDATE chunk SET payload = x'' WHERE first_sequence = $1";
+    let sql = "UPDATE backlog SET payload = x'' WHERE first_sequence = $1";
     let values = [first_sequence.into()];
     let update = Statement::from_sql_and_values(DbBackend::Sqlite, sql, values);
     db.execute_raw(update).await.unwrap();

@@ -209,7 +209,7 @@ async fn a_failed_sync_ends_the_process_and_loses_no_acked_event() {
     syncs.fail();
     let refused = bulk.until_refused(&process.api).await;
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
-    assert_eq!(reason(&refused), "STORAGE_FAILED");
+    assert_eq!(reason(&refused), "OUTCOME_UNKNOWN");
     assert_eq!(bulk.acked.len(), 1000, "acked without a sync");
     let (status, log) = process.ended().await;
     assert_eq!(status.code(), Some(1), "{log}");

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// How AWS refuses: the whole request, or record by record.
+/// AWS that refuses the whole request, or record by record.
 struct Aws {
     /// Sequences that it never takes.
     poison: BTreeSet<u64>,
@@ -17,11 +17,12 @@ impl Aws {
         let broken = self.broken.contains(&self.answers);
         self.answers += 1;
         // A gap is a record of its own.
-        let poison = |item: &Item| item.gap.is_none() && self.poison.contains(&item.sequence);
-        let whole = !self.by_record && batch.items.iter().any(poison);
-        let items = batch.items.iter();
-        items
-            .map(|item| match broken || whole || poison(item) {
+        let poison =
+            |record: &BatchRecord| record.gap.is_none() && self.poison.contains(&record.sequence);
+        let whole = !self.by_record && batch.records.iter().any(poison);
+        let records = batch.records.iter();
+        records
+            .map(|record| match broken || whole || poison(record) {
                 true => Outcome::Refused,
                 false => Outcome::Accepted,
             })
@@ -50,9 +51,9 @@ fn deliver(run: &mut Run, aws: &mut Aws, parallel: usize) {
             run.give_up_refused();
         }
         if settlement.narrowing && run.in_flight.is_empty() {
-            assert!(run.send(), "what is to be tried next is at hand");
+            assert!(run.send(), "the record to try next is loaded");
         }
-        in_vain = match settlement.passed() {
+        in_vain = match settlement.accepted_records() {
             0 => in_vain + usize::from(!settlement.narrowing),
             _ => 0,
         };
@@ -106,8 +107,8 @@ fn run(keys: &[u8]) -> Run {
 fn refuse(run: &mut Run) -> (Vec<u64>, Settlement) {
     assert!(run.send());
     let batch = run.in_flight.remove(0);
-    let sequences = batch.items.iter().map(|item| item.sequence).collect();
-    let refused = vec![Outcome::Refused; batch.items.len()];
+    let sequences = batch.records.iter().map(|record| record.sequence).collect();
+    let refused = vec![Outcome::Refused; batch.records.len()];
     let settlement = run.settle(batch, &refused);
     (sequences, settlement)
 }
@@ -133,10 +134,10 @@ fn where_every_size_is_refused_nothing_is_given_up() {
     }
     assert_eq!(tried, [1, 5, 6, 7]);
     assert!(run.oracle.given_up.is_empty());
-    // It is mended: every key in order, in requests that grow.
+    // The configuration is repaired: every key in order, in requests that grow.
     let mut sizes = Vec::new();
     while run.send() {
-        sizes.push(run.in_flight[0].items.len());
+        sizes.push(run.in_flight[0].records.len());
         run.answer(0, |_| Outcome::Accepted);
     }
     assert_eq!(sizes, [1, 2, 4, 8, 16, 32, 1]);
@@ -202,7 +203,7 @@ fn nothing_is_overtaken_while_another_key_only_has_to_wait() {
     assert_eq!(refuse(&mut run).0, [2, 3]);
     assert_eq!(refuse(&mut run).0, [2]);
     let limits = run.limits;
-    let waits = run.delivery.next_batch_of(limits, |key, _| key != 2);
-    assert!(waits.is_none());
+    let denied = run.delivery.next_admitted_batch(limits, |key, _| key != 2);
+    assert!(denied.is_none());
     assert_eq!(refuse(&mut run).0, [4]);
 }

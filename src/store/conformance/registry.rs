@@ -1,0 +1,839 @@
+//! Conformance of registries, and of the replica that they feed.
+
+mod model;
+mod planted;
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use tokio::task::yield_now;
+use uuid::Uuid;
+
+use super::{Checked, ensure};
+use crate::{
+    domain::{
+        arn::{RoleArn, StreamArn},
+        integration::{Integration, IntegrationId, PreviousExternalId, SealedExternalId},
+        organization::OrganizationId,
+        status::{Cause, Fault, Observation, Reason, Stage, Status},
+    },
+    store::{
+        ConfigureError, StoreError,
+        ports::{
+            NextRetry, Observed, Planned, Registered, Registry, RegistryChange, RegistryChanges,
+        },
+        replica::Replica,
+        sql::{RegistryOptions, SqlRegistry, testing::database},
+    },
+};
+
+/// Settings with which the registries of the suite are opened.
+pub(crate) const OPTIONS: RegistryOptions = RegistryOptions {
+    partitions: 7,
+    tombstones: 4,
+    failing_after: Duration::from_secs(60),
+};
+
+/// Changes of one read that is meant to return all.
+const ALL: usize = 10_000;
+
+type Shared = Arc<dyn Registry>;
+
+/// Runs every check. `create` makes the storage of a new registry, which `open` opens with
+/// [`OPTIONS`].
+pub(crate) async fn suite<S>(
+    create: impl AsyncFn() -> S,
+    open: impl AsyncFn(&S) -> Shared,
+) -> Checked {
+    let new = async || open(&create().await).await;
+    configuring(new().await).await?;
+    refusals(new().await).await?;
+    external_ids(new().await).await?;
+    status_of_a_new_configuration(new().await).await?;
+    folding(new().await).await?;
+    void_observations(new().await).await?;
+    concurrency(new().await).await?;
+    bulk(new().await).await?;
+    forgotten_deletions(new().await).await?;
+    let storage = create().await;
+    stall(open(&storage).await, open(&storage).await).await?;
+    for seed in 0..SEEDS {
+        let storage = create().await;
+        let run = model::run(seed, async || open(&storage).await);
+        run.await.map_err(|error| format!("seed {seed}: {error}"))?;
+    }
+    Ok(())
+}
+
+/// Random runs of a suite.
+const SEEDS: u64 = 24;
+
+/// Values of a Configure.
+#[derive(Clone, Debug)]
+struct Wish {
+    stream: u8,
+    /// Stands for an external ID.
+    external_id: u8,
+    keep_previous: bool,
+    issued_only: bool,
+    version: Option<u64>,
+}
+
+impl Wish {
+    fn of(external_id: u8) -> Self {
+        Self {
+            stream: 1,
+            external_id,
+            keep_previous: false,
+            issued_only: false,
+            version: None,
+        }
+    }
+}
+
+fn fingerprint(external_id: u8) -> Vec<u8> {
+    vec![external_id; 32]
+}
+
+fn sealed(external_id: u8) -> SealedExternalId {
+    SealedExternalId {
+        key_id: "key".into(),
+        bytes: vec![external_id; 40].into(),
+    }
+}
+
+fn organization(name: &str) -> OrganizationId {
+    OrganizationId::new(name).unwrap()
+}
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_000_000 + seconds).unwrap()
+}
+
+/// Decides as the service does, with stand-ins for encryption.
+fn planned(
+    organization_id: &OrganizationId,
+    existing: Option<&Registered>,
+    wish: &Wish,
+) -> Result<Planned, ConfigureError> {
+    let before = existing.map(|registered| &*registered.integration);
+    if wish.version.is_some() && wish.version != before.map(|before| before.version) {
+        return Err(ConfigureError::EtagMismatch);
+    }
+    let version = before.map_or(1, |before| before.version + 1);
+    let new_id = before.is_none_or(|before| before.external_id.bytes[0] != wish.external_id);
+    let stream = format!(
+        "arn:aws:kinesis:us-east-1:222222222222:stream/s{}",
+        wish.stream
+    );
+    let stream_arn = StreamArn::parse(&stream).unwrap();
+    let previous = before.and_then(|before| match (new_id, wish.keep_previous) {
+        (true, true) => Some(PreviousExternalId {
+            external_id: before.external_id.clone(),
+            hint: before.external_id_hint.clone(),
+            until: at(9_999),
+        }),
+        (true, false) => None,
+        (false, _) => before.previous.clone(),
+    });
+    let changed = before.map(|before| {
+        let mut changed = Vec::new();
+        if before.stream_arn != stream_arn {
+            changed.push("kinesis_stream_arn");
+        }
+        if new_id {
+            changed.push("external_id");
+        }
+        changed
+    });
+    Ok(Planned {
+        previous_fingerprint: previous
+            .as_ref()
+            .map(|previous| fingerprint(previous.external_id.bytes[0])),
+        integration: Integration {
+            organization_id: organization_id.clone(),
+            integration_id: before.map_or_else(
+                || IntegrationId(Uuid::now_v7()),
+                |before| before.integration_id,
+            ),
+            stream_arn,
+            role_arn: RoleArn::parse("arn:aws:iam::222222222222:role/relay").unwrap(),
+            external_id: sealed(wish.external_id),
+            external_id_hint: format!("h{}", wish.external_id).into(),
+            external_id_set_at: at(version as i64),
+            previous,
+            version,
+            created_at: before.map_or(at(0), |before| before.created_at),
+            updated_at: at(100 + version as i64),
+        },
+        fingerprint: fingerprint(wish.external_id),
+        changed,
+        issued_only: wish.issued_only && new_id,
+        caller: "tester".into(),
+    })
+}
+
+async fn configure(registry: &Shared, name: &str, wish: Wish) -> Result<u64, ConfigureError> {
+    let organization_id = organization(name);
+    let plan = |existing: Option<&Registered>| planned(&organization_id, existing, &wish);
+    let stored = registry.configure(&organization_id, &plan).await?;
+    Ok(stored.revision)
+}
+
+fn failed<E: std::fmt::Display>(action: &'static str) -> impl Fn(E) -> String {
+    move |error| format!("{action} failed: {error}")
+}
+
+async fn must_configure(registry: &Shared, name: &str, wish: Wish) -> Checked<Registered> {
+    let revision = configure(registry, name, wish).await;
+    let revision = revision.map_err(failed("Configure"))?;
+    let found = must_find(registry, name).await?;
+    ensure!(
+        found.revision == revision,
+        "a Configure returned revision {revision}, not {}",
+        found.revision,
+    );
+    Ok(found)
+}
+
+async fn must_delete(registry: &Shared, name: &str) -> Checked<u64> {
+    let deleted = registry.delete(&organization(name), "tester").await;
+    let deleted = deleted.map_err(failed("delete"))?;
+    let tombstone = deleted.ok_or("delete found no integration")?;
+    Ok(tombstone.revision)
+}
+
+async fn all(registry: &Shared) -> Checked<RegistryChanges> {
+    let changes = registry.changes_after(0, ALL).await;
+    changes.map_err(failed("changes_after"))
+}
+
+async fn find(registry: &Shared, name: &str) -> Checked<Option<Registered>> {
+    let mut found = all(registry)
+        .await?
+        .changes
+        .into_iter()
+        .filter_map(|change| match change {
+            RegistryChange::Current(registered) => Some(registered),
+            RegistryChange::Deleted(_) => None,
+        });
+    Ok(found.find(|found| found.integration.organization_id.as_str() == name))
+}
+
+async fn must_find(registry: &Shared, name: &str) -> Checked<Registered> {
+    let found = find(registry, name).await?;
+    found.ok_or_else(|| format!("the integration of {name} is not visible"))
+}
+
+fn denied() -> Observation {
+    let code = "AccessDeniedException";
+    Observation::Failed(Fault::answered(
+        Stage::Write,
+        Some(code),
+        400,
+        Some("request"),
+    ))
+}
+
+fn unreachable() -> Observation {
+    Observation::Failed(Fault::unanswered(Stage::Write, Cause::Timeout))
+}
+
+fn observed(of: &Registered, began: i64, observation: Observation) -> Observed {
+    Observed {
+        integration_id: of.integration.integration_id,
+        version: of.integration.version,
+        began_at: at(began),
+        at: at(began + 1),
+        observation,
+        next_retry: NextRetry::None,
+    }
+}
+
+async fn observe(registry: &Shared, observed: &[Observed]) -> Checked {
+    registry.observe(observed).await.map_err(failed("observe"))
+}
+
+/// Reads the changes after the cursor of a replica in pages of `limit`, checks them and applies
+/// them.
+async fn follow(replica: &Replica, registry: &Shared, limit: usize) -> Checked {
+    loop {
+        let after = replica.cursor();
+        let changes = registry.changes_after(after, limit).await;
+        let changes = changes.map_err(failed("changes_after"))?;
+        let mut last = after;
+        for change in &changes.changes {
+            let revision = change.revision();
+            ensure!(revision > last, "revision {revision} follows {last}");
+            last = revision;
+        }
+        ensure!(last <= changes.up_to, "a change after up_to");
+        let count = changes.changes.len();
+        ensure!(count <= limit, "more changes than the limit");
+        ensure!(
+            !changes.more || count > 0,
+            "a page without changes, and more after it"
+        );
+        if replica.apply(changes) {
+            return Ok(());
+        }
+        yield_now().await;
+    }
+}
+
+/// Compares a replica to one that reads everything anew.
+async fn ensure_complete(replica: &Replica, registry: &Shared) -> Checked {
+    let anew = Replica::default();
+    follow(&anew, registry, ALL).await?;
+    let list = |replica: &Replica| {
+        let page = replica.page("", ALL, |_| true);
+        let one =
+            |registered: Registered| (registered.integration.integration_id, registered.revision);
+        page.into_iter().map(one).collect::<Vec<_>>()
+    };
+    let (list, expected) = (list(replica), list(&anew));
+    let first = list.iter().zip(&expected).find(|(one, other)| one != other);
+    ensure!(
+        list == expected,
+        "a reader that follows has {} integrations of {}; the first that differs: {first:?}",
+        list.len(),
+        expected.len(),
+    );
+    Ok(())
+}
+
+async fn configuring(registry: Shared) -> Checked {
+    let created = must_configure(&registry, "acme", Wish::of(1)).await?;
+    let integration = &created.integration;
+    ensure!(
+        created.status_revision == created.revision,
+        "a creation is a change of status"
+    );
+    let partition = integration.integration_id.0.as_u128() % u128::from(OPTIONS.partitions);
+    ensure!(
+        u128::from(created.partition) == partition,
+        "partition {}",
+        created.partition
+    );
+    ensure!(
+        created.status.status == Status::Unknown,
+        "a new integration has a status"
+    );
+    ensure!(
+        created.status.since == integration.created_at,
+        "the status is older"
+    );
+
+    let mut wish = Wish::of(2);
+    wish.keep_previous = true;
+    let wanted = planned(&organization("acme"), Some(&created), &wish);
+    let wanted = wanted.map_err(failed("the plan"))?;
+    let replaced = must_configure(&registry, "acme", wish).await?;
+    let (stored, wanted) = (
+        format!("{:?}", replaced.integration),
+        format!("{:?}", wanted.integration),
+    );
+    ensure!(stored == wanted, "stored {stored}, not {wanted}");
+    ensure!(
+        replaced.revision > created.revision,
+        "the revision did not rise"
+    );
+    ensure!(
+        replaced.status_revision == created.status_revision,
+        "a change of the configuration without one of the status raised its revision",
+    );
+    ensure!(
+        replaced.partition == created.partition,
+        "the partition changed"
+    );
+
+    let deleted = must_delete(&registry, "acme").await?;
+    ensure!(deleted > replaced.revision, "the revision did not rise");
+    ensure!(
+        find(&registry, "acme").await?.is_none(),
+        "visible after its deletion"
+    );
+    let again = registry.delete(&organization("acme"), "tester").await;
+    ensure!(again.map_err(failed("delete"))?.is_none(), "deleted again");
+    let recreated = must_configure(&registry, "acme", Wish::of(1)).await?;
+    let is_new = recreated.integration.integration_id != integration.integration_id;
+    ensure!(
+        is_new && recreated.integration.version == 1,
+        "not a new integration"
+    );
+    ensure!(recreated.revision > deleted, "the revision did not rise");
+
+    let changes = all(&registry).await?.changes;
+    ensure!(
+        changes.len() == 2,
+        "{} changes, not a deletion and a creation",
+        changes.len()
+    );
+    ensure!(
+        matches!(&changes[0], RegistryChange::Deleted(tombstone)
+            if tombstone.revision == deleted
+                && tombstone.integration_id == integration.integration_id
+                && tombstone.organization_id.as_str() == "acme"),
+        "the deletion is missing",
+    );
+    Ok(())
+}
+
+async fn refusals(registry: Shared) -> Checked {
+    must_configure(&registry, "acme", Wish::of(1)).await?;
+    let before = all(&registry).await?;
+    let mut wish = Wish::of(2);
+    wish.version = Some(9);
+    let refused = configure(&registry, "acme", wish.clone()).await;
+    ensure!(
+        matches!(refused, Err(ConfigureError::EtagMismatch)),
+        "{refused:?}"
+    );
+    let refused = configure(&registry, "other", Wish::of(1)).await;
+    ensure!(
+        matches!(refused, Err(ConfigureError::ExternalIdInUse)),
+        "{refused:?}"
+    );
+    let after = all(&registry).await?;
+    ensure!(
+        after.up_to == before.up_to,
+        "a refused Configure took a revision"
+    );
+    ensure!(after.changes.len() == 1, "a refused Configure was stored");
+    wish.version = Some(1);
+    let replaced = must_configure(&registry, "acme", wish).await?;
+    ensure!(
+        replaced.integration.version == 2,
+        "the plan saw another version"
+    );
+    Ok(())
+}
+
+/// Whether an organization may use an external ID.
+async fn may_use(
+    registry: &Shared,
+    name: &str,
+    external_id: u8,
+    issued_only: bool,
+) -> Checked<&'static str> {
+    let fingerprint = fingerprint(external_id);
+    let checked = registry
+        .check_external_id(&organization(name), &fingerprint, issued_only)
+        .await;
+    match checked {
+        Ok(()) => Ok("yes"),
+        Err(ConfigureError::ExternalIdInUse) => Ok("in use"),
+        Err(ConfigureError::ExternalIdNotIssued) => Ok("not issued"),
+        Err(error) => Err(format!("check_external_id failed: {error}")),
+    }
+}
+
+async fn external_ids(registry: Shared) -> Checked {
+    must_configure(&registry, "acme", Wish::of(1)).await?;
+    let mut wish = Wish::of(2);
+    wish.keep_previous = true;
+    let acme = must_configure(&registry, "acme", wish).await?;
+    for used in [1, 2] {
+        let refused = configure(&registry, "other", Wish::of(used)).await;
+        let in_use = matches!(refused, Err(ConfigureError::ExternalIdInUse));
+        ensure!(in_use, "external ID {used} is used by two organizations");
+        let checked = may_use(&registry, "other", used, false).await?;
+        ensure!(checked == "in use", "external ID {used}: {checked}");
+        ensure!(
+            may_use(&registry, "acme", used, false).await? == "yes",
+            "not its own"
+        );
+    }
+
+    let id = acme.integration.integration_id;
+    for (version, is_retired) in [(1, false), (2, true), (2, true)] {
+        let before = must_find(&registry, "acme").await?;
+        let retired = registry.retire_previous_external_id(id, version).await;
+        retired.map_err(failed("retire"))?;
+        let now = must_find(&registry, "acme").await?;
+        ensure!(
+            now.integration.previous.is_none() == is_retired,
+            "version {version}"
+        );
+        let changes = before.integration.previous.is_some() == now.integration.previous.is_none();
+        ensure!(
+            (now.revision > before.revision) == changes,
+            "the revision is wrong"
+        );
+        ensure!(
+            now.status_revision == acme.status_revision,
+            "not a change of status"
+        );
+        ensure!(now.integration.version == 2, "the version changed");
+    }
+    must_configure(&registry, "other", Wish::of(1)).await?;
+
+    let issued = registry
+        .issue_external_id(&organization("acme"), &fingerprint(3))
+        .await;
+    issued.map_err(failed("issue"))?;
+    ensure!(
+        may_use(&registry, "other", 3, false).await? == "in use",
+        "issued to another"
+    );
+    ensure!(
+        may_use(&registry, "acme", 3, true).await? == "yes",
+        "issued to it"
+    );
+    ensure!(
+        may_use(&registry, "acme", 4, true).await? == "not issued",
+        "never issued"
+    );
+    let refused = configure(&registry, "other", Wish::of(3)).await;
+    ensure!(
+        matches!(refused, Err(ConfigureError::ExternalIdInUse)),
+        "issued to another"
+    );
+    let mut wish = Wish::of(4);
+    wish.issued_only = true;
+    let refused = configure(&registry, "acme", wish.clone()).await;
+    ensure!(
+        matches!(refused, Err(ConfigureError::ExternalIdNotIssued)),
+        "never issued"
+    );
+    wish.external_id = 3;
+    must_configure(&registry, "acme", wish).await?;
+
+    must_delete(&registry, "acme").await?;
+    ensure!(
+        may_use(&registry, "other", 2, false).await? == "yes",
+        "a deleted one uses it"
+    );
+    ensure!(
+        may_use(&registry, "other", 3, false).await? == "in use",
+        "issued to another"
+    );
+    must_configure(&registry, "other", Wish::of(2))
+        .await
+        .map(drop)
+}
+
+async fn status_of_a_new_configuration(registry: Shared) -> Checked {
+    let created = must_configure(&registry, "acme", Wish::of(1)).await?;
+    let unreachable = [observed(&created, 1, unreachable())];
+    observe(&registry, &unreachable).await?;
+    let stalled = must_find(&registry, "acme").await?;
+    ensure!(stalled.stall.span().is_some(), "the stall is not kept");
+    observe(&registry, &[observed(&created, 2, denied())]).await?;
+    let denied = must_find(&registry, "acme").await?;
+    let same = must_configure(&registry, "acme", Wish::of(1)).await?;
+    ensure!(
+        same.status == denied.status,
+        "the status changed with nothing configured"
+    );
+    ensure!(
+        same.status_revision == denied.status_revision,
+        "no change of status"
+    );
+    let mut wish = Wish::of(1);
+    wish.stream = 2;
+    let changed = must_configure(&registry, "acme", wish).await?;
+    let status = &changed.status;
+    ensure!(
+        status.status == Status::Unknown,
+        "an old status for a new configuration"
+    );
+    ensure!(
+        status.since == changed.integration.updated_at,
+        "since {}",
+        status.since
+    );
+    ensure!(
+        status.aws_error_code.is_none(),
+        "an old error for a new configuration"
+    );
+    ensure!(
+        changed.status_revision == changed.revision,
+        "a change of status"
+    );
+    // The clock of another instance may be behind.
+    observe(&registry, &[observed(&changed, 0, Observation::Accepted)]).await?;
+    let active = must_find(&registry, "acme").await?;
+    ensure!(
+        active.status.status == Status::Active,
+        "the observation was dropped"
+    );
+    Ok(())
+}
+
+async fn folding(registry: Shared) -> Checked {
+    let created = must_configure(&registry, "acme", Wish::of(1)).await?;
+    let accepted = |began| observed(&created, began, Observation::Accepted);
+    let denied = |began| observed(&created, began, denied());
+    let mut before = created.clone();
+    // Each with the expected status, and whether details and status change.
+    let mut retry = denied(40);
+    retry.next_retry = NextRetry::At(at(90));
+    let mut unchanged = denied(50);
+    unchanged.next_retry = NextRetry::Unchanged;
+    let steps: [(Vec<Observed>, Status, bool, bool); 9] = [
+        (vec![accepted(10)], Status::Active, true, true),
+        (vec![accepted(10)], Status::Active, false, false),
+        (vec![accepted(20)], Status::Active, false, false),
+        (vec![denied(21), accepted(22)], Status::Active, false, false),
+        (
+            vec![accepted(30), denied(31)],
+            Status::Unauthorized,
+            true,
+            true,
+        ),
+        (vec![retry], Status::Unauthorized, true, false),
+        (vec![unchanged], Status::Unauthorized, false, false),
+        (vec![], Status::Unauthorized, false, false),
+        (vec![denied(60), accepted(61)], Status::Active, true, true),
+    ];
+    for (number, (observations, status, details, changes)) in steps.into_iter().enumerate() {
+        observe(&registry, &observations).await?;
+        let now = must_find(&registry, "acme").await?;
+        ensure!(
+            now.status.status == status,
+            "step {number}: {:?}",
+            now.status
+        );
+        ensure!(
+            (now.revision > before.revision) == details,
+            "step {number}: the revision"
+        );
+        let revised = now.status_revision > before.status_revision;
+        ensure!(
+            revised == changes,
+            "step {number}: the revision of the status"
+        );
+        ensure!(
+            !changes || now.status_revision == now.revision,
+            "step {number}: two revisions"
+        );
+        let last = observations.last().map(|last| last.at);
+        let since = match changes {
+            true => last.unwrap_or(before.status.since),
+            false => before.status.since,
+        };
+        ensure!(
+            now.status.since == since,
+            "step {number}: since {}",
+            now.status.since
+        );
+        let retry = (number == 5 || number == 6 || number == 7).then(|| at(90));
+        ensure!(
+            now.status.next_retry == retry,
+            "step {number}: {:?}",
+            now.status.next_retry
+        );
+        let is_denied = status == Status::Unauthorized;
+        let reason = is_denied.then_some(Reason::WriteDenied);
+        ensure!(
+            now.status.reason == reason,
+            "step {number}: {:?}",
+            now.status.reason
+        );
+        let code = is_denied.then_some("AccessDeniedException");
+        ensure!(
+            now.status.aws_error_code.as_deref() == code,
+            "step {number}: the error code"
+        );
+        before = now;
+    }
+    Ok(())
+}
+
+async fn void_observations(registry: Shared) -> Checked {
+    let first = must_configure(&registry, "acme", Wish::of(1)).await?;
+    let second = must_configure(&registry, "acme", Wish::of(2)).await?;
+    observe(&registry, &[observed(&first, 10, denied())]).await?;
+    let now = must_find(&registry, "acme").await?;
+    ensure!(
+        now.revision == second.revision,
+        "an observation of an old version was applied"
+    );
+    let accepted = observed(&second, 20, Observation::Accepted);
+    observe(&registry, std::slice::from_ref(&accepted)).await?;
+    let active = must_find(&registry, "acme").await?;
+    // It ended later, but began before.
+    let mut late = observed(&second, 19, denied());
+    late.at = at(30);
+    observe(&registry, &[late.clone()]).await?;
+    let now = must_find(&registry, "acme").await?;
+    ensure!(
+        now.revision == active.revision,
+        "an observation of an older attempt was applied"
+    );
+    // Recorded although it changed nothing else.
+    let later = observed(&second, 40, Observation::Accepted);
+    observe(&registry, &[later]).await?;
+    late.began_at = at(39);
+    observe(&registry, &[late]).await?;
+    let now = must_find(&registry, "acme").await?;
+    ensure!(
+        now.revision == active.revision,
+        "an observation of an older attempt was applied"
+    );
+    must_delete(&registry, "acme").await?;
+    observe(&registry, &[accepted]).await?;
+    ensure!(
+        find(&registry, "acme").await?.is_none(),
+        "an observation of a deleted one"
+    );
+    Ok(())
+}
+
+/// Observations of more integrations at once than one statement of an engine may take.
+async fn bulk(registry: Shared) -> Checked {
+    const COUNT: usize = 1200;
+    let mut observations = Vec::new();
+    for number in 0..COUNT {
+        let organization_id = organization(&format!("o{number}"));
+        let plan = |existing: Option<&Registered>| {
+            let mut planned = planned(&organization_id, existing, &Wish::of(1))?;
+            planned.fingerprint = number.to_be_bytes().to_vec();
+            Ok(planned)
+        };
+        let configured = registry.configure(&organization_id, &plan).await;
+        configured.map_err(failed("Configure"))?;
+    }
+    let before = all(&registry).await?;
+    for change in &before.changes {
+        if let RegistryChange::Current(registered) = change {
+            observations.push(observed(registered, 1, Observation::Accepted));
+        }
+    }
+    ensure!(
+        observations.len() == COUNT,
+        "{} of {COUNT} are visible",
+        observations.len()
+    );
+    observe(&registry, &observations).await?;
+    let after = registry.changes_after(before.up_to, ALL).await;
+    let after = after.map_err(failed("changes_after"))?;
+    ensure!(
+        after.changes.len() == COUNT,
+        "{} of {COUNT} changed",
+        after.changes.len()
+    );
+    let all_active = after.changes.iter().all(|change| match change {
+        RegistryChange::Current(registered) => registered.status.status == Status::Active,
+        RegistryChange::Deleted(_) => false,
+    });
+    ensure!(all_active, "an observation was not applied");
+    let replica = Replica::default();
+    follow(&replica, &registry, 100).await?;
+    ensure_complete(&replica, &registry).await
+}
+
+async fn concurrency(registry: Shared) -> Checked {
+    let writers = (0..6_u8).map(|writer| {
+        let registry = Arc::clone(&registry);
+        tokio::spawn(async move {
+            let name = format!("o{writer}");
+            let mut revisions = Vec::new();
+            for round in 0..8 {
+                let mut wish = Wish::of(writer);
+                wish.stream = round;
+                let configured = configure(&registry, &name, wish).await;
+                revisions.push(configured.map_err(failed("Configure"))?);
+                if round % 4 == 3 && writer % 2 == 0 {
+                    revisions.push(must_delete(&registry, &name).await?);
+                }
+                yield_now().await;
+            }
+            Ok::<_, String>(revisions)
+        })
+    });
+    let writers: Vec<_> = writers.collect();
+    let replica = Replica::default();
+    while !writers.iter().all(tokio::task::JoinHandle::is_finished) {
+        follow(&replica, &registry, 3).await?;
+        yield_now().await;
+    }
+    follow(&replica, &registry, 3).await?;
+    let mut revisions = Vec::new();
+    for writer in writers {
+        let written = writer.await.map_err(failed("a writer"))?;
+        let written = written?;
+        ensure!(
+            written.is_sorted(),
+            "revisions of one caller are not in order"
+        );
+        revisions.extend(written);
+    }
+    let count = revisions.len();
+    revisions.sort_unstable();
+    revisions.dedup();
+    ensure!(revisions.len() == count, "two changes have one revision");
+    ensure_complete(&replica, &registry).await
+}
+
+async fn forgotten_deletions(registry: Shared) -> Checked {
+    let early = Replica::default();
+    let mut deleted = Vec::new();
+    for number in 0..OPTIONS.tombstones as u8 + 2 {
+        must_configure(&registry, &format!("o{number}"), Wish::of(number)).await?;
+    }
+    follow(&early, &registry, 2).await?;
+    for number in 0..OPTIONS.tombstones as u8 + 2 {
+        deleted.push(must_delete(&registry, &format!("o{number}")).await?);
+    }
+    let changes = all(&registry).await?;
+    let kept: Vec<u64> = changes
+        .changes
+        .iter()
+        .map(RegistryChange::revision)
+        .collect();
+    ensure!(
+        kept == deleted[2..],
+        "deletions {kept:?} are kept of {deleted:?}"
+    );
+    ensure!(
+        changes.forgotten_to == deleted[1],
+        "forgotten to {}",
+        changes.forgotten_to
+    );
+    ensure!(
+        changes.up_to == deleted[deleted.len() - 1],
+        "complete to {}",
+        changes.up_to
+    );
+    follow(&early, &registry, 2).await?;
+    ensure_complete(&early, &registry).await
+}
+
+/// The period without a delivery is kept between calls and over a restart.
+async fn stall(first: Shared, second: Shared) -> Checked {
+    let created = must_configure(&first, "acme", Wish::of(1)).await?;
+    let long = OPTIONS.failing_after.as_secs() as i64;
+    let mut begin = observed(&created, 10, unreachable());
+    begin.next_retry = NextRetry::At(at(20));
+    observe(&first, &[begin]).await?;
+    let begun = must_find(&second, "acme").await?;
+    ensure!(
+        begun.status.status == Status::Unknown,
+        "a short outage is a status"
+    );
+    ensure!(begun.revision > created.revision, "details changed");
+    ensure!(
+        begun.stall.span() == Some((at(11), at(11))),
+        "{:?}",
+        begun.stall
+    );
+    observe(&second, &[observed(&created, 10 + long, unreachable())]).await?;
+    let failing = must_find(&first, "acme").await?;
+    ensure!(
+        failing.status.reason == Some(Reason::Unreachable),
+        "{:?}",
+        failing.status
+    );
+    Ok(())
+}
+
+async fn open_sql(db: &crate::store::sql::Database) -> Shared {
+    Arc::new(SqlRegistry::open(db.clone(), OPTIONS).await.unwrap())
+}
+
+#[tokio::test]
+async fn sqlite_conforms() {
+    suite(database, open_sql).await.unwrap();
+}

@@ -1,0 +1,532 @@
+//! The storage contract. Everything above it works with every engine; everything that is special
+//! to SQLite, PostgreSQL or Kafka is below it.
+//!
+//! | port | content | promise that rests on it |
+//! | --- | --- | --- |
+//! | [`EventLog`] | accepted events, in order, for a short time | an acked event is durable |
+//! | [`Registry`] | integrations, external IDs, status, audit | read your writes; a status is committed before it is pushed |
+//! | [`Ledger`] | for each integration: checkpoint, settled events, counts, backlog | no event is lost in silence; counts add up |
+//! | [`Ownership`] | the partitions that this instance delivers for | one instance delivers for an integration |
+//!
+//! No promise needs atomicity across ports: a crash between calls to two ports costs duplicates
+//! only.
+//!
+//! # Sequences
+//!
+//! The log gives an entry a position, not a sequence. The owner of a partition numbers the events
+//! of each integration in position order, as a [`LogReader`] returns them. So a sequence is a
+//! function of the log alone: whoever reads the log again from a checkpoint `(S, P)`, which says
+//! that `S` is the next sequence after position `P`, assigns the same numbers.
+
+use std::{collections::HashMap, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use super::error::{ConfigureError, StoreError};
+use crate::domain::{
+    chunk::Chunk,
+    integration::{Integration, IntegrationId},
+    organization::OrganizationId,
+    segment::Damaged,
+    sequences::Sequences,
+    status::{Observation, Stall, StatusDetail},
+};
+
+/// Number of a partition of the log.
+pub type Partition = u32;
+
+/// Position of an entry in its partition, at least 1. Positions rise and need not be dense.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position(pub u64);
+
+impl Position {
+    /// The next possible position.
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+/// Random bytes that identify an entry, so that another entry at the same position is noticed.
+pub type EntryId = [u8; 16];
+
+/// Content of one append to one partition: chunks of any integrations.
+#[derive(Clone, Debug)]
+pub struct NewEntry {
+    /// Identity of the entry.
+    pub id: EntryId,
+    /// Registry revision that the instance had applied when it accepted the events. A reader
+    /// judges an unknown integration only after it has applied this revision.
+    pub revision: u64,
+    /// The chunks, at least one. Those of one integration are in the order of their events.
+    pub chunks: Vec<NewChunk>,
+}
+
+/// Consecutive events of one integration that have no sequences yet.
+#[derive(Clone, Debug)]
+pub struct NewChunk {
+    /// The integration.
+    pub integration_id: IntegrationId,
+    /// Number of events, 1 to [`SEGMENT_EVENTS`](crate::domain::segment::SEGMENT_EVENTS).
+    pub count: u32,
+    /// The events, as [`segment`](crate::domain::segment) describes.
+    pub segment: Bytes,
+}
+
+/// Entry as a reader returns it.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Position in the partition.
+    pub position: Position,
+    /// Identity of the entry.
+    pub id: EntryId,
+    /// Time at which the log accepted the entry, by the log's clock.
+    pub accepted_at: Timestamp,
+    /// As in [`NewEntry::revision`].
+    pub revision: u64,
+    /// The chunks, in the order in which they were appended.
+    pub chunks: Vec<EntryChunk>,
+}
+
+/// Chunk of an entry.
+#[derive(Clone, Debug)]
+pub struct EntryChunk {
+    /// The integration.
+    pub integration_id: IntegrationId,
+    /// Number of events.
+    pub count: u32,
+    /// The events. The header of a damaged entry is readable, so the number of events and their
+    /// integration are known.
+    pub segment: Result<Bytes, Damaged>,
+}
+
+/// Positions that a partition holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Position from which on entries are kept.
+    pub start: Position,
+    /// Position after the last entry.
+    pub end: Position,
+}
+
+/// Whether the log takes entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Availability {
+    /// It takes entries.
+    Open,
+    /// No capacity is left for events.
+    Full,
+    /// Appends fail for another reason.
+    Unavailable,
+}
+
+/// Durable, ordered, partitioned log of accepted events.
+///
+/// Guarantees of every engine:
+///
+/// - An append is atomic: after `Ok`, all of its entries are durable and every reader returns
+///   them; after `Full`, `Failed`, `Fenced` or `Closed`, none of them is ever returned; after
+///   `Unavailable`, each may or may not be, also later.
+/// - Readers return entries in ascending position. Entries of consecutive acknowledged appends of
+///   one instance have ascending positions.
+/// - No reader returns an entry before it is durable.
+/// - No position is used for two entries, also not after trimming or a restart.
+/// - An entry that is missing between the start and the end of a partition is `Corrupt`, where
+///   the engine can notice it.
+///
+/// It has no transactions with other tables, no access by integration, and cannot delete single
+/// entries.
+#[async_trait]
+pub trait EventLog: Send + Sync + 'static {
+    /// Number of partitions.
+    fn partitions(&self) -> u32;
+
+    /// Bytes of segments that one append, or one move to backlogs, may have at most; one chunk is
+    /// always allowed.
+    fn max_append_bytes(&self) -> usize;
+
+    /// Appends entries to a partition, in order.
+    async fn append(&self, partition: Partition, entries: Vec<NewEntry>) -> Result<(), StoreError>;
+
+    /// Returns a reader of the entries from `from` on; entries that are trimmed already are
+    /// passed over.
+    async fn reader(
+        &self,
+        partition: Partition,
+        from: Position,
+    ) -> Result<Box<dyn LogReader>, StoreError>;
+
+    /// Positions that a partition holds.
+    async fn bounds(&self, partition: Partition) -> Result<Bounds, StoreError>;
+
+    /// Position after the last entry of a partition that this instance knows of, without a call
+    /// to the storage. Not below that of any append which this instance has acknowledged.
+    fn known_end(&self, partition: Partition) -> Position;
+
+    /// Allows the log to remove the entries below a position. They may stay for a time.
+    async fn trim(&self, partition: Partition, below: Position) -> Result<(), StoreError>;
+
+    /// Whether the log takes entries, as it changes.
+    fn availability(&self) -> watch::Receiver<Availability>;
+
+    /// Reason that the log has ended by itself; returns when it has, or was closed.
+    async fn ended(&self) -> Option<super::error::Failure>;
+
+    /// Writes what is pending, and releases the log.
+    async fn close(&self);
+}
+
+/// Reader of one partition, forward only.
+#[async_trait]
+pub trait LogReader: Send {
+    /// Waits for the next entry. Cancelling loses nothing.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt` if an entry is missing, or its header is damaged or of an unknown format.
+    async fn next(&mut self) -> Result<Arc<Entry>, StoreError>;
+}
+
+/// Right to write the ledger of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The partition.
+    pub partition: Partition,
+    /// Fencing epoch: rises with every new owner of the partition.
+    pub epoch: u64,
+}
+
+/// Decides which partitions this instance owns.
+#[async_trait]
+pub trait Ownership: Send + Sync + 'static {
+    /// Takes over the partitions that this instance is to own, each under a new epoch: from now
+    /// on writes under an earlier one are `Fenced`.
+    async fn acquire(&self) -> Result<Vec<Lease>, StoreError>;
+}
+
+/// Event counts of an integration. `accepted = delivered + expired + pending`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Events that have a sequence.
+    pub accepted: u64,
+    /// Events that the stream accepted.
+    pub delivered: u64,
+    /// Events that will not be delivered, announced by gap events.
+    pub expired: u64,
+    /// Bytes of the pending events, before compression.
+    pub pending_bytes: u64,
+}
+
+/// State of an integration's events, apart from the chunks of its backlog.
+///
+/// Invariants: every event below `next_sequence` that is not settled is in the backlog; every
+/// chunk of the integration up to `position` has sequences below `next_sequence`; `settled` has
+/// no sequence below `next_sequence`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Sequence of the integration's first event after `position`; 0 stands for 1.
+    pub next_sequence: u64,
+    /// Position up to which the log is not needed for this integration any more.
+    pub position: Position,
+    /// Sequences from `next_sequence` on that are settled.
+    pub settled: Sequences,
+    /// Event counts at the time of the write.
+    pub counts: Counts,
+    /// Time of the last attempt to deliver.
+    pub last_attempt: Option<Timestamp>,
+    /// Time of the last delivery.
+    pub last_delivery: Option<Timestamp>,
+}
+
+/// Change of one chunk of a backlog.
+#[derive(Clone, Debug)]
+pub enum BacklogChange {
+    /// Adds a chunk, with its segment, or without it if no event of it is pending. A chunk of the
+    /// same first sequence is replaced.
+    Add(Chunk),
+    /// Updates settled sequences, gaps and pending bytes of a chunk. The segment of the given
+    /// chunk is ignored; the stored segment is removed if no event is pending. The chunk itself
+    /// is removed if it is finished.
+    Update(Chunk),
+    /// As `Update`, of a chunk whose stored events cannot be read: a copy of the stored bytes is
+    /// set aside for an operator first.
+    SetAside(Chunk),
+}
+
+impl BacklogChange {
+    /// First sequence of the chunk.
+    pub fn first_sequence(&self) -> u64 {
+        let (Self::Add(chunk) | Self::Update(chunk) | Self::SetAside(chunk)) = self;
+        chunk.first_sequence
+    }
+}
+
+/// Update of the ledger of one integration.
+#[derive(Clone, Debug)]
+pub struct LedgerUpdate {
+    /// The integration.
+    pub integration_id: IntegrationId,
+    /// Its new checkpoint.
+    pub checkpoint: Checkpoint,
+    /// Changes of its backlog, at most one for each chunk, which are durable together with the
+    /// checkpoint.
+    pub backlog: Vec<BacklogChange>,
+}
+
+/// Identity of the last entry of a partition of which every event is settled or in the backlog.
+/// The log keeps that entry, so that an owner can verify that it reads the same log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Anchor {
+    /// Position of the entry.
+    pub position: Position,
+    /// Its identity.
+    pub entry_id: EntryId,
+}
+
+/// Ledger of a partition, as a new owner loads it.
+#[derive(Clone, Debug, Default)]
+pub struct LedgerSnapshot {
+    /// The last anchor that was written.
+    pub anchor: Option<Anchor>,
+    /// Every integration of the partition that has a checkpoint or a backlog.
+    pub integrations: Vec<LedgerRow>,
+}
+
+/// Ledger of one integration.
+#[derive(Clone, Debug)]
+pub struct LedgerRow {
+    /// The integration.
+    pub integration_id: IntegrationId,
+    /// Its checkpoint.
+    pub checkpoint: Checkpoint,
+    /// Acceptance time of the oldest chunk of the backlog; None if there is none.
+    pub backlog_since: Option<Timestamp>,
+    /// Bytes of the backlog's pending events.
+    pub backlog_bytes: u64,
+}
+
+/// Checkpoints, counts and backlogs of integrations.
+///
+/// Writes are idempotent and fenced by the lease. A write whose checkpoint has a lower
+/// `next_sequence` than the stored one is a repetition and changes nothing for that integration.
+#[async_trait]
+pub trait Ledger: Send + Sync + 'static {
+    /// Loads the ledger of a partition.
+    async fn load(&self, lease: Lease) -> Result<LedgerSnapshot, StoreError>;
+
+    /// Records settlements, moves to the backlog and gaps, all in one transaction, or nothing.
+    /// Integrations that do not exist any more are ignored. The engine may wait a short time to
+    /// share the transaction of an append. An engine that holds the log as well may remove the
+    /// entries below the anchor in the same transaction.
+    async fn settle(
+        &self,
+        lease: Lease,
+        updates: Vec<LedgerUpdate>,
+        anchor: Option<Anchor>,
+    ) -> Result<(), StoreError>;
+
+    /// Chunks of an integration's backlog that end after the sequence `from`, in order: about
+    /// `max_bytes`, but at least one if there is one.
+    ///
+    /// # Errors
+    ///
+    /// `DamagedChunk` if the first of them cannot be read.
+    async fn read_backlog(
+        &self,
+        integration_id: IntegrationId,
+        from: u64,
+        max_bytes: usize,
+    ) -> Result<Vec<Chunk>, StoreError>;
+
+    /// The first `limit` chunks of an integration's backlog that end after the sequence `from`,
+    /// without their segments.
+    async fn backlog_states(
+        &self,
+        integration_id: IntegrationId,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<Chunk>, StoreError>;
+
+    /// Acceptance time of the oldest pending event of each backlog.
+    async fn oldest_pending(
+        &self,
+        integration_ids: &[IntegrationId],
+    ) -> Result<HashMap<IntegrationId, Timestamp>, StoreError>;
+
+    /// Removes everything of integrations that were deleted. May take several calls; returns
+    /// whether nothing is left to remove.
+    async fn remove_deleted(&self) -> Result<bool, StoreError>;
+}
+
+/// Integration as the registry stores it.
+#[derive(Clone, Debug)]
+pub struct Registered {
+    /// Its configuration.
+    pub integration: Arc<Integration>,
+    /// Its status. `last_attempt` and `last_delivery` are those of the last observation.
+    pub status: Arc<StatusDetail>,
+    /// Period without a delivery, as [`observe`](crate::domain::status::observe) keeps it.
+    pub stall: Stall,
+    /// Partition of its events.
+    pub partition: Partition,
+    /// Revision of the last change of any kind.
+    pub revision: u64,
+    /// Revision of the last creation or change of status.
+    pub status_revision: u64,
+}
+
+/// A deleted integration, remembered for status streams that resume.
+#[derive(Clone, Debug)]
+pub struct Tombstone {
+    /// Revision of the deletion.
+    pub revision: u64,
+    /// Organization that it belonged to.
+    pub organization_id: OrganizationId,
+    /// The integration.
+    pub integration_id: IntegrationId,
+    /// Time of the deletion.
+    pub deleted_at: Timestamp,
+}
+
+/// Change of the registry. Only the newest of each integration is kept.
+#[derive(Clone, Debug)]
+pub enum RegistryChange {
+    /// The integration was created, configured, or its status changed.
+    Current(Registered),
+    /// The integration was deleted.
+    Deleted(Tombstone),
+}
+
+impl RegistryChange {
+    /// Revision of the change.
+    pub fn revision(&self) -> u64 {
+        match self {
+            Self::Current(registered) => registered.revision,
+            Self::Deleted(tombstone) => tombstone.revision,
+        }
+    }
+}
+
+/// Changes of the registry in commit order.
+#[derive(Clone, Debug, Default)]
+pub struct RegistryChanges {
+    /// The changes.
+    pub changes: Vec<RegistryChange>,
+    /// Revision up to which this list is complete.
+    pub up_to: u64,
+    /// Whether there are more changes after `up_to`.
+    pub more: bool,
+    /// Revision up to which deletions may be forgotten.
+    pub forgotten_to: u64,
+}
+
+/// Content that a Configure stores, decided by [`Plan`].
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// The new configuration.
+    pub integration: Integration,
+    /// Keyed hash of its external ID.
+    pub fingerprint: Vec<u8>,
+    /// Keyed hash of the previous external ID, if it may still be used.
+    pub previous_fingerprint: Option<Vec<u8>>,
+    /// Fields that differ from before; None at creation.
+    pub changed: Option<Vec<&'static str>>,
+    /// Only an external ID that was issued to the organization is allowed.
+    pub issued_only: bool,
+    /// Caller, for the audit.
+    pub caller: Box<str>,
+}
+
+/// Decides what a Configure stores, given the integration that exists. It runs while the
+/// integration is locked, possibly several times.
+pub type Plan<'a> =
+    dyn Fn(Option<&Registered>) -> Result<Planned, ConfigureError> + Send + Sync + 'a;
+
+/// Result of one attempt for the status of an integration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    /// The integration.
+    pub integration_id: IntegrationId,
+    /// Version of the configuration that was used. An observation of another version is
+    /// dropped.
+    pub version: u64,
+    /// Time at which the attempt began. An observation that began before the last one that was
+    /// recorded is dropped.
+    pub began_at: Timestamp,
+    /// Time at which it ended.
+    pub at: Timestamp,
+    /// The result.
+    pub observation: Observation,
+    /// Next attempt.
+    pub next_retry: NextRetry,
+}
+
+/// Time of the next attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NextRetry {
+    /// As recorded before.
+    Unchanged,
+    /// There is no backoff.
+    None,
+    /// End of the backoff.
+    At(Timestamp),
+}
+
+/// Integrations, external IDs, statuses and the audit log.
+///
+/// Every change gets a revision. Revisions become visible in the order of their numbers.
+#[async_trait]
+pub trait Registry: Send + Sync + 'static {
+    /// Identity of the database, which resume tokens name.
+    fn database_id(&self) -> &str;
+
+    /// Creates or replaces the integration of an organization. Returns what was stored.
+    async fn configure(
+        &self,
+        organization_id: &OrganizationId,
+        plan: &Plan<'_>,
+    ) -> Result<Registered, ConfigureError>;
+
+    /// Checks whether an organization may use an external ID, changing nothing.
+    async fn check_external_id(
+        &self,
+        organization_id: &OrganizationId,
+        fingerprint: &[u8],
+        issued_only: bool,
+    ) -> Result<(), ConfigureError>;
+
+    /// Reserves an external ID for an organization. No other may use it.
+    async fn issue_external_id(
+        &self,
+        organization_id: &OrganizationId,
+        fingerprint: &[u8],
+    ) -> Result<(), StoreError>;
+
+    /// Forgets the previous external ID, after the current one of this version has worked.
+    async fn retire_previous_external_id(
+        &self,
+        integration_id: IntegrationId,
+        version: u64,
+    ) -> Result<(), StoreError>;
+
+    /// Deletes the integration of an organization. None if there is none.
+    async fn delete(
+        &self,
+        organization_id: &OrganizationId,
+        caller: &str,
+    ) -> Result<Option<Tombstone>, StoreError>;
+
+    /// Folds observations into the stored statuses, in the given order, each under the lock of
+    /// its row.
+    async fn observe(&self, observed: &[Observed]) -> Result<(), StoreError>;
+
+    /// Changes after a revision, in commit order: at most `limit`, the newest of each
+    /// integration.
+    async fn changes_after(
+        &self,
+        revision: u64,
+        limit: usize,
+    ) -> Result<RegistryChanges, StoreError>;
+}

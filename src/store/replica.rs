@@ -1,0 +1,292 @@
+//! Copy of the registry in memory, fed only with [`Registry::changes_after`]. It is complete up to
+//! the revision that it has applied, and knows nothing of later ones.
+//!
+//! [`Registry::changes_after`]: super::ports::Registry::changes_after
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    ops::{Bound, RangeInclusive},
+    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use tokio::sync::watch;
+
+use super::ports::{Partition, Registered, RegistryChange, RegistryChanges, Tombstone};
+use crate::domain::{integration::IntegrationId, map::Map, organization::OrganizationId};
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Replica {
+    states: RwLock<States>,
+    applied: watch::Sender<u64>,
+    revision: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct States {
+    current: State,
+    /// Replaces `current` once it is complete. It is built if `current` may have missed a
+    /// deletion.
+    next: Option<Box<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    by_id: Map<IntegrationId, Registered>,
+    by_organization: BTreeMap<OrganizationId, IntegrationId>,
+    /// The newest creation, change of status or deletion of each integration.
+    by_status_revision: BTreeMap<u64, Entry>,
+    /// Revisions of the tombstones, oldest first.
+    tombstones: VecDeque<u64>,
+    /// Revision up to which deletions are forgotten.
+    floor: u64,
+    applied: u64,
+}
+
+#[derive(Debug)]
+enum Entry {
+    Current(IntegrationId),
+    Deleted(Box<Tombstone>),
+}
+
+impl Replica {
+    fn read(&self) -> RwLockReadGuard<'_, States> {
+        self.states.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, States> {
+        self.states.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Revision after which the next changes are to be read from the registry. Lower than
+    /// [`Replica::applied`] while the replica is rebuilt.
+    pub(super) fn cursor(&self) -> u64 {
+        let states = self.read();
+        let next = states.next.as_deref();
+        next.unwrap_or(&states.current).applied
+    }
+
+    /// Applies the changes after [`Replica::cursor`]. Returns whether there was nothing more to
+    /// read. Calls must not overlap.
+    pub(super) fn apply(&self, changes: RegistryChanges) -> bool {
+        let mut states = self.write();
+        let is_complete = states.apply(changes);
+        let (applied, revision) = (states.current.applied, states.current.revision());
+        drop(states);
+        raise(&self.applied, applied);
+        raise(&self.revision, revision);
+        is_complete
+    }
+
+    /// Revision up to which the replica is complete.
+    pub(super) fn applied(&self) -> u64 {
+        *self.applied.borrow()
+    }
+
+    /// Revision of the newest creation, change of status or deletion, as it changes.
+    pub(super) fn revision(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
+    }
+
+    /// Calls `look` with an integration, without a copy of it.
+    pub(super) fn look<T>(
+        &self,
+        id: IntegrationId,
+        look: impl FnOnce(&Registered) -> T,
+    ) -> Option<T> {
+        self.read().current.by_id.get(&id).map(look)
+    }
+
+    /// Whether an integration exists.
+    pub(super) fn contains(&self, id: IntegrationId) -> bool {
+        self.read().current.by_id.contains_key(&id)
+    }
+
+    /// Returns the version of an integration's configuration.
+    pub(super) fn version(&self, id: IntegrationId) -> Option<u64> {
+        self.look(id, |registered| registered.integration.version)
+    }
+
+    /// Returns the partition of an integration's events.
+    pub(super) fn partition_of(&self, id: IntegrationId) -> Option<Partition> {
+        self.look(id, |registered| registered.partition)
+    }
+
+    /// Returns the id of an organization's integration.
+    pub(super) fn id_of(&self, organization_id: &str) -> Option<IntegrationId> {
+        let states = self.read();
+        states.current.by_organization.get(organization_id).copied()
+    }
+
+    /// Returns the next `limit` integrations after an organization, in the order of their
+    /// organizations, for which `keep` returns true.
+    pub(super) fn page(
+        &self,
+        after: &str,
+        limit: usize,
+        keep: impl Fn(&Registered) -> bool,
+    ) -> Vec<Registered> {
+        let states = self.read();
+        let state = &states.current;
+        let after = (Bound::Excluded(after), Bound::Unbounded);
+        state
+            .by_organization
+            .range::<str, _>(after)
+            .filter_map(|(_, id)| state.by_id.get(id))
+            .filter(|registered| keep(registered))
+            .take(limit)
+            .cloned()
+            .collect()
+    }
+
+    /// Whether `is` returns true for any integration.
+    pub(super) fn any(&self, is: impl FnMut(&Registered) -> bool) -> bool {
+        self.read().current.by_id.values().any(is)
+    }
+
+    /// Looks at the first `limit` creations, changes of status and deletions after a revision, in
+    /// commit order, and returns those for whose organizations `keep` returns true. `up_to` is
+    /// the last revision that was looked at: if it is `revision`, nothing is left.
+    pub(super) fn changes_after(
+        &self,
+        revision: u64,
+        limit: usize,
+        keep: impl Fn(&OrganizationId) -> bool,
+    ) -> RegistryChanges {
+        let states = self.read();
+        let state = &states.current;
+        let after = (Bound::Excluded(revision), Bound::Unbounded);
+        let mut entries = state.by_status_revision.range(after);
+        let mut found = RegistryChanges {
+            up_to: revision,
+            forgotten_to: state.floor,
+            ..RegistryChanges::default()
+        };
+        for (revision, entry) in entries.by_ref().take(limit) {
+            found.up_to = *revision;
+            let change = match entry {
+                Entry::Current(id) => match state.by_id.get(id) {
+                    Some(registered) if keep(&registered.integration.organization_id) => {
+                        RegistryChange::Current(registered.clone())
+                    }
+                    _ => continue,
+                },
+                Entry::Deleted(tombstone) if keep(&tombstone.organization_id) => {
+                    RegistryChange::Deleted(Tombstone::clone(tombstone))
+                }
+                Entry::Deleted(_) => continue,
+            };
+            found.changes.push(change);
+        }
+        found.more = entries.next().is_some();
+        found
+    }
+
+    /// Returns at most `limit` integrations of the named organizations whose last creation or
+    /// change of status is in `revisions`, in commit order.
+    pub(super) fn current_of<'a>(
+        &self,
+        organizations: impl IntoIterator<Item = &'a OrganizationId>,
+        revisions: RangeInclusive<u64>,
+        limit: usize,
+    ) -> Vec<Registered> {
+        let states = self.read();
+        let mut found: Vec<&Registered> = organizations
+            .into_iter()
+            .filter_map(|organization_id| states.current.find(organization_id.as_str()))
+            .filter(|registered| revisions.contains(&registered.status_revision))
+            .collect();
+        found.sort_unstable_by_key(|registered| registered.status_revision);
+        found.into_iter().take(limit).cloned().collect()
+    }
+}
+
+fn raise(sender: &watch::Sender<u64>, to: u64) {
+    sender.send_if_modified(|current| {
+        let rises = to > *current;
+        *current = to.max(*current);
+        rises
+    });
+}
+
+impl States {
+    fn apply(&mut self, changes: RegistryChanges) -> bool {
+        let state = self.next.as_deref_mut().unwrap_or(&mut self.current);
+        // Its integrations may have been deleted by deletions that were forgotten before they
+        // were read. Those that were forgotten before it read anything are not in it.
+        let forgotten_to = changes.forgotten_to;
+        if !state.by_id.is_empty() && forgotten_to > state.floor.max(state.applied) {
+            self.next = Some(Box::default());
+            return false;
+        }
+        let more = changes.more;
+        state.apply(changes);
+        if more {
+            return false;
+        }
+        if let Some(next) = self.next.take() {
+            self.current = *next;
+        }
+        true
+    }
+}
+
+impl State {
+    fn find(&self, organization_id: &str) -> Option<&Registered> {
+        let id = self.by_organization.get(organization_id)?;
+        self.by_id.get(id)
+    }
+
+    fn revision(&self) -> u64 {
+        let newest = self.by_status_revision.last_key_value();
+        newest.map_or(0, |(revision, _)| *revision).max(self.floor)
+    }
+
+    fn apply(&mut self, changes: RegistryChanges) {
+        for change in changes.changes {
+            // Read before.
+            if change.revision() <= self.applied {
+                continue;
+            }
+            match change {
+                RegistryChange::Current(registered) => self.put(registered),
+                RegistryChange::Deleted(tombstone) => self.bury(tombstone),
+            }
+        }
+        self.applied = self.applied.max(changes.up_to);
+        self.floor = self.floor.max(changes.forgotten_to);
+        while let Some(oldest) = self.tombstones.pop_front_if(|oldest| *oldest <= self.floor) {
+            self.by_status_revision.remove(&oldest);
+        }
+    }
+
+    fn put(&mut self, registered: Registered) {
+        let id = registered.integration.integration_id;
+        let revision = registered.status_revision;
+        let organization_id = registered.integration.organization_id.clone();
+        let before = self.by_id.insert(id, registered);
+        let revision_before = before.map(|before| before.status_revision);
+        if revision_before.is_none() {
+            self.by_organization.insert(organization_id, id);
+        }
+        if revision_before != Some(revision) {
+            revision_before.map(|before| self.by_status_revision.remove(&before));
+            self.by_status_revision.insert(revision, Entry::Current(id));
+        }
+    }
+
+    fn bury(&mut self, tombstone: Tombstone) {
+        let id = tombstone.integration_id;
+        if let Some(before) = self.by_id.remove(&id) {
+            self.by_status_revision.remove(&before.status_revision);
+            let organization_id = &before.integration.organization_id;
+            if self.by_organization.get(organization_id) == Some(&id) {
+                self.by_organization.remove(organization_id);
+            }
+        }
+        let revision = tombstone.revision;
+        self.tombstones.push_back(revision);
+        self.by_status_revision
+            .insert(revision, Entry::Deleted(Box::new(tombstone)));
+    }
+}
