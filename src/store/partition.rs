@@ -538,7 +538,7 @@ impl Owner {
         };
         if let Err(error) = settled {
             self.cancel(&moves, &written);
-            // What is stored is not known then, and only a new start reads it.
+            // After these errors memory may differ from the ledger; only a new start reads it again.
             let is_final = |error: &StoreError| {
                 matches!(
                     error,
@@ -799,7 +799,7 @@ impl Owner {
                 continue;
             };
             let mut chunks = self.shared.ledger.read_backlog(id, from, max_bytes).await?;
-            // What moved meanwhile may have been settled before it moved.
+            // Chunks that moved since may have settled events that the overlay lacks.
             chunks.retain(|chunk| chunk.first_sequence < end);
             let Some(last) = chunks.last().map(Chunk::end_sequence) else {
                 from = end;

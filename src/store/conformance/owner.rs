@@ -57,7 +57,7 @@ struct Stream {
     gaps: BTreeMap<u64, Gap>,
 }
 
-/// What outlives an owner: the engine, and the truth about its content.
+/// Engine and expected content, which outlive an owner.
 struct World {
     engine: Box<dyn Engine>,
     random: StdRng,

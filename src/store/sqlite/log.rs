@@ -354,7 +354,7 @@ impl Shared {
         for rider in fenced {
             let _dropped = rider.reply.send(Err(StoreError::Fenced));
         }
-        // What is below an anchor is not needed once the anchor is durable.
+        // Entries below an anchor are not needed once the anchor is durable.
         let anchors = riders.iter().filter_map(|rider| rider.settlement.anchor());
         let trim = waiting.trim.max(anchors.max());
         let both = !entries.is_empty() && (!riders.is_empty() || trim.is_some());
@@ -362,8 +362,8 @@ impl Shared {
         let mut written = self.write(writer, entries, &riders, trim).await;
         let mut settled = written.clone();
         if written.is_err() && both && self.database.check().is_ok() {
-            // What waits must not fail because of the entries, nor the other way round: on a full
-            // disk, settlements free space.
+            // Settlements and trims are written alone, because on a full disk they free space;
+            // then the entries, which may not have been the cause.
             settled = self.write(writer, Vec::new(), &riders, trim).await;
             // Entries that may be kept would be kept twice.
             if matches!(written, Err(StoreError::Failed(_))) {

@@ -42,7 +42,7 @@ impl Script {
         self
     }
 
-    /// Says that other scripts will not have the same text, so that it is not kept prepared.
+    /// Excludes the script from the cache of prepared statements, because its text is rare.
     pub(super) fn set_rare(&mut self) {
         self.is_rare = true;
     }
