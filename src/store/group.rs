@@ -11,7 +11,7 @@ use crate::domain::{
 };
 
 /// Bytes of segments from which an entry takes no further chunk.
-const ENTRY_BYTES: usize = 4 << 20;
+const ENTRY_BYTES: usize = 1 << 20;
 /// A chunk stays in memory until it is delivered, so its buffer is shrunk if more than one part
 /// in this many is unused.
 const MAX_UNUSED_FRACTION: usize = 8;

@@ -271,7 +271,10 @@ impl Owner {
         }
         while *self.read_to.borrow() < end {
             let entry = reader.next().await?;
-            self.take_in(&entry).await;
+            // A log that is larger than the budget of the tail must not fill the memory.
+            if self.take_in(&entry).await {
+                self.move_what_must().await;
+            }
             if entry.position.next() >= end {
                 break;
             }
@@ -292,7 +295,11 @@ impl Owner {
     async fn read_on(self: Arc<Self>, mut reader: Box<dyn LogReader>) {
         loop {
             match reader.next().await {
-                Ok(entry) => self.take_in(&entry).await,
+                Ok(entry) => {
+                    if self.take_in(&entry).await {
+                        self.wake.notify_one();
+                    }
+                }
                 Err(StoreError::Closed) => return,
                 Err(error) => {
                     self.shared.catalog.fail(&error);
@@ -302,8 +309,8 @@ impl Owner {
         }
     }
 
-    /// Numbers the events of an entry.
-    async fn take_in(&self, entry: &Entry) {
+    /// Numbers the events of an entry. Returns whether the oldest events must move to the backlog.
+    async fn take_in(&self, entry: &Entry) -> bool {
         self.shared.catalog.wait_for(entry.revision).await;
         let replica = self.shared.catalog.replica();
         let mut appended = Vec::with_capacity(entry.chunks.len());
@@ -362,9 +369,7 @@ impl Owner {
         drop(state);
         self.shared.work.appended(appended.into_iter());
         self.read_to.send_replace(entry.position.next());
-        if must_move {
-            self.wake.notify_one();
-        }
+        must_move
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -38,7 +38,7 @@ const FIRST: Position = Position(1);
 /// Bytes of segments of the newest entries that are kept for readers.
 const RECENT_BYTES: usize = 32 << 20;
 /// Bytes of segments after which a read of rows ends.
-const READ_BYTES: usize = 8 << 20;
+const READ_BYTES: usize = 1 << 20;
 /// Most rows of one read.
 const READ_ROWS: i64 = 256;
 /// Longest time that a trim waits for another write.
