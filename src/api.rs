@@ -47,7 +47,7 @@ use crate::{
             siem_integration_service_server::{self, SiemIntegrationServiceServer},
         },
     },
-    store::{Deleted, Store},
+    store::{Deleted, Health, Store},
     telemetry::exports_traces,
     watch::Watch,
 };
@@ -62,6 +62,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const MAX_REQUESTS_PER_CONNECTION: usize = 256;
 /// Bytes of one request that HTTP/2 buffers before they are read.
 const STREAM_WINDOW: u32 = 256 << 10;
+/// Age of connections, if several instances share the storage.
+const CONNECTION_AGE: Duration = Duration::from_secs(30 * 60);
 /// Interval of HTTP/2 pings on an idle connection.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
@@ -147,6 +149,7 @@ impl<D: Delivery> Api<D> {
             health,
             self.own_identity,
             has_capacity,
+            self.store.health(),
             stop.clone(),
         ));
         let reflection = || {
@@ -156,6 +159,7 @@ impl<D: Delivery> Api<D> {
                 // Lets generic clients decode the details of errors.
                 .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
+        let is_shared = self.store.is_shared();
         let events = Events::new(self.store.clone(), self.format, stop.clone());
         let integrations = Integrations {
             store: self.store,
@@ -165,7 +169,11 @@ impl<D: Delivery> Api<D> {
             deletions: Arc::default(),
         };
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        Server::builder()
+        let mut server = Server::builder();
+        if is_shared {
+            server = server.max_connection_age(connection_age());
+        }
+        server
             // Detects clients that are gone without having closed their connection.
             .http2_keepalive_interval(Some(KEEPALIVE))
             .initial_stream_window_size(STREAM_WINDOW)
@@ -204,31 +212,42 @@ impl<D: Delivery> Api<D> {
     }
 }
 
+/// Age at which a connection is told to end after its requests, so that clients spread over the
+/// instances of a service that grows. Each instance has another one.
+fn connection_age() -> Duration {
+    CONNECTION_AGE.mul_f64(rand::random_range(0.9..1.1))
+}
+
 /// Reports `delivery` as NOT_SERVING while AWS refuses this service's own identity, and `publish`
-/// while the storage has no capacity for events.
+/// while the storage has no capacity for events; both while this instance has lost contact with
+/// its database, and `delivery` while it has given up a partition.
 async fn report_health(
     mut health: HealthReporter,
     mut own_identity: watch::Receiver<IdentityState>,
     mut has_capacity: watch::Receiver<bool>,
+    mut storage: watch::Receiver<Health>,
     stop: CancellationToken,
 ) {
-    own_identity.mark_changed();
-    has_capacity.mark_changed();
     loop {
-        let (name, serves) = tokio::select! {
+        let storage_now = *storage.borrow_and_update();
+        let has_identity = matches!(*own_identity.borrow_and_update(), IdentityState::Good);
+        let has_capacity_now = *has_capacity.borrow_and_update();
+        let delivers = has_identity && !storage_now.has_lapsed && storage_now.given_up == 0;
+        let accepts = has_capacity_now && !storage_now.has_lapsed && !storage_now.is_full;
+        for (name, serves) in [(DELIVERY_HEALTH, delivers), (PUBLISH_HEALTH, accepts)] {
+            let status = match serves {
+                true => ServingStatus::Serving,
+                false => ServingStatus::NotServing,
+            };
+            health.set_service_status(name, status).await;
+        }
+        tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            Ok(()) = own_identity.changed() => {
-                let serves = matches!(*own_identity.borrow_and_update(), IdentityState::Good);
-                (DELIVERY_HEALTH, serves)
-            }
-            Ok(()) = has_capacity.changed() => (PUBLISH_HEALTH, *has_capacity.borrow_and_update()),
-        };
-        let status = match serves {
-            true => ServingStatus::Serving,
-            false => ServingStatus::NotServing,
-        };
-        health.set_service_status(name, status).await;
+            Ok(()) = own_identity.changed() => {}
+            Ok(()) = has_capacity.changed() => {}
+            Ok(()) = storage.changed() => {}
+        }
     }
     // Ends the Watch streams of health, which would delay the shutdown.
     for name in HEALTH_NAMES {

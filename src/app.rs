@@ -30,7 +30,10 @@ use crate::{
     },
     gate::Gate,
     sink::{AwsOptions, AwsSink, ExternalIds, PutRecordsClient, Sink, StandInAccess, Unreadable},
-    store::{Deleted, Failure, KeyError, MasterKey, OpenError, Store, StoreOptions},
+    store::{
+        Deleted, Failure, KeyError, LogOptions, MasterKey, OpenError, PostgresOptions, SharedError,
+        SharedOptions, Store, StoreOptions,
+    },
     watch::{self, Watch},
     worker::{Worker, WorkerOptions},
 };
@@ -64,6 +67,17 @@ pub enum AppError {
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// Shared storage cannot be opened.
+    #[error(transparent)]
+    SharedStore(#[from] SharedError),
+    /// A setting is wrong.
+    #[error("{setting}: {problem}")]
+    Setting {
+        /// Name of the setting.
+        setting: &'static str,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
     /// The store failed and cannot continue.
     #[error(transparent)]
     StoreFailed(#[from] Failure),
@@ -137,9 +151,14 @@ impl App {
         };
         let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let store = Store::open(store_options(config), master_key(config)?).await?;
-        let external_ids = Arc::new(StoredExternalIds(store.clone()));
         let gate = Gate::default();
+        let key = master_key(config)?;
+        let options = store_options(config);
+        let store = match shared_options(config)? {
+            Some(shared) => Store::open_shared(&shared, &options, &key, gate.clone()).await?,
+            None => Store::open(options, key, gate.clone()).await?,
+        };
+        let external_ids = Arc::new(StoredExternalIds(store.clone()));
         let options = sink_options(config, stand_in);
         let sink = AwsSink::new(options, external_ids, gate.clone()).await;
         sink.recall(delivered_before(&store));
@@ -290,7 +309,7 @@ async fn finish(mut worker: JoinHandle<()>, deadline: Instant, kill: &Cancellati
     }
 }
 
-fn master_key(config: &Config) -> Result<MasterKey, KeyError> {
+pub(crate) fn master_key(config: &Config) -> Result<MasterKey, KeyError> {
     match config.key_source() {
         KeySource::Given(key) => Ok(MasterKey::from_bytes(key.expose())),
         KeySource::File(path) => MasterKey::from_file(&path),
@@ -309,7 +328,46 @@ fn create_data_dir(data_dir: &Path) -> Result<(), KeyError> {
     })
 }
 
-fn store_options(config: &Config) -> StoreOptions {
+/// Location of shared storage; None if the service keeps everything in its directory.
+pub(crate) fn shared_options(config: &Config) -> Result<Option<SharedOptions>, AppError> {
+    // The configuration has both or neither.
+    let (Some(log), Some(database)) = (&config.log_url, &config.database_url) else {
+        return Ok(None);
+    };
+    let wrong = |setting| move |problem| AppError::Setting { setting, problem };
+    let database = PostgresOptions::parse(
+        database,
+        config.database_password.clone(),
+        config.database_password_file.clone(),
+    );
+    Ok(Some(SharedOptions {
+        log: log_options(config, log).map_err(wrong("log-url"))?,
+        database: database.map_err(wrong("database-url"))?,
+        lease: config.lease,
+    }))
+}
+
+#[cfg(feature = "kafka")]
+fn log_options(config: &Config, url: &str) -> Result<LogOptions, String> {
+    let options = crate::store::KafkaOptions::parse(
+        url,
+        config.log_password.clone(),
+        config.log_password_file.clone(),
+        config.log_allow_single_replica,
+    );
+    options.map(LogOptions::Kafka)
+}
+
+#[cfg(not(feature = "kafka"))]
+fn log_options(_: &Config, _: &str) -> Result<LogOptions, String> {
+    Err(
+        "this build has no Kafka client: use an image or a release, or build with \
+        `cargo build --release --features kafka`"
+            .to_owned(),
+    )
+}
+
+pub(crate) fn store_options(config: &Config) -> StoreOptions {
     StoreOptions {
         data_dir: config.data_dir.clone(),
         disk_reserve_bytes: config.disk_reserve_bytes as u64,
@@ -317,6 +375,7 @@ fn store_options(config: &Config) -> StoreOptions {
         commit_linger: config.commit_linger,
         settle_linger: config.settle_linger,
         failing_after: config.failing_after,
+        backlog_bytes: config.backlog_bytes as u64,
         tombstones: config.status_tombstones,
     }
 }

@@ -2,6 +2,8 @@
 //! `dispatch`.
 
 mod external_id;
+mod log;
+mod move_out;
 mod onboarding;
 mod publish;
 mod sandbox;
@@ -34,6 +36,10 @@ struct Cli {
 enum Command {
     /// Runs the service.
     Serve(serve::Args),
+    /// Manages the event log.
+    #[command(subcommand)]
+    Log(log::Command),
+    Move(move_out::MoveArgs),
     Sandbox(sandbox::SandboxArgs),
     Publish(publish::PublishArgs),
     Verify(verify::VerifyArgs),
@@ -46,6 +52,8 @@ enum Command {
 async fn dispatch(command: Command) -> ExitCode {
     match command {
         Command::Serve(args) => serve::run(args).await,
+        Command::Log(command) => log::run(command).await,
+        Command::Move(args) => move_out::run(args).await,
         Command::Sandbox(args) => sandbox::run(args).await,
         Command::Publish(args) => publish::run(args).await,
         Command::Verify(args) => verify::run(args).await,

@@ -20,12 +20,14 @@ use std::{
 pub use rule::{ExternalIdKey, ExternalIdPolicy, ExternalIdProof, LogFormat, PutRecordsClient};
 pub use source::{CONFIG_FLAG, CONFIG_VARIABLE, Sources};
 
+use secrecy::SecretString;
+
 use crate::domain::arn::RoleArn;
 
 use rule::{
-    Address, Bytes, CLIENTS, Count, Directory, EVENT_SOURCE, EVENT_TYPE_PREFIX, Key, KeyFile,
-    LOG_FORMATS, LOG_LEVEL, Millis, Optional, POLICIES, PROOFS, ROLE_SESSION_NAME, Role, Rule,
-    Seconds, Switch, Text,
+    Address, Bytes, CLIENTS, Count, DATABASE_URL, Directory, EVENT_SOURCE, EVENT_TYPE_PREFIX, Key,
+    KeyFile, LOG_FORMATS, LOG_LEVEL, LOG_URL, Millis, Optional, POLICIES, PROOFS, Password,
+    ROLE_SESSION_NAME, Role, Rule, Seconds, SecretFile, Switch, Text,
 };
 use source::{RawValues, variable_of};
 
@@ -103,6 +105,24 @@ settings! {
         "Allows listening on addresses other than loopback; anyone who can reach the port can then use the API.";
     data_dir: PathBuf = "data-dir", "./data", Directory,
         "The directory of the database; it is created if absent, and only one process can use it at a time.";
+    log_url: Option<String> = "log-url", "(none: the log is in DATA_DIR)", Optional(Text(&LOG_URL)),
+        "The topic of the event log, if several instances share it: `kafka://HOST:PORT,HOST:PORT/TOPIC`. It needs `database-url`.";
+    log_password: Option<SecretString> = "log-password", "(none)", Optional(Password),
+        "The password for the brokers of `log-url`.";
+    log_password_file: Option<PathBuf> = "log-password-file", "(none)", Optional(SecretFile),
+        "The file with that password or token, which is read again when it changes.";
+    log_allow_single_replica: bool = "log-allow-single-replica", "false", Switch,
+        "Accepts a topic with one replica, which loses acknowledged events together with its broker: for development.";
+    database_url: Option<String> = "database-url", "(none: the database is in DATA_DIR)", Optional(Text(&DATABASE_URL)),
+        "The PostgreSQL database, if several instances share it: `postgres://USER@HOST:PORT,HOST:PORT/DATABASE`. It needs `log-url`.";
+    database_password: Option<SecretString> = "database-password", "(none)", Optional(Password),
+        "The password for `database-url`.";
+    database_password_file: Option<PathBuf> = "database-password-file", "(none)", Optional(SecretFile),
+        "The file with that password, which is read again for each connection.";
+    lease: Duration = "lease-seconds", "10", Seconds(5..=30),
+        "The time after which other instances take over from one that has lost contact with the database, and after which that one sends nothing; the same for all instances.";
+    backlog_bytes: usize = "backlog-bytes", "10737418240", Bytes(MIB..=1024 * GIB),
+        "The maximum size of the compressed backlogs of all integrations together, with `database-url`; above it events of integrations that are UNAUTHORIZED or FAILING are rejected as OVERLOADED, and a quarter above it all publishes are refused.";
     external_id_key_file: Option<PathBuf> = "external-id-key-file", "(DATA_DIR/external-id.key, created at the first start)", Optional(KeyFile),
         "The file with the key that encrypts external IDs at rest, as 64 hexadecimal characters.";
     external_id_key: Option<ExternalIdKey> = "external-id-key", "(none)", Optional(Key),
@@ -283,10 +303,35 @@ fn check_together(draft: &Draft, values: &RawValues, problems: &mut Vec<Problem>
             ),
         );
     }
-    if values.get("external-id-key").is_some() && values.get("external-id-key-file").is_some() {
+    for name in ["external-id-key", "log-password", "database-password"] {
+        let file = format!("{name}-file");
+        if values.get(name).is_some() && values.get(&file).is_some() {
+            refuse(
+                name,
+                format!("is set together with {file}; set only one of them"),
+            );
+        }
+    }
+    let shared = [("log-url", "database-url"), ("database-url", "log-url")];
+    for (name, other) in shared {
+        if values.get(name).is_some() && values.get(other).is_none() {
+            refuse(
+                name,
+                format!(
+                    "is set without {other}; set both, or neither to keep everything in data-dir"
+                ),
+            );
+        }
+    }
+    if values.get("database-url").is_some()
+        && values.get("external-id-key").is_none()
+        && values.get("external-id-key-file").is_none()
+    {
         refuse(
-            "external-id-key",
-            "is set together with external-id-key-file; set only one of them".to_owned(),
+            "database-url",
+            "needs the key that encrypts external IDs, the same for all instances; set \
+             external-id-key in the environment or external-id-key-file"
+                .to_owned(),
         );
     }
     let limits_and_totals = [

@@ -1,4 +1,5 @@
-//! Gate of all AWS calls for an integration: none starts after the integration was deleted.
+//! Gate of all AWS calls for an integration: none starts after the integration was deleted, or
+//! after this instance has lost the right to deliver for it.
 
 use std::{
     future::Future,
@@ -54,12 +55,12 @@ impl Gate {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A pass for a call, while the integration exists. `exists` runs under the lock that
-    /// [`Gate::shut`] takes after the integration was deleted, so that a call either does
-    /// not start or is waited for.
-    pub fn enter(&self, id: IntegrationId, exists: impl FnOnce() -> bool) -> Option<Pass> {
+    /// A pass for a call, while it is allowed. `is_allowed` runs under the lock that
+    /// [`Gate::shut`] takes after it began to return false, so that a call either does not start
+    /// or is waited for.
+    pub fn enter(&self, id: IntegrationId, is_allowed: impl FnOnce() -> bool) -> Option<Pass> {
         let mut guards = self.lock();
-        if self.state.all.is_cancelled() || !exists() {
+        if self.state.all.is_cancelled() || !is_allowed() {
             return None;
         }
         // Guards of idle integrations are swept as the map grows.
@@ -78,15 +79,15 @@ impl Gate {
         })
     }
 
-    /// Makes a call, which may consist of several requests. None if the integration is deleted
-    /// before or during the call.
+    /// Makes a call, which may consist of several requests. None if it is not allowed, or no
+    /// longer during the call.
     pub async fn call<T>(
         &self,
         id: IntegrationId,
-        exists: impl FnOnce() -> bool,
+        is_allowed: impl FnOnce() -> bool,
         call: impl Future<Output = T>,
     ) -> Option<T> {
-        let pass = self.enter(id, exists)?;
+        let pass = self.enter(id, is_allowed)?;
         tokio::select! {
             biased;
             () = pass.cancelled() => None,
@@ -94,12 +95,35 @@ impl Gate {
         }
     }
 
-    /// Cancels the calls in flight for a deleted integration, and waits for their end.
+    /// Cancels the calls in flight for an integration that was deleted, or that another instance
+    /// delivers for, and waits for their end.
     pub async fn shut(&self, id: IntegrationId) {
         let guard = self.lock().remove(&id);
         if let Some(guard) = guard {
             guard.cancel.cancel();
             guard.calls.close();
+            guard.calls.wait().await;
+        }
+    }
+
+    /// Waits until no call is in flight for an integration. The caller sees to it that none
+    /// starts.
+    pub async fn drain(&self, id: IntegrationId) {
+        let guard = self.lock().get(&id).map(Arc::clone);
+        if let Some(guard) = guard {
+            guard.calls.close();
+            guard.calls.wait().await;
+        }
+    }
+
+    /// Cancels the calls in flight for all integrations, and waits for their end.
+    pub async fn shut_every(&self) {
+        let guards = std::mem::take(&mut *self.lock());
+        for guard in guards.values() {
+            guard.cancel.cancel();
+            guard.calls.close();
+        }
+        for guard in guards.into_values() {
             guard.calls.wait().await;
         }
     }

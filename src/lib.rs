@@ -13,6 +13,7 @@
 //! | [`proto`] | the code that `build.rs` generates from `proto/` |
 //! | [`api`] | the gRPC services |
 //! | [`store`] | the log, the integrations and their status, on disk and in memory |
+//! | [`boot_time`] | the clock of leases |
 //! | [`gate`] | admits AWS calls for integrations; none starts after a deletion |
 //! | [`sink`] | AWS: AssumeRole and PutRecords; GetRecords for `verify` |
 //! | [`worker`] | delivery: scheduling of integrations, sending, settling |
@@ -25,13 +26,14 @@
 //! # Borders
 //!
 //! `api` and `worker` use `domain` and `store`, and reach each other only through `api::Delivery`,
-//! which `app` implements. `store` uses `domain` only; `sink` also uses `gate`. Only `api` uses
+//! which `app` implements. `store` uses `domain`, `gate` and `boot_time` only; `sink` uses `domain` and `gate`. Only `api` uses
 //! tonic (the tools use the crate `siem-client`), only `store` sea_orm, only `sink` the AWS SDK.
 //! `tests/it/borders.rs` checks this. `docs/architecture.md` describes the way of an event through
 //! the modules.
 
 pub mod api;
 pub mod app;
+pub mod boot_time;
 pub mod cli;
 pub mod config;
 pub mod domain;

@@ -2,6 +2,7 @@
 //! what became of every event. [`ports`] is the contract of the engines, [`Store`] what the rest
 //! of the service uses.
 
+mod accept_loss;
 mod appender;
 mod backpressure;
 mod catalog;
@@ -11,14 +12,20 @@ mod conformance;
 mod error;
 mod give_up;
 mod group;
+#[cfg(feature = "kafka")]
+mod kafka;
+mod membership;
 #[cfg(test)]
 mod memory;
+mod move_out;
 mod partition;
 mod plan;
 pub mod ports;
+mod postgres;
 mod queue;
 mod replica;
 mod secret;
+mod shared;
 mod sql;
 mod sqlite;
 #[cfg(test)]
@@ -26,34 +33,46 @@ mod tests;
 mod work;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     ops::RangeInclusive,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use jiff::Timestamp;
-use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, watch};
 
+#[cfg(feature = "kafka")]
+pub use self::kafka::{
+    Certificate, KafkaError, KafkaOptions, KafkaSecurity, Mechanism, Tls, create_topic,
+};
+pub use self::{
+    accept_loss::AcceptedLoss,
+    error::{ConfigureError, Failure, StoreError},
+    membership::Health,
+    move_out::{MoveError, Moved},
+    ports::{NextRetry, Observed, Tombstone},
+    postgres::{MoveInError, OpenError as DatabaseError, PostgresOptions},
+    secret::{KeyError, MasterKey},
+    shared::{LogOptions, SharedError, SharedOptions},
+    sqlite::OpenError,
+    work::Attention,
+};
 use self::{
     appender::Appender,
     backpressure::Backpressure,
     catalog::Catalog,
-    partition::{Owner, Partitions},
+    membership::Membership,
+    partition::Partitions,
     plan::plan,
-    ports::{Availability, EventLog, Ledger, Ownership, Registered, Registry, RegistryChange},
+    ports::{
+        Availability, EventLog, Ledger, LedgerRow, Ownership, Registered, Registry, RegistryChange,
+    },
     secret::{Sealer, random_external_id},
     sql::{RegistryOptions, SqlRegistry},
     sqlite::SqliteOptions,
     work::WorkFeed,
-};
-pub use self::{
-    error::{ConfigureError, Failure, StoreError},
-    ports::{NextRetry, Observed, Tombstone},
-    secret::{KeyError, MasterKey},
-    sqlite::OpenError,
-    work::Attention,
 };
 use crate::domain::{
     arn::{RoleArn, StreamArn},
@@ -67,6 +86,7 @@ use crate::domain::{
     segment::Segments,
     status::{Status, StatusDetail},
 };
+use crate::gate::Gate;
 
 /// Time between attempts to write what is pending at the end.
 const CLOSE_RETRY: Duration = Duration::from_millis(500);
@@ -74,6 +94,11 @@ const CLOSE_RETRY: Duration = Duration::from_millis(500);
 const REMOVE_PAUSE: Duration = Duration::from_millis(100);
 /// Time after a failed removal.
 const REMOVE_RETRY: Duration = Duration::from_secs(10);
+/// Deleted integrations whose final counts are kept.
+const MAX_DISCARDED: usize = 1000;
+/// Longest wait of a Delete for other instances: the longest lease of one that does not answer
+/// lapses earlier.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// Configuration to store.
 #[derive(Clone, Debug)]
@@ -191,6 +216,8 @@ pub struct StoreOptions {
     pub settle_linger: Duration,
     /// Time without a delivery after which throttling or an outage becomes the status.
     pub failing_after: Duration,
+    /// Limit on the bytes of all backlogs, in shared storage.
+    pub backlog_bytes: u64,
     /// Deletions that are remembered for status streams that resume.
     pub tombstones: usize,
 }
@@ -219,26 +246,71 @@ struct Shared {
     backpressure: Arc<Backpressure>,
     sealer: Sealer,
     has_capacity: watch::Receiver<bool>,
+    membership: Arc<Membership>,
+    /// Final counts of the last deleted integrations.
+    discarded: Mutex<Discarded>,
     /// Notified when an integration was deleted.
     deleted: Arc<Notify>,
 }
 
+/// Final counts of the last deleted integrations, for a Delete that is answered later.
+#[derive(Default)]
+struct Discarded {
+    counts: Map<IntegrationId, Progress>,
+    order: VecDeque<IntegrationId>,
+}
+
+impl Discarded {
+    /// Keeps counts. The first that are known are final.
+    fn put(&mut self, id: IntegrationId, progress: Progress) {
+        if self.counts.contains_key(&id) {
+            return;
+        }
+        self.counts.insert(id, progress);
+        self.order.push_back(id);
+        if self.order.len() > MAX_DISCARDED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.counts.remove(&oldest);
+        }
+    }
+}
+
 impl Store {
     /// Opens the embedded store in a directory, and starts its tasks on the current runtime.
-    pub async fn open(options: StoreOptions, key: MasterKey) -> Result<Self, OpenError> {
-        let path = options.data_dir.clone();
-        let failed = |source| match source {
-            StoreError::Corrupt(what) => OpenError::Damaged {
-                path: path.clone(),
-                what,
-            },
-            StoreError::Full => OpenError::Full(path.clone()),
-            source => OpenError::Database {
-                path: path.clone(),
-                source,
-            },
-        };
+    /// `gate` admits the calls for integrations, which end when this instance may not deliver.
+    pub async fn open(
+        options: StoreOptions,
+        key: MasterKey,
+        gate: Gate,
+    ) -> Result<Self, OpenError> {
+        let failed = |source| open_error(&options, source);
         let sealer = Sealer::new(&key).map_err(failed)?;
+        let (_, engines) = Self::embedded(&options).await?;
+        let store = Self::start(engines, &options, sealer, gate)
+            .await
+            .map_err(failed)?;
+        if store.is_sealed_with_another_key() {
+            store.close().await;
+            return Err(OpenError::WrongKey(options.data_dir));
+        }
+        Ok(store)
+    }
+
+    /// Accepts that entries of the embedded log are lost, see [`AcceptedLoss`]. None without a
+    /// `window` if none are. No other process may use the directory.
+    pub async fn accept_loss(
+        options: &StoreOptions,
+        window: Option<u64>,
+    ) -> Result<Option<AcceptedLoss>, OpenError> {
+        let (_, engines) = Self::embedded(options).await?;
+        let accepted = shared::accept(engines, 0, window).await;
+        accepted.map_err(|source| open_error(options, source))
+    }
+
+    /// Opens the embedded engines.
+    async fn embedded(options: &StoreOptions) -> Result<(Arc<sqlite::Engine>, Engines), OpenError> {
+        let failed = |source| open_error(options, source);
         let engine = sqlite::open(&SqliteOptions {
             data_dir: options.data_dir.clone(),
             disk_reserve_bytes: options.disk_reserve_bytes,
@@ -250,22 +322,16 @@ impl Store {
             tombstones: options.tombstones,
             failing_after: options.failing_after,
         };
-        let registry = SqlRegistry::open(engine.database().clone(), registry).await;
+        let registry =
+            SqlRegistry::open(sql::Database::Sqlite(engine.database().clone()), registry).await;
         let engine = Arc::new(engine);
         let engines = Engines {
             log: Arc::clone(&engine) as Arc<dyn EventLog>,
             registry: Arc::new(registry.map_err(failed)?),
             ledger: Arc::clone(&engine) as Arc<dyn Ledger>,
-            ownership: engine,
+            ownership: Arc::clone(&engine) as Arc<dyn Ownership>,
         };
-        let store = Self::start(engines, &options, sealer)
-            .await
-            .map_err(failed)?;
-        if store.is_sealed_with_another_key() {
-            store.close().await;
-            return Err(OpenError::WrongKey(options.data_dir));
-        }
-        Ok(store)
+        Ok((engine, engines))
     }
 
     /// Starts a store on engines.
@@ -273,6 +339,7 @@ impl Store {
         engines: Engines,
         options: &StoreOptions,
         sealer: Sealer,
+        gate: Gate,
     ) -> Result<Self, StoreError> {
         let Engines {
             log,
@@ -280,10 +347,13 @@ impl Store {
             ledger,
             ownership,
         } = engines;
+        // An instance counts for the confirmation of deletions before it reads the registry.
+        ownership.poll(0).await?;
         let work = Arc::new(WorkFeed::default());
         let catalog = Catalog::load(registry, Arc::clone(&work), options.failing_after).await?;
         let catalog = Arc::new(catalog);
         let backpressure = Arc::new(Backpressure::new(options.log_tail_bytes));
+        let (failures, failed_owners) = mpsc::unbounded_channel();
         let of_owners = partition::Shared {
             log: Arc::clone(&log),
             ledger: Arc::clone(&ledger),
@@ -293,18 +363,25 @@ impl Store {
             tail_bytes: options.log_tail_bytes,
             // The engine may wait as long again, to share the transaction of an append.
             linger: options.settle_linger / 2,
+            failures,
         };
-        let mut owners = Vec::new();
-        for lease in ownership.acquire().await? {
-            owners.push(Owner::start(of_owners.clone(), lease).await?);
-        }
-        let partitions = Arc::new(Partitions::new(owners, Arc::clone(&catalog)));
+        let partitions = Arc::new(Partitions::new(Arc::clone(&catalog)));
+        let membership = Membership::start(
+            ownership,
+            of_owners,
+            failed_owners,
+            Arc::clone(&partitions),
+            gate,
+            options,
+        );
+        let membership = membership.await?;
         let deleted = Arc::<Notify>::default();
         catalog.spawn(remove_deleted(Arc::clone(&ledger), Arc::clone(&deleted)));
         let appender = Appender::start(
             Arc::clone(&log),
             Arc::clone(&catalog),
-            Arc::clone(&partitions),
+            // With other instances, counts lag anyway, and an ack needs no reader.
+            (!membership.is_shared()).then(|| Arc::clone(&partitions)),
             options.commit_linger,
         );
         let shared = Shared {
@@ -316,6 +393,8 @@ impl Store {
             work,
             backpressure,
             sealer,
+            membership,
+            discarded: Mutex::default(),
             deleted,
         };
         Ok(Self {
@@ -384,10 +463,109 @@ impl Store {
         self.look(id, |registered| Arc::clone(&registered.integration))
     }
 
-    /// Returns the event counts of an integration whose partition this instance owns.
+    /// Returns the event counts of an integration, if this instance delivers for it.
     pub fn progress(&self, id: IntegrationId) -> Option<Progress> {
         let owner = self.shared.partitions.owner(id)?;
-        Some(owner.progress(id).unwrap_or(Progress::NEW))
+        let delivers = owner.delivers();
+        delivers.then(|| owner.progress(id).unwrap_or(Progress::NEW))
+    }
+
+    /// Whether this instance delivers for an integration, and its lease leaves time for a call.
+    pub fn may_deliver(&self, id: IntegrationId) -> bool {
+        let owner = self.shared.partitions.owner(id);
+        owner.is_some_and(|owner| owner.delivers()) && !self.shared.membership.has_lapsed()
+    }
+
+    /// Whether a call may be made for an integration that exists, by any instance.
+    pub fn may_call(&self, id: IntegrationId) -> bool {
+        self.exists(id) && !self.shared.membership.has_lapsed()
+    }
+
+    /// Whether this instance delivers for an integration.
+    pub fn delivers(&self, id: IntegrationId) -> bool {
+        let owner = self.shared.partitions.owner(id);
+        owner.is_some_and(|owner| owner.delivers())
+    }
+
+    /// Announces all events of an integration to the worker again.
+    pub fn announce(&self, id: IntegrationId) {
+        let all = std::iter::once((id, Timestamp::UNIX_EPOCH));
+        self.shared.work.all_pending(all);
+    }
+
+    /// Returns an error if this instance has lost contact with the database, so that another may
+    /// own its partitions and nothing that it knows is certain.
+    pub fn check_lease(&self) -> Result<(), StoreError> {
+        match self.shared.membership.has_lapsed() {
+            true => Err(StoreError::Failed(
+                "this instance has lost contact with the database".to_owned(),
+            )),
+            false => Ok(()),
+        }
+    }
+
+    /// Trouble of this instance with shared storage, as it changes.
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.shared.membership.health()
+    }
+
+    /// Returns once this instance has had no contact with the database for a time.
+    pub async fn lapsed_for(&self, time: Duration) {
+        self.shared.membership.lapsed_for(time).await;
+    }
+
+    /// Whether other instances may use the same storage.
+    pub fn is_shared(&self) -> bool {
+        self.shared.membership.is_shared()
+    }
+
+    /// Applies what other instances have committed before this call. Does nothing if there are
+    /// none.
+    pub async fn catch_up(&self) -> Result<(), StoreError> {
+        self.check_lease()?;
+        match self.is_shared() {
+            true => self.shared.catalog.refresh().await,
+            false => Ok(()),
+        }
+    }
+
+    /// Completes snapshots of integrations that other instances deliver for with what those have
+    /// written of counts and times.
+    pub async fn complete(&self, snapshots: &mut [Snapshot]) -> Result<(), StoreError> {
+        let partitions = &self.shared.partitions;
+        let id_of = |snapshot: &Snapshot| snapshot.integration.integration_id;
+        let missing = snapshots.iter().map(id_of);
+        let missing: Vec<IntegrationId> = missing
+            .filter(|id| partitions.owner(*id).is_none())
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let rows = self.shared.ledger.rows_of(&missing).await?.into_iter();
+        let rows: Map<IntegrationId, LedgerRow> =
+            rows.map(|row| (row.integration_id, row)).collect();
+        for snapshot in snapshots {
+            let Some(row) = rows.get(&id_of(snapshot)) else {
+                continue;
+            };
+            let checkpoint = &row.checkpoint;
+            snapshot.progress = Progress {
+                next_sequence: checkpoint.counts.accepted + 1,
+                delivered: checkpoint.counts.delivered,
+                expired: checkpoint.counts.expired,
+                discarded: 0,
+                pending_bytes: checkpoint.counts.pending_bytes,
+            };
+            let is_new = snapshot.status.status == Status::Unknown;
+            if checkpoint.last_attempt.is_some() && !is_new {
+                snapshot.status = Arc::new(StatusDetail {
+                    last_attempt: checkpoint.last_attempt,
+                    last_delivery: checkpoint.last_delivery,
+                    ..(*snapshot.status).clone()
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Returns the sequence that the integration's next event will get. None if it does not
@@ -422,7 +600,7 @@ impl Store {
     /// Returns the last `max` active integrations with a delivery and its time, oldest first.
     pub fn delivered_last(&self, max: usize) -> Vec<(Arc<Integration>, Timestamp)> {
         let owners = self.shared.partitions.all();
-        let mut delivered: Vec<_> = owners.flat_map(|owner| owner.delivered()).collect();
+        let mut delivered: Vec<_> = owners.iter().flat_map(|owner| owner.delivered()).collect();
         delivered.sort_unstable_by(|one, other| other.cmp(one));
         let is_active = |registered: &Registered| registered.status.status == Status::Active;
         let mut last: Vec<(Arc<Integration>, Timestamp)> = delivered
@@ -490,9 +668,13 @@ impl Store {
         found.into_iter().map(|one| self.snapshot(one)).collect()
     }
 
-    /// Identity of the database, to tell revisions of different databases apart.
-    pub fn database_id(&self) -> &str {
-        self.shared.catalog.registry().database_id()
+    /// Identity of the database and its history, to tell revisions of different ones apart.
+    pub fn history(&self) -> String {
+        let database_id = self.shared.catalog.registry().database_id();
+        match self.shared.membership.timeline() {
+            0 => database_id.to_owned(),
+            timeline => format!("{database_id}-{timeline}"),
+        }
     }
 
     /// Decrypts the external ID of an integration.
@@ -519,6 +701,9 @@ impl Store {
 
     /// Returns an error while the storage has no capacity for events.
     pub fn check_capacity(&self) -> Result<(), StoreError> {
+        if self.shared.membership.health().borrow().is_full {
+            return Err(StoreError::Full);
+        }
         match *self.shared.log.availability().borrow() {
             Availability::Open => Ok(()),
             Availability::Full => Err(StoreError::Full),
@@ -532,9 +717,18 @@ impl Store {
     pub async fn admit(&self, segments: &Segments) -> Set<IntegrationId> {
         let partitions = &self.shared.partitions;
         let bytes_of = |id| partitions.owner(id).map_or(0, |owner| owner.bytes_of(id));
-        let press = || partitions.all().for_each(|owner| owner.press());
+        let press = || partitions.all().iter().for_each(|owner| owner.press());
         let backpressure = &self.shared.backpressure;
-        backpressure.admit(segments, bytes_of, press).await
+        let mut refused = backpressure.admit(segments, bytes_of, press).await;
+        if self.shared.membership.health().borrow().is_over {
+            // What is delivered leaves; the rest would fill the database.
+            let ids = segments.parts().iter().map(|part| part.integration_id);
+            refused.extend(ids.filter(|id| {
+                let status = self.look(*id, |registered| registered.status.status);
+                matches!(status, Some(Status::Unauthorized | Status::Failing))
+            }));
+        }
+        refused
     }
 
     /// Appends events, in the order of the calls. The returned future ends once they are
@@ -544,12 +738,16 @@ impl Store {
         segments: Segments,
         memory: Option<OwnedSemaphorePermit>,
     ) -> Result<impl Future<Output = Result<(), StoreError>> + Send + use<>, StoreError> {
+        self.check_lease()?;
+        self.shared.membership.touch();
         let incoming = self.shared.backpressure.incoming(segments.bytes());
         self.appender.append(segments, memory, incoming).await
     }
 
     /// Creates or replaces an integration.
     pub async fn configure(&self, configure: Configure) -> Result<Snapshot, ConfigureError> {
+        self.check_lease()?;
+        self.shared.membership.touch();
         let store = self.clone();
         run(async move {
             let organization_id = configure.organization_id.clone();
@@ -632,8 +830,21 @@ impl Store {
         organization_id: OrganizationId,
         caller: Box<str>,
     ) -> Result<Option<IntegrationId>, StoreError> {
+        self.check_lease()?;
+        self.shared.membership.touch();
         let store = self.clone();
         run(async move {
+            store.catch_up().await?;
+            if let Some(snapshot) = store.find(organization_id.as_str()) {
+                let id = snapshot.integration.integration_id;
+                if store.shared.partitions.owner(id).is_none() {
+                    // The ledger is removed with the integration.
+                    let mut known = [snapshot];
+                    store.complete(&mut known).await?;
+                    let progress = known[0].progress.after_delete();
+                    store.discarded().put(id, progress);
+                }
+            }
             let deleted = store
                 .shared
                 .catalog
@@ -645,14 +856,47 @@ impl Store {
     }
 
     /// Discards the pending events of a deleted integration, after its last AWS call has ended.
+    ///
+    /// Repetitions return the same counts for a time.
     pub fn discard(&self, id: IntegrationId) -> Deleted {
-        let mut owners = self.shared.partitions.all();
+        let mut owners = self.shared.partitions.all().into_iter();
         let progress = owners.find_map(|owner| owner.discard(id));
+        let mut discarded = self.discarded();
+        progress
+            .into_iter()
+            .for_each(|progress| discarded.put(id, progress));
+        let known = discarded.counts.get(&id).copied();
+        drop(discarded);
+        self.shared.catalog.ended(id);
+        self.shared.membership.poll_now();
         self.shared.deleted.notify_one();
         Deleted {
             integration_id: id,
-            progress: progress.unwrap_or(Progress::NEW),
+            progress: known.unwrap_or(Progress::NEW),
         }
+    }
+
+    fn discarded(&self) -> MutexGuard<'_, Discarded> {
+        let discarded = self.shared.discarded.lock();
+        discarded.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether an integration was created so recently that other instances may not have applied
+    /// the deletion of the one before.
+    pub fn is_new(&self, integration: &Integration) -> bool {
+        let age = now().duration_since(integration.created_at);
+        self.is_shared() && age < SignedDuration::try_from(2 * CONFIRM_TIMEOUT).unwrap_or_default()
+    }
+
+    /// Waits until no instance makes calls for integrations whose deletion this instance has
+    /// applied.
+    pub async fn wait_for_deletions(&self) -> Result<(), StoreError> {
+        let applied = self.shared.catalog.replica().applied();
+        let confirmed = self.shared.membership.wait_for_confirmation(applied);
+        let confirmed = tokio::time::timeout(CONFIRM_TIMEOUT, confirmed).await;
+        confirmed.map_err(|_elapsed| {
+            StoreError::Unavailable("other instances have not confirmed the deletion".to_owned())
+        })
     }
 
     /// Records what an attempt achieved: in memory at once, durably within the setting
@@ -735,6 +979,7 @@ impl Store {
 
     /// Writes what is pending and closes the storage. Retries until this future is dropped.
     pub async fn close(&self) {
+        self.shared.ledger.hurry();
         let writing = async {
             for owner in self.shared.partitions.all() {
                 // The first write also waits for one that is in progress.
@@ -743,6 +988,7 @@ impl Store {
                 }
                 owner.stop();
             }
+            self.shared.membership.leave().await;
         };
         tokio::select! {
             () = writing => self.shared.log.close().await,
@@ -762,15 +1008,25 @@ where
     done.unwrap_or_else(|_panicked| Err(StoreError::Closed.into()))
 }
 
+/// Error of the embedded store for an error of its engines.
+fn open_error(options: &StoreOptions, source: StoreError) -> OpenError {
+    let path = options.data_dir.clone();
+    match source {
+        StoreError::Corrupt(what) => OpenError::Damaged { path, what },
+        StoreError::Full => OpenError::Full(path),
+        source => OpenError::Database { path, source },
+    }
+}
+
 /// The time, with the precision of the storage, so that it is the same after a restart.
 fn now() -> Timestamp {
     let now = Timestamp::now();
     Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
 }
 
-/// Whether the log is not full, as it changes.
+/// Whether the log takes entries, as it changes.
 fn capacity(mut availability: watch::Receiver<Availability>) -> watch::Receiver<bool> {
-    let is_open = |availability: Availability| availability != Availability::Full;
+    let is_open = |availability: Availability| availability == Availability::Open;
     let (sender, receiver) = watch::channel(is_open(*availability.borrow()));
     tokio::spawn(async move {
         while availability.changed().await.is_ok() {

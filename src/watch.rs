@@ -23,6 +23,8 @@ use crate::{
     store::{Change, Changes, Store, Tombstone},
 };
 
+/// Time without contact with the database after which subscriptions end.
+const MAX_LAPSE: Duration = Duration::from_secs(60);
 /// Changes that are read from the store at once.
 const BATCH: usize = 64;
 
@@ -54,13 +56,14 @@ pub enum Update {
 /// Update with the token that resumes after it.
 #[derive(Clone, Debug)]
 pub struct Message {
-    /// Argument of [`Watch::subscribe`]: `<database id>.<revision>`, opaque to subscribers.
+    /// Argument of [`Watch::subscribe`]: `<history>.<revision>`, opaque to subscribers.
     pub resume_token: String,
     /// Content.
     pub update: Update,
 }
 
-/// End of a subscription because the service is shutting down.
+/// End of a subscription because the service is shutting down, or has lost contact with its
+/// database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended;
 
@@ -98,6 +101,8 @@ struct Subscriber {
     /// Empty means all.
     organizations: HashSet<OrganizationId>,
     revision: watch::Receiver<u64>,
+    /// History that the revisions belong to.
+    history: String,
     /// Revision up to which everything was queued.
     cursor: u64,
     /// Newest revision at the start of the snapshot.
@@ -120,6 +125,7 @@ impl Subscriber {
         let target = *revision.borrow_and_update();
         let next_heartbeat = Instant::now() + watch.heartbeat;
         let mut subscriber = Self {
+            history: watch.store.history(),
             watch,
             organizations: organizations.into_iter().collect(),
             revision,
@@ -144,11 +150,11 @@ impl Subscriber {
     fn parse_token(&self, token: &str) -> Option<u64> {
         let (database, revision) = token.split_once('.')?;
         let revision = revision.parse().ok()?;
-        (database == self.watch.store.database_id() && revision <= self.target).then_some(revision)
+        (database == self.history && revision <= self.target).then_some(revision)
     }
 
     fn push(&mut self, revision: u64, update: Update) {
-        let resume_token = format!("{}.{revision}", self.watch.store.database_id());
+        let resume_token = format!("{}.{revision}", self.history);
         self.queue.push_back(Message {
             resume_token,
             update,
@@ -189,9 +195,11 @@ impl Subscriber {
             if self.read_store() {
                 continue;
             }
-            let stop = self.watch.stop.clone();
+            let Watch { store, stop, .. } = self.watch.clone();
             tokio::select! {
                 () = stop.cancelled() => return Err(Ended),
+                // Another instance knows what has changed.
+                () = store.lapsed_for(MAX_LAPSE) => return Err(Ended),
                 changed = self.revision.changed() => {
                     // The store outlives its subscribers.
                     if changed.is_err() {
@@ -207,6 +215,13 @@ impl Subscriber {
 
     /// Queues what the store has after the cursor. Returns false if there is nothing.
     fn read_store(&mut self) -> bool {
+        let history = self.watch.store.history();
+        if history != self.history {
+            // Changes that the subscriber knows may have been taken back.
+            self.history = history;
+            self.reset();
+            return true;
+        }
         if self.from_snapshot && self.cursor < self.target && !self.organizations.is_empty() {
             self.read_named();
             return true;
@@ -268,7 +283,7 @@ pub async fn log_changes(watch: Watch) {
     use futures_util::StreamExt;
     let newest = format!(
         "{}.{}",
-        watch.store.database_id(),
+        watch.store.history(),
         *watch.store.revision().borrow()
     );
     let mut updates = Box::pin(watch.subscribe(Vec::new(), &newest));

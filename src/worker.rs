@@ -106,10 +106,20 @@ impl<S> Shared<S> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sequence of the integration's next event; 0 if it was deleted. To be asked while the
+    /// Sequence of the integration's next event; 0 if this instance does not deliver for it. To be
+    /// asked while the
     /// lanes are locked if a lane is closed by it: later events then open a new one.
     fn end_sequence(&self, id: IntegrationId) -> u64 {
         self.store.next_sequence(id).unwrap_or(0)
+    }
+
+    /// Removes the lane of an integration that this instance has ceased to deliver for. If it
+    /// delivers for it again, a new lane begins with all that is pending.
+    fn remove_lost(&self, lanes: &mut Lanes, id: IntegrationId) {
+        lanes.remove(id);
+        if self.store.delivers(id) {
+            self.store.announce(id);
+        }
     }
 }
 
@@ -258,6 +268,16 @@ impl<S: Sink> Worker<S> {
         while attention.len() > 0 {
             let mut lanes = self.shared.lanes();
             for (id, attention) in attention.by_ref().take(ATTENDED) {
+                if attention.deleted {
+                    let worker = self.clone();
+                    self.shared.spawn(async move {
+                        worker.deleted(id).await;
+                    });
+                    continue;
+                }
+                if attention.lost {
+                    lanes.abandon(id);
+                }
                 if let Some((from, accepted_at)) = attention.appended {
                     self.appended(&mut lanes, id, from, accepted_at);
                 }
@@ -272,12 +292,18 @@ impl<S: Sink> Worker<S> {
     /// deletion meanwhile removes the lane afterwards, because the lanes are locked.
     fn appended(&self, lanes: &mut Lanes, id: IntegrationId, from: u64, accepted_at: Timestamp) {
         let store = &self.shared.store;
+        let Some(progress) = store.progress(id) else {
+            return;
+        };
         if lanes.get(id).is_none()
             && let Some(snapshot) = store.get(id)
         {
+            // Older events may be announced a moment later.
+            let new = progress.next_sequence.saturating_sub(from);
+            let from = if progress.pending() > new { 1 } else { from };
             lanes.open(id, from, snapshot.status.status == Status::Active);
         }
-        if let Some(progress) = store.progress(id) {
+        if lanes.get(id).is_some() {
             retention::plan(&self.shared, lanes, id, accepted_at, progress.pending_bytes);
             lanes.queue_pending(id, progress.next_sequence, true, Instant::now());
         }

@@ -219,6 +219,11 @@ impl Events {
         self.store.check_capacity()?;
         let received = events.iter().map(Bytes::len).sum();
         let mut validated = self.validate(&events, &Set::default());
+        if validated.unconfigured > 0 && self.store.is_shared() {
+            // Another instance may have answered a Configure.
+            self.store.catch_up().await?;
+            validated = self.validate(&events, &Set::default());
+        }
         self.size_ratio.update(received, validated.segments.bytes());
         let refused = self.store.admit(&validated.segments).await;
         if !refused.is_empty() {

@@ -1,6 +1,6 @@
 //! `siem.v1.SiemIntegrationService`: configuration, tests and status of integrations.
 
-use std::{pin::Pin, sync::Arc};
+use std::{collections::HashMap, pin::Pin, sync::Arc};
 
 use futures_util::stream::{Stream, StreamExt};
 use tokio::sync::RwLock;
@@ -30,21 +30,40 @@ pub(super) struct Integrations<D> {
 }
 
 impl<D: Delivery> Integrations<D> {
-    /// Converts an integration, with the acceptance time of its oldest pending event.
-    async fn message(&self, snapshot: &Snapshot) -> Result<v1::Integration, StoreError> {
-        let id = snapshot.integration.integration_id;
-        let oldest = match snapshot.progress.pending() {
-            0 => None,
-            _ => self.store.oldest_pending(&[id]).await?.remove(&id),
+    /// Converts integrations, with their counts and the acceptance time of the oldest pending
+    /// event of each.
+    async fn messages(
+        &self,
+        mut snapshots: Vec<Snapshot>,
+    ) -> Result<Vec<v1::Integration>, StoreError> {
+        self.store.complete(&mut snapshots).await?;
+        let with_pending = snapshots
+            .iter()
+            .filter(|snapshot| snapshot.progress.pending() > 0);
+        let ids: Vec<_> = with_pending
+            .map(|snapshot| snapshot.integration.integration_id)
+            .collect();
+        let oldest = match ids.is_empty() {
+            true => HashMap::new(),
+            false => self.store.oldest_pending(&ids).await?,
         };
-        Ok(convert::integration(snapshot, oldest))
+        let message = |snapshot: &Snapshot| {
+            let oldest = oldest.get(&snapshot.integration.integration_id);
+            convert::integration(snapshot, oldest.copied())
+        };
+        Ok(snapshots.iter().map(message).collect())
+    }
+
+    async fn message(&self, snapshot: Snapshot) -> Result<v1::Integration, StoreError> {
+        let messages = self.messages(vec![snapshot]).await?;
+        messages.into_iter().next().ok_or(StoreError::Closed)
     }
 
     /// Answers a Configure with `validate_only`.
     async fn validate_only(&self, configure: Configure) -> Result<ConfigureResponse, ApiError> {
         let snapshot = self.store.validate_only(configure).await?;
         let report = self.delivery.validate_only(&snapshot.integration).await?;
-        let mut integration = self.message(&snapshot).await?;
+        let mut integration = self.message(snapshot.clone()).await?;
         if snapshot.integration.version == 1 {
             integration.integration_id.clear();
             integration.etag.clear();
@@ -70,10 +89,12 @@ async fn delete<D: Delivery>(
     let known = store.id_of(organization_id.as_str());
     let deleted = store.delete(organization_id, caller).await?;
     // If an earlier Delete was committed but not confirmed, this one finishes it.
-    match deleted.or(known) {
-        Some(id) => Ok(Some(delivery.deleted(id).await)),
-        None => Ok(None),
-    }
+    let deleted = match deleted.or(known) {
+        Some(id) => Some(delivery.deleted(id).await),
+        None => None,
+    };
+    store.wait_for_deletions().await?;
+    Ok(deleted)
 }
 
 /// Caller for the audit log. There is no authentication yet.
@@ -92,6 +113,7 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
     ) -> Result<Response<ConfigureResponse>, Status> {
         let caller = caller(&request);
         let request = request.into_inner();
+        self.store.catch_up().await.map_err(ApiError::from)?;
         let exists = self.store.id_of(&request.organization_id).is_some();
         let validate_only = request.validate_only;
         let own = self.delivery.partition();
@@ -104,21 +126,29 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
             .configure(configure)
             .await
             .map_err(ApiError::from)?;
-        let integration = self.message(&snapshot).await.map_err(ApiError::from)?;
+        // No instance may map the organization to an integration that was deleted before. A
+        // repetition waits as well, because the first call may have been given up.
+        if self.store.is_new(&snapshot.integration) {
+            let confirmed = self.store.wait_for_deletions().await;
+            confirmed.map_err(ApiError::from)?;
+        }
+        let warnings = convert::warnings(&snapshot.integration);
+        let integration = self.message(snapshot).await.map_err(ApiError::from)?;
         Ok(Response::new(ConfigureResponse {
             integration: Some(integration),
             checks: Vec::new(),
-            warnings: convert::warnings(&snapshot.integration),
+            warnings,
         }))
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
         let organization_id = validate::organization_id(&request.into_inner().organization_id)?;
+        self.store.catch_up().await.map_err(ApiError::from)?;
         let snapshot = self
             .store
             .find(organization_id.as_str())
             .ok_or(ApiError::NotFound)?;
-        let integration = self.message(&snapshot).await.map_err(ApiError::from)?;
+        let integration = self.message(snapshot).await.map_err(ApiError::from)?;
         Ok(Response::new(GetResponse {
             integration: Some(integration),
         }))
@@ -144,6 +174,7 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
         let keep = |status: &StatusDetail| {
             page.statuses.is_empty() || page.statuses.contains(&status.status)
         };
+        self.store.catch_up().await.map_err(ApiError::from)?;
         // One more than a page, to see whether there is a next page.
         let mut snapshots = self.store.page(&page.after, page.size + 1, keep);
         let more = snapshots.len() > page.size;
@@ -152,24 +183,7 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
             Some(last) if more => last.integration.organization_id.as_str().to_owned(),
             _ => String::new(),
         };
-        let with_pending = snapshots
-            .iter()
-            .filter(|snapshot| snapshot.progress.pending() > 0);
-        let ids: Vec<_> = with_pending
-            .map(|snapshot| snapshot.integration.integration_id)
-            .collect();
-        let oldest = self
-            .store
-            .oldest_pending(&ids)
-            .await
-            .map_err(ApiError::from)?;
-        let integrations = snapshots
-            .iter()
-            .map(|snapshot| {
-                let oldest = oldest.get(&snapshot.integration.integration_id);
-                convert::integration(snapshot, oldest.copied())
-            })
-            .collect();
+        let integrations = self.messages(snapshots).await.map_err(ApiError::from)?;
         Ok(Response::new(ListResponse {
             integrations,
             next_page_token,
@@ -214,6 +228,7 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
         request: Request<SendTestRequest>,
     ) -> Result<Response<SendTestResponse>, Status> {
         let organization_id = validate::organization_id(&request.into_inner().organization_id)?;
+        self.store.catch_up().await.map_err(ApiError::from)?;
         let verdict = self
             .delivery
             .send_test(organization_id.as_str())
@@ -231,6 +246,8 @@ impl<D: Delivery> SiemIntegrationService for Integrations<D> {
     ) -> Result<Response<Self::StreamStatusStream>, Status> {
         let request = request.into_inner();
         let organizations = validate::status_stream(&request)?;
+        // The token may be of another instance, which was ahead.
+        self.store.catch_up().await.map_err(ApiError::from)?;
         let updates = self.watch.subscribe(organizations, &request.resume_token);
         let answers = updates.map(|update| match update {
             Ok(message) => Ok(convert::status_update(message)),

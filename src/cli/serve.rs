@@ -20,7 +20,7 @@ pub(super) struct Args {
 }
 
 impl Args {
-    fn into_sources(self) -> Sources {
+    pub(super) fn into_sources(self) -> Sources {
         Sources {
             file: self.file,
             flags: self.flags,
@@ -62,6 +62,10 @@ pub(super) async fn run(args: Args) -> ExitCode {
         Ok(()) => {
             info!("siem-relay stopped");
             ExitCode::SUCCESS
+        }
+        Err(error @ app::AppError::Setting { .. }) => {
+            report_error("cannot start", &error);
+            ExitCode::from(EXIT_USAGE)
         }
         Err(error) => {
             if tracing::enabled!(Level::ERROR) {
@@ -143,7 +147,8 @@ fn value_name(setting: &str) -> &'static str {
     match setting {
         "listen" => "ADDRESS:PORT",
         "data-dir" => "DIR",
-        "external-id-key-file" => "FILE",
+        _ if setting.ends_with("-file") => "FILE",
+        _ if setting.ends_with("-url") => "URL",
         _ if setting.ends_with("-ms") => "MILLISECONDS",
         _ if setting.ends_with("-seconds") => "SECONDS",
         _ if setting.contains("bytes") => "BYTES",

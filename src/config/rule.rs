@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use secrecy::{ExposeSecret, SecretBox};
+use secrecy::{ExposeSecret, SecretBox, SecretString};
 use tracing_subscriber::EnvFilter;
 
 use super::source::nearest;
@@ -125,6 +125,71 @@ impl Rule for KeyFile {
         }
         path(text)
     }
+}
+
+/// The path of a file with a secret.
+pub(super) struct SecretFile;
+
+impl Rule for SecretFile {
+    type Value = PathBuf;
+
+    fn limits(&self) -> String {
+        "path of a file that exists".to_owned()
+    }
+
+    fn parse(&self, text: &str) -> Result<PathBuf, String> {
+        path(text)
+    }
+}
+
+/// A password.
+pub(super) struct Password;
+
+impl Rule for Password {
+    type Value = SecretString;
+
+    fn limits(&self) -> String {
+        "text; not beside the file".to_owned()
+    }
+
+    fn parse(&self, text: &str) -> Result<SecretString, String> {
+        // The message must not repeat the text.
+        if text.is_empty() || text.contains(['\0', '\n', '\r']) {
+            return Err("is empty or has a line break; give the password alone".to_owned());
+        }
+        Ok(SecretString::from(text))
+    }
+
+    fn is_secret(&self) -> bool {
+        true
+    }
+}
+
+pub(super) const LOG_URL: Syntax = Syntax {
+    limits: "`kafka://HOST:PORT,HOST:PORT/TOPIC`, without a password",
+    check: |text| check_url(text, "kafka://", "kafka://HOST:PORT,HOST:PORT/TOPIC"),
+};
+
+pub(super) const DATABASE_URL: Syntax = Syntax {
+    limits: "`postgres://USER@HOST:PORT,HOST:PORT/DATABASE`, without a password",
+    check: |text| check_url(text, "postgres://", "postgres://USER@HOST:PORT/DATABASE"),
+};
+
+/// Checks the scheme, and that no password is in the URL. The message does not repeat the text,
+/// which may contain one.
+fn check_url(text: &str, scheme: &str, example: &str) -> Result<(), String> {
+    let Some(rest) = text.strip_prefix(scheme) else {
+        return Err(format!("does not begin with {scheme}; give {example}"));
+    };
+    let authority = rest.split('/').next().unwrap_or_default();
+    let user = authority.rsplit_once('@').map(|(user, _)| user);
+    if user.is_some_and(|user| user.contains(':')) {
+        return Err(format!(
+            "contains a password, which process lists show; give {example}, and the password by \
+             its own setting"
+        ));
+    }
+    Ok(())
 }
 
 fn path(text: &str) -> Result<PathBuf, String> {

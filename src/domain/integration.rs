@@ -120,6 +120,15 @@ impl Progress {
         let done = self.delivered + self.expired + self.discarded;
         self.accepted().saturating_sub(done)
     }
+
+    /// Counts after a Delete, which discards what is pending.
+    pub fn after_delete(self) -> Self {
+        Self {
+            discarded: self.discarded + self.pending(),
+            pending_bytes: 0,
+            ..self
+        }
+    }
 }
 
 /// Configuration, status and event counts of an integration at one moment.

@@ -1,12 +1,25 @@
-//! The one task that appends to the log. Requests that wait at the same time share an append, and
-//! so a sync of the disk or a round of replication.
+//! The tasks that append to the log, one for each partition. Requests that wait at the same time
+//! share an append, and so a sync of the disk or a round of replication.
+//!
+//! A request that touches several partitions is split before it waits, and answered once all of its
+//! parts are. So a partition that does not answer holds up only the requests that have events for
+//! it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
-use futures_util::future::join_all;
 use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc, oneshot},
-    time::sleep,
+    sync::{
+        OwnedSemaphorePermit,
+        mpsc::{self, Permit, error::TrySendError},
+        oneshot,
+    },
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -17,19 +30,38 @@ use super::{
     partition::Partitions,
     ports::{EventLog, Partition},
 };
-use crate::domain::{map::Map, segment::Segments};
+use crate::domain::segment::Segments;
 
-/// Requests that wait to be appended.
+/// Requests that wait to be appended to one partition.
 const QUEUE: usize = 1024;
 /// Bytes of events from which an append takes no further request.
 const MAX_BYTES: usize = 8 << 20;
 /// Consecutive shared appends after which it is worth waiting for more requests; one or two are
 /// shared by chance.
 const SHARED_BEFORE_LINGER: usize = 3;
+/// Time in one append after which a partition is stalled. One of several is then refused further
+/// requests beyond [`STALLED_BYTES`].
+const STALLED_AFTER: Duration = Duration::from_secs(1);
+/// Bytes that may wait for a stalled partition. They hold memory that the requests of all
+/// partitions share, until the log gives the append up.
+const STALLED_BYTES: usize = 1 << 20;
 
-/// Request to append events.
+/// Events to append to one partition.
 struct Append {
     segments: Segments,
+    answer: Answer,
+}
+
+/// Answer that an append owes.
+enum Answer {
+    /// The events are the whole request.
+    Whole(Request),
+    /// They are a part of it.
+    Part(Arc<Mutex<Parts>>),
+}
+
+/// A request that was not answered.
+struct Request {
     held: Held,
     reply: oneshot::Sender<Result<(), StoreError>>,
 }
@@ -40,36 +72,128 @@ struct Held {
     _incoming: Incoming,
 }
 
-/// Handle of the task. Cheap to clone.
+/// A request that was split.
+struct Parts {
+    /// Parts that are not answered.
+    left: usize,
+    results: Vec<Result<(), StoreError>>,
+    /// None once it was answered.
+    request: Option<Request>,
+}
+
+impl Answer {
+    fn give(self, result: Result<(), StoreError>) {
+        match self {
+            Self::Whole(request) => request.answer(result),
+            Self::Part(parts) => lock(&parts).add(result),
+        }
+    }
+}
+
+impl Request {
+    fn answer(self, result: Result<(), StoreError>) {
+        drop(self.held);
+        // A caller that is gone does not need the answer.
+        let _gone = self.reply.send(result);
+    }
+}
+
+impl Parts {
+    fn add(&mut self, result: Result<(), StoreError>) {
+        self.left -= 1;
+        self.results.push(result);
+        if self.left == 0
+            && let Some(request) = self.request.take()
+        {
+            request.answer(combine(&self.results));
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Handle of the tasks. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Appender {
+    catalog: Arc<Catalog>,
+    /// Of each partition.
+    lanes: Arc<[Lane]>,
+}
+
+/// Queue of a partition.
+struct Lane {
     requests: mpsc::Sender<Append>,
+    load: Arc<Load>,
+}
+
+/// Load of a partition.
+#[derive(Default)]
+struct Load {
+    /// Bytes that wait.
+    bytes: AtomicUsize,
+    /// Begin of the append in progress.
+    appending_since: Mutex<Option<Instant>>,
+}
+
+/// Obstacle to a request.
+enum Blocked<'a> {
+    /// A queue is full.
+    Full(&'a Lane),
+    /// The request is not to wait.
+    Refused(StoreError),
+}
+
+impl Load {
+    fn is_large(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) >= STALLED_BYTES
+    }
+
+    fn is_stalled(&self) -> bool {
+        lock(&self.appending_since).is_some_and(|since| since.elapsed() >= STALLED_AFTER)
+    }
+
+    fn set_appending(&self, is_appending: bool) {
+        *lock(&self.appending_since) = is_appending.then(Instant::now);
+    }
 }
 
 impl Appender {
-    /// Starts the task on the current runtime. It ends when every handle is dropped.
+    /// Starts the tasks on the current runtime. They end when every handle is dropped.
     /// `linger` is the time that an append waits for further requests, if appends were shared
     /// lately.
     pub(super) fn start(
         log: Arc<dyn EventLog>,
         catalog: Arc<Catalog>,
-        partitions: Arc<Partitions>,
+        partitions: Option<Arc<Partitions>>,
         linger: Duration,
     ) -> Self {
-        let (requests, received) = mpsc::channel(QUEUE);
-        let task = Task {
-            log,
-            catalog,
-            partitions,
-            linger,
-            requests: received,
+        let lane = |partition| {
+            let (requests, received) = mpsc::channel(QUEUE);
+            let load = Arc::<Load>::default();
+            let task = Task {
+                partition,
+                log: Arc::clone(&log),
+                catalog: Arc::clone(&catalog),
+                partitions: partitions.clone(),
+                linger,
+                requests: received,
+                load: Arc::clone(&load),
+            };
+            catalog.spawn(task.run());
+            Lane { requests, load }
         };
-        let catalog = Arc::clone(&task.catalog);
-        catalog.spawn(task.run());
-        Self { requests }
+        let lanes = (0..log.partitions()).map(lane).collect();
+        Self { catalog, lanes }
     }
 
-    /// Queues events, in the order of the calls. The returned future ends once they are durable.
+    /// Queues events, in the order of the calls of one caller. The returned future ends once they
+    /// are durable.
+    ///
+    /// # Errors
+    ///
+    /// `Failed` if too much waits for one of several partitions, which does not answer.
     pub(super) async fn append(
         &self,
         segments: Segments,
@@ -77,26 +201,136 @@ impl Appender {
         incoming: Incoming,
     ) -> Result<impl Future<Output = Result<(), StoreError>> + Send + use<>, StoreError> {
         let (reply, result) = oneshot::channel();
-        let append = Append {
-            segments,
+        let request = Request {
             held: Held {
                 _memory: memory,
                 _incoming: incoming,
             },
             reply,
         };
-        let queued = self.requests.send(append).await;
-        queued.map_err(|_| StoreError::Closed)?;
+        match &*self.lanes {
+            [lane] => {
+                let permit = lane.requests.reserve().await;
+                let permit = permit.map_err(|_| StoreError::Closed)?;
+                lane.send(permit, segments, Answer::Whole(request));
+            }
+            _ => self.append_parts(self.split(segments), request).await?,
+        }
         Ok(async { result.await.map_err(|_| StoreError::Closed)? })
+    }
+
+    /// Queues the parts of a request, all of them or none.
+    async fn append_parts(
+        &self,
+        split: Vec<(Partition, Segments)>,
+        request: Request,
+    ) -> Result<(), StoreError> {
+        let permits = loop {
+            match self.reserve(&split) {
+                Ok(permits) => break permits,
+                Err(Blocked::Refused(error)) => return Err(error),
+                // Nothing is held meanwhile that requests to other partitions need.
+                Err(Blocked::Full(lane)) => {
+                    let _capacity = timeout(STALLED_AFTER, lane.requests.reserve()).await;
+                }
+            }
+        };
+        let mut parts = permits.into_iter().zip(split);
+        if parts.len() <= 1 {
+            match parts.next() {
+                Some(((lane, permit), (_, segments))) => {
+                    lane.send(permit, segments, Answer::Whole(request));
+                }
+                None => request.answer(Ok(())),
+            }
+            return Ok(());
+        }
+        let left = parts.len();
+        let request = Arc::new(Mutex::new(Parts {
+            left,
+            results: Vec::with_capacity(left),
+            request: Some(request),
+        }));
+        for ((lane, permit), (_, segments)) in parts {
+            lane.send(permit, segments, Answer::Part(Arc::clone(&request)));
+        }
+        Ok(())
+    }
+
+    /// Reserves capacity in the queues of all parts.
+    fn reserve(
+        &self,
+        split: &[(Partition, Segments)],
+    ) -> Result<Vec<(&Lane, Permit<'_, Append>)>, Blocked<'_>> {
+        let refused = |reason: &str, partition: Partition| {
+            let reason = format!("partition {partition} of the event log {reason}");
+            Blocked::Refused(StoreError::Failed(reason))
+        };
+        let reserve = |(partition, _): &(Partition, Segments)| {
+            let lane = self.lanes.get(*partition as usize);
+            let lane = lane.ok_or_else(|| refused("does not exist", *partition))?;
+            let permit = lane.requests.try_reserve();
+            let is_full = matches!(permit, Err(TrySendError::Full(())));
+            if (is_full || lane.load.is_large()) && lane.load.is_stalled() {
+                return Err(refused("is behind", *partition));
+            }
+            match permit {
+                Ok(permit) => Ok((lane, permit)),
+                Err(TrySendError::Full(())) => Err(Blocked::Full(lane)),
+                Err(TrySendError::Closed(())) => Err(Blocked::Refused(StoreError::Closed)),
+            }
+        };
+        split.iter().map(reserve).collect()
+    }
+
+    /// Segments of a request by partition.
+    fn split(&self, segments: Segments) -> Vec<(Partition, Segments)> {
+        // An integration that is deleted meanwhile has no reader that would keep its events.
+        let replica = self.catalog.replica();
+        let partition_of = |id| replica.partition_of(id).unwrap_or(0);
+        let parts = segments.parts().iter();
+        let mut partitions = parts.map(|part| partition_of(part.integration_id));
+        let Some(first) = partitions.next() else {
+            return Vec::new();
+        };
+        if partitions.all(|partition| partition == first) {
+            return vec![(first, segments)];
+        }
+        let (bytes, parts) = segments.into_parts();
+        let mut split: Vec<(Partition, Segments)> = Vec::new();
+        let mut start = 0;
+        for part in parts {
+            let end = start + part.bytes as usize;
+            let partition = partition_of(part.integration_id);
+            let at = split.iter().position(|(known, _)| *known == partition);
+            let at = at.unwrap_or_else(|| {
+                split.push((partition, Segments::default()));
+                split.len() - 1
+            });
+            split[at].1.push_part(part, &bytes[start..end]);
+            start = end;
+        }
+        split
+    }
+}
+
+impl Lane {
+    fn send(&self, permit: Permit<'_, Append>, segments: Segments, answer: Answer) {
+        let bytes = segments.bytes();
+        self.load.bytes.fetch_add(bytes, Ordering::Relaxed);
+        permit.send(Append { segments, answer });
     }
 }
 
 struct Task {
+    partition: Partition,
     log: Arc<dyn EventLog>,
     catalog: Arc<Catalog>,
-    partitions: Arc<Partitions>,
+    /// Partitions whose owners are waited for, so that counts include what was acknowledged.
+    partitions: Option<Arc<Partitions>>,
     linger: Duration,
     requests: mpsc::Receiver<Append>,
+    load: Arc<Load>,
 }
 
 impl Task {
@@ -112,6 +346,7 @@ impl Task {
                 self.take_waiting(&mut requests, &mut bytes, max_bytes);
             }
             shared = if requests.len() > 1 { shared + 1 } else { 0 };
+            self.load.bytes.fetch_sub(bytes, Ordering::Relaxed);
             self.append(requests).await;
         }
     }
@@ -127,98 +362,49 @@ impl Task {
 
     async fn append(&self, requests: Vec<Append>) {
         let revision = self.catalog.replica().applied();
-        let mut groups: Map<Partition, Group> = Map::default();
-        let mut waiting = Vec::with_capacity(requests.len());
-        for request in requests {
-            let split = self.split(request.segments);
-            let partitions: Vec<Partition> =
-                split.iter().map(|(partition, _)| *partition).collect();
-            for (partition, segments) in split {
-                groups.entry(partition).or_default().add(segments);
-            }
-            waiting.push((partitions, request.held, request.reply));
+        let mut group = Group::default();
+        let mut answers = Vec::with_capacity(requests.len());
+        for Append { segments, answer } in requests {
+            group.add(segments);
+            answers.push(answer);
         }
-        let appends = groups.into_iter().map(async |(partition, group)| {
-            let entries = group.into_entries(revision, rand::random);
-            let result = self.log.append(partition, entries).await;
-            if result.is_ok() {
-                // Counts that are read after the answer include the events.
-                let end = self.log.known_end(partition);
-                self.partitions.wait_for(partition, end).await;
-            }
-            (partition, result)
-        });
-        let results: Map<Partition, Result<(), StoreError>> =
-            join_all(appends).await.into_iter().collect();
-        for (partitions, held, reply) in waiting {
-            drop(held);
-            let results = partitions.iter().filter_map(|one| results.get(one));
-            // A caller that is gone does not need the answer.
-            let _gone = reply.send(combine(results));
+        let entries = group.into_entries(revision, rand::random);
+        self.load.set_appending(true);
+        let result = self.log.append(self.partition, entries).await;
+        self.load.set_appending(false);
+        if result.is_ok()
+            && let Some(partitions) = &self.partitions
+        {
+            let end = self.log.known_end(self.partition);
+            partitions.wait_for(self.partition, end).await;
         }
-    }
-
-    /// Segments of a request by partition.
-    fn split(&self, segments: Segments) -> Vec<(Partition, Segments)> {
-        if self.log.partitions() == 1 {
-            return vec![(0, segments)];
+        for answer in answers {
+            answer.give(result.clone());
         }
-        let (bytes, parts) = segments.into_parts();
-        let mut split: Vec<(Partition, Segments)> = Vec::new();
-        let mut start = 0;
-        for part in parts {
-            let end = start + part.bytes as usize;
-            // An integration that is deleted meanwhile has no reader that would keep its events.
-            let partition = self
-                .catalog
-                .replica()
-                .partition_of(part.integration_id)
-                .unwrap_or(0);
-            let at = split.iter().position(|(known, _)| *known == partition);
-            let at = at.unwrap_or_else(|| {
-                split.push((partition, Segments::default()));
-                split.len() - 1
-            });
-            split[at].1.push_part(part, &bytes[start..end]);
-            start = end;
-        }
-        split
     }
 }
 
 /// Result of a request whose events went to several partitions.
-fn combine<'a>(
-    results: impl Iterator<Item = &'a Result<(), StoreError>>,
-) -> Result<(), StoreError> {
-    let (mut kept, mut failed) = (false, None);
-    for result in results {
-        match result {
-            Ok(()) => kept = true,
-            Err(error) => failed = Some(error),
-        }
+fn combine(results: &[Result<(), StoreError>]) -> Result<(), StoreError> {
+    let may_be_kept = |result: &Result<(), StoreError>| {
+        matches!(
+            result,
+            Ok(()) | Err(StoreError::Unavailable(_) | StoreError::Corrupt(_))
+        )
+    };
+    let errors = || results.iter().filter_map(|result| result.as_ref().err());
+    let Some(last) = errors().next_back() else {
+        return Ok(());
+    };
+    if !results.iter().any(may_be_kept) {
+        return Err(last.clone());
     }
-    match (failed, kept) {
-        (None, _) => Ok(()),
-        (Some(error), false) => Err(error.clone()),
-        (Some(error), true) => Err(StoreError::Unavailable(error.to_string())),
-    }
+    let in_doubt = errors().find(|error| matches!(error, StoreError::Unavailable(_)));
+    Err(match in_doubt {
+        Some(error) => error.clone(),
+        None => StoreError::Unavailable(last.to_string()),
+    })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_request_that_is_kept_in_part_is_in_doubt() {
-        let (ok, full) = (Ok(()), Err(StoreError::Full));
-        assert!(combine([&ok, &ok].into_iter()).is_ok());
-        assert!(matches!(
-            combine([&full, &full].into_iter()),
-            Err(StoreError::Full)
-        ));
-        for mixed in [[&ok, &full], [&full, &ok]] {
-            let result = combine(mixed.into_iter());
-            assert!(matches!(result, Err(StoreError::Unavailable(_))));
-        }
-    }
-}
+mod tests;

@@ -96,15 +96,23 @@ impl Backpressure {
         }
     }
 
-    /// Bytes that the oldest events must free for the tail to be half of the budget, if it is
-    /// over the budget or a request waited in vain.
-    pub(super) fn excess(&self) -> Option<usize> {
+    /// Bytes that the oldest events of a partition, which has `of_partition` bytes, must free for
+    /// the tail to be half of the budget, if it is over the budget or a request waited in vain.
+    pub(super) fn excess(&self, of_partition: usize) -> Option<usize> {
         let limit = match self.pressed.load(Ordering::Relaxed) {
             true => self.mark(),
             false => self.budget(),
         };
         let bytes = self.bytes.load(Ordering::Relaxed);
-        (bytes > limit).then(|| bytes - self.budget() / 2)
+        let excess = (bytes > limit).then(|| bytes - self.budget() / 2)?;
+        let share = excess as f64 * (of_partition as f64 / bytes as f64).min(1.0);
+        // At least one byte, which is one entry.
+        Some((share.ceil() as usize).max(1))
+    }
+
+    /// Whether the tail is twice the budget, so that nothing is read before events have moved.
+    pub(super) fn is_far_over(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) > self.budget().saturating_mul(2)
     }
 
     /// Ends the effect of a wait in vain, after the oldest events moved.
@@ -279,15 +287,15 @@ mod tests {
     async fn without_progress_the_oldest_events_are_to_move_soon() {
         let over = BUDGET / 4 * 3 + 1000;
         let backpressure = filled(over);
-        assert_eq!(backpressure.excess(), None);
+        assert_eq!(backpressure.excess(usize::MAX), None);
         let mut admitted = pin!(admit(&backpressure, &[1], over));
         assert!(timeout(PROGRESS * 3 / 2, &mut admitted).await.is_err());
-        let excess = backpressure.excess().unwrap();
+        let excess = backpressure.excess(usize::MAX).unwrap();
         assert_eq!(excess, over - BUDGET / 2);
         backpressure.removed(excess, false);
         backpressure.relieved();
         assert_eq!(admitted.await, (0, PROGRESS * 3 / 2, 1));
-        assert_eq!(backpressure.excess(), None);
+        assert_eq!(backpressure.excess(usize::MAX), None);
     }
 
     #[tokio::test(start_paused = true)]

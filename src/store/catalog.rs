@@ -3,7 +3,10 @@
 
 use std::{
     panic::AssertUnwindSafe,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,6 +24,7 @@ use super::{
 };
 use crate::domain::{
     integration::IntegrationId,
+    map::Map,
     organization::OrganizationId,
     status::{Observation, Stall, Status, observe},
 };
@@ -29,6 +33,8 @@ use crate::domain::{
 const PAGE: usize = 1000;
 /// Time between attempts to read the registry after a failure.
 const RETRY: Duration = Duration::from_millis(500);
+/// Reads without a revision after which it counts as lost.
+const MISSING: u32 = 10;
 
 /// See the module.
 pub(super) struct Catalog {
@@ -37,6 +43,11 @@ pub(super) struct Catalog {
     work: Arc<WorkFeed>,
     /// Held while the replica is brought up to date, so that changes are applied in order.
     refreshing: Mutex<()>,
+    /// Number of reads of the registry that began, and of the last of them that succeeded.
+    reads: AtomicU64,
+    last_success: AtomicU64,
+    /// Deleted integrations, with the revision of the deletion, until their calls have ended.
+    ending: std::sync::Mutex<Map<IntegrationId, u64>>,
     failing_after: Duration,
     failure: OnceLock<Failure>,
     failed: CancellationToken,
@@ -55,11 +66,14 @@ impl Catalog {
             replica: Replica::default(),
             work,
             refreshing: Mutex::default(),
+            reads: AtomicU64::new(0),
+            last_success: AtomicU64::new(0),
+            ending: std::sync::Mutex::default(),
             failing_after,
             failure: OnceLock::new(),
             failed: CancellationToken::new(),
         };
-        catalog.read_changes(|_| ()).await?;
+        catalog.read_changes(|_| (), |_| ()).await?;
         Ok(catalog)
     }
 
@@ -71,13 +85,54 @@ impl Catalog {
         &*self.registry
     }
 
-    /// Brings the replica up to date.
+    /// Brings the replica up to date with what was committed before the call. Calls that wait at
+    /// the same time share a read.
     pub(super) async fn refresh(&self) -> Result<(), StoreError> {
-        self.read_changes(|id| self.work.configured(id)).await
+        let configured = |id| self.work.configured(id);
+        self.read_changes(configured, |id| self.work.deleted(id))
+            .await
     }
 
-    async fn read_changes(&self, configured: impl Fn(IntegrationId)) -> Result<(), StoreError> {
+    /// Reads the whole registry again, because what was read before may have been taken back.
+    pub(super) async fn reload(&self) -> Result<(), StoreError> {
+        {
+            // A read under way would otherwise add its changes to the empty replica.
+            let _refreshing = self.refreshing.lock().await;
+            self.replica.rebuild();
+            // What it read counts as read before.
+            self.last_success.store(0, Ordering::Release);
+        }
+        self.refresh().await
+    }
+
+    fn ending(&self) -> MutexGuard<'_, Map<IntegrationId, u64>> {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that no call is in flight for a deleted integration, and none will start.
+    pub(super) fn ended(&self, id: IntegrationId) {
+        self.ending().remove(&id);
+    }
+
+    /// Revision up to which no calls are made for deleted integrations.
+    pub(super) fn confirmed(&self) -> u64 {
+        let ending = self.ending();
+        let applied = self.replica.applied();
+        let first = ending.values().min();
+        first.map_or(applied, |first| applied.min(first - 1))
+    }
+
+    async fn read_changes(
+        &self,
+        configured: impl Fn(IntegrationId),
+        deleted: impl Fn(IntegrationId),
+    ) -> Result<(), StoreError> {
+        let before = self.reads.load(Ordering::Acquire);
         let _refreshing = self.refreshing.lock().await;
+        if self.last_success.load(Ordering::Acquire) > before {
+            return Ok(());
+        }
+        let read = self.reads.fetch_add(1, Ordering::AcqRel) + 1;
         loop {
             let after = self.replica.cursor();
             let changes = self.registry.changes_after(after, PAGE).await?;
@@ -93,9 +148,17 @@ impl Catalog {
                     RegistryChange::Deleted(_) => None,
                 })
                 .collect();
-            let is_complete = self.replica.apply(changes);
+            let applied = {
+                // A deletion is confirmed only after its calls have ended.
+                let mut ending = self.ending();
+                let applied = self.replica.apply(changes);
+                ending.extend(applied.deleted.iter().copied());
+                applied
+            };
+            applied.deleted.iter().for_each(|(id, _)| deleted(*id));
             new_versions.into_iter().for_each(&configured);
-            if is_complete {
+            if applied.is_complete {
+                self.last_success.store(read, Ordering::Release);
                 return Ok(());
             }
         }
@@ -103,14 +166,20 @@ impl Catalog {
 
     /// Waits until the replica has applied a revision.
     pub(super) async fn wait_for(&self, revision: u64) {
+        let mut missing = 0;
         while self.replica.applied() < revision && !self.failed.is_cancelled() {
-            if let Err(error) = self.refresh().await {
-                if matches!(error, StoreError::Closed) {
+            match self.refresh().await {
+                Ok(()) if self.replica.applied() >= revision => return,
+                // What a database has confirmed it shows, unless a promotion took it back.
+                Ok(()) if missing == MISSING => {
+                    tracing::error!(revision, "the registry has lost a revision");
                     return;
                 }
-                tracing::error!(%error, "cannot read the registry");
-                tokio::time::sleep(RETRY).await;
+                Ok(()) => missing += 1,
+                Err(StoreError::Closed) => return,
+                Err(error) => tracing::error!(%error, "cannot read the registry"),
             }
+            tokio::time::sleep(RETRY).await;
         }
     }
 

@@ -74,34 +74,45 @@ impl StoredEntry {
         position: Position,
         accepted_at: Timestamp,
     ) -> Result<Entry, StoreError> {
-        let Header { revision, members } = Header::decode(&self.header, position)?;
-        let length = members.iter().map(|member| member.bytes as usize).sum();
-        let segments = decompress_up_to(&self.payload, length)
-            .ok()
-            .filter(|segments| segments.len() == length)
-            .map(Bytes::from);
-        let mut at = 0;
-        let chunks = members.into_iter().map(|member| {
-            let range = at..at + member.bytes as usize;
-            at = range.end;
-            EntryChunk {
-                integration_id: member.integration_id,
-                count: member.count,
-                segment: segments
-                    .as_ref()
-                    // A slice would keep the memory of the whole entry.
-                    .map(|segments| Bytes::copy_from_slice(&segments[range]))
-                    .ok_or(Damaged),
-            }
-        });
-        Ok(Entry {
-            position,
-            id: self.id,
-            accepted_at,
-            revision,
-            chunks: chunks.collect(),
-        })
+        decode(self.id, &self.header, &self.payload, position, accepted_at)
     }
+}
+
+/// Decodes an entry from its parts, as [`StoredEntry::decode`] does.
+pub(super) fn decode(
+    id: EntryId,
+    header: &[u8],
+    payload: &[u8],
+    position: Position,
+    accepted_at: Timestamp,
+) -> Result<Entry, StoreError> {
+    let Header { revision, members } = Header::decode(header, position)?;
+    let length = members.iter().map(|member| member.bytes as usize).sum();
+    let segments = decompress_up_to(payload, length)
+        .ok()
+        .filter(|segments| segments.len() == length)
+        .map(Bytes::from);
+    let mut at = 0;
+    let chunks = members.into_iter().map(|member| {
+        let range = at..at + member.bytes as usize;
+        at = range.end;
+        EntryChunk {
+            integration_id: member.integration_id,
+            count: member.count,
+            segment: segments
+                .as_ref()
+                // A slice would keep the memory of the whole entry.
+                .map(|segments| Bytes::copy_from_slice(&segments[range]))
+                .ok_or(Damaged),
+        }
+    });
+    Ok(Entry {
+        position,
+        id,
+        accepted_at,
+        revision,
+        chunks: chunks.collect(),
+    })
 }
 
 /// Chunk of an entry, as the header describes it.

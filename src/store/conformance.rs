@@ -1,12 +1,17 @@
 //! Conformance of engines to the storage contract. A suite runs over any engine and returns the
 //! first violation, so that planted defects can show that it finds them.
 
+#[cfg(feature = "kafka")]
+mod kafka;
 mod ledger;
 mod log;
 mod memory;
 mod oracle;
 mod owner;
+mod ownership;
 mod planted;
+mod postgres;
+mod postgres_ledger;
 mod registry;
 mod sqlite;
 
@@ -19,10 +24,10 @@ use tokio::{task::yield_now, time::timeout};
 use uuid::Uuid;
 
 use super::{
+    error::StoreError,
     memory::Fault,
     ports::{
-        Entry, EntryId, EventLog, Ledger, LogReader, NewChunk, NewEntry, Ownership, Partition,
-        Position,
+        Entry, EntryId, EventLog, Lease, Ledger, LogReader, NewChunk, NewEntry, Partition, Position,
     },
 };
 use crate::domain::integration::IntegrationId;
@@ -50,8 +55,16 @@ pub(crate) struct Ports {
     pub(crate) log: Arc<dyn EventLog>,
     /// The ledger.
     pub(crate) ledger: Arc<dyn Ledger>,
-    /// The ownership.
-    pub(crate) ownership: Arc<dyn Ownership>,
+    /// Acquisition of all partitions.
+    pub(crate) acquire: Arc<dyn Acquire>,
+}
+
+/// Takes over partitions at once, as an instance does after the lease of the one before has
+/// lapsed.
+#[async_trait]
+pub(crate) trait Acquire: Send + Sync {
+    /// Takes over every partition, each under a new epoch.
+    async fn acquire(&self) -> Result<Vec<Lease>, StoreError>;
 }
 
 /// Damage to what is durable.
@@ -137,7 +150,7 @@ async fn read(reader: &mut Box<dyn LogReader>) -> Checked<Arc<Entry>> {
 }
 
 /// Polls a future at most `polls` times, and drops it if it has not ended by then.
-async fn interrupt<T>(polls: u32, future: impl Future<Output = T>) -> Option<T> {
+pub(crate) async fn interrupt<T>(polls: u32, future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
     for _ in 0..polls {
         let polled = std::future::poll_fn(|context| {

@@ -43,6 +43,8 @@ pub(crate) enum Fault {
 pub(crate) struct Image {
     state: Arc<Mutex<State>>,
     changed: watch::Sender<()>,
+    /// Partitions whose appends wait.
+    held: watch::Sender<BTreeSet<Partition>>,
     max_step: u64,
 }
 
@@ -89,6 +91,7 @@ impl Image {
                 clock: 0,
             })),
             changed: watch::Sender::new(()),
+            held: watch::Sender::default(),
             max_step,
         }
     }
@@ -96,6 +99,16 @@ impl Image {
     /// Determines the outcome of an append that follows, in the order of the calls.
     pub(crate) fn inject(&self, fault: Fault) {
         self.lock().faults.push_back(fault);
+    }
+
+    /// Holds appends to a partition, or lets them go on.
+    pub(crate) fn hold(&self, partition: Partition, hold: bool) {
+        self.held.send_modify(|held| {
+            let _changed = match hold {
+                true => held.insert(partition),
+                false => held.remove(&partition),
+            };
+        });
     }
 
     /// Makes the events of an entry unreadable.
@@ -263,6 +276,9 @@ impl EventLog for MemoryLog {
     }
 
     async fn append(&self, partition: Partition, entries: Vec<NewEntry>) -> Result<(), StoreError> {
+        // Fails only if the sender is gone, and it is in `self`.
+        let mut held = self.image.held.subscribe();
+        let _ = held.wait_for(|held| !held.contains(&partition)).await;
         // Points at which a caller may give up: here nothing is kept, below all is.
         let ticks = self.image.lock().clock % 3;
         for _ in 0..=ticks {
@@ -295,6 +311,10 @@ impl EventLog for MemoryLog {
 
     fn known_end(&self, partition: Partition) -> Position {
         self.image.lock().partitions[partition as usize].bounds.end
+    }
+
+    async fn remove(&self, partition: Partition, below: Position) -> Result<(), StoreError> {
+        self.trim(partition, below).await
     }
 
     async fn trim(&self, partition: Partition, below: Position) -> Result<(), StoreError> {

@@ -3,18 +3,24 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque, hash_map},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use jiff::Timestamp;
 use tokio::{
-    sync::{Notify, watch},
-    time::{Instant, sleep_until},
+    sync::{Notify, mpsc, watch},
+    time::{Instant, sleep, sleep_until},
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
     StoreError,
+    accept_loss::WINDOW,
     backpressure::Backpressure,
     catalog::Catalog,
     ports::{
@@ -34,6 +40,8 @@ use crate::domain::{
 
 /// Time between attempts to write the ledger after a failure.
 const RETRY: Duration = Duration::from_millis(500);
+/// Time between attempts to secure an anchor; those of an engine that replicates take longer.
+const TRIM_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of segments that one transaction moves to backlogs.
 const MOVE_BYTES: usize = 16 << 20;
 /// The log may hold this many times the budget of the tail before its oldest entries are
@@ -56,6 +64,8 @@ pub(super) struct Shared {
     pub(super) tail_bytes: usize,
     /// Longest time from a settlement to the begin of its write.
     pub(super) linger: Duration,
+    /// Owners that cannot continue, and the reason.
+    pub(super) failures: mpsc::UnboundedSender<(Lease, StoreError)>,
 }
 
 /// Owner of one partition.
@@ -69,6 +79,10 @@ pub(super) struct Owner {
     writing: tokio::sync::Mutex<()>,
     wake: Notify,
     moved: Notify,
+    /// Whether calls may be made for the partition.
+    delivers: AtomicBool,
+    /// Ends the tasks.
+    stopped: CancellationToken,
 }
 
 #[derive(Default)]
@@ -89,6 +103,17 @@ struct State {
     /// Time of the next write; None if there is nothing to write.
     due: Option<Instant>,
     closing: bool,
+    trimming: Arc<Mutex<Trimming>>,
+    /// Acceptance time of the oldest chunk of each backlog that there was at the start.
+    backlog_since: Map<IntegrationId, Timestamp>,
+}
+
+/// Task that trims the log once an anchor is secured.
+#[derive(Default)]
+struct Trimming {
+    is_running: bool,
+    /// Later anchor that was recorded meanwhile.
+    next: Option<Anchor>,
 }
 
 /// Entry of the log that is needed.
@@ -211,22 +236,21 @@ impl Owner {
     /// Takes over a partition: loads its ledger, and reads the log up to its present end.
     pub(super) async fn start(shared: Shared, lease: Lease) -> Result<Arc<Self>, StoreError> {
         let snapshot = shared.ledger.load(lease).await?;
+        // The ledger may have integrations that another instance has created since the last read.
+        shared.catalog.refresh().await?;
         let mut state = State {
             anchor: snapshot.anchor,
             anchor_is_durable: true,
             ..State::default()
         };
-        let mut backlogs = Vec::new();
         for row in snapshot.integrations {
             if shared.catalog.replica().contains(row.integration_id) {
-                let since = row.backlog_since.map(|since| (row.integration_id, since));
-                backlogs.extend(since);
-                state.queues.insert(row.integration_id, Queue::load(row));
+                let id = row.integration_id;
+                let since = row.backlog_since.map(|since| (id, since));
+                state.backlog_since.extend(since);
+                state.queues.insert(id, Queue::load(row));
             }
         }
-        shared
-            .work
-            .appended(backlogs.into_iter().map(|(id, since)| (id, 1, since)));
         let owner = Arc::new(Self {
             lease,
             shared,
@@ -235,8 +259,22 @@ impl Owner {
             writing: tokio::sync::Mutex::default(),
             wake: Notify::new(),
             moved: Notify::new(),
+            delivers: AtomicBool::new(false),
+            stopped: CancellationToken::new(),
         });
-        let reader = owner.replay(snapshot.anchor).await?;
+        let reader = match owner.replay(snapshot.anchor).await {
+            Ok(reader) => reader,
+            Err(error) => {
+                owner.stop();
+                return Err(error);
+            }
+        };
+        if owner.has_failed() {
+            owner.stop();
+            return Err(StoreError::Failed(
+                "its ledger cannot be written".to_owned(),
+            ));
+        }
         let catalog = &owner.shared.catalog;
         catalog.spawn(Arc::clone(&owner).read_on(reader));
         catalog.spawn(Arc::clone(&owner).write_on());
@@ -294,19 +332,79 @@ impl Owner {
 
     async fn read_on(self: Arc<Self>, mut reader: Box<dyn LogReader>) {
         loop {
-            match reader.next().await {
+            let next = tokio::select! {
+                next = reader.next() => next,
+                () = self.stopped.cancelled() => return,
+            };
+            match next {
                 Ok(entry) => {
-                    if self.take_in(&entry).await {
+                    let must_move = self.take_in(&entry).await;
+                    if must_move && self.shared.backpressure.is_far_over() {
+                        self.move_what_must().await;
+                    } else if must_move {
                         self.wake.notify_one();
                     }
                 }
                 Err(StoreError::Closed) => return,
-                Err(error) => {
-                    self.shared.catalog.fail(&error);
-                    return;
-                }
+                Err(error) => return self.fail(error),
             }
         }
+    }
+
+    /// Ends this owner after an error that it cannot continue from.
+    fn fail(&self, error: StoreError) {
+        // Nobody receives it while the store closes.
+        self.set_delivers(false);
+        self.stopped.cancel();
+        let _closing = self.shared.failures.send((self.lease, error));
+    }
+
+    /// Whether it cannot continue, or was stopped.
+    pub(super) fn has_failed(&self) -> bool {
+        self.stopped.is_cancelled()
+    }
+
+    /// Discards integrations that were deleted while this owner started.
+    pub(super) fn discard_deleted(&self) {
+        let replica = self.shared.catalog.replica();
+        let ids = self.ids().into_iter();
+        for id in ids.filter(|id| !replica.contains(*id)) {
+            self.discard(id);
+        }
+    }
+
+    /// Allows or forbids calls for the partition. Calls in flight are the caller's to end.
+    pub(super) fn set_delivers(&self, delivers: bool) {
+        self.delivers.store(delivers, Ordering::Release);
+    }
+
+    /// Whether calls may be made for the partition.
+    pub(super) fn delivers(&self) -> bool {
+        self.delivers.load(Ordering::Acquire)
+    }
+
+    /// Integrations that have a ledger or events in memory.
+    pub(super) fn ids(&self) -> Vec<IntegrationId> {
+        self.lock().queues.keys().copied().collect()
+    }
+
+    /// Announces all pending events to the worker.
+    pub(super) fn announce(&self) {
+        let state = self.lock();
+        let queues = state.queues.iter();
+        // A gap that was not sent yet counts as expired already.
+        let has_work = |queue: &Queue| {
+            let progress = queue.progress();
+            progress.pending() > 0 || progress.expired > 0
+        };
+        let pending = queues.filter(|(_, queue)| has_work(queue));
+        let pending = pending.map(|(id, queue)| {
+            let since = state.backlog_since.get(id).copied();
+            // Without it nothing is known of the age, and retention looks.
+            let since = since.or_else(|| queue.oldest_pending());
+            (*id, since.unwrap_or(Timestamp::UNIX_EPOCH))
+        });
+        self.shared.work.all_pending(pending);
     }
 
     /// Numbers the events of an entry. Returns whether the oldest events must move to the backlog.
@@ -322,6 +420,9 @@ impl Owner {
             left: 0,
         };
         let mut state = self.lock();
+        if state.closing {
+            return false;
+        }
         for chunk in &entry.chunks {
             let id = chunk.integration_id;
             let queue = match state.queues.get_mut(&id) {
@@ -383,6 +484,7 @@ impl Owner {
         tokio::select! {
             _read = read_to.wait_for(|read| *read >= end) => {}
             // Nobody reads any more.
+            () = self.stopped.cancelled() => {}
             _failure = self.shared.catalog.failed() => {}
         }
     }
@@ -522,9 +624,9 @@ impl Owner {
     /// again. The other way round, nothing would correct the status.
     async fn write_ledger(&self, moves: Vec<PlannedMove>) -> Result<(), StoreError> {
         let Batch {
-            updates,
-            written,
-            anchor,
+            mut updates,
+            mut written,
+            mut anchor,
             observed,
         } = self.collect(&moves);
         if updates.is_empty() && anchor.is_none() && observed.is_empty() {
@@ -535,11 +637,31 @@ impl Owner {
             true => Ok(()),
             false => self.shared.catalog.observe(&all).await,
         };
+        let unrecorded: Set<IntegrationId> = match recorded.is_err() {
+            true => observed.keys().copied().collect(),
+            false => Set::default(),
+        };
         self.end_recording(recorded.is_err().then_some(observed));
-        let settled = match recorded {
-            Ok(()) if updates.is_empty() && anchor.is_none() => Ok(()),
-            Ok(()) => self.shared.ledger.settle(self.lease, updates, anchor).await,
-            failed => failed,
+        if recorded.is_err() {
+            // The others do not wait: a registry that commits nothing for a time must not keep
+            // deliveries from being recorded.
+            let waits = |planned: &PlannedMove| unrecorded.contains(&planned.integration_id);
+            if matches!(recorded, Err(StoreError::Closed)) || moves.iter().any(waits) {
+                self.cancel(&moves, &written);
+                return recorded;
+            }
+            let (kept, later): (Vec<Written>, Vec<Written>) = written
+                .into_iter()
+                .partition(|one| !unrecorded.contains(&one.integration_id));
+            self.cancel(&[], &later);
+            written = kept;
+            updates.retain(|update| !unrecorded.contains(&update.integration_id));
+            // It must not pass a checkpoint that is not durable.
+            anchor = None;
+        }
+        let settled = match updates.is_empty() && anchor.is_none() {
+            true => Ok(()),
+            false => self.shared.ledger.settle(self.lease, updates, anchor).await,
         };
         if let Err(error) = settled {
             self.cancel(&moves, &written);
@@ -551,19 +673,63 @@ impl Owner {
                 )
             };
             if is_final(&error) {
-                self.shared.catalog.fail(&error);
+                self.fail(error.clone());
             }
             return Err(error);
         }
         self.confirm(moves, &written, anchor);
+        recorded?;
         if let Some(anchor) = anchor {
-            let trimmed = self.shared.log.trim(self.lease.partition, anchor.position);
-            if let Err(error) = trimmed.await {
-                // The next trim includes what this one would have removed.
-                tracing::warn!(%error, "cannot trim the log");
-            }
+            self.trim(anchor).await;
         }
         Ok(())
+    }
+
+    /// Trims the log up to an anchor that is recorded, once no failover can take it back. Writes
+    /// go on meanwhile. The caller holds [`Owner::lock_writes`].
+    async fn trim(&self, anchor: Anchor) {
+        let (shared, lease) = (self.shared.clone(), self.lease);
+        let trimming = Arc::clone(&self.lock().trimming);
+        {
+            let mut trimming = lock_trimming(&trimming);
+            if trimming.is_running {
+                trimming.next = Some(anchor);
+                return;
+            }
+        }
+        let ledger = Arc::clone(&shared.ledger);
+        let mut securing = Box::pin(async move { ledger.secure_anchor(lease, anchor).await });
+        if let Some(secured) = (&mut securing).now_or_never() {
+            trim_if(secured, &*shared.log, lease.partition, anchor).await;
+            return;
+        }
+        lock_trimming(&trimming).is_running = true;
+        let stopped = self.stopped.clone();
+        self.shared.catalog.spawn(async move {
+            let trims = async {
+                let (mut anchor, mut secured) = (anchor, securing.await);
+                loop {
+                    let is_trimmed = trim_if(secured, &*shared.log, lease.partition, anchor).await;
+                    {
+                        let mut trimming = lock_trimming(&trimming);
+                        match trimming.next.take() {
+                            Some(next) => anchor = next,
+                            None if is_trimmed => {
+                                trimming.is_running = false;
+                                return;
+                            }
+                            None => {}
+                        }
+                    }
+                    sleep(TRIM_PAUSE).await;
+                    secured = shared.ledger.secure_anchor(lease, anchor).await;
+                }
+            };
+            tokio::select! {
+                () = trims => {}
+                () = stopped.cancelled() => {}
+            }
+        });
     }
 
     /// Ends the recording of observations, of which those that failed are to be recorded again.
@@ -667,7 +833,12 @@ impl Owner {
 
     /// Position up to which the oldest chunks must leave memory; None if they need not.
     fn position_to_move(&self, state: &State) -> Option<Position> {
-        let mut excess = self.shared.backpressure.excess().unwrap_or(0);
+        // Its share of what all owners of this instance must free.
+        let mut excess = self
+            .shared
+            .backpressure
+            .excess(state.entry_bytes)
+            .unwrap_or(0);
         let limit = self.shared.tail_bytes.saturating_mul(LOG_FACTOR);
         let by_log = state
             .entry_bytes
@@ -746,6 +917,19 @@ impl Owner {
         }
     }
 
+    /// Moves all events to their backlogs, and writes everything. Nothing is delivered or appended
+    /// meanwhile.
+    pub(super) async fn move_all(&self) -> Result<(), StoreError> {
+        let last = self.lock().entries.back().map(|entry| entry.position);
+        if let Some(last) = last {
+            self.move_up_to(last).await?;
+        }
+        while !self.is_clean() {
+            self.write().await?;
+        }
+        Ok(())
+    }
+
     async fn move_fragmented(&self) {
         let fragmented: Vec<IntegrationId> = {
             let state = self.lock();
@@ -753,7 +937,9 @@ impl Owner {
             dirty
                 .filter(|id| {
                     let queue = state.queues.get(*id);
-                    queue.is_some_and(|queue| queue.settled_ranges() > MAX_RANGES)
+                    queue.is_some_and(|queue| {
+                        queue.settled_ranges() > MAX_RANGES || queue.span() > WINDOW / 4
+                    })
                 })
                 .copied()
                 .collect()
@@ -792,8 +978,18 @@ impl Owner {
                 let Some(queue) = state.queues.get_mut(&id) else {
                     return Ok(Vec::new());
                 };
+                let end = queue.next_sequence() + WINDOW / 2;
                 match queue.read(from, max_bytes) {
-                    Ok(Read::Chunks(chunks)) => return Ok(chunks),
+                    Ok(Read::Chunks(mut chunks)) => {
+                        let read = chunks.len();
+                        chunks.retain(|chunk| chunk.end_sequence() <= end);
+                        if read == 0 || !chunks.is_empty() {
+                            return Ok(chunks);
+                        }
+                        // Its oldest events move first.
+                        self.wake.notify_one();
+                        (None, BTreeMap::new())
+                    }
                     Ok(Read::Before(end)) => (Some(end), queue.backlog_overlay()),
                     Ok(Read::Moving) => (None, BTreeMap::new()),
                     Err(first_sequence) => return Err(StoreError::DamagedChunk { first_sequence }),
@@ -940,16 +1136,57 @@ impl Owner {
             .collect()
     }
 
-    /// Ends the tasks. What is not durable is written before by [`Owner::write`].
+    /// Ends the tasks and forgets everything. What is not durable is written before by
+    /// [`Owner::write`].
     pub(super) fn stop(&self) {
-        self.lock().closing = true;
+        self.set_delivers(false);
+        self.stopped.cancel();
+        let mut state = self.lock();
+        state.closing = true;
+        // Its events do not use the budget of the others any more.
+        for queue in std::mem::take(&mut state.queues).values() {
+            let bytes = queue.bytes();
+            if bytes > 0 {
+                self.shared.backpressure.removed(bytes, true);
+            }
+        }
+        state.dirty.clear();
+        drop(state);
         self.wake.notify_one();
+        self.moved.notify_waiters();
     }
 
     /// Whether everything is durable.
     pub(super) fn is_clean(&self) -> bool {
         let state = self.lock();
         state.dirty.is_empty() && state.observed.is_empty() && state.anchor_is_durable
+    }
+}
+
+fn lock_trimming(trimming: &Mutex<Trimming>) -> MutexGuard<'_, Trimming> {
+    trimming.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Trims the log if its anchor is secured. Returns false if that is to be tried again.
+async fn trim_if(
+    secured: Result<bool, StoreError>,
+    log: &dyn EventLog,
+    partition: Partition,
+    anchor: Anchor,
+) -> bool {
+    match secured {
+        Ok(true) => {
+            if let Err(error) = log.trim(partition, anchor.position).await {
+                // The next trim includes what this one would have removed.
+                tracing::warn!(%error, "cannot trim the log");
+            }
+            true
+        }
+        Ok(false) => false,
+        Err(error) => {
+            tracing::warn!(%error, "the log is not trimmed");
+            false
+        }
     }
 }
 
@@ -980,33 +1217,52 @@ fn add_observed(all: &mut Vec<Observed>, observed: Observed) {
 
 /// Owners of the partitions of this instance.
 pub(super) struct Partitions {
-    owners: Map<Partition, Arc<Owner>>,
+    owners: RwLock<Map<Partition, Arc<Owner>>>,
     catalog: Arc<Catalog>,
 }
 
 impl Partitions {
-    pub(super) fn new(owners: impl IntoIterator<Item = Arc<Owner>>, catalog: Arc<Catalog>) -> Self {
-        let owners = owners.into_iter();
+    pub(super) fn new(catalog: Arc<Catalog>) -> Self {
         Self {
-            owners: owners.map(|owner| (owner.lease.partition, owner)).collect(),
+            owners: RwLock::default(),
             catalog,
         }
     }
 
-    /// Owner of the partition of an integration, if that is this instance.
-    pub(super) fn owner(&self, id: IntegrationId) -> Option<&Arc<Owner>> {
-        let partition = self.catalog.replica().partition_of(id)?;
-        self.owners.get(&partition)
+    fn read(&self) -> RwLockReadGuard<'_, Map<Partition, Arc<Owner>>> {
+        self.owners.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Owner>> {
-        self.owners.values()
+    fn write(&self) -> RwLockWriteGuard<'_, Map<Partition, Arc<Owner>>> {
+        self.owners.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn insert(&self, owner: Arc<Owner>) {
+        self.write().insert(owner.lease.partition, owner);
+    }
+
+    /// Removes the owner under a lease, if there is one.
+    pub(super) fn remove(&self, lease: Lease) -> Option<Arc<Owner>> {
+        let mut owners = self.write();
+        let is_it = owners.get(&lease.partition)?.lease == lease;
+        is_it.then(|| owners.remove(&lease.partition)).flatten()
+    }
+
+    /// Owner of the partition of an integration, if that is this instance.
+    pub(super) fn owner(&self, id: IntegrationId) -> Option<Arc<Owner>> {
+        let partition = self.catalog.replica().partition_of(id)?;
+        self.read().get(&partition).map(Arc::clone)
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Owner>> {
+        self.read().values().map(Arc::clone).collect()
     }
 
     /// Waits until the owner of a partition has read the log up to a position, if that is this
     /// instance.
     pub(super) async fn wait_for(&self, partition: Partition, end: Position) {
-        if let Some(owner) = self.owners.get(&partition) {
+        let owner = self.read().get(&partition).map(Arc::clone);
+        if let Some(owner) = owner {
             owner.wait_for(end).await;
         }
     }

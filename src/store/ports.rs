@@ -26,13 +26,16 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::error::{ConfigureError, StoreError};
-use crate::domain::{
-    chunk::Chunk,
-    integration::{Integration, IntegrationId},
-    organization::OrganizationId,
-    segment::Damaged,
-    sequences::Sequences,
-    status::{Observation, Stall, StatusDetail},
+use crate::{
+    boot_time::BootTime,
+    domain::{
+        chunk::Chunk,
+        integration::{Integration, IntegrationId},
+        organization::OrganizationId,
+        segment::Damaged,
+        sequences::Sequences,
+        status::{Observation, Stall, StatusDetail},
+    },
 };
 
 /// Number of a partition of the log.
@@ -168,6 +171,10 @@ pub trait EventLog: Send + Sync + 'static {
     /// Allows the log to remove the entries below a position. They may stay for a time.
     async fn trim(&self, partition: Partition, below: Position) -> Result<(), StoreError>;
 
+    /// Removes the entries below a position, and returns once the start of the partition is not
+    /// below it, durably. An engine may put an entry without chunks after the last one.
+    async fn remove(&self, partition: Partition, below: Position) -> Result<(), StoreError>;
+
     /// Whether the log takes entries, as it changes.
     fn availability(&self) -> watch::Receiver<Availability>;
 
@@ -198,12 +205,55 @@ pub struct Lease {
     pub epoch: u64,
 }
 
-/// Decides which partitions this instance owns.
+/// Membership of this instance, as a poll finds it.
+#[derive(Clone, Debug)]
+pub struct Membership {
+    /// Partitions that this instance owns. One that an earlier poll returned and this one does
+    /// not is lost.
+    pub leases: Vec<Lease>,
+    /// Partitions among `leases` that another living instance is to own. They are to be released
+    /// soon.
+    pub to_release: Vec<Partition>,
+    /// Time until which this instance may make calls for its partitions; None without a limit.
+    pub until: Option<BootTime>,
+    /// Newest revision of the registry.
+    pub revision: u64,
+    /// Revision that every living instance has confirmed: none of them makes calls for what was
+    /// deleted up to it.
+    pub confirmed: u64,
+    /// Number of living instances, this one included.
+    pub instances: u32,
+    /// History of the database. If it changes, what was read before may have been taken back.
+    pub timeline: u32,
+}
+
+/// Decides which partitions this instance owns, and until when.
+///
+/// Guarantees of every engine:
+///
+/// - At most one lease of a partition is valid in the ledger: writes under an earlier epoch are
+///   `Fenced`.
+/// - While an instance polls, it keeps its leases, also if the storage stops for a time.
+/// - The partitions of an instance that ended are taken over after its lease has lapsed, and at
+///   once after [`Ownership::leave`].
 #[async_trait]
 pub trait Ownership: Send + Sync + 'static {
-    /// Takes over the partitions that this instance is to own, each under a new epoch: from now
-    /// on writes under an earlier one are `Fenced`.
-    async fn acquire(&self) -> Result<Vec<Lease>, StoreError>;
+    /// Renews the lease of this instance if it is due, takes over partitions that are free and
+    /// that this instance is to own, each under a new epoch, and returns what it owns.
+    ///
+    /// `confirmed` is the revision up to which this instance makes no calls for deleted
+    /// integrations any more.
+    async fn poll(&self, confirmed: u64) -> Result<Membership, StoreError>;
+
+    /// Takes over one partition under a new epoch, whoever owns it. The caller delivers nothing.
+    async fn seize(&self, partition: Partition) -> Result<Lease, StoreError>;
+
+    /// Gives partitions back. The caller has ended its calls for them and written their ledger.
+    async fn release(&self, leases: &[Lease]) -> Result<(), StoreError>;
+
+    /// Ends the membership of this instance: others take over without waiting for its lease to
+    /// lapse. The caller makes no calls any more.
+    async fn leave(&self) -> Result<(), StoreError>;
 }
 
 /// Event counts of an integration. `accepted = delivered + expired + pending`.
@@ -319,13 +369,21 @@ pub trait Ledger: Send + Sync + 'static {
     /// Records settlements, moves to the backlog and gaps, all in one transaction, or nothing.
     /// Integrations that do not exist any more are ignored. The engine may wait a short time to
     /// share the transaction of an append. An engine that holds the log as well may remove the
-    /// entries below the anchor in the same transaction.
+    /// entries below the anchor in the same transaction. One that replicates repeats a write in
+    /// doubt until it is confirmed or fenced, so this may take as long as a replica is lost.
     async fn settle(
         &self,
         lease: Lease,
         updates: Vec<LedgerUpdate>,
         anchor: Option<Anchor>,
     ) -> Result<(), StoreError>;
+
+    /// Makes sure that no failover takes back an anchor that was recorded. Returns whether that is
+    /// so, and the log may be trimmed up to it. Engines that replicate do this for all partitions
+    /// at once, at most once a minute, so it takes minutes; others answer at once.
+    async fn secure_anchor(&self, _lease: Lease, _anchor: Anchor) -> Result<bool, StoreError> {
+        Ok(true)
+    }
 
     /// Chunks of an integration's backlog that end after the sequence `from`, in order: about
     /// `max_bytes`, but at least one if there is one.
@@ -354,6 +412,24 @@ pub trait Ledger: Send + Sync + 'static {
         &self,
         integration_ids: &[IntegrationId],
     ) -> Result<HashMap<IntegrationId, Timestamp>, StoreError>;
+
+    /// Ledgers of integrations of any partition, for instances that do not own it.
+    async fn rows_of(
+        &self,
+        integration_ids: &[IntegrationId],
+    ) -> Result<Vec<LedgerRow>, StoreError>;
+
+    /// Removes the anchor of a partition, so that the next owner reads whatever the log has.
+    async fn forget_anchor(&self, lease: Lease) -> Result<(), StoreError>;
+
+    /// Writes settlements without waiting for others from now on, because this instance ends.
+    fn hurry(&self) {}
+
+    /// Bytes that all backlogs take, if the engine has no bound of its own that keeps the storage
+    /// from filling; else 0.
+    async fn backlog_bytes(&self) -> Result<u64, StoreError> {
+        Ok(0)
+    }
 
     /// Removes everything of integrations that were deleted. May take several calls; returns
     /// whether nothing is left to remove.

@@ -240,15 +240,9 @@ impl Queue {
         self.unwritten
     }
 
-    /// Number of events that are neither delivered nor expired.
-    pub(super) fn pending(&self) -> u64 {
-        let Counts {
-            accepted,
-            delivered,
-            expired,
-            ..
-        } = self.counts;
-        accepted.saturating_sub(delivered + expired)
+    /// Number of sequences from the checkpoint to the last event.
+    pub(super) fn span(&self) -> u64 {
+        self.end_sequence().saturating_sub(self.next_sequence)
     }
 
     /// Position up to which the log is not needed for this integration.
@@ -598,9 +592,7 @@ impl Queue {
 
     /// Releases everything, for an integration that was deleted. Returns the final counts.
     pub(super) fn discard(mut self, released: &mut Released) -> Progress {
-        let mut progress = self.progress();
-        progress.discarded = self.pending();
-        progress.pending_bytes = 0;
+        let progress = self.progress().after_delete();
         if let Some(tail) = self.tail.take() {
             released.bytes += tail.bytes;
             let positions = tail.chunks.iter().map(|chunk| chunk.position);

@@ -49,6 +49,15 @@ enum Entry {
     Deleted(Box<Tombstone>),
 }
 
+/// Effect of changes that were applied.
+#[derive(Debug, Default)]
+pub(super) struct Applied {
+    /// There was nothing more to read.
+    pub(super) is_complete: bool,
+    /// Integrations that existed before and do not any more, with the revision that shows it.
+    pub(super) deleted: Vec<(IntegrationId, u64)>,
+}
+
 impl Replica {
     fn read(&self) -> RwLockReadGuard<'_, States> {
         self.states.read().unwrap_or_else(PoisonError::into_inner)
@@ -66,16 +75,25 @@ impl Replica {
         next.unwrap_or(&states.current).applied
     }
 
-    /// Applies the changes after [`Replica::cursor`]. Returns whether there was nothing more to
-    /// read. Calls must not overlap.
-    pub(super) fn apply(&self, changes: RegistryChanges) -> bool {
+    /// Applies the changes after [`Replica::cursor`]. Calls must not overlap.
+    pub(super) fn apply(&self, changes: RegistryChanges) -> Applied {
         let mut states = self.write();
-        let is_complete = states.apply(changes);
-        let (applied, revision) = (states.current.applied, states.current.revision());
+        let is_rebuilt = states.next.is_some();
+        let applied = states.apply(changes);
+        let (newest, revision) = (states.current.applied, states.current.revision());
         drop(states);
-        raise(&self.applied, applied);
-        raise(&self.revision, revision);
-        is_complete
+        raise(&self.applied, newest);
+        match is_rebuilt && applied.is_complete {
+            // Subscribers look again, also if the history that they know went further.
+            true => self.revision.send_modify(|current| *current = revision),
+            false => raise(&self.revision, revision),
+        }
+        applied
+    }
+
+    /// Reads everything again with the next changes.
+    pub(super) fn rebuild(&self) {
+        self.write().next = Some(Box::default());
     }
 
     /// Revision up to which the replica is complete.
@@ -110,6 +128,15 @@ impl Replica {
     /// Returns the partition of an integration's events.
     pub(super) fn partition_of(&self, id: IntegrationId) -> Option<Partition> {
         self.look(id, |registered| registered.partition)
+    }
+
+    /// Returns the integrations of a partition, with the versions of their configurations.
+    pub(super) fn of_partition(&self, partition: Partition) -> Vec<(IntegrationId, u64)> {
+        let states = self.read();
+        let all = states.current.by_id.iter();
+        all.filter(|(_, registered)| registered.partition == partition)
+            .map(|(id, registered)| (*id, registered.integration.version))
+            .collect()
     }
 
     /// Returns the id of an organization's integration.
@@ -210,24 +237,30 @@ fn raise(sender: &watch::Sender<u64>, to: u64) {
 }
 
 impl States {
-    fn apply(&mut self, changes: RegistryChanges) -> bool {
+    fn apply(&mut self, changes: RegistryChanges) -> Applied {
         let state = self.next.as_deref_mut().unwrap_or(&mut self.current);
         // Its integrations may have been deleted by deletions that were forgotten before they
         // were read. Those that were forgotten before it read anything are not in it.
         let forgotten_to = changes.forgotten_to;
         if !state.by_id.is_empty() && forgotten_to > state.floor.max(state.applied) {
             self.next = Some(Box::default());
-            return false;
+            return Applied::default();
         }
         let more = changes.more;
-        state.apply(changes);
-        if more {
-            return false;
+        let mut deleted = state.apply(changes);
+        if self.next.is_some() {
+            deleted.clear();
         }
-        if let Some(next) = self.next.take() {
-            self.current = *next;
+        if !more && let Some(next) = self.next.take() {
+            let before = std::mem::replace(&mut self.current, *next);
+            let is_gone = |id: &IntegrationId| !self.current.by_id.contains_key(id);
+            let gone = before.by_id.into_keys().filter(is_gone);
+            deleted.extend(gone.map(|id| (id, self.current.applied)));
         }
-        true
+        Applied {
+            is_complete: !more,
+            deleted,
+        }
     }
 }
 
@@ -242,7 +275,9 @@ impl State {
         newest.map_or(0, |(revision, _)| *revision).max(self.floor)
     }
 
-    fn apply(&mut self, changes: RegistryChanges) {
+    /// Returns the integrations that existed and were deleted.
+    fn apply(&mut self, changes: RegistryChanges) -> Vec<(IntegrationId, u64)> {
+        let mut deleted = Vec::new();
         for change in changes.changes {
             // Read before.
             if change.revision() <= self.applied {
@@ -250,7 +285,13 @@ impl State {
             }
             match change {
                 RegistryChange::Current(registered) => self.put(registered),
-                RegistryChange::Deleted(tombstone) => self.bury(tombstone),
+                RegistryChange::Deleted(tombstone) => {
+                    let id = tombstone.integration_id;
+                    if self.by_id.contains_key(&id) {
+                        deleted.push((id, tombstone.revision));
+                    }
+                    self.bury(tombstone);
+                }
             }
         }
         self.applied = self.applied.max(changes.up_to);
@@ -258,6 +299,7 @@ impl State {
         while let Some(oldest) = self.tombstones.pop_front_if(|oldest| *oldest <= self.floor) {
             self.by_status_revision.remove(&oldest);
         }
+        deleted
     }
 
     fn put(&mut self, registered: Registered) {

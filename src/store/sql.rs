@@ -1,249 +1,138 @@
-//! An SQL database, its write lock, and the end of its use.
+//! What the engines on SQLite and on PostgreSQL have in common: the registry, and facts about the
+//! database.
 
+pub(in crate::store) mod copy;
 mod entities;
 mod external_ids;
 mod registry;
+pub(in crate::store) mod rows;
 
-use std::{
-    ops::Deref,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{ops::Deref, sync::Arc};
 
+use async_trait::async_trait;
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, Statement, TransactionTrait,
-    Value,
-    sqlx::{self, Sqlite, pool::PoolConnection},
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, ExecResult,
+    QueryResult, RuntimeErr, Statement, Value, sqlx,
 };
-use tokio::sync::{Mutex, MutexGuard, watch};
 
 pub(in crate::store) use self::registry::{RegistryOptions, SqlRegistry};
-use super::{
-    error::{Failure, StoreError},
-    sqlite::{connect::renew, failure, script::Script, slow::Slow},
-};
+use super::{error::StoreError, postgres, sqlite};
+
+/// Either of SQLite or of PostgreSQL.
+#[derive(Clone)]
+pub(in crate::store) enum Either<S, P> {
+    Sqlite(S),
+    Postgres(P),
+}
 
 /// An SQL database. Cheap to clone: clones are the same database.
-#[derive(Clone)]
-pub(in crate::store) struct Database {
-    shared: Arc<Shared>,
-}
+pub(in crate::store) type Database = Either<sqlite::Database, postgres::Database>;
 
-struct Shared {
-    writes: DatabaseConnection,
-    reads: DatabaseConnection,
-    /// The write lock. Fair: whoever waits longest gets it next.
-    lock: Mutex<Writing>,
-    /// A database in memory, of which the only connection serves all.
-    in_memory: bool,
-    database_id: String,
-    /// A connection for writes failed, and must not be used again.
-    is_suspect: AtomicBool,
-    ended: watch::Sender<Option<End>>,
-}
+/// Transaction that writes. Rolled back if it is dropped.
+type WriteTransaction<'a> = Either<sqlite::WriteTransaction<'a>, postgres::WriteTransaction>;
 
-/// State that the holder of the write lock uses.
-#[derive(Default)]
-struct Writing {
-    /// Connection for scripts. Taking it from its pool and handing it back would each switch to
-    /// the thread behind the connection.
-    connection: Option<PoolConnection<Sqlite>>,
-    slow: Slow,
-}
+/// Connections for single statements that read.
+type Reader<'a> = Either<&'a DatabaseConnection, &'a postgres::Pool>;
 
-/// End of a database's use.
-#[derive(Clone, Debug)]
-enum End {
-    Closed,
-    Failed(Failure),
-}
+/// Transaction that reads one state of the database.
+type Snapshot = Either<Box<DatabaseTransaction>, postgres::WriteTransaction>;
 
-/// Transaction that holds the write lock. Rolled back if it is dropped.
-pub(in crate::store) struct WriteTransaction<'a> {
-    // Dropped before the lock is released.
-    tx: DatabaseTransaction,
-    database: &'a Database,
-    _lock: MutexGuard<'a, Writing>,
-}
+impl Database {
+    /// Begins a transaction in which every statement sees the same state.
+    async fn begin_snapshot(&self) -> Result<Snapshot, StoreError> {
+        Ok(match self {
+            Self::Sqlite(database) => Either::Sqlite(database.begin_snapshot().await?),
+            Self::Postgres(database) => Either::Postgres(database.begin_snapshot().await?),
+        })
+    }
 
-impl Deref for WriteTransaction<'_> {
-    type Target = DatabaseTransaction;
+    /// Begins a transaction that writes.
+    async fn begin(&self) -> Result<WriteTransaction<'_>, StoreError> {
+        Ok(match self {
+            Self::Sqlite(database) => Either::Sqlite(database.begin().await?),
+            Self::Postgres(database) => Either::Postgres(database.begin().await?),
+        })
+    }
 
-    fn deref(&self) -> &DatabaseTransaction {
-        &self.tx
+    /// Connections for reads, which do not wait for writes. In SQLite's memory, a read waits for
+    /// the end of a transaction: it must not be awaited within one.
+    fn reader(&self) -> Reader<'_> {
+        match self {
+            Self::Sqlite(database) => Either::Sqlite(database.reader()),
+            Self::Postgres(database) => Either::Postgres(database.reader()),
+        }
+    }
+
+    /// Identity of the database, made with it.
+    fn database_id(&self) -> &str {
+        match self {
+            Self::Sqlite(database) => database.database_id(),
+            Self::Postgres(database) => database.database_id(),
+        }
+    }
+
+    /// Translates an error of a statement.
+    fn map(&self, error: DbErr) -> StoreError {
+        match self {
+            Self::Sqlite(database) => database.map(error),
+            Self::Postgres(database) => database.map(error),
+        }
     }
 }
 
 impl WriteTransaction<'_> {
-    /// Commits, synced to disk.
-    pub(in crate::store) async fn commit(self) -> Result<(), StoreError> {
-        let committed = self.tx.commit().await;
-        committed.map_err(|error| self.database.map(error))
+    /// Commits: synced to disk, and by PostgreSQL's synchronous standbys.
+    ///
+    /// # Errors
+    ///
+    /// `Unavailable` if the commit was not confirmed: it may be kept.
+    async fn commit(self) -> Result<(), StoreError> {
+        match self {
+            Self::Sqlite(tx) => tx.commit().await,
+            Self::Postgres(tx) => tx.commit().await,
+        }
     }
 }
 
-impl Database {
-    /// A database with separate pools for writes and reads.
-    pub(in crate::store) fn new(
-        writes: DatabaseConnection,
-        reads: DatabaseConnection,
-        database_id: String,
-    ) -> Self {
-        Self::of(writes, reads, database_id, false)
-    }
-
-    /// A database in memory with its only connection.
-    #[cfg(test)]
-    pub(in crate::store) fn in_memory(only: DatabaseConnection, database_id: String) -> Self {
-        Self::of(only.clone(), only, database_id, true)
-    }
-
-    fn of(
-        writes: DatabaseConnection,
-        reads: DatabaseConnection,
-        database_id: String,
-        in_memory: bool,
-    ) -> Self {
-        let shared = Shared {
-            writes,
-            reads,
-            lock: Mutex::default(),
-            in_memory,
-            database_id,
-            is_suspect: AtomicBool::new(false),
-            ended: watch::Sender::new(None),
-        };
-        Self {
-            shared: Arc::new(shared),
+#[async_trait]
+impl<S, P> ConnectionTrait for Either<S, P>
+where
+    S: Deref<Target: ConnectionTrait> + Send + Sync,
+    P: Deref<Target: ConnectionTrait> + Send + Sync,
+{
+    fn get_database_backend(&self) -> DbBackend {
+        match self {
+            Self::Sqlite(db) => db.get_database_backend(),
+            Self::Postgres(db) => db.get_database_backend(),
         }
     }
 
-    /// Takes the write lock and begins a transaction.
-    pub(in crate::store) async fn begin(&self) -> Result<WriteTransaction<'_>, StoreError> {
-        let lock = self.lock().await?;
-        let tx = self.shared.writes.begin().await;
-        Ok(WriteTransaction {
-            tx: tx.map_err(|error| self.map(error))?,
-            database: self,
-            _lock: lock,
-        })
-    }
-
-    /// Connections for reads, which do not wait for writes. In memory, a read waits for the end
-    /// of a transaction: it must not be awaited within one.
-    pub(in crate::store) fn reader(&self) -> &DatabaseConnection {
-        &self.shared.reads
-    }
-
-    /// Identity of the database, made with it.
-    pub(in crate::store) fn database_id(&self) -> &str {
-        &self.shared.database_id
-    }
-
-    /// Translates an error, and notes if the database cannot be used any more.
-    pub(in crate::store) fn map(&self, error: DbErr) -> StoreError {
-        if let Err(ended) = self.check() {
-            return ended;
-        }
-        if failure::is_of_the_driver(&error) {
-            self.shared.is_suspect.store(true, Ordering::Relaxed);
-        }
-        if let Some(failure) = failure::failure(&error) {
-            tracing::error!(%error, "the database cannot be used any more");
-            self.end(End::Failed(failure));
-        }
-        failure::translate(&error)
-    }
-
-    /// Returns an error if the use of the database has ended.
-    pub(in crate::store) fn check(&self) -> Result<(), StoreError> {
-        match &*self.shared.ended.borrow() {
-            None => Ok(()),
-            Some(End::Closed) => Err(StoreError::Closed),
-            Some(End::Failed(failure)) => Err(StoreError::Failed(failure.to_string())),
+    async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
+        match self {
+            Self::Sqlite(db) => db.execute_raw(statement).await,
+            Self::Postgres(db) => db.execute_raw(statement).await,
         }
     }
 
-    /// Returns when the use of the database has ended, with the failure that ended it.
-    pub(in crate::store) async fn ended(&self) -> Option<Failure> {
-        let mut ended = self.shared.ended.subscribe();
-        match ended.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(End::Failed(failure))) => Some(failure.clone()),
-            _ => None,
+    async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
+        match self {
+            Self::Sqlite(db) => db.execute_unprepared(sql).await,
+            Self::Postgres(db) => db.execute_unprepared(sql).await,
         }
     }
 
-    fn end(&self, end: End) {
-        self.shared.ended.send_if_modified(|ended| {
-            let is_first = ended.is_none();
-            ended.get_or_insert(end);
-            is_first
-        });
-    }
-
-    /// Closes the connections, after the transaction that is under way.
-    pub(in crate::store) async fn close(&self) {
-        let mut lock = self.shared.lock.lock().await;
-        self.end(End::Closed);
-        close_connection(lock.connection.take()).await;
-        let pools = [&self.shared.writes, &self.shared.reads];
-        for pool in pools {
-            pool.get_sqlite_connection_pool().close().await;
+    async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
+        match self {
+            Self::Sqlite(db) => db.query_one_raw(statement).await,
+            Self::Postgres(db) => db.query_one_raw(statement).await,
         }
     }
 
-    /// Runs a script as one transaction, under the write lock.
-    pub(in crate::store) async fn run(&self, script: Script) -> Result<(), StoreError> {
-        let mut lock = self.lock().await?;
-        let Writing { connection, slow } = &mut *lock;
-        let pool = self.shared.writes.get_sqlite_connection_pool();
-        let written = slow.watch(async {
-            if connection.is_none() {
-                let acquired = pool.acquire().await;
-                *connection = Some(acquired.map_err(failure::of_statement)?);
-            }
-            match connection {
-                Some(connection) => script.run(connection).await,
-                None => Ok(()),
-            }
-        });
-        let written = written.await;
-        if self.shared.in_memory
-            && let Some(mut connection) = connection.take()
-            && written.is_err()
-        {
-            // Fails if the transaction has ended already.
-            let _ended = sqlx::query("ROLLBACK").execute(&mut *connection).await;
+    async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
+        match self {
+            Self::Sqlite(db) => db.query_all_raw(statement).await,
+            Self::Postgres(db) => db.query_all_raw(statement).await,
         }
-        let Err(error) = written else {
-            return Ok(());
-        };
-        tracing::error!(%error, "cannot write to the log");
-        let error = self.map(error);
-        // Releases the lock on the database that a failed transaction may keep.
-        close_connection(connection.take()).await;
-        Err(error)
-    }
-
-    async fn lock(&self) -> Result<MutexGuard<'_, Writing>, StoreError> {
-        let mut lock = self.shared.lock.lock().await;
-        self.check()?;
-        let is_suspect = self.shared.is_suspect.swap(false, Ordering::Relaxed);
-        if is_suspect && !self.shared.in_memory {
-            close_connection(lock.connection.take()).await;
-            renew(self.shared.writes.get_sqlite_connection_pool()).await;
-        }
-        Ok(lock)
-    }
-}
-
-async fn close_connection(connection: Option<PoolConnection<Sqlite>>) {
-    if let Some(connection) = connection
-        && let Err(error) = connection.close().await
-    {
-        tracing::warn!(%error, "the connection to the database did not close cleanly");
     }
 }
 
@@ -278,12 +167,28 @@ pub(in crate::store) async fn save_meta(
     db.execute_raw(statement(db, sql, values)).await.map(drop)
 }
 
+/// The driver's part of an error.
+pub(in crate::store) fn driver_error(error: &DbErr) -> Option<&sqlx::Error> {
+    match error {
+        DbErr::Exec(RuntimeErr::SqlxError(error))
+        | DbErr::Query(RuntimeErr::SqlxError(error))
+        | DbErr::Conn(RuntimeErr::SqlxError(error)) => Some(error),
+        _ => None,
+    }
+}
+
+/// An error of a statement, in the form of SeaORM.
+pub(in crate::store) fn of_statement(error: sqlx::Error) -> DbErr {
+    DbErr::Exec(RuntimeErr::SqlxError(Arc::new(error)))
+}
+
 #[cfg(test)]
 pub(in crate::store) mod testing {
-    use super::{super::sqlite, *};
+    use super::*;
 
-    /// An empty database in memory.
+    /// An empty SQLite database in memory.
     pub(in crate::store) async fn database() -> Database {
-        sqlite::testing::open_in_memory().await.database().clone()
+        let engine = sqlite::testing::open_in_memory().await;
+        Either::Sqlite(engine.database().clone())
     }
 }

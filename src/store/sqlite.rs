@@ -2,14 +2,15 @@
 //! one process uses at a time.
 
 mod check;
-pub(super) mod connect;
-pub(super) mod failure;
+mod connect;
+mod database;
+mod failure;
 mod ledger;
 mod log;
 mod migrate_packs;
 mod schema;
-pub(super) mod script;
-pub(super) mod slow;
+mod script;
+mod slow;
 mod space;
 #[cfg(test)]
 pub(super) mod testing;
@@ -25,11 +26,13 @@ use std::{
 };
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
 use sea_orm_migration::MigratorTrait;
 use tokio::sync::watch;
 use uuid::Uuid;
 
+pub(super) use self::database::{Database, WriteTransaction};
 use self::{
     connect::{MIGRATION, READS, WRITES, connect, page_bytes, write_back},
     log::{Log, watch_space},
@@ -39,12 +42,17 @@ use self::{
 };
 use super::{
     error::StoreError,
-    ports::{Availability, Lease, Ownership, Partition},
-    sql::{Database, load_meta, save_meta, statement},
+    ports::{Availability, Lease, Membership, Ownership, Partition},
+    sql::{load_meta, save_meta, statement},
 };
 
 const DATABASE_FILE: &str = "siem-relay.sqlite";
 const LOCK_FILE: &str = "lock";
+/// Row of `meta` with the id of the database to which everything was moved.
+const MOVED_TO: &str = "moved_to";
+/// Name in the table of migrations, by which versions that do not know [`MOVED_TO`] refuse the
+/// database as well.
+const MOVED: &str = "moved_to_shared_storage";
 /// The only partition.
 const PARTITION: Partition = 0;
 
@@ -101,6 +109,18 @@ pub enum OpenError {
         /// Migration that this version does not know.
         migration: String,
     },
+    /// Its content was moved to shared storage.
+    #[error(
+        "everything in {data_dir} was moved to shared storage: start with --log-url and --database-url; docs/operations.md says when and how to go back"
+    )]
+    Moved {
+        /// The directory.
+        data_dir: PathBuf,
+        /// Id of the database in it.
+        from: String,
+        /// Id of the database to which it was moved.
+        to: String,
+    },
     /// The disk has no space for the start.
     #[error("the disk of {0} is full: free space, and start again")]
     Full(PathBuf),
@@ -140,6 +160,11 @@ struct Shared {
     log: Log,
     /// Keeps other processes away from the directory, until it is closed.
     lock: Mutex<Option<File>>,
+}
+
+/// Whether a directory has a database.
+pub(super) fn exists(data_dir: &Path) -> bool {
+    data_dir.join(DATABASE_FILE).is_file()
 }
 
 /// Opens the database in a directory and migrates it.
@@ -222,6 +247,11 @@ async fn prepare(db: &DatabaseConnection, path: &Path) -> Result<(), OpenError> 
     if let Some(what) = check::damage(db, path).await.map_err(failed)? {
         return Err(damaged(what));
     }
+    if let Some(to) = moved_to(db).await.map_err(failed)? {
+        let data_dir = path.parent().unwrap_or(path).to_owned();
+        let from = database_id(db).await.map_err(failed)?;
+        return Err(OpenError::Moved { data_dir, from, to });
+    }
     if let Some(migration) = newer_migration(db).await.map_err(failed)? {
         let path = path.to_owned();
         return Err(OpenError::Newer { path, migration });
@@ -240,6 +270,15 @@ async fn newer_migration(db: &DatabaseConnection) -> Result<Option<String>, DbEr
     let applied = Migrator::get_migration_models(db).await?;
     let mut versions = applied.into_iter().map(|applied| applied.version);
     Ok(versions.find(|version| known.iter().all(|known| known.name() != version)))
+}
+
+/// Id of the database to which everything was moved.
+async fn moved_to(db: &DatabaseConnection) -> Result<Option<String>, DbErr> {
+    let applied = Migrator::get_migration_models(db).await?;
+    match applied.iter().any(|applied| applied.version == MOVED) {
+        true => load_meta(db, MOVED_TO).await,
+        false => Ok(None),
+    }
 }
 
 async fn database_id(db: &DatabaseConnection) -> Result<String, DbErr> {
@@ -263,6 +302,20 @@ impl Engine {
         }
     }
 
+    /// Notes that everything was moved to another database: this one is not opened again.
+    pub(super) async fn set_moved(&self, to: &str) -> Result<(), StoreError> {
+        let database = self.database();
+        let tx = database.begin().await?;
+        let moved = async {
+            save_meta(&*tx, MOVED_TO, to).await?;
+            let sql = "INSERT INTO seaql_migrations (version, applied_at) VALUES ($1, $2)";
+            let values = [MOVED.into(), Timestamp::now().as_second().into()];
+            tx.execute_raw(statement(&*tx, sql, values)).await
+        };
+        moved.await.map_err(|error| database.map(error))?;
+        tx.commit().await
+    }
+
     /// The database, which the registry shares.
     pub(super) fn database(&self) -> &Database {
         &self.shared.database
@@ -276,9 +329,9 @@ fn check_partition(partition: Partition) -> Result<(), StoreError> {
     }
 }
 
-#[async_trait]
-impl Ownership for Engine {
-    async fn acquire(&self) -> Result<Vec<Lease>, StoreError> {
+impl Engine {
+    /// Takes the partition over under a new epoch.
+    pub(super) async fn acquire(&self) -> Result<Lease, StoreError> {
         let Shared { database, log, .. } = &*self.shared;
         let tx = database.begin().await?;
         let sql = "INSERT INTO partition (partition, epoch) VALUES ($1, 1) \
@@ -292,6 +345,42 @@ impl Ownership for Engine {
         tx.commit().await?;
         log.set_epoch(epoch);
         let partition = PARTITION;
-        Ok(vec![Lease { partition, epoch }])
+        Ok(Lease { partition, epoch })
+    }
+}
+
+/// One process uses the database at a time, so the lease never ends.
+#[async_trait]
+impl Ownership for Engine {
+    async fn poll(&self, confirmed: u64) -> Result<Membership, StoreError> {
+        let lease = match self.shared.log.epoch() {
+            0 => self.acquire().await?,
+            epoch => Lease {
+                partition: PARTITION,
+                epoch,
+            },
+        };
+        Ok(Membership {
+            leases: vec![lease],
+            to_release: Vec::new(),
+            until: None,
+            revision: confirmed,
+            confirmed,
+            instances: 1,
+            timeline: 0,
+        })
+    }
+
+    async fn seize(&self, partition: Partition) -> Result<Lease, StoreError> {
+        check_partition(partition)?;
+        self.acquire().await
+    }
+
+    async fn release(&self, _leases: &[Lease]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn leave(&self) -> Result<(), StoreError> {
+        Ok(())
     }
 }

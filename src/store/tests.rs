@@ -1,6 +1,7 @@
 //! The store against a model: random appends, deliveries, configurations, deletions, restarts and
 //! crashes.
 
+mod accepted_loss;
 mod regressions;
 mod retention;
 
@@ -42,6 +43,7 @@ fn options(folder: &Path, log_tail_bytes: usize) -> StoreOptions {
         commit_linger: Duration::ZERO,
         settle_linger: Duration::from_millis(1),
         failing_after: Duration::from_secs(60),
+        backlog_bytes: u64::MAX,
         tombstones: 2,
     }
 }
@@ -52,7 +54,7 @@ fn key() -> MasterKey {
 
 /// Opens a store that writes settlements soon.
 async fn open(folder: &Path, log_tail_bytes: usize) -> Store {
-    let store = Store::open(options(folder, log_tail_bytes), key()).await;
+    let store = Store::open(options(folder, log_tail_bytes), key(), Gate::default()).await;
     store.unwrap()
 }
 
@@ -78,7 +80,8 @@ async fn open_lazy(
         tombstones: options.tombstones,
         failing_after: options.failing_after,
     };
-    let registry = SqlRegistry::open(engine.database().clone(), registry).await;
+    let registry =
+        SqlRegistry::open(sql::Database::Sqlite(engine.database().clone()), registry).await;
     let engines = Engines {
         log: Arc::clone(&engine) as Arc<dyn EventLog>,
         registry: Arc::new(registry.unwrap()),
@@ -86,7 +89,9 @@ async fn open_lazy(
         ownership: engine,
     };
     let sealer = Sealer::new(&key()).unwrap();
-    Store::start(engines, &options, sealer).await.unwrap()
+    Store::start(engines, &options, sealer, Gate::default())
+        .await
+        .unwrap()
 }
 
 async fn execute(folder: &Path, sql: &str) {
@@ -108,9 +113,9 @@ fn organization(name: &str) -> OrganizationId {
     OrganizationId::new(name).unwrap()
 }
 
-async fn configure(store: &Store, name: &str) -> IntegrationId {
+fn configuration(name: &str) -> Configure {
     let external_id = format!("external-id-of-{name}");
-    let configure = Configure {
+    Configure {
         organization_id: organization(name),
         stream_arn: StreamArn::parse("arn:aws:kinesis:us-east-1:222222222222:stream/events")
             .unwrap(),
@@ -120,8 +125,19 @@ async fn configure(store: &Store, name: &str) -> IntegrationId {
         issued_only: false,
         etag: None,
         caller: "test".into(),
-    };
-    let stored = store.configure(configure).await.unwrap();
+    }
+}
+
+/// Decides that an organization has an integration.
+pub(super) fn planned(
+    organization_id: &OrganizationId,
+) -> impl Fn(Option<&Registered>) -> Result<ports::Planned, ConfigureError> + use<> {
+    let configure = configuration(organization_id.as_str());
+    move |existing| plan(existing, &configure, &Sealer::new(&key())?, now())
+}
+
+async fn configure(store: &Store, name: &str) -> IntegrationId {
+    let stored = store.configure(configuration(name)).await.unwrap();
     stored.integration.integration_id
 }
 
@@ -139,7 +155,7 @@ async fn append(store: &Store, id: IntegrationId, count: u32) {
     durable.await.unwrap();
 }
 
-fn owner(store: &Store, id: IntegrationId) -> &Owner {
+fn owner(store: &Store, id: IntegrationId) -> Arc<partition::Owner> {
     store.shared.partitions.owner(id).unwrap()
 }
 
@@ -401,7 +417,7 @@ async fn run(steps: Vec<Step>, log_tail_bytes: usize, lazy: bool) {
         assert_eq!(owner(&run.store, expected.id).bytes_of(expected.id), 0);
     }
     run.check().await;
-    assert_eq!(run.store.shared.backpressure.excess(), None);
+    assert_eq!(run.store.shared.backpressure.excess(usize::MAX), None);
     run.step(Step::Restart).await;
     run.check().await;
     run.store.close().await;

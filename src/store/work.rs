@@ -18,6 +18,11 @@ pub struct Attention {
     pub appended: Option<(u64, Timestamp)>,
     /// The integration was configured.
     pub configured: bool,
+    /// This instance does not deliver for the integration any more, or did not for a time. What
+    /// is known of its events is outdated; `appended` is newer.
+    pub lost: bool,
+    /// The integration was deleted.
+    pub deleted: bool,
 }
 
 /// Queue of integrations from the store to the worker.
@@ -31,23 +36,50 @@ impl WorkFeed {
     /// Announces appended chunks, each with its first sequence and acceptance time.
     pub(super) fn appended(&self, chunks: impl Iterator<Item = (IntegrationId, u64, Timestamp)>) {
         self.add(chunks.map(|(id, first_sequence, accepted_at)| {
-            let appended = Some((first_sequence, accepted_at));
-            let configured = false;
-            (
-                id,
-                Attention {
-                    appended,
-                    configured,
-                },
-            )
+            let attention = Attention {
+                appended: Some((first_sequence, accepted_at)),
+                ..Attention::default()
+            };
+            (id, attention)
+        }));
+    }
+
+    /// Announces that everything pending of integrations is to be delivered anew, with the
+    /// acceptance time of the oldest event of each.
+    pub(super) fn all_pending(&self, all: impl Iterator<Item = (IntegrationId, Timestamp)>) {
+        self.add(all.map(|(id, since)| {
+            let attention = Attention {
+                appended: Some((1, since)),
+                lost: true,
+                ..Attention::default()
+            };
+            (id, attention)
         }));
     }
 
     /// Announces that an integration was configured.
     pub(super) fn configured(&self, id: IntegrationId) {
         let attention = Attention {
-            appended: None,
             configured: true,
+            ..Attention::default()
+        };
+        self.add(std::iter::once((id, attention)));
+    }
+
+    /// Announces that this instance does not deliver for integrations any more.
+    pub(super) fn lost(&self, ids: impl Iterator<Item = IntegrationId>) {
+        let attention = Attention {
+            lost: true,
+            ..Attention::default()
+        };
+        self.add(ids.map(|id| (id, attention)));
+    }
+
+    /// Announces that an integration was deleted.
+    pub(super) fn deleted(&self, id: IntegrationId) {
+        let attention = Attention {
+            deleted: true,
+            ..Attention::default()
         };
         self.add(std::iter::once((id, attention)));
     }
@@ -57,6 +89,11 @@ impl WorkFeed {
         for (id, new) in all {
             let attention = waiting.entry(id).or_default();
             attention.configured |= new.configured;
+            attention.deleted |= new.deleted;
+            if new.lost {
+                attention.lost = true;
+                attention.appended = None;
+            }
             attention.appended = match (attention.appended, new.appended) {
                 (Some(one), Some(other)) => Some(one.min(other)),
                 (one, other) => one.or(other),

@@ -61,18 +61,20 @@ async fn run<S: Sink>(shared: Arc<Shared<S>>, dispatch: Dispatch) {
         mut permit,
         give_up_lock,
     } = dispatch;
-    let exists = || shared.store.exists(id);
-    let attempt = match shared.gate.enter(id, exists) {
-        Some(pass) => send(&shared, id, pass, &mut permit, &give_up_lock).await,
-        None => None,
+    let attempt = match shared.store.may_deliver(id) {
+        true => send(&shared, id, &mut permit, &give_up_lock).await,
+        false => None,
     };
-    let Some(attempt) = attempt else {
+    let Some((attempt, pass)) = attempt else {
         return end(&shared, shared.lanes(), id, permit, false);
     };
     let permit = {
         let _shared = give_up_lock.read().await;
         let mut lanes = shared.lanes();
-        match settle::settle(&shared, &mut lanes, id, &permit, attempt) {
+        let settled = settle::settle(&shared, &mut lanes, id, &permit, attempt);
+        // Whoever waits for the end of the calls may count on their answers.
+        drop(pass);
+        match settled {
             Some(refused) if refused > 0 => permit,
             settled => return end(&shared, lanes, id, permit, settled.is_some()),
         }
@@ -85,34 +87,37 @@ async fn run<S: Sink>(shared: Arc<Shared<S>>, dispatch: Dispatch) {
 async fn send<S: Sink>(
     shared: &Arc<Shared<S>>,
     id: IntegrationId,
-    pass: Pass,
     permit: &mut Permit,
     give_up_lock: &RwLock<()>,
-) -> Option<Attempt> {
+) -> Option<(Attempt, Option<Pass>)> {
     let integration = shared.store.integration(id)?;
     let batch = match next_batch(shared, id, &integration, give_up_lock).await {
         Ok(batch) => batch?,
         Err(first_sequence) => {
-            drop(pass);
             give_up::damaged(shared, id, first_sequence).await;
             return None;
         }
     };
     let records = records(&integration, &shared.options.format, &batch);
     let began_at = Timestamp::now();
-    let answer = tokio::select! {
-        biased;
-        () = pass.cancelled() => None,
-        answer = call(shared, id, &integration, records, permit) => Some(answer),
+    // Not earlier: whoever ends the calls does not wait for reads. And at the last moment, since
+    // a lease may have lapsed meanwhile.
+    let pass = shared.gate.enter(id, || shared.store.may_deliver(id));
+    let answer = match &pass {
+        None => None,
+        Some(pass) => tokio::select! {
+            biased;
+            () = pass.cancelled() => None,
+            answer = call(shared, id, &integration, records, permit) => Some(answer),
+        },
     };
-    // The pass ends with the call, because a deletion waits for passes.
-    drop(pass);
-    Some(Attempt {
+    let attempt = Attempt {
         integration,
         began_at,
         batch,
         answer,
-    })
+    };
+    Some((attempt, pass))
 }
 
 /// Calls AWS. An overdue call is cancelled if another lane needs its permit.
@@ -296,14 +301,13 @@ fn end<S: Sink>(
     shared.dispatch(lanes);
 }
 
-/// Frees the memory that a lane does not need: all of it if it has no work or its integration
-/// was deleted, its chunks if it backs off or memory is short.
+/// Frees the memory that a lane does not need: all of it if it has no work or this instance does
+/// not deliver for it, its chunks if it backs off or memory is short.
 fn free<S>(shared: &Shared<S>, lanes: &mut Lanes, id: IntegrationId, end_sequence: u64) {
     let memory_short = load::is_memory_short(shared, lanes);
     let Some(lane) = lanes.get(id) else { return };
-    if lane.permits == 0 && !shared.store.exists(id) {
-        lanes.remove(id);
-        return;
+    if lane.permits == 0 && (lane.abandoned || !shared.store.delivers(id)) {
+        return shared.remove_lost(lanes, id);
     }
     if memory_short || lane.backoff.is_failing() {
         lanes.unload(id);

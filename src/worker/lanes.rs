@@ -62,6 +62,9 @@ pub(super) struct Lane {
     /// Nothing is left to do: the lane is removed at `queue_at`. Until then it knows when the
     /// last request was made, so that the next one lingers.
     closes: bool,
+    /// This instance has ceased to deliver for the integration, at least for a time: what is
+    /// loaded is outdated, and the lane is removed with its last permit.
+    pub(super) abandoned: bool,
     /// Rates of the stream's shards, once the stream has refused a record.
     pub(super) rates: Option<Box<ShardRates>>,
     /// Records wait only for the rates.
@@ -148,6 +151,7 @@ impl Lane {
             retry_at: None,
             queue_at: None,
             closes: false,
+            abandoned: false,
             rates: None,
             throttled: false,
             full_only_until: None,
@@ -190,7 +194,7 @@ impl Lane {
             Class::Slow => self.window.div_ceil(2),
             Class::Probe | Class::Hanging => 1,
         };
-        self.permits >= limit || self.expiry.suspends
+        self.permits >= limit || self.expiry.suspends || self.abandoned
     }
 }
 
@@ -481,6 +485,15 @@ impl Lanes {
                 true => self.remove(id),
                 false => self.queue(id),
             }
+        }
+    }
+
+    /// Removes a lane whose content is outdated, at the latest with its last permit.
+    pub(super) fn abandon(&mut self, id: IntegrationId) {
+        match self.by_id.get_mut(&id) {
+            Some(lane) if lane.permits > 0 || lane.expiry.running => lane.abandoned = true,
+            Some(_) => self.remove(id),
+            None => {}
         }
     }
 

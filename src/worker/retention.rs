@@ -77,7 +77,10 @@ pub(super) async fn check<S>(shared: Arc<Shared<S>>, id: IntegrationId, stop: Ca
         suspends,
     };
     lanes.end_expiry(id, next);
-    lanes.close_if_done(id, end_sequence);
+    match lanes.get(id) {
+        Some(lane) if lane.abandoned && lane.permits == 0 => shared.remove_lost(&mut lanes, id),
+        _ => lanes.close_if_done(id, end_sequence),
+    }
     drop(lanes);
     shared.wake.notify_one();
 }

@@ -27,12 +27,12 @@ impl<S: Sink> Worker<S> {
         let before = shared.store.find(organization_id);
         let integration = before.ok_or(TestError::NoIntegration)?.integration;
         let id = integration.integration_id;
-        let exists = || shared.store.exists(id);
+        let is_allowed = || shared.store.may_call(id);
         let event_id = Uuid::now_v7();
         let record = record(id, &shared.options.format, event_id);
         let began_at = Timestamp::now();
         let test = shared.sink.test(&integration, record);
-        let report = self.admitted(id, exists, test).await?;
+        let report = self.admitted(id, is_allowed, test).await?;
         let observation = match report.fault() {
             None => Observation::Accepted,
             Some(fault) => Observation::Failed(fault),
@@ -75,21 +75,21 @@ impl<S: Sink> Worker<S> {
         let shared = &self.shared;
         let id = integration.integration_id;
         // The first version replaces none.
-        let exists = || integration.version == 1 || shared.store.exists(id);
+        let is_allowed = || integration.version == 1 || shared.store.may_call(id);
         let record = record(id, &shared.options.format, Uuid::now_v7());
         let validation = shared.sink.validate_only(integration, record);
-        self.admitted(id, exists, validation).await
+        self.admitted(id, is_allowed, validation).await
     }
 
     /// Makes a call that the gate admits.
     async fn admitted<T>(
         &self,
         id: IntegrationId,
-        exists: impl Fn() -> bool,
+        is_allowed: impl Fn() -> bool,
         call: impl Future<Output = T>,
     ) -> Result<T, TestError> {
-        let answer = self.shared.gate.call(id, &exists, call).await;
-        answer.ok_or_else(|| match exists() {
+        let answer = self.shared.gate.call(id, &is_allowed, call).await;
+        answer.ok_or_else(|| match is_allowed() {
             true => TestError::ShuttingDown,
             false => TestError::NoIntegration,
         })

@@ -78,7 +78,8 @@ impl Simulation {
         let dir = TempDir::new().unwrap();
         let options = options_of_store(dir.path(), settle_linger);
         let key = MasterKey::from_bytes(&[7; 32]);
-        let store = Store::open(options, key).await.unwrap();
+        let gate = Gate::default();
+        let store = Store::open(options, key, gate.clone()).await.unwrap();
         join_all((0..integrations).map(|which| configure(&store, which, 0))).await;
         // Every tenth one is changing its external ID.
         join_all(
@@ -87,7 +88,6 @@ impl Simulation {
                 .map(|which| configure(&store, which, 1)),
         )
         .await;
-        let gate = Gate::default();
         let sink = aws.sink_with(Arc::new(Ids(store.clone())), gate.clone());
         let simulation = Self {
             worker: Worker::new(store.clone(), sink, gate, options_of_worker()),
@@ -232,6 +232,7 @@ fn options_of_store(folder: &Path, settle_linger: Duration) -> StoreOptions {
         log_tail_bytes: 64 << 20,
         commit_linger: Duration::ZERO,
         failing_after: Duration::from_secs(60),
+        backlog_bytes: u64::MAX,
         settle_linger,
         tombstones: 2,
     }

@@ -29,6 +29,8 @@ pub use feeds::{FeedEvent, StatusFeed};
 pub use gateway::Gateway;
 pub use load::{Load, Published, detection, event};
 pub use process::{Process, ProcessEnv};
+#[cfg(feature = "kafka")]
+pub use process::{StartError, serve};
 pub use raw::{framed, gzip};
 pub use stream::{
     DeliveredEvent, Gap, check_acked, check_complete, check_in_order, check_with_gaps, read_events,

@@ -15,5 +15,7 @@ mod integrations;
 mod process;
 mod publish;
 mod requests;
+#[cfg(feature = "kafka")]
+mod shared;
 mod status;
 mod verify;

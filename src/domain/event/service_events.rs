@@ -54,6 +54,8 @@ named_enum! {
         RecordRefused = "RECORD_REFUSED",
         /// The stored events are damaged.
         LogDamaged = "LOG_DAMAGED",
+        /// An operator accepted that a part of the log is lost. The count is an upper bound.
+        LogLost = "LOG_LOST",
         /// Gaps with different reasons were merged.
         Several = "SEVERAL",
     }

@@ -1,5 +1,5 @@
 //! Guarantees of [`Ledger`](crate::store::ports::Ledger) and
-//! [`Ownership`](crate::store::ports::Ownership), by comparison with a model.
+//! the epochs of leases, by comparison with a model.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,9 @@ use crate::{
     },
     store::{
         error::StoreError,
-        ports::{Anchor, BacklogChange, Checkpoint, Counts, Lease, LedgerUpdate, Position},
+        ports::{
+            Anchor, BacklogChange, Checkpoint, Counts, Lease, LedgerRow, LedgerUpdate, Position,
+        },
     },
 };
 
@@ -88,7 +90,7 @@ impl Pair {
     }
 
     async fn acquire(&mut self) -> Checked {
-        let leases = call("acquire", self.ports().ownership.acquire()).await?;
+        let leases = call("acquire", self.ports().acquire.acquire()).await?;
         let partitions = self.ports().log.partitions();
         ensure!(
             leases.len() == partitions as usize,
@@ -308,7 +310,7 @@ impl Pair {
                 loaded.anchor,
                 due.anchor
             );
-            let normal = |rows: Vec<crate::store::ports::LedgerRow>| {
+            let normal = |rows: Vec<LedgerRow>| {
                 let mut all = BTreeMap::new();
                 for row in rows {
                     let mut checkpoint = row.checkpoint;
@@ -324,7 +326,16 @@ impl Pair {
                 }
                 Ok(all)
             };
-            let (loaded, due) = (normal(loaded.integrations)?, normal(due.integrations)?);
+            let ids: Vec<IntegrationId> = model.integrations.keys().copied().collect();
+            let mut of_ids = call("rows_of", ledger.rows_of(&ids)).await?;
+            let partition_of = |row: &LedgerRow| model.integrations.get(&row.integration_id);
+            of_ids.retain(|row| partition_of(row) == Some(&lease.partition));
+            let (of_ids, loaded) = (normal(of_ids)?, normal(loaded.integrations)?);
+            ensure!(
+                of_ids == loaded,
+                "rows_of returns {of_ids:?}\ninstead of {loaded:?}"
+            );
+            let due = normal(due.integrations)?;
             ensure!(
                 loaded == due,
                 "partition {} loads {loaded:?}\ninstead of {due:?}",

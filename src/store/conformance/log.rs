@@ -26,6 +26,7 @@ pub(super) async fn suite(harness: &dyn Harness, rounds: u64) -> Checked {
     case("log: damage", damage(harness)).await?;
     case("log: close", close(harness)).await?;
     case("log: positions are not reused", reuse(harness)).await?;
+    case("log: removal", removal(harness)).await?;
     for seed in 0..rounds {
         case(
             format!("log: concurrent appends, seed {seed}"),
@@ -514,6 +515,47 @@ async fn reuse(harness: &dyn Harness) -> Checked {
                 end.0
             );
         }
+    }
+    Ok(())
+}
+
+async fn removal(harness: &dyn Harness) -> Checked {
+    let (mut engine, ids) = start(harness).await?;
+    let mut content = Content::new(8);
+    let mut kept: Vec<NewEntry> = Vec::new();
+    // All entries, all but the last, and none.
+    for left in [0, 1, 2] {
+        let ports = engine.ports();
+        let entries: Vec<_> = (0..3).map(|_| content.entry(&ids)).collect();
+        append(&ports, 0, &entries).await?;
+        kept.extend(entries);
+        let last = kept[kept.len() - 1].id;
+        let read = read_to(&ports, 0, Position(0), last).await?;
+        let end = call("bounds", ports.log.bounds(0)).await?.end;
+        let below = match left {
+            0 => end,
+            left => read[read.len() - left].position,
+        };
+        call("remove", ports.log.remove(0, below)).await?;
+        kept.drain(..kept.len() - left);
+        for crashes in [false, true] {
+            if crashes {
+                engine.crash().await?;
+            }
+            let bounds = call("bounds", engine.ports().log.bounds(0)).await?;
+            ensure!(
+                bounds.start >= below && bounds.end >= end,
+                "everything below {} was removed, the end was {}, and the bounds are {bounds:?}",
+                below.0,
+                end.0
+            );
+        }
+        let from = Position(0);
+        let ports = engine.ports();
+        let (next, mut entries) = read_all(&ports, 0, from, &mut content, &ids).await?;
+        entries.retain(|entry| !entry.chunks.is_empty());
+        check_all(&entries, &kept)?;
+        kept.push(next);
     }
     Ok(())
 }

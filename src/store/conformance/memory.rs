@@ -72,7 +72,7 @@ impl Engine for MemoryEngine {
         Ports {
             log: self.log.clone(),
             ledger: oracle.clone(),
-            ownership: oracle,
+            acquire: oracle,
         }
     }
 

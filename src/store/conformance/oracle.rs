@@ -10,13 +10,14 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::task::yield_now;
 
+use super::Acquire;
 use crate::{
     domain::{chunk::Chunk, integration::IntegrationId},
     store::{
         error::StoreError,
         ports::{
             Anchor, BacklogChange, Checkpoint, Lease, Ledger, LedgerRow, LedgerSnapshot,
-            LedgerUpdate, Ownership, Partition,
+            LedgerUpdate, Partition,
         },
     },
 };
@@ -48,6 +49,15 @@ impl Row {
         self.backlog
             .values()
             .filter(move |chunk| chunk.end_sequence() > from)
+    }
+
+    fn to_ledger(&self, integration_id: IntegrationId) -> LedgerRow {
+        LedgerRow {
+            integration_id,
+            checkpoint: self.checkpoint.clone(),
+            backlog_since: self.backlog.values().next().map(|chunk| chunk.accepted_at),
+            backlog_bytes: self.backlog.values().map(|chunk| chunk.pending_bytes).sum(),
+        }
     }
 }
 
@@ -108,14 +118,7 @@ impl Model {
             .filter(|(id, _)| self.integrations.get(id) == Some(&partition));
         LedgerSnapshot {
             anchor: self.anchors.get(&partition).copied(),
-            integrations: rows
-                .map(|(id, row)| LedgerRow {
-                    integration_id: *id,
-                    checkpoint: row.checkpoint.clone(),
-                    backlog_since: row.backlog.values().next().map(|chunk| chunk.accepted_at),
-                    backlog_bytes: row.backlog.values().map(|chunk| chunk.pending_bytes).sum(),
-                })
-                .collect(),
+            integrations: rows.map(|(id, row)| row.to_ledger(*id)).collect(),
         }
     }
 
@@ -145,7 +148,7 @@ impl Oracle {
 }
 
 #[async_trait]
-impl Ownership for Oracle {
+impl Acquire for Oracle {
     async fn acquire(&self) -> Result<Vec<Lease>, StoreError> {
         let mut model = self.lock();
         let leases = (0..self.partitions).map(|partition| {
@@ -225,6 +228,24 @@ impl Ledger for Oracle {
         Ok(ids
             .filter_map(|id| Some((*id, model.oldest_pending(*id)?)))
             .collect())
+    }
+
+    async fn rows_of(&self, ids: &[IntegrationId]) -> Result<Vec<LedgerRow>, StoreError> {
+        let model = self.lock();
+        let rows = ids.iter().filter_map(|id| {
+            let exists = model.integrations.contains_key(id);
+            Some(model.rows.get(id).filter(|_| exists)?.to_ledger(*id))
+        });
+        Ok(rows.collect())
+    }
+
+    async fn forget_anchor(&self, lease: Lease) -> Result<(), StoreError> {
+        let mut model = self.lock();
+        if model.epochs.get(&lease.partition) != Some(&lease.epoch) {
+            return Err(StoreError::Fenced);
+        }
+        model.anchors.remove(&lease.partition);
+        Ok(())
     }
 
     async fn remove_deleted(&self) -> Result<bool, StoreError> {

@@ -262,7 +262,7 @@ impl Owner {
     /// Takes over the partition, and verifies that the log continues where the ledger ends.
     async fn start(world: &mut World) -> Checked<Self> {
         let ports = world.ports();
-        let leases = call("acquire", ports.ownership.acquire()).await?;
+        let leases = call("acquire", ports.acquire.acquire()).await?;
         let lease = leases.into_iter().find(|lease| lease.partition == 0);
         let lease = lease.ok_or("partition 0 has no owner")?;
         let snapshot = call("load", ports.ledger.load(lease)).await?;

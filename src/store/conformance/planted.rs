@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 use jiff::Timestamp;
 use tokio::{sync::watch, task::yield_now};
 
-use super::{Checked, Damage, Engine, Harness, Ports, ledger, log, memory::DENSE, owner};
+use super::{Acquire, Checked, Damage, Engine, Harness, Ports, ledger, log, memory::DENSE, owner};
 use crate::{
     domain::{chunk::Chunk, integration::IntegrationId},
     store::{
@@ -19,7 +19,7 @@ use crate::{
         memory::Fault,
         ports::{
             Anchor, Availability, BacklogChange, Bounds, Checkpoint, Entry, EntryChunk, EventLog,
-            Lease, Ledger, LedgerSnapshot, LedgerUpdate, LogReader, NewEntry, Ownership, Partition,
+            Lease, Ledger, LedgerRow, LedgerSnapshot, LedgerUpdate, LogReader, NewEntry, Partition,
             Position,
         },
     },
@@ -48,6 +48,8 @@ pub(super) enum Defect {
     Doubled,
     /// A trim removes one position too much.
     TrimmedTooFar,
+    /// A removal returns before anything is removed.
+    RemovedLater,
     /// The known end is that before the last append.
     KnownEndLags,
     /// The position counter starts again if the log is empty.
@@ -87,7 +89,7 @@ pub(super) enum Defect {
 }
 
 /// Defects that the suite of the log finds.
-const OF_LOG: [Defect; 13] = [
+const OF_LOG: [Defect; 14] = [
     Defect::OutOfOrder,
     Defect::Merged,
     Defect::Skipped,
@@ -98,6 +100,7 @@ const OF_LOG: [Defect; 13] = [
     Defect::Reversed,
     Defect::Doubled,
     Defect::TrimmedTooFar,
+    Defect::RemovedLater,
     Defect::KnownEndLags,
     Defect::PositionReused,
     Defect::Recreated,
@@ -211,7 +214,7 @@ impl Engine for PlantedEngine {
         Ports {
             log: port.clone(),
             ledger: port.clone(),
-            ownership: port,
+            acquire: port,
         }
     }
 
@@ -332,6 +335,13 @@ impl EventLog for Port {
         self.inner.log.trim(partition, below).await
     }
 
+    async fn remove(&self, partition: Partition, below: Position) -> Result<(), StoreError> {
+        match self.shared.is(Defect::RemovedLater) {
+            true => Ok(()),
+            false => self.inner.log.remove(partition, below).await,
+        }
+    }
+
     fn availability(&self) -> watch::Receiver<Availability> {
         self.inner.log.availability()
     }
@@ -436,9 +446,9 @@ impl LogReader for Reader {
 }
 
 #[async_trait]
-impl Ownership for Port {
+impl Acquire for Port {
     async fn acquire(&self) -> Result<Vec<Lease>, StoreError> {
-        let mut leases = self.inner.ownership.acquire().await?;
+        let mut leases = self.inner.acquire.acquire().await?;
         let mut memory = self.shared.lock();
         for lease in &mut leases {
             memory.epochs.insert(lease.partition, lease.epoch);
@@ -590,6 +600,14 @@ impl Ledger for Port {
         integration_ids: &[IntegrationId],
     ) -> Result<std::collections::HashMap<IntegrationId, Timestamp>, StoreError> {
         self.inner.ledger.oldest_pending(integration_ids).await
+    }
+
+    async fn rows_of(&self, ids: &[IntegrationId]) -> Result<Vec<LedgerRow>, StoreError> {
+        self.inner.ledger.rows_of(ids).await
+    }
+
+    async fn forget_anchor(&self, lease: Lease) -> Result<(), StoreError> {
+        self.inner.ledger.forget_anchor(lease).await
     }
 
     async fn remove_deleted(&self) -> Result<bool, StoreError> {

@@ -3,10 +3,14 @@
 mod model;
 mod planted;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use tokio::task::yield_now;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use tokio::{
+    sync::watch,
+    task::{JoinSet, yield_now},
+};
 use uuid::Uuid;
 
 use super::{Checked, ensure};
@@ -56,6 +60,8 @@ pub(crate) async fn suite<S>(
     bulk(new().await).await?;
     forgotten_deletions(new().await).await?;
     let storage = create().await;
+    instances(vec![open(&storage).await, open(&storage).await], 0).await?;
+    let storage = create().await;
     stall(open(&storage).await, open(&storage).await).await?;
     for seed in 0..SEEDS {
         let storage = create().await;
@@ -70,17 +76,17 @@ const SEEDS: u64 = 24;
 
 /// Values of a Configure.
 #[derive(Clone, Debug)]
-struct Wish {
+pub(crate) struct Wish {
     stream: u8,
     /// Stands for an external ID.
     external_id: u8,
-    keep_previous: bool,
+    pub(crate) keep_previous: bool,
     issued_only: bool,
     version: Option<u64>,
 }
 
 impl Wish {
-    fn of(external_id: u8) -> Self {
+    pub(crate) fn of(external_id: u8) -> Self {
         Self {
             stream: 1,
             external_id,
@@ -173,7 +179,11 @@ fn planned(
     })
 }
 
-async fn configure(registry: &Shared, name: &str, wish: Wish) -> Result<u64, ConfigureError> {
+pub(crate) async fn configure(
+    registry: &Shared,
+    name: &str,
+    wish: Wish,
+) -> Result<u64, ConfigureError> {
     let organization_id = organization(name);
     let plan = |existing: Option<&Registered>| planned(&organization_id, existing, &wish);
     let stored = registry.configure(&organization_id, &plan).await?;
@@ -274,7 +284,7 @@ async fn follow(replica: &Replica, registry: &Shared, limit: usize) -> Checked {
             !changes.more || count > 0,
             "a page without changes, and more after it"
         );
-        if replica.apply(changes) {
+        if replica.apply(changes).is_complete {
             return Ok(());
         }
         yield_now().await;
@@ -765,6 +775,94 @@ async fn concurrency(registry: Shared) -> Checked {
     revisions.dedup();
     ensure!(revisions.len() == count, "two changes have one revision");
     ensure_complete(&replica, &registry).await
+}
+
+/// Instances that configure the same few organizations with the same few external IDs, delete and
+/// observe, while each follows the changes. In the order of the revisions, no two organizations
+/// have an external ID at a time.
+pub(crate) async fn instances(instances: Vec<Shared>, seed: u64) -> Checked {
+    let follower = |registry: &Shared, all_done: watch::Receiver<bool>| {
+        let registry = Arc::clone(registry);
+        tokio::spawn(async move {
+            let replica = Replica::default();
+            while !*all_done.borrow() {
+                follow(&replica, &registry, 3).await?;
+                yield_now().await;
+            }
+            follow(&replica, &registry, 3).await?;
+            ensure_complete(&replica, &registry).await
+        })
+    };
+    let done = watch::Sender::new(false);
+    let followers: Vec<_> = instances
+        .iter()
+        .map(|registry| follower(registry, done.subscribe()))
+        .collect();
+    let mut writers = JoinSet::new();
+    for (number, registry) in (0..3).flat_map(|_| &instances).enumerate() {
+        let registry = Arc::clone(registry);
+        let random = StdRng::seed_from_u64(seed * 100 + number as u64);
+        writers.spawn(async move { write_as_others_do(&registry, random).await });
+    }
+    let mut history = Vec::new();
+    while let Some(written) = writers.join_next().await {
+        history.extend(written.map_err(failed("a writer"))??);
+    }
+    done.send_replace(true);
+    for follower in followers {
+        follower.await.map_err(failed("a follower"))??;
+    }
+    history.sort_unstable();
+    let mut holders: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    let mut last = 0;
+    for (revision, name, external_ids) in history {
+        ensure!(revision > last, "two changes have revision {revision}");
+        last = revision;
+        for (other, held) in &holders {
+            let shared = held.iter().find(|id| external_ids.contains(id));
+            ensure!(
+                *other == name || shared.is_none(),
+                "revision {revision}: {name} and {other} have external ID {shared:?}"
+            );
+        }
+        holders.insert(name, external_ids);
+    }
+    Ok(())
+}
+
+/// Returns revision, organization and external IDs of each change.
+async fn write_as_others_do(
+    registry: &Shared,
+    mut random: StdRng,
+) -> Checked<Vec<(u64, String, Vec<u8>)>> {
+    let mut written = Vec::new();
+    for _ in 0..40 {
+        let name = format!("o{}", random.random_range(0..4));
+        let organization_id = organization(&name);
+        if random.random_range(0..4) == 0 {
+            let deleted = registry.delete(&organization_id, "tester").await;
+            if let Some(tombstone) = deleted.map_err(failed("delete"))? {
+                written.push((tombstone.revision, name, Vec::new()));
+            }
+            continue;
+        }
+        let mut wish = Wish::of(random.random_range(1..6));
+        wish.keep_previous = random.random();
+        wish.stream = random.random_range(1..3);
+        let plan = |existing: Option<&Registered>| planned(&organization_id, existing, &wish);
+        let stored = match registry.configure(&organization_id, &plan).await {
+            Err(ConfigureError::ExternalIdInUse) => continue,
+            stored => stored.map_err(failed("Configure"))?,
+        };
+        let integration = &stored.integration;
+        let previous = integration.previous.as_ref();
+        let held = previous.map(|previous| &previous.external_id);
+        let held = held.into_iter().chain([&integration.external_id]);
+        written.push((stored.revision, name, held.map(|id| id.bytes[0]).collect()));
+        let began = random.random_range(0..100);
+        observe(registry, &[observed(&stored, began, Observation::Accepted)]).await?;
+    }
+    Ok(written)
 }
 
 async fn forgotten_deletions(registry: Shared) -> Checked {

@@ -7,15 +7,16 @@ use async_trait::async_trait;
 use sea_orm::{ConnectionTrait, QueryResult, Value};
 use tempfile::TempDir;
 
-use super::{Checked, Damage, Harness, Ports, call, ledger, log, owner};
+use super::{Acquire, Checked, Damage, Harness, Ports, call, ledger, log, owner};
 use crate::{
     domain::{
         integration::{Integration, IntegrationId, testing::integration},
         organization::OrganizationId,
     },
     store::{
-        ports::{Partition, Planned, Registry},
-        sql::{RegistryOptions, SqlRegistry, statement},
+        error::StoreError,
+        ports::{Lease, Partition, Planned, Registry},
+        sql::{Database, RegistryOptions, SqlRegistry, statement},
         sqlite::{Engine, testing},
     },
 };
@@ -48,15 +49,50 @@ fn organization(id: IntegrationId) -> Checked<OrganizationId> {
     OrganizationId::new(&name).map_err(|error| error.to_string())
 }
 
+async fn registry(database: Database) -> Checked<SqlRegistry> {
+    let options = RegistryOptions {
+        partitions: 1,
+        tombstones: 1_000,
+        failing_after: Duration::from_secs(60),
+    };
+    call("registry", SqlRegistry::open(database, options)).await
+}
+
+/// Adds an integration to the registry in a database.
+pub(super) async fn add_integration(database: Database, id: IntegrationId) -> Checked {
+    let organization_id = organization(id)?;
+    let plan = |_: Option<&_>| {
+        Ok(Planned {
+            integration: Integration {
+                organization_id: organization_id.clone(),
+                integration_id: id,
+                ..integration(1, 1)
+            },
+            fingerprint: id.0.as_bytes().to_vec(),
+            previous_fingerprint: None,
+            changed: None,
+            issued_only: false,
+            caller: "test".into(),
+        })
+    };
+    let registry = registry(database).await?;
+    call("configure", registry.configure(&organization_id, &plan)).await?;
+    Ok(())
+}
+
+/// Removes an integration from the registry in a database.
+pub(super) async fn delete_integration(database: Database, id: IntegrationId) -> Checked {
+    let registry = registry(database).await?;
+    let organization_id = organization(id)?;
+    let deleted = call("delete", registry.delete(&organization_id, "test")).await?;
+    deleted
+        .map(drop)
+        .ok_or_else(|| format!("{id} does not exist"))
+}
+
 impl SqliteEngine {
-    async fn registry(&self) -> Checked<SqlRegistry> {
-        let options = RegistryOptions {
-            partitions: 1,
-            tombstones: 1_000,
-            failing_after: Duration::from_secs(60),
-        };
-        let database = self.engine.database().clone();
-        call("registry", SqlRegistry::open(database, options)).await
+    fn database(&self) -> Database {
+        Database::Sqlite(self.engine.database().clone())
     }
 
     async fn execute(&self, sql: &str, values: Vec<Value>) -> Checked {
@@ -83,13 +119,20 @@ impl SqliteEngine {
 }
 
 #[async_trait]
+impl Acquire for Engine {
+    async fn acquire(&self) -> Result<Vec<Lease>, StoreError> {
+        Ok(vec![Engine::acquire(self).await?])
+    }
+}
+
+#[async_trait]
 impl super::Engine for SqliteEngine {
     fn ports(&self) -> Ports {
         let engine = Arc::new(self.engine.clone());
         Ports {
             log: engine.clone(),
             ledger: engine.clone(),
-            ownership: engine,
+            acquire: engine,
         }
     }
 
@@ -106,33 +149,11 @@ impl super::Engine for SqliteEngine {
     }
 
     async fn add_integration(&self, id: IntegrationId, _: Partition) -> Checked {
-        let organization_id = organization(id)?;
-        let plan = |_: Option<&_>| {
-            Ok(Planned {
-                integration: Integration {
-                    organization_id: organization_id.clone(),
-                    integration_id: id,
-                    ..integration(1, 1)
-                },
-                fingerprint: id.0.as_bytes().to_vec(),
-                previous_fingerprint: None,
-                changed: None,
-                issued_only: false,
-                caller: "test".into(),
-            })
-        };
-        let registry = self.registry().await?;
-        call("configure", registry.configure(&organization_id, &plan)).await?;
-        Ok(())
+        add_integration(self.database(), id).await
     }
 
     async fn delete_integration(&self, id: IntegrationId) -> Checked {
-        let registry = self.registry().await?;
-        let organization_id = organization(id)?;
-        let deleted = call("delete", registry.delete(&organization_id, "test")).await?;
-        deleted
-            .map(drop)
-            .ok_or_else(|| format!("{id} does not exist"))
+        delete_integration(self.database(), id).await
     }
 
     async fn damage(&mut self, damage: Damage) -> Checked<bool> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use super::copy::partition_of;
 use crate::{
     domain::{
         arn::{RoleArn, StreamArn},
@@ -27,6 +28,8 @@ pub(super) mod meta {
     pub const REVISION: &str = "revision";
     /// Name of the row with the revision up to which deletions are forgotten.
     pub const TOMBSTONE_FLOOR: &str = "tombstone_floor";
+    /// Name of the row with the check value of the key that seals external IDs, in hexadecimal.
+    pub const KEY_CHECK: &str = "external_id_key_check";
 
     #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
     #[sea_orm(table_name = "meta")]
@@ -213,8 +216,7 @@ impl integration::Model {
             integration_key: 0,
             organization_id: planned.integration.organization_id.as_str().to_owned(),
             integration_id: id.to_string(),
-            // Below `partitions`, which the log's 32 bits hold.
-            partition: (id.0.as_u128() % u128::from(partitions)) as i32,
+            partition: partition_of(id, partitions) as i32,
             stream_arn: String::new(),
             role_arn: String::new(),
             external_id_sealed: Vec::new(),

@@ -3,8 +3,8 @@
 
 use jiff::Timestamp;
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, ExprTrait, QueryFilter,
-    QueryOrder, QuerySelect,
+    ColumnTrait, ConnectionTrait, DbErr, EntityTrait, ExprTrait, QueryFilter, QueryOrder,
+    QuerySelect,
 };
 
 use super::entities::{integration, issued_external_id, micros};
@@ -47,7 +47,7 @@ pub(super) async fn refusal(
 
 /// Reserves an external ID for an organization.
 pub(super) async fn issue(
-    tx: &DatabaseTransaction,
+    tx: &impl ConnectionTrait,
     organization_id: &OrganizationId,
     fingerprint: &[u8],
     now: Timestamp,

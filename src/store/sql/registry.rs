@@ -1,8 +1,21 @@
 //! Registry in a SQL database, with the same statements for SQLite and PostgreSQL.
 //!
-//! A transaction locks the rows of its integrations first, in the order of their ids, and the row
-//! of the revision last. Transactions that take revisions commit one after the other, so
-//! revisions become visible in their order.
+//! A transaction locks the rows of its integrations first, in the order of their ids, and then the
+//! row of the revision; after that it locks no row that another transaction may hold. Transactions
+//! that take revisions commit one after the other, so revisions become visible in their order.
+//!
+//! An external ID is given to an organization after the revision was taken. Each statement sees
+//! what was committed before it began (READ COMMITTED in PostgreSQL), so it sees every external ID
+//! that was given before, and no other is given until the commit. The three columns that hold
+//! external IDs need no common index for this.
+//!
+//! # Timelines
+//!
+//! A promoted standby may lack the last commits of the primary, which others saw. Therefore the
+//! high bits of a revision are PostgreSQL's timeline, which rises with each promotion: no revision
+//! is used twice, and those of a new timeline are above all earlier ones. The first of a timeline
+//! raises the revision up to which deletions are forgotten, so that whoever saw an earlier one
+//! reads everything anew. In SQLite the timeline is 0.
 
 use std::time::Duration;
 
@@ -11,14 +24,14 @@ use jiff::Timestamp;
 use sea_orm::{
     ActiveModelTrait,
     ActiveValue::NotSet,
-    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, IntoActiveModel,
-    QueryFilter, QueryOrder, QuerySelect, SqlErr,
+    ColumnTrait, ConnectionTrait, DbBackend, DbErr, EntityTrait, IntoActiveModel, QueryFilter,
+    QueryOrder, QuerySelect, SqlErr,
     sea_query::{Expr, OnConflict},
 };
 use serde_json::{Value, json};
 
 use super::{
-    Database,
+    Database, WriteTransaction,
     entities::{audit, integration, integration_id, meta, micros, tombstone, whole_micros},
     external_ids,
 };
@@ -43,6 +56,8 @@ use crate::{
 const ROWS: usize = 1000;
 /// Attempts of a Configure that meets a concurrent one of the same organization or external ID.
 const ATTEMPTS: u32 = 3;
+/// Bits of a revision below its timeline. With them, a timeline has 23 bits.
+const TIMELINE_SHIFT: u32 = 40;
 /// Caller of changes that nobody asked for.
 const SERVICE: &str = "siem-relay";
 
@@ -77,8 +92,30 @@ impl SqlRegistry {
         Ok(registry)
     }
 
-    /// Configures once. None if a concurrent Configure has created the integration or taken the
-    /// external ID meanwhile.
+    /// Whether the external IDs in this database are sealed with the key that has this check
+    /// value. The first check value that is given is stored.
+    pub(in crate::store) async fn check_key(&self, check: &[u8]) -> Result<bool, StoreError> {
+        let db_error = |error| self.db.map(error);
+        let given = hex::encode(check);
+        let stored = super::load_meta(&self.db.reader(), meta::KEY_CHECK).await;
+        if let Some(stored) = stored.map_err(db_error)? {
+            return Ok(stored == given);
+        }
+        let tx = self.db.begin().await?;
+        // Another instance may have stored another value meanwhile.
+        let row = meta::Model {
+            name: meta::KEY_CHECK.to_owned(),
+            value: given.clone(),
+        };
+        let insert = meta::Entity::insert(row.into_active_model()).on_conflict_do_nothing();
+        insert.exec_without_returning(&tx).await.map_err(db_error)?;
+        let stored = super::load_meta(&tx, meta::KEY_CHECK).await;
+        let stored = stored.map_err(db_error)?;
+        tx.commit().await?;
+        Ok(stored.is_some_and(|stored| stored == given))
+    }
+
+    /// Configures once. None if a concurrent Configure has created the integration meanwhile.
     async fn try_configure(
         &self,
         organization_id: &OrganizationId,
@@ -89,8 +126,9 @@ impl SqlRegistry {
         let row = find(&tx, organization_id).await.map_err(db_error)?;
         let existing = row.clone().map(Registered::try_from).transpose()?;
         let planned = plan(existing.as_ref())?;
+        let revision = next_revisions(&tx, 1).await.map_err(db_error)?;
         let refusal = external_ids::refusal(
-            &*tx,
+            &tx,
             organization_id,
             &planned.fingerprint,
             planned.issued_only,
@@ -108,7 +146,6 @@ impl SqlRegistry {
         let caller = planned.caller.to_string();
         let audited = audit_row(organization_id.as_str(), id, at, &caller, action, detail);
         save_audit(&tx, vec![audited]).await.map_err(db_error)?;
-        let revision = next_revisions(&tx, 1).await.map_err(db_error)?;
         let (saved, stored) = match row {
             None => {
                 let mut row = integration::Model::new(planned, self.options.partitions);
@@ -118,7 +155,7 @@ impl SqlRegistry {
                 let mut row = row.into_active_model();
                 row.integration_key = NotSet;
                 let insert = integration::Entity::insert(row);
-                (insert.exec_without_returning(&*tx).await.map(drop), stored)
+                (insert.exec_without_returning(&tx).await.map(drop), stored)
             }
             Some(mut row) => {
                 let before = row.status()?;
@@ -173,8 +210,8 @@ impl Registry for SqlRegistry {
         fingerprint: &[u8],
         issued_only: bool,
     ) -> Result<(), ConfigureError> {
-        let refusal =
-            external_ids::refusal(self.db.reader(), organization_id, fingerprint, issued_only);
+        let db = self.db.reader();
+        let refusal = external_ids::refusal(&db, organization_id, fingerprint, issued_only);
         let refusal = refusal.await.map_err(|error| self.db.map(error))?;
         refusal.map_or(Ok(()), Err)
     }
@@ -324,16 +361,15 @@ impl Registry for SqlRegistry {
         limit: usize,
     ) -> Result<RegistryChanges, StoreError> {
         let db_error = |error| self.db.map(error);
-        let db = self.db.reader();
-        // The statements need no common snapshot. Up to the newest revision, read first, every
-        // change is visible to those after it, or replaced by one that is newer. A deletion that
-        // was forgotten meanwhile is below the floor, read last.
-        let newest = load_meta(db, meta::REVISION).await.map_err(db_error)?;
+        // One state for all statements: else an integration that changes between the first two is
+        // above the newest revision of the first, and missing in an answer that claims to be
+        // complete.
+        let db = &self.db.begin_snapshot().await?;
+        let newest = load_number(db, meta::REVISION).await.map_err(db_error)?;
         let after = revision as i64;
         let fetched = limit as u64 + 1;
         let integrations = integration::Entity::find()
             .filter(integration::Column::Revision.gt(after))
-            .filter(integration::Column::Revision.lte(newest as i64))
             .order_by_asc(integration::Column::Revision)
             .limit(fetched)
             .all(db)
@@ -341,13 +377,12 @@ impl Registry for SqlRegistry {
             .map_err(db_error)?;
         let tombstones = tombstone::Entity::find()
             .filter(tombstone::Column::Revision.gt(after))
-            .filter(tombstone::Column::Revision.lte(newest as i64))
             .order_by_asc(tombstone::Column::Revision)
             .limit(fetched)
             .all(db)
             .await
             .map_err(db_error)?;
-        let floor = load_meta(db, meta::TOMBSTONE_FLOOR).await;
+        let floor = load_number(db, meta::TOMBSTONE_FLOOR).await;
         let mut changes = Vec::with_capacity(integrations.len() + tombstones.len());
         for row in integrations {
             changes.push(RegistryChange::Current(row.try_into()?));
@@ -475,7 +510,7 @@ fn is_conflict(error: &DbErr) -> bool {
 
 /// Finds and locks the integration of an organization.
 async fn find(
-    tx: &DatabaseTransaction,
+    tx: &WriteTransaction<'_>,
     organization_id: &OrganizationId,
 ) -> Result<Option<integration::Model>, DbErr> {
     integration::Entity::find()
@@ -487,7 +522,7 @@ async fn find(
 
 /// Finds and locks integrations, given in the order of their ids.
 async fn find_all(
-    tx: &DatabaseTransaction,
+    tx: &WriteTransaction<'_>,
     ids: &[IntegrationId],
 ) -> Result<Vec<integration::Model>, DbErr> {
     let mut rows = Vec::with_capacity(ids.len());
@@ -505,7 +540,7 @@ async fn find_all(
 }
 
 /// Replaces the row of an integration.
-async fn update(tx: &DatabaseTransaction, row: integration::Model) -> Result<(), DbErr> {
+async fn update(tx: &WriteTransaction<'_>, row: integration::Model) -> Result<(), DbErr> {
     let row = row.into_active_model().reset_all();
     integration::Entity::update(row)
         .exec_without_returning(tx)
@@ -515,7 +550,7 @@ async fn update(tx: &DatabaseTransaction, row: integration::Model) -> Result<(),
 
 /// Saves what observations change of existing rows.
 async fn save_statuses(
-    tx: &DatabaseTransaction,
+    tx: &WriteTransaction<'_>,
     rows: Vec<integration::Model>,
 ) -> Result<(), DbErr> {
     use integration::Column;
@@ -551,7 +586,7 @@ async fn save_statuses(
 
 /// Replaces an integration by its tombstone.
 async fn bury(
-    tx: &DatabaseTransaction,
+    tx: &WriteTransaction<'_>,
     integration_key: i64,
     tombstone: &Tombstone,
 ) -> Result<(), DbErr> {
@@ -571,7 +606,7 @@ async fn bury(
 }
 
 /// Forgets the oldest tombstones beyond `max`.
-async fn forget_tombstones(tx: &DatabaseTransaction, max: usize) -> Result<(), DbErr> {
+async fn forget_tombstones(tx: &WriteTransaction<'_>, max: usize) -> Result<(), DbErr> {
     use tombstone::{Column::Revision, Entity};
     let newest_forgotten: Option<i64> = Entity::find()
         .select_only()
@@ -587,6 +622,12 @@ async fn forget_tombstones(tx: &DatabaseTransaction, max: usize) -> Result<(), D
     };
     let forget = Entity::delete_many().filter(Revision.lte(floor));
     forget.exec(tx).await?;
+    let floor_before = load_number(tx, meta::TOMBSTONE_FLOOR).await?;
+    raise_floor(tx, floor_before.max(floor as u64)).await
+}
+
+/// Sets the revision up to which deletions are forgotten.
+async fn raise_floor(tx: &WriteTransaction<'_>, floor: u64) -> Result<(), DbErr> {
     let row = meta::Model {
         name: meta::TOMBSTONE_FLOOR.to_owned(),
         value: floor.to_string(),
@@ -623,7 +664,7 @@ fn audit_row(
     row
 }
 
-async fn save_audit(tx: &DatabaseTransaction, rows: Vec<audit::ActiveModel>) -> Result<(), DbErr> {
+async fn save_audit(tx: &WriteTransaction<'_>, rows: Vec<audit::ActiveModel>) -> Result<(), DbErr> {
     for rows in rows.chunks(ROWS) {
         audit::Entity::insert_many(rows.to_vec())
             .exec_without_returning(tx)
@@ -633,7 +674,7 @@ async fn save_audit(tx: &DatabaseTransaction, rows: Vec<audit::ActiveModel>) -> 
 }
 
 /// Reads a number from `meta`; 0 if it is not there.
-async fn load_meta(db: &impl ConnectionTrait, name: &str) -> Result<u64, DbErr> {
+pub(super) async fn load_number(db: &impl ConnectionTrait, name: &str) -> Result<u64, DbErr> {
     match meta::Entity::find_by_id(name).one(db).await? {
         Some(row) => parse_meta(&row),
         None => Ok(0),
@@ -647,20 +688,33 @@ fn parse_meta(row: &meta::Model) -> Result<u64, DbErr> {
 
 /// Takes the next `count` revisions and returns the first. Until the end of the transaction no
 /// other transaction takes one.
-async fn next_revisions(tx: &DatabaseTransaction, count: u64) -> Result<u64, DbErr> {
-    let next = format!("CAST(CAST(value AS BIGINT) + {count} AS TEXT)");
+async fn next_revisions(tx: &WriteTransaction<'_>, count: u64) -> Result<u64, DbErr> {
+    // Eight hexadecimal digits of the file name are the timeline.
+    let newest = match tx.get_database_backend() {
+        DbBackend::Postgres => format!(
+            "GREATEST(CAST(value AS BIGINT), CAST(CAST('x' || \
+            LEFT(pg_walfile_name(pg_current_wal_insert_lsn()), 8) AS BIT(32)) AS BIGINT) \
+            << {TIMELINE_SHIFT})"
+        ),
+        _ => "CAST(value AS BIGINT)".to_owned(),
+    };
+    let next = format!("CAST({newest} + {count} AS TEXT)");
     let updated = meta::Entity::update_many()
         .col_expr(meta::Column::Value, Expr::cust(next))
         .filter(meta::Column::Name.eq(meta::REVISION))
         .exec_with_returning(tx)
         .await?;
     let row = updated.first().ok_or(DbErr::RecordNotUpdated)?;
-    Ok(parse_meta(row)? + 1 - count)
+    let before = parse_meta(row)? - count;
+    if before > 0 && before.is_multiple_of(1 << TIMELINE_SHIFT) {
+        raise_floor(tx, before).await?;
+    }
+    Ok(before + 1)
 }
 
 /// Makes the row of the revision, if there is none: the newest revision of a database from before
 /// this row existed is the largest that is stored.
-async fn start_revisions(tx: &DatabaseTransaction) -> Result<(), DbErr> {
+async fn start_revisions(tx: &WriteTransaction<'_>) -> Result<(), DbErr> {
     if meta::Entity::find_by_id(meta::REVISION)
         .one(tx)
         .await?
@@ -680,7 +734,7 @@ async fn start_revisions(tx: &DatabaseTransaction) -> Result<(), DbErr> {
         .into_tuple()
         .one(tx)
         .await?;
-    let floor = load_meta(tx, meta::TOMBSTONE_FLOOR).await? as i64;
+    let floor = load_number(tx, meta::TOMBSTONE_FLOOR).await? as i64;
     let newest = [integrations.flatten(), tombstones.flatten(), Some(floor)];
     let row = meta::Model {
         name: meta::REVISION.to_owned(),
@@ -714,7 +768,8 @@ mod tests {
             deleted_at: 0,
         };
         let row = row.into_active_model();
-        let inserted = tombstone::Entity::insert(row).exec_without_returning(db.reader());
+        let reader = db.reader();
+        let inserted = tombstone::Entity::insert(row).exec_without_returning(&reader);
         inserted.await.unwrap();
         for first in [42, 45] {
             // Opened again, it continues.

@@ -115,7 +115,7 @@ pub(super) async fn write_back(db: &DatabaseConnection) {
 /// Closes the connections of a pool, of which the caller holds none; the next use opens others.
 /// A commit that fails has ended the transaction in the database, but not for the driver, whose
 /// next one would be nested in one that does not exist.
-pub(in crate::store) async fn renew(pool: &SqlitePool) {
+pub(super) async fn renew(pool: &SqlitePool) {
     let mut all = Vec::new();
     // The connection that failed takes a while to come back: only who has all of them has it.
     for _ in 0..pool.options().get_max_connections() {

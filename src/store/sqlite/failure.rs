@@ -1,10 +1,11 @@
 //! Meaning of the database's errors.
 
-use std::sync::Arc;
+use sea_orm::{DbErr, sqlx};
 
-use sea_orm::{DbErr, RuntimeErr, sqlx};
-
-use crate::store::error::{Failure, StoreError};
+use crate::store::{
+    error::{Failure, StoreError},
+    sql::driver_error,
+};
 
 // SQLite's extended result codes, <https://www.sqlite.org/rescode.html>.
 const FULL: i32 = 13;
@@ -13,38 +14,29 @@ const NOT_A_DATABASE: i32 = 26;
 const IO_ERROR_SYNC: i32 = 10 | 4 << 8;
 const IO_ERROR_DIRECTORY_SYNC: i32 = 10 | 5 << 8;
 
-fn driver_error(error: &DbErr) -> Option<&sqlx::Error> {
-    match error {
-        DbErr::Exec(RuntimeErr::SqlxError(error))
-        | DbErr::Query(RuntimeErr::SqlxError(error))
-        | DbErr::Conn(RuntimeErr::SqlxError(error)) => Some(error),
-        _ => None,
-    }
-}
-
 fn code(error: &DbErr) -> Option<i32> {
     let database = driver_error(error)?.as_database_error()?;
     database.code()?.parse().ok()
 }
 
 /// Whether the disk is full. Nothing of the transaction was kept, and it may be tried again.
-pub(in crate::store) fn is_full(error: &DbErr) -> bool {
+pub(super) fn is_full(error: &DbErr) -> bool {
     code(error) == Some(FULL)
 }
 
 /// Whether the database contradicts itself.
-pub(in crate::store) fn is_damage(error: &DbErr) -> bool {
+pub(super) fn is_damage(error: &DbErr) -> bool {
     // The lowest byte is the primary code.
     code(error).is_some_and(|code| matches!(code & 0xff, CORRUPT | NOT_A_DATABASE))
 }
 
 /// Whether a connection may be in another state than the driver believes.
-pub(in crate::store) fn is_of_the_driver(error: &DbErr) -> bool {
+pub(super) fn is_of_the_driver(error: &DbErr) -> bool {
     driver_error(error).is_some()
 }
 
 /// Failure after which the store cannot go on.
-pub(in crate::store) fn failure(error: &DbErr) -> Option<Failure> {
+pub(super) fn failure(error: &DbErr) -> Option<Failure> {
     match code(error) {
         Some(IO_ERROR_SYNC | IO_ERROR_DIRECTORY_SYNC) => {
             Some(Failure::NotSynced(error.to_string()))
@@ -55,7 +47,7 @@ pub(in crate::store) fn failure(error: &DbErr) -> Option<Failure> {
 }
 
 /// The contract's error for an error of the database.
-pub(in crate::store) fn translate(error: &DbErr) -> StoreError {
+pub(super) fn translate(error: &DbErr) -> StoreError {
     let text = || error.to_string();
     match code(error) {
         Some(FULL) => StoreError::Full,
@@ -74,16 +66,4 @@ pub(in crate::store) fn translate(error: &DbErr) -> StoreError {
         }
         _ => StoreError::Failed(text()),
     }
-}
-
-/// An error of a statement, in the form of SeaORM.
-pub(in crate::store) fn of_statement(error: sqlx::Error) -> DbErr {
-    DbErr::Exec(RuntimeErr::SqlxError(Arc::new(error)))
-}
-
-/// A row holds content that this version cannot read.
-pub(in crate::store) fn unreadable(what: &str) -> DbErr {
-    DbErr::Custom(format!(
-        "the database holds what this version cannot read: {what}"
-    ))
 }

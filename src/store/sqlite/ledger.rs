@@ -6,23 +6,15 @@
 use std::{collections::HashMap, ops::Range};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures_util::TryStreamExt;
 use jiff::Timestamp;
 use sea_orm::{ConnectionTrait, DbErr, QueryResult, StreamTrait, Value};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Value as Json, json};
-use uuid::Uuid;
 
-use super::{Engine, check_partition, failure::unreadable, log::time, script::Script};
+use super::{Engine, check_partition, script::Script};
 use crate::{
-    domain::{
-        chunk::Chunk,
-        event::{Gap, GapReason, Time},
-        integration::IntegrationId,
-        segment::SEGMENT_EVENTS,
-        sequences::Sequences,
-    },
+    domain::{chunk::Chunk, integration::IntegrationId},
     store::{
         codec,
         error::StoreError,
@@ -30,14 +22,18 @@ use crate::{
             Anchor, BacklogChange, Checkpoint, Counts, Lease, Ledger, LedgerRow, LedgerSnapshot,
             LedgerUpdate, Position,
         },
-        sql::statement,
+        sql::{
+            rows::{
+                self, CHUNK_COLUMNS, ChunkRead, ChunkReader, READ_CHUNKS, chunk_state, encode_gaps,
+                integration_id, ledger_row, optional_time,
+            },
+            statement,
+        },
     },
 };
 
 /// Chunks of deleted integrations that one transaction removes.
 const REMOVED_CHUNKS: i64 = 64;
-/// Most chunks of one read: enough for a request of events that came one by one.
-const READ_CHUNKS: i64 = 512;
 
 /// The rows that a JSON array names by integration id (0), next sequence of the checkpoint (1)
 /// and first sequence (2). A settlement that was overtaken by a later one names none.
@@ -48,8 +44,8 @@ pub(super) const NAMED: &str = "json_each(?) u \
     LEFT JOIN progress p ON p.integration_key = i.integration_key \
     WHERE MAX(COALESCE(p.next_sequence, 1), 1) <= MAX(u.value->>1, 1)";
 
-const CHUNK_COLUMNS: &str =
-    "first_sequence, event_count, accepted_at, accepted, gaps, pending_bytes";
+const LEDGER_COLUMNS: &str = "i.integration_id, p.next_sequence, p.position, p.settled, \
+    p.accepted, p.delivered, p.expired, p.pending_bytes, p.last_attempt_at, p.last_delivery_at";
 /// The integration with an id that is the first parameter.
 const INTEGRATION: &str =
     "integration_key = (SELECT integration_key FROM integration WHERE integration_id = $1)";
@@ -252,125 +248,6 @@ fn chunk_row(id: &str, next_sequence: u64, chunk: &Chunk, payload: Range<usize>)
     ])
 }
 
-/// Gap as it is stored. Times are microseconds since the Unix epoch.
-#[derive(Deserialize, Serialize)]
-struct StoredGap {
-    /// Index of its last sequence in the chunk.
-    index: u32,
-    first_sequence: u64,
-    count: u64,
-    first_time: i64,
-    last_time: i64,
-    reason: String,
-}
-
-/// The column of a chunk's gaps: JSON, or nothing if there are none.
-fn encode_gaps(chunk: &Chunk) -> Option<String> {
-    if chunk.gaps.is_empty() {
-        return None;
-    }
-    let stored: Vec<StoredGap> = chunk
-        .gaps
-        .iter()
-        .map(|gap| StoredGap {
-            index: (gap.last_sequence - chunk.first_sequence) as u32,
-            first_sequence: gap.first_sequence,
-            count: gap.count,
-            first_time: gap.first_time.micros(),
-            last_time: gap.last_time.micros(),
-            reason: gap.reason.as_str().to_owned(),
-        })
-        .collect();
-    Some(json_text(&stored))
-}
-
-fn decode_gaps(
-    text: Option<&str>,
-    first_sequence: u64,
-    settled: &Sequences,
-) -> Result<Vec<Gap>, DbErr> {
-    let Some(text) = text else {
-        return Ok(Vec::new());
-    };
-    let stored: Vec<StoredGap> = serde_json::from_str(text).map_err(|_| unreadable("gaps"))?;
-    let gap = |stored: StoredGap| {
-        let mut reasons = GapReason::ALL.into_iter();
-        let reason = reasons.find(|reason| reason.as_str() == stored.reason);
-        Ok(Gap {
-            first_sequence: stored.first_sequence,
-            last_sequence: first_sequence + u64::from(stored.index),
-            count: stored.count,
-            first_time: Time::from_micros(stored.first_time),
-            last_time: Time::from_micros(stored.last_time),
-            reason: reason.ok_or_else(|| unreadable("the reason of a gap"))?,
-        })
-    };
-    let gaps: Result<Vec<Gap>, DbErr> = stored.into_iter().map(gap).collect();
-    let mut gaps = gaps?;
-    // A settlement of an earlier version left them in the column.
-    gaps.retain(|gap| !settled.contains(gap.last_sequence));
-    Ok(gaps)
-}
-
-/// A chunk without its segment.
-fn chunk_state(row: &QueryResult) -> Result<Chunk, DbErr> {
-    let first_sequence = number(row, "first_sequence")?;
-    let count: i32 = row.try_get("", "event_count")?;
-    let count = u32::try_from(count).map_err(|_| unreadable("event_count"))?;
-    let bitmap: Option<Vec<u8>> = row.try_get("", "accepted")?;
-    let settled = Sequences::from_bitmap(first_sequence, &bitmap.unwrap_or_default());
-    let gaps: Option<String> = row.try_get("", "gaps")?;
-    Ok(Chunk {
-        first_sequence,
-        count,
-        accepted_at: time(row.try_get("", "accepted_at")?)?,
-        segment: Bytes::new(),
-        gaps: decode_gaps(gaps.as_deref(), first_sequence, &settled)?,
-        settled,
-        pending_bytes: number(row, "pending_bytes")?,
-    })
-}
-
-fn number(row: &QueryResult, column: &str) -> Result<u64, DbErr> {
-    u64::try_from(row.try_get::<i64>("", column)?).map_err(|_| unreadable(column))
-}
-
-fn optional_time(row: &QueryResult, column: &str) -> Result<Option<Timestamp>, DbErr> {
-    row.try_get::<Option<i64>>("", column)?
-        .map(time)
-        .transpose()
-}
-
-fn integration_id(row: &QueryResult) -> Result<IntegrationId, DbErr> {
-    let text: String = row.try_get("", "integration_id")?;
-    let id = Uuid::parse_str(&text).map_err(|_| unreadable("integration_id"))?;
-    Ok(IntegrationId(id))
-}
-
-fn ledger_row(row: &QueryResult) -> Result<LedgerRow, DbErr> {
-    let settled: Option<Vec<u8>> = row.try_get("", "settled")?;
-    let settled = Sequences::decode(&settled.unwrap_or_default());
-    let checkpoint = Checkpoint {
-        next_sequence: number(row, "next_sequence")?,
-        position: Position(number(row, "position")?),
-        settled: settled.map_err(|_| unreadable("settled"))?,
-        counts: Counts {
-            accepted: number(row, "accepted")?,
-            delivered: number(row, "delivered")?,
-            expired: number(row, "expired")?,
-            pending_bytes: number(row, "pending_bytes")?,
-        },
-        last_attempt: optional_time(row, "last_attempt_at")?,
-        last_delivery: optional_time(row, "last_delivery_at")?,
-    };
-    Ok(LedgerRow {
-        integration_id: integration_id(row)?,
-        checkpoint,
-        backlog_since: optional_time(row, "backlog_since")?,
-        backlog_bytes: number(row, "backlog_bytes")?,
-    })
-}
-
 impl Engine {
     fn check_lease(&self, lease: Lease) -> Result<(), StoreError> {
         check_partition(lease.partition)?;
@@ -403,29 +280,22 @@ impl Engine {
 impl Ledger for Engine {
     async fn load(&self, lease: Lease) -> Result<LedgerSnapshot, StoreError> {
         self.check_lease(lease)?;
-        let sql = "SELECT anchor_position AS position, anchor_entry_id AS id FROM partition \
-            WHERE partition = $1 AND anchor_position IS NOT NULL";
-        let anchor = |row: &QueryResult| {
-            let id: Vec<u8> = row.try_get("", "id")?;
-            Ok(Anchor {
-                position: Position(number(row, "position")?),
-                entry_id: id.try_into().map_err(|_| unreadable("an entry's id"))?,
-            })
-        };
-        let anchor = self
-            .rows(sql, [(lease.partition as i32).into()], anchor)
+        let sql = "SELECT anchor_position, anchor_entry_id FROM partition WHERE partition = $1";
+        let anchors = self
+            .rows(sql, [(lease.partition as i32).into()], rows::anchor)
             .await?;
         // Of the chunks it reads only the index.
-        let sql = "SELECT i.integration_id, p.next_sequence, p.position, p.settled, p.accepted, \
-            p.delivered, p.expired, p.pending_bytes, p.last_attempt_at, p.last_delivery_at, \
-            b.since AS backlog_since, COALESCE(b.bytes, 0) AS backlog_bytes \
+        let sql = format!(
+            "SELECT {LEDGER_COLUMNS}, b.since AS backlog_since, \
+            COALESCE(b.bytes, 0) AS backlog_bytes \
             FROM progress p JOIN integration i ON i.integration_key = p.integration_key \
             LEFT JOIN (SELECT integration_key, MIN(accepted_at) AS since, \
             SUM(pending_bytes) AS bytes FROM backlog GROUP BY integration_key) b \
-            ON b.integration_key = p.integration_key";
+            ON b.integration_key = p.integration_key"
+        );
         Ok(LedgerSnapshot {
-            anchor: anchor.into_iter().next(),
-            integrations: self.rows(sql, [], ledger_row).await?,
+            anchor: anchors.into_iter().flatten().next(),
+            integrations: self.rows(&sql, [], ledger_row).await?,
         })
     }
 
@@ -464,45 +334,22 @@ impl Ledger for Engine {
         let [id, after, from] = span(integration_id, from);
         let most = i64::try_from(max_bytes).unwrap_or(i64::MAX);
         let values = [id, after, from, most.into()];
-        let read = |row: &QueryResult| {
-            let mut chunk = chunk_state(row)?;
-            let payload: Vec<u8> = row.try_get("", "payload")?;
-            let is_whole = match chunk.pending_events() {
-                0 => true,
-                _ => match codec::decompress(&payload) {
-                    Ok(segment) => {
-                        chunk.segment = segment.into();
-                        codec::is_segment(&chunk.segment, chunk.count)
-                    }
-                    Err(_) => false,
-                },
-            };
-            Ok((chunk, is_whole))
-        };
         let database = &self.shared.database;
         let failed = |error: DbErr| database.map(error);
         let db = database.reader();
         let rows = db.stream_raw(statement(db, &sql, values)).await;
         let mut rows = rows.map_err(failed)?;
-        let (mut chunks, mut bytes) = (Vec::new(), 0);
+        let mut reader = ChunkReader::new(max_bytes);
         while let Some(row) = rows.try_next().await.map_err(failed)? {
-            let (chunk, is_whole) = read(&row).map_err(failed)?;
-            // A chunk that is settled in part still has all of its segment.
-            bytes += match chunk.settled.is_empty() {
-                true => chunk.pending_bytes as usize,
-                false => chunk.segment.len(),
-            };
-            let is_first = chunks.is_empty();
-            match is_whole {
-                true if is_first || bytes <= max_bytes => chunks.push(chunk),
-                false if is_first => {
-                    let first_sequence = chunk.first_sequence;
+            match reader.read(&row).map_err(failed)? {
+                ChunkRead::Taken => {}
+                ChunkRead::Enough => break,
+                ChunkRead::Damaged(first_sequence) => {
                     return Err(StoreError::DamagedChunk { first_sequence });
                 }
-                _ => break,
             }
         }
-        Ok(chunks)
+        Ok(reader.chunks)
     }
 
     async fn backlog_states(
@@ -536,6 +383,34 @@ impl Ledger for Engine {
         let oldest = self.rows(sql, [ids.into()], read).await?;
         let pending = oldest.into_iter();
         Ok(pending.filter_map(|(id, at)| Some((id, at?))).collect())
+    }
+
+    async fn rows_of(
+        &self,
+        integration_ids: &[IntegrationId],
+    ) -> Result<Vec<LedgerRow>, StoreError> {
+        let of_integration = "FROM backlog b WHERE b.integration_key = i.integration_key";
+        let sql = format!(
+            "SELECT {LEDGER_COLUMNS}, (SELECT MIN(accepted_at) {of_integration}) AS backlog_since, \
+            (SELECT COALESCE(SUM(pending_bytes), 0) {of_integration}) AS backlog_bytes \
+            FROM json_each($1) u CROSS JOIN integration i ON i.integration_id = u.value \
+            JOIN progress p ON p.integration_key = i.integration_key"
+        );
+        let ids = integration_ids.iter().map(IntegrationId::to_string);
+        let ids = json_text(&ids.collect::<Vec<_>>());
+        self.rows(&sql, [ids.into()], ledger_row).await
+    }
+
+    async fn forget_anchor(&self, lease: Lease) -> Result<(), StoreError> {
+        self.check_lease(lease)?;
+        let database = &self.shared.database;
+        let tx = database.begin().await?;
+        let sql = "UPDATE partition SET anchor_position = NULL, anchor_entry_id = NULL \
+            WHERE partition = $1 AND epoch = $2";
+        let values: [Value; 2] = [(lease.partition as i32).into(), (lease.epoch as i64).into()];
+        let updated = tx.execute_raw(statement(&*tx, sql, values)).await;
+        updated.map_err(|error| database.map(error))?;
+        tx.commit().await
     }
 
     async fn remove_deleted(&self) -> Result<bool, StoreError> {
@@ -579,10 +454,6 @@ impl Ledger for Engine {
 /// Parameters for the chunks of an integration that end after a sequence: the integration, a
 /// sequence before the first sequences of all of them, and the sequence.
 fn span(integration_id: IntegrationId, from: u64) -> [Value; 3] {
-    let after = from as i64 - i64::from(SEGMENT_EVENTS) - 1;
-    [
-        integration_id.to_string().into(),
-        after.into(),
-        (from as i64).into(),
-    ]
+    let (after, from) = rows::span(from);
+    [integration_id.to_string().into(), after.into(), from.into()]
 }

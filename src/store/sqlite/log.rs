@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    Engine, PARTITION, Shared, check_partition, failure::unreadable, ledger::Settlement,
+    Engine, PARTITION, Shared, check_partition, database::Database, ledger::Settlement,
     script::Script, space::Space,
 };
 use crate::store::{
@@ -30,7 +30,10 @@ use crate::store::{
         Availability, Bounds, Entry, EntryChunk, EntryId, EventLog, LogReader, NewEntry, Partition,
         Position,
     },
-    sql::{Database, statement},
+    sql::{
+        rows::{time, unreadable},
+        statement,
+    },
 };
 
 /// Position of the first entry of a new log.
@@ -545,11 +548,6 @@ fn now() -> Timestamp {
     Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
 }
 
-/// A time from its column.
-pub(super) fn time(micros: i64) -> Result<Timestamp, DbErr> {
-    Timestamp::from_microsecond(micros).map_err(|_| unreadable("a time"))
-}
-
 #[async_trait]
 impl EventLog for Engine {
     fn partitions(&self) -> u32 {
@@ -620,6 +618,28 @@ impl EventLog for Engine {
             });
         }
         Ok(())
+    }
+
+    async fn remove(&self, partition: Partition, below: Position) -> Result<(), StoreError> {
+        check_partition(partition)?;
+        let log = &self.shared.log;
+        let below = below.min(log.end());
+        if below == log.end() && log.start() < below {
+            // The last entry keeps the position from which others go on.
+            let empty = Appended::of(NewEntry {
+                id: rand::random(),
+                revision: 0,
+                chunks: Vec::new(),
+            });
+            self.commit(vec![empty]).await?;
+        }
+        log.start.fetch_max(below.0, Ordering::AcqRel);
+        lock(&log.recent).trim(below);
+        {
+            let mut waiting = lock(&log.waiting);
+            waiting.trim = waiting.trim.max(Some(below));
+        }
+        self.commit(Vec::new()).await
     }
 
     fn availability(&self) -> watch::Receiver<Availability> {

@@ -5,10 +5,12 @@ use sea_orm::{
     ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait, Value,
 };
 
-use super::failure::unreadable;
 use crate::{
     domain::{bitmap, segment, segment::Damaged, sequences::Sequences},
-    store::{codec, sql::statement},
+    store::{
+        codec,
+        sql::{rows::unreadable, statement},
+    },
 };
 
 /// Uncompressed bytes from which a transaction takes no further pack.

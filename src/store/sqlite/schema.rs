@@ -2,8 +2,7 @@
 
 use sea_orm_migration::{prelude::*, schema::*};
 
-use super::failure::unreadable;
-use crate::store::sql::statement;
+use crate::store::sql::{rows::unreadable, statement};
 
 /// Brings a database to the newest schema.
 pub(super) struct Migrator;

@@ -10,11 +10,11 @@ use sea_orm::{
     },
 };
 
-use super::failure;
+use crate::store::sql::of_statement;
 
 /// Statements, and the values of their parameters, which are plain `?`.
 #[derive(Default)]
-pub(in crate::store) struct Script {
+pub(super) struct Script {
     sql: String,
     values: SqliteArguments,
     statements: usize,
@@ -52,12 +52,9 @@ impl Script {
     /// # Errors
     ///
     /// The transaction may be open until the caller has closed the connection.
-    pub(in crate::store) async fn run(
-        self,
-        connection: &mut SqliteConnection,
-    ) -> Result<(), DbErr> {
+    pub(super) async fn run(self, connection: &mut SqliteConnection) -> Result<(), DbErr> {
         if let Some(error) = self.failed {
-            return Err(failure::of_statement(sqlx::Error::Encode(error)));
+            return Err(of_statement(sqlx::Error::Encode(error)));
         }
         debug_assert_eq!(self.sql.matches('?').count(), self.values.len());
         let (sql, statements) = match self.statements {
@@ -68,13 +65,13 @@ impl Script {
         let query = sqlx::query_with(AssertSqlSafe(sql), self.values).persistent(!self.is_rare);
         let mut results = connection.fetch_many(query);
         let mut done = 0;
-        while let Some(result) = results.try_next().await.map_err(failure::of_statement)? {
+        while let Some(result) = results.try_next().await.map_err(of_statement)? {
             done += usize::from(matches!(result, Either::Left(_)));
         }
         match done == statements {
             true => Ok(()),
             // The thread behind the connection has ended, which looks like the end of the results.
-            false => Err(failure::of_statement(sqlx::Error::WorkerCrashed)),
+            false => Err(of_statement(sqlx::Error::WorkerCrashed)),
         }
     }
 }

@@ -13,7 +13,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Watches writes one after another.
 #[derive(Default)]
-pub(in crate::store) struct Slow {
+pub(super) struct Slow {
     logged: Option<Instant>,
 }
 
@@ -28,7 +28,7 @@ enum Line {
 
 impl Slow {
     /// Awaits a write, and logs while it takes long and how long it took.
-    pub(in crate::store) async fn watch<R>(&mut self, writing: impl Future<Output = R>) -> R {
+    pub(super) async fn watch<R>(&mut self, writing: impl Future<Output = R>) -> R {
         self.watch_and(writing, Line::log).await
     }
 

@@ -113,7 +113,7 @@ async fn with_integrations(engine: &Engine, numbers: &[i64]) {
 }
 
 async fn acquire(engine: &Engine) -> Lease {
-    engine.acquire().await.unwrap()[0]
+    engine.acquire().await.unwrap()
 }
 
 fn checkpoint(next_sequence: u64, position: u64) -> Checkpoint {

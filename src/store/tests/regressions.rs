@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use tokio::time::timeout;
 
 use super::{
-    super::ports::{Anchor, Lease, LedgerSnapshot, LedgerUpdate},
+    super::ports::{Anchor, Lease, LedgerRow, LedgerSnapshot, LedgerUpdate},
     *,
 };
 
@@ -160,6 +160,14 @@ impl Ledger for Gated {
         self.ledger.oldest_pending(ids).await
     }
 
+    async fn rows_of(&self, ids: &[IntegrationId]) -> Result<Vec<LedgerRow>, StoreError> {
+        self.ledger.rows_of(ids).await
+    }
+
+    async fn forget_anchor(&self, lease: Lease) -> Result<(), StoreError> {
+        self.ledger.forget_anchor(lease).await
+    }
+
     async fn remove_deleted(&self) -> Result<bool, StoreError> {
         self.ledger.remove_deleted().await
     }
@@ -285,4 +293,72 @@ async fn retention_in_steps_expires_the_oldest_first() {
     assert_eq!(read(&store, id).await, [22, 23, 24]);
     assert_eq!(store.progress(id).unwrap().expired, 1 + 14);
     store.close().await;
+}
+
+#[tokio::test]
+async fn a_gap_alone_is_announced_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), SEGMENT_BYTES).await;
+    let id = configure(&store, "acme").await;
+    append(&store, id, 3).await;
+    let keep = Keep {
+        from: 1,
+        accepted_before: Timestamp::now() + Duration::from_secs(60),
+        max_bytes: u64::MAX,
+        bytes: u64::MAX,
+        chunks: 10,
+    };
+    let given_up = GiveUp {
+        integration_id: id,
+        which: Which::Expired(keep),
+        in_flight: BTreeMap::new(),
+    };
+    assert_eq!(store.give_up(given_up).await.unwrap().expired, 3);
+    store.close().await;
+    drop(store);
+
+    let store = open(folder.path(), SEGMENT_BYTES).await;
+    let progress = store.progress(id).unwrap();
+    assert_eq!((progress.pending(), progress.expired), (0, 3));
+    let announced = timeout(DEADLINE, store.attention()).await.unwrap();
+    assert_eq!(announced[&id].appended.map(|(from, _)| from), Some(1));
+    let chunks = store.read(id, 1, usize::MAX).await.unwrap();
+    assert_eq!(chunks.len(), 1);
+    assert_eq!(chunks[0].gaps.len(), 1);
+}
+
+#[tokio::test]
+async fn an_accepted_loss_becomes_a_gap_and_sequences_continue_after_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), 8 * SEGMENT_BYTES).await;
+    let id = configure(&store, "acme").await;
+    append(&store, id, 3).await;
+    append(&store, id, 2).await;
+    store.close().await;
+    drop(store);
+    execute(
+        folder.path(),
+        "UPDATE entry SET header = zeroblob(4) WHERE position = (SELECT MIN(position) FROM entry)",
+    )
+    .await;
+    let options = options(folder.path(), 8 * SEGMENT_BYTES);
+    let refused = Store::open(options.clone(), key(), crate::gate::Gate::default()).await;
+    let error = refused.err().expect("a damaged log is refused");
+    assert!(matches!(error, OpenError::Damaged { .. }), "{error:?}");
+
+    let accepted = Store::accept_loss(&options, None).await.unwrap().unwrap();
+    assert_eq!(accepted.integrations, 1);
+    let store = open(folder.path(), 8 * SEGMENT_BYTES).await;
+    let chunks = store.read(id, 1, usize::MAX).await.unwrap();
+    let gap = chunks[0].gaps[0];
+    assert_eq!(
+        (gap.first_sequence, gap.last_sequence),
+        (1, accepted.window)
+    );
+    assert_eq!(gap.reason, GapReason::LogLost);
+    append(&store, id, 1).await;
+    let progress = store.progress(id).unwrap();
+    // The entry after the damaged one is kept.
+    assert_eq!(progress.accepted(), accepted.window + 3);
+    assert_eq!(progress.expired, accepted.window);
 }

@@ -50,13 +50,14 @@ impl Sink for Broken {
 async fn an_attempt_that_panics_ends_the_worker() {
     let dir = TempDir::new().unwrap();
     let key = MasterKey::from_bytes(&[7; 32]);
-    let store = Store::open(options_of_store(dir.path(), Duration::from_millis(1)), key).await;
-    let store = store.unwrap();
+    let options = options_of_store(dir.path(), Duration::from_millis(1));
+    let gate = Gate::default();
+    let store = Store::open(options, key, gate.clone()).await.unwrap();
     configure(&store, 0, 0).await;
     let broken = Broken {
         identity: watch::Sender::new(IdentityState::Good),
     };
-    let worker = Worker::new(store.clone(), broken, Gate::default(), options_of_worker());
+    let worker = Worker::new(store.clone(), broken, gate, options_of_worker());
     let mut run = pin!(worker.run(CancellationToken::new(), CancellationToken::new()));
     let mut segments = Segments::default();
     push(&mut segments, store.id_of(&organization(0)).unwrap(), 1);

@@ -81,6 +81,17 @@ pub struct Process {
     reader: JoinHandle<()>,
 }
 
+impl Drop for Process {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log.borrow();
+            let lines: Vec<&str> = log.lines().collect();
+            let last = &lines[lines.len().saturating_sub(60)..];
+            super::print(&format!("log of {}:\n{}", self.address, last.join("\n")));
+        }
+    }
+}
+
 /// Exit code and log of a process that ended instead of listening.
 #[derive(Debug)]
 pub struct StartError {
@@ -103,11 +114,16 @@ impl Process {
         arguments: &[&str],
     ) -> Result<Self, StartError> {
         let mut command = command(launcher, data_dir, aws_url);
-        command.args(["--log-format", "json"]);
         if !arguments.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1:0"]);
         }
-        let mut child = command.args(arguments).spawn().unwrap();
+        command.args(arguments);
+        Self::run(command).await
+    }
+
+    /// Starts [`serve`] with further arguments, and waits until the process listens.
+    pub async fn run(mut command: Command) -> Result<Self, StartError> {
+        let mut child = command.args(["--log-format", "json"]).spawn().unwrap();
         let (logs, log) = watch::channel(String::new());
         let (listening, listens) = oneshot::channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
@@ -188,9 +204,14 @@ impl Process {
 
     /// Sends SIGTERM, without waiting for the end.
     pub async fn terminate(&self) {
+        self.signal("TERM").await;
+    }
+
+    /// Sends a signal.
+    pub async fn signal(&self, name: &str) {
         let id = self.id().to_string();
         let mut kill = Command::new("kill");
-        let sent = with_timeout("kill", kill.args(["-TERM", &id]).status()).await;
+        let sent = with_timeout("kill", kill.args(["-s", name, &id]).status()).await;
         assert!(sent.unwrap().success());
     }
 
@@ -205,7 +226,7 @@ impl Process {
     /// Waits for the end. Returns the exit status and the log.
     pub async fn ended(mut self) -> (ExitStatus, String) {
         let status = with_timeout("the end of the process", self.child.wait()).await;
-        with_timeout("the end of its log", self.reader)
+        with_timeout("the end of its log", &mut self.reader)
             .await
             .unwrap();
         let log = self.log.borrow().clone();
@@ -213,8 +234,15 @@ impl Process {
     }
 }
 
-/// `serve` with only the endpoints and credentials of AWS in the environment.
+/// `serve` on a data directory.
 fn command(launcher: &[String], data_dir: &Path, aws_url: &str) -> Command {
+    let mut command = serve(launcher, aws_url);
+    command.arg("--data-dir").arg(data_dir);
+    command
+}
+
+/// `serve` with only the endpoints and credentials of AWS in the environment.
+pub fn serve(launcher: &[String], aws_url: &str) -> Command {
     let own = vendor_credentials();
     let relay = env!("CARGO_BIN_EXE_siem-relay");
     let mut command = match launcher {
@@ -235,8 +263,7 @@ fn command(launcher: &[String], data_dir: &Path, aws_url: &str) -> Command {
         .env("AWS_EC2_METADATA_DISABLED", "true")
         // A retry that does not keep a test waiting; a flag overrides it.
         .env("SIEM_RELAY_RETRY_FIRST_MS", "20")
-        .args(["serve", "--data-dir"])
-        .arg(data_dir)
+        .arg("serve")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     domain::integration::testing::testing_id,
     store::{
-        ports::{Ledger, Ownership},
+        ports::Ledger,
         sqlite::{DATABASE_FILE, Engine, schema::Migrator, testing, tests::insert_integrations},
     },
 };
@@ -106,7 +106,7 @@ async fn earlier_database(folder: &Path) {
 }
 
 async fn check(engine: &Engine) {
-    let lease = engine.acquire().await.unwrap()[0];
+    let lease = engine.acquire().await.unwrap();
     let mut rows = engine.load(lease).await.unwrap().integrations;
     rows.sort_by_key(|row| row.integration_id);
     let seen: Vec<_> = rows
