@@ -63,7 +63,7 @@ const BATCH_BYTES: usize = 8 << 20;
 /// Chunks that are compared at once.
 const COMPARED_CHUNKS: usize = 1000;
 
-/// What was moved.
+/// Content of a move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moved {
     /// Integrations.

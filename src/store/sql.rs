@@ -1,4 +1,4 @@
-//! What the engines on SQLite and on PostgreSQL have in common: the registry, and facts about the
+//! Common part of the engines on SQLite and on PostgreSQL: the registry, and facts about the
 //! database.
 
 pub(in crate::store) mod copy;

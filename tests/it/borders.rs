@@ -49,13 +49,8 @@ fn violation(path: &str, used: &[String]) -> Option<&'static str> {
     let mut next = || segments.next().unwrap_or_default();
     let (second, third) = (next(), next());
     match first {
-        "crate" if second == module && module == "store" => {
-            let is_engine = store_part(path).is_some_and(|part| ENGINES.contains(&part));
-            match is_test && !is_engine {
-                true => None,
-                false => store_violation(path, third),
-            }
-        }
+        "crate" if second == module && module == "store" && is_test => None,
+        "crate" if second == module && module == "store" => store_violation(path, third),
         "crate" if second == module => None,
         "crate" => match (module, second) {
             ("domain", _) => Some("domain uses only itself"),

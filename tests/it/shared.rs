@@ -84,7 +84,7 @@ async fn another_key_is_refused() {
     assert!(instance.api.send_test("acme").await.delivered);
 }
 
-/// What was read is delivered until the lease ends; nothing is acked after it.
+/// Events that were read are delivered until the lease ends; nothing is acked after it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_hangs_or_is_cut_off_delays_and_loses_nothing() {
     let (Some(kafka), Some(postgres)) = (

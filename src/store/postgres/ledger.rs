@@ -57,7 +57,7 @@ use crate::{
 
 /// Shortest time between the end of a write of settlements and the begin of the next one.
 pub(in crate::store) const SETTLE_PAUSE: Duration = Duration::from_millis(250);
-/// That time is the duration of the write multiplied by this, so that an instance takes at most a
+/// Multiple of the duration of a write until the next one, so that an instance takes at most a
 /// twentieth of a session of the database.
 const PAUSE_FACTOR: u32 = 20;
 /// Longest time between them: a handover waits for it.

@@ -35,7 +35,7 @@ async fn admit(cluster: &Cluster, instance: &Process, customer: &Customer) -> v1
     instance.api.until_delivered(organization_id).await
 }
 
-/// What Get shows, apart from what a new start may show otherwise: the backoff begins anew.
+/// Answer of Get without the backoff, which begins anew with each start.
 async fn shown(instance: &Process, organization_id: &str) -> v1::Integration {
     let mut shown = instance.api.get(organization_id).await;
     let status = shown.status.as_mut().unwrap();

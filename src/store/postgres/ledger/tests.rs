@@ -7,8 +7,14 @@ use tokio::time::timeout;
 
 use super::{super::testing, *};
 use crate::store::{
+    backpressure::Backpressure,
+    catalog::Catalog,
     conformance::interrupt,
-    ports::{Checkpoint, Counts, Position},
+    memory::{Image, MemoryLog},
+    partition::{self, Owner},
+    ports::{Checkpoint, Counts, EventLog, NewChunk, NewEntry, Position},
+    sql::{self, RegistryOptions, SqlRegistry},
+    work::WorkFeed,
 };
 
 /// Time within which something is expected on a machine that is shared.
@@ -268,6 +274,87 @@ async fn anchors_are_secured_by_the_standby_for_all_partitions_at_once() {
     // One that was recorded on an earlier timeline may be lost.
     ledger.loaded().insert(0, (1, 7));
     assert!(!ledger.secure_anchor(lease(0), anchor(3)).await.unwrap());
+}
+
+/// Parts of an owner with a log in memory.
+async fn parts(ledger: &PostgresLedger, log: Arc<MemoryLog>) -> partition::Shared {
+    let options = RegistryOptions {
+        partitions: 1,
+        tombstones: 1,
+        failing_after: SOON,
+    };
+    let database = sql::Database::Postgres(ledger.shared.database.clone());
+    let registry = SqlRegistry::open(database, options).await.unwrap();
+    let work = Arc::new(WorkFeed::default());
+    let catalog = Catalog::load(Arc::new(registry), Arc::clone(&work), SOON).await;
+    let tail_bytes = 1 << 20;
+    partition::Shared {
+        log,
+        ledger: Arc::new(ledger.clone()),
+        catalog: Arc::new(catalog.unwrap()),
+        work,
+        backpressure: Arc::new(Backpressure::new(tail_bytes)),
+        tail_bytes,
+        linger: Duration::ZERO,
+        failures: tokio::sync::mpsc::unbounded_channel().0,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_is_trimmed_once_its_anchor_is_replicated() {
+    let Some(mut setup) = set_up().await else {
+        return;
+    };
+    let Shared { secure_pause, .. } = Arc::get_mut(&mut setup.ledger.shared).unwrap();
+    *secure_pause = Duration::ZERO;
+    let log = Arc::new(MemoryLog::open(Image::new(1, 1)));
+    // Of an integration that does not exist, so that an entry is done when it is read.
+    let append = async || {
+        let chunk = NewChunk {
+            integration_id: setup.integration_id,
+            count: 1,
+            segment: bytes::Bytes::from_static(&[1, 0, 0, 0, 7]),
+        };
+        let entry = NewEntry {
+            id: rand::random(),
+            revision: 0,
+            chunks: vec![chunk],
+        };
+        log.append(0, vec![entry]).await.unwrap();
+        log.bounds(0).await.unwrap()
+    };
+    append().await;
+    let parts = parts(&setup.ledger, Arc::clone(&log)).await;
+    let standby = setup.server.add_standby().await;
+    standby.pause();
+    let begun_at = log.bounds(0).await.unwrap().start;
+    let owner = Owner::start(parts, lease(0)).await.unwrap();
+    owner.write().await.unwrap();
+    setup.server.until(WAITS_FOR_STANDBY).await;
+    // It writes on, and an anchor that follows is trimmed to as well.
+    let end = append().await.end;
+    let recorded = format!(
+        "SELECT count(*) FROM partition WHERE partition = 0 AND anchor_position = {}",
+        end.0 - 1
+    );
+    timeout(SOON, async {
+        while setup.query(&recorded).await != "1" {
+            owner.write().await.unwrap();
+        }
+    })
+    .await
+    .expect("the second anchor is not recorded");
+    assert_eq!(log.bounds(0).await.unwrap().start, begun_at);
+    standby.resume();
+    timeout(SOON, async {
+        while log.bounds(0).await.unwrap().start.next() < end {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("the log is not trimmed");
+    assert_eq!(log.bounds(0).await.unwrap().start.next(), end);
+    owner.stop();
 }
 
 #[tokio::test]
