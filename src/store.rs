@@ -721,7 +721,7 @@ impl Store {
         let backpressure = &self.shared.backpressure;
         let mut refused = backpressure.admit(segments, bytes_of, press).await;
         if self.shared.membership.health().borrow().is_over {
-            // What is delivered leaves; the rest would fill the database.
+            // Events of healthy integrations leave the backlog; the others would fill the database.
             let ids = segments.parts().iter().map(|part| part.integration_id);
             refused.extend(ids.filter(|id| {
                 let status = self.look(*id, |registered| registered.status.status);
@@ -885,7 +885,7 @@ impl Store {
     /// the deletion of the one before.
     pub fn is_new(&self, integration: &Integration) -> bool {
         let age = now().duration_since(integration.created_at);
-        self.is_shared() && age < SignedDuration::try_from(2 * CONFIRM_TIMEOUT).unwrap_or_default()
+        self.is_shared() && age < SignedDuration::from_secs(2 * CONFIRM_TIMEOUT.as_secs() as i64)
     }
 
     /// Waits until no instance makes calls for integrations whose deletion this instance has

@@ -99,7 +99,7 @@ impl Catalog {
             // A read under way would otherwise add its changes to the empty replica.
             let _refreshing = self.refreshing.lock().await;
             self.replica.rebuild();
-            // What it read counts as read before.
+            // Its result is outdated: the next refresh reads.
             self.last_success.store(0, Ordering::Release);
         }
         self.refresh().await
@@ -170,7 +170,7 @@ impl Catalog {
         while self.replica.applied() < revision && !self.failed.is_cancelled() {
             match self.refresh().await {
                 Ok(()) if self.replica.applied() >= revision => return,
-                // What a database has confirmed it shows, unless a promotion took it back.
+                // A database shows every commit that it has confirmed, unless a promotion took it back.
                 Ok(()) if missing == MISSING => {
                     tracing::error!(revision, "the registry has lost a revision");
                     return;

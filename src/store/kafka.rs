@@ -989,7 +989,7 @@ impl EventLog for KafkaLog {
         self.shared.check_cluster()?;
         let partition = Arc::clone(self.partition(partition)?);
         if matches!(partition.state(), State::Corrupt(_)) {
-            // Who reads it all the same has a new lease, and verifies by its anchor what it reads.
+            // A later reader has a new lease, and verifies the log by its anchor.
             let number = partition.number;
             let offsets = self.shared.offsets(number).await;
             let (low, high) = offsets.map_err(|reason| unavailable(number, &reason))?;

@@ -601,7 +601,7 @@ impl Membership {
                         }
                     }
                 }
-                // What the lease shows says more.
+                // A failed renewal of the lease is logged, and says more.
                 Err(error) => tracing::debug!(%error, "cannot read the size of the backlogs"),
             }
         }

@@ -1,7 +1,7 @@
 //! Moves everything out of the embedded store into shared storage: integrations, external IDs,
 //! statuses, audit, counts and sequences, and every event that is pending.
 //!
-//! What is pending goes to the backlogs of the database, with its sequences, gaps and settled
+//! Pending events go to the backlogs of the database, with their sequences, gaps and settled
 //! events. Before, the embedded log is replayed as at each start, and all of it moves to the
 //! embedded backlogs: its events get the sequences there that they would have got anyway. So the
 //! log of the shared storage begins empty, and every checkpoint lies before its first entry.

@@ -197,7 +197,7 @@ impl Kafka {
     }
 
     /// Starts a stopped or killed broker again on its ports, and waits until it takes requests.
-    /// That needs a majority of the brokers.
+    /// A majority of the brokers must run.
     pub async fn start_again(&self, node: u16) {
         self.start_all(&[node]).await;
     }

@@ -33,7 +33,7 @@ const SETTINGS: [(&str, &str); 7] = [
     ("shared_buffers", "32MB"),
     ("lc_messages", "C"),
     ("jit", "off"),
-    // What a standby misses while it is down.
+    // Log that a standby lacks after it was down.
     ("wal_keep_size", "512MB"),
 ];
 

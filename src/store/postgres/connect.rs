@@ -450,7 +450,7 @@ async fn watch(hosts: Weak<Hosts>) {
                         PgConnection::connect_with(&options).await.ok()?
                     }
                 };
-                // What is learned is the timeline; a standby is refused each time.
+                // Only the timeline is learned; a standby is refused each time.
                 let _refused = hosts.look(&mut connection).await;
                 Some(connection)
             };

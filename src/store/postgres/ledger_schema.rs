@@ -1,7 +1,8 @@
 //! Tables of ledger and ownership. Times are microseconds since the Unix epoch.
 //!
-//! What a settlement changes is in pages that are half empty and in no index, so that an update
-//! writes the row alone, and its earlier version is removed without a vacuum (heap-only tuples).
+//! Columns that a settlement changes are in pages that are half empty and in no index, so that an
+//! update writes the row alone, and its earlier version is removed without a vacuum (heap-only
+//! tuples).
 
 /// The tables.
 pub(super) const TABLES: &[&str] = &[

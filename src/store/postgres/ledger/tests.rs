@@ -171,7 +171,7 @@ async fn a_lost_standby_delays_moves_and_ends_nothing() {
         (SELECT SUM(backlog_bytes) FROM partition), \
         (SELECT anchor_position FROM partition WHERE partition = 0) FROM backlog";
     assert_eq!(setup.query(kept).await, "1|0|3");
-    // What fails at once is not in doubt.
+    // A write that fails at once is not in doubt.
     timeout(SOON, async {
         while let Err(error) = setup.move_in(0).await {
             assert!(matches!(error, StoreError::Failed(_)), "{error:?}");
