@@ -1,6 +1,6 @@
 //! Compiles `proto/` with protox, so that a build needs no protoc.
 
-use std::{env, error::Error, fs, path::PathBuf};
+use std::{env, error::Error, fs, path::PathBuf, process::Command};
 
 use prost_types::{FileDescriptorSet, field_descriptor_proto::Type};
 use protox::prost::Message;
@@ -17,6 +17,7 @@ const OPAQUE_EVENTS: [&str; 2] = ["PublishRequest", "PublishStreamRequest"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
+    println!("cargo:rustc-env=BUILD_COMMIT={}", commit());
     let descriptors = protox::compile(FILES, ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(
@@ -53,4 +54,26 @@ fn with_opaque_events(mut set: FileDescriptorSet) -> FileDescriptorSet {
         field.type_name = None;
     }
     set
+}
+
+/// Commit that is built: the variable `BUILD_COMMIT` if it is set, for builds of an archive;
+/// otherwise that of the working tree.
+fn commit() -> String {
+    println!("cargo:rerun-if-env-changed=BUILD_COMMIT");
+    let given = env::var("BUILD_COMMIT").unwrap_or_default();
+    if !given.is_empty() {
+        return given;
+    }
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).output().ok()?;
+        let text = output.status.success().then_some(output.stdout)?;
+        Some(String::from_utf8(text).ok()?.trim().to_owned())
+    };
+    // Its last line changes with each commit and checkout.
+    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"])
+        && fs::exists(&log).unwrap_or(false)
+    {
+        println!("cargo:rerun-if-changed={log}");
+    }
+    git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".to_owned())
 }

@@ -1,10 +1,12 @@
 //! The composition root: builds the parts of the service, runs them, and shuts them down in
 //! order.
 
+mod monitor;
 mod threads;
 
 use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::{
     net::TcpListener,
@@ -13,15 +15,22 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::threads::Threads;
+use self::{monitor::Monitor, threads::Threads};
+#[cfg(feature = "kafka")]
+use crate::sink::MskTokens;
 use crate::{
-    api::{Api, Delivery, ServeError},
+    admin::{Admin, AdminError, Answer, Commands, Request},
+    api::{
+        Api, Callers, ConnectionOptions, Delivery, LimitOptions, ServeError, Tls, TlsOptions,
+        WebOptions, max_connections,
+    },
     config::{self, Config, ExternalIdPolicy, ExternalIdProof, KeySource},
     domain::{
         arn::Partition,
         attribution,
         backoff::BackoffPolicy,
         delivery::BatchLimits,
+        error_chain::error_chain,
         event::{Format, FormatError, MAX_BODY_LENGTH, MAX_RECORD_LENGTH},
         external_id::ExternalId,
         integration::{Integration, IntegrationId},
@@ -29,10 +38,13 @@ use crate::{
         verdict::{TestError, TestVerdict, ValidationReport},
     },
     gate::Gate,
-    sink::{AwsOptions, AwsSink, ExternalIds, PutRecordsClient, Sink, StandInAccess, Unreadable},
+    sink::{
+        AwsOptions, AwsSink, ExternalIds, PutRecordsClient, Sink, StandInAccess, Unreadable,
+        credential_process,
+    },
     store::{
-        Deleted, Failure, KeyError, LogOptions, MasterKey, OpenError, PostgresOptions, SharedError,
-        SharedOptions, Store, StoreOptions,
+        AuditLimits, Deleted, Failure, KeyError, Keyring, LogOptions, OpenError, PostgresOptions,
+        SharedError, SharedOptions, Store, StoreOptions,
     },
     watch::{self, Watch},
     worker::{Worker, WorkerOptions},
@@ -75,7 +87,7 @@ pub enum AppError {
     Setting {
         /// Name of the setting.
         setting: &'static str,
-        /// What is wrong, and what to do.
+        /// Problem and remedy.
         problem: String,
     },
     /// The store failed and cannot continue.
@@ -84,6 +96,9 @@ pub enum AppError {
     /// The event source or the type prefix is invalid.
     #[error(transparent)]
     Format(#[from] FormatError),
+    /// The socket for commands cannot be used.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     /// The API failed.
     #[error(transparent)]
     Serve(#[from] ServeError),
@@ -99,10 +114,18 @@ pub struct App {
     store: Store,
     worker: Worker<AwsSink>,
     format: Arc<Format>,
+    callers: Option<Callers>,
     issued_external_ids_only: bool,
     heartbeat: Duration,
     publish_bytes_in_flight: usize,
+    connections: ConnectionOptions,
+    tls: Option<Tls>,
+    web: Option<WebOptions>,
+    limits: LimitOptions,
+    trust_trace_context: bool,
     shutdown_deadline: Duration,
+    admin: Option<Admin>,
+    monitor: Monitor,
     /// Threads that handle requests and write the log.
     intake: Threads,
     /// Threads that deliver.
@@ -141,29 +164,43 @@ impl App {
         intake: Threads,
         delivery: Threads,
     ) -> Result<Self, AppError> {
+        // First, so that probes are answered while the store opens, which may take long.
+        let monitor = Monitor::start(config).await?;
         let format = Arc::new(Format::new(
             &config.event_source,
             &config.event_type_prefix,
         )?);
+        let tls = tls(config)?;
+        let connections = connection_options(config);
+        let callers = config.callers.as_deref().map(Callers::open).transpose();
+        let callers = callers.map_err(|error| AppError::Setting {
+            setting: "callers",
+            problem: error_chain(&error),
+        })?;
         let failed = |source| AppError::Listen {
             address: config.listen,
             source,
         };
         let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
+        if stand_in.is_none() {
+            check_credential_process(config).await?;
+        }
         let gate = Gate::default();
-        let key = master_key(config)?;
+        let keyring = keyring(config)?;
         let options = store_options(config);
         let store = match shared_options(config)? {
-            Some(shared) => Store::open_shared(&shared, &options, &key, gate.clone()).await?,
-            None => Store::open(options, key, gate.clone()).await?,
+            Some(shared) => Store::open_shared(&shared, &options, &keyring, gate.clone()).await?,
+            None => Store::open(options, &keyring, gate.clone()).await?,
         };
+        let admin = bind_admin(config).await?;
         let external_ids = Arc::new(StoredExternalIds(store.clone()));
         let options = sink_options(config, stand_in);
         let sink = AwsSink::new(options, external_ids, gate.clone()).await;
         sink.recall(delivered_before(&store));
         let options = worker_options(config, &format);
         let worker = Worker::new(store.clone(), sink, gate, options);
+        monitor.started(store.clone(), worker.identity_state(), intake.handle());
         tracing::info!(%address, "listening");
         Ok(Self {
             address,
@@ -171,10 +208,18 @@ impl App {
             store,
             worker,
             format,
+            callers,
             issued_external_ids_only: config.external_id_policy == ExternalIdPolicy::Issued,
             heartbeat: config.heartbeat,
             publish_bytes_in_flight: config.publish_bytes_in_flight,
+            connections,
+            tls,
+            web: web_options(config),
+            limits: limit_options(config),
+            trust_trace_context: config.trust_trace_context,
             shutdown_deadline: config.shutdown_deadline,
+            admin,
+            monitor,
             intake,
             delivery,
         })
@@ -201,10 +246,20 @@ impl App {
             format: self.format,
             issued_external_ids_only: self.issued_external_ids_only,
             own_identity: self.worker.identity_state(),
+            callers: self.callers,
             publish_bytes_in_flight: self.publish_bytes_in_flight,
+            connections: self.connections,
+            tls: self.tls,
+            web: self.web,
+            limits: self.limits,
+            trust_trace_context: self.trust_trace_context,
             stop: api_stop.clone(),
         };
         let mut api = self.intake.spawn(api.serve(self.listener));
+        if let Some(admin) = self.admin {
+            let commands = Arc::new(StoreCommands(self.store.clone()));
+            self.intake.spawn(admin.serve(commands, api_stop.clone()));
+        }
         let worker = self.worker;
         let (stop_token, kill_token) = (worker_stop.clone(), kill.clone());
         let delivering = async move { worker.run(stop_token, kill_token).await };
@@ -222,6 +277,7 @@ impl App {
             }
         };
         tracing::info!("shutting down");
+        self.monitor.stopping();
         let deadline = Instant::now() + self.shutdown_deadline;
         // Both at once, so that a slow stream takes no time from the deliveries.
         api_stop.cancel();
@@ -309,20 +365,62 @@ async fn finish(mut worker: JoinHandle<()>, deadline: Instant, kill: &Cancellati
     }
 }
 
-pub(crate) fn master_key(config: &Config) -> Result<MasterKey, KeyError> {
+pub(crate) fn keyring(config: &Config) -> Result<Keyring, KeyError> {
     match config.key_source() {
-        KeySource::Given(key) => Ok(MasterKey::from_bytes(key.expose())),
-        KeySource::File(path) => MasterKey::from_file(&path),
+        KeySource::Given(keyring) => Ok(keyring),
+        KeySource::File(path) => Keyring::from_file(&path),
         KeySource::DataDirFile(path) => {
             create_data_dir(&config.data_dir)?;
-            MasterKey::from_file_or_new(&path)
+            Keyring::from_file_or_new(&path)
         }
     }
 }
 
+/// Refuses to start with a secret in the environment that a program for AWS credentials would
+/// inherit.
+async fn check_credential_process(config: &Config) -> Result<(), AppError> {
+    let given = [
+        ("external-id-key", config.external_id_key.is_some()),
+        ("log-password", config.log_password.is_some()),
+        ("database-password", config.database_password.is_some()),
+    ];
+    let Some((setting, _)) = given.into_iter().find(|(_, is_given)| *is_given) else {
+        return Ok(());
+    };
+    match credential_process().await {
+        None => Ok(()),
+        Some(profile) => Err(AppError::Setting {
+            setting,
+            problem: format!(
+                "is in the environment, and the credential_process of the AWS profile {profile} \
+                 would inherit it; put it into a file with mode 0600 and set {setting}-file"
+            ),
+        }),
+    }
+}
+
+/// Listens for commands. None if there is no directory for the socket, or its default path does not
+/// do.
+async fn bind_admin(config: &Config) -> Result<Option<Admin>, AppError> {
+    let path = config.admin_socket();
+    let is_default = config.admin_socket.is_none();
+    let is_shared = config.database_url.is_some();
+    if is_default && is_shared && !config.data_dir.exists() {
+        return Ok(None);
+    }
+    match Admin::bind(&path).await {
+        Ok(admin) => Ok(Some(admin)),
+        // Several instances may have the same default, and a directory a long path.
+        Err(error) if is_default && (is_shared || matches!(error, AdminError::TooLong(_))) => {
+            tracing::error!(%error, "this process takes no commands");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn create_data_dir(data_dir: &Path) -> Result<(), KeyError> {
-    std::fs::create_dir_all(data_dir).map_err(|source| KeyError::File {
-        action: "create",
+    std::fs::create_dir_all(data_dir).map_err(|source| KeyError::Create {
         path: data_dir.to_owned(),
         source,
     })
@@ -349,13 +447,32 @@ pub(crate) fn shared_options(config: &Config) -> Result<Option<SharedOptions>, A
 
 #[cfg(feature = "kafka")]
 fn log_options(config: &Config, url: &str) -> Result<LogOptions, String> {
-    let options = crate::store::KafkaOptions::parse(
-        url,
-        config.log_password.clone(),
-        config.log_password_file.clone(),
-        config.log_allow_single_replica,
-    );
+    let credentials = crate::store::LogCredentials {
+        password: config.log_password.clone(),
+        password_file: config.log_password_file.clone(),
+        msk: &|region| Arc::new(Msk(MskTokens::new(region))),
+    };
+    let options =
+        crate::store::KafkaOptions::parse(url, credentials, config.log_allow_single_replica);
     options.map(LogOptions::Kafka)
+}
+
+/// Tokens for Amazon MSK by this service's own AWS credentials.
+#[cfg(feature = "kafka")]
+#[derive(Debug)]
+struct Msk(MskTokens);
+
+#[cfg(feature = "kafka")]
+#[async_trait::async_trait]
+impl crate::store::TokenIssuer for Msk {
+    async fn issue(&self) -> Result<crate::store::Token, String> {
+        let token = self.0.issue().await?;
+        Ok(crate::store::Token {
+            value: token.value,
+            issued_at: token.issued_at,
+            expires_at: Some(token.expires_at),
+        })
+    }
 }
 
 #[cfg(not(feature = "kafka"))]
@@ -377,6 +494,77 @@ pub(crate) fn store_options(config: &Config) -> StoreOptions {
         failing_after: config.failing_after,
         backlog_bytes: config.backlog_bytes as u64,
         tombstones: config.status_tombstones,
+        audit: AuditLimits {
+            max_age: config.audit_retention,
+            max_entries: config.audit_max_entries as u64,
+        },
+    }
+}
+
+/// Loads the files of the TLS server, and warns of what listens without protection.
+fn tls(config: &Config) -> Result<Option<Tls>, AppError> {
+    let is_exposed = !config.listen.ip().to_canonical().is_loopback();
+    let listen = config.listen;
+    if is_exposed && config.tls_cert.is_none() {
+        tracing::warn!(
+            %listen,
+            "insecure: the API listens beyond loopback without TLS; whoever is on the network \
+             between can read and change requests unless a mesh or proxy encrypts them"
+        );
+    }
+    if is_exposed && !config.has_authentication() {
+        tracing::warn!(
+            %listen,
+            "insecure-no-authentication: anyone who can reach the API can configure, delete and \
+             publish"
+        );
+    }
+    let (Some(cert), Some(key)) = (&config.tls_cert, &config.tls_key) else {
+        return Ok(None);
+    };
+    let loaded = Tls::load(TlsOptions {
+        cert: cert.clone(),
+        key: key.clone(),
+        client_ca: config.tls_client_ca.clone(),
+        // With a callers file a token may take the place of a certificate.
+        require_client_cert: config.callers.is_none(),
+        http1: config.grpc_web,
+    });
+    loaded.map(Some).map_err(|error| AppError::Setting {
+        setting: error.setting,
+        problem: error.problem,
+    })
+}
+
+fn connection_options(config: &Config) -> ConnectionOptions {
+    ConnectionOptions {
+        max: max_connections(config.max_connections, config.requests_in_flight),
+        max_per_peer: config.max_connections_per_peer,
+        max_streams: config.max_streams_per_connection,
+        idle: config.connection_idle,
+        age: config.connection_age,
+        stall: config.stall_timeout,
+        http1: config.grpc_web,
+    }
+}
+
+fn web_options(config: &Config) -> Option<WebOptions> {
+    config.grpc_web.then(|| WebOptions {
+        origins: config.grpc_web_origins.clone(),
+        has_tls: config.tls_cert.is_some(),
+        has_authentication: config.has_authentication(),
+    })
+}
+
+fn limit_options(config: &Config) -> LimitOptions {
+    // The settings have at most six digits.
+    let number = |setting: usize| u32::try_from(setting).unwrap_or(u32::MAX);
+    LimitOptions {
+        requests_per_second: number(config.requests_per_second_per_caller),
+        streams: config.streams_per_caller,
+        events_per_second: number(config.events_per_second_per_organization),
+        test_interval: config.test_interval,
+        failed_authentications_per_second: number(config.failed_authentications_per_second),
     }
 }
 
@@ -446,6 +634,27 @@ impl ExternalIds for StoredExternalIds {
     fn is_current(&self, integration: &Integration) -> bool {
         self.0.version(integration.integration_id) == Some(integration.version)
     }
+
+    fn may_call(&self, integration: &Integration) -> bool {
+        self.is_current(integration) && self.0.may_call(integration.integration_id)
+    }
+}
+
+/// Commands of an operator.
+struct StoreCommands(Store);
+
+#[async_trait]
+impl Commands for StoreCommands {
+    async fn execute(&self, request: Request) -> Answer {
+        let keys = match request {
+            Request::KeysList => self.0.keys().await,
+            Request::KeysRotate => self.0.rotate_keys().await,
+        };
+        match keys {
+            Ok(report) => Answer::Keys(report),
+            Err(error) => Answer::Error(error.to_string()),
+        }
+    }
 }
 
 /// The API's port to the worker.
@@ -465,6 +674,10 @@ impl<S: Sink> Delivery for Deliveries<S> {
 
     fn partition(&self) -> Option<Partition> {
         self.0.partition()
+    }
+
+    fn account(&self) -> Option<Arc<str>> {
+        self.0.account()
     }
 
     async fn deleted(&self, id: IntegrationId) -> Deleted {

@@ -1,13 +1,17 @@
 //! The subcommands. Each is a module, a variant of `Command` with its arguments, and an arm of
 //! `dispatch`.
 
+mod ctl;
+mod dev_credentials;
 mod external_id;
+mod keys;
 mod log;
 mod move_out;
 mod onboarding;
 mod publish;
 mod sandbox;
 mod serve;
+mod service;
 mod signals;
 mod verify;
 
@@ -18,9 +22,16 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
+use rustix::{
+    fs::Mode,
+    process::{Resource, Rlimit, setrlimit, umask},
+};
 use tokio::runtime;
 
-use crate::{config::EXIT_USAGE, domain::error_chain::error_chain};
+use crate::{
+    config::EXIT_USAGE,
+    domain::{error_chain::error_chain, organization::OrganizationId},
+};
 
 pub use signals::shutdown_on_signals;
 
@@ -39,11 +50,16 @@ enum Command {
     /// Manages the event log.
     #[command(subcommand)]
     Log(log::Command),
+    /// Shows and rotates the keys of external IDs of a running service.
+    #[command(subcommand)]
+    Keys(keys::Command),
     Move(move_out::MoveArgs),
     Sandbox(sandbox::SandboxArgs),
     Publish(publish::PublishArgs),
+    Ctl(ctl::CtlArgs),
     Verify(verify::VerifyArgs),
     Onboarding(onboarding::OnboardingArgs),
+    DevCredentials(dev_credentials::DevCredentialsArgs),
     /// Prints a new random external ID of 64 hexadecimal characters, which can also be used as
     /// the key in `external-id-key-file`.
     ExternalId,
@@ -53,11 +69,14 @@ async fn dispatch(command: Command) -> ExitCode {
     match command {
         Command::Serve(args) => serve::run(args).await,
         Command::Log(command) => log::run(command).await,
+        Command::Keys(command) => keys::run(command).await,
         Command::Move(args) => move_out::run(args).await,
         Command::Sandbox(args) => sandbox::run(args).await,
         Command::Publish(args) => publish::run(args).await,
+        Command::Ctl(args) => ctl::run(args).await,
         Command::Verify(args) => verify::run(args).await,
         Command::Onboarding(args) => onboarding::run(args),
+        Command::DevCredentials(args) => dev_credentials::run(args),
         Command::ExternalId => external_id::run(),
     }
 }
@@ -74,6 +93,13 @@ pub fn run() -> ExitCode {
             return exit_code_of(&error);
         }
     };
+    if let Command::Serve(_) | Command::Move(_) | Command::Log(_) | Command::Sandbox(_) =
+        cli.command
+        && let Err(error) = protect_process()
+    {
+        report_error("cannot protect the memory of the process", &error);
+        return ExitCode::FAILURE;
+    }
     let mut builder = runtime::Builder::new_multi_thread();
     if let Command::Serve(_) = cli.command {
         // The service starts its own threads (`app::Threads`). Signals and the export of traces
@@ -93,12 +119,29 @@ pub fn run() -> ExitCode {
     code
 }
 
+/// Keeps secrets of a process that handles external IDs to itself: files that it makes are for its
+/// user alone, and its memory goes into no core dump. Other processes of the same user can read it
+/// all the same, as they can read the key file.
+fn protect_process() -> io::Result<()> {
+    umask(Mode::RWXG | Mode::RWXO);
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    Ok(setrlimit(Resource::Core, none)?)
+}
+
 fn exit_code_of(error: &clap::Error) -> ExitCode {
     if error.use_stderr() {
         ExitCode::from(EXIT_USAGE)
     } else {
         ExitCode::SUCCESS
     }
+}
+
+/// Parses an argument.
+fn organization_id(text: &str) -> Result<OrganizationId, String> {
+    OrganizationId::new(text).map_err(|error| error.to_string())
 }
 
 /// Prints an error and its chain to standard error, for errors without a log.

@@ -17,17 +17,17 @@ use std::{
     time::Duration,
 };
 
-pub use rule::{ExternalIdKey, ExternalIdPolicy, ExternalIdProof, LogFormat, PutRecordsClient};
+pub use rule::{ExternalIdPolicy, ExternalIdProof, LogFormat, MAX_SOCKET_PATH, PutRecordsClient};
 pub use source::{CONFIG_FLAG, CONFIG_VARIABLE, Sources};
 
 use secrecy::SecretString;
 
-use crate::domain::arn::RoleArn;
+use crate::{domain::arn::RoleArn, store::Keyring};
 
 use rule::{
     Address, Bytes, CLIENTS, Count, DATABASE_URL, Directory, EVENT_SOURCE, EVENT_TYPE_PREFIX, Key,
-    KeyFile, LOG_FORMATS, LOG_LEVEL, LOG_URL, Millis, Optional, POLICIES, PROOFS, Password,
-    ROLE_SESSION_NAME, Role, Rule, Seconds, SecretFile, Switch, Text,
+    KeyFile, LOG_FORMATS, LOG_LEVEL, LOG_URL, MetricsAddress, Millis, Optional, Origins, POLICIES,
+    PROOFS, Password, ROLE_SESSION_NAME, Role, Rule, Seconds, SecretFile, Socket, Switch, Text,
 };
 use source::{RawValues, variable_of};
 
@@ -102,7 +102,33 @@ settings! {
     listen: SocketAddr = "listen", "127.0.0.1:50051", Address,
         "The address and port on which the gRPC API listens; with port 0 the system picks a free port.";
     insecure: bool = "insecure", "false", Switch,
-        "Allows listening on addresses other than loopback; anyone who can reach the port can then use the API.";
+        "Allows listening beyond loopback without TLS, for a mesh or a proxy that ends TLS in front of the service.";
+    insecure_no_authentication: bool = "insecure-no-authentication", "false", Switch,
+        "Allows listening beyond loopback without authentication of callers; anyone who can reach the port can then use the API.";
+    tls_cert: Option<PathBuf> = "tls-cert", "(none: no TLS)", Optional(SecretFile),
+        "The PEM file of the service's certificate and its intermediates; it is read again when it changes, together with key and authorities.";
+    tls_key: Option<PathBuf> = "tls-key", "(none)", Optional(SecretFile),
+        "The PEM file of the certificate's private key, which only its owner may read.";
+    tls_client_ca: Option<PathBuf> = "tls-client-ca", "(none: no client certificates)", Optional(SecretFile),
+        "The PEM file of the authorities of clients' certificates, and of their CRLs; clients must then have a certificate.";
+    max_connections: usize = "max-connections", "4096", Count(16..=1_000_000),
+        "The maximum number of client connections; fewer if the limit on open files permits fewer. If it is reached, connections without any request are closed in favour of new ones.";
+    max_connections_per_peer: usize = "max-connections-per-peer", "1024", Count(1..=1_000_000),
+        "The maximum number of client connections from one IPv4 address or one IPv6 /64 network; raise it if a proxy in front of the service opens more.";
+    max_streams_per_connection: usize = "max-streams-per-connection", "100", Count(1..=20_000),
+        "The maximum number of requests and streams in progress on one connection; further ones wait at the client.";
+    connection_idle: Duration = "connection-idle-seconds", "300", Seconds(1..=86_400),
+        "The time without a request in progress after which a connection is closed in order.";
+    connection_age: Duration = "connection-age-seconds", "1800", Seconds(1..=604_800),
+        "The age, give or take a tenth, at which a connection is closed in order after its requests and streams, so that clients spread over all instances.";
+    stall_timeout: Duration = "stall-timeout-seconds", "30", Seconds(1..=600),
+        "The time after which a connection is cut whose client takes no bytes, or does not read an answer.";
+    grpc_web: bool = "grpc-web", "false", Switch,
+        "Answers gRPC-Web, for browsers, at the same address, and HTTP/1.1 for it beside HTTP/2.";
+    grpc_web_origins: Vec<String> = "grpc-web-origins", "(none: the service's own origin)", Origins,
+        "The origins of pages, other than the service's own, that may call the API by gRPC-Web, separated by commas; `*` is none.";
+    callers: Option<PathBuf> = "callers", "(none: every request has all rights)", Optional(SecretFile),
+        "The file with the callers that may use the API, and their rights; it is read again when it changes.";
     data_dir: PathBuf = "data-dir", "./data", Directory,
         "The directory of the database; it is created if absent, and only one process can use it at a time.";
     log_url: Option<String> = "log-url", "(none: the log is in DATA_DIR)", Optional(Text(&LOG_URL)),
@@ -110,7 +136,7 @@ settings! {
     log_password: Option<SecretString> = "log-password", "(none)", Optional(Password),
         "The password for the brokers of `log-url`.";
     log_password_file: Option<PathBuf> = "log-password-file", "(none)", Optional(SecretFile),
-        "The file with that password or token, which is read again when it changes.";
+        "The file with that password, or with a token for `mechanism=oauthbearer`; it is read again when it changes.";
     log_allow_single_replica: bool = "log-allow-single-replica", "false", Switch,
         "Accepts a topic with one replica, which loses acknowledged events together with its broker: for development.";
     database_url: Option<String> = "database-url", "(none: the database is in DATA_DIR)", Optional(Text(&DATABASE_URL)),
@@ -124,9 +150,11 @@ settings! {
     backlog_bytes: usize = "backlog-bytes", "10737418240", Bytes(MIB..=1024 * GIB),
         "The maximum size of the compressed backlogs of all integrations together, with `database-url`; above it events of integrations that are UNAUTHORIZED or FAILING are rejected as OVERLOADED, and a quarter above it all publishes are refused.";
     external_id_key_file: Option<PathBuf> = "external-id-key-file", "(DATA_DIR/external-id.key, created at the first start)", Optional(KeyFile),
-        "The file with the key that encrypts external IDs at rest, as 64 hexadecimal characters.";
-    external_id_key: Option<ExternalIdKey> = "external-id-key", "(none)", Optional(Key),
-        "The key itself, instead of a file.";
+        "The file with the key that encrypts external IDs at rest, as 64 hexadecimal characters. It may have several keys, one per line, of which `siem-relay keys rotate` makes the first the active one; `#` begins a comment. Nobody but its owner may have access, apart from the group of a file of root.";
+    external_id_key: Option<Keyring> = "external-id-key", "(none)", Optional(Key),
+        "The key itself, or several, instead of a file. Not with `credential_process` in the AWS profile, which would inherit it.";
+    admin_socket: Option<PathBuf> = "admin-socket", "(DATA_DIR/admin.sock)", Optional(Socket),
+        "The Unix socket for commands to the running service, such as `siem-relay keys`; only root and the user of the service may use it. With `database-url` there is none by default if DATA_DIR does not exist.";
     external_id_policy: ExternalIdPolicy = "external-id-policy", "any", POLICIES,
         "The external IDs that Configure accepts: `any`, or only those `issued` by GenerateExternalId.";
     event_source: String = "event-source", "https://meter.com", Text(&EVENT_SOURCE),
@@ -157,6 +185,16 @@ settings! {
         "Memory for accepted events that are not delivered yet, in bytes; up to twice as much if more than 800 integrations share it. Above three quarters of it, publishes for integrations with a large part of it wait up to a second; then the oldest events move to the backlog on disk, and if that is not enough, events of such integrations are rejected as OVERLOADED. With 0 all events move there.";
     publish_bytes_in_flight: usize = "publish-bytes-in-flight", "16777216", Bytes(16 * MIB..=16 * GIB),
         "The maximum size of published events in memory that are not durable yet; further requests wait.";
+    requests_per_second_per_caller: usize = "requests-per-second-per-caller", "50000", Count(0..=1_000_000),
+        "The maximum number of requests per second of one caller, each message of a PublishStream included; further ones are refused as RATE_LIMITED. The default leaves a part of an instance, which answers about 70,000 of the smallest requests per second, to others. 0: no limit. Limits count in each instance alone; a caller without a certificate or token is its address.";
+    failed_authentications_per_second: usize = "failed-authentications-per-second-per-address", "50", Count(0..=1_000_000),
+        "The maximum number of failed authentications per second from one IPv4 address, or one /64 network of IPv6, and ten times as many at once after a pause; further requests from there are refused as RATE_LIMITED before their token is checked, except with tokens that were verified before. Raise it if many callers with short-lived tokens come through one proxy. 0: no limit.";
+    streams_per_caller: usize = "streams-per-caller", "2000", Count(0..=1_000_000),
+        "The maximum number of open streams of one caller: PublishStream, StreamStatus, reflection and Watch of health. 0: no limit.";
+    events_per_second_per_organization: usize = "events-per-second-per-organization", "0", Count(0..=1_000_000),
+        "The maximum number of published events per second of one organization; further ones are rejected one by one as RATE_LIMITED. 0: no limit.";
+    test_interval: Duration = "test-interval-seconds", "10", Seconds(0..=3600),
+        "The interval in which an organization may call SendTest, Configure with `validate_only`, and GenerateExternalId once each, and five times at once after a pause; the same holds for a Configure whose external ID is refused. 0: no limit.";
     window_bytes: usize = "window-bytes", "33554432", Bytes(MIB..=16 * GIB),
         "The maximum size of the log in memory for delivery, over all integrations; each request in flight takes about 1 MiB in addition.";
     window_bytes_per_integration: usize = "window-bytes-per-integration", "4194304", Bytes(64 * KIB..=GIB),
@@ -179,6 +217,10 @@ settings! {
         "The interval between heartbeats of StreamStatus.";
     status_tombstones: usize = "status-tombstones", "100000", Count(0..=10_000_000),
         "The number of deletions remembered for StreamStatus clients that resume.";
+    audit_retention: Duration = "audit-retention-seconds", "34560000", Seconds(1..=315_360_000),
+        "The time that entries of the audit are kept; older ones are removed in the background.";
+    audit_max_entries: usize = "audit-max-entries", "10000000", Count(100..=1_000_000_000),
+        "The maximum number of entries of the audit, of which each takes about 500 bytes of the database; the oldest are removed in the background. A tenth is for refused calls, which displace no other entries.";
     intake_threads: usize = "intake-threads", "1", Count(1..=256),
         "The number of threads that handle requests and write the log; more threads raise the throughput and the CPU time for each event.";
     delivery_threads: usize = "delivery-threads", "1", Count(1..=256),
@@ -189,6 +231,12 @@ settings! {
         "The delay before the first retry of a refused integration.";
     retry_most: Duration = "retry-most-ms", "300000", Millis(10..=3_600_000),
         "The maximum delay between retries of a refused integration.";
+    trust_trace_context: bool = "trust-trace-context", "false", Switch,
+        "Continues the traces of callers, and with them their decision to sample; otherwise each request begins a trace of its own that has a link to the caller's.";
+    metrics_listen: Option<SocketAddr> = "metrics-listen", "(none: no listener)", Optional(MetricsAddress),
+        "The address and port of a listener, in clear text and without authentication, for `/metrics` (Prometheus), `/livez` and `/readyz`; a port alone is one of 127.0.0.1. Beyond loopback, only the monitoring should reach it: it shows names of organizations, and no secret.";
+    metrics_organizations: usize = "metrics-organizations", "20", Count(0..=1000),
+        "The maximum number of organizations with metrics of their own: those whose integration is UNAUTHORIZED or FAILING, or whose oldest event waits longer than `failing-after-seconds`, the longest waiting first.";
     log_format: Option<LogFormat> = "log-format", "(text on a terminal, else json)", Optional(LOG_FORMATS),
         "The format of the logs on standard error.";
     log_level: String = "log-level", "info", Text(&LOG_LEVEL),
@@ -199,7 +247,7 @@ settings! {
 #[derive(Debug, Clone)]
 pub enum KeySource {
     /// The key itself, from the environment.
-    Given(ExternalIdKey),
+    Given(Keyring),
     /// An existing file named by the operator.
     File(PathBuf),
     /// A file in the data directory, created with mode 0600 if absent.
@@ -238,6 +286,17 @@ impl Config {
             flags: flags.collect(),
             ..Sources::default()
         })
+    }
+
+    /// Whether callers are authenticated.
+    pub fn has_authentication(&self) -> bool {
+        self.callers.is_some() || self.tls_client_ca.is_some()
+    }
+
+    /// Path of the socket for commands.
+    pub fn admin_socket(&self) -> PathBuf {
+        let in_data_dir = || self.data_dir.join("admin.sock");
+        self.admin_socket.clone().unwrap_or_else(in_data_dir)
     }
 
     /// Location of the key that encrypts external IDs.
@@ -292,16 +351,32 @@ fn check_together(draft: &Draft, values: &RawValues, problems: &mut Vec<Problem>
     let mut refuse = |name: &str, message: String| {
         problems.push(Problem::new(name, values.origin(name), message));
     };
-    if let (Some(listen), Some(false)) = (draft.listen, draft.insecure)
-        && !listen.ip().to_canonical().is_loopback()
-    {
-        refuse(
-            "listen",
-            format!(
-                "{listen} is not a loopback address, and anyone who can reach it could use the \
-                 API; listen on 127.0.0.1 or [::1], or set insecure to allow it"
-            ),
+    if let (Some(listen), Some(insecure), Some(insecure_no_authentication)) = (
+        draft.listen,
+        draft.insecure,
+        draft.insecure_no_authentication,
+    ) {
+        let missing = missing_protection(
+            listen,
+            values.get("tls-cert").is_some(),
+            values.get("callers").is_some() || values.get("tls-client-ca").is_some(),
+            insecure,
+            insecure_no_authentication,
         );
+        for problem in missing {
+            refuse("listen", problem);
+        }
+    }
+    let needed = [
+        ("tls-cert", "tls-key"),
+        ("tls-key", "tls-cert"),
+        ("tls-client-ca", "tls-cert"),
+        ("grpc-web-origins", "grpc-web"),
+    ];
+    for (name, other) in needed {
+        if values.get(name).is_some() && values.get(other).is_none() {
+            refuse(name, format!("is set without {other}; set both"));
+        }
     }
     for name in ["external-id-key", "log-password", "database-password"] {
         let file = format!("{name}-file");
@@ -375,6 +450,35 @@ fn check_together(draft: &Draft, values: &RawValues, problems: &mut Vec<Problem>
             );
         }
     }
+}
+
+/// Problems of an address that is not loopback, each with its remedy: at most one for TLS and one
+/// for authentication.
+fn missing_protection(
+    listen: SocketAddr,
+    has_tls: bool,
+    has_authentication: bool,
+    insecure: bool,
+    insecure_no_authentication: bool,
+) -> Vec<String> {
+    if listen.ip().to_canonical().is_loopback() {
+        return Vec::new();
+    }
+    let mut problems = Vec::new();
+    if !has_tls && !insecure {
+        problems.push(format!(
+            "{listen} is not a loopback address and there is no TLS; set tls-cert and tls-key, \
+             listen on 127.0.0.1 or [::1], or set insecure if a mesh or proxy ends TLS"
+        ));
+    }
+    if !has_authentication && !insecure_no_authentication {
+        problems.push(format!(
+            "{listen} is not a loopback address and callers are not authenticated, so anyone who \
+             can reach it could use the API; set callers or tls-client-ca, listen on 127.0.0.1 or [::1], or \
+             set insecure-no-authentication to allow it"
+        ));
+    }
+    problems
 }
 
 /// Source of a value.

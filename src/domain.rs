@@ -31,6 +31,7 @@ macro_rules! named_enum {
 
 pub mod arn;
 pub mod attribution;
+pub mod audit;
 pub mod backoff;
 pub mod bitmap;
 pub mod character;
@@ -42,7 +43,9 @@ pub mod external_id;
 pub mod integration;
 pub mod map;
 pub mod organization;
+pub mod rate;
 pub mod retention;
+pub mod rights;
 pub mod segment;
 pub mod sequences;
 pub mod shard_rates;

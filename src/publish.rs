@@ -1,8 +1,8 @@
-//! Publishing of the alerts of Suricata EVE files, over one [`Publisher`] with many
+//! Publishing of the alerts of Suricata EVE files, over one [`PublishLoop`] with many
 //! requests in flight.
 //!
 //! ```text
-//! source ──chunks──▶ lines ──text──▶ eve ──events──▶ client::Publisher
+//! source ──chunks──▶ lines ──text──▶ eve ──events──▶ client::PublishLoop
 //!                                                        │ answers
 //!                            reporter ◀── session ◀──────┘
 //! ```
@@ -19,7 +19,8 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use uuid::Uuid;
 
 use siem_client::{
-    AddressError, EventSender, Publisher, PublisherError, PublisherOptions, Updates, v1,
+    ChannelError, ChannelOptions, EventSender, PublishLoop, PublisherError, PublisherOptions,
+    Updates, v1,
 };
 
 use crate::domain::organization::{OrganizationId, OrganizationIdError};
@@ -74,8 +75,8 @@ pub struct PublishOptions {
     pub network_id: Uuid,
     /// The sensor.
     pub device_id: Uuid,
-    /// The service, such as [`siem_client::DEFAULT_ADDRESS`].
-    pub address: String,
+    /// Address of the service, and the credentials.
+    pub service: ChannelOptions,
     /// Number of the first line to publish, from 1.
     pub from_line: u64,
     /// Time that a shutdown waits for the answers in flight.
@@ -90,9 +91,9 @@ pub enum PublishError {
     /// The organization is not a valid id.
     #[error("organization {0}")]
     Organization(#[from] OrganizationIdError),
-    /// The address cannot be used.
+    /// The address or the credentials cannot be used.
     #[error(transparent)]
-    Address(#[from] AddressError),
+    Service(#[from] ChannelError),
     /// The input cannot be opened.
     #[error("cannot open {}: {error}", path.display())]
     Open {
@@ -121,7 +122,7 @@ impl PublishError {
     /// Whether the options are wrong, regardless of the input and the service.
     pub fn is_usage(&self) -> bool {
         match self {
-            Self::Organization(_) | Self::Address(_) | Self::Pattern { .. } => true,
+            Self::Organization(_) | Self::Service(_) | Self::Pattern { .. } => true,
             Self::Open { .. } | Self::StateFile(_) => false,
         }
     }
@@ -153,7 +154,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<Summary, PublishError> {
     OrganizationId::new(&options.organization_id)?;
-    let channel = siem_client::channel(&options.address)?;
+    let channel = options.service.connect()?;
     let origin = Origin::new(
         &options.organization_id,
         options.network_id,
@@ -165,7 +166,7 @@ pub async fn run(
         source = source::open(options.input.clone()) => source?,
         () = shutdown.cancelled() => return Ok(Summary::new(options)),
     };
-    let (sender, updates, publisher) = Publisher::new(channel, options.publisher.clone());
+    let (sender, updates, publisher) = PublishLoop::new(channel, options.publisher.clone());
     let publisher = AbortOnDropHandle::new(tokio::spawn(publisher.run()));
     let summary = Summary::new(options);
     let session = Mutex::new(Session::new(reporter, summary, source.total_bytes));

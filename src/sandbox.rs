@@ -51,6 +51,8 @@ pub struct Options {
     pub aws_port: u16,
     /// The organization that gets an integration.
     pub organization: OrganizationId,
+    /// TLS, client certificates and tokens, from development credentials.
+    pub is_secure: bool,
     /// Events that are published to it.
     pub feed: Feed,
     /// Time without a delivery after which a run that ends by itself gives up.

@@ -9,7 +9,10 @@ mod direct;
 mod fault;
 mod identity;
 mod kinesis;
+mod msk;
 mod muted;
+mod pace;
+mod profile;
 mod read;
 mod sessions;
 mod signer;
@@ -26,6 +29,10 @@ use uuid::Uuid;
 
 pub use aws::AwsSink;
 pub use config::{AwsOptions, PutRecordsClient, StandInAccess};
+#[cfg(feature = "fuzzing")]
+pub use direct::fuzz_answer;
+pub use msk::{MskToken, MskTokens};
+pub use profile::credential_process;
 pub use read::{ReadError, ReadRecord, StreamReader};
 
 pub use crate::domain::delivery::RecordOutcome;
@@ -126,6 +133,9 @@ pub trait Sink: Send + Sync + 'static {
     /// for ARNs of another partition.
     fn partition(&self) -> Option<Partition>;
 
+    /// Account of this service's own credentials, 12 digits, once STS has answered.
+    fn account(&self) -> Option<Arc<str>>;
+
     /// Keeps the identity state up to date while it is polled; never returns. Calls AWS once
     /// at first, and then only while the state is not good.
     fn watch_identity(&self) -> impl Future<Output = ()> + Send;
@@ -148,6 +158,12 @@ pub trait ExternalIds: Send + Sync + 'static {
 
     /// Whether the integration exists in this version.
     fn is_current(&self, integration: &Integration) -> bool;
+
+    /// Whether the sink may make a call of its own for the integration, such as the renewal of a
+    /// session. Not after the end of this instance's lease, when others answer for deletions.
+    fn may_call(&self, integration: &Integration) -> bool {
+        self.is_current(integration)
+    }
 }
 
 /// The external ID cannot be decrypted.

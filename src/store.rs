@@ -4,6 +4,7 @@
 
 mod accept_loss;
 mod appender;
+mod audit;
 mod backpressure;
 mod catalog;
 mod codec;
@@ -24,6 +25,7 @@ pub mod ports;
 mod postgres;
 mod queue;
 mod replica;
+mod rotation;
 mod secret;
 mod shared;
 mod sql;
@@ -40,35 +42,43 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{FutureExt as _, future::join_all};
 use jiff::{SignedDuration, Timestamp};
-use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 #[cfg(feature = "kafka")]
 pub use self::kafka::{
-    Certificate, KafkaError, KafkaOptions, KafkaSecurity, Mechanism, Tls, create_topic,
+    Certificate, KafkaError, KafkaOptions, KafkaSecurity, LogCredentials, Mechanism, Password, Tls,
+    Token, TokenIssuer, Tokens, create_topic,
 };
 pub use self::{
     accept_loss::AcceptedLoss,
-    error::{ConfigureError, Failure, StoreError},
+    appender::MemoryHold,
+    audit::AuditPage,
+    error::{ConfigureError, Failure, IssueError, StoreError},
     membership::Health,
     move_out::{MoveError, Moved},
-    ports::{NextRetry, Observed, Tombstone},
+    ports::{AuditLimits, AuditPosition, AuditQuery, InstanceKeys, NextRetry, Observed, Tombstone},
     postgres::{MoveInError, OpenError as DatabaseError, PostgresOptions},
-    secret::{KeyError, MasterKey},
+    rotation::{KeyReport, KeyState, KeysReport},
+    secret::{KeyError, Keyring, KeyringError},
     shared::{LogOptions, SharedError, SharedOptions},
     sqlite::OpenError,
     work::Attention,
 };
 use self::{
     appender::Appender,
+    audit::Audit,
     backpressure::Backpressure,
     catalog::Catalog,
     membership::Membership,
-    partition::Partitions,
+    partition::{Levels, Partitions, Pending},
     plan::plan,
     ports::{
-        Availability, EventLog, Ledger, LedgerRow, Ownership, Registered, Registry, RegistryChange,
+        Availability, EventLog, Keys, Ledger, LedgerRow, Ownership, Registered, Registry,
+        RegistryChange,
     },
+    rotation::Rotation,
     secret::{Sealer, random_external_id},
     sql::{RegistryOptions, SqlRegistry},
     sqlite::SqliteOptions,
@@ -76,6 +86,7 @@ use self::{
 };
 use crate::domain::{
     arn::{RoleArn, StreamArn},
+    audit::Actor,
     chunk::Chunk,
     delivery::Settlement,
     event::GapReason,
@@ -83,10 +94,14 @@ use crate::domain::{
     integration::{Integration, IntegrationId, Progress, Snapshot},
     map::{Map, Set},
     organization::OrganizationId,
+    rights::Rights,
     segment::Segments,
     status::{Status, StatusDetail},
 };
-use crate::gate::Gate;
+use crate::{
+    gate::Gate,
+    metrics::{Check, Organization, Sample},
+};
 
 /// Time between attempts to write what is pending at the end.
 const CLOSE_RETRY: Duration = Duration::from_millis(500);
@@ -99,6 +114,9 @@ const MAX_DISCARDED: usize = 1000;
 /// Longest wait of a Delete for other instances: the longest lease of one that does not answer
 /// lapses earlier.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// Longest wait of a sample for the storage.
+const SAMPLE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Configuration to store.
 #[derive(Clone, Debug)]
@@ -117,8 +135,8 @@ pub struct Configure {
     pub issued_only: bool,
     /// If set, the etag that the stored configuration must have.
     pub etag: Option<String>,
-    /// Caller, for the audit.
-    pub caller: Box<str>,
+    /// Author, for the audit.
+    pub actor: Actor,
 }
 
 /// A deleted integration with its final counts.
@@ -220,6 +238,8 @@ pub struct StoreOptions {
     pub backlog_bytes: u64,
     /// Deletions that are remembered for status streams that resume.
     pub tombstones: usize,
+    /// Bounds of the audit.
+    pub audit: AuditLimits,
 }
 
 /// Engines of a store.
@@ -244,13 +264,17 @@ struct Shared {
     partitions: Arc<Partitions>,
     work: Arc<WorkFeed>,
     backpressure: Arc<Backpressure>,
-    sealer: Sealer,
+    sealer: Arc<Sealer>,
+    rotation: Arc<Rotation>,
     has_capacity: watch::Receiver<bool>,
     membership: Arc<Membership>,
     /// Final counts of the last deleted integrations.
     discarded: Mutex<Discarded>,
     /// Notified when an integration was deleted.
     deleted: Arc<Notify>,
+    audit: Arc<Audit>,
+    /// Acceptance times of the oldest events of backlogs, as a sample read them last.
+    backlog_ages: Mutex<HashMap<IntegrationId, Timestamp>>,
 }
 
 /// Final counts of the last deleted integrations, for a Delete that is answered later.
@@ -281,20 +305,40 @@ impl Store {
     /// `gate` admits the calls for integrations, which end when this instance may not deliver.
     pub async fn open(
         options: StoreOptions,
-        key: MasterKey,
+        keyring: &Keyring,
         gate: Gate,
     ) -> Result<Self, OpenError> {
         let failed = |source| open_error(&options, source);
-        let sealer = Sealer::new(&key).map_err(failed)?;
+        let sealer = Sealer::new(keyring).map_err(failed)?;
         let (_, engines) = Self::embedded(&options).await?;
-        let store = Self::start(engines, &options, sealer, gate)
-            .await
-            .map_err(failed)?;
-        if store.is_sealed_with_another_key() {
-            store.close().await;
-            return Err(OpenError::WrongKey(options.data_dir));
-        }
-        Ok(store)
+        let missing = async {
+            let missing = check_keys(&engines, &sealer).await?;
+            let registry = &engines.registry;
+            if missing.is_empty() || !registry.key_usage().await?.is_empty() {
+                return Ok(missing);
+            }
+            // Nothing is stored under the keys that are missing.
+            registry.propose_key(sealer.first()).await?;
+            let alone = || std::future::ready(Ok(true)).boxed();
+            registry.activate_key(sealer.first(), &alone).await?;
+            registry.retire_keys(now()).await?;
+            Ok(Vec::new())
+        };
+        let opened = match missing.await {
+            Ok(missing) if missing.is_empty() => {
+                let store = Self::start(engines, &options, sealer, gate).await;
+                let store = store.map_err(failed)?;
+                store.prune_audit(options.audit);
+                return Ok(store);
+            }
+            Ok(missing) => OpenError::MissingKeys {
+                path: options.data_dir.clone(),
+                missing,
+            },
+            Err(error) => failed(error),
+        };
+        engines.log.close().await;
+        Err(opened)
     }
 
     /// Accepts that entries of the embedded log are lost, see [`AcceptedLoss`]. None without a
@@ -366,8 +410,9 @@ impl Store {
             failures,
         };
         let partitions = Arc::new(Partitions::new(Arc::clone(&catalog)));
+        let sealer = Arc::new(sealer);
         let membership = Membership::start(
-            ownership,
+            Arc::clone(&ownership),
             of_owners,
             failed_owners,
             Arc::clone(&partitions),
@@ -375,8 +420,15 @@ impl Store {
             options,
         );
         let membership = membership.await?;
+        let rotation = Rotation::start(
+            Arc::clone(&sealer),
+            Arc::clone(&catalog),
+            ownership,
+            membership.is_shared(),
+        );
         let deleted = Arc::<Notify>::default();
         catalog.spawn(remove_deleted(Arc::clone(&ledger), Arc::clone(&deleted)));
+        let audit = Audit::start(&catalog);
         let appender = Appender::start(
             Arc::clone(&log),
             Arc::clone(&catalog),
@@ -393,21 +445,16 @@ impl Store {
             work,
             backpressure,
             sealer,
+            rotation,
             membership,
             discarded: Mutex::default(),
             deleted,
+            audit,
+            backlog_ages: Mutex::default(),
         };
         Ok(Self {
             shared: Arc::new(shared),
             appender,
-        })
-    }
-
-    fn is_sealed_with_another_key(&self) -> bool {
-        let replica = self.shared.catalog.replica();
-        replica.any(|registered| {
-            let sealed = &registered.integration.external_id;
-            *sealed.key_id != *self.shared.sealer.key_id()
         })
     }
 
@@ -504,6 +551,129 @@ impl Store {
         }
     }
 
+    /// Samples what this instance holds. `slow_after` is the age from which a pending event makes
+    /// its organization one of the `worst`, of which the sample has at most so many. Reads the
+    /// oldest events of backlogs and the ends of partitions from the storage, for at most
+    /// two seconds; without an answer it has what was read before.
+    pub async fn sample(&self, worst: usize, slow_after: Duration) -> Sample {
+        let shared = &self.shared;
+        let membership = &shared.membership;
+        let health = *membership.health().borrow();
+        let owners = shared.partitions.all();
+        let levels: Vec<_> = owners.iter().map(|owner| owner.levels()).collect();
+        let owned: Set<u32> = owners.iter().map(|owner| owner.lease.partition).collect();
+        let (tail_bytes, tail_limit_bytes) = shared.backpressure.levels();
+        let all = || levels.iter().flat_map(|levels| &levels.pending);
+        let mut integrations: Map<_, u64> = Map::default();
+        shared.catalog.replica().for_each(|registered| {
+            if owned.contains(&registered.partition) {
+                let status = &registered.status;
+                *integrations
+                    .entry((status.status, status.reason))
+                    .or_default() += 1;
+            }
+        });
+        let (ages, lag) = tokio::join!(
+            self.ages(all().filter(|one| one.backlog_events > 0)),
+            self.lag(&owners, &levels)
+        );
+        let now = Timestamp::now();
+        let age = |one: &Pending| {
+            let stored = ages.get(&one.integration_id).copied();
+            let oldest = [stored, one.oldest].into_iter().flatten().min()?;
+            // Another clock may have set the time of acceptance.
+            Some(Duration::try_from(now.duration_since(oldest)).unwrap_or_default())
+        };
+        let mut waiting: Vec<_> = all().filter_map(|one| Some((age(one)?, one))).collect();
+        waiting.sort_unstable_by_key(|(age, one)| (std::cmp::Reverse(*age), one.integration_id));
+        let oldest_pending = waiting.first().map_or(Duration::ZERO, |(age, _)| *age);
+        let organizations = waiting.into_iter().filter_map(|(oldest, one)| {
+            self.look(one.integration_id, |registered| {
+                let status = &registered.status;
+                let is_bad = matches!(status.status, Status::Unauthorized | Status::Failing);
+                (is_bad || oldest >= slow_after).then(|| Organization {
+                    organization_id: registered.integration.organization_id.as_str().into(),
+                    status: status.status,
+                    reason: status.reason,
+                    since: status.since,
+                    pending_events: one.events,
+                    pending_bytes: one.bytes,
+                    oldest,
+                })
+            })?
+        });
+        let counted = integrations.into_iter();
+        let counted = counted.map(|((status, reason), count)| (status, reason, count));
+        Sample {
+            pending_events: all().map(|one| one.events).sum(),
+            pending_bytes: all().map(|one| one.bytes).sum(),
+            oldest_pending,
+            backlog_events: all().map(|one| one.backlog_events).sum(),
+            backlog_bytes: all().map(|one| one.backlog_bytes).sum(),
+            tail_bytes: tail_bytes as u64,
+            tail_limit_bytes: tail_limit_bytes as u64,
+            stored_backlogs: membership.stored_backlogs(),
+            integrations: counted.collect(),
+            worst: organizations.take(worst).collect(),
+            log_bytes: levels.iter().map(|one| one.entry_bytes as u64).sum(),
+            partition_lag: lag,
+            flush_age: levels
+                .iter()
+                .filter_map(|one| one.unwritten_for)
+                .max()
+                .unwrap_or_default(),
+            partitions: shared.log.partitions().into(),
+            partitions_owned: owners.iter().filter(|owner| owner.delivers()).count() as u64,
+            partitions_given_up: health.given_up as u64,
+            lease_left: membership.lease_left(),
+            checks: self.checks().into(),
+            ..Sample::default()
+        }
+    }
+
+    /// Whether this instance has what every request needs.
+    pub fn checks(&self) -> [Check; 3] {
+        let membership = &self.shared.membership;
+        let availability = *self.shared.log.availability().borrow();
+        [
+            ("lease", !membership.has_lapsed()),
+            // A full log has its own answer to publishes, and everything else works.
+            ("log", availability != Availability::Unavailable),
+            ("database", !membership.health().borrow().is_silent),
+        ]
+        .map(|(name, holds)| Check { name, holds })
+    }
+
+    /// Acceptance times of the oldest events of backlogs.
+    async fn ages<'a>(
+        &self,
+        pending: impl Iterator<Item = &'a Pending>,
+    ) -> HashMap<IntegrationId, Timestamp> {
+        let ids: Vec<IntegrationId> = pending.map(|one| one.integration_id).collect();
+        let stored = self.shared.ledger.oldest_pending(&ids);
+        let stored = tokio::time::timeout(SAMPLE_TIMEOUT, stored).await;
+        let known = self.shared.backlog_ages.lock();
+        let mut known = known.unwrap_or_else(PoisonError::into_inner);
+        if let Ok(Ok(ages)) = stored {
+            *known = ages;
+        }
+        known.clone()
+    }
+
+    /// Entries of each partition that its owner has not read.
+    async fn lag(&self, owners: &[Arc<partition::Owner>], levels: &[Levels]) -> Vec<(u32, u64)> {
+        let log = &self.shared.log;
+        let of_partition = owners.iter().zip(levels).map(|(owner, levels)| async {
+            let partition = owner.lease.partition;
+            let end = match tokio::time::timeout(SAMPLE_TIMEOUT, log.bounds(partition)).await {
+                Ok(Ok(bounds)) => bounds.end,
+                Ok(Err(_)) | Err(_) => log.known_end(partition),
+            };
+            (partition, end.0.saturating_sub(levels.read_to.0))
+        });
+        join_all(of_partition).await
+    }
+
     /// Trouble of this instance with shared storage, as it changes.
     pub fn health(&self) -> watch::Receiver<Health> {
         self.shared.membership.health()
@@ -568,6 +738,11 @@ impl Store {
         Ok(())
     }
 
+    /// Whether this instance delivers for an integration, and so knows its counts of this moment.
+    pub fn delivers_for(&self, id: IntegrationId) -> bool {
+        self.shared.partitions.owner(id).is_some()
+    }
+
     /// Returns the sequence that the integration's next event will get. None if it does not
     /// exist.
     pub fn next_sequence(&self, id: IntegrationId) -> Option<u64> {
@@ -585,15 +760,16 @@ impl Store {
     }
 
     /// Returns the next `limit` integrations after an organization, in the order of their
-    /// organizations, for whose status `keep` returns true.
+    /// organizations, that `rights` cover and for whose status `keep` returns true.
     pub fn page(
         &self,
         after: &str,
         limit: usize,
+        rights: &Rights,
         keep: impl Fn(&StatusDetail) -> bool,
     ) -> Vec<Snapshot> {
         let replica = self.shared.catalog.replica();
-        let page = replica.page(after, limit, |registered| keep(&registered.status));
+        let page = replica.page(after, limit, rights, |registered| keep(&registered.status));
         page.into_iter().map(|one| self.snapshot(one)).collect()
     }
 
@@ -677,6 +853,11 @@ impl Store {
         }
     }
 
+    /// Key for the tokens of callers, derived from the key of the external IDs.
+    pub fn token_key(&self) -> [u8; 32] {
+        self.shared.sealer.token_key()
+    }
+
     /// Decrypts the external ID of an integration.
     pub fn open_external_id(&self, integration: &Integration) -> Result<ExternalId, StoreError> {
         self.shared
@@ -692,6 +873,19 @@ impl Store {
         let previous = integration.previous_at(Timestamp::now())?;
         let sealer = &self.shared.sealer;
         Some(sealer.open(&previous.external_id, integration.integration_id))
+    }
+
+    /// Returns the keys of external IDs.
+    pub async fn keys(&self) -> Result<KeysReport, StoreError> {
+        self.shared.rotation.report().await
+    }
+
+    /// Makes the first key of the keyring the active one, once every instance can read it, and
+    /// begins to re-seal what is stored. Repetitions change nothing.
+    pub async fn rotate_keys(&self) -> Result<KeysReport, StoreError> {
+        self.check_lease()?;
+        let store = self.clone();
+        run(async move { store.shared.rotation.rotate().await }).await
     }
 
     /// Whether the storage has capacity for events, as it changes.
@@ -736,7 +930,7 @@ impl Store {
     pub async fn append(
         &self,
         segments: Segments,
-        memory: Option<OwnedSemaphorePermit>,
+        memory: Option<MemoryHold>,
     ) -> Result<impl Future<Output = Result<(), StoreError>> + Send + use<>, StoreError> {
         self.check_lease()?;
         self.shared.membership.touch();
@@ -752,7 +946,9 @@ impl Store {
         run(async move {
             let organization_id = configure.organization_id.clone();
             let (sealer, now) = (&store.shared.sealer, now());
-            let plan = |existing: Option<&Registered>| plan(existing, &configure, sealer, now);
+            let plan = |existing: Option<&Registered>, keys: &Keys| {
+                plan(existing, &configure, sealer.under(keys)?, now)
+            };
             let catalog = &store.shared.catalog;
             let stored = catalog.configure(&organization_id, &plan).await?;
             // The newest status is shown, but another version is not this caller's.
@@ -770,14 +966,16 @@ impl Store {
         let existing = self.id_of(configure.organization_id.as_str());
         let existing = existing.and_then(|id| self.look(id, Registered::clone));
         let now = now();
-        let planned = plan(existing.as_ref(), &configure, &self.shared.sealer, now)?;
+        let sealer = self.shared.sealer.with_first();
+        let planned = plan(existing.as_ref(), &configure, sealer, now)?;
         self.shared
             .catalog
             .registry()
             .check_external_id(
                 &configure.organization_id,
-                &planned.fingerprint,
+                &planned.claim,
                 planned.issued_only,
+                now,
             )
             .await?;
         let integration = Arc::new(planned.integration);
@@ -795,18 +993,22 @@ impl Store {
         })
     }
 
-    /// Issues a new external ID to an organization. No other may use it.
+    /// Issues a new external ID to an organization. No other may use it until it lapses.
     pub async fn issue_external_id(
         &self,
         organization_id: OrganizationId,
-    ) -> Result<ExternalId, StoreError> {
+        actor: Actor,
+    ) -> Result<ExternalId, IssueError> {
         let store = self.clone();
         run(async move {
             let external_id = random_external_id()?;
-            let fingerprint = store.shared.sealer.fingerprint(&external_id);
+            let issue = |keys: &Keys| {
+                let sealer = store.shared.sealer.under(keys)?;
+                sealer.claim(&external_id, &organization_id)
+            };
             let registry = store.shared.catalog.registry();
             registry
-                .issue_external_id(&organization_id, &fingerprint)
+                .issue_external_id(&organization_id, &issue, &actor, now())
                 .await?;
             Ok(external_id)
         })
@@ -817,19 +1019,23 @@ impl Store {
     /// has worked.
     pub async fn retire_previous_external_id(&self, id: IntegrationId, version: u64) {
         let catalog = &self.shared.catalog;
-        if let Err(error) = catalog.retire_previous_external_id(id, version).await {
+        if let Err(error) = catalog
+            .retire_previous_external_id(id, version, now())
+            .await
+        {
             // It is asked for again at the next AssumeRole.
             tracing::warn!(%error, "cannot forget the previous external ID");
         }
     }
 
-    /// Deletes an organization's integration. None if there is none. The final counts follow with
-    /// [`Store::discard`].
+    /// Deletes an organization's integration, if it has the `etag` that is given. None if there is
+    /// none. The final counts follow with [`Store::discard`].
     pub async fn delete(
         &self,
         organization_id: OrganizationId,
-        caller: Box<str>,
-    ) -> Result<Option<IntegrationId>, StoreError> {
+        etag: Option<String>,
+        actor: Actor,
+    ) -> Result<Option<IntegrationId>, ConfigureError> {
         self.check_lease()?;
         self.shared.membership.touch();
         let store = self.clone();
@@ -848,7 +1054,7 @@ impl Store {
             let deleted = store
                 .shared
                 .catalog
-                .delete(&organization_id, &caller)
+                .delete(&organization_id, etag.as_deref(), &actor)
                 .await?;
             Ok(deleted.map(|tombstone| tombstone.integration_id))
         })
@@ -888,11 +1094,16 @@ impl Store {
         self.is_shared() && age < SignedDuration::from_secs(2 * CONFIRM_TIMEOUT.as_secs() as i64)
     }
 
-    /// Waits until no instance makes calls for integrations whose deletion this instance has
-    /// applied.
-    pub async fn wait_for_deletions(&self) -> Result<(), StoreError> {
-        let applied = self.shared.catalog.replica().applied();
-        let confirmed = self.shared.membership.wait_for_confirmation(applied);
+    /// Waits until no instance makes calls for an integration of the organization whose deletion
+    /// this instance has applied. Deletions of other organizations are not waited for, unless they
+    /// are older.
+    pub async fn wait_for_deletion(
+        &self,
+        organization_id: &OrganizationId,
+    ) -> Result<(), StoreError> {
+        let replica = self.shared.catalog.replica();
+        let revision = replica.last_deletion(organization_id);
+        let confirmed = self.shared.membership.wait_for_confirmation(revision);
         let confirmed = tokio::time::timeout(CONFIRM_TIMEOUT, confirmed).await;
         confirmed.map_err(|_elapsed| {
             StoreError::Unavailable("other instances have not confirmed the deletion".to_owned())
@@ -981,6 +1192,7 @@ impl Store {
     pub async fn close(&self) {
         self.shared.ledger.hurry();
         let writing = async {
+            self.shared.audit.flush().await;
             for owner in self.shared.partitions.all() {
                 // The first write also waits for one that is in progress.
                 while owner.write().await.is_err() || !owner.is_clean() {
@@ -1006,6 +1218,25 @@ where
 {
     let done = tokio::spawn(work).await;
     done.unwrap_or_else(|_panicked| Err(StoreError::Closed.into()))
+}
+
+/// Returns the keys of external IDs that the database needs, and the sealer does not have. A key
+/// that is only proposed, and that no instance has, is given up.
+async fn check_keys(engines: &Engines, sealer: &Sealer) -> Result<Vec<Box<str>>, StoreError> {
+    let registry = &engines.registry;
+    let keys = registry.start_keys(sealer.first(), now()).await?;
+    let missing = sealer.missing(&keys);
+    if let [only] = &missing[..]
+        && keys.pending.as_ref() == Some(only)
+    {
+        let mut instances = engines.ownership.instances().await?.into_iter();
+        if !instances.any(|one| one.keys.contains(only)) {
+            // It may have become the active one meanwhile.
+            let keys = registry.withdraw_key(only).await?;
+            return Ok(sealer.missing(&keys));
+        }
+    }
+    Ok(missing)
 }
 
 /// Error of the embedded store for an error of its engines.

@@ -1,18 +1,27 @@
-//! Logs on standard error, and traces by OTLP if the standard `OTEL_…` variables request them.
+//! Logs on standard error; traces and metrics by OTLP if the standard `OTEL_…` variables request
+//! them; metrics for Prometheus if the setting `metrics-listen` does.
 
+mod escape;
 mod export;
 mod filter;
 mod propagation;
+mod readers;
 
 use std::{
     io::{self, IsTerminal as _},
     sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::Duration,
 };
 
 use opentelemetry::{global, trace::TracerProvider as _};
 use opentelemetry_otlp::ExporterBuildError;
-use opentelemetry_sdk::{propagation::TraceContextPropagator, trace::SdkTracerProvider};
+use opentelemetry_sdk::{
+    error::{OTelSdkError, OTelSdkResult},
+    metrics::SdkMeterProvider,
+    propagation::TraceContextPropagator,
+    trace::SdkTracerProvider,
+};
 use tracing::Subscriber;
 use tracing_subscriber::{
     Layer, fmt::MakeWriter, layer::SubscriberExt as _, registry::LookupSpan,
@@ -21,12 +30,15 @@ use tracing_subscriber::{
 
 use crate::config::{Config, LogFormat};
 
-pub use propagation::continue_trace;
+pub use self::{
+    propagation::{continue_trace, link_trace},
+    readers::{metrics_interval, prometheus_page},
+};
 
-/// Maximum time that a shutdown waits for the export of the last spans.
+/// Maximum time that a shutdown waits for the export of the last spans and metrics.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Name of the tracer, the instrumentation scope of every span.
+/// Name of the tracer and the meter, the instrumentation scope of spans and metrics.
 const TRACER: &str = "siem-relay";
 
 static EXPORTS_TRACES: AtomicBool = AtomicBool::new(false);
@@ -39,9 +51,12 @@ pub enum TelemetryError {
     Directives(#[from] tracing_subscriber::filter::ParseError),
     /// The exporter rejects the `OTEL_…` variables.
     #[error(
-        "the trace exporter cannot be set up: {0}; correct the OTEL_ variables, or set OTEL_TRACES_EXPORTER=none"
+        "the exporter of traces or metrics cannot be set up: {0}; correct the OTEL_ variables, or set OTEL_TRACES_EXPORTER=none and OTEL_METRICS_EXPORTER=none"
     )]
     Exporter(#[from] ExporterBuildError),
+    /// The metrics for Prometheus cannot be set up.
+    #[error("the metrics for Prometheus cannot be set up: {0}")]
+    Prometheus(#[from] OTelSdkError),
     /// A variable has a value that this program does not support.
     #[error("{variable} is {value:?}, which is not supported; set it to {allowed}")]
     Unsupported {
@@ -57,21 +72,35 @@ pub enum TelemetryError {
     SetUpAlready(#[from] tracing_subscriber::util::TryInitError),
 }
 
-/// Guard that exports the last spans when it is dropped, within five seconds. Keep it until the
-/// end of the process, and drop it while another thread drives the async runtime.
+/// Guard that exports the last spans and metrics when it is dropped, within five seconds. Keep it
+/// until the end of the process, and drop it while another thread drives the async runtime.
 #[derive(Debug)]
-#[must_use = "spans are lost when it is dropped early"]
+#[must_use = "spans and metrics are lost when it is dropped early"]
 pub struct TelemetryGuard {
-    provider: Option<SdkTracerProvider>,
+    traces: Option<SdkTracerProvider>,
+    metrics: Option<SdkMeterProvider>,
 }
 
 impl Drop for TelemetryGuard {
     fn drop(&mut self) {
-        if let Some(provider) = self.provider.take()
-            && let Err(error) = provider.shutdown_with_timeout(FLUSH_DEADLINE)
-        {
-            tracing::warn!(%error, "the last spans were not exported");
-        }
+        let (traces, metrics) = (self.traces.take(), self.metrics.take());
+        let shutdown = move || {
+            let ends = |what, ended: OTelSdkResult| {
+                if let Err(error) = ended {
+                    tracing::warn!(%error, "the last {what} were not exported");
+                }
+            };
+            thread::scope(|scope| {
+                // At the same time, since each may use the whole deadline.
+                scope.spawn(|| {
+                    let ended = traces.map(|one| one.shutdown_with_timeout(FLUSH_DEADLINE));
+                    ended.into_iter().for_each(|ended| ends("spans", ended));
+                });
+                let ended = metrics.map(|one| one.shutdown_with_timeout(FLUSH_DEADLINE));
+                ended.into_iter().for_each(|ended| ends("metrics", ended));
+            });
+        };
+        shutdown();
     }
 }
 
@@ -84,6 +113,7 @@ impl Drop for TelemetryGuard {
 pub fn init(config: &Config) -> Result<TelemetryGuard, TelemetryError> {
     let environment = |name: &str| std::env::var(name).ok();
     let provider = export::provider(environment)?;
+    let metrics = readers::provider(config.metrics_listen.is_some(), environment)?;
     let is_terminal = io::stderr().is_terminal();
     let format = config.log_format.unwrap_or(if is_terminal {
         LogFormat::Text
@@ -102,7 +132,10 @@ pub fn init(config: &Config) -> Result<TelemetryGuard, TelemetryError> {
         .with(logs(format, with_color, &config.log_level, io::stderr)?)
         .try_init()?;
     EXPORTS_TRACES.store(provider.is_some(), Ordering::Relaxed);
-    Ok(TelemetryGuard { provider })
+    Ok(TelemetryGuard {
+        traces: provider,
+        metrics,
+    })
 }
 
 /// Whether this process exports traces, once [`init`] has returned.
@@ -126,7 +159,7 @@ where
         .with_ansi(with_color)
         .with_writer(writer);
     Ok(match format {
-        LogFormat::Text => layer.with_filter(filter).boxed(),
+        LogFormat::Text => layer.fmt_fields(escape::Fields).with_filter(filter).boxed(),
         LogFormat::Json => layer
             .json()
             .flatten_event(true)

@@ -2,14 +2,12 @@
 //! cursor into the store's changes and buffers one batch of them: its memory is bounded, and a
 //! slow subscriber skips intermediate statuses, never the last one.
 
-use std::{
-    collections::{HashSet, VecDeque},
-    time::Duration,
-};
+use std::{collections::VecDeque, time::Duration};
 
 use futures_util::stream::{self, Stream};
 use tokio::{
     sync::watch,
+    task::yield_now,
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -18,6 +16,7 @@ use crate::{
     domain::{
         integration::Snapshot,
         organization::OrganizationId,
+        rights::Rights,
         status::{Reason, Status},
     },
     store::{Change, Changes, Store, Tombstone},
@@ -78,14 +77,21 @@ impl Watch {
     }
 
     /// Subscribes to the named organizations, or to all if none is named. With a token of an
-    /// earlier subscription, the stream begins with the changes since then.
+    /// earlier subscription, the stream begins with the changes since then. Organizations that
+    /// the rights do not cover look as if they had no integration.
     pub fn subscribe(
         &self,
         organizations: Vec<OrganizationId>,
         resume_token: &str,
+        rights: Rights,
     ) -> impl Stream<Item = Result<Message, Ended>> + Send + use<> {
         let revision = self.store.revision();
-        let subscriber = Subscriber::new(self.clone(), organizations, resume_token, revision);
+        let named = sorted(organizations);
+        let wanted = Wanted {
+            named: Some(named).filter(|named| !named.is_empty()),
+            rights,
+        };
+        let subscriber = Subscriber::new(self.clone(), wanted, resume_token, revision);
         stream::unfold(Some(subscriber), |subscriber| async {
             let mut subscriber = subscriber?;
             match subscriber.next().await {
@@ -96,10 +102,27 @@ impl Watch {
     }
 }
 
+/// Organizations of a subscription.
+struct Wanted {
+    /// Sorted; None means all.
+    named: Option<Box<[OrganizationId]>>,
+    rights: Rights,
+}
+
+impl Wanted {
+    fn has(&self, organization_id: &OrganizationId) -> bool {
+        let is_named = self.named.as_ref();
+        is_named.is_none_or(|named| named.binary_search(organization_id).is_ok())
+            && self.rights.cover(organization_id.as_str())
+    }
+}
+
 struct Subscriber {
     watch: Watch,
-    /// Empty means all.
-    organizations: HashSet<OrganizationId>,
+    wanted: Wanted,
+    /// Number of organizations that were searched for the snapshot. Their ids are not queued all
+    /// at once, because a subscriber may name many that have no integration.
+    searched: usize,
     revision: watch::Receiver<u64>,
     /// History that the revisions belong to.
     history: String,
@@ -118,7 +141,7 @@ struct Subscriber {
 impl Subscriber {
     fn new(
         watch: Watch,
-        organizations: Vec<OrganizationId>,
+        wanted: Wanted,
         resume_token: &str,
         mut revision: watch::Receiver<u64>,
     ) -> Self {
@@ -127,7 +150,8 @@ impl Subscriber {
         let mut subscriber = Self {
             history: watch.store.history(),
             watch,
-            organizations: organizations.into_iter().collect(),
+            wanted,
+            searched: 0,
             revision,
             cursor: 0,
             target,
@@ -171,16 +195,24 @@ impl Subscriber {
         self.cursor = 0;
         self.from_snapshot = true;
         self.synced = false;
-        let mut absent: Vec<OrganizationId> = self
-            .organizations
-            .iter()
-            .filter(|organization| self.watch.store.id_of(organization.as_str()).is_none())
-            .cloned()
-            .collect();
-        absent.sort();
-        for organization in absent {
-            self.push(0, Update::Absent(organization));
+        self.searched = 0;
+    }
+
+    /// Queues named organizations that have no integration, or look so to the caller. Returns
+    /// false once all were searched.
+    fn search_absent(&mut self) -> bool {
+        while self.queue.len() < BATCH {
+            let named = self.wanted.named.as_deref().unwrap_or_default();
+            let Some(organization) = named.get(self.searched).cloned() else {
+                break;
+            };
+            self.searched += 1;
+            let id = self.watch.store.id_of(organization.as_str());
+            if id.is_none() || !self.wanted.has(&organization) {
+                self.push(0, Update::Absent(organization));
+            }
         }
+        !self.queue.is_empty()
     }
 
     async fn next(&mut self) -> Result<Message, Ended> {
@@ -193,6 +225,10 @@ impl Subscriber {
                 return Err(Ended);
             }
             if self.read_store() {
+                if self.queue.is_empty() {
+                    // A long run of changes may be of other organizations.
+                    yield_now().await;
+                }
                 continue;
             }
             let Watch { store, stop, .. } = self.watch.clone();
@@ -222,14 +258,14 @@ impl Subscriber {
             self.reset();
             return true;
         }
-        if self.from_snapshot && self.cursor < self.target && !self.organizations.is_empty() {
+        if self.from_snapshot && self.search_absent() {
+            return true;
+        }
+        if self.from_snapshot && self.cursor < self.target && self.wanted.named.is_some() {
             self.read_named();
             return true;
         }
-        let organizations = &self.organizations;
-        let keep = |organization: &OrganizationId| {
-            organizations.is_empty() || organizations.contains(organization)
-        };
+        let keep = |organization: &OrganizationId| self.wanted.has(organization);
         let Changes {
             forgotten_to,
             seen_to,
@@ -267,7 +303,9 @@ impl Subscriber {
     fn read_named(&mut self) {
         let wanted = self.cursor + 1..=self.target;
         let store = &self.watch.store;
-        let current = store.current_of(&self.organizations, wanted, BATCH);
+        let named = self.wanted.named.iter().flatten();
+        let visible = named.filter(|organization| self.wanted.has(organization));
+        let current = store.current_of(visible, wanted, BATCH);
         self.cursor = match current.last() {
             Some(last) if current.len() == BATCH => last.revision,
             _ => self.target,
@@ -278,6 +316,13 @@ impl Subscriber {
     }
 }
 
+/// Organizations in order, each once, in one allocation of their number.
+fn sorted(mut organizations: Vec<OrganizationId>) -> Box<[OrganizationId]> {
+    organizations.sort_unstable();
+    organizations.dedup();
+    organizations.into_boxed_slice()
+}
+
 /// Logs each change of status, for operators.
 pub async fn log_changes(watch: Watch) {
     use futures_util::StreamExt;
@@ -286,7 +331,7 @@ pub async fn log_changes(watch: Watch) {
         watch.store.history(),
         *watch.store.revision().borrow()
     );
-    let mut updates = Box::pin(watch.subscribe(Vec::new(), &newest));
+    let mut updates = Box::pin(watch.subscribe(Vec::new(), &newest, Rights::UNLIMITED));
     while let Some(Ok(message)) = updates.next().await {
         match message.update {
             Update::Current(snapshot) => log_status(&snapshot),

@@ -262,6 +262,11 @@ impl<S: Sink> Worker<S> {
         self.shared.sink.partition()
     }
 
+    /// Account of this service's own AWS credentials, once known.
+    pub fn account(&self) -> Option<Arc<str>> {
+        self.shared.sink.account()
+    }
+
     /// Attends integrations with new events or a new configuration.
     fn attend(&self, attention: Map<IntegrationId, Attention>) {
         let mut attention = attention.into_iter();

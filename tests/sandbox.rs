@@ -101,6 +101,41 @@ fn two_hundred_events_arrive() {
     }
 }
 
+#[test]
+fn a_secure_sandbox_delivers_and_prints_commands_with_credentials() {
+    let output = run(&["--secure", "--events", "200"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    check_complete(&events(&output), 200);
+
+    let directory = tempfile::tempdir().unwrap();
+    let mut child = sandbox(&["--secure", "--port", "0"], directory.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    out.read_line(&mut line).unwrap();
+    assert_eq!(check_event(&serde_json::from_str(&line).unwrap()), 1);
+    drop(out);
+    let output = child.wait_with_output().unwrap();
+    let log = stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{log}");
+    assert!(log.contains("https://127.0.0.1:"), "{log}");
+    assert!(!log.contains("-plaintext"), "{log}");
+    let command = log.lines().find(|line| line.starts_with("grpcurl "));
+    let command = command.unwrap();
+    for part in [
+        " -cacert ",
+        "/ca.pem ",
+        "-H \"authorization: Bearer $(cat ",
+        "/admin.token)\"",
+    ] {
+        assert!(command.contains(part), "{part}: {command}");
+    }
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
 /// Alerts as in real files, and the lines of a file with them and a record of another type.
 fn eve_lines() -> (Vec<Value>, Vec<String>) {
     let alert = |seconds: u32, extra: Value| {

@@ -1,10 +1,7 @@
 //! Cost of an event as the number of integrations (`--growth`) or the backlog (`--backlog`)
 //! grows.
 
-use std::time::Duration;
-
 use serde::Serialize;
-use tokio::time::{Instant, sleep};
 
 use super::{
     Failure, loader,
@@ -15,8 +12,6 @@ use super::{
     table::progress,
     workload::Workload,
 };
-
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Growth {
@@ -76,18 +71,18 @@ pub async fn backlog(events: u64, integrations: usize, scope: &Scope) -> Result<
     bench.reset_sink(Inspect::Nothing).await?;
     let refuse = |refuse| sink::Command::Refuse { refuse };
     let _refusing: Tally = bench.sink.call(&refuse(true)).await?;
-    bench.service.reset_peak()?;
-    let empty = bench.service.usage()?;
+    bench.reset_peak()?;
+    let empty = bench.service_usage()?;
     let command = loader::Command::Saturate { events };
     let published: loader::Published = bench.loader.call(&command).await?;
-    let taken = bench.service.usage()?;
+    let taken = bench.service_usage()?;
 
-    bench.service.reset_peak()?;
+    bench.reset_peak()?;
     let start = now_nanos();
     let _accepting: Tally = bench.sink.call(&refuse(false)).await?;
     let tally = bench.await_records(published.accepted).await?;
-    wait_until_settled(&bench).await?;
-    let drained = bench.service.usage()?;
+    bench.wait_until_settled().await?;
+    let drained = bench.service_usage()?;
     bench.stop().await?;
     let millions = published.accepted as f64 / 1e6;
     let seconds = tally.last_nanos.saturating_sub(start) as f64 / 1e9;
@@ -110,17 +105,4 @@ pub async fn backlog(events: u64, integrations: usize, scope: &Scope) -> Result<
         backlog.draining_peak_megabytes,
     ));
     Ok(backlog)
-}
-
-/// Waits until nothing is pending. The sink's count may have been reached earlier, since
-/// refused records may arrive twice.
-async fn wait_until_settled(bench: &Bench) -> Result<(), Failure> {
-    let deadline = Instant::now() + SETTLE_TIMEOUT;
-    while bench.admin.counts().await?.pending > 0 {
-        if Instant::now() > deadline {
-            return Err("the service did not settle the backlog in time".into());
-        }
-        sleep(Duration::from_millis(100)).await;
-    }
-    Ok(())
 }

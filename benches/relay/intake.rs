@@ -75,7 +75,10 @@ impl Intake {
         });
         let (process, Ready { address }) = Child::start(role).await?;
         let workload = workload.clone();
-        let role = Role::Loader(loader::Config { address, workload });
+        let role = Role::Loader(loader::Config {
+            addresses: vec![address],
+            workload,
+        });
         let (loader, loader::Ready { .. }) = Child::start(role).await?;
         Ok(Self {
             process,

@@ -17,16 +17,16 @@ use bytes::Bytes;
 use futures_util::stream;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
-use siem_client::channel;
 use siem_client::v1::{
     ErrorReason, PublishResponse, PublishStreamResponse, publish_stream_response::Outcome,
 };
+use siem_client::{Channel, channel};
 use tokio::{
     sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinSet,
     time::sleep,
 };
-use tonic::{Request, client::Grpc, codegen::http::uri::PathAndQuery, transport::Channel};
+use tonic::{Request, client::Grpc, codegen::http::uri::PathAndQuery};
 
 use super::{
     Failure,
@@ -49,7 +49,8 @@ const PACE_SEED: u64 = 11;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Config {
-    pub address: SocketAddr,
+    /// Connections are spread over these.
+    pub addresses: Vec<SocketAddr>,
     pub workload: Workload,
 }
 
@@ -100,7 +101,10 @@ impl Responses {
     fn add(&mut self, sent: Sent, response: &PublishResponse) -> Result<Option<Sent>, Failure> {
         let now = now_nanos();
         let rejections = response.rejections.iter();
-        let temporary = rejections.filter(|each| each.reason() == ErrorReason::Overloaded);
+        let temporary = rejections.filter(|each| {
+            let reason = each.reason();
+            matches!(reason, ErrorReason::Overloaded | ErrorReason::RateLimited)
+        });
         let again: Vec<u32> = temporary.map(|each| each.index).collect();
         self.published.accepted += u64::from(response.accepted);
         self.published.unconfigured += u64::from(response.unconfigured);
@@ -168,8 +172,14 @@ pub async fn run(config: Config) -> Result<(), Failure> {
 }
 
 impl Loader {
-    fn new(Config { address, workload }: Config) -> Result<Self, Failure> {
-        let channels = (0..workload.connections).map(|_| channel(&address.to_string()));
+    fn new(config: Config) -> Result<Self, Failure> {
+        let Config {
+            addresses,
+            workload,
+        } = config;
+        let connections = workload.connections.max(addresses.len());
+        let channels = addresses.iter().cycle().take(connections);
+        let channels = channels.map(|address| channel(&address.to_string()));
         let cycle = |batch| requests(&workload, batch).map(|all| Arc::new(RequestCycle::new(all)));
         let saturated = cycle(workload.batch)?;
         let paced = match workload.rate_batch == workload.batch {

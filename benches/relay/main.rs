@@ -1,7 +1,7 @@
 //! Benchmark of the service's real binary: `cargo bench --bench relay`.
 //!
 //! Each part is a process, so that its CPU time can be measured separately. This binary
-//! starts itself in five roles:
+//! starts itself in six roles:
 //!
 //! | role | task |
 //! | --- | --- |
@@ -10,6 +10,7 @@
 //! | `floor` | baseline of sending: the AWS SDK, or a bare socket, sends ready-made requests |
 //! | `intake` | baseline of receiving: tonic writes each request to a file and syncs it |
 //! | `subscribers` | subscribers of StreamStatus |
+//! | `log floor` | baseline of shared storage: rdkafka alone produces and reads the log's entries |
 //!
 //! ```text
 //! loader ──gRPC──▶ siem-relay ──HTTP──▶ sink      the service
@@ -20,13 +21,16 @@
 //! `cargo bench --bench relay -- --help` lists the options; docs/performance.md has results.
 
 mod codec;
+mod disturbed;
 mod events;
 mod floor;
 mod growth;
 mod http;
 mod idle;
+mod instances;
 mod intake;
 mod loader;
+mod log_floor;
 mod measure;
 mod options;
 mod process;

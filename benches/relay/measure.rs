@@ -3,11 +3,12 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     Failure,
     floor::{self, Method},
+    instances::Storage,
     intake::Intake,
     loader,
     process::{Child, Role, Usage},
@@ -21,6 +22,7 @@ use super::{
 
 /// Time in which the service records the last deliveries, which is part of its cost.
 const SETTLE_TIME: Duration = Duration::from_millis(300);
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(300);
 /// Limit of the floor's requests in a run with as many records per request as the service.
 const MAX_MATCHED_REQUESTS: f64 = 20_000.0;
@@ -41,7 +43,8 @@ pub struct Scope {
 
 /// Service, sink and loader, ready for a workload.
 pub struct Bench {
-    pub service: Service,
+    /// One, or several on shared storage.
+    pub services: Vec<Service>,
     pub sink: Child,
     pub loader: Child,
     pub admin: Admin,
@@ -62,20 +65,37 @@ impl Bench {
     /// Starts the processes, configures the integrations and delivers one event of each, so
     /// that all roles are assumed before the first run.
     pub async fn start(workload: &Workload, scope: &Scope) -> Result<Self, Failure> {
+        Self::start_instances(workload, scope, None).await
+    }
+
+    /// Starts as [`Bench::start`] does, with a number of instances on shared storage.
+    pub async fn start_instances(
+        workload: &Workload,
+        scope: &Scope,
+        shared: Option<(&mut Storage, usize)>,
+    ) -> Result<Self, Failure> {
         let data_dir = tempfile::tempdir_in(&scope.data_dir)?;
         let delay_ms = scope.sink_delay_ms;
         let role = Role::Sink(sink::Config { delay_ms });
         let (sink, sink_address) = Child::start(role).await?;
-        let service = Service::start(data_dir.path(), sink_address).await?;
-        let admin = Admin::new(service.address)?;
+        let services = match shared {
+            None => vec![Service::start(data_dir.path(), sink_address).await?],
+            Some((storage, instances)) => {
+                storage
+                    .start(instances, data_dir.path(), sink_address)
+                    .await?
+            }
+        };
+        let addresses: Vec<_> = services.iter().map(|service| service.address).collect();
+        let admin = Admin::new(addresses[0])?;
         admin.configure(workload.organizations).await?;
         let role = Role::Loader(loader::Config {
-            address: service.address,
+            addresses,
             workload: workload.clone(),
         });
         let (loader, loader::Ready { event_bytes }) = Child::start(role).await?;
         let mut bench = Self {
-            service,
+            services,
             sink,
             loader,
             admin,
@@ -117,9 +137,19 @@ impl Bench {
         self.sink.call(&command).await
     }
 
+    /// Resources of all instances together.
+    pub fn service_usage(&self) -> Result<Usage, Failure> {
+        let mut usages = self.services.iter().map(Service::usage);
+        usages.try_fold(Usage::default(), |sum, usage| Ok(sum + usage?))
+    }
+
+    pub fn reset_peak(&self) -> Result<(), Failure> {
+        self.services.iter().try_for_each(Service::reset_peak)
+    }
+
     fn usages(&self) -> Result<Usages, Failure> {
         Ok(Usages {
-            service: self.service.usage()?,
+            service: self.service_usage()?,
             sink: self.sink.usage()?,
             loader: self.loader.usage()?,
         })
@@ -130,7 +160,7 @@ impl Bench {
         command: loader::Command,
         inspect: Inspect,
     ) -> Result<Run, Failure> {
-        self.service.reset_peak()?;
+        self.reset_peak()?;
         let before = self.usages()?;
         let (published, tally) = self.publish(command, inspect).await?;
         let after = self.usages()?;
@@ -156,6 +186,19 @@ impl Bench {
             to_stream: tally.latency,
             distinct: tally.distinct,
         })
+    }
+
+    /// Waits until nothing is pending by the service's counts, which lag behind the sink's on
+    /// shared storage and after refused records, which may arrive twice.
+    pub async fn wait_until_settled(&self) -> Result<(), Failure> {
+        let deadline = Instant::now() + SETTLE_TIMEOUT;
+        while self.admin.counts().await?.pending > 0 {
+            if Instant::now() > deadline {
+                return Err("the service did not settle its events in time".into());
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
     }
 
     /// Fails unless the service's own counts say that everything is delivered.
@@ -207,7 +250,9 @@ impl Bench {
 
     pub async fn stop(self) -> Result<(), Failure> {
         drop((self.loader, self.sink));
-        self.service.stop().await?;
+        for service in self.services {
+            service.stop().await?;
+        }
         Ok(self.data_dir.close()?)
     }
 }

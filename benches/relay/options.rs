@@ -5,7 +5,8 @@ use std::{fs, path::PathBuf};
 use clap::Parser;
 
 use super::{
-    Failure, growth, idle,
+    Failure, disturbed, growth, idle,
+    instances::{self, Storage},
     measure::{self, Scope},
     process,
     report::{Machine, Report},
@@ -78,6 +79,8 @@ struct Options {
     /// Integrations that share a backlog.
     #[arg(long, default_value_t = 1)]
     backlog_integrations: usize,
+    #[command(flatten)]
+    shared: instances::Options,
     /// Checks that everything runs and that every event arrives; measures nothing.
     #[arg(long)]
     sanity: bool,
@@ -107,13 +110,18 @@ impl Options {
         }
         fs::create_dir_all(&scope.data_dir)?;
         if self.sanity {
-            return sanity::run(scope).await;
+            return sanity::run(scope, &self.shared).await;
         }
-        let report = self.measure(&scope).await?;
+        let mut report = Report {
+            machine: Machine::examine(&scope.data_dir)?,
+            ..Report::default()
+        };
+        let measured = self.measure(&scope, &mut report).await;
         fs::write(&self.json, serde_json::to_string_pretty(&report)?)?;
         table::report(&report);
         progress(&format!("the full report is in {}", self.json.display()));
-        Ok(())
+        // Figures that were measured before a failure are reported.
+        measured
     }
 
     fn scope(&self) -> Scope {
@@ -141,11 +149,10 @@ impl Options {
         }
     }
 
-    async fn measure(&self, scope: &Scope) -> Result<Report, Failure> {
-        let mut report = Report {
-            machine: Machine::examine(&scope.data_dir)?,
-            ..Report::default()
-        };
+    async fn measure(&self, scope: &Scope, report: &mut Report) -> Result<(), Failure> {
+        if !self.shared.instances.is_empty() {
+            return self.measure_instances(scope, report).await;
+        }
         if let Some(integrations) = self.idle {
             report.idle = Some(idle::measure(integrations, scope).await?);
         }
@@ -173,7 +180,52 @@ impl Options {
                     .push(measure::workload(&workload, scope).await?);
             }
         }
-        Ok(report)
+        Ok(())
+    }
+
+    /// Measures on shared storage: idle integrations or faults if these are selected, and else the
+    /// selected workloads, or `one` and `even`.
+    async fn measure_instances(&self, scope: &Scope, report: &mut Report) -> Result<(), Failure> {
+        let mut storage = Storage::open(&self.shared).await?;
+        if let Some(integrations) = self.idle {
+            for &number in &self.shared.instances {
+                let idle = instances::idle(integrations, number, &mut storage, scope).await?;
+                report.idle_instances.push(idle);
+            }
+            return Ok(());
+        }
+        if self.shared.takeover {
+            for &number in &self.shared.instances {
+                for signal in ["KILL", "TERM"] {
+                    let takeover = disturbed::takeover(number, signal, &mut storage, scope);
+                    report.takeovers.push(takeover.await?);
+                }
+            }
+            return Ok(());
+        }
+        let mut workloads = self.workloads()?;
+        if let Some(denied) = self.shared.denied {
+            workloads.retain(|workload| workload.name == "even");
+            for workload in &workloads {
+                for &number in &self.shared.instances {
+                    for denied in [0, denied] {
+                        let one = disturbed::denied(workload, number, denied, &mut storage, scope);
+                        report.denied.push(one.await?);
+                    }
+                }
+            }
+            return Ok(());
+        }
+        if self.workload.is_empty() {
+            workloads.retain(|workload| ["one", "even"].contains(&workload.name.as_str()));
+        }
+        for workload in &workloads {
+            for &number in [0].iter().chain(&self.shared.instances) {
+                let measured = instances::measure(workload, number, &mut storage, scope);
+                report.instances.push(measured.await?);
+            }
+        }
+        Ok(())
     }
 
     /// Returns the selected workloads with the options applied.

@@ -2,7 +2,7 @@
 //! standard input and answers each with one line on standard output. Also the CPU time,
 //! memory and disk writes of a process, as Linux counts them.
 
-use std::{fs, process::Stdio};
+use std::{collections::BTreeSet, fs, net::SocketAddr, ops::Add, process::Stdio};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
@@ -12,7 +12,7 @@ use tokio::{
     task::LocalSet,
 };
 
-use super::{Failure, floor, intake, loader, sink, subscribers};
+use super::{Failure, floor, intake, loader, log_floor, sink, subscribers};
 
 /// Argument that precedes a role in JSON.
 const ROLE_ARGUMENT: &str = "--role";
@@ -28,6 +28,7 @@ pub enum Role {
     Floor(floor::Config),
     Intake(intake::Config),
     Subscribers(subscribers::Config),
+    LogFloor(log_floor::Config),
 }
 
 impl Role {
@@ -48,6 +49,7 @@ impl Role {
             Self::Floor(config) => many_threads()?.block_on(floor::run(config)),
             Self::Intake(config) => many_threads()?.block_on(intake::run(config)),
             Self::Subscribers(config) => many_threads()?.block_on(subscribers::run(config)),
+            Self::LogFloor(config) => many_threads()?.block_on(log_floor::run(config)),
         }
     }
 
@@ -58,6 +60,7 @@ impl Role {
             Self::Floor(_) => "floor",
             Self::Intake(_) => "intake",
             Self::Subscribers(_) => "subscribers",
+            Self::LogFloor(_) => "log floor",
         }
     }
 }
@@ -160,7 +163,7 @@ impl Child {
 /// Resources that a process has used since its start, read from [`/proc/PID`].
 ///
 /// [`/proc/PID`]: https://man7.org/linux/man-pages/man5/proc.5.html
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
     /// User and system time of all threads.
     pub cpu_seconds: f64,
@@ -185,6 +188,20 @@ impl Usage {
     }
 }
 
+/// Sum over processes. The sum of peaks is an upper bound.
+impl Add for Usage {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            cpu_seconds: self.cpu_seconds + other.cpu_seconds,
+            peak_bytes: self.peak_bytes + other.peak_bytes,
+            resident_bytes: self.resident_bytes + other.resident_bytes,
+            written_bytes: self.written_bytes + other.written_bytes,
+        }
+    }
+}
+
 /// Sets the peak of the resident memory to its present value.
 pub fn reset_peak(process: &TokioChild) -> Result<(), Failure> {
     let pid = pid(process)?;
@@ -195,15 +212,98 @@ pub fn pid(process: &TokioChild) -> Result<u32, Failure> {
     Ok(process.id().ok_or("the process has ended")?)
 }
 
-/// Sum of fields 14 and 15 of `stat`. The second field may contain spaces and ends with a
-/// parenthesis.
+/// Sum of fields 14 and 15 of `stat`.
 fn cpu_seconds(stat: &str) -> Result<f64, Failure> {
+    Ok((stat_field(stat, 14)? + stat_field(stat, 15)?) as f64 / TICKS_PER_SECOND)
+}
+
+/// Field of `stat`, counted from 1 as in its documentation. The second may contain spaces and
+/// ends with a parenthesis.
+fn stat_field(stat: &str, number: usize) -> Result<u64, Failure> {
     let (_, after) = stat.rsplit_once(") ").ok_or("unexpected format of stat")?;
-    let fields: Vec<&str> = after.split(' ').collect();
-    let ticks = |index: usize| -> Result<u64, Failure> {
-        Ok(fields.get(index).ok_or("stat is too short")?.parse()?)
+    let field = after.split(' ').nth(number - 3);
+    Ok(field.ok_or("stat is too short")?.parse()?)
+}
+
+/// A server that this benchmark did not start: processes with all their descendants.
+#[derive(Clone, Debug)]
+pub struct ForeignProcesses {
+    roots: Vec<u32>,
+}
+
+impl ForeignProcesses {
+    /// Takes the processes with these ids, or if none is given, those that listen on these
+    /// addresses. None if they run on other machines.
+    pub fn find(pids: &[u32], addresses: &[SocketAddr]) -> Result<Option<Self>, Failure> {
+        let roots = match pids {
+            [] => listeners(addresses)?,
+            pids => pids.to_vec(),
+        };
+        Ok((!roots.is_empty()).then_some(Self { roots }))
+    }
+
+    /// User and system time since the start, with that of children that have ended.
+    pub fn cpu_seconds(&self) -> Result<f64, Failure> {
+        let mut children: Vec<(u32, u32)> = Vec::new();
+        for pid in pids()? {
+            // A process may end meanwhile; its parent then has its time.
+            if let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) {
+                children.push((stat_field(&stat, 4)? as u32, pid));
+            }
+        }
+        let mut all: BTreeSet<u32> = BTreeSet::new();
+        let mut new = self.roots.clone();
+        while let Some(pid) = new.pop() {
+            if all.insert(pid) {
+                let of_pid = children.iter().filter(|(parent, _)| *parent == pid);
+                new.extend(of_pid.map(|(_, child)| *child));
+            }
+        }
+        let mut ticks = 0;
+        for pid in all {
+            if let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) {
+                for number in 14..=17 {
+                    ticks += stat_field(&stat, number)?;
+                }
+            } else if self.roots.contains(&pid) {
+                return Err(format!("the process {pid} has ended").into());
+            }
+        }
+        Ok(ticks as f64 / TICKS_PER_SECOND)
+    }
+}
+
+fn pids() -> Result<impl Iterator<Item = u32>, Failure> {
+    let names = fs::read_dir("/proc")?.flatten();
+    Ok(names.filter_map(|entry| entry.file_name().to_str()?.parse().ok()))
+}
+
+/// Processes that listen on the ports of loopback addresses.
+fn listeners(addresses: &[SocketAddr]) -> Result<Vec<u32>, Failure> {
+    const LISTEN: &str = "0A";
+    let local = addresses.iter().filter(|one| one.ip().is_loopback());
+    let ports: BTreeSet<u16> = local.map(SocketAddr::port).collect();
+    let mut sockets = BTreeSet::new();
+    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        for line in fs::read_to_string(table).unwrap_or_default().lines() {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let port = fields.get(1).and_then(|address| address.rsplit_once(':'));
+            let port = port.and_then(|(_, port)| u16::from_str_radix(port, 16).ok());
+            if port.is_some_and(|port| ports.contains(&port)) && fields.get(3) == Some(&LISTEN) {
+                sockets.extend(fields.get(9).map(|inode| format!("socket:[{inode}]")));
+            }
+        }
+    }
+    let listens = |pid: &u32| {
+        let files = fs::read_dir(format!("/proc/{pid}/fd"));
+        files.into_iter().flatten().flatten().any(|file| {
+            let target = fs::read_link(file.path()).unwrap_or_default();
+            target
+                .to_str()
+                .is_some_and(|target| sockets.contains(target))
+        })
     };
-    Ok((ticks(11)? + ticks(12)?) as f64 / TICKS_PER_SECOND)
+    Ok(pids()?.filter(listens).collect())
 }
 
 fn field(text: &str, name: &str) -> Result<u64, Failure> {

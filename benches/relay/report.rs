@@ -7,8 +7,10 @@ use serde::Serialize;
 
 use super::{
     Failure,
+    disturbed::{Denied, Takeover},
     growth::{Backlog, Growth},
     idle::Idle,
+    instances::{IdleInstances, Instances},
     stats::{Latency, Samples, Spread, now_nanos},
     subscribers::Subscribers,
     workload::Workload,
@@ -296,6 +298,14 @@ pub struct Report {
     pub idle: Option<Idle>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subscribers: Option<Subscribers>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub instances: Vec<Instances>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub idle_instances: Vec<IdleInstances>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub takeovers: Vec<Takeover>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub denied: Vec<Denied>,
 }
 
 #[derive(Clone, Debug, Default, Serialize)]

@@ -4,9 +4,11 @@ use super::{
     Failure,
     floor::{self, Method},
     idle,
+    instances::{self, Storage},
     intake::Intake,
     loader,
     measure::{Bench, Scope},
+    report::Run,
     sink::Inspect,
     subscribers,
     table::progress,
@@ -17,13 +19,17 @@ const EVENTS: u64 = 3000;
 const INTEGRATIONS: usize = 40;
 const SUBSCRIBERS: usize = 50;
 
-pub async fn run(scope: Scope) -> Result<(), Failure> {
+/// With numbers of instances it checks these instead.
+pub async fn run(scope: Scope, shared: &instances::Options) -> Result<(), Failure> {
     let scope = Scope {
         events: EVENTS,
         runs: 1,
         rate_seconds: 0.5,
         ..scope
     };
+    if !shared.instances.is_empty() {
+        return on_shared_storage(&scope, shared).await;
+    }
     for mut workload in all(None) {
         if workload.mix != Mix::Even || workload.organizations > 1 {
             workload.organizations = INTEGRATIONS;
@@ -36,6 +42,36 @@ pub async fn run(scope: Scope) -> Result<(), Failure> {
         "everything arrived; {} idle integrations and {} subscribers were served",
         idle.integrations, subscribers.subscribers
     ));
+    Ok(())
+}
+
+/// Checks that each event that one of the instances accepts arrives, and that the floor and the
+/// counters of the storage work.
+async fn on_shared_storage(scope: &Scope, options: &instances::Options) -> Result<(), Failure> {
+    let mut storage = Storage::open(options).await?;
+    let workload = Workload::of_organizations(INTEGRATIONS);
+    let command = loader::Command::Saturate {
+        events: scope.events,
+    };
+    for &number in &options.instances {
+        let shared = Some((&mut storage, number));
+        let mut bench = Bench::start_instances(&workload, scope, shared).await?;
+        let inspect = Inspect::Identities;
+        let measured = instances::run(&mut bench, Some(&mut storage), command, inspect).await?;
+        let Run {
+            events, distinct, ..
+        } = measured.run;
+        if distinct != events {
+            return Err(format!("{events} events were accepted, but {distinct} arrived").into());
+        }
+        let floor = measured.floor.ok_or("the floor did not run")?;
+        if floor.events_per_message < 1.0 || measured.statements_per_thousand == Some(0.0) {
+            return Err("the storage's counters do not work".into());
+        }
+        bench.wait_until_settled().await?;
+        bench.check_counts().await?;
+        bench.stop().await?;
+    }
     Ok(())
 }
 

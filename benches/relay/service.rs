@@ -9,20 +9,21 @@ use std::{
 
 use futures_util::{TryStreamExt, stream};
 use serde_json::Value;
-use siem_client::channel;
 use siem_client::v1::{
     ConfigureRequest, DeleteRequest, EventCounts, GetRequest, ListRequest,
     siem_integration_service_client::SiemIntegrationServiceClient,
 };
+use siem_client::{Channel, channel};
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
     process::{Child, ChildStderr, Command},
-    time::timeout,
+    time::{sleep, timeout},
 };
-use tonic::transport::Channel;
+use tonic::Code;
 
 use super::{
     Failure,
+    instances::Storage,
     process::{self, Usage},
     workload::Workload,
 };
@@ -32,6 +33,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(120);
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 /// Configure calls in flight; they share syncs to disk.
 const CONFIGURE_CONCURRENCY: usize = 200;
+/// Time until a Configure that is refused temporarily is made again, and the limit of all.
+const CONFIGURE_AGAIN: Duration = Duration::from_millis(200);
+const CONFIGURE_TIMEOUT: Duration = Duration::from_secs(120);
 const PAGE_SIZE: u32 = 1000;
 
 pub struct Service {
@@ -44,8 +48,23 @@ pub struct Service {
 impl Service {
     /// Starts the service with the sink as its AWS endpoint, and waits until it listens.
     pub async fn start(data_dir: &Path, sink: SocketAddr) -> Result<Self, Failure> {
+        Self::run(command(data_dir, sink)).await
+    }
+
+    /// Starts an instance on shared storage.
+    pub async fn start_shared(
+        storage: &Storage,
+        data_dir: &Path,
+        sink: SocketAddr,
+    ) -> Result<Self, Failure> {
+        let mut command = command(data_dir, sink);
+        storage.configure(&mut command);
+        Self::run(command).await
+    }
+
+    async fn run(mut command: Command) -> Result<Self, Failure> {
         let start = Instant::now();
-        let mut process = command(data_dir, sink).spawn()?;
+        let mut process = command.spawn()?;
         let stderr = process.stderr.take().ok_or("no standard error")?;
         let mut lines = BufReader::new(stderr).lines();
         let address = timeout(START_TIMEOUT, listen_address(&mut lines)).await??;
@@ -66,12 +85,21 @@ impl Service {
         process::reset_peak(&self.process)
     }
 
+    /// Sends a signal, such as `TERM`.
+    pub async fn signal(&self, name: &str) -> Result<(), Failure> {
+        let pid = process::pid(&self.process)?.to_string();
+        let sent = Command::new("kill").args(["-s", name, &pid]).status();
+        match sent.await?.success() {
+            true => Ok(()),
+            false => Err("cannot send a signal to the service".into()),
+        }
+    }
+
     /// Sends SIGTERM and waits for the process to end.
     pub async fn stop(mut self) -> Result<(), Failure> {
-        let pid = process::pid(&self.process)?.to_string();
-        let sent = Command::new("kill").args(["-TERM", &pid]).status().await?;
+        self.signal("TERM").await?;
         let ended = timeout(STOP_TIMEOUT, self.process.wait()).await??;
-        match sent.success() && ended.success() {
+        match ended.success() {
             true => Ok(()),
             false => Err(format!("the service did not stop cleanly: {ended}").into()),
         }
@@ -97,6 +125,9 @@ fn command(data_dir: &Path, sink: SocketAddr) -> Command {
         .arg(data_dir)
         // Only the backlog measurement makes AWS fail; delivery is to resume soon after it.
         .args(["--retry-first-ms", "100", "--retry-most-ms", "1000"])
+        // Thousands of subscribers share a connection.
+        .args(["--max-streams-per-connection", "20000"])
+        .args(["--requests-per-second-per-caller", "0"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -146,8 +177,17 @@ impl Admin {
             external_id: format!("external-{number:08}-0123456789abcdef"),
             ..Default::default()
         };
-        self.0.clone().configure(request).await?;
-        Ok(())
+        let deadline = Instant::now() + CONFIGURE_TIMEOUT;
+        loop {
+            match self.0.clone().configure(request.clone()).await {
+                Ok(_) => return Ok(()),
+                // A database takes fewer at a time than the embedded store.
+                Err(error) if error.code() == Code::Unavailable && Instant::now() < deadline => {
+                    sleep(CONFIGURE_AGAIN).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     pub async fn delete(&self, number: usize) -> Result<(), Failure> {

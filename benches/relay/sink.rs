@@ -51,6 +51,8 @@ pub enum Command {
     AwaitRecords { records: u64 },
     /// Makes PutRecords fail, or succeed again.
     Refuse { refuse: bool },
+    /// Denies access to the streams of the first organizations.
+    Deny { organizations: usize },
 }
 
 /// Part of each record that is read.
@@ -82,6 +84,7 @@ struct State {
     tally: Tally,
     inspect: Inspect,
     refuse: bool,
+    denied: usize,
     delay_ms: u64,
     responses: AcceptedResponses,
     send_times: SendTimes,
@@ -138,6 +141,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
             tally: Tally::default(),
             inspect: Inspect::Nothing,
             refuse: false,
+            denied: 0,
             delay_ms: config.delay_ms,
             responses: AcceptedResponses::default(),
             send_times: SendTimes::default(),
@@ -162,6 +166,7 @@ async fn execute(command: Command, shared: &Shared) -> Tally {
     match command {
         Command::Reset { inspect } => state.borrow_mut().reset(inspect),
         Command::Refuse { refuse } => state.borrow_mut().refuse = refuse,
+        Command::Deny { organizations } => state.borrow_mut().denied = organizations,
         Command::AwaitRecords { records } => loop {
             let more = arrived.notified();
             if state.borrow().tally.records >= records {
@@ -207,12 +212,15 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
 
 async fn put_records(stream: &mut TcpStream, shared: &Shared, body: &[u8]) -> io::Result<()> {
     let Shared { state, arrived } = shared;
-    let (delay_ms, refuse) = {
+    let (delay_ms, refuse, denied) = {
         let state = state.borrow();
-        (state.delay_ms, state.refuse)
+        (state.delay_ms, state.refuse, state.denied)
     };
     if refuse {
         return stream.write_all(&internal_failure()).await;
+    }
+    if denied > 0 && organization(body).is_some_and(|number| number < denied) {
+        return stream.write_all(&write_denied()).await;
     }
     if delay_ms > 0 {
         tokio::time::sleep(Duration::from_millis(delay_ms)).await;
@@ -276,6 +284,21 @@ fn accepted_cbor(records: usize) -> Vec<u8> {
 fn internal_failure() -> Vec<u8> {
     let body = r#"{"__type":"InternalFailure","message":"the sink refuses all records"}"#;
     response_of("500 Internal Server Error", JSON, body.as_bytes())
+}
+
+/// Response to PutRecords without the right to write.
+fn write_denied() -> Vec<u8> {
+    let body = r#"{"__type":"AccessDeniedException","message":"not authorized to perform: kinesis:PutRecords"}"#;
+    response_of("400 Bad Request", JSON, body.as_bytes())
+}
+
+/// Number of the organization to whose stream a PutRecords body in CBOR writes.
+fn organization(body: &[u8]) -> Option<usize> {
+    let mut decoder = Decoder::new(body);
+    decoder.map().ok()?;
+    decoder.str().ok()?;
+    let (_, number) = decoder.str().ok()?.rsplit_once('-')?;
+    number.parse().ok()
 }
 
 /// Response to AssumeRole without the right external ID.

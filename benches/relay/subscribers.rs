@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
-use siem_client::channel;
 use siem_client::v1::{
     StreamStatusRequest, StreamStatusResponse,
     siem_integration_service_client::SiemIntegrationServiceClient, stream_status_response::Event,
 };
+use siem_client::{Channel, channel};
 use tokio::{sync::mpsc, time::sleep};
 use tonic::Streaming;
 
@@ -87,9 +87,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
 
 type Messages = Streaming<StreamStatusResponse>;
 
-async fn subscribe(
-    mut client: SiemIntegrationServiceClient<tonic::transport::Channel>,
-) -> Result<Messages, Failure> {
+async fn subscribe(mut client: SiemIntegrationServiceClient<Channel>) -> Result<Messages, Failure> {
     let request = StreamStatusRequest {
         organization_ids: vec![Workload::organization(0)],
         ..Default::default()

@@ -3,8 +3,10 @@
 use std::io::{Write, stderr, stdout};
 
 use super::{
+    disturbed::{Denied, Takeover},
     growth::{Backlog, Growth},
     idle::Idle,
+    instances::{IdleInstances, Instances, LogFloorRun, SharedRun},
     report::{Figures, RateFigures, Report, WorkloadReport},
     stats::Spread,
     subscribers::Subscribers,
@@ -59,6 +61,13 @@ pub fn report(report: &Report) {
     backlogs(&report.backlogs);
     report.idle.iter().for_each(idle);
     report.subscribers.iter().for_each(subscribers);
+    if !report.instances.is_empty() {
+        saturated_instances(&report.instances);
+        paced_instances(&report.instances);
+    }
+    report.idle_instances.iter().for_each(idle_instances);
+    report.takeovers.iter().for_each(takeover);
+    report.denied.iter().for_each(denied);
 }
 
 fn saturated(workloads: &[WorkloadReport]) {
@@ -255,5 +264,137 @@ fn subscribers(all: &Subscribers) {
         show(all.reach_all_ms, 0),
         show(all.cpu_per_change_ms, 0),
         all.idle_cpu,
+    ));
+}
+
+/// Formats the median and the range of a figure of all runs, or a dash if it was not measured.
+fn show_of(
+    runs: &[SharedRun],
+    decimals: usize,
+    figure: impl Fn(&SharedRun) -> Option<f64>,
+) -> String {
+    let spread = Spread::of(runs.iter().filter_map(figure));
+    match spread.runs {
+        0 => "–".to_owned(),
+        _ => show(spread, decimals),
+    }
+}
+
+/// Formats a figure of the floor.
+fn show_floor(
+    runs: &[SharedRun],
+    decimals: usize,
+    figure: impl Fn(&LogFloorRun) -> Option<f64>,
+) -> String {
+    show_of(runs, decimals, |run| figure(run.floor.as_ref()?))
+}
+
+/// Name of a line: 0 instances are one process on its own storage.
+fn name_of(instances: &Instances) -> String {
+    let name = &instances.workload.name;
+    match instances.instances {
+        0 => format!("{name}, SQLite"),
+        number => format!("{name}, {number}"),
+    }
+}
+
+fn saturated_instances(all: &[Instances]) {
+    print(
+        "Instances on shared storage at the maximum rate; CPU-s and statements per events of the run\n",
+    );
+    header(
+        "| workload, instances | events/s | CPU-s per million: service | brokers | database | statements per 1,000 events | events a message | log B an event | floor events/s | floor CPU-s per million | brokers under the floor |",
+    );
+    for one in all {
+        let runs = &one.saturated;
+        print(&format!(
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            name_of(one),
+            show_of(runs, 0, |run| Some(run.run.events_per_second)),
+            show_of(runs, 2, |run| Some(run.run.cpu_per_million)),
+            show_of(runs, 2, |run| run.brokers_cpu_per_million),
+            show_of(runs, 2, |run| run.database_cpu_per_million),
+            show_of(runs, 3, |run| run.statements_per_thousand),
+            show_floor(runs, 1, |floor| Some(floor.events_per_message)),
+            show_floor(runs, 0, |floor| Some(floor.bytes_per_event)),
+            show_floor(runs, 0, |floor| Some(floor.events_per_second)),
+            show_floor(runs, 2, |floor| Some(floor.cpu_per_million)),
+            show_floor(runs, 2, |floor| floor.brokers_cpu_per_million),
+        ));
+    }
+    print("");
+}
+
+fn paced_instances(all: &[Instances]) {
+    if all.iter().all(|one| one.paced.is_empty()) {
+        return;
+    }
+    print("Instances at 5,000 events/s: milliseconds\n");
+    header(
+        "| workload, instances | ack p50 | p99 | to stream p50 | p99 | floor: sent to read p50 | p99 | CPU-s per million: service | brokers | database | statements per 1,000 events | log B an event |",
+    );
+    for one in all {
+        let runs = &one.paced;
+        print(&format!(
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            name_of(one),
+            show_of(runs, 1, |run| Some(run.run.ack.p50_ms)),
+            show_of(runs, 1, |run| Some(run.run.ack.p99_ms)),
+            show_of(runs, 1, |run| Some(run.run.to_stream.p50_ms)),
+            show_of(runs, 1, |run| Some(run.run.to_stream.p99_ms)),
+            show_floor(runs, 1, |floor| Some(floor.to_reader.p50_ms)),
+            show_floor(runs, 1, |floor| Some(floor.to_reader.p99_ms)),
+            show_of(runs, 2, |run| Some(run.run.cpu_per_million)),
+            show_of(runs, 2, |run| run.brokers_cpu_per_million),
+            show_of(runs, 2, |run| run.database_cpu_per_million),
+            show_of(runs, 2, |run| run.statements_per_thousand),
+            show_floor(runs, 0, |floor| Some(floor.bytes_per_event)),
+        ));
+    }
+    print("");
+}
+
+fn idle_instances(idle: &IdleInstances) {
+    let or_dash = |figure: Option<f64>| {
+        figure.map_or_else(|| "–".to_owned(), |figure| format!("{figure:.3}"))
+    };
+    print(&format!(
+        "{} idle integrations on {} instances: CPU of the busiest {:.4}, of the database {}; statements/s of each {}; {:.0} MB\n",
+        idle.integrations,
+        idle.instances,
+        idle.idle_cpu,
+        or_dash(idle.database_cpu),
+        or_dash(idle.statements_per_second),
+        idle.megabytes,
+    ));
+}
+
+fn takeover(one: &Takeover) {
+    print(&format!(
+        "{} instances, SIG{} to one: of {} events to stream p50 {:.0} p99 {:.0} max {:.0} ms, {} duplicates\n",
+        one.instances,
+        one.signal,
+        one.events,
+        one.to_stream.p50_ms,
+        one.to_stream.p99_ms,
+        one.to_stream.max_ms,
+        one.duplicates,
+    ));
+}
+
+fn denied(one: &Denied) {
+    print(&format!(
+        "{} instances, {} of {} organizations deny access: {} events published, {} arrived, to stream p50 {:.1} p99 {:.1} ms, ack p50 {:.1} p99 {:.1} ms, {:.2} CPU-s per million, {} chunks in the backlog\n",
+        one.instances,
+        one.denied,
+        one.organizations,
+        one.published,
+        one.arrived,
+        one.to_stream.p50_ms,
+        one.to_stream.p99_ms,
+        one.ack.p50_ms,
+        one.ack.p99_ms,
+        one.cpu_per_million,
+        one.backlog_chunks,
     ));
 }

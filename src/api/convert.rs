@@ -36,7 +36,7 @@ fn status_value(status: Status) -> v1::Status {
 /// Returns the status that a filter names; None for a number that is no status.
 pub(super) fn status_filter(value: i32) -> Option<Status> {
     match v1::Status::try_from(value).ok()? {
-        v1::Status::Unspecified => None,
+        v1::Status::Unspecified | v1::Status::Paused => None,
         v1::Status::Unknown => Some(Status::Unknown),
         v1::Status::Active => Some(Status::Active),
         v1::Status::Unauthorized => Some(Status::Unauthorized),
@@ -88,7 +88,12 @@ pub(super) fn status(snapshot: &Snapshot) -> v1::IntegrationStatus {
     }
 }
 
-pub(super) fn counts(progress: &Progress, oldest: Option<Timestamp>) -> v1::EventCounts {
+/// `oldest` is the acceptance time of the oldest pending event, and `as_of` the time of the counts.
+pub(super) fn counts(
+    progress: &Progress,
+    oldest: Option<Timestamp>,
+    as_of: Option<Timestamp>,
+) -> v1::EventCounts {
     let pending = progress.pending();
     v1::EventCounts {
         accepted: progress.accepted(),
@@ -98,10 +103,16 @@ pub(super) fn counts(progress: &Progress, oldest: Option<Timestamp>) -> v1::Even
         pending,
         pending_bytes: progress.pending_bytes,
         oldest_pending_time: oldest.filter(|_| pending > 0).map(timestamp),
+        filtered: 0,
+        as_of_time: as_of.map(timestamp),
     }
 }
 
-pub(super) fn integration(snapshot: &Snapshot, oldest: Option<Timestamp>) -> v1::Integration {
+pub(super) fn integration(
+    snapshot: &Snapshot,
+    oldest: Option<Timestamp>,
+    as_of: Option<Timestamp>,
+) -> v1::Integration {
     let integration = &snapshot.integration;
     let previous = integration.previous_at(Timestamp::now());
     v1::Integration {
@@ -115,7 +126,7 @@ pub(super) fn integration(snapshot: &Snapshot, oldest: Option<Timestamp>) -> v1:
         update_time: Some(timestamp(integration.updated_at)),
         etag: integration.etag(),
         status: Some(status(snapshot)),
-        counts: Some(counts(&snapshot.progress, oldest)),
+        counts: Some(counts(&snapshot.progress, oldest, as_of)),
         previous_external_id_hint: previous.map_or(String::new(), |id| id.hint.to_string()),
         previous_external_id_expire_time: previous.map(|id| timestamp(id.until)),
     }
@@ -129,6 +140,8 @@ pub(super) fn rejection(index: usize, rejection: Rejection) -> v1::Rejection {
         RejectionReason::RecordTooLarge => v1::ErrorReason::RecordTooLarge,
         RejectionReason::MalformedEvent => v1::ErrorReason::MalformedEvent,
         RejectionReason::Overloaded => v1::ErrorReason::Overloaded,
+        RejectionReason::PermissionDenied => v1::ErrorReason::PermissionDenied,
+        RejectionReason::RateLimited => v1::ErrorReason::RateLimited,
     };
     v1::Rejection {
         index: index as u32,
@@ -342,7 +355,7 @@ fn explain(fault: &Fault, integration: &Integration) -> (&'static str, Cow<'stat
         ),
         Meaning::SessionInvalid | Meaning::Ours => (
             "Not tested - this service cannot call AWS at the moment",
-            "Nothing to change in your account: the operator of this service has to repair its AWS credentials or its clock."
+            "Nothing to change in your account: the operator of this service has to repair it, for example its AWS credentials, its clock or its limit of open files."
                 .into(),
         ),
     }

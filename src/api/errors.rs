@@ -6,10 +6,12 @@ use prost::Message;
 use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use super::trace;
 use crate::{
     domain::verdict::TestError,
+    metrics,
     proto::{DECODE_FAILURE, v1::ErrorReason as Reason},
-    store::{ConfigureError, StoreError},
+    store::{ConfigureError, IssueError, StoreError},
 };
 
 /// Domain of every `ErrorInfo`.
@@ -106,6 +108,19 @@ pub(super) fn echo(text: &str) -> String {
     shown
 }
 
+/// Names of the reasons of errors, with their numbers.
+pub(super) fn reasons() -> Vec<(i32, &'static str)> {
+    let numbers = 1..=64;
+    let known = numbers.filter_map(|number| Reason::try_from(number).ok());
+    known
+        .map(|reason| (reason.into(), name_of(reason)))
+        .collect()
+}
+
+fn name_of(reason: Reason) -> &'static str {
+    reason.as_str_name().trim_start_matches("ERROR_REASON_")
+}
+
 /// Error of any RPC.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
@@ -136,25 +151,52 @@ pub enum ApiError {
         "the integration was changed and the etag is no longer current; get the integration and apply the change to it"
     )]
     EtagMismatch,
-    #[error("another organization uses this external ID; choose a new one")]
-    ExternalIdInUse,
+    /// An organization has as many external IDs as may be issued and not used.
+    #[error(
+        "10 external IDs were issued to the organization and are not used yet; configure one of them, or wait until they lapse, 30 days after they were issued"
+    )]
+    TooManyExternalIds,
+    /// No valid certificate or token. Holds the problem, and never a part of the token.
+    #[error("{0}")]
+    Unauthenticated(&'static str),
+    /// The caller lacks a right. Holds the right that it lacks.
+    #[error("{0}")]
+    PermissionDenied(&'static str),
+    /// A limit on requests was reached. Holds its description, and the time until a request is
+    /// admitted again.
+    #[error("{limit}; try again later")]
+    RateLimited {
+        limit: &'static str,
+        retry_after: Duration,
+    },
     /// The memory budget for requests is exhausted.
     #[error("too many bytes of requests are in flight; try again")]
     Overloaded,
-    /// The client stopped sending before the end of the request.
+    /// The client was too slow before the end of a message or of a request.
     #[error(
-        "no bytes were received for 10 s before the end of the request; send the whole request again"
+        "less than 64 KiB were received in 10 s before the end of the message, or it took longer than 10 s while others waited for memory; send the whole request again"
     )]
     MessageTimeout,
     #[error("the log's disk is nearly full; nothing of the request was accepted; try again later")]
     DiskFull,
+    /// The storage of the events does not work at the moment.
     #[error("the log could not be written; nothing of the request was accepted; try again")]
-    StorageFailed,
-    /// Parts of the request may be kept, now or later.
+    LogFailed,
+    /// The storage of the integrations does not work at the moment.
     #[error(
-        "the storage did not confirm the request, and some of its events may have been kept; send the request again with the same event ids"
+        "the database of the integrations failed or is overloaded; nothing of the request was accepted; try again"
     )]
-    OutcomeUnknown,
+    DatabaseFailed,
+    /// Events of the request may be kept, now or later.
+    #[error(
+        "the log did not confirm the request, and some of its events may have been kept; send the request again with the same event ids"
+    )]
+    EventsUnknown,
+    /// The change that the request makes may be kept, now or later.
+    #[error(
+        "the database of the integrations did not confirm the request, and its change may have been made; send the request again, or get the integration to see"
+    )]
+    ChangeUnknown,
     #[error("the server is shutting down; connect again")]
     ShuttingDown,
     /// A defect of this service.
@@ -178,6 +220,17 @@ impl ApiError {
         (status.code() == Code::Internal).then(|| Self::Malformed(problem.to_owned()))
     }
 
+    /// Whether the client did not keep to the protocol.
+    fn is_malformed(&self) -> bool {
+        matches!(
+            self,
+            Self::Malformed(_)
+                | Self::CompressionNotDeclared
+                | Self::UnsupportedEncoding(_)
+                | Self::MessageTooLarge { .. }
+        )
+    }
+
     /// Row of the table: gRPC code, reason in `ErrorInfo`, delay in `RetryInfo`.
     fn row(&self) -> (Code, Reason, Option<Duration>) {
         const NO_RETRY: Option<Duration> = None;
@@ -198,14 +251,37 @@ impl ApiError {
             Self::TooManyEvents { .. } => (Code::InvalidArgument, Reason::TooManyEvents, NO_RETRY),
             Self::NotFound => (Code::NotFound, Reason::IntegrationNotFound, NO_RETRY),
             Self::EtagMismatch => (Code::Aborted, Reason::EtagMismatch, NO_RETRY),
-            Self::ExternalIdInUse => (Code::AlreadyExists, Reason::ExternalIdInUse, NO_RETRY),
+            Self::TooManyExternalIds => (Code::ResourceExhausted, Reason::RateLimited, NO_RETRY),
+            Self::Unauthenticated(_) => (Code::Unauthenticated, Reason::Unauthenticated, NO_RETRY),
+            Self::PermissionDenied(_) => {
+                (Code::PermissionDenied, Reason::PermissionDenied, NO_RETRY)
+            }
+            Self::RateLimited { retry_after, .. } => (
+                Code::ResourceExhausted,
+                Reason::RateLimited,
+                Some(*retry_after),
+            ),
             Self::Overloaded => (Code::ResourceExhausted, Reason::Overloaded, SOON),
             Self::MessageTimeout => (Code::DeadlineExceeded, Reason::MessageTimeout, SOON),
             Self::DiskFull => (Code::ResourceExhausted, Reason::DiskFull, LATER),
-            Self::StorageFailed => (Code::Unavailable, Reason::StorageFailed, LATER),
-            Self::OutcomeUnknown => (Code::Unavailable, Reason::OutcomeUnknown, LATER),
+            Self::LogFailed | Self::DatabaseFailed => {
+                (Code::Unavailable, Reason::StorageFailed, LATER)
+            }
+            Self::EventsUnknown | Self::ChangeUnknown => {
+                (Code::Unavailable, Reason::OutcomeUnknown, LATER)
+            }
             Self::ShuttingDown => (Code::Unavailable, Reason::ShuttingDown, SOON),
             Self::Internal => (Code::Internal, Reason::Internal, NO_RETRY),
+        }
+    }
+
+    /// Converts an error of the log of events. Other errors of the storage are those of the
+    /// database.
+    pub(super) fn of_log(error: StoreError) -> Self {
+        match Self::from(error) {
+            Self::DatabaseFailed => Self::LogFailed,
+            Self::ChangeUnknown => Self::EventsUnknown,
+            other => other,
         }
     }
 
@@ -222,8 +298,12 @@ impl ApiError {
 
 impl From<ApiError> for Status {
     fn from(error: ApiError) -> Self {
+        if error.is_malformed() {
+            trace::count_malformed_request();
+        }
         let (code, reason, retry) = error.row();
-        let reason = reason.as_str_name().trim_start_matches("ERROR_REASON_");
+        metrics::count_refusal(reason.into());
+        let reason = name_of(reason);
         let message = truncate(error.to_string(), MAX_MESSAGE_BYTES);
         let named = match &error {
             ApiError::Invalid(violations) => violations.named(),
@@ -263,12 +343,12 @@ impl From<StoreError> for ApiError {
             StoreError::Full => Self::DiskFull,
             StoreError::Failed(_) | StoreError::Fenced => {
                 tracing::error!(%error, "the store failed");
-                Self::StorageFailed
+                Self::DatabaseFailed
             }
             // Corruption that a commit finds does not tell whether the commit is durable.
             StoreError::Unavailable(_) | StoreError::Corrupt(_) => {
                 tracing::error!(%error, "the store failed");
-                Self::OutcomeUnknown
+                Self::ChangeUnknown
             }
             StoreError::DamagedChunk { .. } | StoreError::Sealing => {
                 tracing::error!(%error, "the store failed");
@@ -285,12 +365,20 @@ impl From<ConfigureError> for ApiError {
             ConfigureError::ExternalIdRequired => {
                 Self::invalid("external_id", "is required to create an integration")
             }
-            ConfigureError::ExternalIdNotIssued => Self::invalid(
-                "external_id",
-                "must be one that GenerateExternalId issued to this organization",
-            ),
-            ConfigureError::ExternalIdInUse => Self::ExternalIdInUse,
+            // One answer for every reason: it must not show which external IDs others use.
+            ConfigureError::ExternalIdNotIssued | ConfigureError::ExternalIdInUse => {
+                Self::invalid("external_id", "cannot be used; use a fresh one")
+            }
             ConfigureError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<IssueError> for ApiError {
+    fn from(error: IssueError) -> Self {
+        match error {
+            IssueError::TooMany => Self::TooManyExternalIds,
+            IssueError::Store(error) => error.into(),
         }
     }
 }
@@ -398,14 +486,23 @@ mod tests {
             (StoreError::Sealing, Code::Internal, "INTERNAL"),
             (StoreError::Closed, Code::Unavailable, "SHUTTING_DOWN"),
         ] {
-            let status = Status::from(ApiError::from(error));
-            assert_eq!(status.code(), code, "{reason}");
-            assert_eq!(status.get_details_error_info().unwrap().reason, reason);
-            // Only where the outcome is known may the message claim that nothing was accepted.
-            let claims = status.message().contains("nothing of the request");
-            assert!(!(claims && reason == unknown));
-            let retries = status.get_details_retry_info().is_some();
-            assert_eq!(retries, code != Code::Internal, "{reason}");
+            for (error, storage) in [
+                (ApiError::from(error.clone()), "the database"),
+                (ApiError::of_log(error), "the log"),
+            ] {
+                let status = Status::from(error);
+                assert_eq!(status.code(), code, "{reason}");
+                assert_eq!(status.get_details_error_info().unwrap().reason, reason);
+                // Only where the outcome is known may the message claim that nothing was accepted.
+                let message = status.message();
+                let claims = message.contains("nothing of the request");
+                assert!(!(claims && reason == unknown));
+                let names = message.starts_with(storage);
+                let is_named = [unknown, "STORAGE_FAILED"].contains(&reason);
+                assert!(names || !is_named, "{message}");
+                let retries = status.get_details_retry_info().is_some();
+                assert_eq!(retries, code != Code::Internal, "{reason}");
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! `siem.v1.EventService`: decodes and validates events, and appends them to the log.
 
 use std::{
+    collections::hash_map::Entry,
     pin::Pin,
     sync::{
         Arc,
@@ -17,23 +18,28 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
+    audit::{Attempt, Foreign},
+    caller::Caller,
     convert,
     errors::ApiError,
     event_decoder::decode_event,
+    limits::{CallerKey, Limits},
     request_body::{MemoryPermit, MemoryPermits},
 };
 use crate::{
     domain::{
         event::{Format, Rejection, RejectionReason},
         integration::IntegrationId,
-        map::{Map, Set},
+        map::Map,
+        rights::Rights,
         segment::Segments,
     },
+    metrics,
     proto::v1::{
         self, PublishRequest, PublishResponse, PublishStreamRequest, PublishStreamResponse,
         event_service_server::EventService, publish_stream_response::Outcome,
     },
-    store::Store,
+    store::{MemoryHold, Store},
 };
 
 /// Events in one request.
@@ -53,7 +59,17 @@ pub(super) struct Events {
     store: Store,
     format: Arc<Format>,
     size_ratio: Arc<SizeRatio>,
+    limits: Limits,
     stop: CancellationToken,
+}
+
+/// Events of an integration that are rejected temporarily.
+#[derive(Clone, Copy)]
+enum Refused {
+    /// All: it has too many that wait for delivery.
+    Overloaded,
+    /// All after the first ones.
+    RateLimited { admitted: u32 },
 }
 
 type Durable = Pin<Box<dyn Future<Output = Result<PublishResponse, ApiError>> + Send>>;
@@ -95,8 +111,11 @@ impl EventService for Events {
             return Err(ApiError::ShuttingDown.into());
         }
         let permit = memory_permits(&request).next();
+        let (attempt, caller) = (Attempt::of(&request), Caller::of(&request));
         let events = request.into_inner().events;
-        let durable = self.append(events, permit).await?;
+        let durable = self
+            .append(events, permit, &attempt, caller.rights())
+            .await?;
         Ok(Response::new(durable.await?))
     }
 
@@ -109,10 +128,12 @@ impl EventService for Events {
     ) -> Result<Response<Self::PublishStreamStream>, Status> {
         let (answers, pending) = mpsc::channel(MAX_IN_FLIGHT);
         let permits = memory_permits(&request);
-        tokio::spawn(
-            self.clone()
-                .read_stream(request.into_inner(), permits, answers),
-        );
+        let (attempt, caller) = (Attempt::of(&request), Caller::of(&request));
+        let requests = request.into_inner();
+        let reading = self
+            .clone()
+            .read_stream(requests, attempt, caller, permits, answers);
+        tokio::spawn(reading);
         let answers = ReceiverStream::new(pending).then(PendingAnswer::wait);
         Ok(Response::new(Box::pin(answers)))
     }
@@ -136,11 +157,17 @@ async fn drain(mut requests: Streaming<PublishStreamRequest>, permits: MemoryPer
 }
 
 impl Events {
-    pub(super) fn new(store: Store, format: Arc<Format>, stop: CancellationToken) -> Self {
+    pub(super) fn new(
+        store: Store,
+        format: Arc<Format>,
+        limits: Limits,
+        stop: CancellationToken,
+    ) -> Self {
         Self {
             store,
             format,
             size_ratio: Arc::default(),
+            limits,
             stop,
         }
     }
@@ -150,9 +177,14 @@ impl Events {
     async fn read_stream(
         self,
         mut requests: Streaming<PublishStreamRequest>,
+        attempt: Attempt,
+        caller: Caller,
         permits: MemoryPermits,
         answers: mpsc::Sender<PendingAnswer>,
     ) {
+        // The request that opened the stream was counted; it admits the first message.
+        let mut is_counted = true;
+        let key = CallerKey::of(&caller);
         loop {
             let message = tokio::select! {
                 biased;
@@ -173,7 +205,20 @@ impl Events {
                     return;
                 }
             };
-            let answer = self.append_of_stream(request, permits.next()).await;
+            let rights = match caller.rights_now() {
+                Ok(rights) => rights,
+                Err(error) => {
+                    let _client_is_gone = answers.send(PendingAnswer::End(error.into())).await;
+                    return drain(requests, permits).await;
+                }
+            };
+            let admitted = match std::mem::take(&mut is_counted) {
+                true => Ok(()),
+                false => self.limits.admit_request(&key),
+            };
+            let answer = self
+                .append_of_stream(request, admitted, permits.next(), &attempt, &rights)
+                .await;
             // Backpressure: without free capacity in the channel no further request is read.
             if answers.send(answer).await.is_err() {
                 return;
@@ -184,7 +229,10 @@ impl Events {
     async fn append_of_stream(
         &self,
         request: PublishStreamRequest,
+        admitted: Result<(), ApiError>,
         permit: Option<MemoryPermit>,
+        attempt: &Attempt,
+        rights: &Rights,
     ) -> PendingAnswer {
         let PublishStreamRequest { request_id, events } = request;
         if request_id.len() > MAX_REQUEST_ID {
@@ -199,8 +247,11 @@ impl Events {
         }
         PendingAnswer::Request {
             request_id,
-            durable: match self.append(events, permit).await {
-                Ok(durable) => Box::pin(durable),
+            durable: match admitted {
+                Ok(()) => match self.append(events, permit, attempt, rights).await {
+                    Ok(durable) => Box::pin(durable),
+                    Err(error) => Box::pin(async { Err(error) }),
+                },
                 Err(error) => Box::pin(async { Err(error) }),
             },
         }
@@ -208,55 +259,96 @@ impl Events {
 
     /// Validates events and appends the valid ones to the log, in the order of the calls.
     /// The returned future ends once they are durable. `permit` covers the memory of
-    /// `events`.
+    /// `events`. Those of organizations to which the caller has no right are rejected, which
+    /// `attempt` records.
     async fn append(
         &self,
         events: Vec<Bytes>,
         permit: Option<MemoryPermit>,
+        attempt: &Attempt,
+        rights: &Rights,
     ) -> Result<impl Future<Output = Result<PublishResponse, ApiError>> + Send + use<>, ApiError>
     {
         check_size(&events)?;
-        self.store.check_capacity()?;
+        self.store.check_capacity().map_err(ApiError::of_log)?;
         let received = events.iter().map(Bytes::len).sum();
-        let mut validated = self.validate(&events, &Set::default());
+        let mut validated = self.validate(&events, rights, &Map::default());
         if validated.unconfigured > 0 && self.store.is_shared() {
             // Another instance may have answered a Configure.
             self.store.catch_up().await?;
-            validated = self.validate(&events, &Set::default());
+            validated = self.validate(&events, rights, &Map::default());
         }
+        attempt.refuse_foreign(std::mem::take(&mut validated.foreign));
         self.size_ratio.update(received, validated.segments.bytes());
-        let refused = self.store.admit(&validated.segments).await;
+        let refused = self.store.admit(&validated.segments).await.into_iter();
+        let mut refused: Map<_, _> = refused.map(|id| (id, Refused::Overloaded)).collect();
+        self.limit_rates(&validated.segments, &mut refused);
         if !refused.is_empty() {
             // Rare, so that segments need not keep the index of each event.
-            validated = self.validate(&events, &refused);
+            validated = self.validate(&events, rights, &refused);
         }
         drop(events);
         let Validated {
             segments,
             unconfigured,
             rejections,
+            rejected,
+            foreign: _,
         } = validated;
         let accepted = segments.events();
         let durable = match segments.is_empty() {
             true => None,
             // The store holds the permit until the events are durable, even if the caller
             // does not wait for the answer.
-            false => Some(self.store.append(segments, permit).await?),
+            false => {
+                let memory = permit.map(|permit| Box::new(permit) as MemoryHold);
+                let appended = self.store.append(segments, memory).await;
+                Some(appended.map_err(ApiError::of_log)?)
+            }
         };
         Ok(async move {
             if let Some(durable) = durable {
-                durable.await?;
+                durable.await.map_err(ApiError::of_log)?;
+            }
+            metrics::EVENTS_UNCONFIGURED.add(u64::from(unconfigured));
+            for (reason, count) in rejected {
+                metrics::EVENTS_REJECTED[reason as usize].add(count);
             }
             Ok(PublishResponse {
                 accepted,
                 unconfigured,
                 rejections,
+                filtered: 0,
             })
         })
     }
 
-    fn validate(&self, events: &[Bytes], refused: &Set<IntegrationId>) -> Validated {
-        let find = |organization_id: &str| self.store.id_of(organization_id);
+    /// Adds the integrations with more events than their organization may publish now.
+    fn limit_rates(&self, segments: &Segments, refused: &mut Map<IntegrationId, Refused>) {
+        for part in segments.parts() {
+            let (id, count) = (part.integration_id, part.count);
+            if let Entry::Vacant(entry) = refused.entry(id) {
+                let admitted = self.limits.admit_events(id, count);
+                if admitted < count {
+                    entry.insert(Refused::RateLimited { admitted });
+                }
+            }
+        }
+    }
+
+    fn validate(
+        &self,
+        events: &[Bytes],
+        rights: &Rights,
+        refused: &Map<IntegrationId, Refused>,
+    ) -> Validated {
+        let find = |organization_id: &str| match rights.cover(organization_id) {
+            true => match self.store.id_of(organization_id) {
+                Some(id) => Target::Integration(id),
+                None => Target::Unconfigured,
+            },
+            false => Target::Foreign,
+        };
         let received = events.iter().map(Bytes::len).sum();
         let capacity = self.size_ratio.estimate(received);
         Validated::new(events, &self.format, find, refused, capacity)
@@ -269,19 +361,24 @@ struct Validated {
     segments: Segments,
     unconfigured: u32,
     rejections: Vec<v1::Rejection>,
+    /// Number of rejections with each reason.
+    rejected: Map<RejectionReason, u64>,
+    /// Organizations to which the caller has no right.
+    foreign: Foreign,
 }
 
 impl Validated {
-    /// Validates events. `find` returns the integration of an organization, `refused` has the
-    /// integrations whose events are rejected as overloaded, and `capacity` is the expected
+    /// Validates events. `find` returns the target of an organization, `refused` has the
+    /// integrations of which events are rejected temporarily, and `capacity` is the expected
     /// number of stored bytes.
     fn new(
         events: &[Bytes],
         format: &Format,
-        find: impl Fn(&str) -> Option<IntegrationId>,
-        refused: &Set<IntegrationId>,
+        find: impl Fn(&str) -> Target,
+        refused: &Map<IntegrationId, Refused>,
         capacity: usize,
     ) -> Self {
+        let mut refused = refused.clone();
         let (mut read, mut left) = (0, events.iter().map(Bytes::len).sum());
         let mut validated = Self {
             segments: Segments::with_capacity(capacity),
@@ -291,10 +388,16 @@ impl Validated {
         for (index, bytes) in events.iter().enumerate() {
             let segments = &mut validated.segments;
             segments.expect(read, left);
-            match push_event(bytes, format, &mut integrations, refused, segments) {
+            match push_event(bytes, format, &mut integrations, &mut refused, segments) {
                 Ok(true) => {}
                 Ok(false) => validated.unconfigured += 1,
                 Err(rejection) => {
+                    if rejection.reason == RejectionReason::PermissionDenied
+                        && let Some((foreign, _)) = integrations.last
+                    {
+                        validated.foreign.add(foreign);
+                    }
+                    *validated.rejected.entry(rejection.reason).or_default() += 1;
                     let rejection = convert::rejection(index, rejection);
                     validated.rejections.push(rejection);
                 }
@@ -357,24 +460,50 @@ fn check_size(events: &[Bytes]) -> Result<(), ApiError> {
 fn push_event<'a>(
     bytes: &'a [u8],
     format: &Format,
-    integrations: &mut IntegrationLookup<'a, impl Fn(&str) -> Option<IntegrationId>>,
-    refused: &Set<IntegrationId>,
+    integrations: &mut IntegrationLookup<'a, impl Fn(&str) -> Target>,
+    refused: &mut Map<IntegrationId, Refused>,
     segments: &mut Segments,
 ) -> Result<bool, Rejection> {
     let event = decode_event(bytes)?;
     let valid = event.validate()?;
-    let Some(id) = integrations.get(event.organization_id) else {
-        return Ok(false);
+    let id = match integrations.get(event.organization_id) {
+        Target::Integration(id) => id,
+        Target::Unconfigured => return Ok(false),
+        Target::Foreign => return Err(foreign()),
     };
     segments.push(id, |out| {
         // Before the check below, so that an event with a final rejection is not sent again.
         valid.store(format, out)?;
-        match refused.contains(&id) {
-            true => Err(overloaded()),
-            false => Ok(()),
+        match refused.get_mut(&id) {
+            None => Ok(()),
+            Some(Refused::Overloaded) => Err(overloaded()),
+            Some(Refused::RateLimited { admitted: 0 }) => Err(rate_limited()),
+            Some(Refused::RateLimited { admitted }) => {
+                *admitted -= 1;
+                Ok(())
+            }
         }
     })?;
     Ok(true)
+}
+
+/// Target of an organization's events.
+#[derive(Clone, Copy)]
+enum Target {
+    Integration(IntegrationId),
+    /// The organization has no integration.
+    Unconfigured,
+    /// The caller has no right to the organization, whether it has an integration or not.
+    Foreign,
+}
+
+#[cold]
+fn foreign() -> Rejection {
+    Rejection::new(
+        RejectionReason::PermissionDenied,
+        "organization_id",
+        "the caller has no right to publish events of this organization",
+    )
 }
 
 #[cold]
@@ -386,16 +515,25 @@ fn overloaded() -> Rejection {
     )
 }
 
+#[cold]
+fn rate_limited() -> Rejection {
+    Rejection::new(
+        RejectionReason::RateLimited,
+        "",
+        "was not accepted, because its organization publishes more events per second than it may; send it again later under the same event_id",
+    )
+}
+
 /// Cached lookup of integrations, so that all events of an organization in one request get
 /// the same answer.
 struct IntegrationLookup<'a, F> {
     find: F,
-    by_organization: Map<&'a str, Option<IntegrationId>>,
+    by_organization: Map<&'a str, Target>,
     /// Consecutive events mostly belong to one organization.
-    last: Option<(&'a str, Option<IntegrationId>)>,
+    last: Option<(&'a str, Target)>,
 }
 
-impl<'a, F: Fn(&str) -> Option<IntegrationId>> IntegrationLookup<'a, F> {
+impl<'a, F: Fn(&str) -> Target> IntegrationLookup<'a, F> {
     fn new(find: F) -> Self {
         Self {
             find,
@@ -404,7 +542,7 @@ impl<'a, F: Fn(&str) -> Option<IntegrationId>> IntegrationLookup<'a, F> {
         }
     }
 
-    fn get(&mut self, organization_id: &'a str) -> Option<IntegrationId> {
+    fn get(&mut self, organization_id: &'a str) -> Target {
         let find = || (self.find)(organization_id);
         let id = match self.last {
             Some((last, id)) if last == organization_id => return id,
@@ -475,14 +613,16 @@ mod tests {
             // It would be rejected again, so its reason is the final one.
             event("busy", 2 << 20),
             event("calm", 10),
+            event("foreign", 10),
         ];
         let find = |organization: &str| match organization {
-            "busy" => Some(id(1)),
-            "calm" => Some(id(2)),
-            _ => None,
+            "busy" => Target::Integration(id(1)),
+            "calm" => Target::Integration(id(2)),
+            "foreign" => Target::Foreign,
+            _ => Target::Unconfigured,
         };
         let format = Format::new("https://meter.com", "com.meter").unwrap();
-        let refused = Set::from_iter([id(1)]);
+        let refused = Map::from_iter([(id(1), Refused::Overloaded)]);
         let validated = Validated::new(&events, &format, find, &refused, 0);
 
         let parts = validated.segments.parts().iter();
@@ -501,12 +641,33 @@ mod tests {
                 (0, ErrorReason::Overloaded),
                 (3, ErrorReason::Overloaded),
                 (4, ErrorReason::RecordTooLarge),
+                (6, ErrorReason::PermissionDenied),
             ]
         );
         let message = &validated.rejections[0].message;
         assert!(message.contains("send it again later under the same event_id"));
 
-        let all = Validated::new(&events, &format, find, &Set::default(), 0);
-        assert_eq!((all.segments.events(), all.rejections.len()), (4, 1));
+        let limited = Refused::RateLimited { admitted: 1 };
+        let refused = Map::from_iter([(id(1), limited)]);
+        let limited = Validated::new(&events, &format, find, &refused, 0);
+        assert_eq!(limited.segments.events(), 3);
+        let rejections = limited.rejections.iter();
+        let rejections: Vec<_> = rejections
+            .map(|rejection| (rejection.index, rejection.reason()))
+            .collect();
+        assert_eq!(
+            rejections,
+            [
+                (3, ErrorReason::RateLimited),
+                (4, ErrorReason::RecordTooLarge),
+                (6, ErrorReason::PermissionDenied),
+            ]
+        );
+
+        let all = Validated::new(&events, &format, find, &Map::default(), 0);
+        assert_eq!((all.segments.events(), all.rejections.len()), (4, 2));
+        let mut foreign = Foreign::default();
+        foreign.add("foreign");
+        assert_eq!(all.foreign, foreign);
     }
 }

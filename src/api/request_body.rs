@@ -1,7 +1,7 @@
 //! Bodies of requests, between the transport and the decoder: their gRPC framing is checked,
-//! gzip is decompressed, and the memory of publishes is bounded. A message is read from its
-//! connection only once the budget has permits for all of its bytes; until then HTTP/2 flow
-//! control holds the client back.
+//! gzip is decompressed, and the memory of publishes is bounded by [`budget`]. Bytes are read from
+//! a connection only while there is memory for them; until then HTTP/2 flow control holds the
+//! client back.
 //!
 //! Formats: [framing], [compression], gzip ([RFC 1952]). Each compressed message is a gzip
 //! file with one or more members.
@@ -9,6 +9,8 @@
 //! [framing]: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
 //! [compression]: https://github.com/grpc/grpc/blob/master/doc/compression.md
 //! [RFC 1952]: https://www.rfc-editor.org/rfc/rfc1952
+
+mod budget;
 
 use std::{
     collections::VecDeque,
@@ -24,33 +26,30 @@ use flate2::bufread::MultiGzDecoder;
 use futures_util::future::{Either, MapOk, Ready, TryFutureExt as _, ready as ready_future};
 use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame};
-use tokio::{
-    sync::{AcquireError, OwnedSemaphorePermit, Semaphore},
-    time::{Instant, Sleep, sleep},
-};
+use tokio::time::{Instant, Sleep, sleep};
 use tonic::Status;
 use tower::{Layer, Service};
 
-use super::errors::{ApiError, echo};
+pub(super) use self::budget::MemoryPermit;
+use self::budget::{CallerBudget, Grant, Granted, MemoryBudget, Receiving};
+use super::{
+    errors::{ApiError, echo},
+    limits::CallerKey,
+};
 use crate::proto::v1::event_service_server::SERVICE_NAME as EVENT_SERVICE;
 
 /// Wait of a unary request for memory, after which it is refused as OVERLOADED. A stream
 /// waits without a limit: flow control holds its client back meanwhile.
 const MAX_MEMORY_WAIT: Duration = Duration::from_secs(10);
-/// Time without bytes from a client that holds memory for a message. A client that begins a
-/// message and stops must not keep the memory from others.
-const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval in which a client must send [`MIN_PERIOD_BYTES`] of a message, or its end. A client
+/// that begins a message and stops must not keep memory from others.
+const RECEIVE_PERIOD: Duration = Duration::from_secs(10);
+/// The least progress of a message: a link of 64 kbit/s sends more.
+const MIN_PERIOD_BYTES: usize = 64 << 10;
 /// Bytes before each message: a flag and its length, big endian.
 const PREFIX_BYTES: usize = 5;
-/// Budget for compressed messages, until they are decompressed. It is apart from the budget for
-/// decompressed messages: a message that holds permits of that one never waits for this one,
-/// so the two cannot deadlock.
-const COMPRESSED_BUDGET_BYTES: usize = 8 << 20;
 /// Bytes that are decompressed at once.
 const DECOMPRESSED_PIECE_BYTES: usize = 64 << 10;
-
-/// Permit for the bytes of one decompressed message.
-pub(super) type MemoryPermit = OwnedSemaphorePermit;
 
 /// Permits of a request's messages, in their order. An extension of the request.
 #[derive(Clone, Debug, Default)]
@@ -79,14 +78,6 @@ struct Limits {
     budget: Option<MemoryBudget>,
 }
 
-#[derive(Clone)]
-struct MemoryBudget {
-    /// Bytes of messages until they are durable.
-    messages: Arc<Semaphore>,
-    /// Bytes of compressed messages until they are decompressed.
-    compressed: Arc<Semaphore>,
-}
-
 /// Layer that wraps the body of each request into a [`CheckedBody`].
 #[derive(Clone)]
 pub(super) struct RequestBodyLayer {
@@ -95,24 +86,17 @@ pub(super) struct RequestBodyLayer {
 }
 
 impl RequestBodyLayer {
-    /// `budget_bytes` bounds the messages of EventService in memory. It is raised to
+    /// `budget_bytes` bounds the complete messages of EventService in memory. It is raised to
     /// `max_event_message`, so that the longest message fits.
     pub(super) fn new(
         budget_bytes: usize,
         max_event_message: usize,
         max_other_message: usize,
     ) -> Self {
-        let permits = budget_bytes
-            .max(max_event_message)
-            .min(Semaphore::MAX_PERMITS);
-        let compressed_permits = COMPRESSED_BUDGET_BYTES.max(max_event_message);
         Self {
             event_service: Limits {
                 max_message: max_event_message,
-                budget: Some(MemoryBudget {
-                    messages: Arc::new(Semaphore::new(permits)),
-                    compressed: Arc::new(Semaphore::new(compressed_permits)),
-                }),
+                budget: Some(MemoryBudget::new(budget_bytes, max_event_message)),
             },
             other_services: Limits {
                 max_message: max_other_message,
@@ -171,21 +155,34 @@ where
         let permits = MemoryPermits::default();
         parts.extensions.insert(permits.clone());
         let path = parts.uri.path();
+        let Limits {
+            max_message,
+            budget,
+        } = self.layer.limits(path);
+        let caller = parts.extensions.get::<CallerKey>().cloned();
+        let budget = budget
+            .as_ref()
+            .map(|budget| budget.of(caller.unwrap_or_default()));
         let checked = CheckedBody {
             body,
-            limits: self.layer.limits(path).clone(),
+            max_message: *max_message,
+            budget,
             is_stream: is_stream(path),
             is_gzip,
             permits,
             received: Bytes::new(),
             pending_prefix: Bytes::new(),
+            pending_end: Bytes::new(),
             prefix: Prefix::default(),
+            length: 0,
             rest: 0,
+            charge: Charge::None,
             compressed: None,
             decompression: None,
             messages: 0,
             ended: false,
-            state: State::Reading,
+            waiting: None,
+            reception: None,
         };
         let body = tonic::body::Body::new(checked);
         let answer = self.inner.call(Request::from_parts(parts, body));
@@ -252,28 +249,22 @@ impl Prefix {
     }
 }
 
-/// Compressed message that is being received.
-#[derive(Default)]
-struct Compressed {
-    bytes: BytesMut,
-    permit: Option<MemoryPermit>,
-}
-
 /// Decompression of a message that was received completely.
 struct Decompression {
     decoder: MultiGzDecoder<Reader<Bytes>>,
     /// Decompressed bytes that were not returned yet.
     left: usize,
-    _permit: Option<MemoryPermit>,
+    /// Memory of the compressed bytes.
+    _compressed: Charge,
 }
 
 impl Decompression {
     /// `length` is the message's [`decompressed_length`].
-    fn new(message: Compressed, length: usize) -> Self {
+    fn new(message: BytesMut, length: usize, compressed: Charge) -> Self {
         Self {
-            decoder: MultiGzDecoder::new(message.bytes.freeze().reader()),
+            decoder: MultiGzDecoder::new(message.freeze().reader()),
             left: length,
-            _permit: message.permit,
+            _compressed: compressed,
         }
     }
 
@@ -310,62 +301,83 @@ fn gzip_error(error: io::Error) -> ApiError {
     })
 }
 
-type AcquirePermit = Pin<Box<dyn Future<Output = Result<MemoryPermit, AcquireError>> + Send>>;
-
-/// Purpose of a permit.
-#[derive(Clone, Copy)]
-enum Purpose {
-    /// Receive an uncompressed message.
-    Message,
-    /// Receive a compressed message.
-    Compressed,
-    /// Decompress a received message; holds its decompressed length.
-    Decompressed(usize),
+/// Memory of the message that is received.
+enum Charge {
+    /// It needs none, or has a [`MemoryPermit`] for all of it.
+    None,
+    /// It is charged as it is received.
+    Receiving(Receiving),
 }
 
-enum State {
-    /// Bytes are passed on as they are received.
-    Reading,
-    /// The budget has no permits yet for a message; its prefix is held back.
-    Waiting {
-        purpose: Purpose,
-        permit: AcquirePermit,
-        deadline: Option<Pin<Box<Sleep>>>,
-    },
-    /// The rest of a message is due, or the end of a unary request.
-    Receiving { deadline: Pin<Box<Sleep>> },
+/// A wait for memory.
+enum Waiting {
+    /// For this number of received bytes of a message that is not complete.
+    Part(usize, Granted<Grant>),
+    /// For the whole message, decompressed.
+    Message(Granted<MemoryPermit>),
 }
 
-/// Body of uncompressed messages, each of which is read once there is memory for it.
+/// Progress of the client within a message; or the end of a unary request is due.
+struct Reception {
+    period: Pin<Box<Sleep>>,
+    /// Bytes in this period.
+    bytes: usize,
+}
+
+impl Reception {
+    fn new(bytes: usize) -> Self {
+        Self {
+            period: Box::pin(sleep(RECEIVE_PERIOD)),
+            bytes,
+        }
+    }
+
+    fn restart(&mut self) {
+        self.period.as_mut().reset(Instant::now() + RECEIVE_PERIOD);
+        self.bytes = 0;
+    }
+}
+
+/// Body of uncompressed messages, each of which is passed on as there is memory for it.
 struct CheckedBody {
     body: tonic::body::Body,
-    limits: Limits,
+    max_message: usize,
+    budget: Option<CallerBudget>,
     is_stream: bool,
     is_gzip: bool,
     permits: MemoryPermits,
     /// Bytes that were received and not passed on.
     received: Bytes,
-    /// Prefix that is passed on once there are permits: tonic reserves memory for the length
-    /// in it.
+    /// Prefix that is passed on next. tonic reserves address space for the length in it.
     pending_prefix: Bytes,
+    /// End of a message, which is passed on once the message has its permit.
+    pending_end: Bytes,
     prefix: Prefix,
-    /// Bytes of the current message that were not passed on.
+    /// Length of the current message; decompressed, once all of it was received.
+    length: usize,
+    /// Bytes of the current message that were not taken from `received`.
     rest: usize,
-    compressed: Option<Compressed>,
+    charge: Charge,
+    /// Bytes of a compressed message.
+    compressed: Option<BytesMut>,
     decompression: Option<Decompression>,
     /// Number of messages that have begun.
     messages: u64,
     ended: bool,
-    state: State,
+    waiting: Option<(Waiting, Option<Pin<Box<Sleep>>>)>,
+    reception: Option<Reception>,
 }
 
 impl CheckedBody {
     /// Returns the next bytes to pass on, of one message at most, so that no message waits
     /// for permits while tonic lacks the end of the one before it. None if more must be
-    /// received, or if [`State::Waiting`] has begun.
+    /// received, or if a wait has begun.
     fn next_piece(&mut self) -> Result<Option<Bytes>, ApiError> {
         if !self.pending_prefix.is_empty() {
             return Ok(Some(std::mem::take(&mut self.pending_prefix)));
+        }
+        if !self.pending_end.is_empty() {
+            return Ok(Some(std::mem::take(&mut self.pending_end)));
         }
         if let Some(decompression) = &mut self.decompression {
             match decompression.next()? {
@@ -377,31 +389,65 @@ impl CheckedBody {
             return Ok(None);
         }
         if self.rest > 0 {
-            let piece = self.received.split_to(self.received.len().min(self.rest));
-            self.rest -= piece.len();
-            if self.rest == 0 && self.is_stream {
-                self.state = State::Reading;
-            }
-            let Some(compressed) = &mut self.compressed else {
-                return Ok(Some(piece));
-            };
-            compressed.bytes.extend_from_slice(&piece);
-            if self.rest == 0 {
-                let length = decompressed_length(&compressed.bytes, self.limits.max_message)?;
-                self.pending_prefix = Prefix::uncompressed(length);
-                self.reserve(Purpose::Decompressed(length), length);
-            }
-            return Ok(None);
+            return self.next_of_message();
         }
         match self.prefix.take(&mut self.received) {
             Some((flag, length)) => self.begin_message(flag, length).map(|()| None),
-            None => Ok(None),
+            None => {
+                // A prefix that is not complete is the beginning of a message.
+                self.reception.get_or_insert_with(|| Reception::new(0));
+                Ok(None)
+            }
         }
+    }
+
+    /// The next bytes of a message that has begun, as far as there is memory for them.
+    fn next_of_message(&mut self) -> Result<Option<Bytes>, ApiError> {
+        let bytes = self.received.len().min(self.rest);
+        if let (Charge::Receiving(receiving), Some(budget)) = (&mut self.charge, &self.budget)
+            && !receiving.is_favoured()
+        {
+            match budget.try_charge(bytes) {
+                Some(grant) => receiving.add(grant),
+                None => {
+                    let wait = Waiting::Part(bytes, budget.charge(bytes));
+                    self.wait(wait);
+                    return Ok(None);
+                }
+            }
+        }
+        self.take_charged(bytes)
+    }
+
+    /// Takes received bytes for which there is memory.
+    fn take_charged(&mut self, bytes: usize) -> Result<Option<Bytes>, ApiError> {
+        let piece = self.received.split_to(bytes);
+        self.rest -= bytes;
+        let is_whole = self.rest == 0;
+        if is_whole && self.is_stream {
+            self.reception = None;
+        }
+        if let Some(compressed) = &mut self.compressed {
+            compressed.extend_from_slice(&piece);
+            if is_whole {
+                let length = decompressed_length(compressed, self.max_message)?;
+                self.length = length;
+                self.pending_prefix = Prefix::uncompressed(length);
+                self.reserve(length);
+            }
+            return Ok(None);
+        }
+        if is_whole && let Charge::Receiving(_) = self.charge {
+            self.pending_end = piece;
+            self.reserve(self.length);
+            return Ok(None);
+        }
+        Ok(Some(piece))
     }
 
     fn begin_message(&mut self, flag: u8, length: usize) -> Result<(), ApiError> {
         let malformed = |problem: &str| Err(ApiError::Malformed(problem.to_owned()));
-        let limit = self.limits.max_message;
+        let limit = self.max_message;
         self.messages += 1;
         match flag {
             _ if self.messages > 1 && !self.is_stream => {
@@ -411,73 +457,68 @@ impl CheckedBody {
             0 => {}
             1 if !self.is_gzip => return Err(ApiError::CompressionNotDeclared),
             1 if length == 0 => return malformed("a message is not gzip, or cut off"),
-            1 => {
-                self.rest = length;
-                self.compressed = Some(Compressed::default());
-                self.reserve(Purpose::Compressed, length);
-                return Ok(());
-            }
+            1 => self.compressed = Some(BytesMut::new()),
             _ => return malformed("the flag of a message is neither 0 nor 1"),
         }
-        self.rest = length;
-        self.pending_prefix = Prefix::uncompressed(length);
-        self.reserve(Purpose::Message, length);
+        (self.length, self.rest) = (length, length);
+        let is_whole = self.received.len() >= length;
+        // A unary request is answered only after its end.
+        self.reception = match is_whole && (self.is_stream || self.body.is_end_stream()) {
+            true => None,
+            false => {
+                let received = self.received.len();
+                let begun = self.reception.take();
+                Some(begun.unwrap_or_else(|| Reception::new(received)))
+            }
+        };
+        self.charge = match &self.budget {
+            Some(_) if self.compressed.is_some() || !is_whole => {
+                Charge::Receiving(Receiving::default())
+            }
+            _ => Charge::None,
+        };
+        if self.compressed.is_none() {
+            self.pending_prefix = Prefix::uncompressed(length);
+            if is_whole {
+                self.reserve(length);
+            }
+        }
         Ok(())
     }
 
-    /// Acquires permits for `bytes`, or begins to wait for them.
-    fn reserve(&mut self, purpose: Purpose, bytes: usize) {
-        let Some(budget) = &self.limits.budget else {
-            return self.admit(purpose, None);
+    /// Takes the permit for a complete message, or begins to wait for it.
+    fn reserve(&mut self, bytes: usize) {
+        let Some(budget) = &self.budget else {
+            return self.admit(None);
         };
-        let semaphore = match purpose {
-            Purpose::Compressed => &budget.compressed,
-            Purpose::Message | Purpose::Decompressed(_) => &budget.messages,
-        };
-        let semaphore = Arc::clone(semaphore);
-        let bytes = bytes as u32;
-        match semaphore.clone().try_acquire_many_owned(bytes) {
-            Ok(permit) => self.admit(purpose, Some(permit)),
-            Err(_exhausted) => {
-                self.state = State::Waiting {
-                    purpose,
-                    permit: Box::pin(semaphore.acquire_many_owned(bytes)),
-                    deadline: (!self.is_stream).then(|| Box::pin(sleep(MAX_MEMORY_WAIT))),
-                };
+        match budget.try_message(bytes) {
+            Some(permit) => self.admit(Some(permit)),
+            None => {
+                let wait = Waiting::Message(budget.message(bytes));
+                self.wait(wait);
             }
         }
     }
 
-    fn admit(&mut self, purpose: Purpose, permit: Option<MemoryPermit>) {
-        match (purpose, &mut self.compressed) {
-            (Purpose::Compressed, Some(compressed)) => compressed.permit = permit,
-            (Purpose::Decompressed(length), compressed) => {
-                self.permits.push(permit);
-                let message = compressed.take();
-                self.decompression = message.map(|message| Decompression::new(message, length));
-            }
-            (Purpose::Message | Purpose::Compressed, _) => self.permits.push(permit),
-        }
-        // A unary request holds its permit until its end is received, because only then is
-        // it answered.
-        self.state = match self.received.len() < self.rest || !self.is_stream {
-            true if self.limits.budget.is_some() => State::Receiving {
-                deadline: Box::pin(sleep(RECEIVE_TIMEOUT)),
-            },
-            _ => State::Reading,
-        };
+    fn wait(&mut self, waiting: Waiting) {
+        let deadline = (!self.is_stream).then(|| Box::pin(sleep(MAX_MEMORY_WAIT)));
+        self.waiting = Some((waiting, deadline));
     }
 
-    fn extend_receive_deadline(&mut self) {
-        if let State::Receiving { deadline } = &mut self.state {
-            deadline.as_mut().reset(Instant::now() + RECEIVE_TIMEOUT);
+    /// Passes a complete message on, with its permit.
+    fn admit(&mut self, permit: Option<MemoryPermit>) {
+        self.permits.push(permit);
+        let charge = std::mem::replace(&mut self.charge, Charge::None);
+        if let Some(message) = self.compressed.take() {
+            self.decompression = Some(Decompression::new(message, self.length, charge));
         }
     }
 
     /// Whether there is work before more is received.
     fn is_busy(&self) -> bool {
-        matches!(self.state, State::Waiting { .. })
+        self.waiting.is_some()
             || !self.pending_prefix.is_empty()
+            || !self.pending_end.is_empty()
             || self.decompression.is_some()
             || !self.received.is_empty()
     }
@@ -493,36 +534,72 @@ impl CheckedBody {
         Err(ApiError::Malformed(problem.to_owned()))
     }
 
-    /// Waits for permits, and fails when a deadline has passed.
-    fn poll_state(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ApiError>> {
-        match &mut self.state {
-            State::Reading => Poll::Ready(Ok(())),
-            State::Waiting {
-                purpose,
-                permit,
-                deadline,
-            } => {
-                if let Poll::Ready(permit) = permit.as_mut().poll(cx) {
-                    let purpose = *purpose;
-                    match permit {
-                        Ok(permit) => self.admit(purpose, Some(permit)),
-                        Err(_closed) => return Poll::Ready(Err(ApiError::ShuttingDown)),
+    /// Waits for memory. Returns bytes of an incomplete message for which there is memory now.
+    fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, ApiError>> {
+        let Some((waiting, deadline)) = &mut self.waiting else {
+            return Poll::Ready(Ok(0));
+        };
+        let granted = match waiting {
+            Waiting::Part(bytes, granted) => match granted.as_mut().poll(cx) {
+                Poll::Ready(Ok(grant)) => {
+                    if let Charge::Receiving(receiving) = &mut self.charge {
+                        receiving.add(grant);
                     }
-                    return self.poll_state(cx);
+                    Poll::Ready(Ok((*bytes, None)))
                 }
-                match deadline {
-                    Some(deadline) => {
-                        ready!(deadline.as_mut().poll(cx));
-                        Poll::Ready(Err(ApiError::Overloaded))
-                    }
-                    None => Poll::Pending,
-                }
+                Poll::Ready(Err(closed)) => Poll::Ready(Err(closed)),
+                Poll::Pending => Poll::Pending,
+            },
+            Waiting::Message(granted) => {
+                granted.as_mut().poll(cx).map_ok(|permit| (0, Some(permit)))
             }
-            State::Receiving { deadline } => match deadline.as_mut().poll(cx) {
-                Poll::Ready(()) => Poll::Ready(Err(ApiError::MessageTimeout)),
-                Poll::Pending => Poll::Ready(Ok(())),
+        };
+        match granted {
+            Poll::Ready(Ok((bytes, permit))) => {
+                self.waiting = None;
+                // The client could not send meanwhile.
+                if let Some(reception) = &mut self.reception {
+                    reception.restart();
+                }
+                if permit.is_some() {
+                    self.admit(permit);
+                }
+                Poll::Ready(Ok(bytes))
+            }
+            Poll::Ready(Err(_closed)) => Poll::Ready(Err(ApiError::ShuttingDown)),
+            Poll::Pending => match deadline {
+                Some(deadline) => {
+                    ready!(deadline.as_mut().poll(cx));
+                    Poll::Ready(Err(ApiError::Overloaded))
+                }
+                None => Poll::Pending,
             },
         }
+    }
+
+    /// Fails if the client is too slow within a message.
+    fn check_reception(&mut self, cx: &mut Context<'_>) -> Result<(), ApiError> {
+        let Some(reception) = &mut self.reception else {
+            return Ok(());
+        };
+        while reception.period.as_mut().poll(cx).is_ready() {
+            // A message that takes longer than a period yields its memory to those that wait.
+            let is_contended = self.budget.as_ref().is_some_and(CallerBudget::is_contended);
+            if reception.bytes < MIN_PERIOD_BYTES || is_contended {
+                return Err(ApiError::MessageTimeout);
+            }
+            reception.restart();
+        }
+        Ok(())
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, ApiError>> {
+        let granted = ready!(self.poll_waiting(cx))?;
+        self.check_reception(cx)?;
+        Poll::Ready(match granted {
+            0 => self.next_piece(),
+            bytes => self.take_charged(bytes),
+        })
     }
 }
 
@@ -539,8 +616,7 @@ impl Body for CheckedBody {
             return Poll::Ready(None);
         }
         loop {
-            let ready = ready!(this.poll_state(cx));
-            match ready.and_then(|()| this.next_piece()) {
+            match ready!(this.poll_next(cx)) {
                 Ok(Some(piece)) => return Poll::Ready(Some(Ok(Frame::data(piece)))),
                 Ok(None) if this.is_busy() => continue,
                 Ok(None) => {}
@@ -549,10 +625,26 @@ impl Body for CheckedBody {
                     return Poll::Ready(Some(Err(error.into())));
                 }
             }
-            let frame = ready!(Pin::new(&mut this.body).poll_frame(cx)).transpose()?;
-            this.extend_receive_deadline();
+            let frame = match ready!(Pin::new(&mut this.body).poll_frame(cx)).transpose() {
+                Ok(frame) => frame,
+                Err(broken) => {
+                    this.ended = true;
+                    // Whatever code the client's reset has, it is no fault of this service. The
+                    // layer of connections refuses with details.
+                    let status = match broken.details().is_empty() {
+                        true => Status::cancelled("the client ended the request"),
+                        false => broken,
+                    };
+                    return Poll::Ready(Some(Err(status)));
+                }
+            };
             match frame.map(Frame::into_data) {
-                Some(Ok(data)) => this.received = data,
+                Some(Ok(data)) => {
+                    if let Some(reception) = &mut this.reception {
+                        reception.bytes += data.len();
+                    }
+                    this.received = data;
+                }
                 end => {
                     let trailers = end.and_then(Result::err).map(Ok);
                     let ended = this.end().map_err(|error| Err(error.into()));

@@ -3,6 +3,8 @@
 
 use std::{collections::BTreeSet, fmt::Display};
 
+use jiff::Timestamp;
+
 use super::{
     convert,
     errors::{ApiError, Violations},
@@ -10,12 +12,14 @@ use super::{
 use crate::{
     domain::{
         arn::{Partition, RoleArn, StreamArn},
+        audit::Actor,
         external_id::ExternalId,
         organization::OrganizationId,
+        rights::Pattern,
         status::Status,
     },
-    proto::v1::{ConfigureRequest, ListRequest, StreamStatusRequest},
-    store::Configure,
+    proto::v1::{ConfigureRequest, ListAuditEntriesRequest, ListRequest, StreamStatusRequest},
+    store::{AuditPosition, AuditQuery, Configure},
 };
 
 /// Organizations in the request of one status stream.
@@ -29,10 +33,16 @@ const MAX_RESUME_TOKEN: usize = 256;
 /// Entries of a List's filter: more than there are statuses, so that duplicates and future
 /// statuses are no error of size.
 const MAX_STATUSES: usize = 100;
+/// Problem of a page token.
+const FOREIGN_TOKEN: &str = "was not issued by this service; leave it empty for the first page";
 
 impl Violations {
     /// Returns the value, or adds its error as a violation.
-    fn parsed<T, E: Display>(&mut self, field: impl Display, value: Result<T, E>) -> Option<T> {
+    pub(super) fn parsed<T, E: Display>(
+        &mut self,
+        field: impl Display,
+        value: Result<T, E>,
+    ) -> Option<T> {
         match value {
             Ok(value) => Some(value),
             Err(error) => {
@@ -93,17 +103,9 @@ pub(super) struct Page {
 
 pub(super) fn page(request: ListRequest) -> Result<Page, ApiError> {
     let mut violations = Violations::default();
-    if request.page_size > MAX_PAGE {
-        violations.add(
-            "page_size",
-            format_args!("may be at most {MAX_PAGE}; 0 means {DEFAULT_PAGE}"),
-        );
-    }
+    check_page_size(request.page_size, &mut violations);
     if !request.page_token.is_empty() && OrganizationId::new(&request.page_token).is_err() {
-        violations.add(
-            "page_token",
-            "was not issued by this service; leave it empty for the first page",
-        );
+        violations.add("page_token", FOREIGN_TOKEN);
     }
     let mut statuses = Vec::new();
     if request.statuses.len() > MAX_STATUSES {
@@ -127,13 +129,83 @@ pub(super) fn page(request: ListRequest) -> Result<Page, ApiError> {
         }
     }
     violations.check(Page {
-        size: match request.page_size {
-            0 => DEFAULT_PAGE,
-            size => size as usize,
-        },
+        size: page_size(request.page_size),
         after: request.page_token,
         statuses,
     })
+}
+
+/// Bytes of a token of [`audit_token`].
+const MAX_AUDIT_TOKEN: usize = 64;
+
+/// Token of the page after a position of the audit.
+pub(super) fn audit_token(position: AuditPosition) -> String {
+    format!("{}.{}", position.at.as_microsecond(), position.id)
+}
+
+fn audit_position(token: &str) -> Option<AuditPosition> {
+    let (at, id) = token
+        .split_once('.')
+        .filter(|_| token.len() <= MAX_AUDIT_TOKEN)?;
+    Some(AuditPosition {
+        at: Timestamp::from_microsecond(at.parse().ok()?).ok()?,
+        id: id.parse().ok()?,
+    })
+}
+
+pub(super) fn audit_query(request: &ListAuditEntriesRequest) -> Result<AuditQuery, ApiError> {
+    let mut violations = Violations::default();
+    let organizations = match request.organization_id.as_str() {
+        "" => None,
+        id => {
+            let id = violations.parsed("organization_id", OrganizationId::new(id));
+            id.map(|id| vec![Pattern::from(id)])
+        }
+    };
+    let mut time = |field, time: Option<prost_types::Timestamp>| {
+        let time = time?;
+        let valid = (0..1_000_000_000)
+            .contains(&time.nanos)
+            .then(|| Timestamp::new(time.seconds, time.nanos).ok())
+            .flatten();
+        let problem = "is not a time between the years 1 and 9999";
+        violations.parsed(field, valid.ok_or(problem))
+    };
+    let start = time("start_time", request.start_time);
+    let end = time("end_time", request.end_time);
+    if let (Some(start), Some(end)) = (start, end)
+        && end < start
+    {
+        violations.add("end_time", "is before start_time");
+    }
+    check_page_size(request.page_size, &mut violations);
+    let before = match request.page_token.as_str() {
+        "" => None,
+        token => violations.parsed("page_token", audit_position(token).ok_or(FOREIGN_TOKEN)),
+    };
+    violations.check(AuditQuery {
+        organizations,
+        start,
+        end,
+        before,
+        limit: page_size(request.page_size),
+    })
+}
+
+fn check_page_size(size: u32, violations: &mut Violations) {
+    if size > MAX_PAGE {
+        violations.add(
+            "page_size",
+            format_args!("may be at most {MAX_PAGE}; 0 means {DEFAULT_PAGE}"),
+        );
+    }
+}
+
+fn page_size(size: u32) -> usize {
+    match size {
+        0 => DEFAULT_PAGE,
+        size => size as usize,
+    }
 }
 
 /// `exists`: the organization has an integration, whose external ID an empty one keeps.
@@ -142,7 +214,7 @@ pub(super) fn configure(
     exists: bool,
     issued_only: bool,
     own_partition: Option<Partition>,
-    caller: Box<str>,
+    actor: Actor,
 ) -> Result<Configure, ApiError> {
     let mut violations = Violations::default();
     let organization_id = violations.parsed(
@@ -204,7 +276,7 @@ pub(super) fn configure(
                 keep_previous: request.keep_previous_external_id,
                 issued_only,
                 etag: Some(request.etag).filter(|etag| !etag.is_empty()),
-                caller,
+                actor,
             })
         }
         _ => Err(ApiError::Invalid(violations)),
@@ -232,7 +304,7 @@ mod tests {
             false,
             false,
             None,
-            "test".into(),
+            Actor::named("test"),
         )
         .unwrap_err();
         assert_eq!(
@@ -255,7 +327,7 @@ mod tests {
             external_id: "an-external-id".into(),
             ..ConfigureRequest::default()
         };
-        let error = configure(request, false, false, None, "test".into()).unwrap_err();
+        let error = configure(request, false, false, None, Actor::named("test")).unwrap_err();
         assert_eq!(fields(error), ["role_arn"]);
     }
 
@@ -270,7 +342,7 @@ mod tests {
                 external_id: "an-external-id".into(),
                 ..ConfigureRequest::default()
             };
-            configure(request, false, false, own, "test".into())
+            configure(request, false, false, own, Actor::named("test"))
         };
         assert_eq!(
             fields(configured(Some(Partition::Aws)).unwrap_err()),
@@ -292,6 +364,38 @@ mod tests {
             fields(error),
             ["page_size", "page_token", "statuses[0]", "statuses[1]"]
         );
+    }
+
+    #[test]
+    fn the_audit_reports_every_violation() {
+        let request = ListAuditEntriesRequest {
+            organization_id: "not an organization".into(),
+            start_time: Some(prost_types::Timestamp {
+                seconds: i64::MAX,
+                nanos: 0,
+            }),
+            end_time: Some(prost_types::Timestamp {
+                seconds: 0,
+                nanos: -1,
+            }),
+            page_size: 1001,
+            page_token: "1.2.3".into(),
+        };
+        assert_eq!(
+            fields(audit_query(&request).unwrap_err()),
+            [
+                "organization_id",
+                "start_time",
+                "end_time",
+                "page_size",
+                "page_token"
+            ]
+        );
+        let position = AuditPosition {
+            at: Timestamp::from_microsecond(-7).unwrap(),
+            id: -9,
+        };
+        assert_eq!(audit_position(&audit_token(position)), Some(position));
     }
 
     #[test]

@@ -40,14 +40,14 @@ pub(super) fn generate() -> Result<String, Unspecified> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::ExternalIdKey;
+    use crate::store::Keyring;
 
     #[test]
     fn generates_a_different_key_of_64_hexadecimal_characters_each_time() {
         let (one, other) = (generate().unwrap(), generate().unwrap());
         assert_ne!(one, other);
         for id in [one, other] {
-            assert!(ExternalIdKey::from_hex(&id).is_some());
+            assert!(Keyring::parse(&id).is_ok());
             assert_eq!(id, id.to_lowercase());
         }
     }

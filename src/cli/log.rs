@@ -93,8 +93,9 @@ async fn accept(args: AcceptLoss) -> Done {
     let options = app::store_options(&config);
     let accepted = match app::shared_options(&config)? {
         Some(shared) => {
-            let key = app::master_key(&config)?;
-            Store::accept_shared_loss(&shared, &options, &key, args.partition, args.window).await?
+            let keyring = app::keyring(&config)?;
+            Store::accept_shared_loss(&shared, &options, &keyring, args.partition, args.window)
+                .await?
         }
         None if args.partition != 0 => {
             return Err(Box::new(AppError::Setting {

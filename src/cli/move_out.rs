@@ -12,7 +12,7 @@ use super::{report_error, serve};
 use crate::{
     app::{self, AppError},
     config::{Config, ConfigError, EXIT_USAGE},
-    store::{MasterKey, MoveError, Moved, Store},
+    store::{Keyring, MoveError, Moved, Store},
     telemetry,
 };
 
@@ -32,8 +32,8 @@ pub(super) struct MoveArgs {
     /// DATA_DIR/external-id.key; if that is absent, the same key as that of the shared storage
     #[arg(long, value_name = "FILE")]
     from_external_id_key_file: Option<PathBuf>,
-    /// Leaves out external IDs that were issued and are not used by an integration, which cannot be
-    /// moved to another key. Their organizations have to generate others
+    /// Leaves out external IDs that an earlier version issued and that are not used by an
+    /// integration, which cannot be moved to another key. Their organizations have to generate others
     #[arg(long)]
     drop_issued: bool,
     #[command(flatten)]
@@ -73,18 +73,19 @@ async fn move_out(args: MoveArgs) -> Result<String, Box<dyn std::error::Error>> 
                 .to_owned(),
         }));
     };
-    let key = app::master_key(&config).map_err(AppError::from)?;
+    let keyring = app::keyring(&config).map_err(AppError::from)?;
     let in_directory = config.data_dir.join("external-id.key");
     let from_key_file = args
         .from_external_id_key_file
         .or_else(|| in_directory.exists().then_some(in_directory));
-    let from_key = match from_key_file {
-        Some(file) => MasterKey::from_file(&file).map_err(AppError::from)?,
-        None => app::master_key(&config).map_err(AppError::from)?,
+    let from_keyring = match from_key_file {
+        Some(file) => Keyring::from_file(&file).map_err(AppError::from)?,
+        None => app::keyring(&config).map_err(AppError::from)?,
     };
     let options = app::store_options(&config);
     info!(data_dir = %config.data_dir.display(), "moving to shared storage");
-    let moved = Store::move_out(&options, &from_key, &shared, &key, args.drop_issued).await?;
+    let moved =
+        Store::move_out(&options, &from_keyring, &shared, &keyring, args.drop_issued).await?;
     let data_dir = config.data_dir.display();
     let Some(Moved {
         integrations,

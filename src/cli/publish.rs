@@ -10,12 +10,12 @@ use std::{
 use clap::Args;
 use uuid::Uuid;
 
-use super::{report_error, shutdown_on_signals};
+use super::{report_error, service::ServiceArgs, shutdown_on_signals};
 use crate::{
     config::EXIT_USAGE,
     publish::{self, ConsoleReporter, Input, PublishOptions},
 };
-use siem_client::{self, PublisherOptions};
+use siem_client::PublisherOptions;
 
 /// Time that an interrupted run waits for the answers in flight.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
@@ -37,6 +37,10 @@ const MIB: u32 = 1 << 20;
 /// read rotated files that are known to have had that path. If the path is missing or cannot
 /// be opened, the publisher waits for it. Several files for one sensor, which Suricata
 /// writes with a % in filename or with threaded: yes, need one publisher each.
+///
+/// Over https:// the service's certificate is verified, and the publisher names itself by a
+/// client certificate (--cert, --key), a token (--token-file) or both. Certificates are read
+/// again for each connection. A token is not sent to an http:// address beyond loopback.
 ///
 /// Exit codes: 0 if the whole input was read (with --follow, up to the signal), no line was
 /// broken and every alert was accepted, also if there was no alert; 64 if the options are
@@ -61,9 +65,8 @@ pub struct PublishArgs {
     /// The sensor's device id. The events of one device stay in order.
     #[arg(long, value_name = "UUID")]
     device: Uuid,
-    /// The address of the service.
-    #[arg(long, value_name = "URL", default_value = siem_client::DEFAULT_ADDRESS, env = "SIEM_RELAY_ADDRESS")]
-    address: String,
+    #[command(flatten)]
+    service: ServiceArgs,
     /// The first line to read, counted from 1. An interrupted run prints the line at which to
     /// continue.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
@@ -112,10 +115,10 @@ impl From<PublishArgs> for PublishOptions {
         let give_up_after = args.give_up_after();
         Self {
             input: args.input(),
+            service: args.service.options(),
             organization_id: args.organization,
             network_id: args.network,
             device_id: args.device,
-            address: args.address,
             from_line: args.from_line,
             shutdown_grace: SHUTDOWN_GRACE,
             publisher: PublisherOptions {
@@ -203,5 +206,7 @@ mod tests {
     fn conflicting_options_are_refused() {
         assert!(options("--eve x --follow --from-line 3").is_err());
         assert!(options("--eve x --state-file s").is_err());
+        assert!(options("--eve x --cert c").is_err());
+        assert!(options("--eve x --key k").is_err());
     }
 }

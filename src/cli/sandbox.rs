@@ -12,7 +12,7 @@ use aws_stand_in::vendor_credentials;
 use clap::Args;
 use uuid::Uuid;
 
-use super::{report_error, shutdown_on_signals};
+use super::{organization_id, report_error, shutdown_on_signals};
 use crate::{
     config::{Config, EXIT_USAGE},
     domain::organization::OrganizationId,
@@ -47,8 +47,12 @@ pub struct SandboxArgs {
     #[arg(long, value_name = "FILE")]
     eve: Option<PathBuf>,
     /// The organization of the events.
-    #[arg(long, value_name = "ID", default_value = "acme", value_parser = organization)]
+    #[arg(long, value_name = "ID", default_value = "acme", value_parser = organization_id)]
     organization: OrganizationId,
+    /// Use TLS, client certificates and tokens. Makes development credentials in the temporary
+    /// directory; the printed commands use them.
+    #[arg(long, conflicts_with = "aws_only")]
+    secure: bool,
     /// The network that the sensor of the EVE file watches.
     #[arg(long, value_name = "UUID", requires = "eve", default_value_t = DEFAULT_NETWORK)]
     network: Uuid,
@@ -68,10 +72,6 @@ pub struct SandboxArgs {
     /// The log level of the service.
     #[arg(long, value_name = "LEVEL", default_value = DEFAULT_LOG_LEVEL)]
     log_level: String,
-}
-
-fn organization(text: &str) -> Result<OrganizationId, String> {
-    OrganizationId::new(text).map_err(|error| error.to_string())
 }
 
 impl From<SandboxArgs> for Options {
@@ -96,6 +96,7 @@ impl From<SandboxArgs> for Options {
             },
             aws_port: args.aws_port.unwrap_or(0),
             organization: args.organization,
+            is_secure: args.secure,
             feed,
             stall_timeout: Duration::from_secs(args.timeout.into()),
         }
@@ -215,6 +216,7 @@ mod tests {
             "--events 5 --eve x",
             "--events 0",
             "--aws-only --events 5",
+            "--aws-only --secure",
             "--organization a/b",
             "--network 4e740000-0000-4000-8000-000000000001",
             "--timeout 0",

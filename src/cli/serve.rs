@@ -147,7 +147,8 @@ fn value_name(setting: &str) -> &'static str {
     match setting {
         "listen" => "ADDRESS:PORT",
         "data-dir" => "DIR",
-        _ if setting.ends_with("-file") => "FILE",
+        "admin-socket" | "callers" => "FILE",
+        _ if setting.ends_with("-file") || setting.starts_with("tls-") => "FILE",
         _ if setting.ends_with("-url") => "URL",
         _ if setting.ends_with("-ms") => "MILLISECONDS",
         _ if setting.ends_with("-seconds") => "SECONDS",

@@ -2,19 +2,21 @@
 //! name of the setting; it describes the problem and the remedy.
 
 use std::{
-    fmt::{self, Display},
-    net::{IpAddr, SocketAddr},
+    fmt::Display,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::RangeInclusive,
     path::PathBuf,
-    sync::Arc,
     time::Duration,
 };
 
-use secrecy::{ExposeSecret, SecretBox, SecretString};
+use secrecy::SecretString;
 use tracing_subscriber::EnvFilter;
 
 use super::source::nearest;
-use crate::domain::arn::RoleArn;
+use crate::{
+    domain::arn::RoleArn,
+    store::{Keyring, KeyringError},
+};
 
 /// Type and limits of one setting.
 pub(super) trait Rule {
@@ -71,7 +73,7 @@ impl Rule for Address {
     type Value = SocketAddr;
 
     fn limits(&self) -> String {
-        "IP address and port; loopback, unless `insecure` is set".to_owned()
+        "IP address and port; loopback, unless there are TLS and authentication".to_owned()
     }
 
     fn parse(&self, text: &str) -> Result<SocketAddr, String> {
@@ -87,6 +89,24 @@ impl Rule for Address {
                 "{text:?} is not an IP address and a port (host names are not resolved); {advice}"
             )
         })
+    }
+}
+
+/// An address as [`Address`] takes it, or a port of 127.0.0.1 alone.
+pub(super) struct MetricsAddress;
+
+impl Rule for MetricsAddress {
+    type Value = SocketAddr;
+
+    fn limits(&self) -> String {
+        "port of 127.0.0.1, or IP address and port".to_owned()
+    }
+
+    fn parse(&self, text: &str) -> Result<SocketAddr, String> {
+        match text.parse::<u16>() {
+            Ok(port) => Ok((Ipv4Addr::LOCALHOST, port).into()),
+            Err(_) => Address.parse(text),
+        }
     }
 }
 
@@ -116,7 +136,7 @@ impl Rule for KeyFile {
     }
 
     fn parse(&self, text: &str) -> Result<PathBuf, String> {
-        if key(text).is_some() {
+        if Keyring::parse(text).is_ok() {
             return Err(
                 "is a key instead of a path; write a new key into a file that only this service \
                  can read, and give its path. Do not use this key, because others may have seen it"
@@ -127,7 +147,7 @@ impl Rule for KeyFile {
     }
 }
 
-/// The path of a file with a secret.
+/// The path of a file, such as one with a secret.
 pub(super) struct SecretFile;
 
 impl Rule for SecretFile {
@@ -138,6 +158,30 @@ impl Rule for SecretFile {
     }
 
     fn parse(&self, text: &str) -> Result<PathBuf, String> {
+        path(text)
+    }
+}
+
+/// The path of a Unix socket.
+pub(super) struct Socket;
+
+/// Most bytes of the path of a Unix socket: `sun_path` has 108, with a NUL.
+pub const MAX_SOCKET_PATH: usize = 107;
+
+impl Rule for Socket {
+    type Value = PathBuf;
+
+    fn limits(&self) -> String {
+        format!("path of up to {MAX_SOCKET_PATH} bytes")
+    }
+
+    fn parse(&self, text: &str) -> Result<PathBuf, String> {
+        if text.len() > MAX_SOCKET_PATH {
+            return Err(format!(
+                "has {} bytes, and the path of a socket at most {MAX_SOCKET_PATH}; give a shorter one",
+                text.len()
+            ));
+        }
         path(text)
     }
 }
@@ -328,6 +372,64 @@ impl Rule for Text {
     }
 }
 
+/// Origins of web pages, in the form in which browsers send them.
+pub(super) struct Origins;
+
+/// Most origins: each is compared with that of a request.
+const MAX_ORIGINS: usize = 64;
+
+impl Rule for Origins {
+    type Value = Vec<String>;
+
+    fn limits(&self) -> String {
+        format!("up to {MAX_ORIGINS} of `https://HOST`, `https://HOST:PORT` or `http://HOST:PORT`")
+    }
+
+    fn parse(&self, text: &str) -> Result<Vec<String>, String> {
+        let origins: Vec<&str> = text.split(',').map(str::trim).collect();
+        if origins.len() > MAX_ORIGINS {
+            return Err(format!(
+                "has {} origins; give at most {MAX_ORIGINS}",
+                origins.len()
+            ));
+        }
+        origins.into_iter().map(origin).collect()
+    }
+
+    fn absent(&self) -> Option<Vec<String>> {
+        Some(Vec::new())
+    }
+}
+
+/// Serialization of an origin: scheme and host in lower case, without the default port
+/// (<https://html.spec.whatwg.org/#ascii-serialisation-of-an-origin>).
+fn origin(text: &str) -> Result<String, String> {
+    let wrong = |problem: &str| {
+        Err(format!(
+            "{text:?} {problem}; give origins such as https://soc.example.com, separated by commas"
+        ))
+    };
+    if text == "*" {
+        return wrong("would let the pages of anyone call the API");
+    }
+    let lower = text.to_ascii_lowercase();
+    let (scheme, default_port, rest) = match lower.split_once("://") {
+        Some(("https", rest)) => ("https", ":443", rest),
+        Some(("http", rest)) => ("http", ":80", rest),
+        _ => return wrong("does not begin with https:// or http://"),
+    };
+    let host = rest.strip_suffix(default_port).unwrap_or(rest);
+    let is_authority = host.parse::<http::uri::Authority>().is_ok_and(|authority| {
+        let port = authority.as_str().strip_prefix(authority.host());
+        // A trailing colon is no port.
+        !authority.host().is_empty() && (port == Some("") || authority.port_u16().is_some())
+    });
+    if !is_authority || host.contains(['@', '*']) {
+        return wrong("is not an origin, which has a host, and no path, user or wildcard");
+    }
+    Ok(format!("{scheme}://{host}"))
+}
+
 /// The ARN of an IAM role.
 pub(super) struct Role;
 
@@ -417,59 +519,35 @@ pub(super) const CLIENTS: Choice<PutRecordsClient> = Choice([
     ("sdk", PutRecordsClient::Sdk),
 ]);
 
-/// A key of 256 bits. It is wiped from memory when its last copy is dropped, and its `Debug`
-/// output does not contain it.
-#[derive(Clone)]
-pub struct ExternalIdKey(Arc<SecretBox<[u8; 32]>>);
-
-impl ExternalIdKey {
-    /// Reads a key of 64 hexadecimal characters, the form of the key file and of the
-    /// environment variable. `None` for any other text.
-    pub fn from_hex(text: &str) -> Option<Self> {
-        key(text)
-    }
-
-    /// The 32 bytes.
-    pub fn expose(&self) -> &[u8; 32] {
-        self.0.expose_secret()
-    }
-}
-
-impl fmt::Debug for ExternalIdKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ExternalIdKey([redacted])")
-    }
-}
-
+/// Keys of external IDs.
 pub(super) struct Key;
 
 impl Rule for Key {
-    type Value = ExternalIdKey;
+    type Value = Keyring;
 
     fn limits(&self) -> String {
-        "64 hexadecimal characters; not beside `external-id-key-file`".to_owned()
+        "64 hexadecimal characters, or several such keys separated by spaces; not beside \
+         `external-id-key-file`"
+            .to_owned()
     }
 
-    fn parse(&self, text: &str) -> Result<ExternalIdKey, String> {
+    fn parse(&self, text: &str) -> Result<Keyring, String> {
         // The message must not repeat the text, which is a secret or close to one.
-        key(text).ok_or_else(|| {
-            "is not a key; give 64 hexadecimal characters, for example the output of siem-relay \
-             external-id"
-                .to_owned()
+        Keyring::parse(text).map_err(|problem| {
+            let problem = match problem {
+                KeyringError::Malformed(_) => "is not a key".to_owned(),
+                problem => problem.to_string(),
+            };
+            format!(
+                "{problem}; give 64 hexadecimal characters, for example the output \
+                 of siem-relay external-id"
+            )
         })
     }
 
     fn is_secret(&self) -> bool {
         true
     }
-}
-
-fn key(text: &str) -> Option<ExternalIdKey> {
-    let mut decoded = Ok(());
-    let secret = SecretBox::init_with_mut(|bytes: &mut [u8; 32]| {
-        decoded = hex::decode_to_slice(text, bytes);
-    });
-    decoded.is_ok().then(|| ExternalIdKey(Arc::new(secret)))
 }
 
 /// A non-empty URI-reference, as CloudEvents 1.0 requires for `source`. Every record carries

@@ -3,11 +3,18 @@
 //! It is treated as a secret and never logged or stored in clear: the type has no `Display`, and
 //! its `Debug` is redacted.
 
-use std::fmt;
+use std::{collections::HashSet, fmt};
 
 use secrecy::{ExposeSecret, SecretString};
+use zeroize::Zeroizing;
 
 use super::character::BadCharacter;
+
+/// Characters of an external ID that is not short: 128 bits in hexadecimal digits.
+const STRONG_LENGTH: usize = 32;
+/// Different pairs of neighbouring characters in one that does not repeat itself. Of 32 random
+/// hexadecimal digits, one in 10^9 has fewer.
+const STRONG_PAIRS: usize = 20;
 
 /// An external ID that [STS AssumeRole] accepts: 2 to 1,224 characters of
 /// `[A-Za-z0-9_+=,.@:/-]`. Zeroed when dropped.
@@ -29,8 +36,9 @@ pub enum ExternalIdError {
 }
 
 impl ExternalId {
-    /// Checks and wraps a text, which is moved, not copied.
+    /// Checks a text and copies it. The given text is wiped, also if it is refused.
     pub fn parse(text: String) -> Result<Self, ExternalIdError> {
+        let text = Zeroizing::new(text);
         let allowed = |c: char| c.is_ascii_alphanumeric() || "_+=,.@:/-".contains(c);
         if let Some(bad) = BadCharacter::find(&text, allowed) {
             return Err(ExternalIdError::Character(bad));
@@ -38,12 +46,30 @@ impl ExternalId {
         if !(2..=1224).contains(&text.len()) {
             return Err(ExternalIdError::Length);
         }
-        Ok(Self(SecretString::from(text)))
+        // A box of the exact size: shrinking the given text may leave a copy of it behind.
+        Ok(Self(SecretString::from(Box::<str>::from(text.as_str()))))
     }
 
     /// The secret in clear, for AssumeRole and for encryption only.
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
+    }
+
+    /// Returns a warning about an external ID that others could guess, without any part of it.
+    pub fn weakness(&self) -> Option<&'static str> {
+        let text = self.expose().as_bytes();
+        let pairs: HashSet<&[u8]> = text.windows(2).collect();
+        if text.len() < STRONG_LENGTH {
+            Some(
+                "external_id has fewer than 32 characters and could be guessed: use 64 random ones, such as GenerateExternalId issues",
+            )
+        } else if pairs.len() < STRONG_PAIRS {
+            Some(
+                "external_id repeats few characters and could be guessed: use 64 random ones, such as GenerateExternalId issues",
+            )
+        } else {
+            None
+        }
     }
 
     /// The last characters, by which a person recognizes the external ID: four, but never
@@ -84,6 +110,26 @@ mod tests {
             };
             assert_eq!(refused(text), Some(ExternalIdError::Character(bad)));
         }
+    }
+
+    #[test]
+    fn a_short_or_repetitive_one_is_weak() {
+        let weakness = |text: String| ExternalId::parse(text).unwrap().weakness();
+        let warns = |text: &str, words| {
+            let warning = weakness(text.to_owned()).unwrap();
+            assert!(
+                warning.contains(words) && !warning.contains(text),
+                "{warning}"
+            );
+        };
+        warns("acme", "fewer than 32");
+        warns(&"a".repeat(1224), "repeats");
+        warns(&"0123456789abcdef".repeat(4), "repeats");
+        for _ in 0..1000 {
+            let random = format!("{:032x}", rand::random::<u128>());
+            assert_eq!(weakness(random.clone()), None, "{random}");
+        }
+        assert_eq!(weakness(uuid::Uuid::new_v4().to_string()), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::integration::Integration;
 
 pub use self::{
-    fault::{Cause, Fault, Meaning, Stage},
+    fault::{CODE_COUNT, Cause, Fault, Meaning, Stage, codes},
     table::status_table_markdown,
 };
 
@@ -53,6 +53,18 @@ named_enum! {
         ExternalIdNotRequired = "EXTERNAL_ID_NOT_REQUIRED",
         /// Nothing was delivered for a time because of a fault of this service.
         ServiceUnavailable = "SERVICE_UNAVAILABLE",
+    }
+}
+
+named_enum! {
+    /// Operation of AWS that delivery uses.
+    pub enum Operation {
+        /// STS AssumeRole, also of probes and of the canary.
+        AssumeRole = "AssumeRole",
+        /// STS GetCallerIdentity.
+        GetCallerIdentity = "GetCallerIdentity",
+        /// Kinesis PutRecords and PutRecord.
+        PutRecords = "PutRecords",
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
     eve::{EveError, Repair},
     follow::{Checkpoint, FileNotice, FollowedFile, Position, StateFileError},
 };
-use siem_client::{Ack, PublisherError, Update};
+use siem_client::{Ack, Code, PublisherError, Update};
 
 /// Number of event types that are counted separately; a hostile file could contain millions.
 const MAX_EVENT_TYPES: usize = 100;
@@ -143,7 +143,12 @@ impl Summary {
             End::Interrupted => writeln!(f, "interrupted")?,
             End::NotSaved(error) => writeln!(f, "{error}")?,
             End::ReadFailed(error) => writeln!(f, "the input cannot be read further: {error}")?,
-            End::Stopped(error) => writeln!(f, "{error}")?,
+            End::Stopped(error) => {
+                writeln!(f, "{error}")?;
+                if let PublisherError::Refused(status) = error {
+                    f.write_str(remedy(status.code()))?;
+                }
+            }
         }
         match &self.state_file {
             Some(state_file) => {
@@ -178,6 +183,21 @@ impl fmt::Display for Summary {
             writeln!(f, "NULs          {}", counts.nuls)?;
         }
         self.fmt_end(f)
+    }
+}
+
+/// Remedy for a refused call, as lines for the summary.
+fn remedy(code: Code) -> &'static str {
+    match code {
+        Code::Unauthenticated => {
+            "the service does not know the caller: give a valid token with --token-file, or a client \
+             certificate with --cert and --key\n"
+        }
+        Code::PermissionDenied => {
+            "the caller may not publish: it needs the scope siem.publish and the organization in the \
+             service's callers file\n"
+        }
+        _ => "",
     }
 }
 

@@ -34,7 +34,7 @@ fn options(running: &Running, path: impl Into<PathBuf>) -> PublishOptions {
         organization_id: "acme".into(),
         network_id: Uuid::from_u128(1),
         device_id: Uuid::from_u128(2),
-        address: format!("http://{}", running.address),
+        service: ChannelOptions::new(running.address.to_string()),
         from_line: 1,
         shutdown_grace: Duration::from_secs(30),
         publisher: PublisherOptions {
@@ -146,7 +146,7 @@ async fn rejections_name_their_lines() {
 async fn a_refused_request_counts_all_its_alerts() {
     let plan = vec![
         Fault::Accept,
-        Fault::Answer(siem_client::Code::InvalidArgument),
+        Fault::Answer(siem_client::Code::PermissionDenied),
     ];
     let server = FaultyServer::with_plan(plan);
     let running = Running::start_on_free_port(server).unwrap();
@@ -154,7 +154,7 @@ async fn a_refused_request_counts_all_its_alerts() {
     let finished = publish(options(&running, file.path())).await;
     assert_eq!(
         finished.text,
-        "lines 8 to 14: 7 alerts rejected: planned (InvalidArgument)\n"
+        "lines 8 to 14: 7 alerts rejected: planned (PermissionDenied)\n"
     );
     let counts = finished.summary.counts;
     assert_eq!((counts.accepted, counts.rejected), (14, 7));
@@ -507,7 +507,7 @@ async fn wrong_options_are_refused() {
     )
     .await;
     check(
-        &|options| options.address = "https://x:1".into(),
+        &|options| options.service = ChannelOptions::new("ftp://x:1"),
         true,
         "scheme",
     )

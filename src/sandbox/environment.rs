@@ -3,9 +3,11 @@
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
+    time::SystemTime,
 };
 
 use aws_stand_in::{Control, StandIn, vendor_credentials};
+use siem_client::ChannelOptions;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +19,7 @@ use super::{
 use crate::{
     app::{App, AppError},
     config::Config,
+    dev_credentials::{self, DevCredentials},
     sink::StandInAccess,
 };
 
@@ -33,6 +36,7 @@ pub(super) struct Environment {
     service: JoinHandle<Result<(), AppError>>,
     stop: CancellationToken,
     directory: TempDir,
+    credentials: Option<DevCredentials>,
 }
 
 impl Environment {
@@ -42,7 +46,16 @@ impl Environment {
         account.set_up(&stand_in.control())?;
         let directory = TempDir::with_prefix("siem-relay-sandbox-");
         let directory = directory.map_err(SandboxError::Directory)?;
-        let app = start_app(options.port, &stand_in, &directory).await?;
+        let credentials = match options.is_secure {
+            true => Some(DevCredentials::write(
+                &directory.path().join("credentials"),
+                &[],
+                &[],
+                SystemTime::now(),
+            )?),
+            false => None,
+        };
+        let app = start_app(options.port, &stand_in, &directory, credentials.as_ref()).await?;
         let address = app.address();
         let stop = CancellationToken::new();
         let service = tokio::spawn(app.run(stop.clone()));
@@ -52,12 +65,32 @@ impl Environment {
             service,
             stop,
             directory,
+            credentials,
         })
     }
 
     /// Address of the API.
     pub(super) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Address of the API, and the credentials that it wants. A client certificate, since a token
+    /// may expire before the sandbox ends.
+    pub(super) fn service(&self) -> ChannelOptions {
+        match &self.credentials {
+            None => ChannelOptions::new(self.address.to_string()),
+            Some(credentials) => ChannelOptions::new(format!("https://{}", self.address))
+                .ca_file(credentials.path(dev_credentials::CA))
+                .identity_files(
+                    credentials.path(dev_credentials::CLIENT_CERTIFICATE),
+                    credentials.path(dev_credentials::CLIENT_KEY),
+                ),
+        }
+    }
+
+    /// The development credentials, if the API wants some.
+    pub(super) fn credentials(&self) -> Option<&DevCredentials> {
+        self.credentials.as_ref()
     }
 
     /// Endpoint of STS and Kinesis.
@@ -112,6 +145,7 @@ async fn start_app(
     port: Port,
     stand_in: &StandIn,
     directory: &TempDir,
+    credentials: Option<&DevCredentials>,
 ) -> Result<App, SandboxError> {
     let own = vendor_credentials();
     let access = StandInAccess {
@@ -121,10 +155,15 @@ async fn start_app(
         secret_access_key: own.secret_access_key.into(),
     };
     let (Port::Exactly(first) | Port::Preferably(first)) = port;
-    match App::start(&config(first, directory)?, Some(access.clone())).await {
+    match App::start(
+        &config(first, directory, credentials)?,
+        Some(access.clone()),
+    )
+    .await
+    {
         Err(error) if !is_taken(&error) => Err(error.into()),
         Err(_) if port == Port::Preferably(first) => {
-            Ok(App::start(&config(0, directory)?, Some(access)).await?)
+            Ok(App::start(&config(0, directory, credentials)?, Some(access)).await?)
         }
         Err(_) => Err(SandboxError::PortTaken { port: first }),
         Ok(app) => Ok(app),
@@ -135,12 +174,16 @@ fn is_taken(error: &AppError) -> bool {
     matches!(error, AppError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse)
 }
 
-fn config(port: u16, directory: &TempDir) -> Result<Config, SandboxError> {
+fn config(
+    port: u16,
+    directory: &TempDir,
+    credentials: Option<&DevCredentials>,
+) -> Result<Config, SandboxError> {
     let path = directory.path();
     let data_dir = path
         .to_str()
         .ok_or_else(|| SandboxError::DirectoryName(path.to_owned()))?;
-    Ok(Config::from_pairs([
+    let settings = [
         (
             "listen",
             SocketAddr::from((Ipv4Addr::LOCALHOST, port)).to_string(),
@@ -152,5 +195,8 @@ fn config(port: u16, directory: &TempDir) -> Result<Config, SandboxError> {
             "shutdown-deadline-seconds",
             SHUTDOWN_DEADLINE_SECONDS.to_string(),
         ),
-    ])?)
+    ];
+    let secure = credentials.map(DevCredentials::settings);
+    let all = settings.into_iter().chain(secure.into_iter().flatten());
+    Ok(Config::from_pairs(all)?)
 }

@@ -5,9 +5,11 @@ use std::{io, path::PathBuf, time::Duration};
 use siem_client::Status;
 
 use super::tally::Defect;
-use crate::{app::AppError, config::ConfigError, publish::PublishError};
+use crate::{
+    app::AppError, config::ConfigError, dev_credentials::DevCredentialsError, publish::PublishError,
+};
 use aws_stand_in::ControlError;
-use siem_client::{AddressError, PublisherError};
+use siem_client::{ChannelError, PublisherError};
 
 /// Reason for which a sandbox did not start, or a run that ends by itself failed.
 #[derive(Debug, thiserror::Error)]
@@ -49,9 +51,12 @@ pub enum SandboxError {
     /// The service ended without being stopped.
     #[error("the service ended by itself")]
     Ended,
-    /// Invalid address of the service.
+    /// The service cannot be reached with these credentials.
     #[error(transparent)]
-    Address(#[from] AddressError),
+    Channel(#[from] ChannelError),
+    /// The development credentials cannot be made.
+    #[error(transparent)]
+    Credentials(#[from] DevCredentialsError),
     /// The printing thread does not start.
     #[error("cannot start the printing thread: {0}")]
     Screen(#[source] io::Error),

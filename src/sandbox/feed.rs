@@ -16,7 +16,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use super::{SandboxError, samples::Samples, screen::Screen};
 use crate::publish::{self, ConsoleReporter, PublishOptions, Summary};
 use siem_client::v1::{ErrorReason, PublishResponse};
-use siem_client::{Ack, EventSender, Publisher, PublisherOptions, Update, Updates};
+use siem_client::{Ack, EventSender, PublishLoop, PublisherOptions, Update, Updates};
 
 /// Interval of samples in a run without an end, so that a person can read along.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -32,7 +32,7 @@ impl SampleFeed {
     /// Publishes two samples a second until `stop`.
     pub(super) async fn until(self, stop: CancellationToken) -> Result<(), SandboxError> {
         let (sender, updates, publisher) =
-            Publisher::new(self.channel.clone(), PublisherOptions::default());
+            PublishLoop::new(self.channel.clone(), PublisherOptions::default());
         let publisher = AbortOnDropHandle::new(tokio::spawn(publisher.run()));
         let publish = async {
             let mut samples = Samples::new(&self.organization);
@@ -83,7 +83,7 @@ impl SampleFeed {
     /// takes one permit of `window`.
     pub(super) async fn all(self, count: u64, window: Arc<Semaphore>) -> Result<(), SandboxError> {
         let (sender, updates, publisher) =
-            Publisher::new(self.channel.clone(), PublisherOptions::default());
+            PublishLoop::new(self.channel.clone(), PublisherOptions::default());
         let publisher = AbortOnDropHandle::new(tokio::spawn(publisher.run()));
         let organization = &self.organization;
         let publish = async {

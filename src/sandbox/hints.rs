@@ -20,6 +20,10 @@ pub(super) struct Endpoints<'a> {
     external_id: &'a str,
     /// The preferred port, if it was taken.
     port_taken: Option<u16>,
+    /// Flags of grpcurl for encryption and authentication.
+    grpcurl_flags: String,
+    /// The API is encrypted.
+    scheme: &'static str,
     /// The run ends by itself: no commands to try.
     is_brief: bool,
 }
@@ -40,6 +44,14 @@ impl<'a> Endpoints<'a> {
                 Port::Preferably(port) if port != address.port() => Some(port),
                 _ => None,
             },
+            grpcurl_flags: match environment.credentials() {
+                None => "-plaintext".to_owned(),
+                Some(credentials) => credentials.grpcurl_flags(),
+            },
+            scheme: match environment.credentials() {
+                None => "http",
+                Some(_) => "https",
+            },
             is_brief: matches!(options.feed, Feed::Count(_) | Feed::Eve { .. }),
         }
     }
@@ -55,8 +67,9 @@ pub(super) fn greeting(endpoints: &Endpoints<'_>, paint: Paint) -> String {
     }
     let bold = |text: &str| paint.color(Color::Bold, text);
     lines.push(format!(
-        "{}  http://{}",
+        "{}  {}://{}",
         bold("siem-relay"),
+        endpoints.scheme,
         endpoints.address
     ));
     lines.push(format!(
@@ -78,6 +91,7 @@ fn to_try(endpoints: &Endpoints<'_>, paint: Paint) -> Vec<String> {
     let Endpoints {
         address,
         organization,
+        grpcurl_flags,
         ..
     } = endpoints;
     let named = format!(r#"{{"organization_id":"{organization}"}}"#);
@@ -116,7 +130,7 @@ fn to_try(endpoints: &Endpoints<'_>, paint: Paint) -> Vec<String> {
     for (what, method, request) in calls {
         lines.push(paint.color(Color::Dim, format!("# {what}")));
         lines.push(format!(
-            "grpcurl -plaintext -d '{request}' {address} {SERVICE}/{method}"
+            "grpcurl {grpcurl_flags} -d '{request}' {address} {SERVICE}/{method}"
         ));
     }
     lines.push(paint.color(

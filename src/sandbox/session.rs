@@ -2,7 +2,7 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use siem_client::{Channel, Code};
+use siem_client::{Channel, ChannelOptions, Code};
 use tokio::{
     sync::{Semaphore, watch},
     time::{Instant, interval, timeout},
@@ -41,8 +41,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Parts of one run.
 pub(super) struct Session<'a> {
     pub(super) options: &'a Options,
+    pub(super) service: ChannelOptions,
     pub(super) channel: Channel,
-    pub(super) address: String,
     pub(super) screen: &'a Screen,
     pub(super) integration_id: String,
     pub(super) window: Arc<Semaphore>,
@@ -72,7 +72,7 @@ pub(super) async fn run(
     shutdown: &CancellationToken,
 ) -> Result<(), SandboxError> {
     let started = Instant::now();
-    let channel = siem_client::channel(&environment.address().to_string())?;
+    let channel = environment.service().connect()?;
     let endpoints = Endpoints::new(options, environment, account);
     let records = environment.control().subscribe(STREAM_ARN)?;
     let integration_id = configure(channel.clone(), options, account).await?;
@@ -87,7 +87,7 @@ pub(super) async fn run(
     let session = Session {
         options,
         channel,
-        address: environment.address().to_string(),
+        service: environment.service(),
         screen,
         integration_id,
         window: Arc::new(Semaphore::new(WINDOW_EVENTS)),
@@ -247,7 +247,7 @@ impl Session<'_> {
             organization_id: self.options.organization.as_str().to_owned(),
             network_id: *network_id,
             device_id: *device_id,
-            address: self.address.clone(),
+            service: self.service.clone(),
             from_line: 1,
             shutdown_grace: LAST_ANSWERS,
             publisher: PublisherOptions::default(),

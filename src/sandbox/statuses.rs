@@ -94,7 +94,7 @@ impl IntegrationState {
         let color = match status {
             Status::Active => Color::Green,
             Status::Unauthorized | Status::Failing => Color::Red,
-            Status::Unknown | Status::Unspecified => Color::Yellow,
+            Status::Unknown | Status::Unspecified | Status::Paused => Color::Yellow,
         };
         let name = status.as_str_name().trim_start_matches("STATUS_");
         let mut line = paint.color(color, name);
@@ -120,34 +120,43 @@ pub(super) async fn follow(
     screen: Screen,
     latest: watch::Sender<IntegrationState>,
 ) {
-    let mut watch = StatusWatch::new(channel, Vec::new(), SILENCE_LIMIT);
+    let mut watch = StatusWatch::new(channel, Vec::new()).with_silence_limit(SILENCE_LIMIT);
     let mut shown = std::collections::HashMap::new();
     loop {
-        let (changed_organization, state) = match watch.next().await {
-            Ok(StatusEvent::Current(current)) => (
+        let changes: Vec<(String, IntegrationState)> = match watch.next().await {
+            Ok(StatusEvent::Snapshot(snapshot)) => {
+                let statuses = snapshot.statuses.into_iter();
+                let states = statuses.map(|(organization, current)| {
+                    (organization, IntegrationState::of(current.status))
+                });
+                states.collect()
+            }
+            Ok(StatusEvent::Current(current)) => vec![(
                 current.organization_id,
                 IntegrationState::of(current.status),
-            ),
+            )],
             Ok(StatusEvent::Deleted(deleted)) => {
-                (deleted.organization_id, IntegrationState::Deleted)
+                vec![(deleted.organization_id, IntegrationState::Deleted)]
             }
-            Ok(_) => continue,
-            Err(status) => {
-                screen.note(&format!("StreamStatus failed: {}", status.message()));
+            Ok(StatusEvent::Absent(_)) => continue,
+            Err(error) => {
+                screen.note(&format!("StreamStatus failed: {error}"));
                 return;
             }
         };
-        let changed = shown
-            .get(&changed_organization)
-            .is_none_or(|before: &IntegrationState| !state.is_same_status(before));
-        if changed {
-            let paint = screen.paint();
-            let title = paint.color(Color::Bold, format!("● {changed_organization}"));
-            screen.note(&format!("{title} {}", state.line(paint)));
+        for (changed_organization, state) in changes {
+            let changed = shown
+                .get(&changed_organization)
+                .is_none_or(|before: &IntegrationState| !state.is_same_status(before));
+            if changed {
+                let paint = screen.paint();
+                let title = paint.color(Color::Bold, format!("● {changed_organization}"));
+                screen.note(&format!("{title} {}", state.line(paint)));
+            }
+            if changed_organization == organization {
+                latest.send_replace(state.clone());
+            }
+            shown.insert(changed_organization, state);
         }
-        if changed_organization == organization {
-            latest.send_replace(state.clone());
-        }
-        shown.insert(changed_organization, state);
     }
 }

@@ -1,6 +1,7 @@
 //! AssumeRole: sessions that are allowed nothing but writing to the integration's stream.
 
 use std::{
+    error::Error,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -9,7 +10,7 @@ use aws_config::{Region, SdkConfig};
 use aws_sdk_sts::{
     Client,
     config::{Builder, IdentityCache},
-    error::{DisplayErrorContext, SdkError},
+    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
     operation::{
         RequestId,
         assume_role::{AssumeRoleError, AssumeRoleOutput, builders::AssumeRoleFluentBuilder},
@@ -28,14 +29,18 @@ use super::{
     clock::Clock,
     config, fault,
     muted::muted,
+    pace::Pace,
     sessions::{Lifetime, Session},
 };
-use crate::domain::{
-    arn::{Partition, RoleArn, StreamArn},
-    external_id::ExternalId,
-    integration::Integration,
-    organization::OrganizationId,
-    status::{Cause, Fault, Stage},
+use crate::{
+    domain::{
+        arn::{Partition, RoleArn, StreamArn},
+        external_id::ExternalId,
+        integration::Integration,
+        organization::OrganizationId,
+        status::{Cause, Fault, Operation, Stage},
+    },
+    metrics,
 };
 
 /// Session name of the canary role.
@@ -80,6 +85,7 @@ pub(super) struct AssumeRole {
     canary: Option<RoleArn>,
     session_prefix: String,
     clock: Clock,
+    pace: Arc<Pace>,
     muted: Dispatch,
     warned: Mutex<Option<Instant>>,
 }
@@ -90,6 +96,7 @@ impl AssumeRole {
         options: &AwsOptions,
         external_ids: Arc<dyn ExternalIds>,
         clock: Clock,
+        pace: Arc<Pace>,
     ) -> Self {
         let conf = Builder::from(sdk)
             .interceptor(clock.clone())
@@ -110,6 +117,7 @@ impl AssumeRole {
             canary: options.canary_role_arn.clone(),
             clock,
             session_prefix: options.role_session_prefix.clone(),
+            pace,
             muted: muted(),
             warned: Mutex::new(None),
         }
@@ -218,7 +226,7 @@ impl AssumeRole {
                 .policy(session_policy(&integration.stream_arn));
             self.dispatch(integration, request)
         };
-        match self.with_clock(send).await {
+        match self.with_clock(Operation::AssumeRole, send).await {
             Ok(output) => self.session(&output, start, duration, with),
             Err(error) => {
                 self.warn_of_missing_credentials(&error);
@@ -229,17 +237,25 @@ impl AssumeRole {
 
     /// Makes a call, and repeats it if its answer shows that the clock was wrong when it was
     /// signed.
-    async fn with_clock<T, E, F>(&self, send: impl Fn() -> F) -> Result<T, SdkError<E>>
+    async fn with_clock<T, E, F>(
+        &self,
+        operation: Operation,
+        send: impl Fn() -> F,
+    ) -> Result<T, SdkError<E>>
     where
+        E: Error + ProvideErrorMetadata + 'static,
         F: Future<Output = Result<T, SdkError<E>>>,
     {
+        let counted = async || {
+            let answer = send().with_subscriber(self.muted.clone()).await;
+            metrics::count_attempt(operation, answer.as_ref().err().map(fault::code));
+            answer
+        };
         let before = self.clock.offset_ms();
-        let answer = send().with_subscriber(self.muted.clone()).await;
+        let answer = counted().await;
         self.clock.report();
         match answer {
-            Err(SdkError::ServiceError(_)) if self.clock.is_off_since(before) => {
-                send().with_subscriber(self.muted.clone()).await
-            }
+            Err(SdkError::ServiceError(_)) if self.clock.is_off_since(before) => counted().await,
             answer => answer,
         }
     }
@@ -305,6 +321,16 @@ impl AssumeRole {
         }
     }
 
+    /// Assumes a role again as evidence about this service.
+    pub(super) async fn assume_again(
+        &self,
+        integration: &Integration,
+        with: AssumedWith,
+    ) -> Result<Arc<Session>, Fault> {
+        self.pace.count();
+        self.assume(integration, Tries::One(with)).await
+    }
+
     /// Reports that a role was assumed with the current external ID.
     pub(super) fn current_accepted(&self, integration: &Integration) {
         self.external_ids.current_accepted(integration);
@@ -315,20 +341,26 @@ impl AssumeRole {
         self.external_ids.is_current(integration)
     }
 
+    /// Whether a call of the sink's own may be made for the integration.
+    pub(super) fn may_call(&self, integration: &Integration) -> bool {
+        self.external_ids.may_call(integration)
+    }
+
     /// Region of STS, if one is configured.
     pub(super) fn region(&self) -> Option<&str> {
         self.client.config().region().map(AsRef::as_ref)
     }
 
     /// Checks this service's own credentials by GetCallerIdentity, which [needs no permission].
-    /// Returns their partition.
+    /// Returns their partition and account.
     ///
     /// [needs no permission]: https://docs.aws.amazon.com/STS/latest/APIReference/API_GetCallerIdentity.html
-    pub(super) async fn own_identity(&self) -> Result<Option<Partition>, Fault> {
+    pub(super) async fn own_identity(&self) -> Result<(Option<Partition>, Option<String>), Fault> {
         self.require_region()?;
+        self.pace.count();
         let send = || self.client.get_caller_identity().send();
-        match self.with_clock(send).await {
-            Ok(output) => Ok(output.arn().and_then(partition)),
+        match self.with_clock(Operation::GetCallerIdentity, send).await {
+            Ok(output) => Ok((output.arn().and_then(partition), output.account)),
             Err(error) => Err(fault::fault(Stage::AssumeRole, &error)),
         }
     }
@@ -344,6 +376,7 @@ impl AssumeRole {
     /// Checks by GetCallerIdentity in this service's own region whether a session is valid.
     pub(super) async fn check_session(&self, session: &Session) -> Result<(), Fault> {
         self.require_region()?;
+        self.pace.count();
         let send = || {
             let credentials = Builder::default()
                 .credentials_provider(session.credentials())
@@ -351,7 +384,7 @@ impl AssumeRole {
             let request = self.client.get_caller_identity().customize();
             request.config_override(credentials).send()
         };
-        match self.with_clock(send).await {
+        match self.with_clock(Operation::GetCallerIdentity, send).await {
             Ok(_) => Ok(()),
             Err(error) => Err(fault::fault(Stage::AssumeRole, &error)),
         }
@@ -361,6 +394,7 @@ impl AssumeRole {
     /// or no clear answer.
     pub(super) async fn assume_canary(&self) -> Option<bool> {
         let canary = self.canary.as_ref()?;
+        self.pace.count();
         let send = || {
             let request = self
                 .client
@@ -370,7 +404,7 @@ impl AssumeRole {
                 .policy(NOTHING_ALLOWED);
             request.send()
         };
-        match self.with_clock(send).await {
+        match self.with_clock(Operation::AssumeRole, send).await {
             Ok(_session) => Some(true),
             Err(error) => fault::fault(Stage::AssumeRole, &error)
                 .is_role_denied()
@@ -388,6 +422,7 @@ impl AssumeRole {
         integration: &Integration,
         external_id: Option<String>,
     ) -> Result<bool, Fault> {
+        self.pace.count();
         let send = || {
             let request = self
                 .request(integration)
@@ -395,7 +430,7 @@ impl AssumeRole {
                 .policy(NOTHING_ALLOWED);
             self.dispatch(integration, request)
         };
-        match self.with_clock(send).await {
+        match self.with_clock(Operation::AssumeRole, send).await {
             Ok(_session) => Ok(false),
             Err(error) => {
                 let fault = fault::fault(Stage::AssumeRole, &error);

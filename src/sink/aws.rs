@@ -14,6 +14,7 @@ use super::{
     direct::Direct,
     identity::{Identity, Urgency},
     kinesis::Kinesis,
+    pace::Pace,
     sessions::{Session, Sessions},
 };
 use crate::{
@@ -22,10 +23,14 @@ use crate::{
         attribution::IdentityState,
         event::RecordHead,
         integration::{Integration, IntegrationId},
-        status::{Cause, Fault, Meaning, Reason, Stage},
+        status::{Cause, Fault, Meaning, Operation, Reason, Stage},
     },
     gate::Gate,
+    metrics,
 };
+
+/// Calls of a test: AssumeRole and the write. Probes are counted by themselves.
+const TEST_CALLS: u32 = 2;
 
 /// Writes to Kinesis. Cheap to clone; clones share connections and sessions.
 #[derive(Clone)]
@@ -34,6 +39,7 @@ pub struct AwsSink {
     sessions: Sessions,
     kinesis: Kinesis,
     clock: Clock,
+    pace: Arc<Pace>,
     /// Writes instead of the SDK, if [`AwsOptions::put_records_client`] says so.
     direct: Option<Arc<Direct>>,
 }
@@ -60,13 +66,16 @@ impl AwsSink {
         gate: Gate,
     ) -> Self {
         let clock = Clock::default();
-        let assume_role = AssumeRole::new(sdk, options, external_ids, clock.clone());
+        let pace = Arc::<Pace>::default();
+        let assume_role =
+            AssumeRole::new(sdk, options, external_ids, clock.clone(), Arc::clone(&pace));
         let identity = Arc::new(Identity::new(assume_role, gate));
         Self {
             sessions: Sessions::new(Arc::clone(&identity), options),
             identity,
             kinesis: Kinesis::new(sdk, options.attempt_timeout, clock.clone()),
             clock: clock.clone(),
+            pace,
             direct: match options.put_records_client {
                 PutRecordsClient::Sdk => None,
                 PutRecordsClient::Direct => {
@@ -99,6 +108,7 @@ impl AwsSink {
             None => Box::pin(self.kinesis.put(session, stream, &head, records)).await,
         };
         self.clock.report();
+        metrics::count_attempt(Operation::PutRecords, first_fault(&answer).map(Fault::code));
         answer
     }
 
@@ -203,6 +213,7 @@ impl AwsSink {
     }
 
     async fn test_anew(&self, integration: &Arc<Integration>, record: Record) -> TestReport {
+        self.pace.admit(TEST_CALLS).await;
         let start = Instant::now();
         let (session, proof, is_refused) = match self.sessions.renew(integration).await {
             Ok(renewed) => renewed,
@@ -238,6 +249,7 @@ impl AwsSink {
         integration: &Arc<Integration>,
         record: Record,
     ) -> ValidationReport {
+        self.pace.admit(TEST_CALLS).await;
         let session = match self.identity.validate_only(integration).await {
             Ok(session) => session,
             Err(fault) => {
@@ -253,6 +265,10 @@ impl AwsSink {
             self.identity.prove_external_id(integration),
             self.kinesis
                 .validate_only(&session, &integration.stream_arn, &head, record),
+        );
+        metrics::count_attempt(
+            Operation::PutRecords,
+            answer.as_ref().err().map(Fault::code),
         );
         let answer = match answer {
             Err(fault) if fault.meaning() == Meaning::SessionInvalid => {
@@ -331,6 +347,10 @@ impl Sink for AwsSink {
 
     fn partition(&self) -> Option<Partition> {
         self.identity.partition()
+    }
+
+    fn account(&self) -> Option<Arc<str>> {
+        self.identity.account()
     }
 
     async fn watch_identity(&self) {

@@ -10,6 +10,9 @@ mod pool;
 mod request;
 mod transport;
 
+#[cfg(feature = "fuzzing")]
+pub use self::answer::fuzz_answer;
+
 use std::{
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,

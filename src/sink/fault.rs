@@ -1,13 +1,15 @@
 //! From the SDK's errors to a [`Fault`], by types and codes. Messages are not taken: they may
 //! repeat what was sent, the external ID included.
 
-use std::{error::Error, sync::Arc};
+use std::{error::Error, fs::File, io, sync::Arc};
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_kinesis::{
     error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
     operation::RequestId,
 };
+
+use rustix::io::Errno;
 
 use super::{RecordOutcome, connection_log};
 use crate::domain::status::{Cause, Fault, Stage};
@@ -27,12 +29,10 @@ where
         SdkError::TimeoutError(_) => Cause::Timeout,
         other if missing_credentials(other).is_some() => Cause::NoOwnCredentials,
         SdkError::DispatchFailure(failure) if failure.is_timeout() => Cause::Timeout,
-        SdkError::DispatchFailure(failure) => {
-            if let Some(error) = failure.as_connector_error() {
-                connection_log::warn(service(stage), error);
-            }
-            Cause::Connection
-        }
+        SdkError::DispatchFailure(failure) => match failure.as_connector_error() {
+            Some(error) => connection_failed(service(stage), error),
+            None => Cause::Connection,
+        },
         // Includes an endpoint that cannot be resolved: nothing was sent.
         SdkError::ConstructionFailure(_) => {
             tracing::error!(
@@ -45,6 +45,53 @@ where
         _ => Cause::Connection,
     };
     Fault::unanswered(stage, cause)
+}
+
+/// Code of a call that failed: AWS's, or the one that [`Fault::code`] has for its cause.
+pub(super) fn code<E>(error: &SdkError<E>) -> &str
+where
+    E: Error + ProvideErrorMetadata + 'static,
+{
+    let timed_out = match error {
+        SdkError::TimeoutError(_) => true,
+        SdkError::DispatchFailure(failure) => failure.is_timeout(),
+        _ => false,
+    };
+    match error {
+        SdkError::ServiceError(_) | SdkError::ResponseError(_) => {
+            error.code().unwrap_or("NotAnAwsAnswer")
+        }
+        _ if timed_out => "RequestTimeout",
+        other if missing_credentials(other).is_some() => "NoCredentials",
+        SdkError::ConstructionFailure(_) => "RequestNotBuilt",
+        _ => "ConnectionFailed",
+    }
+}
+
+/// Logs why a connection failed. Returns the cause of the fault: a lack of file descriptors is a
+/// fault of this host, and says nothing about AWS.
+pub(super) fn connection_failed(server: &str, error: &(dyn Error + 'static)) -> Cause {
+    connection_log::warn(server, error);
+    match lacks_descriptors(error) {
+        true => Cause::TooManyOpenFiles,
+        false => Cause::Connection,
+    }
+}
+
+fn lacks_descriptors(error: &(dyn Error + 'static)) -> bool {
+    let is_lack = |error: &io::Error| {
+        let code = error.raw_os_error().map(Errno::from_raw_os_error);
+        code.is_some_and(|code| code == Errno::MFILE || code == Errno::NFILE)
+    };
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.downcast_ref().is_some_and(is_lack) {
+            return true;
+        }
+        next = error.source();
+    }
+    // The resolver of names hides the reason, so that one descriptor is tried.
+    File::open("/dev/null").is_err_and(|error| is_lack(&error))
 }
 
 fn service(stage: Stage) -> &'static str {
@@ -109,4 +156,34 @@ where
         source = error.source();
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An error of a connector, around that of the system.
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot connect")]
+    struct Connecting(#[source] io::Error);
+
+    #[test]
+    fn a_lack_of_descriptors_is_no_fault_of_aws() {
+        for (code, cause) in [
+            (Errno::MFILE, Cause::TooManyOpenFiles),
+            (Errno::NFILE, Cause::TooManyOpenFiles),
+            (Errno::CONNREFUSED, Cause::Connection),
+        ] {
+            let error = Connecting(Connecting(code.into()).into_io());
+            assert_eq!(connection_failed("test", &error), cause);
+            let fault = Fault::unanswered(Stage::AssumeRole, cause);
+            assert!(!fault.is_service_refused());
+        }
+    }
+
+    impl Connecting {
+        fn into_io(self) -> io::Error {
+            io::Error::other(self)
+        }
+    }
 }

@@ -67,6 +67,8 @@ struct Evidence {
     may_not_assume: bool,
     /// Partition of this service's own credentials, once known.
     partition: Option<Partition>,
+    /// Account of this service's own credentials, once known.
+    account: Option<Arc<str>>,
     refused_sessions: RefusedSessions,
     /// Sessions are refused because of this service's fault.
     sessions_refused: bool,
@@ -144,6 +146,10 @@ impl Identity {
         self.evidence().partition
     }
 
+    pub(super) fn account(&self) -> Option<Arc<str>> {
+        self.evidence().account.clone()
+    }
+
     pub(super) fn gate(&self) -> &Gate {
         &self.gate
     }
@@ -151,6 +157,11 @@ impl Identity {
     /// Whether the integration exists in this version.
     pub(super) fn is_current(&self, integration: &Integration) -> bool {
         self.assume_role.is_current(integration)
+    }
+
+    /// Whether a call of the sink's own may be made for the integration.
+    pub(super) fn may_call(&self, integration: &Integration) -> bool {
+        self.assume_role.may_call(integration)
     }
 
     pub(super) async fn prove_external_id(&self, integration: &Integration) -> ExternalIdProof {
@@ -253,9 +264,10 @@ impl Identity {
     /// Checks our own credentials. Returns the fault if AWS refuses them or does not answer.
     async fn own_credentials_fault(&self) -> Option<Fault> {
         match self.assume_role.own_identity().await {
-            Ok(partition) => {
+            Ok((partition, account)) => {
                 let mut evidence = self.evidence();
                 evidence.partition = partition.or(evidence.partition);
+                evidence.account = account.map(Into::into).or(evidence.account.take());
                 None
             }
             Err(fault) => Some(fault),
@@ -311,7 +323,7 @@ impl Identity {
     }
 
     fn note_refused_credentials(&self, fault: &Fault) {
-        if fault.meaning() == Meaning::Ours && fault.cause != Cause::SecretUnreadable {
+        if fault.is_service_refused() {
             self.set_refused(fault);
         }
     }
@@ -352,7 +364,7 @@ impl Identity {
     /// are not attributed to the customer yet.
     async fn judge_by_sts(&self, fault: Fault, since: Instant, is_early: bool) -> Fault {
         match self.own_identity_since(since).await {
-            Some(Err(own)) if own.meaning() == Meaning::Ours => self.as_credentials_refused(fault),
+            Some(Err(own)) if own.is_service_refused() => self.as_credentials_refused(fault),
             Some(Ok(())) if fault.is_unknown_session() && !is_early => as_customers(fault),
             _ => as_ours(fault),
         }
@@ -379,7 +391,7 @@ impl Identity {
             },
             Attribution::AskSts => match self.assume_role.check_session(session).await {
                 Ok(()) => as_customers(fault),
-                Err(own) if own.meaning() == Meaning::Ours => self.as_sessions_refused(fault),
+                Err(own) if own.is_service_refused() => self.as_sessions_refused(fault),
                 Err(_) => as_ours(fault),
             },
         }
@@ -589,11 +601,11 @@ impl Identity {
     /// Assumes a recent role again. Returns whether it could be assumed; None without a clear
     /// answer.
     async fn assume_again(&self, (integration, with): &Role) -> Option<bool> {
-        let current = || self.is_current(integration);
-        let assume = self.assume_role.assume(integration, Tries::One(*with));
+        let may_call = || self.may_call(integration);
+        let assume = self.assume_role.assume_again(integration, *with);
         let answer = self
             .gate
-            .call(integration.integration_id, current, assume)
+            .call(integration.integration_id, may_call, assume)
             .await?;
         let (key, now) = (integration.integration_id, Instant::now().into_std());
         match answer {

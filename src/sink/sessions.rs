@@ -315,12 +315,13 @@ impl Sessions {
         let integration = integration.clone();
         tokio::spawn(async move {
             let identity = &sessions.identity;
-            let current = || identity.is_current(&integration);
+            let may_call = || identity.may_call(&integration);
             let renewal = sessions.renew_ahead(&integration);
-            // None if the integration was deleted or replaced, so that the session is not needed.
+            // None if the integration was deleted or replaced, or this instance's lease has ended, so
+            // that the session is not needed.
             let _ended = identity
                 .gate()
-                .call(integration.integration_id, current, renewal)
+                .call(integration.integration_id, may_call, renewal)
                 .await;
         });
     }

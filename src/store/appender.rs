@@ -15,7 +15,6 @@ use std::{
 
 use tokio::{
     sync::{
-        OwnedSemaphorePermit,
         mpsc::{self, Permit, error::TrySendError},
         oneshot,
     },
@@ -30,7 +29,7 @@ use super::{
     partition::Partitions,
     ports::{EventLog, Partition},
 };
-use crate::domain::segment::Segments;
+use crate::{domain::segment::Segments, metrics};
 
 /// Requests that wait to be appended to one partition.
 const QUEUE: usize = 1024;
@@ -60,15 +59,19 @@ enum Answer {
     Part(Arc<Mutex<Parts>>),
 }
 
+/// Reservation of the memory of a request, until it is dropped.
+pub type MemoryHold = Box<dyn Send + Sync>;
+
 /// A request that was not answered.
 struct Request {
     held: Held,
+    began_at: Instant,
     reply: oneshot::Sender<Result<(), StoreError>>,
 }
 
 /// Memory that the events of a request count against until they are durable.
 struct Held {
-    _memory: Option<OwnedSemaphorePermit>,
+    _memory: Option<MemoryHold>,
     _incoming: Incoming,
 }
 
@@ -93,6 +96,9 @@ impl Answer {
 impl Request {
     fn answer(self, result: Result<(), StoreError>) {
         drop(self.held);
+        if result.is_ok() {
+            metrics::ACK_DURATION.record(self.began_at.elapsed());
+        }
         // A caller that is gone does not need the answer.
         let _gone = self.reply.send(result);
     }
@@ -197,7 +203,7 @@ impl Appender {
     pub(super) async fn append(
         &self,
         segments: Segments,
-        memory: Option<OwnedSemaphorePermit>,
+        memory: Option<MemoryHold>,
         incoming: Incoming,
     ) -> Result<impl Future<Output = Result<(), StoreError>> + Send + use<>, StoreError> {
         let (reply, result) = oneshot::channel();
@@ -206,6 +212,7 @@ impl Appender {
                 _memory: memory,
                 _incoming: incoming,
             },
+            began_at: Instant::now(),
             reply,
         };
         match &*self.lanes {
@@ -364,14 +371,21 @@ impl Task {
         let revision = self.catalog.replica().applied();
         let mut group = Group::default();
         let mut answers = Vec::with_capacity(requests.len());
+        let mut events = 0;
         for Append { segments, answer } in requests {
+            events += u64::from(segments.events());
             group.add(segments);
             answers.push(answer);
         }
         let entries = group.into_entries(revision, rand::random);
         self.load.set_appending(true);
+        let began_at = Instant::now();
         let result = self.log.append(self.partition, entries).await;
         self.load.set_appending(false);
+        if result.is_ok() {
+            metrics::LOG_COMMIT_DURATION.record(began_at.elapsed());
+            metrics::EVENTS_ACCEPTED.add(events);
+        }
         if result.is_ok()
             && let Some(partitions) = &self.partitions
         {

@@ -122,6 +122,11 @@ impl Backpressure {
         }
     }
 
+    /// Bytes in the tail, and the budget.
+    pub(super) fn levels(&self) -> (usize, usize) {
+        (self.bytes.load(Ordering::Relaxed), self.budget())
+    }
+
     fn press(&self, press: impl Fn()) {
         if !self.pressed.swap(true, Ordering::Relaxed) {
             press();

@@ -23,6 +23,7 @@ use super::{
     work::WorkFeed,
 };
 use crate::domain::{
+    audit::Actor,
     integration::IntegrationId,
     map::Map,
     organization::OrganizationId,
@@ -196,9 +197,10 @@ impl Catalog {
     pub(super) async fn delete(
         &self,
         organization_id: &OrganizationId,
-        caller: &str,
-    ) -> Result<Option<Tombstone>, StoreError> {
-        let deleted = self.registry.delete(organization_id, caller).await?;
+        etag: Option<&str>,
+        actor: &Actor,
+    ) -> Result<Option<Tombstone>, ConfigureError> {
+        let deleted = self.registry.delete(organization_id, etag, actor).await?;
         match &deleted {
             // From here on the deletion must be finished.
             Some(tombstone) => self.wait_for(tombstone.revision).await,
@@ -211,9 +213,10 @@ impl Catalog {
         &self,
         id: IntegrationId,
         version: u64,
+        now: Timestamp,
     ) -> Result<(), StoreError> {
         self.registry
-            .retire_previous_external_id(id, version)
+            .retire_previous_external_id(id, version, now)
             .await?;
         self.refresh().await
     }

@@ -32,7 +32,7 @@ pub enum StoreError {
     Sealing,
 }
 
-/// Reason that a Configure changed nothing.
+/// Reason that a Configure or a Delete changed nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigureError {
     /// The etag is not the current one.
@@ -47,6 +47,17 @@ pub enum ConfigureError {
     /// Another organization uses the external ID, or it was issued to it.
     #[error("another organization uses this external ID: choose a new one")]
     ExternalIdInUse,
+    /// It could not be stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Reason that no external ID was issued.
+#[derive(Debug, thiserror::Error)]
+pub enum IssueError {
+    /// The organization has as many as may be issued and not used.
+    #[error("the organization has too many external IDs that are not used")]
+    TooMany,
     /// It could not be stored.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -6,10 +6,12 @@
 //!
 //! docs/decisions/kafka-client.md says why the client is librdkafka.
 
+mod admin;
 mod client;
 mod reader;
 #[cfg(test)]
 mod tests;
+mod token;
 mod topic;
 mod url;
 mod writer;
@@ -27,9 +29,7 @@ use std::{
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use rand::Rng;
-use rdkafka::{
-    Offset, TopicPartitionList, error::KafkaError as ClientError, types::RDKafkaErrorCode,
-};
+use rdkafka::{error::KafkaError as ClientError, types::RDKafkaErrorCode};
 use secrecy::SecretString;
 use tokio::{
     sync::{Notify, watch},
@@ -37,12 +37,17 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-pub use self::topic::create_topic;
 use self::{
+    admin::AdminError,
     client::{Clients, Credentials, Notes},
     reader::Reader,
     topic::{Settings, check_replicas, check_settings, in_sync},
     writer::{PartitionLog, State, encode, unavailable},
+};
+pub use self::{
+    token::{Token, TokenIssuer, Tokens},
+    topic::create_topic,
+    url::LogCredentials,
 };
 use super::{
     error::{Failure, StoreError},
@@ -104,6 +109,13 @@ pub enum KafkaSecurity {
         /// Settings of TLS.
         tls: Tls,
     },
+    /// Tokens (OAUTHBEARER) over TLS.
+    Token {
+        /// The tokens.
+        tokens: Tokens,
+        /// Settings of TLS.
+        tls: Tls,
+    },
 }
 
 /// A password.
@@ -146,11 +158,39 @@ pub struct Certificate {
 }
 
 impl KafkaSecurity {
-    /// Files with credentials.
+    /// Gets the first token, if there are any.
+    async fn start(&self) -> Result<(), KafkaError> {
+        match self {
+            Self::Token { tokens, .. } => tokens.start().await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Files that only their owner may use.
+    fn secret_files(&self) -> Vec<&Path> {
+        let (password, tls) = match self {
+            Self::Plaintext => (None, None),
+            Self::Tls(tls) | Self::Token { tls, .. } => (None, Some(tls)),
+            Self::Sasl { password, tls, .. } => (Some(password), Some(tls)),
+        };
+        let password = password.and_then(|password| match password {
+            Password::File(file) => Some(file),
+            Password::Given(_) => None,
+        });
+        let certificate = tls.and_then(|tls| tls.certificate.as_ref());
+        let key = certificate.map(|one| &one.key_file);
+        password
+            .into_iter()
+            .chain(key)
+            .map(PathBuf::as_path)
+            .collect()
+    }
+
+    /// Files with credentials, except tokens: connections renew these by themselves.
     fn files(&self) -> Vec<&Path> {
         let (password, tls) = match self {
             Self::Plaintext => (None, None),
-            Self::Tls(tls) => (None, Some(tls)),
+            Self::Tls(tls) | Self::Token { tls, .. } => (None, Some(tls)),
             Self::Sasl { password, tls, .. } => match password {
                 Password::File(file) => (Some(file), Some(tls)),
                 Password::Given(_) => (None, Some(tls)),
@@ -178,6 +218,9 @@ pub enum KafkaError {
         /// The error.
         source: io::Error,
     },
+    /// There is no token.
+    #[error("cannot get a token for Kafka: {0}")]
+    Token(String),
     /// The library refuses a setting.
     #[error("the Kafka client refuses its settings: {0}")]
     Settings(String),
@@ -428,13 +471,22 @@ impl KafkaLog {
     }
 
     pub(super) async fn open_with(options: &KafkaOptions, pace: Pace) -> Result<Self, KafkaError> {
+        options.security.start().await?;
         let notes = Arc::new(Notes::default());
         let started = blocking({
             let (options, notes) = (options.clone(), Arc::clone(&notes));
             move || start(&options, pace.fetch_wait, notes)
         });
         let (clients, view, cluster) = started.await?;
-        let settings = read_settings(&clients, options).await?;
+        let settings = match read_settings(&clients, options).await {
+            Ok(settings) => settings,
+            // Leaders that do not answer are the better explanation.
+            Err(error) => {
+                let answers = ask_leaders(&clients, &view).await;
+                let failures = silent_leaders(&answers, &view, options);
+                return Err(failures.into_iter().next().unwrap_or(error));
+            }
+        };
         let mut violations = check_settings(&settings, options.allow_single_replica);
         violations.extend(view.violation.clone());
         if !violations.is_empty() {
@@ -474,12 +526,7 @@ impl KafkaLog {
     /// Deletes the topic.
     #[cfg(test)]
     pub(super) async fn delete_topic(&self) -> Result<(), String> {
-        let clients = self.shared.clients();
-        let topics = [self.shared.options.topic.as_str()];
-        let deleted = clients
-            .admin()
-            .delete_topics(&topics, &Clients::admin_options());
-        deleted.await.map(drop).map_err(|error| error.to_string())
+        tests::delete_topic(&self.shared.options).await
     }
 
     fn partition(&self, partition: Partition) -> Result<&Arc<PartitionLog>, StoreError> {
@@ -512,7 +559,44 @@ fn start(
     Ok((clients, view, cluster))
 }
 
-async fn read_settings(clients: &Clients, options: &KafkaOptions) -> Result<Settings, KafkaError> {
+/// Asks one partition of each leader for its offsets. Returns the errors.
+async fn ask_leaders(clients: &Arc<Clients>, view: &View) -> Vec<(i32, Option<String>)> {
+    let partition_of = |leader| {
+        let mut partitions = view.partitions.iter();
+        partitions.position(|one| one.leader == Some(leader))
+    };
+    let leaders = view.leaders().into_iter();
+    let asked = leaders.filter_map(|leader| Some((leader, partition_of(leader)?)));
+    let answers = asked.map(async |(leader, partition)| {
+        let clients = Arc::clone(clients);
+        let offsets = blocking(move || clients.offsets(partition as Partition)).await;
+        (leader, offsets.err())
+    });
+    join_all(answers).await
+}
+
+/// Errors for the leaders that did not answer [`ask_leaders`].
+fn silent_leaders(
+    answers: &[(i32, Option<String>)],
+    view: &View,
+    options: &KafkaOptions,
+) -> Vec<KafkaError> {
+    let failed = |(leader, error): &(i32, Option<String>)| {
+        let address = view.brokers.iter().find(|(id, _)| id == leader);
+        Some(KafkaError::Advertised {
+            brokers: options.brokers.join(","),
+            broker: *leader,
+            address: address.map_or_else(String::new, |(_, address)| address.clone()),
+            reason: error.clone()?,
+        })
+    };
+    answers.iter().filter_map(failed).collect()
+}
+
+async fn read_settings(
+    clients: &Arc<Clients>,
+    options: &KafkaOptions,
+) -> Result<Settings, KafkaError> {
     let settings = topic::settings(clients, &options.topic).await;
     settings.map_err(|reason| KafkaError::Topic {
         topic: options.topic.clone(),
@@ -590,20 +674,7 @@ impl Shared {
             brokers: brokers.clone(),
             reason,
         })?;
-        let partition_of = |leader| {
-            view.partitions
-                .iter()
-                .position(|one| one.leader == Some(leader))
-        };
-        let asked = leaders
-            .iter()
-            .filter_map(|leader| Some((*leader, partition_of(*leader)?)));
-        let answers = join_all(asked.map(async |(leader, partition)| {
-            let clients = Arc::clone(&clients);
-            let offsets = blocking(move || clients.offsets(partition as Partition)).await;
-            (leader, offsets.err())
-        }));
-        let answers = answers.await;
+        let answers = ask_leaders(&clients, view).await;
         for (partition, replicas) in self.partitions.iter().zip(&view.partitions) {
             partition.set_leader(replicas.leader);
             let reached = |(leader, error): &(i32, Option<String>)| {
@@ -613,18 +684,7 @@ impl Shared {
                 partition.resume(u64::MAX);
             }
         }
-        let failures: Vec<KafkaError> = answers
-            .iter()
-            .filter_map(|(leader, error)| {
-                let address = view.brokers.iter().find(|(id, _)| id == leader);
-                Some(KafkaError::Advertised {
-                    brokers: brokers.clone(),
-                    broker: *leader,
-                    address: address.map_or_else(String::new, |(_, address)| address.clone()),
-                    reason: error.clone()?,
-                })
-            })
-            .collect();
+        let failures = silent_leaders(&answers, view, &self.options);
         let some_answered = failures.len() < answers.len();
         for failure in failures {
             if !some_answered {
@@ -814,16 +874,12 @@ impl Shared {
     async fn delete(&self, targets: &[(Partition, u64)]) -> Vec<Partition> {
         let clients = self.clients();
         let topic = &self.options.topic;
-        let mut list = TopicPartitionList::new();
-        for (partition, offset) in targets {
-            let offset = Offset::Offset(*offset as i64);
-            // Only an invalid offset fails.
-            let _added = list.add_partition_offset(topic, *partition as i32, offset);
-        }
-        let deleted = clients
-            .admin()
-            .delete_records(&list, &Clients::admin_options());
-        let deleted = match deleted.await {
+        let asked = Arc::clone(&clients);
+        let deleted = match blocking(move || asked.brokers()).await {
+            Ok((_, leaders)) => clients.admin().delete(topic, targets, &leaders).await,
+            Err(reason) => Err(AdminError::Other(reason)),
+        };
+        let deleted = match deleted {
             Ok(deleted) => deleted,
             Err(error) => {
                 tracing::warn!(%error, "entries that are not needed cannot be deleted from the topic");
@@ -831,12 +887,12 @@ impl Shared {
             }
         };
         let mut done = Vec::new();
-        for element in deleted.elements() {
-            match element.error() {
-                Ok(()) => done.push(element.partition() as Partition),
+        for (partition, outcome) in deleted {
+            match outcome {
+                Ok(()) => done.push(partition),
                 Err(error) => tracing::warn!(
                     %error,
-                    partition = element.partition(),
+                    partition,
                     "entries that are not needed cannot be deleted from the topic (the right Delete is required)"
                 ),
             }

@@ -2,7 +2,10 @@
 //! owners of partitions, and ends calls for which the right has lapsed.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -27,6 +30,7 @@ use crate::{
         status::{Cause, Fault, Observation, Reason, Stage},
     },
     gate::Gate,
+    metrics,
 };
 
 /// Time between polls while something happens.
@@ -59,6 +63,8 @@ pub(super) struct Membership {
     stalled_after: Duration,
     /// Limit on the bytes of all backlogs.
     backlog_bytes: u64,
+    /// Bytes of all backlogs that were seen last.
+    stored_backlogs: AtomicU64,
     health: watch::Sender<Health>,
     /// Time until which calls may be made; None without a limit.
     until: watch::Sender<Option<BootTime>>,
@@ -102,6 +108,8 @@ pub struct Health {
     pub is_over: bool,
     /// They are a quarter above it: it accepts nothing.
     pub is_full: bool,
+    /// The database has not answered the last poll.
+    pub is_silent: bool,
 }
 
 impl Membership {
@@ -123,6 +131,7 @@ impl Membership {
             gate,
             stalled_after: options.failing_after,
             backlog_bytes: options.backlog_bytes,
+            stored_backlogs: AtomicU64::new(0),
             health: watch::Sender::new(Health::default()),
             until: watch::Sender::new(polled.until),
             confirmed: watch::Sender::new(polled.confirmed),
@@ -170,6 +179,18 @@ impl Membership {
     pub(super) fn has_lapsed(&self) -> bool {
         let until = *self.until.borrow();
         until.is_some_and(|until| until <= BootTime::now() + MARGIN)
+    }
+
+    /// Time until the lease ends; None without a limit.
+    pub(super) fn lease_left(&self) -> Option<Duration> {
+        let until = *self.until.borrow();
+        until.map(|until| until.since(BootTime::now()))
+    }
+
+    /// Bytes of all backlogs as they are stored, and the limit on them; None if nothing is shared.
+    pub(super) fn stored_backlogs(&self) -> Option<(u64, u64)> {
+        let stored = self.stored_backlogs.load(Ordering::Relaxed);
+        self.is_shared().then_some((stored, self.backlog_bytes))
     }
 
     /// History of the database, which resume tokens name.
@@ -233,6 +254,7 @@ impl Membership {
             match polled {
                 Ok(polled) => {
                     if std::mem::take(&mut fails) {
+                        self.set_health(|health| health.is_silent = false);
                         tracing::info!("the database answers again");
                     }
                     self.apply(polled).await;
@@ -240,6 +262,7 @@ impl Membership {
                 Err(StoreError::Closed) => return,
                 Err(error) => {
                     if !std::mem::replace(&mut fails, true) {
+                        self.set_health(|health| health.is_silent = true);
                         tracing::error!(%error, "cannot renew the lease of this instance; deliveries end with it");
                     }
                 }
@@ -359,6 +382,7 @@ impl Membership {
         state.failing_since.remove(&owner.lease.partition);
         state.reported.remove(&owner.lease.partition);
         owner.set_delivers(state.suspended_at.is_none());
+        metrics::TAKEOVERS.add(1);
         self.partitions.insert(Arc::clone(&owner));
         drop(state);
         if owner.has_failed() && self.is_shared() {
@@ -507,6 +531,7 @@ impl Membership {
 
     /// Ends all calls of a partition that this instance does not own any more.
     async fn lose(&self, owner: &Owner) {
+        metrics::PARTITIONS_LOST.add(1);
         owner.set_delivers(false);
         self.partitions.remove(owner.lease);
         let ids = owner.ids();
@@ -540,6 +565,7 @@ impl Membership {
             );
         }
         self.partitions.remove(lease);
+        metrics::PARTITIONS_LOST.add(1);
         owner.stop();
         if let Err(error) = self.ownership.release(&[lease]).await {
             // Another instance takes it over all the same: the next poll asks again.
@@ -580,6 +606,7 @@ impl Membership {
             }
             match self.of_owners.ledger.backlog_bytes().await {
                 Ok(bytes) => {
+                    self.stored_backlogs.store(bytes, Ordering::Relaxed);
                     let (limit, before) = (self.backlog_bytes, self.health.borrow().is_over);
                     let is_over = bytes >= limit;
                     self.set_health(|health| {

@@ -38,16 +38,17 @@ use futures_util::future::join_all;
 
 use super::{
     Engines, GiveUp, OpenError, SharedError, SharedOptions, Store, StoreError, StoreOptions, Which,
+    check_keys,
     partition::Owner,
     ports::{
         BacklogChange, Checkpoint, Lease, Ledger, LedgerRow, LedgerUpdate, Partition, Position,
         Registry, RegistryChange,
     },
     postgres::{self, MoveInError, move_in},
-    secret::{MasterKey, Sealer},
+    secret::{Keyring, Resealer, Sealer},
     sql::{
         self,
-        copy::{Resealed, copy_registry, partition_of, revisions, row_counts, unused_issued},
+        copy::{copy_registry, partition_of, revisions, row_counts, unused_issued},
     },
     sqlite,
 };
@@ -111,7 +112,7 @@ pub enum MoveError {
     Lost,
     /// Issued external IDs would be lost.
     #[error(
-        "{0} external IDs were issued and are not used by an integration yet: only their hashes under the present key are known, so they can be moved only with the same key; with --drop-issued they are left out, and their organizations have to generate others"
+        "{0} external IDs were issued by an earlier version and are not used by an integration yet: only their hashes under the present key are known, so they can be moved only with the same key; with --drop-issued they are left out, and their organizations have to generate others"
     )]
     Issued(u64),
     /// The copy is not equal to the source.
@@ -139,21 +140,21 @@ struct Target {
 
 impl Store {
     /// Moves everything out of the directory of `options`, which no other process may use, into
-    /// empty shared storage; see the module. `from_key` is the key of the directory, `key` that of
-    /// the shared storage. `drop_issued` allows to leave out what [`MoveError::Issued`] counts.
+    /// empty shared storage; see the module. `from_keyring` has the keys of the directory,
+    /// `keyring` those of the shared storage. `drop_issued` allows to leave out what [`MoveError::Issued`] counts.
     ///
     /// After an error or a kill it can be repeated. Returns None if everything was copied already.
     pub async fn move_out(
         options: &StoreOptions,
-        from_key: &MasterKey,
+        from_keyring: &Keyring,
         shared: &SharedOptions,
-        key: &MasterKey,
+        keyring: &Keyring,
         drop_issued: bool,
     ) -> Result<Option<Moved>, MoveError> {
         if !sqlite::exists(&options.data_dir) {
             return Err(MoveError::NoSource(options.data_dir.clone()));
         }
-        let (from_sealer, sealer) = (Sealer::new(from_key)?, Sealer::new(key)?);
+        let (from_sealer, sealer) = (Sealer::new(from_keyring)?, Sealer::new(keyring)?);
         let (engine, engines) = match Self::embedded(options).await {
             Err(OpenError::Moved { from, to, .. }) => {
                 let target = Target::connect(shared, options, &sealer).await?;
@@ -163,11 +164,16 @@ impl Store {
             embedded => embedded?,
         };
         let database = sql::Database::Sqlite(engine.database().clone());
-        let is_same_key = from_sealer.key_id() == sealer.key_id();
-        let store = Self::start(engines, options, from_sealer, Gate::default()).await?;
-        if store.is_sealed_with_another_key() {
+        if !check_keys(&engines, &from_sealer).await?.is_empty() {
+            engines.log.close().await;
             return Err(MoveError::SourceKey(options.data_dir.clone()));
         }
+        let from_keys = engines.registry.keys().await?;
+        let store = Self::start(engines, options, from_sealer, Gate::default()).await?;
+        let target = Target::connect(shared, options, &sealer).await?;
+        let keys = target.engines.registry.keys().await?;
+        // The first key of the keyring need not be the active one.
+        let is_same_key = from_keys.stored().eq([&*keys.active]);
         let dropped = match is_same_key {
             true => 0,
             false => unused_issued(&database).await?,
@@ -175,7 +181,6 @@ impl Store {
         if dropped > 0 && !drop_issued {
             return Err(MoveError::Issued(dropped));
         }
-        let target = Target::connect(shared, options, &sealer).await?;
         target.check_log().await?;
         let [owner] = &store.shared.partitions.all()[..] else {
             return Err(StoreError::Corrupt("the log has no owner".to_owned()).into());
@@ -190,7 +195,7 @@ impl Store {
         };
         let from = source.registry().database_id().to_owned();
         move_in::begin(&target.postgres, &from, shared.lease).await?;
-        let moved = copy(&source, &target, &sealer, dropped).await?;
+        let moved = copy(&source, &target, &sealer, is_same_key, dropped).await?;
         let revisions = revisions(&source.database).await?;
         move_in::set_copied(&target.postgres, &from, revisions).await?;
         let to = target.engines.registry.database_id();
@@ -307,23 +312,21 @@ async fn copy(
     source: &Source,
     target: &Target,
     sealer: &Sealer,
+    is_same_key: bool,
     dropped: u64,
 ) -> Result<Moved, MoveError> {
     let partitions = target.engines.log.partitions();
-    let same_key = sealer.key_id() == source.store.shared.sealer.key_id();
-    let reseal = |id, sealed| {
-        let external_id = source.store.shared.sealer.open(&sealed, id)?;
-        Ok(Resealed {
-            sealed: sealer.seal(&external_id, id)?,
-            hash: sealer.fingerprint(&external_id),
-        })
+    let keys = target.engines.registry.keys().await?;
+    let resealer = Resealer {
+        from: &source.store.shared.sealer,
+        to: sealer.under(&keys)?,
     };
     let copied = copy_registry(
         &source.database,
         &target.database,
         partitions,
-        same_key,
-        reseal,
+        is_same_key,
+        &resealer,
     );
     let copied = copied.await?;
     tracing::info!(integrations = copied.integrations, "the registry is copied");

@@ -30,12 +30,15 @@ use super::{
     queue::{Delivered, Move, Queue, Read, Released, Times},
     work::WorkFeed,
 };
-use crate::domain::{
-    chunk::Chunk,
-    delivery::Settlement,
-    integration::{IntegrationId, Progress},
-    map::{Map, Set},
-    status::Observation,
+use crate::{
+    domain::{
+        chunk::Chunk,
+        delivery::Settlement,
+        integration::{IntegrationId, Progress},
+        map::{Map, Set},
+        status::Observation,
+    },
+    metrics,
 };
 
 /// Time between attempts to write the ledger after a failure.
@@ -102,6 +105,10 @@ struct State {
     observing: Set<IntegrationId>,
     /// Time of the next write; None if there is nothing to write.
     due: Option<Instant>,
+    /// Time of the oldest change since the begin of the last write.
+    unwritten_since: Option<Instant>,
+    /// Time of the oldest change that is being written.
+    writing_since: Option<Instant>,
     closing: bool,
     trimming: Arc<Mutex<Trimming>>,
     /// Acceptance time of the oldest chunk of each backlog that there was at the start.
@@ -133,6 +140,30 @@ struct PlannedMove {
     integration_id: IntegrationId,
     moved: Option<Move>,
     changes: Vec<BacklogChange>,
+}
+
+/// Levels of a partition at one moment.
+pub(super) struct Levels {
+    /// Bytes of the entries that are needed.
+    pub(super) entry_bytes: usize,
+    /// Position after the last entry that was read.
+    pub(super) read_to: Position,
+    /// Time since the oldest change that is not durable.
+    pub(super) unwritten_for: Option<Duration>,
+    /// Integrations with pending events.
+    pub(super) pending: Vec<Pending>,
+}
+
+/// Pending events of an integration.
+pub(super) struct Pending {
+    pub(super) integration_id: IntegrationId,
+    pub(super) events: u64,
+    pub(super) bytes: u64,
+    /// Those of them that are in the backlog.
+    pub(super) backlog_events: u64,
+    pub(super) backlog_bytes: u64,
+    /// Acceptance time of the oldest one in memory.
+    pub(super) oldest: Option<Timestamp>,
 }
 
 /// Content of one write of the ledger.
@@ -224,7 +255,9 @@ impl State {
 
     fn mark_dirty(&mut self, id: IntegrationId, linger: Duration) {
         self.dirty.insert(id);
-        self.write_by(Instant::now() + linger);
+        let now = Instant::now();
+        self.unwritten_since.get_or_insert(now);
+        self.write_by(now + linger);
     }
 
     fn write_by(&mut self, due: Instant) {
@@ -527,6 +560,7 @@ impl Owner {
         let queue = state.queues.remove(&id)?;
         let mut released = Released::default();
         let progress = queue.discard(&mut released);
+        metrics::EVENTS_DISCARDED.add(progress.discarded);
         state.release(&released, &self.shared, 0);
         state.write_by(Instant::now() + self.shared.linger);
         drop(state);
@@ -554,6 +588,7 @@ impl Owner {
         let mut released = Released::default();
         if let Some(settlement) = settlement {
             queue.settle(settlement, &mut released);
+            metrics::EVENTS_DELIVERED.add(settlement.accepted);
         }
         let mut records = false;
         let observed = observed.filter(|observed| !observed.is_outdated(&queue.times));
@@ -630,6 +665,7 @@ impl Owner {
             observed,
         } = self.collect(&moves);
         if updates.is_empty() && anchor.is_none() && observed.is_empty() {
+            self.lock().writing_since = None;
             return Ok(());
         }
         let all: Vec<Observed> = observed.values().flatten().cloned().collect();
@@ -754,6 +790,7 @@ impl Owner {
             anchor: state.anchor.filter(|_| !state.anchor_is_durable),
             observed: std::mem::take(&mut state.observed),
         };
+        state.writing_since = state.unwritten_since.take();
         state.observing = batch.observed.keys().copied().collect();
         let mut dirty = std::mem::take(&mut state.dirty);
         for planned in moves {
@@ -773,6 +810,7 @@ impl Owner {
     /// Ends moves that were not written. What was not written is dirty again.
     fn cancel(&self, moves: &[PlannedMove], written: &[Written]) {
         let mut state = self.lock();
+        state.unwritten_since = state.writing_since.take().or(state.unwritten_since);
         let dirty = written.iter().map(|written| written.integration_id);
         state.dirty.extend(dirty);
         for planned in moves {
@@ -793,6 +831,7 @@ impl Owner {
     /// Takes in what is durable now.
     fn confirm(&self, moves: Vec<PlannedMove>, written: &[Written], anchor: Option<Anchor>) {
         let mut state = self.lock();
+        state.writing_since = None;
         for one in written {
             if let Some(queue) = state.queues.get_mut(&one.integration_id) {
                 queue.confirm(one.delivered, &one.backlog);
@@ -804,6 +843,7 @@ impl Owner {
                 continue;
             };
             if moved.expired > 0 {
+                metrics::EVENTS_EXPIRED.add(moved.expired);
                 tracing::error!(
                     integration_id = %id,
                     events = moved.expired,
@@ -1114,12 +1154,44 @@ impl Owner {
             changes: changes.collect(),
         };
         let written = self.write_ledger(vec![planned]).await;
-        if written.is_err()
-            && let Some(queue) = self.lock().queues.get_mut(&id)
-        {
+        if written.is_ok() {
+            metrics::EVENTS_EXPIRED.add(expired);
+        } else if let Some(queue) = self.lock().queues.get_mut(&id) {
             queue.unexpire(expired, freed_bytes);
         }
         written
+    }
+
+    /// Levels of this partition.
+    pub(super) fn levels(&self) -> Levels {
+        let state = self.lock();
+        let mut levels = Levels {
+            entry_bytes: state.entry_bytes,
+            read_to: *self.read_to.borrow(),
+            unwritten_for: state
+                .writing_since
+                .or(state.unwritten_since)
+                .map(|since| since.elapsed()),
+            pending: Vec::new(),
+        };
+        for (id, queue) in &state.queues {
+            let progress = queue.progress();
+            if progress.pending() > 0 {
+                let in_backlog = queue.backlog_events().min(progress.pending());
+                levels.pending.push(Pending {
+                    integration_id: *id,
+                    events: progress.pending(),
+                    bytes: progress.pending_bytes,
+                    backlog_events: in_backlog,
+                    backlog_bytes: match in_backlog {
+                        0 => 0,
+                        _ => progress.pending_bytes.saturating_sub(queue.bytes() as u64),
+                    },
+                    oldest: queue.oldest_pending(),
+                });
+            }
+        }
+        levels
     }
 
     /// Acceptance times of the oldest pending event in memory of each integration.

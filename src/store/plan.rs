@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{
     Configure, ConfigureError, StoreError,
     ports::{Planned, Registered},
-    secret::Sealer,
+    secret::Active,
 };
 use crate::domain::{
     external_id::ExternalId,
@@ -22,7 +22,7 @@ const PREVIOUS_VALID: Duration = Duration::from_secs(7 * 24 * 3600);
 pub(super) fn plan(
     existing: Option<&Registered>,
     configure: &Configure,
-    sealer: &Sealer,
+    sealer: Active<'_>,
     now: Timestamp,
 ) -> Result<Planned, ConfigureError> {
     let current_etag = existing.map(|registered| registered.integration.etag());
@@ -42,7 +42,7 @@ pub(super) fn plan(
 
 fn plan_creation(
     configure: &Configure,
-    sealer: &Sealer,
+    sealer: Active<'_>,
     now: Timestamp,
 ) -> Result<Planned, ConfigureError> {
     let external_id = configure
@@ -65,35 +65,44 @@ fn plan_creation(
             created_at: now,
             updated_at: now,
         },
-        fingerprint: sealer.fingerprint(external_id),
-        previous_fingerprint: None,
+        claim: sealer.claim(external_id, &configure.organization_id)?,
+        previous_claim: None,
         changed: None,
         issued_only: configure.issued_only,
-        caller: configure.caller.clone(),
+        actor: configure.actor.clone(),
     })
 }
 
 fn plan_replacement(
     before: &Integration,
     configure: &Configure,
-    sealer: &Sealer,
+    sealer: Active<'_>,
     now: Timestamp,
 ) -> Result<Planned, StoreError> {
-    let stored = sealer.open(&before.external_id, before.integration_id)?;
-    let external_id = configure
-        .external_id
-        .clone()
-        .unwrap_or_else(|| stored.clone());
-    let is_new_external_id = stored.expose() != external_id.expose();
-    let sealed = sealer.seal(&external_id, before.integration_id);
-    let previous = match (is_new_external_id, configure.keep_previous) {
-        (true, true) => Some(keep(before, stored, &external_id, sealer, now)?),
-        (true, false) => None,
-        (false, _) => open_previous(before, sealer)?,
+    let stored = match sealer.open(&before.external_id, before.integration_id) {
+        // A given one replaces what nobody can decrypt any more.
+        Err(StoreError::Sealing) if configure.external_id.is_some() => None,
+        opened => Some(opened?),
     };
-    let (previous, previous_fingerprint) = previous
-        .map(|(previous, clear)| (previous, sealer.fingerprint(&clear)))
-        .unzip();
+    let external_id = configure.external_id.clone().or_else(|| stored.clone());
+    let external_id = external_id.ok_or(StoreError::Sealing)?;
+    let is_stored = |stored: &ExternalId| stored.expose() == external_id.expose();
+    let is_new_external_id = !stored.as_ref().is_some_and(is_stored);
+    let sealed = sealer.seal(&external_id, before.integration_id);
+    let previous = match (stored, is_new_external_id, configure.keep_previous) {
+        (Some(stored), true, true) => Some(keep(before, stored, &external_id, sealer, now)?),
+        (_, true, _) => None,
+        (_, false, _) => open_previous(before, sealer)?,
+    };
+    let previous = match previous {
+        None => None,
+        Some((mut previous, clear)) => {
+            // All of a row is under one key.
+            previous.external_id = sealer.seal(&clear, before.integration_id)?;
+            Some((previous, sealer.claim(&clear, &before.organization_id)?))
+        }
+    };
+    let (previous, previous_claim) = previous.unzip();
     let differences = [
         (
             "kinesis_stream_arn",
@@ -120,12 +129,12 @@ fn plan_replacement(
             created_at: before.created_at,
             updated_at: now,
         },
-        fingerprint: sealer.fingerprint(&external_id),
-        previous_fingerprint,
+        claim: sealer.claim(&external_id, &before.organization_id)?,
+        previous_claim,
         changed: Some(changed.map(|(field, _)| field).collect()),
         // One that was configured before the policy changed may be kept.
         issued_only: configure.issued_only && is_new_external_id,
-        caller: configure.caller.clone(),
+        actor: configure.actor.clone(),
     })
 }
 
@@ -136,7 +145,7 @@ fn keep(
     before: &Integration,
     stored: ExternalId,
     new: &ExternalId,
-    sealer: &Sealer,
+    sealer: Active<'_>,
     now: Timestamp,
 ) -> Result<(PreviousExternalId, ExternalId), StoreError> {
     if before.previous_at(now).is_some()
@@ -153,16 +162,19 @@ fn keep(
     Ok((previous, stored))
 }
 
-/// Returns the previous external ID, encrypted and in clear.
+/// Returns the previous external ID, encrypted and in clear. One that cannot be decrypted is of no
+/// use, and is given up.
 fn open_previous(
     before: &Integration,
-    sealer: &Sealer,
+    sealer: Active<'_>,
 ) -> Result<Option<(PreviousExternalId, ExternalId)>, StoreError> {
     let Some(previous) = &before.previous else {
         return Ok(None);
     };
-    let clear = sealer.open(&previous.external_id, before.integration_id)?;
-    Ok(Some((previous.clone(), clear)))
+    match sealer.open(&previous.external_id, before.integration_id) {
+        Err(StoreError::Sealing) => Ok(None),
+        clear => Ok(Some((previous.clone(), clear?))),
+    }
 }
 
 #[cfg(test)]
@@ -173,10 +185,11 @@ mod tests {
     use crate::{
         domain::{
             arn::{RoleArn, StreamArn},
+            audit::Actor,
             organization::OrganizationId,
             status::{Stall, StatusDetail},
         },
-        store::secret::MasterKey,
+        store::secret::{Keyring, Sealer},
     };
 
     fn configure(external_id: Option<&str>) -> Configure {
@@ -190,7 +203,7 @@ mod tests {
             keep_previous: true,
             issued_only: true,
             etag: None,
-            caller: "test".into(),
+            actor: Actor::named("test"),
         }
     }
 
@@ -211,46 +224,58 @@ mod tests {
 
     #[test]
     fn a_corrected_external_id_does_not_replace_the_previous_one() {
-        let sealer = Sealer::new(&MasterKey::from_bytes(&[7; 32])).unwrap();
+        let sealer = Sealer::new(&Keyring::of(&[7; 32])).unwrap();
         let make = |existing: Option<&Registered>, external_id, now| {
-            plan(existing, &configure(external_id), &sealer, at(now)).unwrap()
+            plan(
+                existing,
+                &configure(external_id),
+                sealer.with_first(),
+                at(now),
+            )
+            .unwrap()
         };
-        let print = |text: &str| sealer.fingerprint(&ExternalId::parse(text.into()).unwrap());
+        let acme = OrganizationId::new("acme").unwrap();
+        let print = |text: &str| {
+            let external_id = ExternalId::parse(text.into()).unwrap();
+            let claim = sealer.with_first().claim(&external_id, &acme);
+            Some(claim.unwrap().fingerprint)
+        };
+        let previous = |planned: &Planned| Some(planned.previous_claim.clone()?.fingerprint);
         let works = stored(make(None, Some("works"), 0));
         let wrong = make(Some(&works), Some("wrong"), 1);
-        assert_eq!(wrong.previous_fingerprint, Some(print("works")));
+        assert_eq!(previous(&wrong), print("works"));
         assert!(wrong.issued_only);
         let wrong = stored(wrong);
         let right = make(Some(&wrong), Some("right"), 2);
-        assert_eq!(right.previous_fingerprint, Some(print("works")));
+        assert_eq!(previous(&right), print("works"));
         let until = right.integration.previous.as_ref().map(|one| one.until);
         assert_eq!(until, Some(at(1) + PREVIOUS_VALID));
         // It is not kept beyond its time.
         let week = PREVIOUS_VALID.as_secs() as i64;
         let late = make(Some(&wrong), Some("right"), 1 + week);
-        assert_eq!(late.previous_fingerprint, Some(print("wrong")));
+        assert_eq!(previous(&late), print("wrong"));
         // Back to the one that works: the wrong one is the previous one.
         let back = make(Some(&wrong), Some("works"), 3);
-        assert_eq!(back.previous_fingerprint, Some(print("wrong")));
+        assert_eq!(previous(&back), print("wrong"));
     }
 
     #[test]
     fn the_stored_external_id_is_kept_if_none_is_given() {
-        let sealer = Sealer::new(&MasterKey::from_bytes(&[7; 32])).unwrap();
-        let refused = plan(None, &configure(None), &sealer, at(0));
+        let sealer = Sealer::new(&Keyring::of(&[7; 32])).unwrap();
+        let refused = plan(None, &configure(None), sealer.with_first(), at(0));
         assert!(matches!(refused, Err(ConfigureError::ExternalIdRequired)));
-        let created = plan(None, &configure(Some("works")), &sealer, at(0)).unwrap();
-        let fingerprint = created.fingerprint.clone();
+        let created = plan(None, &configure(Some("works")), sealer.with_first(), at(0)).unwrap();
+        let fingerprint = created.claim.fingerprint.clone();
         let created = stored(created);
         let mut next = configure(None);
         next.etag = Some(created.integration.etag());
-        let same = plan(Some(&created), &next, &sealer, at(1)).unwrap();
-        assert_eq!(same.fingerprint, fingerprint);
+        let same = plan(Some(&created), &next, sealer.with_first(), at(1)).unwrap();
+        assert_eq!(same.claim.fingerprint, fingerprint);
         assert_eq!(same.changed, Some(Vec::new()));
         assert!(!same.issued_only, "a stored external ID may be kept");
         assert_eq!(same.integration.external_id_set_at, at(0));
         let same = stored(same);
-        let refused = plan(Some(&same), &next, &sealer, at(2));
+        let refused = plan(Some(&same), &next, sealer.with_first(), at(2));
         assert!(matches!(refused, Err(ConfigureError::EtagMismatch)));
     }
 }

@@ -18,20 +18,28 @@
 //! function of the log alone: whoever reads the log again from a checkpoint `(S, P)`, which says
 //! that `S` is the next sequence after position `P`, assigns the same numbers.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::error::{ConfigureError, StoreError};
+use super::error::{ConfigureError, IssueError, StoreError};
 use crate::{
     boot_time::BootTime,
     domain::{
+        audit::{Actor, AuditEntry},
         chunk::Chunk,
-        integration::{Integration, IntegrationId},
+        integration::{Integration, IntegrationId, SealedExternalId},
         organization::OrganizationId,
+        rights::Pattern,
         segment::Damaged,
         sequences::Sequences,
         status::{Observation, Stall, StatusDetail},
@@ -254,6 +262,20 @@ pub trait Ownership: Send + Sync + 'static {
     /// Ends the membership of this instance: others take over without waiting for its lease to
     /// lapse. The caller makes no calls any more.
     async fn leave(&self) -> Result<(), StoreError>;
+
+    /// Instances that may be alive, this one included, with the keys that they have registered.
+    async fn instances(&self) -> Result<Vec<InstanceKeys>, StoreError>;
+}
+
+/// Keys of an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceKeys {
+    /// Id of the instance, new at each start.
+    pub id: String,
+    /// Name of its host, for operators.
+    pub host: String,
+    /// Ids of the keys that it can read.
+    pub keys: Vec<Box<str>>,
 }
 
 /// Event counts of an integration. `accepted = delivered + expired + pending`.
@@ -503,22 +525,175 @@ pub struct RegistryChanges {
 pub struct Planned {
     /// The new configuration.
     pub integration: Integration,
-    /// Keyed hash of its external ID.
-    pub fingerprint: Vec<u8>,
-    /// Keyed hash of the previous external ID, if it may still be used.
-    pub previous_fingerprint: Option<Vec<u8>>,
+    /// Claim on its external ID.
+    pub claim: Claim,
+    /// Claim on the previous external ID, if it may still be used.
+    pub previous_claim: Option<Claim>,
     /// Fields that differ from before; None at creation.
     pub changed: Option<Vec<&'static str>>,
     /// Only an external ID that was issued to the organization is allowed.
     pub issued_only: bool,
-    /// Caller, for the audit.
-    pub caller: Box<str>,
+    /// Author, for the audit.
+    pub actor: Actor,
 }
 
-/// Decides what a Configure stores, given the integration that exists. It runs while the
-/// integration is locked, possibly several times.
+/// Selection of audit entries.
+#[derive(Clone, Debug)]
+pub struct AuditQuery {
+    /// Disjoint patterns; None for all, and for entries without an organization.
+    pub organizations: Option<Vec<Pattern>>,
+    /// Time of the oldest entry.
+    pub start: Option<Timestamp>,
+    /// Time before which all entries are.
+    pub end: Option<Timestamp>,
+    /// Entry after which the answer begins, in its order.
+    pub before: Option<AuditPosition>,
+    /// Most entries of the answer.
+    pub limit: usize,
+}
+
+/// Place of an entry in the order of the audit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AuditPosition {
+    /// Its time.
+    pub at: Timestamp,
+    /// Its id.
+    pub id: i64,
+}
+
+impl From<&AuditEntry> for AuditPosition {
+    fn from(entry: &AuditEntry) -> Self {
+        Self {
+            at: entry.at,
+            id: entry.id,
+        }
+    }
+}
+
+/// Bounds of the audit.
+#[derive(Clone, Copy, Debug)]
+pub struct AuditLimits {
+    /// Age beyond which entries are removed.
+    pub max_age: Duration,
+    /// Most entries. A tenth of them may be refusals, which never displace others.
+    pub max_entries: u64,
+}
+
+/// Decides what a Configure stores, given the integration that exists and the keys. It runs while
+/// both are locked, possibly several times.
 pub type Plan<'a> =
-    dyn Fn(Option<&Registered>) -> Result<Planned, ConfigureError> + Send + Sync + 'a;
+    dyn Fn(Option<&Registered>, &Keys) -> Result<Planned, ConfigureError> + Send + Sync + 'a;
+
+/// Ids of the keys that the external IDs in a database need.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Keys {
+    /// Key under which everything is stored that changes.
+    pub active: Box<str>,
+    /// Earlier keys, under which external IDs are stored until a rotation has re-sealed them.
+    pub retiring: Vec<Box<str>>,
+    /// Key that becomes the active one once every living instance can read it.
+    pub pending: Option<Box<str>>,
+}
+
+impl Keys {
+    /// Keys under which external IDs are stored.
+    pub fn stored(&self) -> impl Iterator<Item = &str> {
+        [&self.active]
+            .into_iter()
+            .chain(&self.retiring)
+            .map(|id| &**id)
+    }
+
+    /// Keys that an instance must be able to read.
+    pub fn all(&self) -> impl Iterator<Item = &str> {
+        self.stored().chain(self.pending.as_deref())
+    }
+}
+
+/// Claim of an organization on an external ID, under the active key.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// Keyed hash of the external ID.
+    pub fingerprint: Vec<u8>,
+    /// Its hashes under all other keys that this instance can read.
+    pub others: Vec<Vec<u8>>,
+    /// The external ID, encrypted for the organization.
+    pub sealed: SealedExternalId,
+}
+
+impl Claim {
+    /// Every hash under which the external ID may be stored.
+    pub fn fingerprints(&self) -> Vec<Vec<u8>> {
+        let first = std::iter::once(&self.fingerprint);
+        first.chain(&self.others).cloned().collect()
+    }
+}
+
+/// Decides how an external ID that is issued is stored. It runs while the keys are locked.
+pub type Issue<'a> = dyn Fn(&Keys) -> Result<Claim, StoreError> + Send + Sync + 'a;
+
+/// Whether every living instance can read a key that is about to become the active one.
+pub type Ready<'a> = dyn Fn() -> BoxFuture<'a, Result<bool, StoreError>> + Send + Sync + 'a;
+
+/// Encrypts stored external IDs anew, with the active key.
+pub trait Reseal: Send + Sync {
+    /// Key under which it encrypts.
+    fn target(&self) -> &str;
+
+    /// Re-seals the external ID of an integration.
+    fn of_integration(
+        &self,
+        organization_id: &OrganizationId,
+        integration_id: IntegrationId,
+        sealed: &SealedExternalId,
+    ) -> Result<(SealedExternalId, Claim), StoreError>;
+
+    /// Re-seals an external ID that was issued.
+    fn issued(
+        &self,
+        organization_id: &OrganizationId,
+        sealed: &SealedExternalId,
+    ) -> Result<Claim, StoreError>;
+}
+
+/// Pass over all external IDs, which re-seals them in steps.
+#[derive(Clone, Debug, Default)]
+pub struct ResealPass {
+    /// Integration up to which it has come.
+    pub integration: String,
+    /// Hash of the issued external ID up to which it has come; None before the first one.
+    pub issued: Option<Vec<u8>>,
+    /// Number of rows that were re-sealed.
+    pub resealed: u64,
+    /// Rows that cannot be decrypted.
+    pub unreadable: Unreadable,
+    /// Whether nothing is left, or the pass is outdated.
+    pub is_complete: bool,
+    /// Whether another key is active by now, so that the rest is left to another pass.
+    pub is_outdated: bool,
+}
+
+/// Rows of external IDs that cannot be decrypted. They keep their key, and a pass goes on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Number of them.
+    pub rows: u64,
+    /// Organizations of the first ones, at most [`Unreadable::NAMED`].
+    pub organizations: BTreeSet<Box<str>>,
+}
+
+impl Unreadable {
+    /// Organizations that are named.
+    pub const NAMED: usize = 20;
+
+    /// Adds a row of an organization.
+    pub fn add(&mut self, organization_id: &str) {
+        self.rows += 1;
+        if self.organizations.len() < Self::NAMED {
+            self.organizations.insert(organization_id.into());
+        }
+    }
+}
 
 /// Result of one attempt for the status of an integration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -550,9 +725,17 @@ pub enum NextRetry {
     At(Timestamp),
 }
 
+/// Issued external IDs that an organization may have and not use.
+pub const MAX_ISSUED: u64 = 10;
+/// Time after which an issued external ID lapses that is not configured.
+pub const ISSUED_VALID: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// Integrations, external IDs, statuses and the audit log.
 ///
 /// Every change gets a revision. Revisions become visible in the order of their numbers.
+///
+/// Every change and its audit entry are committed together. Configures that change nothing are
+/// counted in one entry for each caller, integration and hour.
 #[async_trait]
 pub trait Registry: Send + Sync + 'static {
     /// Identity of the database, which resume tokens name.
@@ -569,34 +752,51 @@ pub trait Registry: Send + Sync + 'static {
     async fn check_external_id(
         &self,
         organization_id: &OrganizationId,
-        fingerprint: &[u8],
+        claim: &Claim,
         issued_only: bool,
+        now: Timestamp,
     ) -> Result<(), ConfigureError>;
 
-    /// Reserves an external ID for an organization. No other may use it.
+    /// Reserves an external ID for an organization: no other may use it until it lapses, after
+    /// [`ISSUED_VALID`]. Once it is configured, it belongs to the integration.
     async fn issue_external_id(
         &self,
         organization_id: &OrganizationId,
-        fingerprint: &[u8],
-    ) -> Result<(), StoreError>;
+        issue: &Issue<'_>,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> Result<(), IssueError>;
 
     /// Forgets the previous external ID, after the current one of this version has worked.
     async fn retire_previous_external_id(
         &self,
         integration_id: IntegrationId,
         version: u64,
+        now: Timestamp,
     ) -> Result<(), StoreError>;
 
-    /// Deletes the integration of an organization. None if there is none.
+    /// Deletes the integration of an organization, if it has the `etag` that is given, and all
+    /// reservations of external IDs. None if there is no integration.
     async fn delete(
         &self,
         organization_id: &OrganizationId,
-        caller: &str,
-    ) -> Result<Option<Tombstone>, StoreError>;
+        etag: Option<&str>,
+        actor: &Actor,
+    ) -> Result<Option<Tombstone>, ConfigureError>;
 
     /// Folds observations into the stored statuses, in the given order, each under the lock of
     /// its row.
     async fn observe(&self, observed: &[Observed]) -> Result<(), StoreError>;
+
+    /// Stores audit entries that belong to no change.
+    async fn record(&self, entries: &[AuditEntry]) -> Result<(), StoreError>;
+
+    /// Audit entries, newest first.
+    async fn audit(&self, query: &AuditQuery) -> Result<Vec<AuditEntry>, StoreError>;
+
+    /// Removes some of the audit entries that exceed the limits, oldest first, so few that other
+    /// writes do not wait. Returns whether none is left.
+    async fn prune_audit(&self, now: Timestamp, limits: AuditLimits) -> Result<bool, StoreError>;
 
     /// Changes after a revision, in commit order: at most `limit`, the newest of each
     /// integration.
@@ -605,4 +805,32 @@ pub trait Registry: Send + Sync + 'static {
         revision: u64,
         limit: usize,
     ) -> Result<RegistryChanges, StoreError>;
+
+    /// Returns the keys, after making sure that they name every key of a stored external ID, except
+    /// of those that have lapsed. In a database that has none, `first` becomes the active one.
+    async fn start_keys(&self, first: &str, now: Timestamp) -> Result<Keys, StoreError>;
+
+    /// Returns the keys.
+    async fn keys(&self) -> Result<Keys, StoreError>;
+
+    /// Number of external IDs that are stored under each key.
+    async fn key_usage(&self) -> Result<BTreeMap<Box<str>, u64>, StoreError>;
+
+    /// Makes a key the pending one. If it is the active one, none is pending any more.
+    async fn propose_key(&self, key: &str) -> Result<Keys, StoreError>;
+
+    /// Makes `key` no longer the pending one. Another one stays.
+    async fn withdraw_key(&self, key: &str) -> Result<Keys, StoreError>;
+
+    /// Makes the pending key the active one, if it is `key` and every living instance is `ready`
+    /// for it. That is asked while nothing else can change the keys: an answer from before may be
+    /// that of an earlier proposal, since which instances have started that lack the key.
+    async fn activate_key(&self, key: &str, ready: &Ready<'_>) -> Result<Keys, StoreError>;
+
+    /// Does one step of a pass, in one transaction that is short. Nothing is stored under a key that
+    /// is not the active one any more.
+    async fn reseal(&self, pass: &mut ResealPass, reseal: &dyn Reseal) -> Result<(), StoreError>;
+
+    /// Forgets earlier keys under which nothing is stored any more that has not lapsed.
+    async fn retire_keys(&self, now: Timestamp) -> Result<Keys, StoreError>;
 }

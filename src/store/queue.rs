@@ -457,6 +457,13 @@ impl Queue {
             .collect()
     }
 
+    /// Pending events of the backlog.
+    pub(super) fn backlog_events(&self) -> u64 {
+        let settled = self.tail.as_ref().map_or(0, |tail| tail.settled.count());
+        let finished = self.counts.delivered + self.counts.expired;
+        (self.next_sequence - 1).saturating_sub(finished.saturating_sub(settled))
+    }
+
     /// Acceptance time of the oldest pending event in memory.
     pub(super) fn oldest_pending(&self) -> Option<Timestamp> {
         let tail = self.tail.as_ref()?;

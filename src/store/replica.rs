@@ -12,7 +12,12 @@ use std::{
 use tokio::sync::watch;
 
 use super::ports::{Partition, Registered, RegistryChange, RegistryChanges, Tombstone};
-use crate::domain::{integration::IntegrationId, map::Map, organization::OrganizationId};
+use crate::domain::{
+    integration::IntegrationId,
+    map::Map,
+    organization::OrganizationId,
+    rights::{Rights, Seek},
+};
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -38,6 +43,8 @@ struct State {
     by_status_revision: BTreeMap<u64, Entry>,
     /// Revisions of the tombstones, oldest first.
     tombstones: VecDeque<u64>,
+    /// Revision of the newest tombstone of each organization.
+    buried: Map<OrganizationId, u64>,
     /// Revision up to which deletions are forgotten.
     floor: u64,
     applied: u64,
@@ -139,36 +146,61 @@ impl Replica {
             .collect()
     }
 
+    /// Calls `look` with each integration.
+    pub(super) fn for_each(&self, look: impl FnMut(&Registered)) {
+        self.read().current.by_id.values().for_each(look);
+    }
+
     /// Returns the id of an organization's integration.
     pub(super) fn id_of(&self, organization_id: &str) -> Option<IntegrationId> {
         let states = self.read();
         states.current.by_organization.get(organization_id).copied()
     }
 
+    /// Revision of the last deletion of an organization's integration, or of the last deletion that
+    /// is forgotten, which may be that one.
+    pub(super) fn last_deletion(&self, organization_id: &OrganizationId) -> u64 {
+        let states = self.read();
+        let state = &states.current;
+        let buried = state.buried.get(organization_id);
+        buried.copied().unwrap_or(state.floor)
+    }
+
     /// Returns the next `limit` integrations after an organization, in the order of their
-    /// organizations, for which `keep` returns true.
+    /// organizations, that `rights` cover and for which `keep` returns true. It skips what is
+    /// not covered.
     pub(super) fn page(
         &self,
         after: &str,
         limit: usize,
+        rights: &Rights,
         keep: impl Fn(&Registered) -> bool,
     ) -> Vec<Registered> {
         let states = self.read();
         let state = &states.current;
-        let after = (Bound::Excluded(after), Bound::Unbounded);
-        state
-            .by_organization
-            .range::<str, _>(after)
-            .filter_map(|(_, id)| state.by_id.get(id))
-            .filter(|registered| keep(registered))
-            .take(limit)
-            .cloned()
-            .collect()
-    }
-
-    /// Whether `is` returns true for any integration.
-    pub(super) fn any(&self, is: impl FnMut(&Registered) -> bool) -> bool {
-        self.read().current.by_id.values().any(is)
+        let mut page = Vec::new();
+        let mut from = Bound::Excluded(after);
+        'pattern: loop {
+            let rest = state
+                .by_organization
+                .range::<str, _>((from, Bound::Unbounded));
+            for (organization_id, id) in rest {
+                match rights.seek(organization_id.as_str()) {
+                    Seek::Member => {}
+                    Seek::From(next) => {
+                        from = Bound::Included(next);
+                        continue 'pattern;
+                    }
+                    Seek::End => return page,
+                }
+                if page.len() == limit {
+                    return page;
+                }
+                let registered = state.by_id.get(id).filter(|registered| keep(registered));
+                page.extend(registered.cloned());
+            }
+            return page;
+        }
     }
 
     /// Looks at the first `limit` creations, changes of status and deletions after a revision, in
@@ -297,7 +329,13 @@ impl State {
         self.applied = self.applied.max(changes.up_to);
         self.floor = self.floor.max(changes.forgotten_to);
         while let Some(oldest) = self.tombstones.pop_front_if(|oldest| *oldest <= self.floor) {
-            self.by_status_revision.remove(&oldest);
+            let entry = self.by_status_revision.remove(&oldest);
+            if let Some(Entry::Deleted(tombstone)) = entry {
+                let organization_id = &tombstone.organization_id;
+                if self.buried.get(organization_id) == Some(&oldest) {
+                    self.buried.remove(organization_id);
+                }
+            }
         }
         deleted
     }
@@ -328,7 +366,50 @@ impl State {
         }
         let revision = tombstone.revision;
         self.tombstones.push_back(revision);
+        self.buried
+            .insert(tombstone.organization_id.clone(), revision);
         self.by_status_revision
             .insert(revision, Entry::Deleted(Box::new(tombstone)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn an_organization_waits_for_its_own_last_deletion() {
+        let [acme, other, absent] =
+            ["acme", "other", "absent"].map(|name| OrganizationId::new(name).unwrap());
+        let buried = |organization_id: &OrganizationId, revision| {
+            RegistryChange::Deleted(Tombstone {
+                revision,
+                organization_id: organization_id.clone(),
+                integration_id: IntegrationId(Uuid::from_u128(revision.into())),
+                deleted_at: Timestamp::UNIX_EPOCH,
+            })
+        };
+        let replica = Replica::default();
+        let apply = |changes: Vec<RegistryChange>, up_to, forgotten_to| {
+            replica.apply(RegistryChanges {
+                changes,
+                up_to,
+                more: false,
+                forgotten_to,
+            });
+        };
+        let changes = [(&acme, 3), (&other, 5), (&acme, 7), (&other, 9)];
+        let changes = changes.map(|(name, revision)| buried(name, revision));
+        apply(changes.to_vec(), 9, 2);
+        let last = || [&acme, &other, &absent].map(|name| replica.last_deletion(name));
+        assert_eq!(last(), [7, 9, 2]);
+        // A forgotten one may be any organization's.
+        apply(Vec::new(), 9, 7);
+        assert_eq!(last(), [7, 9, 7]);
+        apply(Vec::new(), 9, 8);
+        assert_eq!(last(), [8, 9, 8]);
     }
 }

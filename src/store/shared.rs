@@ -6,12 +6,13 @@ use std::{sync::Arc, time::Duration};
 use super::{
     AcceptedLoss, Engines, Store, StoreError, StoreOptions,
     accept_loss::{accept_loss, readable_from, with_lease},
+    check_keys,
     ports::{EventLog, Ledger, Ownership, Partition},
     postgres::{
         self, InstanceId, OwnershipOptions, PostgresLedger, PostgresOptions, PostgresOwnership,
         SETTLE_PAUSE, move_in,
     },
-    secret::{MasterKey, Sealer},
+    secret::{Keyring, Sealer},
     sql::{self, RegistryOptions, SqlRegistry},
 };
 use crate::{boot_time::BootTime, gate::Gate};
@@ -45,11 +46,11 @@ pub enum SharedError {
     #[cfg(feature = "kafka")]
     #[error(transparent)]
     Kafka(#[from] super::KafkaError),
-    /// The stored external IDs were encrypted with another key.
+    /// Stored external IDs were encrypted with keys that are not given, or are about to be.
     #[error(
-        "the external IDs in the database were encrypted with another key: every instance needs the external ID key that the database was first used with"
+        "external IDs in the database are encrypted with another key: this instance needs the external ID key with the id {}, as the others have it, beside the present ones", .0.join(" and that with the id ")
     )]
-    WrongKey,
+    MissingKeys(Vec<Box<str>>),
     /// A move into the database is not complete.
     #[error(
         "the move of an embedded service into the database is not complete: run `siem-relay move` again"
@@ -85,14 +86,12 @@ pub(super) async fn connect(
     };
     let of_registry = sql::Database::Postgres(database.clone());
     let registry = SqlRegistry::open(of_registry, registry).await?;
-    if !registry.check_key(sealer.key_id().as_bytes()).await? {
-        return Err(SharedError::WrongKey);
-    }
     let instance_id = InstanceId::random();
     let ownership = OwnershipOptions {
         partitions: log.partitions(),
         lease: shared.lease,
         clock: Arc::new(BootTime::now),
+        keys: sealer.key_ids().map(str::to_owned).collect(),
     };
     let ownership = PostgresOwnership::open(database.clone(), instance_id, ownership).await?;
     let ledger = PostgresLedger::new(database.clone(), instance_id, settle_pause);
@@ -102,7 +101,11 @@ pub(super) async fn connect(
         ledger: Arc::new(ledger) as Arc<dyn Ledger>,
         ownership: Arc::new(ownership) as Arc<dyn Ownership>,
     };
-    Ok((database, engines))
+    let missing = check_keys(&engines, sealer).await?;
+    match missing.is_empty() {
+        true => Ok((database, engines)),
+        false => Err(SharedError::MissingKeys(missing)),
+    }
 }
 
 /// Connects to shared storage into which nothing is being moved.
@@ -124,19 +127,27 @@ impl Store {
     pub async fn open_shared(
         shared: &SharedOptions,
         options: &StoreOptions,
-        key: &MasterKey,
+        keyring: &Keyring,
         gate: Gate,
     ) -> Result<Self, SharedError> {
-        let sealer = Sealer::new(key)?;
+        let sealer = Sealer::new(keyring)?;
         let (database, engines) = engines(shared, options, &sealer).await?;
-        // A move looks for instances and then sets its mark, so the mark is looked for once more
-        // after this instance can be found.
+        // A move looks for instances and then sets its mark, and a rotation proposes a key and then
+        // looks for instances that lack it. So both are looked for once more after this instance
+        // can be found.
         engines.ownership.poll(0).await?;
-        if move_in::is_incomplete(&database).await? {
+        let is_incomplete = move_in::is_incomplete(&database).await?;
+        let missing = check_keys(&engines, &sealer).await?;
+        if is_incomplete || !missing.is_empty() {
             engines.ownership.leave().await?;
-            return Err(SharedError::IncompleteMove);
+            return Err(match is_incomplete {
+                true => SharedError::IncompleteMove,
+                false => SharedError::MissingKeys(missing),
+            });
         }
-        Ok(Self::start(engines, options, sealer, gate).await?)
+        let store = Self::start(engines, options, sealer, gate).await?;
+        store.prune_audit(options.audit);
+        Ok(store)
     }
 
     /// Makes the topic of a shared log.
@@ -162,11 +173,11 @@ impl Store {
     pub async fn accept_shared_loss(
         shared: &SharedOptions,
         options: &StoreOptions,
-        key: &MasterKey,
+        keyring: &Keyring,
         partition: Partition,
         window: Option<u64>,
     ) -> Result<Option<AcceptedLoss>, SharedError> {
-        let sealer = Sealer::new(key)?;
+        let sealer = Sealer::new(keyring)?;
         let (_, engines) = engines(shared, options, &sealer).await?;
         Ok(accept(engines, partition, window).await?)
     }

@@ -1,9 +1,11 @@
 //! Common part of the engines on SQLite and on PostgreSQL: the registry, and facts about the
 //! database.
 
+mod audit;
 pub(in crate::store) mod copy;
 mod entities;
 mod external_ids;
+mod keys;
 mod registry;
 pub(in crate::store) mod rows;
 

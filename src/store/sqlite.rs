@@ -8,6 +8,7 @@ mod failure;
 mod ledger;
 mod log;
 mod migrate_packs;
+mod permissions;
 mod schema;
 mod script;
 mod slow;
@@ -42,7 +43,7 @@ use self::{
 };
 use super::{
     error::StoreError,
-    ports::{Availability, Lease, Membership, Ownership, Partition},
+    ports::{Availability, InstanceKeys, Lease, Membership, Ownership, Partition},
     sql::{load_meta, save_meta, statement},
 };
 
@@ -84,11 +85,16 @@ pub enum OpenError {
         /// The error.
         source: io::Error,
     },
-    /// The stored external IDs were encrypted with another key.
+    /// Stored external IDs were encrypted with keys that are not given.
     #[error(
-        "the external IDs in {0} were encrypted with another key: bring back the external ID key that belongs to this data directory"
+        "external IDs in {path} were encrypted with another key: bring back the external ID key with the id {}, beside the present ones", .missing.join(" and that with the id ")
     )]
-    WrongKey(PathBuf),
+    MissingKeys {
+        /// The directory.
+        path: PathBuf,
+        /// Ids of the keys.
+        missing: Vec<Box<str>>,
+    },
     /// The database contradicts itself, or is no database.
     #[error(
         "the database {path} is damaged ({what}): nothing in it was changed; docs/operations.md says how to restore or recover it, or to start anew"
@@ -174,6 +180,7 @@ pub(super) async fn open(options: &SqliteOptions) -> Result<Engine, OpenError> {
     let data_dir = &options.data_dir;
     let lock = lock(data_dir)?;
     let path = data_dir.join(DATABASE_FILE);
+    permissions::tighten(data_dir, &path, &data_dir.join(LOCK_FILE));
     let failed = |error: DbErr| OpenError::of(&path, &error);
     let disk = disk_bytes(data_dir).map_err(|source| OpenError::Directory {
         path: data_dir.clone(),
@@ -382,5 +389,10 @@ impl Ownership for Engine {
 
     async fn leave(&self) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    /// No other process can have the database.
+    async fn instances(&self) -> Result<Vec<InstanceKeys>, StoreError> {
+        Ok(Vec::new())
     }
 }

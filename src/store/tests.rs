@@ -2,6 +2,8 @@
 //! crashes.
 
 mod accepted_loss;
+mod audit;
+mod keys;
 mod regressions;
 mod retention;
 
@@ -45,16 +47,20 @@ fn options(folder: &Path, log_tail_bytes: usize) -> StoreOptions {
         failing_after: Duration::from_secs(60),
         backlog_bytes: u64::MAX,
         tombstones: 2,
+        audit: AuditLimits {
+            max_age: Duration::MAX,
+            max_entries: u64::MAX,
+        },
     }
 }
 
-fn key() -> MasterKey {
-    MasterKey::from_hex(KEY).unwrap()
+fn key() -> Keyring {
+    Keyring::parse(KEY).unwrap()
 }
 
 /// Opens a store that writes settlements soon.
 async fn open(folder: &Path, log_tail_bytes: usize) -> Store {
-    let store = Store::open(options(folder, log_tail_bytes), key(), Gate::default()).await;
+    let store = Store::open(options(folder, log_tail_bytes), &key(), Gate::default()).await;
     store.unwrap()
 }
 
@@ -89,6 +95,7 @@ async fn open_lazy(
         ownership: engine,
     };
     let sealer = Sealer::new(&key()).unwrap();
+    check_keys(&engines, &sealer).await.unwrap();
     Store::start(engines, &options, sealer, Gate::default())
         .await
         .unwrap()
@@ -124,16 +131,23 @@ fn configuration(name: &str) -> Configure {
         keep_previous: false,
         issued_only: false,
         etag: None,
-        caller: "test".into(),
+        actor: Actor::named("test"),
     }
 }
 
 /// Decides that an organization has an integration.
 pub(super) fn planned(
     organization_id: &OrganizationId,
-) -> impl Fn(Option<&Registered>) -> Result<ports::Planned, ConfigureError> + use<> {
+) -> impl Fn(Option<&Registered>, &Keys) -> Result<ports::Planned, ConfigureError> + use<> {
     let configure = configuration(organization_id.as_str());
-    move |existing| plan(existing, &configure, &Sealer::new(&key())?, now())
+    move |existing, _: &Keys| {
+        plan(
+            existing,
+            &configure,
+            Sealer::new(&key())?.with_first(),
+            now(),
+        )
+    }
 }
 
 async fn configure(store: &Store, name: &str) -> IntegrationId {
@@ -338,7 +352,7 @@ impl Run {
                 assert_eq!(id, expected.id);
             }
             Step::Delete(which) => {
-                let deleted = store.delete(organization(names[which]), "test".into());
+                let deleted = store.delete(organization(names[which]), None, Actor::named("test"));
                 let deleted = deleted.await.unwrap();
                 let expected = self.model.remove(&which);
                 assert_eq!(deleted, expected.as_ref().map(|one| one.id));

@@ -1,4 +1,4 @@
-//! Export of traces, configured by the standard variables (OpenTelemetry specification,
+//! Export of traces and metrics by OTLP, configured by the standard variables (OpenTelemetry specification,
 //! "Environment Variable Specification" and "OTLP Exporter").
 
 use opentelemetry_otlp::SpanExporter;
@@ -17,59 +17,25 @@ const SAMPLERS: &str = "always_on, always_off, traceidratio, parentbased_always_
 pub(super) fn provider(
     variable: impl Fn(&str) -> Option<String>,
 ) -> Result<Option<SdkTracerProvider>, TelemetryError> {
-    if !is_requested(&variable)? {
+    if !is_traced(&variable)? {
         return Ok(None);
     }
     let exporter = SpanExporter::builder().with_tonic().build()?;
-    let mut resource = Resource::builder();
-    if !is_named(&variable) {
-        resource = resource.with_service_name(SERVICE_NAME);
-    }
     let provider = SdkTracerProvider::builder()
-        .with_resource(resource.build())
+        .with_resource(resource(&variable))
         .with_batch_exporter(exporter)
         .build();
     Ok(Some(provider))
 }
 
-/// Whether traces are to be exported: an endpoint is set, and no variable disables the export.
-fn is_requested(variable: impl Fn(&str) -> Option<String>) -> Result<bool, TelemetryError> {
-    // By the specification, an empty value counts as not set.
-    let set = |name: &str| variable(name).filter(|value| !value.is_empty());
-    let is_disabled =
-        set("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
-    let (endpoint_name, endpoint) = first_set(
-        set,
-        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-        "OTEL_EXPORTER_OTLP_ENDPOINT",
-    );
-    let exporter = set("OTEL_TRACES_EXPORTER");
-    if is_disabled || endpoint.is_none() || exporter.as_deref() == Some("none") {
+/// Whether traces are to be exported.
+fn is_traced(variable: impl Fn(&str) -> Option<String>) -> Result<bool, TelemetryError> {
+    if !is_requested(&TRACES, &variable)? {
         return Ok(false);
     }
-    let only = |name, value: Option<String>, allowed, is_allowed: fn(&str) -> bool| match value {
-        Some(value) if !is_allowed(&value) => Err(TelemetryError::Unsupported {
-            variable: name,
-            value,
-            allowed,
-        }),
-        _ => Ok(()),
-    };
-    only("OTEL_TRACES_EXPORTER", exporter, "otlp or none", |value| {
-        value == "otlp"
-    })?;
-    only(endpoint_name, endpoint, "an http:// address", |value| {
-        !value.to_ascii_lowercase().starts_with("https://")
-    })?;
-    let (name, protocol) = first_set(
-        set,
-        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
-        "OTEL_EXPORTER_OTLP_PROTOCOL",
-    );
-    only(name, protocol, "grpc", |value| value == "grpc")?;
     only(
         "OTEL_TRACES_SAMPLER",
-        set("OTEL_TRACES_SAMPLER"),
+        given(&variable, "OTEL_TRACES_SAMPLER"),
         SAMPLERS,
         |value| {
             let base = value.strip_prefix("parentbased_").unwrap_or(value);
@@ -79,14 +45,89 @@ fn is_requested(variable: impl Fn(&str) -> Option<String>) -> Result<bool, Telem
     Ok(true)
 }
 
-/// Name and value of the variable for traces if it is set, or else of the one for all signals.
+/// Attributes of this process.
+pub(super) fn resource(variable: impl Fn(&str) -> Option<String>) -> Resource {
+    let mut resource = Resource::builder();
+    if !is_named(&variable) {
+        resource = resource.with_service_name(SERVICE_NAME);
+    }
+    resource.build()
+}
+
+/// Variables of one kind of telemetry.
+pub(super) struct Signal {
+    exporter: &'static str,
+    endpoint: &'static str,
+    protocol: &'static str,
+}
+
+const TRACES: Signal = Signal {
+    exporter: "OTEL_TRACES_EXPORTER",
+    endpoint: "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    protocol: "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+};
+
+/// Variables of metrics.
+pub(super) const METRICS: Signal = Signal {
+    exporter: "OTEL_METRICS_EXPORTER",
+    endpoint: "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+    protocol: "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL",
+};
+
+/// Value of a variable. By the specification, an empty value counts as not set.
+fn given(variable: impl Fn(&str) -> Option<String>, name: &str) -> Option<String> {
+    variable(name).filter(|value| !value.is_empty())
+}
+
+/// Refuses a value that this program does not support.
+fn only(
+    variable: &'static str,
+    value: Option<String>,
+    allowed: &'static str,
+    is_allowed: fn(&str) -> bool,
+) -> Result<(), TelemetryError> {
+    match value {
+        Some(value) if !is_allowed(&value) => Err(TelemetryError::Unsupported {
+            variable,
+            value,
+            allowed,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a signal is to be exported: an endpoint is set, and no variable disables the export.
+pub(super) fn is_requested(
+    signal: &Signal,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<bool, TelemetryError> {
+    let set = |name: &str| given(&variable, name);
+    let is_disabled =
+        set("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    let (endpoint_name, endpoint) = first_set(set, signal.endpoint, "OTEL_EXPORTER_OTLP_ENDPOINT");
+    let exporter = set(signal.exporter);
+    if is_disabled || endpoint.is_none() || exporter.as_deref() == Some("none") {
+        return Ok(false);
+    }
+    only(signal.exporter, exporter, "otlp or none", |value| {
+        value == "otlp"
+    })?;
+    only(endpoint_name, endpoint, "an http:// address", |value| {
+        !value.to_ascii_lowercase().starts_with("https://")
+    })?;
+    let (name, protocol) = first_set(set, signal.protocol, "OTEL_EXPORTER_OTLP_PROTOCOL");
+    only(name, protocol, "grpc", |value| value == "grpc")?;
+    Ok(true)
+}
+
+/// Name and value of the variable for one signal if it is set, or else of the one for all signals.
 fn first_set(
     set: impl Fn(&str) -> Option<String>,
-    traces: &'static str,
+    one: &'static str,
     all: &'static str,
 ) -> (&'static str, Option<String>) {
-    match set(traces) {
-        Some(value) => (traces, Some(value)),
+    match set(one) {
+        Some(value) => (one, Some(value)),
         None => (all, set(all)),
     }
 }
@@ -140,7 +181,7 @@ mod tests {
                 true,
             ),
         ] {
-            assert_eq!(is_requested(variables(set)).unwrap(), expected, "{set:?}");
+            assert_eq!(is_traced(variables(set)).unwrap(), expected, "{set:?}");
         }
     }
 
@@ -160,7 +201,7 @@ mod tests {
                 ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://192.0.2.1:4317"),
                 (name, value),
             ];
-            let error = is_requested(variables(&set)).unwrap_err().to_string();
+            let error = is_traced(variables(&set)).unwrap_err().to_string();
             assert!(error.contains(name) && error.contains(value), "{error}");
         }
     }

@@ -4,6 +4,7 @@ use std::{
 };
 
 use http::HeaderMap;
+use opentelemetry::trace::SpanId;
 use opentelemetry_sdk::{
     error::OTelSdkResult,
     trace::{SpanData, SpanExporter},
@@ -182,6 +183,45 @@ fn the_trace_of_a_caller_is_continued() {
         "0af7651916cd43dd8448eb211c80319c"
     );
     assert_eq!(spans[0].parent_span_id.to_string(), "b7ad6b7169203331");
+}
+
+#[test]
+fn a_caller_that_is_not_trusted_does_not_decide_about_sampling() {
+    global::set_text_map_propagator(TraceContextPropagator::new());
+    for sampled in ["00", "01"] {
+        let mut headers = HeaderMap::new();
+        let parent = format!("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-{sampled}");
+        headers.insert("traceparent", parent.parse().unwrap());
+        let (_, spans) = capture(LogFormat::Text, "info", || {
+            let span = info_span!("served");
+            link_trace(&span, &headers);
+            span.in_scope(|| ());
+        });
+        let [span] = &spans[..] else {
+            panic!("{spans:?}");
+        };
+        let link = &span.links[0].span_context;
+        assert_eq!(link.span_id().to_string(), "b7ad6b7169203331");
+        assert_ne!(span.span_context.trace_id(), link.trace_id());
+        assert_eq!(span.parent_span_id, SpanId::INVALID);
+    }
+}
+
+#[test]
+fn no_field_brings_control_characters_into_a_text_log() {
+    let hostile = "a\nb\r\u{1b}[31mc\u{0}\u{7f}\u{9b}\u{2028}\u{202e}d";
+    let error = io::Error::other(hostile);
+    let (lines, _) = capture(LogFormat::Text, "info", || {
+        let _span =
+            info_span!("served", shown = %hostile, quoted = ?hostile, text = hostile).entered();
+        info!(shown = %hostile, %error, quoted = ?hostile, text = hostile, "{hostile}");
+    });
+    assert_eq!(lines.matches('\n').count(), 1, "{lines:?}");
+    let is_hostile = |c: char| c.is_control() && c != '\n' || "\u{2028}\u{202e}".contains(c);
+    assert!(!lines.contains(is_hostile), "{lines:?}");
+    assert!(lines.contains(r"a\nb\r\u{1b}[31mc"), "{lines:?}");
+    assert!(lines.contains(" shown=a"), "{lines:?}");
+    assert!(lines.contains("served{"), "{lines:?}");
 }
 
 #[test]

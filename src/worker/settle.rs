@@ -18,6 +18,7 @@ use crate::{
         shard_rates::ShardRates,
         status::{Fault, Meaning, Observation},
     },
+    metrics,
     store::{NextRetry, Observed},
 };
 
@@ -54,6 +55,7 @@ pub(super) fn settle<S>(
         Some(Ok(outcomes)) => outcomes,
         Some(Err(fault)) => vec![RecordOutcome::Failed(fault); batch.records.len()],
     };
+    metrics::THROTTLED_RECORDS.add(throttled(&outcomes));
     let version = shared.store.version(id);
     let lane = lanes.get(id)?;
     if per_record {
@@ -68,6 +70,11 @@ pub(super) fn settle<S>(
     let is_current = version == Some(integration.version) && !lane.is_outdated(permit);
     let bytes_before = lane.delivery.bytes();
     let settlement = lane.delivery.settle(batch, &outcomes, is_current);
+    for chunk in &settlement.chunks {
+        let latency = Duration::try_from(now.duration_since(chunk.accepted_at));
+        // Another clock may have set the time of acceptance.
+        metrics::DELIVERY_LATENCY.record(latency.unwrap_or_default());
+    }
     let freed = bytes_before - lane.delivery.bytes();
     lanes.loaded_bytes -= freed;
     version?;
@@ -121,6 +128,14 @@ pub(super) fn settle<S>(
         shared.store.settle(id, settlement, observed);
     }
     Some(refused)
+}
+
+fn throttled(outcomes: &[RecordOutcome]) -> u64 {
+    let is_throttled = |outcome: &&RecordOutcome| match outcome {
+        RecordOutcome::Failed(fault) => fault.meaning() == Meaning::Throttled,
+        RecordOutcome::Accepted { .. } => false,
+    };
+    outcomes.iter().filter(is_throttled).count() as u64
 }
 
 /// Reason that a request did not succeed as a whole. A record that is refused while others are

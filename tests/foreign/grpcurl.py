@@ -11,7 +11,7 @@ from typing import Any
 from harness import Failure
 from relay import Relay
 
-OK, INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, ABORTED = 0, 3, 5, 6, 10
+OK, INVALID_ARGUMENT, NOT_FOUND, ABORTED = 0, 3, 5, 10
 
 Json = dict[str, Any]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import grpc
@@ -11,8 +11,7 @@ from harness import Failure, Process, binary, clean_environment, free_port
 
 def healthy(address: str) -> bool:
     """Returns whether grpc.health.v1 says SERVING for the whole server."""
-    options = [("grpc.enable_http_proxy", 0)]
-    with grpc.insecure_channel(address, options=options) as channel:
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         check = channel.unary_unary("/grpc.health.v1.Health/Check", lambda request: request, lambda answer: answer)
         try:
             # A HealthCheckResponse with status SERVING.
@@ -22,12 +21,22 @@ def healthy(address: str) -> bool:
 
 
 class Relay(Process):
-    """`siem-relay serve` on a free port of loopback."""
+    """`siem-relay serve` on loopback, on a free port unless an address is given.
 
-    def __init__(self, directory: Path, aws: Mapping[str, str], *flags: str) -> None:
-        self.address = f"127.0.0.1:{free_port()}"
+    `launcher` is a command that executes the one behind it.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        aws: Mapping[str, str],
+        *flags: str | Path,
+        address: str | None = None,
+        launcher: Sequence[str] = (),
+    ) -> None:
+        self.address = address or f"127.0.0.1:{free_port()}"
         super().__init__(
-            [binary(), "serve", "--listen", self.address, "--data-dir", directory / "data", *flags],
+            [*launcher, binary(), "serve", "--listen", self.address, "--data-dir", directory / "data", *flags],
             directory / "serve.log",
             clean_environment(**aws),
             lambda: healthy(self.address),

@@ -11,8 +11,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from harness import Failure
 from relay import Relay
 
-from siem.v1 import error_pb2, event_pb2, event_pb2_grpc, integration_pb2, integration_pb2_grpc
-from siem_publish import publish
+import siem_client
+from siem_client.v1 import error_pb2, event_pb2, event_pb2_grpc, integration_pb2, integration_pb2_grpc
 
 NETWORK = "018f3c1a-0000-7000-8000-000000000001"
 TIMEOUT_SECONDS = 90
@@ -48,9 +48,12 @@ class Service:
 
     def publish(self, events: list[event_pb2.Event]) -> None:
         """Publishes events, all of which must be accepted."""
-        answer = publish(self.events, events, TIMEOUT_SECONDS)
-        if answer.accepted != len(events):
-            raise Failure(f"{answer.accepted} of {len(events)} were accepted: {answer}")
+        with siem_client.connect(self.relay.address) as client, client.publisher() as publisher:
+            for event in events:
+                publisher.send(event)
+            publisher.flush(TIMEOUT_SECONDS)
+        if publisher.stats.accepted != len(events):
+            raise Failure(f"not all of {len(events)} were accepted: {publisher.stats}")
 
     def publish_stream(self, batches: list[list[event_pb2.Event]]) -> None:
         """Publishes batches over PublishStream, without waiting for answers in between."""

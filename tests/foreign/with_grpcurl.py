@@ -1,4 +1,4 @@
-"""Drives each RPC with the real grpcurl, through reflection, with good and bad input.
+"""Drives each RPC with the real grpcurl, through reflection, with good and bad input, and runs docs/grpcurl.md.
 
 grpcurl shares no code with the server and has none of its proto files: it calls the methods that reflection
 reports. Bad input must give the canonical code, every violated field at once in BadRequest, and an ErrorInfo
@@ -10,14 +10,15 @@ The AWS endpoint is a port on which nothing listens: none of these calls may nee
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import grpc
-from grpcurl import ABORTED, ALREADY_EXISTS, INVALID_ARGUMENT, NOT_FOUND, OK, Answer, Grpcurl, Json
-from harness import Failure, Report, free_port, run
+from grpcurl import ABORTED, INVALID_ARGUMENT, NOT_FOUND, OK, Answer, Grpcurl, Json
+from harness import Failure, Process, Report, accepts, binary, clean_environment, free_port, run
 from inputs import (
     BAD_EXTERNAL_IDS,
     BAD_ORGANIZATIONS,
@@ -32,10 +33,24 @@ from inputs import (
     detection,
     event,
 )
+from page import perform, read
 from relay import Relay
 
+PAGE = Path(__file__).parents[2] / "docs" / "grpcurl.md"
 INTEGRATIONS = "siem.v1.SiemIntegrationService"
 EVENTS = "siem.v1.EventService"
+INTEGRATION_RPCS = {
+    "Configure",
+    "GenerateExternalId",
+    "GetOnboarding",
+    "Get",
+    "List",
+    "Delete",
+    "SendTest",
+    "StreamStatus",
+    "ListAuditEntries",
+}
+EVENT_RPCS = {"Publish", "PublishStream"}
 
 
 def expect(answer: Answer, code: int, reason: str, fields: Iterable[str] = ()) -> None:
@@ -57,10 +72,9 @@ def test_reflection(report: Report, grpcurl: Grpcurl) -> None:
     for service in (INTEGRATIONS, EVENTS, "grpc.health.v1.Health"):
         report.check(service in services, f"list names {service}", services)
     methods = {name.rsplit(".", 1)[-1] for name in grpcurl.reflect("list", INTEGRATIONS).split()}
-    wanted = {"Configure", "GenerateExternalId", "Get", "List", "Delete", "SendTest", "StreamStatus"}
-    report.check(methods == wanted, "the integration service has its seven RPCs", methods)
+    report.check(methods == INTEGRATION_RPCS, "the integration service has its nine RPCs", methods)
     methods = {name.rsplit(".", 1)[-1] for name in grpcurl.reflect("list", EVENTS).split()}
-    report.check(methods == {"Publish", "PublishStream"}, "the event service has its two RPCs", methods)
+    report.check(methods == EVENT_RPCS, "the event service has its two RPCs", methods)
     report.check("IdsDetection ids_detection = 6" in grpcurl.reflect("describe", "siem.v1.Event"), "describe shows a message")
     report.check(
         grpcurl.call("grpc.health.v1.Health/Check", {}).only()["status"] == "SERVING", "health says SERVING"
@@ -122,7 +136,7 @@ def test_configure(report: Report, grpcurl: Grpcurl) -> None:
         expect(grpcurl.call(configure, request), ABORTED, "ETAG_MISMATCH")
 
     def of_another() -> None:
-        expect(grpcurl.call(configure, configuration(organization_id="other")), ALREADY_EXISTS, "EXTERNAL_ID_IN_USE")
+        expect(grpcurl.call(configure, configuration(organization_id="other")), INVALID_ARGUMENT, "INVALID_FIELD", ["external_id"])
 
     def validate_only() -> None:
         request = configuration(external_id="example-external-id-9", validate_only=True)
@@ -373,8 +387,70 @@ def test_delete(report: Report, grpcurl: Grpcurl) -> None:
     report.check(again["counts"]["accepted"] == "0", "its external ID is available again, and a new integration starts at 0", again)
 
 
+def test_audit(report: Report, grpcurl: Grpcurl) -> None:
+    """Calls ListAuditEntries, after the other parts have made entries."""
+    path = f"{INTEGRATIONS}/ListAuditEntries"
+    report.section("ListAuditEntries")
+    page = grpcurl.call(path, {"organization_id": "good", "page_size": 2}).only()
+    actions = [entry["action"] for entry in page["entries"]]
+    wanted = ["AUDIT_ACTION_CREATE", "AUDIT_ACTION_DELETE"]
+    report.check(actions == wanted and page["next_page_token"] != "", "the newest entries come first", page)
+    entries = grpcurl.call(path, {"page_size": 1000}).only()["entries"]
+    report.check({"good", "list-0", "issued"} <= {entry["organization_id"] for entry in entries}, "all organizations are listed")
+    report.check(EXTERNAL_ID not in json.dumps(entries), "no external ID is in it")
+
+    def reversed_times() -> None:
+        request = {"start_time": "2026-01-02T00:00:00Z", "end_time": "2026-01-01T00:00:00Z"}
+        expect(grpcurl.call(path, request), INVALID_ARGUMENT, "INVALID_FIELD", ["end_time"])
+
+    report.attempt("an end before the start", reversed_times)
+
+
+def test_page(report: Report, directory: Path) -> None:
+    """Runs the commands of docs/grpcurl.md in order, against a sandbox with TLS and tokens."""
+    report.section("docs/grpcurl.md")
+    setup, steps = read(PAGE)
+    port = free_port()
+    log = directory / "sandbox.log"
+
+    def printed(pattern: str) -> str:
+        found = re.search(pattern, log.read_text())
+        return found[1] if found else ""
+
+    def ready() -> bool:
+        # The first event makes it ACTIVE.
+        return accepts(port) and "acme ACTIVE" in log.read_text()
+
+    command: list[str | Path] = [binary(), "sandbox", "--secure", "--port", str(port)]
+    with Process(command, log, clean_environment(), ready):
+        values = {
+            "S": f"127.0.0.1:{port}",
+            "DEV": printed(r"-cacert (\S+)/ca\.pem"),
+            # The one of the last Configure, which is the right one.
+            "EXTERNAL_ID": re.findall(r'"external_id":"([^"]+)"', log.read_text())[-1],
+        }
+        report.check(all(values.values()), "the sandbox prints what the page needs")
+        # The first block has the values that the sandbox prints.
+        own = [line.split("=")[0] for line in setup[0].splitlines()]
+        report.check(own == list(values), "the page names them", own)
+        given = [f"{name}='{value}'\n" for name, value in values.items()]
+        prologue = "".join([*given, *setup[1:]])
+        report.check(all(step.kind for step in steps), "each command has its answer")
+        for step in steps:
+            first = step.commands.splitlines()[0]
+            report.attempt(
+                f"line {step.line}: {first}",
+                lambda step=step: perform(step, prologue, clean_environment()),  # type: ignore[misc]
+            )
+    called = "".join(step.commands for step in steps)
+    served = {f"{INTEGRATIONS}/{name}" for name in INTEGRATION_RPCS} | {f"{EVENTS}/{name}" for name in EVENT_RPCS}
+    served |= {"grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch"}
+    for rpc in sorted(served):
+        report.check(rpc in called, f"the page calls {rpc}")
+
+
 def test(report: Report) -> None:
-    """Runs all parts against one server."""
+    """Runs all parts against one server, and the page against another."""
     nowhere = f"http://127.0.0.1:{free_port()}"
     aws = {
         "AWS_REGION": "us-west-2",
@@ -391,12 +467,15 @@ def test(report: Report) -> None:
         test_publish(report, grpcurl)
         test_raw_bytes(report, relay)
         test_delete(report, grpcurl)
+        test_audit(report, grpcurl)
         report.section("shutdown")
         code = relay.stop()
         report.check(code == 0, "it ends with 0 after SIGTERM", code)
         log = relay.log.read_text()
         report.check(EXTERNAL_ID not in log, "no external ID is in the log")
         report.check("panicked" not in log, "nothing panicked")
+    with tempfile.TemporaryDirectory() as directory:
+        test_page(report, Path(directory))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from relay import Relay
 from service import NETWORK, TIMEOUT_SECONDS, Service, proto_event
 from stream import Reader, check_record
 
-from siem.v1 import error_pb2, event_pb2, integration_pb2
+from siem_client.v1 import error_pb2, event_pb2, integration_pb2
 
 EXTERNAL_ID = "example-external-id-of-acme"
 REFUSED = "Unauthorized - check your Role ARN and External ID"

@@ -54,9 +54,11 @@ fn violation(path: &str, used: &[String]) -> Option<&'static str> {
         "crate" if second == module => None,
         "crate" => match (module, second) {
             ("domain", _) => Some("domain uses only itself"),
-            ("sink" | "store", "gate") | ("store", "boot_time") => None,
+            ("metrics", used) if used != "domain" => Some("metrics use domain only"),
+            ("sink" | "store", "metrics") => None,
+            ("sink" | "store", "gate") | ("store", "boot_time" | "secret_file") => None,
             ("store" | "sink" | "gate", used) if used != "domain" => {
-                Some("store, sink and gate use domain only (store and sink also gate)")
+                Some("store, sink and gate use domain only (store and sink also gate and metrics)")
             }
             ("onboarding" | "verify", used) if used != "domain" && !is_test => {
                 Some("it uses domain only")

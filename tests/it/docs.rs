@@ -1,4 +1,5 @@
-//! Log lines and errors that `docs/operations.md` quotes, as the source has them.
+//! Log lines and errors that `docs/operations.md` quotes, as the source has them, and the tests that
+//! `SECURITY.md` names.
 
 use std::{fs, path::Path};
 
@@ -45,4 +46,25 @@ fn operations_quotes_what_the_service_logs() {
         .filter(|quote| !text.contains(quote))
         .collect();
     assert!(stale.is_empty(), "not in src any more: {stale:#?}");
+}
+
+#[test]
+fn tests_of_the_threats_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut text = String::new();
+    source(&root.join("src"), &mut text);
+    source(&root.join("tests"), &mut text);
+    let page = fs::read_to_string(root.join("SECURITY.md")).unwrap();
+    let rows = page.lines().filter(|line| line.starts_with("| "));
+    let tests: Vec<_> = rows
+        .filter_map(|row| row.trim_end_matches(" |").rsplit_once(" | "))
+        .flat_map(|(_, tests)| tests.split('`').skip(1).step_by(2))
+        .filter(|name| !name.starts_with(".ci/run"))
+        .collect();
+    assert!(tests.len() > 20, "{tests:?}");
+    let absent = tests
+        .into_iter()
+        .filter(|name| !text.contains(&format!("fn {name}(")));
+    let absent: Vec<_> = absent.collect();
+    assert!(absent.is_empty(), "no such tests: {absent:#?}");
 }

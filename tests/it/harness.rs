@@ -2,6 +2,7 @@
 //! for AWS behind it, and what its callers, customers and operators see of it.
 
 mod api;
+mod callers;
 mod customer;
 mod database;
 mod disk;
@@ -9,15 +10,19 @@ mod env;
 mod faults;
 mod feeds;
 mod gateway;
+mod http2;
 mod load;
+mod metrics;
 mod process;
 mod raw;
 mod stream;
 mod tool;
+mod web;
 
 use std::{future::Future, time::Duration};
 
-pub use api::{Api, reason, violated};
+pub use api::{Api, reason, violated, without_time};
+pub use callers::{Callers, TokenKey, bearer};
 pub use customer::Customer;
 pub use database::{AuditRow, audit_rows, backdate_deliveries, backdate_log, database};
 pub use disk::{Disk, SyncFaults};
@@ -27,15 +32,16 @@ pub use faults::{
 };
 pub use feeds::{FeedEvent, StatusFeed};
 pub use gateway::Gateway;
+pub use http2::{Http2, OpenCall, TlsClient, status};
 pub use load::{Load, Published, detection, event};
-pub use process::{Process, ProcessEnv};
-#[cfg(feature = "kafka")]
-pub use process::{StartError, serve};
+pub use metrics::Metrics;
+pub use process::{Process, ProcessEnv, StartError, serve};
 pub use raw::{framed, gzip};
 pub use stream::{
     DeliveredEvent, Gap, check_acked, check_complete, check_in_order, check_with_gaps, read_events,
 };
 pub use tool::{ToolOutput, reader_credentials, run, run_verify, run_with_input, tool, with_aws};
+pub use web::{BINARY, TEXT, WebAnswer, WebClient, first_frame, parse_trailers, request};
 
 /// Limit of every wait, for disks on which syncs take most of it. It only makes a test fail: no
 /// test waits for it to pass.

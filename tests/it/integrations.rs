@@ -74,8 +74,24 @@ async fn a_stale_etag_is_refused() {
         assert_eq!(reason(&status), "ETAG_MISMATCH");
     }
     assert_eq!(env.api.get("acme").await.etag, replaced.etag);
+    for (etag, code) in [
+        (&created.etag, Code::Aborted),
+        (&"x".repeat(10_000), Code::Aborted),
+        (&replaced.etag, Code::Ok),
+        (&replaced.etag, Code::NotFound),
+    ] {
+        let request = v1::DeleteRequest {
+            organization_id: "acme".to_owned(),
+            etag: etag.clone(),
+            ..Default::default()
+        };
+        let answer = env.api.integrations().delete(request).await;
+        assert_eq!(
+            answer.map_or_else(|status| status.code(), |_| Code::Ok),
+            code
+        );
+    }
     // The etag of a deleted integration does not create another one.
-    env.api.delete("acme", false).await.unwrap();
     let status = env
         .api
         .try_configure(with(&replaced.etag))
@@ -141,8 +157,9 @@ async fn two_organizations_cannot_share_an_external_id() {
             ..second.request()
         };
         let status = env.api.try_configure(request).await.unwrap_err();
-        assert_eq!(status.code(), Code::AlreadyExists);
-        assert_eq!(reason(&status), "EXTERNAL_ID_IN_USE");
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert_eq!(reason(&status), "INVALID_FIELD");
+        assert_eq!(violated(&status), ["external_id"]);
     }
     // An organization may configure its own again, and a deleted one's is available.
     env.api.configure(&first).await;

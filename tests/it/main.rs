@@ -7,15 +7,23 @@
     reason = "an unexpected value fails the test"
 )]
 
+mod audit;
 mod borders;
+mod callers;
+mod ctl;
 mod delivery;
 mod docs;
 mod harness;
+mod hostile_limits;
 mod integrations;
+mod keys;
 mod process;
 mod publish;
 mod requests;
+mod secure;
 #[cfg(feature = "kafka")]
 mod shared;
 mod status;
+mod transport;
 mod verify;
+mod web;

@@ -8,6 +8,7 @@ mod expiry;
 mod identity;
 mod kills;
 mod lag;
+mod metrics;
 mod migration;
 mod mixed_requests;
 mod resources;
@@ -137,29 +138,25 @@ async fn a_status_watch_resumes_after_a_kill_of_the_service() {
     let listen = process.address.to_string();
     process.api.configure(&env.customer).await;
     let channel = siem_client::channel(&listen).unwrap();
-    let mut watch = StatusWatch::new(channel, vec!["acme".to_owned()], TEST_SILENCE);
-    let current = with_timeout("the first status", watch.next())
-        .await
-        .unwrap();
-    assert!(matches!(current, StatusEvent::Current(_)), "{current:?}");
-    let synced = with_timeout("the marker", watch.next()).await.unwrap();
-    assert!(matches!(synced, StatusEvent::Synced(_)), "{synced:?}");
+    let mut watch =
+        StatusWatch::new(channel, vec!["acme".to_owned()]).with_silence_limit(TEST_SILENCE);
+    let snapshot = with_timeout("the snapshot", watch.next()).await.unwrap();
+    let StatusEvent::Snapshot(snapshot) = snapshot else {
+        panic!("{snapshot:?}");
+    };
+    assert!(snapshot.statuses.contains_key("acme"), "{snapshot:?}");
     process.kill().await;
 
     let process = env.start_with(&["--listen", &listen]).await;
-    // The token remains valid: nothing is reset, and nothing is sent twice.
-    let synced = with_timeout("the marker again", watch.next())
-        .await
-        .unwrap();
-    assert!(matches!(synced, StatusEvent::Synced(_)), "{synced:?}");
+    // The token remains valid: there is no new snapshot, and nothing is sent twice.
     process.api.delete("acme", false).await.unwrap();
     let deleted = with_timeout("the deletion", watch.next()).await.unwrap();
     assert!(matches!(deleted, StatusEvent::Deleted(_)), "{deleted:?}");
 
     let channel = siem_client::channel(&listen).unwrap();
-    let mut refused = StatusWatch::new(channel, vec!["no such id!".to_owned()], TEST_SILENCE);
-    let status = with_timeout("the refusal", refused.next())
+    let mut refused = StatusWatch::new(channel, vec!["no such id!".to_owned()]);
+    let error = with_timeout("the refusal", refused.next())
         .await
         .unwrap_err();
-    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_eq!(error.code, Code::InvalidArgument);
 }

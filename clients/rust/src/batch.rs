@@ -1,5 +1,7 @@
 //! Batches events into requests.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc},
@@ -13,6 +15,8 @@ pub(super) struct Item {
     pub(super) tag: u64,
     /// Hash of organization, network and device. Devices with the same hash count as one.
     pub(super) device: u64,
+    /// Hash of the organization.
+    pub(super) organization: u64,
     /// Number in the order of sending, counted over all devices; set by [`Batches`].
     pub(super) order: u64,
     /// Its share of the limit on unanswered bytes, returned when it is answered.
@@ -26,6 +30,18 @@ impl Item {
     }
 }
 
+/// Up to this many organizations at a time, each request carries events of one, since an answer only
+/// counts the events of organizations without an integration.
+const SEPARATE_ORGANIZATIONS: usize = 8;
+
+/// An entry of the queue between senders and batches.
+#[derive(Debug)]
+pub(super) enum Queued {
+    Event(Item),
+    /// Earlier events must not linger.
+    Flush,
+}
+
 /// The events of one request.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
@@ -37,6 +53,47 @@ impl Batch {
     pub(super) fn add(&mut self, item: Item) {
         self.bytes += wire_len(&item.event);
         self.items.push(item);
+    }
+
+    /// Returns one batch for each organization, or all in one if there are many organizations.
+    pub(super) fn by_organization(self) -> Vec<Self> {
+        let mut batches: Vec<Self> = Vec::new();
+        let organizations: BTreeSet<u64> =
+            self.items.iter().map(|item| item.organization).collect();
+        if organizations.is_empty() {
+            return batches;
+        }
+        if organizations.len() == 1 || organizations.len() > SEPARATE_ORGANIZATIONS {
+            return vec![self];
+        }
+        for item in self.items {
+            let known = batches
+                .iter_mut()
+                .find(|batch| batch.items[0].organization == item.organization);
+            match known {
+                Some(batch) => batch.add(item),
+                None => {
+                    let mut batch = Self::default();
+                    batch.add(item);
+                    batches.push(batch);
+                }
+            }
+        }
+        batches
+    }
+
+    /// Removes and returns the second half of the events; none if there is one event.
+    pub(super) fn split(&mut self) -> Option<Self> {
+        let half = self.items.len() / 2;
+        if half == 0 {
+            return None;
+        }
+        let mut second = Self::default();
+        for item in self.items.split_off(self.items.len() - half) {
+            self.bytes -= wire_len(&item.event);
+            second.add(item);
+        }
+        Some(second)
     }
 
     /// Returns whether the request can carry the event too. An empty one can carry any.
@@ -75,7 +132,7 @@ pub(super) struct BatchLimits {
 /// Receives events from a channel and returns them request by request.
 #[derive(Debug)]
 pub(super) struct Batches {
-    queue: mpsc::Receiver<Item>,
+    queue: mpsc::Receiver<Queued>,
     limits: BatchLimits,
     pending: Batch,
     flush_at: Instant,
@@ -86,7 +143,7 @@ pub(super) struct Batches {
 }
 
 impl Batches {
-    pub(super) fn new(queue: mpsc::Receiver<Item>, limits: BatchLimits) -> Self {
+    pub(super) fn new(queue: mpsc::Receiver<Queued>, limits: BatchLimits) -> Self {
         Self {
             queue,
             limits,
@@ -111,8 +168,10 @@ impl Batches {
                     Err(_) => break,
                 }
             };
-            let Some(mut item) = item else {
-                break;
+            let mut item = match item {
+                Some(Queued::Event(item)) => item,
+                Some(Queued::Flush) if self.pending.items.is_empty() => continue,
+                Some(Queued::Flush) | None => break,
             };
             self.received += 1;
             item.order = self.received;
@@ -155,12 +214,13 @@ mod tests {
             event: vec![0; len].into(),
             tag,
             device: 0,
+            organization: 0,
             order: 0,
             _permit: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
         }
     }
 
-    fn batches(max_events: usize, max_bytes: usize) -> (mpsc::Sender<Item>, Batches) {
+    fn batches(max_events: usize, max_bytes: usize) -> (mpsc::Sender<Queued>, Batches) {
         let (sender, queue) = mpsc::channel(100);
         let limits = BatchLimits {
             max_events,
@@ -175,12 +235,71 @@ mod tests {
         Some(batch.items.iter().map(|item| item.tag).collect())
     }
 
-    async fn send(sender: &mpsc::Sender<Item>, budget: &Arc<Semaphore>, tag: u64, len: usize) {
+    async fn send(sender: &mpsc::Sender<Queued>, budget: &Arc<Semaphore>, tag: u64, len: usize) {
         let item = Item {
             _permit: budget.clone().try_acquire_owned().unwrap(),
             ..item(tag, len)
         };
-        sender.send(item).await.unwrap();
+        sender.send(Queued::Event(item)).await.unwrap();
+    }
+
+    fn batch(items: impl IntoIterator<Item = Item>) -> Batch {
+        let mut batch = Batch::default();
+        for item in items {
+            batch.add(item);
+        }
+        batch
+    }
+
+    #[test]
+    fn a_few_organizations_get_requests_of_their_own() {
+        let of = |organizations: u64| {
+            let items = (0..20).map(|tag| Item {
+                organization: tag % organizations,
+                ..item(tag, 10)
+            });
+            let batches = batch(items).by_organization();
+            let all = batches.iter().flat_map(|batch| &batch.items);
+            assert_eq!(all.count(), 20);
+            assert!(
+                batches
+                    .iter()
+                    .all(|batch| batch.bytes == 16 * batch.items.len())
+            );
+            batches
+        };
+        assert_eq!(of(1).len(), 1);
+        let three = of(3);
+        let tags: Vec<u64> = three[1].items.iter().map(|item| item.tag).collect();
+        assert_eq!((three.len(), tags), (3, vec![1, 4, 7, 10, 13, 16, 19]));
+        assert_eq!(of(9).len(), 1);
+        assert!(Batch::default().by_organization().is_empty());
+    }
+
+    #[test]
+    fn a_request_is_split_until_it_has_one_event() {
+        let mut first = batch((0..3).map(|tag| item(tag, 10)));
+        let second = first.split().unwrap();
+        assert_eq!((first.items.len(), first.bytes), (2, 32));
+        assert_eq!((second.items[0].tag, second.bytes), (2, 16));
+        assert!(first.split().is_some());
+        assert!(first.split().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flush_ends_the_linger() {
+        let budget = Arc::new(Semaphore::new(100));
+        let (sender, mut batches) = batches(3, 100);
+        sender.send(Queued::Flush).await.unwrap();
+        send(&sender, &budget, 1, 1).await;
+        sender.send(Queued::Flush).await.unwrap();
+        send(&sender, &budget, 2, 1).await;
+        let start = Instant::now();
+        assert_eq!(tags(&mut batches).await, Some(vec![1]));
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        drop(sender);
+        assert_eq!(tags(&mut batches).await, Some(vec![2]));
+        assert_eq!(tags(&mut batches).await, None);
     }
 
     #[tokio::test(start_paused = true)]

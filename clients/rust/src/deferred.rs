@@ -8,7 +8,7 @@ use tonic::Status;
 
 use super::{
     batch::{Batch, BatchLimits, Item},
-    publisher::Deferral,
+    publish_loop::Deferral,
     window::Window,
 };
 use crate::v1::{ErrorReason, PublishResponse, Rejection};
@@ -109,6 +109,7 @@ impl Deferred {
             }
         }
         let (mut touched, mut opened) = (BTreeSet::new(), HashSet::new());
+        let mut is_rejected_again = false;
         for (index, item) in (0..).zip(batch.items) {
             touched.insert(item.device);
             if rejected.binary_search(&index).is_ok() {
@@ -117,6 +118,8 @@ impl Deferred {
                     Device::default()
                 });
                 device.rejected = true;
+                // The second half of a request that was split must not precede it.
+                is_rejected_again |= std::mem::take(&mut device.resent);
                 self.events.insert(item.key(), item);
             } else {
                 answer.tags.push(item.tag);
@@ -133,6 +136,8 @@ impl Deferred {
                     device.in_window += 1;
                 }
             }
+        }
+        if !opened.is_empty() || is_rejected_again {
             touched.append(&mut self.withdraw(window));
         }
         self.schedule(touched, now, wait);
@@ -246,7 +251,8 @@ impl Deferred {
 
 /// Whether the event is to be sent again. A reason that is not known is final.
 fn is_temporary(rejection: &mut Rejection) -> bool {
-    rejection.reason() == ErrorReason::Overloaded
+    let reason = rejection.reason();
+    matches!(reason, ErrorReason::Overloaded | ErrorReason::RateLimited)
 }
 
 #[cfg(test)]
@@ -272,6 +278,7 @@ mod tests {
                 event: vec![0; 10].into(),
                 tag: *order,
                 device: *device,
+                organization: 0,
                 order: *order,
                 _permit: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
             });
@@ -287,7 +294,10 @@ mod tests {
     fn settle(deferred: &mut Deferred, window: &mut Window<Batch>, rejected: &[u32]) -> Answer {
         let rejections = rejected.iter().map(|index| Rejection {
             index: *index,
-            reason: ErrorReason::Overloaded.into(),
+            reason: match index % 2 {
+                0 => ErrorReason::Overloaded.into(),
+                _ => ErrorReason::RateLimited.into(),
+            },
             ..Rejection::default()
         });
         let response = PublishResponse {
@@ -346,6 +356,26 @@ mod tests {
             [all],
             "nothing precedes the events that are sent again"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_second_half_of_a_split_request_waits_for_the_first() {
+        let (mut deferred, mut window) = (Deferred::default(), Window::new(8));
+        window.push(batch(&[(1, 1), (1, 2)]));
+        window.send_next();
+        settle(&mut deferred, &mut window, &[0, 1]);
+        let at = deferred.next_due().unwrap();
+        window.push(deferred.take_due(at, LIMITS).unwrap());
+        window.send_next();
+        assert!(window.split_front(Batch::split));
+        window.rewind();
+        deferred.reclaim(&mut window, at, |_| WAIT);
+        window.send_next();
+        settle(&mut deferred, &mut window, &[0]);
+        assert!(window.is_empty(), "event 2 would overtake event 1");
+        let at = deferred.next_due().unwrap();
+        let due = deferred.take_due(at, LIMITS).unwrap();
+        assert_eq!(keys(&due), [(1, 1), (1, 2)]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,112 +1,82 @@
-//! Client of the `siem.v1` API of siem-relay: the messages and generated clients ([`v1`]), a
-//! [`channel`], a [`Publisher`] that publishes events over disconnects and restarts of the
-//! server, and a [`StatusWatch`] that follows statuses likewise.
+//! Client of the `siem.v1` API of siem-relay: a [`Client`] with deadlines, retries and typed errors,
+//! over TLS and with tokens where [`ChannelOptions`] name them; a [`Publisher`] that publishes events
+//! over disconnects and restarts of the server, and a [`StatusWatch`] that follows statuses likewise.
+//! The messages are in [`v1`].
 //!
 //! ```no_run
-//! use siem_client::{
-//!     Publisher, PublisherOptions, StatusEvent, StatusWatch, Update, channel,
-//!     v1::{Event, GetRequest, siem_integration_service_client::SiemIntegrationServiceClient},
-//! };
+//! use siem_client::{ChannelOptions, Client, StatusEvent, v1::{Event, GetRequest}};
 //! use std::time::Duration;
 //!
 //! # async fn example(event: Event) -> Result<(), Box<dyn std::error::Error>> {
-//! let channel = channel("http://127.0.0.1:50051")?;
+//! let client = Client::connect(&ChannelOptions::new("http://127.0.0.1:50051"))?;
 //!
 //! // One call.
-//! let mut integrations = SiemIntegrationServiceClient::new(channel.clone());
 //! let organization_id = "acme".to_owned();
-//! let integration = integrations.get(GetRequest { organization_id }).await?;
-//! println!("{:?}", integration.into_inner().integration);
+//! let answer = client.get(GetRequest { organization_id }).await?;
+//! println!("{:?}", answer.integration);
 //!
 //! // Events, each answered once it is durable.
-//! let (sender, mut updates, publisher) =
-//!     Publisher::new(channel.clone(), PublisherOptions::default());
-//! let running = tokio::spawn(publisher.run());
-//! sender.send(&event, 1).await?;
-//! drop(sender);
-//! while let Some(update) = updates.recv().await {
-//!     if let Update::Ack(ack) = update {
-//!         println!("events {:?}: {:?}", ack.tags, ack.outcome);
-//!     }
-//! }
-//! running.await??;
+//! let publisher = client.publisher(Default::default());
+//! let receipt = publisher.send(&event).await?;
+//! println!("{:?}", receipt.await?.outcome);
+//! publisher.close(Duration::from_secs(30)).await?;
 //!
-//! // Statuses of all organizations.
-//! let mut statuses = StatusWatch::new(channel, vec![], Duration::from_secs(90));
+//! // Statuses of all organizations: a snapshot, then each change.
+//! let mut statuses = client.watch_status(vec![]);
 //! loop {
-//!     if let StatusEvent::Current(current) = statuses.next().await? {
-//!         println!("{}: {:?}", current.organization_id, current.status);
+//!     match statuses.next().await? {
+//!         StatusEvent::Snapshot(snapshot) => println!("{:?}", snapshot.statuses),
+//!         change => println!("{change:?}"),
 //!     }
 //! }
 //! # }
 //! ```
 
-use std::time::Duration;
-
-use tonic::transport::Endpoint;
-
 mod batch;
+mod channel;
+mod client;
+mod connector;
 mod deferred;
+mod error;
+mod publish_loop;
 mod publisher;
+mod replay;
 mod retry;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod token;
 pub mod v1;
 mod watch;
 mod window;
 
-/// Types of other crates that this crate's interface is made of: time stamps of messages, the
-/// code and status of a gRPC error, and the connection.
+pub use channel::{Channel, ChannelError, ChannelOptions};
+pub use client::Client;
+pub use error::{SiemError, Violation};
+/// Types of other crates that this crate's interface is made of: time stamps of messages, and the
+/// code and status of a gRPC error.
 pub use prost_types::Timestamp;
-pub use publisher::{
-    Ack, Deferral, EventSender, PublishStopped, Publisher, PublisherError, PublisherOptions,
+pub use publish_loop::{
+    Ack, Deferral, EventSender, PublishLoop, PublishStopped, PublisherError, PublisherOptions,
     Retrying, Update, Updates,
 };
-pub use tonic::{Code, Status, transport::Channel};
-pub use watch::{StatusEvent, StatusWatch};
+pub use publisher::{
+    Outcome, PublishReceipt, PublishResult, Publisher, PublisherStats, UnacknowledgedError,
+};
+pub use token::Token;
+pub use tonic::{Code, Status};
+pub use watch::{StatusEvent, StatusSnapshot, StatusWatch, status_of};
 
 /// Address at which `siem-relay serve` listens by default.
 pub const DEFAULT_ADDRESS: &str = "http://127.0.0.1:50051";
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Interval of HTTP/2 pings while a call is open; they detect a peer that vanished.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Reason for which an address cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum AddressError {
-    /// Not a URL with a host.
-    #[error("address {0:?} is not of the form http://HOST:PORT")]
-    Malformed(String),
-    /// The scheme is not `http`.
-    #[error("address {0:?} has an unsupported scheme; use http://HOST:PORT")]
-    Scheme(String),
-}
-
-/// Returns a channel that connects at its first use, and again whenever the connection was
-/// lost. An address without a scheme counts as `http://`.
+/// Returns a channel to an address without a token, over TLS if it begins with `https://`:
+/// [`ChannelOptions`] without options.
 ///
 /// # Errors
 ///
-/// [`AddressError`] if the address is not an `http` URL. An address at which nothing listens
-/// fails at the first call.
-pub fn channel(address: &str) -> Result<Channel, AddressError> {
-    let malformed = || AddressError::Malformed(address.to_owned());
-    let url = match address.split_once("://") {
-        None => format!("http://{address}"),
-        Some(("http", _)) => address.to_owned(),
-        Some(_) => return Err(AddressError::Scheme(address.to_owned())),
-    };
-    let endpoint = Endpoint::from_shared(url).map_err(|_| malformed())?;
-    if endpoint.uri().host().is_none_or(str::is_empty) {
-        return Err(malformed());
-    }
-    Ok(endpoint
-        .connect_timeout(CONNECT_TIMEOUT)
-        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .connect_lazy())
+/// Those of [`ChannelOptions::connect`].
+pub fn channel(address: &str) -> Result<Channel, ChannelError> {
+    ChannelOptions::new(address).connect()
 }
 
 #[cfg(test)]

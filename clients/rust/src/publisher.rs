@@ -1,516 +1,409 @@
-//! Publishes events over PublishStream, and opens the stream again whenever it breaks.
+//! A publisher that runs in the background.
 
 use std::{
-    hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
+    collections::BTreeMap,
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
 };
 
 use bytes::Bytes;
 use prost::Message;
 use tokio::{
-    sync::{Semaphore, mpsc},
-    time::{Duration, Instant, sleep, sleep_until, timeout},
+    sync::{oneshot, watch},
+    task::JoinHandle,
+    time::{Duration, timeout},
 };
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{
-    Code, Request, Status, Streaming, client::Grpc, codegen::http::uri::PathAndQuery,
-    transport::Channel,
+use tonic::Status;
+
+use crate::{
+    Ack, Channel, EventSender, PublishLoop, PublishStopped, PublisherError, PublisherOptions,
+    SiemError, Update, Updates,
+    v1::{self, Rejection},
 };
-use tonic_prost::ProstCodec;
-use tonic_types::RpcStatusExt;
 
-use super::{
-    batch::{Batch, BatchLimits, Batches, Item},
-    deferred::{Answer, Deferred},
-    retry::{self, Backoff, Remedy},
-    window::Window,
-};
-use crate::v1::{self, PublishStreamResponse, publish_stream_response::Outcome};
+/// Events that the text of an error names.
+const NAMED_EVENTS: usize = 5;
 
-/// Memory that one event takes beside its encoded bytes, also if it is the only deferred one of
-/// its device.
-pub(super) const EVENT_OVERHEAD_BYTES: usize = 256;
-/// Events queued between senders and batches.
-const QUEUED_EVENTS: usize = 1_024;
-/// Updates queued for the receiver.
-const QUEUED_UPDATES: usize = 64;
-/// Time that the server has to end a stream whose requests are all answered.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Limits and waits of a [`Publisher`].
-#[derive(Debug, Clone)]
-pub struct PublisherOptions {
-    /// Unanswered requests, at least 1.
-    pub max_requests_in_flight: usize,
-    /// Bytes of unanswered events, whether sent or not, or to be sent again. One event alone may
-    /// exceed it.
-    pub max_bytes_in_flight: u32,
-    /// Events of one request, 1 to 1,000.
-    pub max_batch_events: usize,
-    /// Bytes of one request, below 4 MiB. A larger event is sent alone.
-    pub max_batch_bytes: usize,
-    /// Longest time that the first event of a request waits for further events.
-    pub linger: Duration,
-    /// Wait after the first failure, or the first temporary rejection of a device's event; it
-    /// doubles with each further one in a row.
-    pub min_retry_wait: Duration,
-    /// Longest wait, even if the server asks for a longer one.
-    pub max_retry_wait: Duration,
-    /// Time after which the publisher gives up if no request is answered, or with temporary
-    /// rejections only.
-    pub give_up_after: Duration,
-    /// Time without an answer after which the stream is opened again.
-    pub answer_timeout: Duration,
+/// Final answer to an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// It is durable.
+    Accepted,
+    /// Its organization has no integration; it is not stored.
+    Unconfigured,
+    /// A filter of its integration left it out; it is not stored.
+    Filtered,
+    /// One of these three: the answer only counts, and differs between the events of the request.
+    Undetermined,
+    /// It is invalid; see the rejection.
+    Rejected,
 }
 
-impl Default for PublisherOptions {
-    fn default() -> Self {
-        Self {
-            max_requests_in_flight: 16,
-            max_bytes_in_flight: 16 << 20,
-            max_batch_events: 500,
-            max_batch_bytes: 1 << 20,
-            linger: Duration::from_millis(10),
-            min_retry_wait: Duration::from_millis(100),
-            max_retry_wait: Duration::from_secs(5),
-            give_up_after: Duration::from_secs(300),
-            answer_timeout: Duration::from_secs(60),
+/// Final answer to one event.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct PublishResult {
+    /// The answer.
+    pub outcome: Outcome,
+    /// Reason, field and message of a rejected event. Its index is 0.
+    pub rejection: Option<Rejection>,
+}
+
+/// Counts since a publisher was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PublisherStats {
+    /// Events that are durable.
+    pub accepted: u64,
+    /// Events of organizations without an integration.
+    pub unconfigured: u64,
+    /// Events that a filter left out.
+    pub filtered: u64,
+    /// Events that were rejected for good.
+    pub rejected: u64,
+    /// Temporary rejections; each event counts as often as it was rejected.
+    pub deferred: u64,
+    /// Streams that broke while events were unanswered.
+    pub reconnects: u64,
+    /// Events without a final answer.
+    pub pending: u64,
+}
+
+/// A publisher has events without a final answer; the server may have accepted them.
+#[derive(Debug)]
+pub struct UnacknowledgedError {
+    problem: String,
+    /// The events, in the order of sending. Publish them again, unchanged: consumers drop
+    /// duplicates.
+    pub unacknowledged: Vec<v1::Event>,
+}
+
+impl fmt::Display for UnacknowledgedError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.unacknowledged.len();
+        write!(f, "{}; {count} unacknowledged events: ", self.problem)?;
+        for (index, event) in self.unacknowledged.iter().take(NAMED_EVENTS).enumerate() {
+            let separator = if index == 0 { "" } else { ", " };
+            write!(
+                f,
+                "{separator}{}/{}/",
+                event.organization_id, event.device_id
+            )?;
+            match (&event.event_id, &event.observed_time) {
+                (Some(id), _) => f.write_str(id)?,
+                (None, Some(time)) => write!(f, "{time}")?,
+                (None, None) => {}
+            }
+        }
+        match count.saturating_sub(NAMED_EVENTS) {
+            0 => Ok(()),
+            more => write!(f, ", and {more} more"),
         }
     }
 }
 
-/// A report of a [`Publisher`] about its progress.
+impl std::error::Error for UnacknowledgedError {}
+
+/// Final answer to an event, once it is awaited. It may be dropped.
 #[derive(Debug)]
-pub enum Update {
-    /// Events were answered.
-    Ack(Ack),
-    /// Events were rejected temporarily and will be sent again.
-    Deferred(Deferral),
-    /// The stream broke and will be opened again.
-    Retrying(Retrying),
-}
+pub struct PublishReceipt(oneshot::Receiver<PublishResult>);
 
-/// The final answer to events of one request. Answers come in the order of the events, except
-/// that an event that was rejected temporarily is answered later.
-#[derive(Debug)]
-pub struct Ack {
-    /// Tags of the answered events, in order; the index of a rejection is an index of it.
-    pub tags: Vec<u64>,
-    /// The server's answer without temporary rejections, or the status with which it refused the
-    /// whole request.
-    pub outcome: Result<v1::PublishResponse, Status>,
-}
+impl Future for PublishReceipt {
+    /// The answer; [`PublishStopped`] if the publisher ended without one.
+    type Output = Result<PublishResult, PublishStopped>;
 
-/// Temporary rejections in one answer. Each of the events is sent again after the earlier ones of
-/// its device, and later ones of its device wait for it.
-#[derive(Debug)]
-pub struct Deferral {
-    /// Number of events, at least 1.
-    pub events: usize,
-    /// Message of the first rejection.
-    pub message: String,
-}
-
-/// A failure after which the unanswered requests are sent again.
-#[derive(Debug)]
-pub struct Retrying {
-    /// The failure.
-    pub cause: Status,
-    /// Time until the next attempt.
-    pub wait: Duration,
-}
-
-/// Receiver of a [`Publisher`]'s updates. The publisher waits while 64 of them are not received;
-/// drop the receiver if they are of no interest.
-pub type Updates = mpsc::Receiver<Update>;
-
-/// Reason for which a [`Publisher`] ended before everything was answered.
-#[derive(Debug, thiserror::Error)]
-pub enum PublisherError {
-    /// No event got a final answer for [`PublisherOptions::give_up_after`].
-    #[error("gave up: no progress for {} s; last error: {} ({:?})", stalled.as_secs(), last.message(), last.code())]
-    GaveUp {
-        /// Time since the last final answer, or since there was something to send.
-        stalled: Duration,
-        /// The last failure.
-        last: Status,
-    },
-    /// The server refuses the call itself, whatever it carries.
-    #[error("the server refuses PublishStream: {} ({:?})", .0.message(), .0.code())]
-    Refused(Status),
-}
-
-/// Error of a sender whose [`Publisher`] has ended; the result of its `run` has the reason.
-#[derive(Debug, thiserror::Error)]
-#[error("the publisher has ended")]
-pub struct PublishStopped;
-
-/// Sending end of a [`Publisher`], which ends once every sender is dropped and every event is
-/// answered.
-#[derive(Debug, Clone)]
-pub struct EventSender {
-    queue: mpsc::Sender<Item>,
-    budget: Arc<Semaphore>,
-    max_bytes: u32,
-}
-
-impl EventSender {
-    /// Queues one event; its answer carries the same `tag`. Waits while more than
-    /// [`PublisherOptions::max_bytes_in_flight`] are unanswered.
-    ///
-    /// # Errors
-    ///
-    /// [`PublishStopped`] if the publisher has ended.
-    pub async fn send(&self, event: &v1::Event, tag: u64) -> Result<(), PublishStopped> {
-        let device = device_hash(event);
-        let event = event.encode_to_vec();
-        let weight = u32::try_from(event.len() + EVENT_OVERHEAD_BYTES)
-            .unwrap_or(u32::MAX)
-            .min(self.max_bytes);
-        let budget = Arc::clone(&self.budget).acquire_many_owned(weight);
-        let item = Item {
-            event: event.into(),
-            tag,
-            device,
-            order: 0,
-            _permit: budget.await.map_err(|_| PublishStopped)?,
-        };
-        self.queue.send(item).await.map_err(|_| PublishStopped)
-    }
-
-    /// Waits until the publisher has ended.
-    pub async fn closed(&self) {
-        self.queue.closed().await;
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0)
+            .poll(context)
+            .map_err(|_| PublishStopped)
     }
 }
 
-/// Returns the hash of the attributes within which events keep their order.
-fn device_hash(event: &v1::Event) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (&event.organization_id, &event.network_id, &event.device_id).hash(&mut hasher);
-    hasher.finish()
-}
-
-/// Sends events over PublishStream until each is answered.
+/// Publishes events over PublishStream in the background, and opens the stream again whenever it
+/// breaks. [`Client::publisher`](crate::Client::publisher) makes it.
 ///
-/// Unanswered requests are kept and sent again, in order, on the next stream. No event is lost,
-/// but the server may have accepted some of them already. Such an event is delivered twice with
-/// the same CloudEvents id, by which consumers drop duplicates. The same holds for requests that
-/// were accepted behind one for which the server asked to send again: they are delivered once
-/// before and once after it.
+/// Unanswered events are kept and sent again, unchanged and so under the same CloudEvents ids: none is
+/// lost, and consumers drop those that were accepted twice. Events of a device keep their order. A
+/// temporary rejection (OVERLOADED, RATE_LIMITED) defers the event and later ones of its device;
+/// other devices go on. A request that is refused as a whole costs only the event at fault.
 ///
-/// An event that is rejected temporarily (OVERLOADED) is sent again, unchanged, until its answer is
-/// final. No later event of its device is sent in the meantime; other devices go on. Later events
-/// of its device that were in flight already may be accepted before it; with
-/// [`PublisherOptions::max_requests_in_flight`] and [`PublisherOptions::max_batch_events`] of 1
-/// there are none.
+/// [`close`](Self::close) it: a publisher that is dropped goes on in the background only while its
+/// runtime runs. For answers as one sequence of updates, use [`PublishLoop`].
+///
+/// ```no_run
+/// # async fn example(client: siem_client::Client, events: Vec<siem_client::v1::Event>)
+/// # -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+///
+/// let publisher = client.publisher(Default::default());
+/// for event in &events {
+///     publisher.send(event).await?;
+/// }
+/// publisher.close(Duration::from_secs(30)).await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Publisher {
-    channel: Channel,
-    options: PublisherOptions,
-    limits: BatchLimits,
-    batches: Batches,
-    window: Window<Batch>,
-    deferred: Deferred,
-    backoff: Backoff,
-    updates: mpsc::Sender<Update>,
+    sender: EventSender,
+    shared: Arc<Shared>,
+    task: JoinHandle<()>,
 }
 
-/// Reason for which a stream ended before every request was answered.
-struct Broken {
-    status: Status,
-    remedy: Remedy,
-    retry_after: Option<Duration>,
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// Tag of the oldest event without an answer, `u64::MAX` if there is none; or the end.
+    progress: watch::Sender<Progress>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Progress {
+    oldest: u64,
+    has_ended: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next_tag: u64,
+    /// Events without an answer, by tag.
+    pending: BTreeMap<u64, Pending>,
+    stats: PublisherStats,
+    failure: Option<PublisherError>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    /// Shares its memory with the request.
+    event: Bytes,
+    answer: oneshot::Sender<PublishResult>,
 }
 
 impl Publisher {
-    /// Returns the sending end, the receiver of updates, and the publisher, which works while
-    /// [`run`](Self::run) is polled.
-    pub fn new(channel: Channel, options: PublisherOptions) -> (EventSender, Updates, Self) {
-        let (queue, queued) = mpsc::channel(QUEUED_EVENTS);
-        let (updates, updates_receiver) = mpsc::channel(QUEUED_UPDATES);
-        let max_bytes = options.max_bytes_in_flight.max(1);
-        let sender = EventSender {
-            queue,
-            budget: Arc::new(Semaphore::new(max_bytes as usize)),
-            max_bytes,
+    /// Returns a publisher whose task runs on the current tokio runtime.
+    pub(super) fn new(channel: Channel, options: PublisherOptions) -> Self {
+        let (sender, updates, publish_loop) = PublishLoop::new(channel, options);
+        let progress = Progress {
+            oldest: u64::MAX,
+            has_ended: false,
         };
-        let limits = BatchLimits {
-            max_events: options.max_batch_events.clamp(1, 1_000),
-            max_bytes: options.max_batch_bytes,
-            linger: options.linger,
-        };
-        let publisher = Self {
-            channel,
-            limits,
-            batches: Batches::new(queued, limits),
-            window: Window::new(options.max_requests_in_flight.max(1)),
-            deferred: Deferred::default(),
-            backoff: Backoff::new(
-                options.min_retry_wait,
-                options.max_retry_wait,
-                options.give_up_after,
-            ),
-            updates,
-            options,
-        };
-        (sender, updates_receiver, publisher)
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            progress: watch::Sender::new(progress),
+        });
+        let state = Arc::clone(&shared);
+        let task = tokio::spawn(async move {
+            let (result, ()) = tokio::join!(publish_loop.run(), state.follow(updates));
+            state.end(result.err());
+        });
+        Self {
+            sender,
+            shared,
+            task,
+        }
     }
 
-    /// Runs until every sender is dropped and all is answered.
+    /// Queues an event. Waits while more than
+    /// [`max_bytes_in_flight`](PublisherOptions::max_bytes_in_flight) are unanswered. If the future
+    /// is dropped, the event is not queued.
     ///
     /// # Errors
     ///
-    /// [`PublisherError`] if it gave up. Unanswered events may have been accepted or not.
-    pub async fn run(mut self) -> Result<(), PublisherError> {
-        // No stream is opened before there is something to send.
-        while self.has_work().await {
-            match self.stream().await {
-                Ok(()) => return Ok(()),
-                Err(broken) => self.recover(broken).await?,
+    /// [`PublishStopped`] if the publisher has ended; [`flush`](Self::flush) has the reason.
+    pub async fn send(&self, event: &v1::Event) -> Result<PublishReceipt, PublishStopped> {
+        let reserved = self.sender.reserve(event).await?;
+        let (answer, receipt) = oneshot::channel();
+        let mut state = self.shared.lock();
+        let tag = state.next_tag;
+        state.next_tag += 1;
+        let event = reserved.event().clone();
+        state.pending.insert(tag, Pending { event, answer });
+        state.stats.pending += 1;
+        // Under the lock: the order of tags is that of the queue.
+        reserved.send(tag);
+        drop(state);
+        Ok(PublishReceipt(receipt))
+    }
+
+    /// Counts so far.
+    pub fn stats(&self) -> PublisherStats {
+        self.shared.lock().stats
+    }
+
+    /// Waits until every event that was sent before has its final answer.
+    ///
+    /// # Errors
+    ///
+    /// Some have none in time. The publisher continues, unless it has ended.
+    pub async fn flush(&self, limit: Duration) -> Result<(), UnacknowledgedError> {
+        let end = self.shared.lock().next_tag;
+        let mut progress = self.shared.update(|_| {}).subscribe();
+        let flushed = timeout(limit, async {
+            // A publisher that has ended has its reason in the state.
+            let _ended = self.sender.flush().await;
+            // The sender is not dropped before `self`.
+            let _changed = progress
+                .wait_for(|progress| progress.oldest >= end || progress.has_ended)
+                .await;
+        });
+        let is_late = flushed.await.is_err();
+        let state = self.shared.lock();
+        match state.pending.range(..end).next() {
+            None => Ok(()),
+            Some(_) => {
+                Err(state.unacknowledged(is_late.then(|| format!("not flushed within {limit:?}"))))
             }
         }
-        Ok(())
     }
 
-    fn is_done(&self) -> bool {
-        self.window.is_empty() && self.deferred.is_empty()
+    /// Flushes and ends the publisher.
+    ///
+    /// # Errors
+    ///
+    /// Some events have no final answer in time. They are not sent any more.
+    pub async fn close(self, limit: Duration) -> Result<(), UnacknowledgedError> {
+        let Self {
+            sender,
+            shared,
+            mut task,
+        } = self;
+        drop(sender);
+        let is_late = timeout(limit, &mut task).await.is_err();
+        task.abort();
+        let mut state = shared.lock();
+        let problem = is_late.then(|| format!("not closed within {limit:?}"));
+        let result = match state.pending.is_empty() {
+            true => Ok(()),
+            false => Err(state.unacknowledged(problem)),
+        };
+        state.pending.clear();
+        result
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn has_work(&mut self) -> bool {
-        if self.is_done()
-            && let Some(batch) = self.batches.next().await
-        {
-            self.push(batch);
-        }
-        !self.is_done()
+    /// Changes the state, and reports the progress.
+    fn update(&self, change: impl FnOnce(&mut State)) -> &watch::Sender<Progress> {
+        let mut state = self.lock();
+        change(&mut state);
+        let oldest = state.pending.keys().next().copied().unwrap_or(u64::MAX);
+        self.progress
+            .send_modify(|progress| progress.oldest = oldest);
+        &self.progress
     }
 
-    fn push(&mut self, mut batch: Batch) {
-        if self.is_done() {
-            self.backoff.work_began();
-        }
-        self.deferred.divert(&mut batch);
-        if !batch.items.is_empty() {
-            self.window.push(batch);
-        }
-    }
-
-    /// Runs one stream until every event is answered.
-    async fn stream(&mut self) -> Result<(), Broken> {
-        // One slot per request that can be in flight, so that sending never waits.
-        let (requests, outgoing) = mpsc::channel(self.options.max_requests_in_flight.max(1));
-        self.window.rewind();
-        self.deferred
-            .reclaim(&mut self.window, Instant::now(), |failures| {
-                self.backoff.wait(failures)
+    async fn follow(&self, mut updates: Updates) {
+        while let Some(update) = updates.recv().await {
+            self.update(|state| match update {
+                Update::Ack(ack) => state.settle(ack),
+                Update::Deferred(deferral) => state.stats.deferred += deferral.events as u64,
+                Update::Retrying(_) => state.stats.reconnects += 1,
             });
-        self.send_unsent(&requests);
-        let call = open(self.channel.clone(), ReceiverStream::new(outgoing));
-        let mut answers = timeout(self.options.answer_timeout, call)
-            .await
-            .map_err(|_| Broken::timed_out())?
-            .map_err(Broken::stream)?;
-        let mut input_open = true;
-        let mut answer_due = Instant::now() + self.options.answer_timeout;
-        while input_open || !self.is_done() {
-            let idle = self.window.in_flight() == 0;
-            let has_capacity = self.window.has_capacity();
-            let deferred_due = self.deferred.next_due().filter(|_| has_capacity);
-            tokio::select! {
-                answer = answers.message() => {
-                    let answer = answer.map_err(Broken::stream)?.ok_or_else(Broken::ended)?;
-                    self.settle(answer).await?;
-                    answer_due = Instant::now() + self.options.answer_timeout;
+        }
+    }
+
+    fn end(&self, failure: Option<PublisherError>) {
+        let progress = self.update(|state| {
+            state.failure = failure;
+            // Nothing answers any more: receipts end. The events remain for the error.
+            for pending in state.pending.values_mut() {
+                pending.answer = oneshot::channel().0;
+            }
+        });
+        progress.send_modify(|progress| progress.has_ended = true);
+    }
+}
+
+impl State {
+    fn settle(&mut self, ack: Ack) {
+        let mut rejections = BTreeMap::new();
+        let mut outcome = Outcome::Accepted;
+        let stats = &mut self.stats;
+        match ack.outcome {
+            Ok(response) => {
+                stats.accepted += u64::from(response.accepted);
+                stats.unconfigured += u64::from(response.unconfigured);
+                stats.filtered += u64::from(response.filtered);
+                if response.unconfigured > 0 || response.filtered > 0 {
+                    let valid = ack.tags.len() - response.rejections.len().min(ack.tags.len());
+                    outcome = match (response.unconfigured as usize, response.filtered as usize) {
+                        (unconfigured, _) if unconfigured >= valid => Outcome::Unconfigured,
+                        (_, filtered) if filtered >= valid => Outcome::Filtered,
+                        _ => Outcome::Undetermined,
+                    };
                 }
-                batch = self.batches.next(), if input_open && has_capacity => match batch {
-                    Some(batch) => self.push(batch),
-                    None => input_open = false,
+                let given = response.rejections.into_iter();
+                rejections.extend(given.map(|rejection| (rejection.index, rejection)));
+            }
+            Err(status) => {
+                let rejection = refused(status);
+                let each = (0..).zip(&ack.tags);
+                rejections.extend(each.map(|(index, _)| (index, rejection.clone())));
+            }
+        }
+        for (index, tag) in (0..).zip(ack.tags) {
+            let Some(pending) = self.pending.remove(&tag) else {
+                continue;
+            };
+            self.stats.pending -= 1;
+            let rejection = rejections.remove(&index);
+            let result = match rejection {
+                None => PublishResult {
+                    outcome,
+                    rejection: None,
                 },
-                () = sleep_until(deferred_due.unwrap_or(answer_due)), if deferred_due.is_some() => {
-                    if let Some(batch) = self.deferred.take_due(Instant::now(), self.limits) {
-                        self.window.push(batch);
+                Some(rejection) => {
+                    self.stats.rejected += 1;
+                    PublishResult {
+                        outcome: Outcome::Rejected,
+                        rejection: Some(Rejection {
+                            index: 0,
+                            ..rejection
+                        }),
                     }
                 }
-                () = sleep_until(answer_due), if !idle => return Err(Broken::timed_out()),
-            }
-            self.send_unsent(&requests);
-            if idle {
-                answer_due = Instant::now() + self.options.answer_timeout;
-            }
-        }
-        drop(requests);
-        close(answers).await;
-        Ok(())
-    }
-
-    fn send_unsent(&mut self, requests: &mpsc::Sender<EncodedRequest>) {
-        while let Some((id, batch)) = self.window.send_next() {
-            let request = EncodedRequest {
-                request_id: id.to_string(),
-                events: batch.items.iter().map(|item| item.event.clone()).collect(),
             };
-            // There is a slot for it. If the stream is gone, reading the answers fails.
-            let _ = requests.try_send(request);
+            // The receipt may be dropped.
+            let _unread = pending.answer.send(result);
         }
     }
 
-    async fn settle(&mut self, answer: PublishStreamResponse) -> Result<(), Broken> {
-        if !self.window.awaits(&answer.request_id) {
-            return Err(Broken::unexpected("an answer to another request"));
-        }
-        match answer.outcome {
-            Some(Outcome::Result(response)) => {
-                if let Some(message) = self.answered(Ok(response)).await
-                    && self.backoff.left().is_zero()
-                {
-                    return Err(Broken::stream(Status::resource_exhausted(message)));
-                }
-            }
-            Some(Outcome::Error(error)) => {
-                let retry_info = error.get_details_retry_info();
-                let status = Status::new(Code::from_i32(error.code), error.message);
-                let remedy = retry::of_answer(status.code(), retry_info.is_some());
-                if remedy != Remedy::Refuse {
-                    let retry_after = retry_info.and_then(|info| info.retry_delay);
-                    return Err(Broken {
-                        status,
-                        remedy,
-                        retry_after,
-                    });
-                }
-                self.answered(Err(status)).await;
-            }
-            None => return Err(Broken::unexpected("an answer without an outcome")),
-        }
-        Ok(())
-    }
-
-    /// Settles the oldest request. Returns the message of a temporary rejection, if there is one.
-    async fn answered(&mut self, outcome: Result<v1::PublishResponse, Status>) -> Option<String> {
-        self.backoff.answered();
-        let batch = self.window.pop()?;
-        let (now, backoff) = (Instant::now(), &self.backoff);
-        let wait = |failures| backoff.wait(failures);
-        let answer = self
-            .deferred
-            .settle(batch, outcome, &mut self.window, now, wait);
-        let Answer { tags, outcome, .. } = answer;
-        if !tags.is_empty() {
-            self.backoff.progress();
-            self.report(Update::Ack(Ack { tags, outcome })).await;
-        }
-        let deferral = answer.deferral?;
-        let message = deferral.message.clone();
-        self.report(Update::Deferred(deferral)).await;
-        Some(message)
-    }
-
-    async fn report(&self, update: Update) {
-        // A dropped receiver means that updates are of no interest.
-        let _ = self.updates.send(update).await;
-    }
-
-    async fn recover(&mut self, broken: Broken) -> Result<(), PublisherError> {
-        match broken.remedy {
-            Remedy::Stop => return Err(PublisherError::Refused(broken.status)),
-            Remedy::Refuse if self.window.in_flight() == 1 => {
-                self.answered(Err(broken.status)).await;
-                return Ok(());
-            }
-            Remedy::Refuse => self.window.suspect_in_flight(),
-            Remedy::Retry => {}
-        }
-        if self.is_done() {
-            return Ok(());
-        }
-        let Some(wait) = self.backoff.failed(broken.retry_after) else {
-            return Err(PublisherError::GaveUp {
-                stalled: self.backoff.stalled(),
-                last: broken.status,
-            });
+    /// Error that names the events without an answer. `problem` is that of a time-out.
+    fn unacknowledged(&self, problem: Option<String>) -> UnacknowledgedError {
+        let ended = || match &self.failure {
+            Some(failure) => failure.to_string(),
+            None => "the publisher has ended".to_owned(),
         };
-        let cause = broken.status;
-        self.report(Update::Retrying(Retrying { cause, wait }))
-            .await;
-        sleep(wait).await;
-        Ok(())
-    }
-}
-
-/// A [`v1::PublishStreamRequest`] whose events are encoded already. Both are the same bytes on
-/// the wire; events that are sent again are then neither copied nor encoded again.
-#[derive(Clone, PartialEq, Message)]
-struct EncodedRequest {
-    #[prost(string, tag = "1")]
-    request_id: String,
-    #[prost(bytes = "bytes", repeated, tag = "2")]
-    events: Vec<Bytes>,
-}
-
-/// Opens a PublishStream. Returns once the server has answered with headers.
-async fn open(
-    channel: Channel,
-    requests: ReceiverStream<EncodedRequest>,
-) -> Result<Streaming<PublishStreamResponse>, Status> {
-    let mut grpc = Grpc::new(channel);
-    grpc.ready()
-        .await
-        .map_err(|error| Status::unavailable(error.to_string()))?;
-    let path = PathAndQuery::from_static("/siem.v1.EventService/PublishStream");
-    let codec = ProstCodec::<EncodedRequest, PublishStreamResponse>::default();
-    let answer = grpc.streaming(Request::new(requests), path, codec).await?;
-    Ok(answer.into_inner())
-}
-
-/// Waits for the server to end the stream, so that it does not count as broken there.
-async fn close(mut answers: Streaming<PublishStreamResponse>) {
-    let _ = timeout(CLOSE_TIMEOUT, async {
-        while let Ok(Some(_)) = answers.message().await {}
-    })
-    .await;
-}
-
-impl Broken {
-    fn stream(status: Status) -> Self {
-        Self {
-            remedy: retry::of_stream(status.code()),
-            retry_after: retry::retry_after(&status),
-            status,
+        UnacknowledgedError {
+            problem: problem.unwrap_or_else(ended),
+            unacknowledged: self
+                .pending
+                .values()
+                .filter_map(|pending| v1::Event::decode(pending.event.clone()).ok())
+                .collect(),
         }
     }
-
-    fn timed_out() -> Self {
-        Self::stream(Status::deadline_exceeded("the server does not answer"))
-    }
-
-    fn ended() -> Self {
-        Self::stream(Status::unavailable("the server ended the stream"))
-    }
-
-    fn unexpected(what: &str) -> Self {
-        Self::stream(Status::internal(format!("the server sent {what}")))
-    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_encoded_request_is_the_documented_message() {
-        let event = v1::Event {
-            organization_id: "acme".into(),
-            ..Default::default()
-        };
-        let encoded = EncodedRequest {
-            request_id: "7".into(),
-            events: vec![event.encode_to_vec().into(); 2],
-        };
-        let documented = v1::PublishStreamRequest {
-            request_id: "7".into(),
-            events: vec![event; 2],
-        };
-        assert_eq!(encoded.encode_to_vec(), documented.encode_to_vec());
+/// Rejection of an event whose request was refused.
+fn refused(status: Status) -> Rejection {
+    let error = SiemError::from(status);
+    let violation = error.violations.first();
+    Rejection {
+        index: 0,
+        reason: error.reason.into(),
+        field: violation.map_or_else(String::new, |violation| violation.field.clone()),
+        message: violation.map_or_else(
+            || error.to_string(),
+            |violation| violation.description.clone(),
+        ),
     }
 }

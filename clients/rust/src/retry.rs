@@ -1,5 +1,7 @@
 //! Classification of failures, and the waits between attempts.
 
+use std::error::Error;
+
 use rand::Rng;
 use tokio::time::{Duration, Instant};
 use tonic::{Code, Status};
@@ -16,14 +18,23 @@ pub(super) enum Remedy {
     Stop,
 }
 
+/// Shortest and longest wait between the attempts of a call or a watch, unless the server asks for a
+/// longer one.
+pub(super) const MIN_WAIT: Duration = Duration::from_millis(100);
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(5);
+
 /// Reaction to the end of a stream. It does not say which request is at fault.
-pub(super) fn of_stream(code: Code) -> Remedy {
+pub(super) fn of_stream(code: Code, has_retry_info: bool) -> Remedy {
     match code {
         Code::Unimplemented | Code::Unauthenticated | Code::PermissionDenied | Code::NotFound => {
             Remedy::Stop
         }
         // tonic answers OUT_OF_RANGE to a message above its decoding limit.
-        Code::InvalidArgument | Code::OutOfRange | Code::FailedPrecondition => Remedy::Refuse,
+        _ if has_retry_info => Remedy::Retry,
+        Code::InvalidArgument
+        | Code::OutOfRange
+        | Code::FailedPrecondition
+        | Code::ResourceExhausted => Remedy::Refuse,
         _ => Remedy::Retry,
     }
 }
@@ -35,12 +46,32 @@ pub(super) fn of_answer(code: Code, has_retry_info: bool) -> Remedy {
         Code::InvalidArgument
         | Code::OutOfRange
         | Code::FailedPrecondition
+        | Code::ResourceExhausted
         | Code::NotFound
         | Code::AlreadyExists
         | Code::PermissionDenied
         | Code::Unauthenticated
         | Code::Unimplemented => Remedy::Refuse,
         _ => Remedy::Retry,
+    }
+}
+
+/// Whether the server ends an open stream because the caller's token or certificate has expired
+/// or was refused since. Opening the stream again helps once, if it helps.
+pub(super) fn needs_new_token(code: Code) -> bool {
+    code == Code::Unauthenticated
+}
+
+/// Returns UNAVAILABLE in place of the status that tonic derives from a failure of the connection:
+/// GOAWAY, RST_STREAM or a closed socket become INTERNAL, UNKNOWN, CANCELLED or
+/// PERMISSION_DENIED. Only such a status has a source; one that the server sent has none.
+pub(super) fn lost_connection(status: Status) -> Status {
+    match (status.source(), status.code()) {
+        (None, _) | (Some(_), Code::Unavailable) => status,
+        (Some(_), _) => {
+            let message = format!("the connection was lost: {}", status.message());
+            Status::unavailable(message)
+        }
     }
 }
 
@@ -108,19 +139,24 @@ impl Backoff {
             .min(self.left())
     }
 
-    /// Returns the wait after one more failure; `None` means to give up. A wait that the server
-    /// asks for counts, up to `max_wait`.
+    /// Returns the wait after one more failure; `None` means to give up. It is never shorter than
+    /// the one that the server asks for, and may then exceed `max_wait`.
     pub(super) fn failed(&mut self, asked: Option<Duration>) -> Option<Duration> {
         let left = self.left();
         if left.is_zero() {
             return None;
         }
-        let wait = match asked {
-            Some(asked) => asked.mul_f64(rand::rng().random_range(1.0..1.25)),
-            None => self.wait(self.failures),
-        };
+        let wait = self.wait(self.failures);
         self.failures = self.failures.saturating_add(1);
-        Some(wait.min(self.max_wait).min(left))
+        let Some(asked) = asked else {
+            return Some(wait);
+        };
+        let asked =
+            Duration::try_from_secs_f64(asked.as_secs_f64() * rand::rng().random_range(1.0..1.25));
+        asked
+            .ok()
+            .map(|asked| asked.max(wait))
+            .filter(|wait| *wait <= left)
     }
 }
 
@@ -166,28 +202,30 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_wait_that_the_server_asks_for_counts_within_limits() {
+    async fn a_wait_that_the_server_asks_for_is_never_shortened() {
         let mut backoff = backoff();
         let wait = backoff.failed(Some(Duration::from_secs(2))).unwrap();
         assert!(wait >= Duration::from_secs(2) && wait < Duration::from_millis(2500));
-        let wait = backoff.failed(Some(Duration::from_secs(3600))).unwrap();
-        assert_eq!(wait, Duration::from_secs(5));
+        let wait = backoff.failed(Some(Duration::from_secs(60))).unwrap();
+        assert!(wait >= Duration::from_secs(60) && wait <= Duration::from_secs(75));
+        assert_eq!(backoff.failed(Some(Duration::from_secs(3600))), None);
+        assert_eq!(backoff.failed(Some(Duration::MAX)), None);
     }
 
     #[test]
     fn each_code_has_its_reaction() {
-        for code in [
-            Code::Unavailable,
-            Code::ResourceExhausted,
-            Code::Aborted,
-            Code::Internal,
-        ] {
-            assert_eq!(of_stream(code), Remedy::Retry, "{code:?}");
+        for code in [Code::Unavailable, Code::Aborted, Code::Internal] {
+            assert_eq!(of_stream(code, false), Remedy::Retry, "{code:?}");
             assert_eq!(of_answer(code, false), Remedy::Retry, "{code:?}");
         }
+        for code in [Code::ResourceExhausted, Code::FailedPrecondition] {
+            assert_eq!(of_stream(code, true), Remedy::Retry, "{code:?}");
+            assert_eq!(of_answer(code, true), Remedy::Retry, "{code:?}");
+            assert_eq!(of_stream(code, false), Remedy::Refuse, "{code:?}");
+            assert_eq!(of_answer(code, false), Remedy::Refuse, "{code:?}");
+        }
         assert_eq!(of_answer(Code::InvalidArgument, false), Remedy::Refuse);
-        assert_eq!(of_answer(Code::FailedPrecondition, true), Remedy::Retry);
-        assert_eq!(of_stream(Code::OutOfRange), Remedy::Refuse);
-        assert_eq!(of_stream(Code::Unimplemented), Remedy::Stop);
+        assert_eq!(of_stream(Code::OutOfRange, false), Remedy::Refuse);
+        assert_eq!(of_stream(Code::Unimplemented, true), Remedy::Stop);
     }
 }

@@ -60,7 +60,8 @@ pub enum Verdict {
     Unconfigured,
 }
 
-/// An EventService that keeps what it accepts. Clones share the plan and the events.
+/// An EventService that keeps what it accepts, and to which the plan applies in PublishStream.
+/// Clones share the plan and the events.
 #[derive(Debug, Clone, Default)]
 pub struct FaultyServer {
     /// Faults of the next requests; the last entry is taken first.
@@ -71,10 +72,10 @@ pub struct FaultyServer {
     pub poison: Option<fn(&v1::Event) -> bool>,
     /// Decides the outcome of each event; without it, all are accepted.
     pub judge: Option<fn(&v1::Event) -> Verdict>,
-    /// Number of times that each event is rejected with OVERLOADED before it is judged;
-    /// `u32::MAX` for always.
+    /// Number of times that each event is rejected, with OVERLOADED and RATE_LIMITED alternately,
+    /// before it is judged; `u32::MAX` for always.
     pub overload: Option<fn(&v1::Event) -> u32>,
-    /// Rejections with OVERLOADED so far, by encoded event.
+    /// Temporary rejections so far, by encoded event.
     pub overloaded: Arc<Mutex<HashMap<Vec<u8>, u32>>>,
 }
 
@@ -100,10 +101,10 @@ impl FaultyServer {
     fn accept(&self, request: &PublishStreamRequest) -> PublishResponse {
         let mut response = PublishResponse::default();
         for (index, event) in (0..).zip(&request.events) {
-            if self.is_overloaded(event) {
+            if let Some(reason) = self.temporary_rejection(event) {
                 response.rejections.push(Rejection {
                     index,
-                    reason: ErrorReason::Overloaded.into(),
+                    reason: reason.into(),
                     field: String::new(),
                     message: "too many events are waiting".into(),
                 });
@@ -126,16 +127,19 @@ impl FaultyServer {
         response
     }
 
-    /// Counts a rejection with OVERLOADED, if it is the event's due.
-    fn is_overloaded(&self, event: &v1::Event) -> bool {
-        let Some(limit) = self.overload.map(|overload| overload(event)) else {
-            return false;
-        };
+    /// Counts a temporary rejection, if it is the event's due. Returns its reason.
+    fn temporary_rejection(&self, event: &v1::Event) -> Option<ErrorReason> {
+        let limit = self.overload?(event);
         let mut overloaded = lock(&self.overloaded);
         let count = overloaded.entry(event.encode_to_vec()).or_default();
-        let rejects = *count < limit;
-        *count = count.saturating_add(rejects.into());
-        rejects
+        if *count >= limit {
+            return None;
+        }
+        *count += 1;
+        Some(match *count % 2 {
+            0 => ErrorReason::RateLimited,
+            _ => ErrorReason::Overloaded,
+        })
     }
 
     fn fault(&self, request: &PublishStreamRequest) -> Fault {
@@ -208,9 +212,14 @@ impl EventService for FaultyServer {
 
     async fn publish(
         &self,
-        _: Request<PublishRequest>,
+        request: Request<PublishRequest>,
     ) -> Result<Response<PublishResponse>, Status> {
-        Err(Status::unimplemented("not tested here"))
+        let PublishRequest { events } = request.into_inner();
+        let request = PublishStreamRequest {
+            events,
+            ..PublishStreamRequest::default()
+        };
+        Ok(Response::new(self.accept(&request)))
     }
 
     async fn publish_stream(

@@ -1,4 +1,4 @@
-//! A [`Publisher`] against a real gRPC server that misbehaves on demand.
+//! A [`PublishLoop`] against a real gRPC server that misbehaves on demand.
 
 use std::{collections::HashSet, net::SocketAddr};
 
@@ -11,7 +11,7 @@ use tokio::{
 use tonic::Code;
 
 use super::{
-    publisher::EVENT_OVERHEAD_BYTES,
+    publish_loop::EVENT_OVERHEAD_BYTES,
     testing::{Fault, FaultyServer, Running, TEST_TIMEOUT, Verdict},
     *,
 };
@@ -101,7 +101,7 @@ async fn publish_events(
     events: impl Iterator<Item = v1::Event>,
 ) -> Published {
     let channel = channel(&address.to_string()).unwrap();
-    let (sender, updates, publisher) = Publisher::new(channel, options);
+    let (sender, updates, publisher) = PublishLoop::new(channel, options);
     let feed = async move {
         for (number, event) in (0..).zip(events) {
             if sender.send(&event, number).await.is_err() {
@@ -177,7 +177,6 @@ async fn broken_streams_are_resumed() {
 async fn a_request_whose_answer_asks_for_it_is_sent_again_with_those_after_it() {
     use Fault::{Accept, Answer, AnswerRetryInfo};
     for fault in [
-        Answer(Code::ResourceExhausted),
         Answer(Code::Unavailable),
         Answer(Code::Aborted),
         AnswerRetryInfo(Code::ResourceExhausted),
@@ -241,7 +240,7 @@ async fn an_event_that_cannot_be_decoded_is_refused_alone() {
         max_batch_events: 100,
         ..options()
     };
-    let (sender, updates, publisher) = Publisher::new(channel, options);
+    let (sender, updates, publisher) = PublishLoop::new(channel, options);
     let feed = async move {
         for number in 0..3 {
             let mut event = event(number);
@@ -307,7 +306,7 @@ async fn a_restart_of_the_server_loses_nothing() {
     let first = Running::start_on_free_port(server.clone()).unwrap();
     let address = first.address;
     let channel = channel(&address.to_string()).unwrap();
-    let (sender, updates, publisher) = Publisher::new(channel, options());
+    let (sender, updates, publisher) = PublishLoop::new(channel, options());
     let updates = tokio::spawn(collect(updates));
     let publisher = tokio::spawn(publisher.run());
     for number in 0..50 {
@@ -343,7 +342,7 @@ async fn a_sender_waits_while_too_many_bytes_are_unanswered() {
         max_bytes_in_flight: one * 10,
         ..options()
     };
-    let (sender, _updates, publisher) = Publisher::new(channel, options);
+    let (sender, _updates, publisher) = PublishLoop::new(channel, options);
     let publisher = tokio::spawn(publisher.run());
     for tag in 0..10 {
         sender.send(&event, tag).await.unwrap();
@@ -370,14 +369,7 @@ fn addresses() {
     ] {
         assert!(channel(good).is_ok(), "{good}");
     }
-    for bad in [
-        "",
-        "http://",
-        "https://127.0.0.1:1",
-        "unix:///x",
-        "http://a b",
-        "a b:1",
-    ] {
+    for bad in ["", "http://", "unix:///x", "http://a b", "a b:1"] {
         assert!(channel(bad).is_err(), "{bad}");
     }
 }
@@ -411,7 +403,7 @@ proptest! {
     fn the_last_copy_of_each_event_is_in_order_whatever_answers_fail(
         plan in prop::collection::vec(prop_oneof![
             4 => any_fault(),
-            1 => Just(Fault::Answer(Code::ResourceExhausted)),
+            1 => Just(Fault::AnswerRetryInfo(Code::ResourceExhausted)),
             1 => Just(Fault::AnswerRetryInfo(Code::Unavailable)),
         ], 0..30),
         count in 1u64..40,

@@ -61,6 +61,9 @@ impl<T> Window<T> {
         if self.front_id < self.singly_below && self.sent > 0 {
             return None;
         }
+        if self.sent >= self.max_requests {
+            return None;
+        }
         let request = self.requests.get(self.sent)?;
         let id = self.front_id + self.sent as u64;
         self.sent += 1;
@@ -84,6 +87,17 @@ impl<T> Window<T> {
     /// Marks everything as not sent, for the next stream.
     pub(super) fn rewind(&mut self) {
         self.sent = 0;
+    }
+
+    /// Divides the oldest request by `split`, which returns a part of it; both are sent one at a
+    /// time, on the next stream. Returns whether there is such a part. [`Self::rewind`] must follow.
+    pub(super) fn split_front(&mut self, split: impl FnOnce(&mut T) -> Option<T>) -> bool {
+        let Some(part) = self.requests.front_mut().and_then(split) else {
+            return false;
+        };
+        self.requests.insert(1, part);
+        self.singly_below = self.front_id + 2;
+        true
     }
 
     /// Makes the requests in flight be sent again one at a time, to find the one that breaks the

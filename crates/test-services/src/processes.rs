@@ -2,8 +2,11 @@
 //! with this process.
 
 use std::{
+    collections::BTreeSet,
     fs,
+    hash::{BuildHasher, RandomState},
     io::{self, BufRead, BufReader},
+    net::{Ipv4Addr, TcpListener},
     os::unix::{
         fs::{PermissionsExt, chown},
         process::CommandExt,
@@ -14,7 +17,10 @@ use std::{
     thread,
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    net::{Shutdown, shutdown},
+    process::{Pid, Signal, kill_process},
+};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
@@ -261,15 +267,25 @@ fn state(process: Pid) -> Option<char> {
     rest.chars().next()
 }
 
-/// A port that nothing listens on, outside of the range from which connections get theirs, so that
-/// it remains free while its service is down.
+/// A port that nothing listens on, and that is given out once.
 pub(crate) fn free_port() -> u16 {
-    use std::hash::{BuildHasher, RandomState};
+    let listener = listen();
+    // Closing alone leaves it to a process that is just being spawned, until its exec.
+    shutdown(&listener, Shutdown::Both).unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// Listens on a port of 127.0.0.1 that is given out once. It is outside of the range from which
+/// connections get theirs, so that it remains free while its service is down.
+pub(crate) fn listen() -> TcpListener {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
         let random = RandomState::new().hash_one(0_u8);
         let port = 20_000 + (random % 12_000) as u16;
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
+        if GIVEN.lock().unwrap().insert(port)
+            && let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
+        {
+            return listener;
         }
     }
 }

@@ -1,9 +1,6 @@
 //! A TCP proxy that cuts and silences connections.
 
-use std::{
-    net::{Ipv4Addr, TcpListener as StdListener},
-    thread,
-};
+use std::{net::Ipv4Addr, thread};
 
 use rustix::net::{Shutdown, shutdown};
 use tokio::{
@@ -17,7 +14,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{processes::free_port, with_timeout};
+use crate::{processes::listen, with_timeout};
 
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
@@ -41,8 +38,8 @@ pub struct Proxy {
 impl Proxy {
     /// Starts a proxy to a port, on which nothing needs to listen yet.
     pub fn start(target: u16) -> Self {
-        let port = free_port();
-        let listener = StdListener::bind((LOOPBACK, port)).unwrap();
+        let listener = listen();
+        let port = listener.local_addr().unwrap().port();
         listener.set_nonblocking(true).unwrap();
         let (mode, modes) = watch::channel(Mode::Forward);
         let (applying, applied) = watch::channel(Mode::Forward);

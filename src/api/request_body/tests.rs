@@ -31,6 +31,14 @@ struct Incoming {
 
 impl Incoming {
     fn new(layer: &RequestBodyLayer, path: &str) -> (mpsc::UnboundedSender<Bytes>, Self) {
+        Self::of(layer, path, CallerKey::Unknown)
+    }
+
+    fn of(
+        layer: &RequestBodyLayer,
+        path: &str,
+        caller: CallerKey,
+    ) -> (mpsc::UnboundedSender<Bytes>, Self) {
         let (chunks, received) = mpsc::unbounded_channel();
         let mut request = None;
         let keep = tower::service_fn(|incoming: Request<tonic::body::Body>| {
@@ -40,7 +48,8 @@ impl Incoming {
         let mut service = layer.layer(keep);
         let body = tonic::body::Body::new(Chunks(received));
         let sent = Request::builder().uri(path).header("grpc-encoding", "gzip");
-        let sent = sent.body(body).unwrap();
+        let mut sent = sent.body(body).unwrap();
+        sent.extensions_mut().insert(caller);
         let _called = service.call(sent);
         drop(service);
         let request = request.unwrap();
@@ -127,7 +136,7 @@ proptest! {
             drop(chunks);
             let received = incoming.all().await;
             let permits: Vec<usize> = std::iter::from_fn(|| incoming.permits.next())
-                .map(|permit| permit.num_permits())
+                .map(|permit| permit.bytes())
                 .collect();
             (received, permits)
         });
@@ -169,15 +178,12 @@ async fn a_compressed_message_waits_for_permits_of_its_decompressed_length() {
     let waits = tokio::time::timeout(Duration::from_secs(3600), second.next()).await;
     assert!(waits.is_err(), "not even the prefix is passed on");
     let permit = first.permits.next().unwrap();
-    assert_eq!(permit.num_permits(), 60_000);
+    assert_eq!(permit.bytes(), 60_000);
     drop(permit);
     assert_eq!(second.all().await, message(50_000));
+    drop(second.body);
     let budget = layer.event_service.budget.as_ref().unwrap();
-    assert_eq!(budget.messages.available_permits(), 50_000);
-    assert_eq!(
-        budget.compressed.available_permits(),
-        COMPRESSED_BUDGET_BYTES
-    );
+    assert_eq!(budget.available(), (100_000, 50_000));
 }
 
 #[tokio::test(start_paused = true)]
@@ -233,19 +239,157 @@ async fn a_client_that_stops_within_a_message_releases_its_permits() {
     assert_eq!(second.all().await, message(100));
 }
 
+/// Sends a message in pieces, one each 2 s.
+async fn send_slowly(chunks: mpsc::UnboundedSender<Bytes>, message: Vec<u8>, piece: usize) {
+    for piece in message.chunks(piece) {
+        let _refused = chunks.send(Bytes::copy_from_slice(piece));
+        sleep(Duration::from_secs(2)).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_slow_client_is_not_cut_off() {
-    let layer = layer(100, 100);
+async fn a_client_must_send_at_a_minimum_rate() {
+    const LENGTH: usize = 1 << 20;
+    let layer = layer(LENGTH, LENGTH);
+    for path in [UNARY, STREAM] {
+        let (chunks, mut fast) = Incoming::new(&layer, path);
+        let sent = send_slowly(chunks, message(LENGTH), 17 << 10);
+        let ((), received) = tokio::join!(sent, fast.all());
+        assert_eq!(received, message(LENGTH));
+        let (chunks, mut slow) = Incoming::new(&layer, path);
+        let start = Instant::now();
+        let sent = send_slowly(chunks, message(LENGTH), 10 << 10);
+        let (_, status) = tokio::join!(sent, slow.fails());
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        assert!(start.elapsed() >= RECEIVE_PERIOD);
+        drop((fast, slow));
+        let budget = layer.event_service.budget.as_ref().unwrap();
+        assert_eq!(budget.available(), (LENGTH, LENGTH));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_message_yields_to_those_that_wait() {
+    const LENGTH: usize = 1 << 20;
+    let layer = layer(LENGTH, LENGTH);
+    // It fills its caller's share, and is favoured for the rest.
     let (chunks, mut slow) = Incoming::new(&layer, STREAM);
+    let slowly = send_slowly(chunks, message(LENGTH), 60 << 10);
+    let next = async {
+        sleep(Duration::from_secs(25)).await;
+        let (chunks, mut next) = Incoming::new(&layer, STREAM);
+        for frame in message(LENGTH / 2).chunks(1000) {
+            chunks.send(Bytes::copy_from_slice(frame)).unwrap();
+        }
+        let start = Instant::now();
+        drop(chunks);
+        assert_eq!(next.all().await, message(LENGTH / 2));
+        assert!(start.elapsed() <= RECEIVE_PERIOD);
+    };
+    let failing = async {
+        let status = slow.fails().await;
+        drop(slow);
+        status
+    };
+    let (_, status, ()) = tokio::join!(slowly, failing, next);
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+}
+
+#[tokio::test(start_paused = true)]
+async fn announced_bytes_that_are_not_sent_take_no_memory_from_others() {
+    let layer = layer(1000, 1000);
+    let mut idle = Vec::new();
+    for _ in 0..100 {
+        let (chunks, mut incoming) = Incoming::new(&layer, STREAM);
+        chunks.send(message(1000)[..6].to_vec().into()).unwrap();
+        let mut failing = Box::pin(async move { incoming.fails().await });
+        assert!(futures_util::poll!(&mut failing).is_pending());
+        idle.push((chunks, failing));
+    }
+    let (chunks, mut whole) = Incoming::new(&layer, UNARY);
+    chunks.send(message(1000)[..500].to_vec().into()).unwrap();
+    chunks.send(message(1000)[500..].to_vec().into()).unwrap();
+    drop(chunks);
+    assert_eq!(whole.all().await, message(1000));
+    for (_chunks, failing) in idle {
+        assert_eq!(failing.await.code(), Code::DeadlineExceeded);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_leaves_memory_to_others() {
+    let layer = layer(1000, 100);
+    let mut held = Vec::new();
+    let of = |index: u8| CallerKey::Address([10, 0, 0, index].into());
+    for _ in 0..7 {
+        let (chunks, mut incoming) = Incoming::of(&layer, STREAM, of(1));
+        chunks.send(message(100).into()).unwrap();
+        drop(chunks);
+        incoming.all().await;
+        held.push(incoming);
+    }
+    let (chunks, mut refused) = Incoming::of(&layer, UNARY, of(1));
+    chunks.send(message(100).into()).unwrap();
+    assert_eq!(refused.fails().await.code(), Code::ResourceExhausted);
+    let (chunks, mut other) = Incoming::of(&layer, UNARY, of(2));
+    chunks.send(message(100).into()).unwrap();
+    drop(chunks);
+    assert_eq!(other.all().await, message(100));
+}
+
+/// A message of the property below: length, whether it is compressed, bytes of a frame, caller,
+/// and the time until it is durable in ms.
+type Sent = (usize, bool, usize, u8, u64);
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Messages that are received at the same time, with far less memory than all of them need,
+    /// are all received, and the memory is released.
+    #[test]
+    fn messages_never_wait_for_each_other(
+        messages in prop::collection::vec(
+            (0_usize..300, any::<bool>(), 1_usize..200, 0_u8..3, 0_u64..5_000),
+            1..40,
+        ),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        let available = runtime.block_on(async {
+            let layer = layer(400, 300);
+            let all = messages.into_iter().map(|sent| receive(&layer, sent));
+            let all = futures_util::future::join_all(all);
+            let hour = Duration::from_secs(3600);
+            tokio::time::timeout(hour, all).await.expect("all are received");
+            layer.event_service.budget.as_ref().unwrap().available()
+        });
+        prop_assert_eq!(available, (300, 400));
+    }
+}
+
+/// Sends a message and receives it, whatever the others do.
+async fn receive(layer: &RequestBodyLayer, (length, is_gzip, frame, caller, durable): Sent) {
+    let key = CallerKey::Address([10, 0, 0, caller].into());
+    let (chunks, mut incoming) = Incoming::of(layer, STREAM, key);
+    let sent = match is_gzip {
+        true => compressed(length),
+        false => message(length),
+    };
     let client = async {
-        for byte in message(20) {
-            sleep(Duration::from_secs(9)).await;
-            chunks.send(Bytes::copy_from_slice(&[byte])).unwrap();
+        for frame in sent.chunks(frame) {
+            chunks.send(Bytes::copy_from_slice(frame)).unwrap();
+            tokio::task::yield_now().await;
         }
         drop(chunks);
     };
-    let ((), received) = tokio::join!(client, slow.all());
-    assert_eq!(received, message(20));
+    let ((), received) = tokio::join!(client, incoming.all());
+    assert_eq!(received, message(length));
+    let permit = incoming.permits.next().unwrap();
+    assert_eq!(permit.bytes(), length);
+    sleep(Duration::from_millis(durable)).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -28,19 +28,24 @@ pub struct Rejection {
     pub message: Cow<'static, str>,
 }
 
-/// Kind of problem of a rejected event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RejectionReason {
-    /// A required field was not given.
-    MissingField,
-    /// A field has an invalid value.
-    InvalidField,
-    /// The record would exceed the limit of Kinesis.
-    RecordTooLarge,
-    /// The bytes are not a valid `Event` message.
-    MalformedEvent,
-    /// The event's integration has more events waiting than it may. The only temporary reason.
-    Overloaded,
+named_enum! {
+    /// Kind of problem of a rejected event.
+    pub enum RejectionReason {
+        /// A required field was not given.
+        MissingField = "MISSING_FIELD",
+        /// A field has an invalid value.
+        InvalidField = "INVALID_FIELD",
+        /// The record would exceed the limit of Kinesis.
+        RecordTooLarge = "RECORD_TOO_LARGE",
+        /// The bytes are not a valid `Event` message.
+        MalformedEvent = "MALFORMED_EVENT",
+        /// The event's integration has more events waiting than it may. Temporary.
+        Overloaded = "OVERLOADED",
+        /// The caller has no right to the event's organization.
+        PermissionDenied = "PERMISSION_DENIED",
+        /// The event's organization publishes more events per second than it may. Temporary.
+        RateLimited = "RATE_LIMITED",
+    }
 }
 
 impl Rejection {

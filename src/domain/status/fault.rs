@@ -5,6 +5,29 @@ use super::Reason;
 /// Code of [`Cause::OtherPartition`].
 pub(super) const OTHER_PARTITION: &str = "OtherPartition";
 
+/// Codes of [`Fault::code`] that AWS does not have; `RequestTimeout` is one of AWS too.
+const OF_THIS_SERVICE: [&str; 9] = [
+    "NotAnAwsAnswer",
+    "ConnectionFailed",
+    "TooManyOpenFiles",
+    "NoCredentials",
+    "ExternalIdUnreadable",
+    "ExternalIdNotRequired",
+    "RequestNotBuilt",
+    "LogUnreadable",
+    OTHER_PARTITION,
+];
+
+/// Number of [`codes`].
+pub const CODE_COUNT: usize =
+    OF_ALL.len() + OF_ASSUME_ROLE.len() + OF_WRITE.len() + OF_THIS_SERVICE.len();
+
+/// Every code that [`Fault::code`] returns, as long as AWS answers what it documents.
+pub fn codes() -> impl Iterator<Item = &'static str> {
+    let of_aws = OF_ALL.iter().chain(&OF_ASSUME_ROLE).chain(&OF_WRITE);
+    of_aws.map(|(code, _)| *code).chain(OF_THIS_SERVICE)
+}
+
 /// Length limit of a code or request id that is kept; those of AWS have below 70 characters.
 const MAX_TOKEN_LENGTH: usize = 128;
 
@@ -36,6 +59,8 @@ pub enum Cause {
     Timeout,
     /// The connection was refused, reset or could not be made.
     Connection,
+    /// The process or the system has no file descriptor left for a connection.
+    TooManyOpenFiles,
     /// This service has no credentials to sign AssumeRole with.
     NoOwnCredentials,
     /// The external ID cannot be decrypted with this service's key.
@@ -132,6 +157,7 @@ impl Fault {
             Cause::NotAws { .. } => "NotAnAwsAnswer",
             Cause::Timeout => "RequestTimeout",
             Cause::Connection => "ConnectionFailed",
+            Cause::TooManyOpenFiles => "TooManyOpenFiles",
             Cause::NoOwnCredentials => "NoCredentials",
             Cause::SecretUnreadable => "ExternalIdUnreadable",
             Cause::OtherPartition => OTHER_PARTITION,
@@ -153,7 +179,8 @@ impl Fault {
             Cause::ExternalIdNotRequired => Meaning::Refused(Reason::ExternalIdNotRequired),
             Cause::LogUnreadable => Meaning::Refused(Reason::LogUnreadable),
             Cause::NotAws { .. } | Cause::Timeout | Cause::Connection => Meaning::Unreachable,
-            Cause::NoOwnCredentials
+            Cause::TooManyOpenFiles
+            | Cause::NoOwnCredentials
             | Cause::SecretUnreadable
             | Cause::OwnIdentity { .. }
             | Cause::NotBuilt => Meaning::Ours,
@@ -169,6 +196,16 @@ impl Fault {
             Meaning::SessionInvalid | Meaning::Ours => Some(Reason::ServiceUnavailable),
             Meaning::Refused(_) => None,
         }
+    }
+
+    /// Whether it shows that AWS refuses this service's own identity, or would. A fault of one
+    /// secret or of this host shows nothing of the kind.
+    pub fn is_service_refused(&self) -> bool {
+        let is_local = matches!(
+            self.cause,
+            Cause::SecretUnreadable | Cause::TooManyOpenFiles
+        );
+        self.meaning() == Meaning::Ours && !is_local
     }
 
     /// Whether STS denies AssumeRole.
@@ -267,86 +304,101 @@ enum CodeClass {
     Other,
 }
 
+/// Codes of every operation ([STS], [Kinesis]) with their meaning.
+///
+/// [STS]: https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html
+/// [Kinesis]: https://docs.aws.amazon.com/kinesis/latest/APIReference/CommonErrors.html
+const OF_ALL: [(&str, CodeClass); 40] = [
+    ("AccessDenied", CodeClass::Denied),
+    ("AccessDeniedException", CodeClass::Denied),
+    ("NotAuthorized", CodeClass::Denied),
+    ("OptInRequired", CodeClass::NotSubscribed),
+    ("SubscriptionRequiredException", CodeClass::NotSubscribed),
+    ("ValidationError", CodeClass::InvalidValue),
+    ("ValidationException", CodeClass::InvalidValue),
+    ("UnrecognizedClientException", CodeClass::UnknownCredentials),
+    ("InvalidClientTokenId", CodeClass::UnknownCredentials),
+    ("InvalidAccessKeyId", CodeClass::UnknownCredentials),
+    ("InvalidToken", CodeClass::UnknownCredentials),
+    ("ExpiredToken", CodeClass::InvalidCredentials),
+    ("ExpiredTokenException", CodeClass::InvalidCredentials),
+    ("InvalidSignatureException", CodeClass::InvalidCredentials),
+    ("SignatureDoesNotMatch", CodeClass::InvalidCredentials),
+    ("IncompleteSignature", CodeClass::InvalidCredentials),
+    (
+        "IncompleteSignatureException",
+        CodeClass::InvalidCredentials,
+    ),
+    ("MissingAuthenticationToken", CodeClass::InvalidCredentials),
+    (
+        "MissingAuthenticationTokenException",
+        CodeClass::InvalidCredentials,
+    ),
+    ("RequestExpired", CodeClass::InvalidCredentials),
+    ("RequestTimeTooSkewed", CodeClass::InvalidCredentials),
+    ("Throttling", CodeClass::Throttled),
+    ("ThrottlingException", CodeClass::Throttled),
+    ("ThrottledException", CodeClass::Throttled),
+    ("RequestThrottled", CodeClass::Throttled),
+    ("RequestThrottledException", CodeClass::Throttled),
+    ("TooManyRequestsException", CodeClass::Throttled),
+    ("RequestLimitExceeded", CodeClass::Throttled),
+    ("SlowDown", CodeClass::Throttled),
+    ("PriorRequestNotComplete", CodeClass::Throttled),
+    ("BandwidthLimitExceeded", CodeClass::Throttled),
+    ("InternalFailure", CodeClass::Unavailable),
+    ("InternalFailureException", CodeClass::Unavailable),
+    ("InternalError", CodeClass::Unavailable),
+    ("InternalServerError", CodeClass::Unavailable),
+    ("ServiceUnavailable", CodeClass::Unavailable),
+    ("ServiceUnavailableException", CodeClass::Unavailable),
+    ("RequestAbortedException", CodeClass::Unavailable),
+    ("RequestTimeout", CodeClass::Unavailable),
+    ("RequestTimeoutException", CodeClass::Unavailable),
+];
+
+/// Codes of [AssumeRole] alone.
+///
+/// [AssumeRole]: https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html
+const OF_ASSUME_ROLE: [(&str, CodeClass); 3] = [
+    ("RegionDisabledException", CodeClass::InvalidConfiguration),
+    ("MalformedPolicyDocument", CodeClass::InvalidConfiguration),
+    ("PackedPolicyTooLarge", CodeClass::InvalidConfiguration),
+];
+
+/// Codes of [PutRecords] alone, of a request or of a record.
+///
+/// [PutRecords]: https://docs.aws.amazon.com/kinesis/latest/APIReference/API_PutRecords.html
+const OF_WRITE: [(&str, CodeClass); 13] = [
+    ("InvalidArgumentException", CodeClass::InvalidValue),
+    ("ResourceNotFoundException", CodeClass::StreamNotFound),
+    ("KMSAccessDeniedException", CodeClass::KmsDenied),
+    ("KMSDisabledException", CodeClass::KmsUnavailable),
+    ("KMSInvalidStateException", CodeClass::KmsUnavailable),
+    ("KMSNotFoundException", CodeClass::KmsUnavailable),
+    ("KMSOptInRequired", CodeClass::KmsUnavailable),
+    (
+        "ProvisionedThroughputExceededException",
+        CodeClass::Throttled,
+    ),
+    ("KMSThrottlingException", CodeClass::Throttled),
+    ("LimitExceededException", CodeClass::Throttled),
+    // The stream is being created, changed or deleted.
+    ("ResourceInUseException", CodeClass::Unavailable),
+    ("SerializationException", CodeClass::UnparsedRequest),
+    ("DryRunOperationException", CodeClass::DryRunSucceeded),
+];
+
 impl CodeClass {
-    /// Codes of [AssumeRole] and of every Query API ([common errors of STS]); codes of
-    /// [PutRecords], of a request or of a record, and [common errors of Kinesis].
-    ///
-    /// [AssumeRole]: https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html
-    /// [common errors of STS]: https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html
-    /// [PutRecords]: https://docs.aws.amazon.com/kinesis/latest/APIReference/API_PutRecords.html
-    /// [common errors of Kinesis]: https://docs.aws.amazon.com/kinesis/latest/APIReference/CommonErrors.html
+    /// Class of a code of a call.
     fn of(stage: Stage, code: &str) -> Self {
-        match code {
-            "AccessDenied" | "AccessDeniedException" | "NotAuthorized" => Self::Denied,
-            "OptInRequired" | "SubscriptionRequiredException" => Self::NotSubscribed,
-            "ValidationError" | "ValidationException" => Self::InvalidValue,
-            "UnrecognizedClientException"
-            | "InvalidClientTokenId"
-            | "InvalidAccessKeyId"
-            | "InvalidToken" => Self::UnknownCredentials,
-            "ExpiredToken"
-            | "ExpiredTokenException"
-            | "InvalidSignatureException"
-            | "SignatureDoesNotMatch"
-            | "IncompleteSignature"
-            | "IncompleteSignatureException"
-            | "MissingAuthenticationToken"
-            | "MissingAuthenticationTokenException"
-            | "RequestExpired"
-            | "RequestTimeTooSkewed" => Self::InvalidCredentials,
-            "Throttling"
-            | "ThrottlingException"
-            | "ThrottledException"
-            | "RequestThrottled"
-            | "RequestThrottledException"
-            | "TooManyRequestsException"
-            | "RequestLimitExceeded"
-            | "SlowDown"
-            | "PriorRequestNotComplete"
-            | "BandwidthLimitExceeded" => Self::Throttled,
-            "InternalFailure"
-            | "InternalFailureException"
-            | "InternalError"
-            | "InternalServerError"
-            | "ServiceUnavailable"
-            | "ServiceUnavailableException"
-            | "RequestAbortedException"
-            | "RequestTimeout"
-            | "RequestTimeoutException" => Self::Unavailable,
-            code => match stage {
-                Stage::AssumeRole => Self::of_assume_role(code),
-                Stage::Write => Self::of_write(code),
-            },
-        }
-    }
-
-    fn of_assume_role(code: &str) -> Self {
-        match code {
-            "RegionDisabledException" | "MalformedPolicyDocument" | "PackedPolicyTooLarge" => {
-                Self::InvalidConfiguration
-            }
-            _ => Self::Other,
-        }
-    }
-
-    fn of_write(code: &str) -> Self {
-        match code {
-            "InvalidArgumentException" => Self::InvalidValue,
-            "ResourceNotFoundException" => Self::StreamNotFound,
-            "KMSAccessDeniedException" => Self::KmsDenied,
-            "KMSDisabledException"
-            | "KMSInvalidStateException"
-            | "KMSNotFoundException"
-            | "KMSOptInRequired" => Self::KmsUnavailable,
-            "ProvisionedThroughputExceededException"
-            | "KMSThrottlingException"
-            | "LimitExceededException" => Self::Throttled,
-            // The stream is being created, changed or deleted.
-            "ResourceInUseException" => Self::Unavailable,
-            "SerializationException" => Self::UnparsedRequest,
-            "DryRunOperationException" => Self::DryRunSucceeded,
-            _ => Self::Other,
-        }
+        let of_stage: &[(&str, Self)] = match stage {
+            Stage::AssumeRole => &OF_ASSUME_ROLE,
+            Stage::Write => &OF_WRITE,
+        };
+        let mut known = OF_ALL.iter().chain(of_stage);
+        let found = known.find(|(known, _)| *known == code);
+        found.map_or(Self::Other, |(_, class)| *class)
     }
 }
 

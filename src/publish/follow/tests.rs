@@ -406,7 +406,7 @@ fn a_position_is_in_the_file_that_it_names() {
         organization_id: "acme".into(),
         network_id: Uuid::nil(),
         device_id: Uuid::nil(),
-        address: String::new(),
+        service: siem_client::ChannelOptions::new(""),
         from_line: 1,
         shutdown_grace: Duration::ZERO,
         publisher: PublisherOptions::default(),

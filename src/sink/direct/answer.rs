@@ -132,6 +132,21 @@ fn bare_code(code: &str) -> &str {
     code.rsplit_once('#').map_or(code, |(_, code)| code)
 }
 
+/// Reads an answer to a request with `sent` records, and panics if its outcomes are not one for
+/// each record.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_answer(http_status: u16, sent: usize, error_type: &str, body: &[u8]) {
+    let answer = Answer {
+        http_status,
+        request_id: None,
+        error_type: Some(error_type).filter(|text| !text.is_empty()),
+        body,
+    };
+    if let Ok(outcomes) = answer.outcomes(sent) {
+        assert_eq!(outcomes.len(), sent);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

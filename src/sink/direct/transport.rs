@@ -16,7 +16,7 @@ use hyper_util::client::{legacy::connect::HttpConnector, proxy::matcher::Matcher
 use tower::ServiceExt;
 
 use super::{
-    super::connection_log,
+    super::{connection_log, fault::connection_failed},
     connection::{Connection, Unanswered},
     endpoint::Endpoint,
     pool::Pool,
@@ -98,8 +98,7 @@ impl Transport {
                     return Err(Cause::Connection);
                 }
                 Err(Unanswered::Broken(error)) => {
-                    connection_log::warn(&endpoint.host, &error);
-                    return Err(Cause::Connection);
+                    return Err(connection_failed(&endpoint.host, &error));
                 }
                 Err(Unanswered::Failed(cause)) => return Err(cause),
             }
@@ -134,22 +133,16 @@ async fn connect(
     endpoint: &Endpoint,
 ) -> Result<Box<Connection>, Cause> {
     let stream = connector.clone().oneshot(endpoint.uri.clone()).await;
-    let stream = stream.map_err(|error| {
-        connection_log::warn(&endpoint.host, &*error);
-        Cause::Connection
-    })?;
-    Connection::open(stream).await.map_err(|error| {
-        connection_log::warn(&endpoint.host, &error);
-        Cause::Connection
-    })
+    let stream = stream.map_err(|error| connection_failed(&endpoint.host, &*error))?;
+    let opened = Connection::open(stream).await;
+    opened.map_err(|error| connection_failed(&endpoint.host, &error))
 }
 
 fn cause(endpoint: &Endpoint, error: &ConnectorError) -> Cause {
     if error.is_timeout() {
         return Cause::Timeout;
     }
-    connection_log::warn(&endpoint.host, error);
-    Cause::Connection
+    connection_failed(&endpoint.host, error)
 }
 
 /// A complete answer, not necessarily from AWS.

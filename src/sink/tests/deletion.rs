@@ -49,6 +49,24 @@ async fn a_renewal_ends_and_none_starts() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_renewal_starts_after_the_end_of_the_lease() {
+    let (aws, sink, registry) = with_assumed_roles(2).await;
+    let assumed = aws.assumed();
+    registry.lapsed.store(true, Ordering::SeqCst);
+    advance(Duration::from_secs(3200)).await;
+    sink.put_records(&customer(1), records(1)).await.unwrap();
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(aws.assumed(), assumed);
+    registry.lapsed.store(false, Ordering::SeqCst);
+    sink.put_records(&customer(2), records(1)).await.unwrap();
+    while aws.assumed() == assumed {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_check_of_a_role_ends_and_none_starts() {
     let (aws, sink, registry) = with_assumed_roles(5).await;
     aws.set_script(|request| match request {

@@ -59,6 +59,8 @@ impl ExternalIds for OneExternalId {
 #[derive(Default)]
 pub(super) struct Registry {
     pub(super) deleted: Mutex<HashSet<IntegrationId>>,
+    /// Whether the lease of this instance has ended.
+    pub(super) lapsed: AtomicBool,
     pub(super) gate: Gate,
     pub(super) accepted: AtomicUsize,
 }
@@ -83,6 +85,10 @@ impl ExternalIds for Registry {
             .lock()
             .unwrap()
             .contains(&integration.integration_id)
+    }
+
+    fn may_call(&self, integration: &Integration) -> bool {
+        self.is_current(integration) && !self.lapsed.load(Ordering::SeqCst)
     }
 }
 

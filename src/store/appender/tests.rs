@@ -81,7 +81,9 @@ impl Setup {
         }
         let memory = Arc::clone(&self.memory).acquire_owned().await.unwrap();
         let incoming = self.backpressure.incoming(segments.bytes());
-        self.appender.append(segments, Some(memory), incoming).await
+        self.appender
+            .append(segments, Some(Box::new(memory)), incoming)
+            .await
     }
 
     fn held(&self) -> usize {

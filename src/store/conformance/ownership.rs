@@ -80,6 +80,7 @@ impl Cluster {
             partitions,
             lease: LEASE,
             clock,
+            keys: Vec::new(),
         };
         let ownership = PostgresOwnership::open(database.clone(), id, options);
         Ok(Instance {

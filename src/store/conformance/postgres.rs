@@ -2,17 +2,22 @@
 
 use std::{sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use sea_orm::ConnectionTrait;
 use test_services::{Postgres, require, shared_postgres};
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::registry::{self, OPTIONS, Wish, configure};
-use crate::store::{
-    ConfigureError,
-    ports::Registry,
-    postgres::testing,
-    replica::Replica,
-    sql::{Database, SqlRegistry},
+use crate::{
+    domain::{audit::Actor, organization::OrganizationId},
+    store::{
+        ConfigureError, StoreError,
+        ports::{Keys, Registry},
+        postgres::testing,
+        replica::Replica,
+        sql::{Database, SqlRegistry},
+    },
 };
 
 async fn open(url: &str) -> Arc<dyn Registry> {
@@ -136,12 +141,50 @@ async fn a_database_is_sealed_with_one_key() {
     };
     let database = Database::Postgres(testing::open(&url).await);
     let registry = SqlRegistry::open(database, OPTIONS).await.unwrap();
-    let registry = &registry;
-    let checks =
-        [[1, 2], [3, 4]].map(|check| async move { registry.check_key(&check).await.unwrap() });
-    let [one, other] = checks;
-    let (one, other) = tokio::join!(one, other);
-    assert!(one != other, "two keys are accepted, or none");
-    assert_eq!(registry.check_key(&[1, 2]).await.unwrap(), one);
-    assert_eq!(registry.check_key(&[3, 4]).await.unwrap(), other);
+    let (registry, now) = (&registry, Timestamp::now());
+    let (one, other) = tokio::join!(
+        registry.start_keys("one", now),
+        registry.start_keys("other", now)
+    );
+    let (one, other) = (one.unwrap(), other.unwrap());
+    assert_eq!(one, other, "two keys are active");
+    assert_eq!(one.all().count(), 1);
+    assert_eq!(registry.start_keys("third", now).await.unwrap(), one);
+}
+
+/// Writers that hold the keys at every time, one after the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn steady_writers_do_not_keep_the_keys_from_changing() {
+    let Some(url) = testing::migrated().await else {
+        return;
+    };
+    let database = Database::Postgres(testing::open(&url).await);
+    let registry = Arc::new(SqlRegistry::open(database, OPTIONS).await.unwrap());
+    registry.start_keys("one", Timestamp::now()).await.unwrap();
+    let (writes, mut written) = watch::channel(0_u64);
+    let writers: Vec<_> = (0..6)
+        .map(|_| {
+            let (registry, writes) = (Arc::clone(&registry), writes.clone());
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                let organization_id = OrganizationId::new("acme").unwrap();
+                let refuse = |_: &Keys| Err(StoreError::Sealing);
+                let actor = Actor::named("writer");
+                loop {
+                    let now = Timestamp::now();
+                    let issued = registry.issue_external_id(&organization_id, &refuse, &actor, now);
+                    issued.await.unwrap_err();
+                    writes.send_modify(|writes| *writes += 1);
+                }
+            }))
+        })
+        .collect();
+    for round in 0..5 {
+        let before = *written.borrow_and_update();
+        let all = written.wait_for(|writes| *writes >= before + 20).await;
+        drop(all.unwrap());
+        let key = ["two", "three"][round % 2];
+        let keys = registry.propose_key(key).await.unwrap();
+        assert_eq!(keys.pending.as_deref(), Some(key));
+    }
+    drop(writers);
 }

@@ -1,9 +1,15 @@
 //! Conformance of registries, and of the replica that they feed.
 
+mod audit;
+mod keys;
 mod model;
 mod planted;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -17,14 +23,17 @@ use super::{Checked, ensure};
 use crate::{
     domain::{
         arn::{RoleArn, StreamArn},
+        audit::Actor,
         integration::{Integration, IntegrationId, PreviousExternalId, SealedExternalId},
         organization::OrganizationId,
+        rights::Rights,
         status::{Cause, Fault, Observation, Reason, Stage, Status},
     },
     store::{
-        ConfigureError, StoreError,
+        ConfigureError, IssueError, StoreError,
         ports::{
-            NextRetry, Observed, Planned, Registered, Registry, RegistryChange, RegistryChanges,
+            Claim, ISSUED_VALID, Keys, MAX_ISSUED, NextRetry, Observed, Planned, Registered,
+            Registry, RegistryChange, RegistryChanges,
         },
         replica::Replica,
         sql::{RegistryOptions, SqlRegistry, testing::database},
@@ -53,16 +62,27 @@ pub(crate) async fn suite<S>(
     configuring(new().await).await?;
     refusals(new().await).await?;
     external_ids(new().await).await?;
+    issued_external_ids(new().await).await?;
     status_of_a_new_configuration(new().await).await?;
     folding(new().await).await?;
     void_observations(new().await).await?;
     concurrency(new().await).await?;
     bulk(new().await).await?;
     forgotten_deletions(new().await).await?;
+    audit::suite(&new).await?;
     let storage = create().await;
     instances(vec![open(&storage).await, open(&storage).await], 0).await?;
     let storage = create().await;
     stall(open(&storage).await, open(&storage).await).await?;
+    let storage = create().await;
+    keys::rotation(open(&storage).await, async || open(&storage).await).await?;
+    keys::stale_steps(open(&create().await).await).await?;
+    keys::unreadable(open(&create().await).await).await?;
+    for seed in 0..SEEDS / 12 {
+        let storage = create().await;
+        let (first, second) = (open(&storage).await, open(&storage).await);
+        keys::rotation_beside_configures(first, second, seed).await?;
+    }
     for seed in 0..SEEDS {
         let storage = create().await;
         let run = model::run(seed, async || open(&storage).await);
@@ -99,6 +119,14 @@ impl Wish {
 
 fn fingerprint(external_id: u8) -> Vec<u8> {
     vec![external_id; 32]
+}
+
+fn claim(external_id: u8) -> Claim {
+    Claim {
+        fingerprint: fingerprint(external_id),
+        others: Vec::new(),
+        sealed: sealed(external_id),
+    }
 }
 
 fn sealed(external_id: u8) -> SealedExternalId {
@@ -153,9 +181,9 @@ fn planned(
         changed
     });
     Ok(Planned {
-        previous_fingerprint: previous
+        previous_claim: previous
             .as_ref()
-            .map(|previous| fingerprint(previous.external_id.bytes[0])),
+            .map(|previous| claim(previous.external_id.bytes[0])),
         integration: Integration {
             organization_id: organization_id.clone(),
             integration_id: before.map_or_else(
@@ -172,10 +200,10 @@ fn planned(
             created_at: before.map_or(at(0), |before| before.created_at),
             updated_at: at(100 + version as i64),
         },
-        fingerprint: fingerprint(wish.external_id),
+        claim: claim(wish.external_id),
         changed,
         issued_only: wish.issued_only && new_id,
-        caller: "tester".into(),
+        actor: Actor::named("tester"),
     })
 }
 
@@ -185,7 +213,7 @@ pub(crate) async fn configure(
     wish: Wish,
 ) -> Result<u64, ConfigureError> {
     let organization_id = organization(name);
-    let plan = |existing: Option<&Registered>| planned(&organization_id, existing, &wish);
+    let plan = |existing: Option<&Registered>, _: &Keys| planned(&organization_id, existing, &wish);
     let stored = registry.configure(&organization_id, &plan).await?;
     Ok(stored.revision)
 }
@@ -207,7 +235,9 @@ async fn must_configure(registry: &Shared, name: &str, wish: Wish) -> Checked<Re
 }
 
 async fn must_delete(registry: &Shared, name: &str) -> Checked<u64> {
-    let deleted = registry.delete(&organization(name), "tester").await;
+    let deleted = registry
+        .delete(&organization(name), None, &Actor::named("tester"))
+        .await;
     let deleted = deleted.map_err(failed("delete"))?;
     let tombstone = deleted.ok_or("delete found no integration")?;
     Ok(tombstone.revision)
@@ -296,7 +326,7 @@ async fn ensure_complete(replica: &Replica, registry: &Shared) -> Checked {
     let anew = Replica::default();
     follow(&anew, registry, ALL).await?;
     let list = |replica: &Replica| {
-        let page = replica.page("", ALL, |_| true);
+        let page = replica.page("", ALL, &Rights::UNLIMITED, |_| true);
         let one =
             |registered: Registered| (registered.integration.integration_id, registered.revision);
         page.into_iter().map(one).collect::<Vec<_>>()
@@ -357,13 +387,23 @@ async fn configuring(registry: Shared) -> Checked {
         "the partition changed"
     );
 
+    let (acme, tester) = (organization("acme"), Actor::named("tester"));
+    let stale = registry
+        .delete(&acme, Some(&integration.etag()), &tester)
+        .await;
+    ensure!(
+        matches!(stale, Err(ConfigureError::EtagMismatch)),
+        "deleted under a stale etag"
+    );
     let deleted = must_delete(&registry, "acme").await?;
     ensure!(deleted > replaced.revision, "the revision did not rise");
     ensure!(
         find(&registry, "acme").await?.is_none(),
         "visible after its deletion"
     );
-    let again = registry.delete(&organization("acme"), "tester").await;
+    let again = registry
+        .delete(&organization("acme"), None, &Actor::named("tester"))
+        .await;
     ensure!(again.map_err(failed("delete"))?.is_none(), "deleted again");
     let recreated = must_configure(&registry, "acme", Wish::of(1)).await?;
     let is_new = recreated.integration.integration_id != integration.integration_id;
@@ -426,9 +466,18 @@ async fn may_use(
     external_id: u8,
     issued_only: bool,
 ) -> Checked<&'static str> {
-    let fingerprint = fingerprint(external_id);
+    may_use_at(registry, name, external_id, issued_only, at(0)).await
+}
+
+async fn may_use_at(
+    registry: &Shared,
+    name: &str,
+    external_id: u8,
+    issued_only: bool,
+    now: Timestamp,
+) -> Checked<&'static str> {
     let checked = registry
-        .check_external_id(&organization(name), &fingerprint, issued_only)
+        .check_external_id(&organization(name), &claim(external_id), issued_only, now)
         .await;
     match checked {
         Ok(()) => Ok("yes"),
@@ -458,7 +507,9 @@ async fn external_ids(registry: Shared) -> Checked {
     let id = acme.integration.integration_id;
     for (version, is_retired) in [(1, false), (2, true), (2, true)] {
         let before = must_find(&registry, "acme").await?;
-        let retired = registry.retire_previous_external_id(id, version).await;
+        let retired = registry
+            .retire_previous_external_id(id, version, at(0))
+            .await;
         retired.map_err(failed("retire"))?;
         let now = must_find(&registry, "acme").await?;
         ensure!(
@@ -478,10 +529,7 @@ async fn external_ids(registry: Shared) -> Checked {
     }
     must_configure(&registry, "other", Wish::of(1)).await?;
 
-    let issued = registry
-        .issue_external_id(&organization("acme"), &fingerprint(3))
-        .await;
-    issued.map_err(failed("issue"))?;
+    must_issue(&registry, "acme", 3, at(0)).await?;
     ensure!(
         may_use(&registry, "other", 3, false).await? == "in use",
         "issued to another"
@@ -515,12 +563,122 @@ async fn external_ids(registry: Shared) -> Checked {
         "a deleted one uses it"
     );
     ensure!(
-        may_use(&registry, "other", 3, false).await? == "in use",
-        "issued to another"
+        may_use(&registry, "other", 3, false).await? == "yes",
+        "a deleted one used it"
     );
     must_configure(&registry, "other", Wish::of(2))
         .await
         .map(drop)
+}
+
+async fn issue(
+    registry: &Shared,
+    name: &str,
+    external_id: u8,
+    now: Timestamp,
+) -> Result<(), IssueError> {
+    registry
+        .issue_external_id(
+            &organization(name),
+            &|_| Ok(claim(external_id)),
+            &Actor::named("tester"),
+            now,
+        )
+        .await
+}
+
+async fn must_issue(registry: &Shared, name: &str, external_id: u8, now: Timestamp) -> Checked {
+    let issued = issue(registry, name, external_id, now).await;
+    issued.map_err(failed("issue"))
+}
+
+/// An organization may have ten external IDs that it does not use; none is forgotten before it
+/// lapses.
+async fn issued_external_ids(registry: Shared) -> Checked {
+    let month = ISSUED_VALID.as_secs() as i64;
+    for external_id in 1..=MAX_ISSUED as u8 {
+        must_issue(&registry, "acme", external_id, at(external_id.into())).await?;
+    }
+    let refused = issue(&registry, "acme", 11, at(20)).await;
+    ensure!(
+        matches!(refused, Err(IssueError::TooMany)),
+        "the eleventh is not refused"
+    );
+    must_issue(&registry, "other", 21, at(20)).await?;
+    for external_id in 1..=MAX_ISSUED as u8 {
+        ensure!(
+            may_use(&registry, "acme", external_id, true).await? == "yes",
+            "the refused one displaced {external_id}"
+        );
+    }
+
+    // One that is used does not count.
+    let mut wish = Wish::of(4);
+    wish.issued_only = true;
+    must_configure(&registry, "acme", wish.clone()).await?;
+    must_issue(&registry, "acme", 11, at(20)).await?;
+    let refused = issue(&registry, "acme", 12, at(20)).await;
+    ensure!(
+        matches!(refused, Err(IssueError::TooMany)),
+        "there are ten again"
+    );
+    // It stays in use beyond the time of one that is not used.
+    ensure!(
+        may_use_at(&registry, "other", 4, false, at(5 * month)).await? == "in use",
+        "a configured one lapsed"
+    );
+    // Its predecessor may come back while it is kept.
+    wish.external_id = 5;
+    wish.keep_previous = true;
+    must_configure(&registry, "acme", wish.clone()).await?;
+    ensure!(
+        may_use(&registry, "acme", 4, true).await? == "yes",
+        "the previous one is refused"
+    );
+
+    // The first one lapses, and the others do not yet.
+    let lapse = at(1 + month);
+    for (external_id, now, expected) in [
+        (1, at(month), "in use"),
+        (1, lapse, "yes"),
+        (2, lapse, "in use"),
+    ] {
+        let found = may_use_at(&registry, "other", external_id, false, now).await?;
+        ensure!(found == expected, "{external_id} at {now}: {found}");
+    }
+    let found = may_use_at(&registry, "acme", 1, true, lapse).await?;
+    ensure!(found == "not issued", "a lapsed one is {found}");
+    must_issue(&registry, "acme", 13, lapse).await?;
+
+    // A Delete ends all reservations, also without an integration.
+    must_delete(&registry, "acme").await?;
+    for external_id in [2, 4, 5, 13] {
+        ensure!(
+            may_use(&registry, "other", external_id, false).await? == "yes",
+            "{external_id} was not released"
+        );
+    }
+    let deleted = registry
+        .delete(&organization("other"), None, &Actor::named("tester"))
+        .await;
+    let deleted = deleted.map_err(failed("delete"))?;
+    ensure!(deleted.is_none(), "there is no integration");
+    ensure!(
+        may_use(&registry, "acme", 21, false).await? == "yes",
+        "21 was not released"
+    );
+
+    // Nor are there more if they are issued at the same time.
+    let racers: JoinSet<_> = (30..50)
+        .map(|external_id| {
+            let registry = Arc::clone(&registry);
+            async move { issue(&registry, "racer", external_id, at(0)).await }
+        })
+        .collect();
+    let issued = racers.join_all().await;
+    let issued = issued.iter().filter(|issued| issued.is_ok()).count();
+    ensure!(issued == MAX_ISSUED as usize, "{issued} at the same time");
+    Ok(())
 }
 
 async fn status_of_a_new_configuration(registry: Shared) -> Checked {
@@ -697,9 +855,9 @@ async fn bulk(registry: Shared) -> Checked {
     let mut observations = Vec::new();
     for number in 0..COUNT {
         let organization_id = organization(&format!("o{number}"));
-        let plan = |existing: Option<&Registered>| {
+        let plan = |existing: Option<&Registered>, _: &Keys| {
             let mut planned = planned(&organization_id, existing, &Wish::of(1))?;
-            planned.fingerprint = number.to_be_bytes().to_vec();
+            planned.claim.fingerprint = number.to_be_bytes().to_vec();
             Ok(planned)
         };
         let configured = registry.configure(&organization_id, &plan).await;
@@ -840,7 +998,9 @@ async fn write_as_others_do(
         let name = format!("o{}", random.random_range(0..4));
         let organization_id = organization(&name);
         if random.random_range(0..4) == 0 {
-            let deleted = registry.delete(&organization_id, "tester").await;
+            let deleted = registry
+                .delete(&organization_id, None, &Actor::named("tester"))
+                .await;
             if let Some(tombstone) = deleted.map_err(failed("delete"))? {
                 written.push((tombstone.revision, name, Vec::new()));
             }
@@ -849,7 +1009,8 @@ async fn write_as_others_do(
         let mut wish = Wish::of(random.random_range(1..6));
         wish.keep_previous = random.random();
         wish.stream = random.random_range(1..3);
-        let plan = |existing: Option<&Registered>| planned(&organization_id, existing, &wish);
+        let plan =
+            |existing: Option<&Registered>, _: &Keys| planned(&organization_id, existing, &wish);
         let stored = match registry.configure(&organization_id, &plan).await {
             Err(ConfigureError::ExternalIdInUse) => continue,
             stored => stored.map_err(failed("Configure"))?,

@@ -10,12 +10,13 @@ use tempfile::TempDir;
 use super::{Acquire, Checked, Damage, Harness, Ports, call, ledger, log, owner};
 use crate::{
     domain::{
+        audit::Actor,
         integration::{Integration, IntegrationId, testing::integration},
         organization::OrganizationId,
     },
     store::{
         error::StoreError,
-        ports::{Lease, Partition, Planned, Registry},
+        ports::{Claim, Keys, Lease, Partition, Planned, Registry},
         sql::{Database, RegistryOptions, SqlRegistry, statement},
         sqlite::{Engine, testing},
     },
@@ -61,18 +62,22 @@ async fn registry(database: Database) -> Checked<SqlRegistry> {
 /// Adds an integration to the registry in a database.
 pub(super) async fn add_integration(database: Database, id: IntegrationId) -> Checked {
     let organization_id = organization(id)?;
-    let plan = |_: Option<&_>| {
+    let plan = |_: Option<&_>, _: &Keys| {
         Ok(Planned {
             integration: Integration {
                 organization_id: organization_id.clone(),
                 integration_id: id,
                 ..integration(1, 1)
             },
-            fingerprint: id.0.as_bytes().to_vec(),
-            previous_fingerprint: None,
+            claim: Claim {
+                fingerprint: id.0.as_bytes().to_vec(),
+                others: Vec::new(),
+                sealed: integration(1, 1).external_id,
+            },
+            previous_claim: None,
             changed: None,
             issued_only: false,
-            caller: "test".into(),
+            actor: Actor::named("test"),
         })
     };
     let registry = registry(database).await?;
@@ -84,7 +89,11 @@ pub(super) async fn add_integration(database: Database, id: IntegrationId) -> Ch
 pub(super) async fn delete_integration(database: Database, id: IntegrationId) -> Checked {
     let registry = registry(database).await?;
     let organization_id = organization(id)?;
-    let deleted = call("delete", registry.delete(&organization_id, "test")).await?;
+    let deleted = call(
+        "delete",
+        registry.delete(&organization_id, None, &Actor::named("test")),
+    )
+    .await?;
     deleted
         .map(drop)
         .ok_or_else(|| format!("{id} does not exist"))

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    error::Error,
     fs, io,
     path::{Path, PathBuf},
     sync::{
@@ -9,13 +10,13 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use rdkafka::{
     ClientConfig, ClientContext, Message, Offset, TopicPartitionList,
-    admin::{AdminClient, AdminOptions},
-    client::Client,
+    admin::AdminClient,
+    client::{Client, OAuthToken},
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, Consumer as _, ConsumerContext, base_consumer::PartitionQueue},
     error::KafkaError as ClientError,
@@ -27,15 +28,15 @@ use tokio::sync::Notify;
 use secrecy::ExposeSecret;
 
 use super::{
-    KafkaError, KafkaOptions, KafkaSecurity, Mechanism, Password, Tls, lock,
+    KafkaError, KafkaOptions, KafkaSecurity, Mechanism, Password, Tls, Tokens,
+    admin::{Admin, Broker, TokenAdmin},
+    lock,
     writer::{Handed, delivered},
 };
-use crate::store::ports::Partition;
+use crate::{secret_file::check_permissions, store::ports::Partition};
 
 /// Time that a broker has for metadata, offsets and the identity of the cluster.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time that a broker has for a request of an administrator.
-const ADMIN_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time after which an entry that is not committed is in doubt. Every partition with a replica on a
 /// broker that was killed commits nothing until the cluster has given that broker up, after about
 /// 9 s (`broker.session.timeout.ms`).
@@ -59,6 +60,7 @@ const POLL: Duration = Duration::from_millis(100);
 /// Callbacks of a client.
 pub(super) struct Context {
     notes: Arc<Notes>,
+    tokens: Option<Tokens>,
 }
 
 /// Observations of clients.
@@ -94,6 +96,22 @@ impl Notes {
 }
 
 impl ClientContext for Context {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    /// Is called with the mechanism OAUTHBEARER, after 80% of the life that it gave, and 10 s
+    /// after an error.
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        let tokens = self.tokens.as_ref().ok_or("there are no tokens")?;
+        let now = SystemTime::now();
+        let token = tokens.current(now)?;
+        Ok(OAuthToken {
+            token: token.value.expose_secret().to_owned(),
+            // Brokers take it from the token.
+            principal_name: "siem-relay".to_owned(),
+            lifetime_ms: token.library_expiry(now),
+        })
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         // The library compares the identity in every metadata answer, and only logs a change.
         if facility == "CLUSTERID" {
@@ -142,7 +160,14 @@ impl Credentials {
     /// Reads all files that the options name.
     pub(super) fn read(options: &KafkaOptions) -> Result<Self, KafkaError> {
         let mut files = BTreeMap::new();
+        let secrets = options.security.secret_files();
         for path in options.security.files() {
+            if secrets.contains(&path) {
+                check_permissions(path).map_err(|error| KafkaError::File {
+                    path: path.to_owned(),
+                    source: error.into(),
+                })?;
+            }
             let content = read(path)?;
             files.insert(path.to_owned(), content);
         }
@@ -150,7 +175,8 @@ impl Credentials {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, KafkaError> {
+/// Reads a file with credentials.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, KafkaError> {
     let failed = |source: io::Error| KafkaError::File {
         path: path.to_owned(),
         source,
@@ -217,6 +243,12 @@ fn settings(options: &KafkaOptions) -> Result<ClientConfig, KafkaError> {
                 .set("sasl.password", password.trim_end_matches(['\r', '\n']));
             set_tls(&mut config, tls)?;
         }
+        KafkaSecurity::Token { tls, .. } => {
+            config
+                .set("security.protocol", "sasl_ssl")
+                .set("sasl.mechanism", "OAUTHBEARER");
+            set_tls(&mut config, tls)?;
+        }
     }
     Ok(config)
 }
@@ -241,6 +273,18 @@ fn set_tls(config: &mut ClientConfig, tls: &Tls) -> Result<(), KafkaError> {
     Ok(())
 }
 
+fn library_admin(settings: &ClientConfig) -> Result<AdminClient<Context>, KafkaError> {
+    let mut settings = settings.clone();
+    // Nothing takes its log lines away.
+    settings.set_log_level(RDKafkaLogLevel::Emerg);
+    let context = Context {
+        notes: Arc::default(),
+        tokens: None,
+    };
+    let client = settings.create_with_context(context);
+    client.map_err(KafkaError::settings)
+}
+
 /// All clients that were made with the same credentials.
 pub(super) struct Clients {
     settings: ClientConfig,
@@ -248,7 +292,8 @@ pub(super) struct Clients {
     credentials: Credentials,
     topic: String,
     notes: Arc<Notes>,
-    admin: AdminClient<Context>,
+    tokens: Option<Tokens>,
+    admin: Admin,
     /// Clients by the broker that leads the partitions which are written through them. After one
     /// message that timed out, the library sends nothing more until all requests of the client
     /// have ended, so a broker that does not answer must hold up only its own partitions; with a
@@ -266,21 +311,20 @@ impl Clients {
     ) -> Result<Self, KafkaError> {
         let credentials = Credentials::read(options)?;
         let settings = settings(options)?;
-        let mut admin = settings.clone();
-        // Nothing takes its log lines away.
-        admin.set_log_level(RDKafkaLogLevel::Emerg);
-        let context = Context {
-            notes: Arc::default(),
+        let (tokens, admin) = match &options.security {
+            KafkaSecurity::Token { tokens, tls } => {
+                let admin = TokenAdmin::new(tokens.clone(), tls)?;
+                (Some(tokens.clone()), Admin::Own(admin))
+            }
+            _ => (None, Admin::Library(library_admin(&settings)?)),
         };
-        let admin = admin
-            .create_with_context(context)
-            .map_err(KafkaError::settings)?;
         let clients = Self {
             settings,
             fetch_wait,
             credentials,
             topic: options.topic.clone(),
             notes,
+            tokens,
             admin,
             producers: Mutex::default(),
             consumers: Mutex::default(),
@@ -294,19 +338,14 @@ impl Clients {
         &self.credentials
     }
 
-    pub(super) fn admin(&self) -> &AdminClient<Context> {
+    pub(super) fn admin(&self) -> &Admin {
         &self.admin
-    }
-
-    pub(super) fn admin_options() -> AdminOptions {
-        AdminOptions::new()
-            .request_timeout(Some(ADMIN_TIMEOUT))
-            .operation_timeout(Some(ADMIN_TIMEOUT))
     }
 
     fn context(&self) -> Context {
         Context {
             notes: Arc::clone(&self.notes),
+            tokens: self.tokens.clone(),
         }
     }
 
@@ -352,6 +391,22 @@ impl Clients {
     /// Describes the topic. Blocks.
     pub(super) fn metadata(&self) -> Result<Metadata, String> {
         self.call(|client| client.fetch_metadata(Some(&self.topic), REQUEST_TIMEOUT))
+    }
+
+    /// Brokers that are known, and the leader of each partition. Blocks.
+    pub(super) fn brokers(&self) -> Result<(Vec<Broker>, BTreeMap<Partition, Broker>), String> {
+        let metadata = self.metadata()?;
+        let brokers = metadata.brokers().iter();
+        let brokers: Vec<Broker> = brokers
+            .map(|one| (one.id(), format!("{}:{}", one.host(), one.port())))
+            .collect();
+        let topics = metadata.topics().iter();
+        let partitions = topics.flat_map(|topic| topic.partitions());
+        let leaders = partitions.filter_map(|partition| {
+            let leader = brokers.iter().find(|(id, _)| *id == partition.leader())?;
+            Some((partition.id() as Partition, leader.clone()))
+        });
+        Ok((brokers.clone(), leaders.collect()))
     }
 
     /// Offsets of the first entry of a partition, and after the last one. Blocks.

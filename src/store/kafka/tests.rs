@@ -2,12 +2,15 @@
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use rdkafka::{
     ClientConfig,
+    admin::{AdminClient, AdminOptions},
+    client::DefaultClientContext,
     producer::{BaseProducer, BaseRecord, Producer as _},
 };
 use test_services::Kafka;
@@ -46,6 +49,15 @@ async fn create(options: &KafkaOptions, partitions: u32) {
     })
     .await
     .unwrap();
+}
+
+/// Deletes the topic of options without TLS.
+pub(super) async fn delete_topic(options: &KafkaOptions) -> Result<(), String> {
+    let mut settings = ClientConfig::new();
+    settings.set("bootstrap.servers", options.brokers.join(","));
+    let admin: AdminClient<DefaultClientContext> = settings.create().unwrap();
+    let deleted = admin.delete_topics(&[&options.topic], &AdminOptions::new());
+    deleted.await.map(drop).map_err(|error| error.to_string())
 }
 
 async fn open(options: &KafkaOptions) -> Arc<KafkaLog> {
@@ -511,54 +523,73 @@ fn certificate(authority: &rcgen::Issuer<'_, rcgen::KeyPair>, name: &str) -> (St
     (certificate.pem(), key.serialize_pem())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn credentials_are_read_again_when_their_files_change() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = |name: &str| dir.path().join(name);
+/// Writes a file for its owner alone.
+fn write_secret(path: &Path, content: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(path, content).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+/// Makes an authority, with its certificate in `ca.pem`, and a certificate of a broker.
+fn make_authority(dir: &Path) -> rcgen::Issuer<'static, rcgen::KeyPair> {
     let key = rcgen::KeyPair::generate().unwrap();
     let mut params = rcgen::CertificateParams::default();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let authority = params.self_signed(&key).unwrap();
-    std::fs::write(file("ca.pem"), authority.pem()).unwrap();
+    std::fs::write(dir.join("ca.pem"), authority.pem()).unwrap();
     let authority = rcgen::Issuer::new(params, key);
     let (cert, key) = certificate(&authority, "broker");
-    std::fs::write(file("broker.pem"), format!("{key}{cert}")).unwrap();
-    let path = |name: &str| file(name).to_str().unwrap().to_owned();
-    let jaas = "org.apache.kafka.common.security.plain.PlainLoginModule required \
-        user_relay=\"secret one\" user_other=\"x\";";
+    std::fs::write(dir.join("broker.pem"), format!("{key}{cert}")).unwrap();
+    authority
+}
+
+/// Starts a broker that clients reach by SASL over TLS, with the files of [`make_authority`].
+async fn start_with_sasl(dir: &Path, settings: &[(&str, &str)]) -> Option<Kafka> {
+    let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
     let map = "CLIENT:SASL_SSL,INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT";
-    let settings = [
+    let mut all = vec![
         ("listener.security.protocol.map", map.to_owned()),
         ("ssl.keystore.type", "PEM".to_owned()),
         ("ssl.keystore.location", path("broker.pem")),
         ("ssl.truststore.type", "PEM".to_owned()),
         ("ssl.truststore.location", path("ca.pem")),
-        ("ssl.client.auth", "required".to_owned()),
-        (
-            "listener.name.client.ssl.client.auth",
-            "required".to_owned(),
-        ),
-        ("sasl.enabled.mechanisms", "PLAIN".to_owned()),
-        (
-            "listener.name.client.plain.sasl.jaas.config",
-            jaas.to_owned(),
-        ),
     ];
-    let settings = settings.map(|(name, value)| (name.to_owned(), value));
+    all.extend(
+        settings
+            .iter()
+            .map(|(name, value)| (*name, (*value).to_owned())),
+    );
+    let all = all.into_iter();
     let kafka = Kafka::start_with(test_services::KafkaOptions {
-        settings: settings.into(),
+        settings: all.map(|(name, value)| (name.to_owned(), value)).collect(),
         ..test_services::KafkaOptions::default()
     });
-    let Some(kafka) = test_services::require(kafka.await) else {
+    test_services::require(kafka.await)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_are_read_again_when_their_files_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name);
+    let authority = make_authority(dir.path());
+    let jaas = "org.apache.kafka.common.security.plain.PlainLoginModule required \
+        user_relay=\"secret one\" user_other=\"x\";";
+    let settings = [
+        ("ssl.client.auth", "required"),
+        ("listener.name.client.ssl.client.auth", "required"),
+        ("sasl.enabled.mechanisms", "PLAIN"),
+        ("listener.name.client.plain.sasl.jaas.config", jaas),
+    ];
+    let Some(kafka) = start_with_sasl(dir.path(), &settings).await else {
         return;
     };
     let show = |name: &str| {
         let (cert, key) = certificate(&authority, name);
         std::fs::write(file("cert.pem"), cert).unwrap();
-        std::fs::write(file("key.pem"), key).unwrap();
+        write_secret(&file("key.pem"), &key);
     };
     show("one");
-    std::fs::write(file("password"), "secret one\n").unwrap();
+    write_secret(&file("password"), "secret one\n");
     let options = KafkaOptions {
         security: KafkaSecurity::Sasl {
             mechanism: Mechanism::Plain,
@@ -612,4 +643,103 @@ async fn credentials_are_read_again_when_their_files_change() {
     let text = KafkaLog::open(&options).await.err().unwrap().to_string();
     assert!(text.contains("uthentication failed"), "{text}");
     assert!(!text.contains("wrong"), "{text}");
+}
+
+/// A token without a signature, as Kafka's own validator for development takes it.
+fn unsecured_token(expires_at: u64) -> String {
+    let part = |json: String| URL_SAFE_NO_PAD.encode(json);
+    let claims = format!(
+        r#"{{"sub":"relay","iat":{},"exp":{expires_at}}}"#,
+        expires_at - 3600
+    );
+    format!("{}.{}.", part(r#"{"alg":"none"}"#.to_owned()), part(claims))
+}
+
+fn seconds_since_1970() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap().as_secs()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_are_renewed_while_entries_are_written_and_read() {
+    /// Life of a token in seconds.
+    const LIFE: u64 = 20;
+    let dir = tempfile::tempdir().unwrap();
+    make_authority(dir.path());
+    let jaas = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required \
+        unsecuredLoginStringClaim_sub=\"broker\";";
+    let settings = [
+        ("sasl.enabled.mechanisms", "OAUTHBEARER"),
+        ("listener.name.client.oauthbearer.sasl.jaas.config", jaas),
+        // Connections end with their token, unless they show a new one.
+        (
+            "listener.name.client.oauthbearer.connections.max.reauth.ms",
+            "3600000",
+        ),
+    ];
+    let Some(kafka) = start_with_sasl(dir.path(), &settings).await else {
+        return;
+    };
+    let file = dir.path().join("token");
+    let write = {
+        let file = file.clone();
+        move || {
+            let new = file.with_extension("new");
+            write_secret(&new, &unsecured_token(seconds_since_1970() + LIFE));
+            std::fs::rename(new, &file).unwrap();
+        }
+    };
+    write_secret(&file, &unsecured_token(seconds_since_1970() - 1));
+    let security = || KafkaSecurity::Token {
+        tokens: Tokens::from_file(file.clone()),
+        tls: Tls {
+            ca_file: Some(dir.path().join("ca.pem")),
+            certificate: None,
+        },
+    };
+    let options = KafkaOptions {
+        security: security(),
+        ..options(&kafka)
+    };
+    let expired = KafkaLog::open(&options).await.err().unwrap().to_string();
+    assert!(expired.contains("expired"), "{expired}");
+    write();
+    let renewing = tokio::spawn(async move {
+        loop {
+            sleep(Duration::from_secs(2)).await;
+            write();
+        }
+    });
+    create(&options, 2).await;
+    let exists = create_topic(&options, 2, Some(1)).await.unwrap_err();
+    assert!(exists.to_string().contains("exists already"), "{exists}");
+    let log = open(&options).await;
+    let begun = seconds_since_1970();
+    let load = Load::start(&log, 0);
+    let mut reader = log.reader(0, Position(1)).await.unwrap();
+    while seconds_since_1970() < begun + 2 * LIFE + LIFE / 2 {
+        load.goes_on().await;
+        timeout(RECOVERY, reader.next()).await.unwrap().unwrap();
+    }
+    let appended = load.stop().await;
+    assert_eq!(appended.in_doubt, 0);
+    check(&log, 0, &appended).await;
+
+    let settings = topic::settings(&log.shared.clients(), &options.topic)
+        .await
+        .unwrap();
+    assert_eq!(check_settings(&settings, true), [""; 0]);
+    assert_eq!(log.shared.delete(&[(0, 2)]).await, [0]);
+    assert_eq!(log.bounds(0).await.unwrap().start, Position(3));
+
+    // Text of the broker about a token that it refuses.
+    renewing.abort();
+    std::fs::write(&file, "no-jwt").unwrap();
+    let refused = KafkaOptions {
+        security: security(),
+        ..options.clone()
+    };
+    let refused = KafkaLog::open(&refused).await.err().unwrap().to_string();
+    assert!(refused.contains("uthentication"), "{refused}");
+    assert!(!refused.contains("no-jwt"), "{refused}");
 }

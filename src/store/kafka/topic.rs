@@ -2,16 +2,13 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use rdkafka::{
-    admin::{ConfigSource, NewTopic, ResourceSpecifier, TopicReplication},
-    error::KafkaError as ClientError,
-    metadata::MetadataTopic,
-    types::RDKafkaErrorCode,
-};
+use rdkafka::metadata::MetadataTopic;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    FETCH_WAIT, KafkaError, KafkaOptions, blocking,
+    FETCH_WAIT, KafkaError, KafkaOptions,
+    admin::AdminError,
+    blocking,
     client::{Clients, MESSAGE_BYTES, Notes},
 };
 
@@ -112,32 +109,17 @@ pub(super) fn check_replicas(topic: &MetadataTopic, single_replica: bool) -> Opt
 }
 
 /// Reads the effective settings of the topic.
-pub(super) async fn settings(clients: &Clients, topic: &str) -> Result<Settings, String> {
-    let resource = ResourceSpecifier::Topic(topic);
-    let described = clients
-        .admin()
-        .describe_configs([&resource], &Clients::admin_options());
-    let described = described.await.map_err(describe_failure)?;
-    let described = described.into_iter().next();
-    let described = described.ok_or("the brokers describe no topic")?;
-    let described = described.map_err(|code| code.to_string())?;
-    let entries = described.entries.into_iter().filter_map(|entry| {
-        let on_topic = entry.source == ConfigSource::DynamicTopic;
-        Some((entry.name, (entry.value?, on_topic)))
-    });
-    Ok(entries.collect())
-}
-
-fn describe_failure(error: ClientError) -> String {
-    let code = error.rdkafka_error_code();
-    match code {
-        Some(RDKafkaErrorCode::TopicAuthorizationFailed) => {
+pub(super) async fn settings(clients: &Arc<Clients>, topic: &str) -> Result<Settings, String> {
+    let asked = Arc::clone(clients);
+    let (brokers, _) = blocking(move || asked.brokers()).await?;
+    let settings = clients.admin().settings(topic, &brokers).await;
+    settings.map_err(|error| match error {
+        AdminError::Unauthorized => {
             "the right to describe the topic's configuration (DescribeConfigs) is missing"
                 .to_owned()
         }
-        Some(code) => code.to_string(),
-        None => error.to_string(),
-    }
+        error => error.to_string(),
+    })
 }
 
 /// Creates the topic with the settings that the service requires. `replication` is the number
@@ -154,6 +136,7 @@ pub async fn create_topic(
     let replication = replication.unwrap_or(REPLICATION);
     let in_sync = replication.min(IN_SYNC).to_string();
     let notes = Arc::new(Notes::default());
+    options.security.start().await?;
     let clients = {
         let (options, notes) = (options.clone(), Arc::clone(&notes));
         let connected = blocking(move || {
@@ -168,50 +151,40 @@ pub async fn create_topic(
         });
         Arc::new(connected.await?)
     };
-    let message_bytes = MESSAGE_BYTES.to_string();
-    let topic = NewTopic::new(
-        &options.topic,
-        partitions as i32,
-        TopicReplication::Fixed(replication as i32),
-    )
-    .set("min.insync.replicas", &in_sync)
-    .set("cleanup.policy", "delete")
-    .set("retention.ms", "-1")
-    .set("retention.bytes", "-1")
-    .set("segment.bytes", SEGMENT_BYTES)
-    .set("max.message.bytes", &message_bytes)
-    .set("message.timestamp.type", "LogAppendTime")
-    .set("unclean.leader.election.enable", "false");
-    let created = clients
-        .admin()
-        .create_topics([&topic], &Clients::admin_options());
-    let created = created.await;
     let failed = |reason: String| KafkaError::Create {
         topic: options.topic.clone(),
         reason,
     };
-    let created = created.map_err(|error| failed(notes.explain(&error)))?;
-    match created.into_iter().next() {
-        // The controller has made it; the brokers learn of it a moment later.
-        Some(Ok(_)) => {
-            let until = Instant::now() + VISIBLE_WITHIN;
-            while !is_visible(&clients, &options.topic, partitions).await {
-                if Instant::now() >= until {
-                    return Err(failed("it was made, but has no leaders yet".to_owned()));
-                }
-                sleep(LOOK_AGAIN).await;
-            }
-            Ok(())
+    let asked = Arc::clone(&clients);
+    let (brokers, _) = blocking(move || asked.brokers()).await.map_err(failed)?;
+    let message_bytes = MESSAGE_BYTES.to_string();
+    let settings = [
+        ("min.insync.replicas", &*in_sync),
+        ("cleanup.policy", "delete"),
+        ("retention.ms", "-1"),
+        ("retention.bytes", "-1"),
+        ("segment.bytes", SEGMENT_BYTES),
+        ("max.message.bytes", &*message_bytes),
+        ("message.timestamp.type", "LogAppendTime"),
+        ("unclean.leader.election.enable", "false"),
+    ];
+    let admin = clients.admin();
+    let created = admin.create(&options.topic, partitions, replication, &settings, &brokers);
+    created.await.map_err(|error| match error {
+        AdminError::FewBrokers => {
+            failed(format!("the cluster has fewer than {replication} brokers"))
         }
-        Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => {
-            Err(failed("it exists already".to_owned()))
+        error => failed(error.to_string()),
+    })?;
+    // The controller has made it; the brokers learn of it a moment later.
+    let until = Instant::now() + VISIBLE_WITHIN;
+    while !is_visible(&clients, &options.topic, partitions).await {
+        if Instant::now() >= until {
+            return Err(failed("it was made, but has no leaders yet".to_owned()));
         }
-        Some(Err((_, RDKafkaErrorCode::InvalidReplicationFactor))) => Err(failed(format!(
-            "the cluster has fewer than {replication} brokers"
-        ))),
-        Some(Err((_, code))) => Err(failed(code.to_string())),
-        None => Err(failed("the cluster gives no answer".to_owned())),
+        sleep(LOOK_AGAIN).await;
     }
+    Ok(())
 }
 
 /// Whether every partition of a topic has a leader that a client can find.

@@ -1,29 +1,48 @@
 //! The setting `log-url`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use secrecy::SecretString;
 
-use super::{Certificate, KafkaOptions, KafkaSecurity, Mechanism, Password, Tls};
+use super::{
+    Certificate, KafkaOptions, KafkaSecurity, Mechanism, Password, Tls, TokenIssuer, Tokens,
+};
 
 /// Form of the URL, for messages.
 const FORM: &str = "kafka://HOST:PORT,HOST:PORT/TOPIC";
 
+/// Credentials, which the URL does not have.
+pub struct LogCredentials<'a> {
+    /// The password.
+    pub password: Option<SecretString>,
+    /// File with the password, or with a token.
+    pub password_file: Option<PathBuf>,
+    /// Makes the issuer of tokens for Amazon MSK in a region.
+    pub msk: &'a dyn Fn(String) -> Arc<dyn TokenIssuer>,
+}
+
+/// Value of `mechanism`.
+enum Method {
+    Password(Mechanism),
+    TokenFile,
+    Msk,
+}
+
 impl KafkaOptions {
     /// Parses `kafka://HOST:PORT,HOST:PORT/TOPIC?NAME=VALUE&…`. The names are `security`
-    /// (`plaintext`, `tls` or `sasl`), `mechanism` (`plain`, `scram-sha-256` or `scram-sha-512`),
-    /// `user`, `ca`, `cert` and `key` (files in PEM).
+    /// (`plaintext`, `tls` or `sasl`), `mechanism` (`plain`, `scram-sha-256`, `scram-sha-512`,
+    /// `oauthbearer` or `aws-msk-iam`), `user`, `region` (of Amazon MSK, unless the first host
+    /// names it), `ca`, `cert` and `key` (files in PEM).
     ///
-    /// `security` is `sasl` with a `user`, and else `tls`, unless every host is a loopback
-    /// address.
+    /// `security` is `sasl` with a `user` or a `mechanism`, and else `tls`, unless every host is a
+    /// loopback address.
     ///
     /// # Errors
     ///
     /// A description of what is wrong with the URL.
     pub fn parse(
         url: &str,
-        password: Option<SecretString>,
-        password_file: Option<PathBuf>,
+        credentials: LogCredentials<'_>,
         allow_single_replica: bool,
     ) -> Result<Self, String> {
         let rest = url.strip_prefix("kafka://");
@@ -46,7 +65,7 @@ impl KafkaOptions {
                 return Err(format!("{broker:?} is not a host and a port: {FORM}"));
             }
         }
-        let (mut security, mut mechanism, mut user) = (None, None, None);
+        let (mut security, mut mechanism, mut user, mut region) = (None, None, None, None);
         let (mut ca, mut cert, mut key) = (None, None, None);
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -54,16 +73,19 @@ impl KafkaOptions {
                 "security" => security = Some(value),
                 "mechanism" => {
                     mechanism = Some(match value {
-                        "plain" => Mechanism::Plain,
-                        "scram-sha-256" => Mechanism::ScramSha256,
-                        "scram-sha-512" => Mechanism::ScramSha512,
+                        "plain" => Method::Password(Mechanism::Plain),
+                        "scram-sha-256" => Method::Password(Mechanism::ScramSha256),
+                        "scram-sha-512" => Method::Password(Mechanism::ScramSha512),
+                        "oauthbearer" => Method::TokenFile,
+                        "aws-msk-iam" => Method::Msk,
                         _ => {
-                            return Err(
-                                "mechanism must be plain, scram-sha-256 or scram-sha-512".into()
-                            );
+                            return Err("mechanism must be plain, scram-sha-256, scram-sha-512, \
+                                oauthbearer or aws-msk-iam"
+                                .into());
                         }
                     });
                 }
+                "region" => region = Some(value.to_owned()),
                 "user" => user = Some(value.to_owned()),
                 "ca" => ca = Some(PathBuf::from(value)),
                 "cert" => cert = Some(PathBuf::from(value)),
@@ -77,10 +99,11 @@ impl KafkaOptions {
             }
         }
         let is_local = brokers.iter().all(|broker| is_loopback(broker));
-        let default = match (&user, is_local) {
-            (Some(_), _) => "sasl",
-            (None, true) => "plaintext",
-            (None, false) => "tls",
+        let has_sasl = user.is_some() || mechanism.is_some();
+        let default = match (has_sasl, is_local) {
+            (true, _) => "sasl",
+            (false, true) => "plaintext",
+            (false, false) => "tls",
         };
         let has_files = ca.is_some() || cert.is_some() || key.is_some();
         let tls = Tls {
@@ -95,8 +118,11 @@ impl KafkaOptions {
             },
         };
         let security = security.unwrap_or(default);
-        if security != "sasl" && (user.is_some() || mechanism.is_some()) {
+        if security != "sasl" && has_sasl {
             return Err("user and mechanism need security=sasl".into());
+        }
+        if region.is_some() && !matches!(mechanism, Some(Method::Msk)) {
+            return Err("region needs mechanism=aws-msk-iam".into());
         }
         let security = match security {
             "plaintext" if has_files => {
@@ -104,20 +130,10 @@ impl KafkaOptions {
             }
             "plaintext" => KafkaSecurity::Plaintext,
             "tls" => KafkaSecurity::Tls(tls),
-            "sasl" => KafkaSecurity::Sasl {
-                mechanism: mechanism.unwrap_or(Mechanism::ScramSha512),
-                user: user.ok_or("security=sasl needs a user")?,
-                password: match (password, password_file) {
-                    (Some(password), _) => Password::Given(password),
-                    (None, Some(file)) => Password::File(file),
-                    (None, None) => {
-                        return Err("security=sasl needs a password: give it by \
-                            SIEM_RELAY_LOG_PASSWORD or log-password-file"
-                            .into());
-                    }
-                },
-                tls,
-            },
+            "sasl" => {
+                let method = mechanism.unwrap_or(Method::Password(Mechanism::ScramSha512));
+                sasl(method, user, region, credentials, &brokers, tls)?
+            }
             _ => return Err("security must be plaintext, tls or sasl".into()),
         };
         Ok(Self {
@@ -127,6 +143,65 @@ impl KafkaOptions {
             allow_single_replica,
         })
     }
+}
+
+fn sasl(
+    method: Method,
+    user: Option<String>,
+    region: Option<String>,
+    credentials: LogCredentials<'_>,
+    brokers: &[String],
+    tls: Tls,
+) -> Result<KafkaSecurity, String> {
+    if !matches!(method, Method::Password(_)) && user.is_some() {
+        return Err("user needs a mechanism with a password: the token names its user".into());
+    }
+    Ok(match method {
+        Method::Password(mechanism) => KafkaSecurity::Sasl {
+            mechanism,
+            user: user.ok_or("security=sasl needs a user")?,
+            password: match (credentials.password, credentials.password_file) {
+                (Some(password), _) => Password::Given(password),
+                (None, Some(file)) => Password::File(file),
+                (None, None) => {
+                    return Err("security=sasl needs a password: give it by \
+                        SIEM_RELAY_LOG_PASSWORD or log-password-file"
+                        .into());
+                }
+            },
+            tls,
+        },
+        Method::TokenFile => {
+            let file = credentials.password_file.ok_or(
+                "mechanism=oauthbearer needs log-password-file, a file with a token, which \
+                 somebody renews before it expires",
+            )?;
+            let tokens = Tokens::from_file(file);
+            KafkaSecurity::Token { tokens, tls }
+        }
+        Method::Msk => {
+            let region = region.or_else(|| msk_region(&brokers[0]));
+            let region = region.ok_or(
+                "mechanism=aws-msk-iam needs region=REGION: the host does not name the region",
+            )?;
+            let is_of_region = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+            if region.is_empty() || region.len() > 32 || !region.bytes().all(is_of_region) {
+                return Err("region must be the name of an AWS region, such as us-east-1".into());
+            }
+            let tokens = Tokens::from_issuer((credentials.msk)(region));
+            KafkaSecurity::Token { tokens, tls }
+        }
+    })
+}
+
+/// Region in the name of a broker of Amazon MSK, such as
+/// `b-1.relay.abc123.c2.kafka.us-east-1.amazonaws.com:9098`.
+fn msk_region(broker: &str) -> Option<String> {
+    let (host, _) = broker.rsplit_once(':')?;
+    let host = host.strip_suffix(".cn").unwrap_or(host);
+    let (rest, region) = host.strip_suffix(".amazonaws.com")?.rsplit_once('.')?;
+    let service = rest.rsplit('.').next()?;
+    service.starts_with("kafka").then(|| region.to_owned())
 }
 
 fn is_loopback(broker: &str) -> bool {
@@ -140,8 +215,30 @@ fn is_loopback(broker: &str) -> bool {
 mod tests {
     use super::*;
 
+    #[derive(Debug)]
+    struct Issuer(String);
+
+    #[async_trait::async_trait]
+    impl TokenIssuer for Issuer {
+        async fn issue(&self) -> Result<crate::store::kafka::Token, String> {
+            Err(self.0.clone())
+        }
+    }
+
+    fn credentials() -> LogCredentials<'static> {
+        LogCredentials {
+            password: None,
+            password_file: None,
+            msk: &|region| Arc::new(Issuer(region)),
+        }
+    }
+
     fn parse(url: &str) -> Result<KafkaOptions, String> {
-        KafkaOptions::parse(url, Some("secret".into()), None, false)
+        let credentials = LogCredentials {
+            password: Some("secret".into()),
+            ..credentials()
+        };
+        KafkaOptions::parse(url, credentials, false)
     }
 
     #[test]
@@ -180,12 +277,72 @@ mod tests {
             ("kafka://a:1/t?user=x&security=tls", "security=sasl"),
             ("kafka://a:1/t?cert=/c", "cert and key"),
             ("kafka://a:1/t?security=none", "plaintext, tls or sasl"),
+            ("kafka://a:1/t?mechanism=x", "oauthbearer or aws-msk-iam"),
+            ("kafka://a:1/t?mechanism=aws-msk-iam", "needs region=REGION"),
+            (
+                "kafka://a:1/t?mechanism=aws-msk-iam&region=a.b",
+                "such as us-east-1",
+            ),
+            (
+                "kafka://a:1/t?user=x&mechanism=aws-msk-iam&region=r",
+                "the token names its user",
+            ),
+            (
+                "kafka://a:1/t?user=x&region=us-east-1",
+                "mechanism=aws-msk-iam",
+            ),
+            (
+                "kafka://a:1/t?security=tls&mechanism=oauthbearer",
+                "security=sasl",
+            ),
             ("kafka://a:1/t?acks=1", "unknown setting \"acks\""),
         ] {
             let found = parse(url).unwrap_err();
             assert!(found.contains(problem), "{url}: {found}");
         }
-        let none = KafkaOptions::parse("kafka://a:1/t?user=x", None, None, false);
-        assert!(none.unwrap_err().contains("log-password-file"));
+        for url in [
+            "kafka://a:1/t?user=x",
+            "kafka://a:1/t?mechanism=oauthbearer",
+        ] {
+            let none = KafkaOptions::parse(url, credentials(), false);
+            assert!(none.unwrap_err().contains("log-password-file"));
+        }
+    }
+
+    #[test]
+    fn tokens_come_from_a_file_or_from_aws() {
+        let credentials = LogCredentials {
+            password_file: Some("/run/token".into()),
+            ..credentials()
+        };
+        let url = "kafka://127.0.0.1:9093/log?mechanism=oauthbearer&ca=/ca.pem";
+        let options = KafkaOptions::parse(url, credentials, false).unwrap();
+        assert!(
+            format!("{options:?}").contains("File(\"/run/token\")"),
+            "{options:?}"
+        );
+        assert_eq!(options.security.files(), [std::path::Path::new("/ca.pem")]);
+        for (url, region) in [
+            (
+                "kafka://b-1.relay.abc123.c2.kafka.us-east-1.amazonaws.com:9098/t?mechanism=aws-msk-iam",
+                "us-east-1",
+            ),
+            (
+                "kafka://boot-x.c3.kafka-serverless.eu-central-1.amazonaws.com:9098/t?mechanism=aws-msk-iam",
+                "eu-central-1",
+            ),
+            (
+                "kafka://b-1.relay.abc.c2.kafka.cn-north-1.amazonaws.com.cn:9098/t?mechanism=aws-msk-iam",
+                "cn-north-1",
+            ),
+            (
+                "kafka://kafka.internal:9098/t?mechanism=aws-msk-iam&region=eu-west-1",
+                "eu-west-1",
+            ),
+        ] {
+            let options = parse(url).unwrap();
+            let issuer = format!("Issuer(\"{region}\")");
+            assert!(format!("{options:?}").contains(&issuer), "{options:?}");
+        }
     }
 }

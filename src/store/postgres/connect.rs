@@ -10,7 +10,6 @@
 
 use std::{
     collections::HashMap,
-    fs,
     future::Future,
     io,
     path::{Path, PathBuf},
@@ -28,6 +27,8 @@ use sea_orm::sqlx::{
 };
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::{sleep, timeout};
+
+use crate::secret_file;
 
 /// Port of PostgreSQL.
 const PORT: u16 = 5432;
@@ -209,6 +210,7 @@ impl PostgresOptions {
                 match client {
                     None => options,
                     Some((certificate, key)) => {
+                        secret_file::check_permissions(key)?;
                         options.ssl_client_cert(certificate).ssl_client_key(key)
                     }
                 }
@@ -230,8 +232,8 @@ fn name(host: &str, port: u16) -> String {
 }
 
 fn read_password(file: &Path) -> io::Result<SecretString> {
-    let text = fs::read_to_string(file).map_err(|error| {
-        let text = format!("cannot read the password file {}: {error}", file.display());
+    let text = secret_file::read_text(file).map_err(|error| {
+        let text = format!("cannot use the password file: {error}");
         io::Error::new(error.kind(), text)
     })?;
     Ok(SecretString::from(text.trim_end_matches(['\r', '\n'])))

@@ -130,6 +130,10 @@ pub(in crate::store) async fn set_copied(
     let tx = database.begin().await?;
     let copied = async {
         save_revisions(&*tx, revisions).await?;
+        // The copied rows have the ids of the source.
+        let sql = "SELECT setval(pg_get_serial_sequence('audit', 'audit_id'), \
+            GREATEST((SELECT MAX(audit_id) FROM audit), 1))";
+        tx.execute_unprepared(sql).await?;
         let sql = "UPDATE partition SET epoch = epoch + 1, owner = NULL";
         tx.execute_unprepared(sql).await?;
         save_meta(&*tx, MARK, &format!("{COPIED} {source_id}")).await

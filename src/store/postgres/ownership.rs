@@ -25,6 +25,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use rustix::system::uname;
 use sea_orm::{
     ConnectionTrait, DbErr, QueryResult, Value, Values,
     sqlx::{
@@ -42,7 +43,7 @@ use crate::{
     boot_time::BootTime,
     store::{
         error::StoreError,
-        ports::{Lease, Membership, Ownership, Partition},
+        ports::{InstanceKeys, Lease, Membership, Ownership, Partition},
         sql::{rows::unreadable, statement},
     },
 };
@@ -61,6 +62,9 @@ const TAKEOVER: Duration = Duration::from_secs(1);
 const TAKEOVER_RETRY: Duration = Duration::from_secs(1);
 /// Age from which lapsed leases are removed, in microseconds.
 const DEAD: i64 = 3_600_000_000;
+/// Time since its last renewal after which an instance is not waited for when keys are rotated. It
+/// is longer than any lease: one that was cut off and comes back ends if it lacks a key.
+const RECENT: Duration = Duration::from_secs(60);
 /// Longest time for which a transaction of a frozen instance may hold up a takeover.
 const FROZEN: &str = "1 second";
 
@@ -101,6 +105,8 @@ pub(in crate::store) struct OwnershipOptions {
     pub(in crate::store) lease: Duration,
     /// Clock of leases.
     pub(in crate::store) clock: Clock,
+    /// Ids of the keys of external IDs that this instance can read.
+    pub(in crate::store) keys: Vec<String>,
 }
 
 /// The ownership.
@@ -256,8 +262,8 @@ impl PostgresOwnership {
     async fn look(&self, state: &mut State, confirm: Option<u64>) -> Result<View, StoreError> {
         let renewed = match confirm {
             Some(_) => format!(
-                "INSERT INTO instance (instance_id, renewal, confirmed, renewed_at) \
-                SELECT $2, $3, $4, {NOW} FROM settings WHERE settings.done IS NOT NULL \
+                "INSERT INTO instance (instance_id, renewal, confirmed, renewed_at, host, keys) \
+                SELECT $2, $3, $4, {NOW}, $5, $6 FROM settings WHERE settings.done IS NOT NULL \
                 ON CONFLICT (instance_id) DO UPDATE SET renewal = excluded.renewal, \
                 confirmed = GREATEST(instance.confirmed, excluded.confirmed), \
                 renewed_at = excluded.renewed_at WHERE instance.renewal < excluded.renewal \
@@ -283,6 +289,9 @@ impl PostgresOwnership {
             values.push(self.shared.instance_id.to_string().into());
             values.push((state.renewal as i64).into());
             values.push((confirmed as i64).into());
+            let host = uname();
+            values.push(host.nodename().to_string_lossy().into_owned().into());
+            values.push(self.shared.options.keys.join(" ").into());
         }
         let row = self.call(&sql, values).await?;
         let corrupt = |error: DbErr| StoreError::Corrupt(error.to_string());
@@ -310,7 +319,7 @@ impl PostgresOwnership {
         if is_promoted && !is_due {
             self.look(state, Some(confirmed)).await?;
         }
-        // What was read may be older than the renewal, and a takeover between the two.
+        // The rows may have been read before the renewal, with a takeover between the two.
         match is_promoted || age.is_some_and(|age| age >= lease) {
             true => self.look(state, None).await,
             false => Ok(view),
@@ -719,7 +728,7 @@ impl Ownership for PostgresOwnership {
         let mut state = self.state.lock().await;
         state.has_left = true;
         if let Some(takeover) = state.takeover.take() {
-            // What it takes would have an owner without a lease, which lapses slowly.
+            // Its partitions would have an owner without a lease, which lapses slowly.
             let _ended = timeout(TAKEOVER, takeover).await;
         }
         // No poll follows.
@@ -728,6 +737,28 @@ impl Ownership for PostgresOwnership {
             UPDATE partition SET owner = NULL WHERE owner = $1";
         let me = self.shared.instance_id.to_string();
         self.shared.write(sql, [me.into()]).await
+    }
+
+    async fn instances(&self) -> Result<Vec<InstanceKeys>, StoreError> {
+        let sql = format!(
+            "SELECT instance_id, host, keys FROM instance WHERE renewed_at > {NOW} - $1 \
+            ORDER BY host, instance_id"
+        );
+        let db = self.shared.database.reader();
+        let recent = RECENT.as_micros() as i64;
+        let rows = db.query_all_raw(statement(db, &sql, [recent.into()])).await;
+        let instances = rows.and_then(|rows| {
+            let read = |row: &QueryResult| {
+                let keys: String = row.try_get("", "keys")?;
+                Ok(InstanceKeys {
+                    id: row.try_get("", "instance_id")?,
+                    host: row.try_get("", "host")?,
+                    keys: keys.split_whitespace().map(Into::into).collect(),
+                })
+            };
+            rows.iter().map(read).collect()
+        });
+        instances.map_err(|error| self.shared.database.map(error))
     }
 }
 
@@ -742,6 +773,7 @@ mod tests {
             partitions: 3,
             lease: Duration::from_secs(10),
             clock: Arc::new(BootTime::now),
+            keys: Vec::new(),
         };
         let database = testing::open(url).await;
         let opened = PostgresOwnership::open(database, InstanceId::random(), options).await;

@@ -27,10 +27,24 @@ use crate::store::{
 pub(super) const VERSION: u32 = MIGRATIONS.len() as u32;
 
 /// Steps to the newest schema, oldest first. They are never changed, only added to.
-const MIGRATIONS: &[Migration] = &[Migration {
-    minimum: 1,
-    statements: &[REGISTRY, LEDGER],
-}];
+const MIGRATIONS: &[Migration] = &[
+    Migration {
+        minimum: 1,
+        statements: &[REGISTRY, LEDGER],
+    },
+    Migration {
+        minimum: 1,
+        statements: &[AUDIT],
+    },
+    Migration {
+        minimum: 1,
+        statements: &[KEYS],
+    },
+    Migration {
+        minimum: 1,
+        statements: &[SEARCHES],
+    },
+];
 
 struct Migration {
     /// Lowest schema whose version may use the database afterwards.
@@ -102,6 +116,41 @@ const REGISTRY: &[&str] = &[
         detail TEXT NOT NULL
     )",
     "CREATE INDEX audit_order ON audit (organization_id, audit_id)",
+];
+
+/// Callers, outcomes and counts in the audit, and an order by time.
+const AUDIT: &[&str] = &[
+    "ALTER TABLE audit
+        ADD COLUMN issuer TEXT,
+        ADD COLUMN peer TEXT,
+        ADD COLUMN request_id TEXT,
+        ADD COLUMN client_request_id TEXT,
+        ADD COLUMN method TEXT,
+        ADD COLUMN code TEXT NOT NULL DEFAULT 'OK',
+        ADD COLUMN reason TEXT,
+        ADD COLUMN occurrences BIGINT NOT NULL DEFAULT 1,
+        ADD COLUMN last_at BIGINT",
+    "DROP INDEX audit_order",
+    "CREATE INDEX audit_of_organization ON audit (organization_id, at, audit_id)",
+    "CREATE INDEX audit_times ON audit (at, audit_id)",
+];
+
+/// Columns for rotations of keys: issued external IDs themselves, encrypted, and the keys that an
+/// instance can read. Instances of the previous version register none.
+const KEYS: &[&str] = &[
+    "ALTER TABLE issued_external_id ADD COLUMN external_id_sealed BYTEA",
+    "ALTER TABLE issued_external_id ADD COLUMN external_id_key_id TEXT",
+    "ALTER TABLE instance ADD COLUMN host TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE instance ADD COLUMN keys TEXT NOT NULL DEFAULT ''",
+];
+
+/// Indexes for the end of a rotation, which looks for rows under a key while nobody can store any,
+/// for reservations that have lapsed, and for the audit of organizations with a common prefix.
+const SEARCHES: &[&str] = &[
+    "CREATE INDEX integration_keys ON integration (external_id_key_id)",
+    "CREATE INDEX issued_keys ON issued_external_id (external_id_key_id)",
+    "CREATE INDEX issued_times ON issued_external_id (issued_at)",
+    "ALTER TABLE audit ALTER COLUMN organization_id TYPE TEXT COLLATE \"C\"",
 ];
 
 /// Brings the database to the newest schema. Returns the lowest schema that may use it, if this

@@ -291,7 +291,7 @@ async fn a_cut_connection_fails_a_statement_and_leaves_a_commit_in_doubt() {
         assert!(in_doubt, "{doubtful:?}");
         assert!(begun.elapsed() < BOUNDED, "{:?}", begun.elapsed());
         drop(statement);
-        // What was idle is dead as well.
+        // Idle connections are dead as well.
         assert!(is_failed(&read(&database).await));
         proxy.resume().await;
         recovers(&database).await;
@@ -417,6 +417,7 @@ async fn servers_are_verified_and_passwords_are_rotated() {
         let authority = folder.path().join("authority.pem");
         fs::write(&authority, certificate.pem()).unwrap();
         fs::write(&password, content).unwrap();
+        fs::set_permissions(&password, Permissions::from_mode(0o600)).unwrap();
         let url = format!(
             "postgres://relay@127.0.0.1:{}/{name}?sslmode=verify-full&sslrootcert={}",
             server.port(),

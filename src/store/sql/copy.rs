@@ -12,26 +12,22 @@ use sea_orm::{
 
 use super::{
     Database,
-    entities::{audit, integration, integration_id, issued_external_id, meta, tombstone},
+    audit::row as audit,
+    entities::{integration, integration_id, issued_external_id, meta, tombstone},
     registry::load_number,
     save_meta, statement,
 };
 use crate::{
-    domain::integration::{IntegrationId, SealedExternalId},
-    store::{error::StoreError, ports::Partition},
+    domain::integration::IntegrationId,
+    store::{
+        error::StoreError,
+        ports::{Claim, Partition, Reseal},
+    },
 };
 
 /// Rows of one transaction: PostgreSQL binds at most 65,535 values, and a row of `integration` has
 /// 29.
 const ROWS: u64 = 1000;
-
-/// An external ID as it is stored under another key.
-pub(in crate::store) struct Resealed {
-    /// The external ID.
-    pub(in crate::store) sealed: SealedExternalId,
-    /// Its keyed hash.
-    pub(in crate::store) hash: Vec<u8>,
-}
 
 /// Number of rows in each table of a registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,12 +42,14 @@ pub(in crate::store) struct RowCounts {
     pub(in crate::store) audit: u64,
 }
 
-/// Revisions of a registry.
+/// Revisions of a registry, and its other counters.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::store) struct Revisions {
     newest: u64,
     /// Revision up to which deletions are forgotten.
     forgotten_to: u64,
+    /// Number of ids that refusals in the audit have taken.
+    refusals: u64,
 }
 
 /// Returns the number of rows in each table.
@@ -68,10 +66,11 @@ pub(in crate::store) async fn row_counts(db: &Database) -> Result<RowCounts, Sto
     counts.await.map_err(|error| db.map(error))
 }
 
-/// Returns the number of issued external IDs that no integration uses.
+/// Returns the number of issued external IDs that no integration uses, and of which only the hash
+/// is known.
 pub(in crate::store) async fn unused_issued(db: &Database) -> Result<u64, StoreError> {
     let sql = "SELECT COUNT(*) AS unused FROM issued_external_id e \
-        WHERE e.external_id_hmac NOT IN (SELECT external_id_hmac FROM integration) \
+        WHERE e.external_id_sealed IS NULL AND e.external_id_hmac NOT IN (SELECT external_id_hmac FROM integration) \
         AND e.external_id_hmac NOT IN (SELECT previous_external_id_hmac FROM integration \
             WHERE previous_external_id_hmac IS NOT NULL)";
     let reader = &db.reader();
@@ -84,16 +83,16 @@ pub(in crate::store) async fn unused_issued(db: &Database) -> Result<u64, StoreE
 }
 
 /// Copies every table, and spreads the integrations over `partitions`. `keep_unused` says whether
-/// issued external IDs that no integration uses are copied: under another key their hashes are
-/// worth nothing. Returns what was copied.
+/// issued external IDs are copied of which only the hash is known, and which no integration uses:
+/// under another key the hash is worth nothing. Returns what was copied.
 pub(in crate::store) async fn copy_registry(
     source: &Database,
     target: &Database,
     partitions: u32,
     keep_unused: bool,
-    reseal: impl Fn(IntegrationId, SealedExternalId) -> Result<Resealed, StoreError>,
+    reseal: &dyn Reseal,
 ) -> Result<RowCounts, StoreError> {
-    // New hash of each external ID that an integration uses, by the one before.
+    // Claim on each external ID that an integration uses, by its hash before.
     let mut hashes = HashMap::new();
     let integrations = copy_rows::<integration::Entity>(
         source,
@@ -101,7 +100,7 @@ pub(in crate::store) async fn copy_registry(
         integration::Column::IntegrationKey,
         |row| row.integration_key.into(),
         |row| {
-            let row = moved_integration(row, partitions, &reseal, &mut hashes)?;
+            let row = moved_integration(row, partitions, reseal, &mut hashes)?;
             let mut row = row.into_active_model();
             row.integration_key = NotSet;
             Ok(Some(row))
@@ -114,8 +113,16 @@ pub(in crate::store) async fn copy_registry(
         issued_external_id::Column::ExternalIdHmac,
         |row| row.external_id_hmac.clone().into(),
         |mut row| {
-            match hashes.get(&row.external_id_hmac) {
-                Some(hash) => row.external_id_hmac.clone_from(hash),
+            let claim = match row.reseal(reseal)? {
+                Some(claim) => Some(claim),
+                None => hashes.get(&row.external_id_hmac).cloned(),
+            };
+            match claim {
+                Some(claim) => {
+                    row.external_id_hmac = claim.fingerprint;
+                    row.external_id_sealed = Some(claim.sealed.bytes.into());
+                    row.external_id_key_id = Some(claim.sealed.key_id.into());
+                }
                 None if keep_unused => {}
                 None => return Ok(None),
             }
@@ -136,11 +143,8 @@ pub(in crate::store) async fn copy_registry(
         target,
         audit::Column::AuditId,
         |row| row.audit_id.into(),
-        |row| {
-            let mut row = row.into_active_model();
-            row.audit_id = NotSet;
-            Ok(Some(row))
-        },
+        // With their ids, of which those of refusals have a meaning.
+        |row| Ok(Some(row.into_active_model())),
     )
     .await?;
     Ok(RowCounts {
@@ -155,27 +159,16 @@ pub(in crate::store) async fn copy_registry(
 fn moved_integration(
     mut row: integration::Model,
     partitions: u32,
-    reseal: impl Fn(IntegrationId, SealedExternalId) -> Result<Resealed, StoreError>,
-    hashes: &mut HashMap<Vec<u8>, Vec<u8>>,
+    reseal: &dyn Reseal,
+    claims: &mut HashMap<Vec<u8>, Claim>,
 ) -> Result<integration::Model, StoreError> {
     let id = integration_id(&row.integration_id)?;
     row.partition = partition_of(id, partitions) as i32;
-    let key_id: Box<str> = row.external_id_key_id.into();
-    let anew = |bytes: Vec<u8>| {
-        let (key_id, bytes) = (key_id.clone(), bytes.into());
-        reseal(id, SealedExternalId { key_id, bytes })
-    };
-    let Resealed { sealed, hash } = anew(row.external_id_sealed)?;
-    row.external_id_key_id = sealed.key_id.into();
-    row.external_id_sealed = sealed.bytes.into();
-    hashes.insert(row.external_id_hmac, hash.clone());
-    row.external_id_hmac = hash;
-    if let Some(previous) = row.previous_external_id_sealed {
-        let Resealed { sealed, hash } = anew(previous)?;
-        row.previous_external_id_sealed = Some(sealed.bytes.into());
-        let before = row.previous_external_id_hmac.replace(hash.clone());
-        hashes.extend(before.map(|before| (before, hash)));
-    }
+    let current = row.external_id_hmac.clone();
+    let before = [current]
+        .into_iter()
+        .chain(row.previous_external_id_hmac.clone());
+    claims.extend(before.zip(row.reseal(reseal)?));
     Ok(row)
 }
 
@@ -226,6 +219,7 @@ pub(in crate::store) async fn revisions(db: &Database) -> Result<Revisions, Stor
         Ok(Revisions {
             newest: load_number(reader, meta::REVISION).await?,
             forgotten_to: load_number(reader, meta::TOMBSTONE_FLOOR).await?,
+            refusals: load_number(reader, meta::AUDIT_REFUSALS).await?,
         })
     };
     revisions.await.map_err(|error| db.map(error))
@@ -240,6 +234,7 @@ pub(in crate::store) async fn save_revisions(
     for (name, revision) in [
         (meta::REVISION, revisions.newest),
         (meta::TOMBSTONE_FLOOR, revisions.forgotten_to),
+        (meta::AUDIT_REFUSALS, revisions.refusals),
     ] {
         let before = load_number(db, name).await?;
         save_meta(db, name, &before.max(revision).to_string()).await?;
@@ -252,7 +247,10 @@ mod tests {
     use sea_orm::EntityTrait;
 
     use super::*;
-    use crate::store::sql::testing::database;
+    use crate::{
+        domain::{integration::SealedExternalId, organization::OrganizationId},
+        store::sql::testing::database,
+    };
 
     /// A page and a half.
     const MANY: i64 = ROWS as i64 * 3 / 2;
@@ -277,9 +275,36 @@ mod tests {
                 external_id_hmac: number.to_be_bytes().to_vec(),
                 organization_id: "acme".to_owned(),
                 issued_at: number,
+                external_id_sealed: None,
+                external_id_key_id: None,
+            })
+        });
+        // Changes and refusals.
+        let audited = (-MANY..=MANY).filter(|id| *id != 0).map(|audit_id| {
+            audit::ActiveModel::from(audit::Model {
+                audit_id,
+                organization_id: "acme".to_owned(),
+                integration_id: String::new(),
+                at: audit_id.abs(),
+                caller: "alice".to_owned(),
+                action: "refuse".to_owned(),
+                detail: "{}".to_owned(),
+                issuer: Some("https://issuer.example".to_owned()),
+                peer: None,
+                request_id: None,
+                client_request_id: Some("theirs".to_owned()),
+                method: None,
+                code: "OK".to_owned(),
+                reason: None,
+                occurrences: 3,
+                last_at: Some(7),
             })
         });
         let tx = db.begin().await.unwrap();
+        for rows in audited.collect::<Vec<_>>().chunks(1000) {
+            let inserted = audit::Entity::insert_many(rows.to_vec());
+            inserted.exec_without_returning(&tx).await.unwrap();
+        }
         let inserted = tombstone::Entity::insert_many(tombstones);
         inserted.exec_without_returning(&tx).await.unwrap();
         let inserted = issued_external_id::Entity::insert_many(issued);
@@ -289,14 +314,31 @@ mod tests {
         db
     }
 
-    fn no_integration(_: IntegrationId, _: SealedExternalId) -> Result<Resealed, StoreError> {
-        panic!("there is no integration");
+    struct Nothing;
+
+    impl Reseal for Nothing {
+        fn target(&self) -> &str {
+            "none"
+        }
+
+        fn of_integration(
+            &self,
+            _: &OrganizationId,
+            _: IntegrationId,
+            _: &SealedExternalId,
+        ) -> Result<(SealedExternalId, Claim), StoreError> {
+            panic!("there is no integration");
+        }
+
+        fn issued(&self, _: &OrganizationId, _: &SealedExternalId) -> Result<Claim, StoreError> {
+            panic!("only hashes are known");
+        }
     }
 
     #[tokio::test]
     async fn every_page_is_copied_once() {
         let (source, target) = (source().await, database().await);
-        let copied = copy_registry(&source, &target, 4, true, no_integration);
+        let copied = copy_registry(&source, &target, 4, true, &Nothing);
         let copied = copied.await.unwrap();
         assert_eq!(copied, row_counts(&source).await.unwrap());
         assert_eq!(copied, row_counts(&target).await.unwrap());
@@ -310,13 +352,16 @@ mod tests {
             all::<issued_external_id::Entity>(&source, hash).await,
             all::<issued_external_id::Entity>(&target, hash).await
         );
+        let id = audit::Column::AuditId;
+        let audited = all::<audit::Entity>(&target, id).await;
+        assert_eq!(all::<audit::Entity>(&source, id).await, audited);
     }
 
     #[tokio::test]
     async fn hashes_of_another_key_are_counted_and_left_out() {
         let (source, target) = (source().await, database().await);
         assert_eq!(unused_issued(&source).await.unwrap(), MANY as u64);
-        let copied = copy_registry(&source, &target, 4, false, no_integration);
+        let copied = copy_registry(&source, &target, 4, false, &Nothing);
         assert_eq!(copied.await.unwrap().issued, 0);
         assert_eq!(row_counts(&target).await.unwrap().issued, 0);
     }

@@ -16,7 +16,7 @@ use crate::{
     },
     store::{
         error::StoreError,
-        ports::{Planned, Registered, Tombstone},
+        ports::{Claim, Planned, Registered, Reseal, Tombstone},
     },
 };
 
@@ -28,8 +28,11 @@ pub(super) mod meta {
     pub const REVISION: &str = "revision";
     /// Name of the row with the revision up to which deletions are forgotten.
     pub const TOMBSTONE_FLOOR: &str = "tombstone_floor";
-    /// Name of the row with the check value of the key that seals external IDs, in hexadecimal.
-    pub const KEY_CHECK: &str = "external_id_key_check";
+    /// Name of the row with the ids of the keys of external IDs: see `keys`. Versions with a single
+    /// key compare it with theirs.
+    pub const KEYS: &str = "external_id_key_check";
+    /// Name of the row with the number of ids that refusals in the audit have taken.
+    pub const AUDIT_REFUSALS: &str = "audit_refusals";
 
     #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
     #[sea_orm(table_name = "meta")]
@@ -107,6 +110,10 @@ pub(super) mod issued_external_id {
         #[sea_orm(indexed)]
         pub organization_id: String,
         pub issued_at: i64,
+        /// None in rows of versions that had no rotation of keys.
+        pub external_id_sealed: Option<Vec<u8>>,
+        /// None stands for the key that was active before the first rotation.
+        pub external_id_key_id: Option<String>,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -127,31 +134,6 @@ pub(super) mod tombstone {
         pub organization_id: String,
         pub integration_id: String,
         pub deleted_at: i64,
-    }
-
-    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
-    pub enum Relation {}
-
-    impl ActiveModelBehavior for ActiveModel {}
-}
-
-/// Every change of an integration.
-pub(super) mod audit {
-    use sea_orm::entity::prelude::*;
-
-    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
-    #[sea_orm(table_name = "audit")]
-    pub struct Model {
-        #[sea_orm(primary_key)]
-        pub audit_id: i64,
-        #[sea_orm(indexed)]
-        pub organization_id: String,
-        pub integration_id: String,
-        pub at: i64,
-        pub caller: String,
-        pub action: String,
-        #[sea_orm(column_type = "Text")]
-        pub detail: String,
     }
 
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -255,12 +237,12 @@ impl integration::Model {
         self.role_arn = integration.role_arn.as_str().to_owned();
         self.external_id_sealed = integration.external_id.bytes.into();
         self.external_id_key_id = integration.external_id.key_id.into();
-        self.external_id_hmac = planned.fingerprint;
+        self.external_id_hmac = planned.claim.fingerprint;
         self.external_id_hint = integration.external_id_hint.into();
         self.external_id_set_at = micros(integration.external_id_set_at);
         let previous = integration.previous;
         self.previous_external_id_until = previous.as_ref().map(|one| micros(one.until));
-        self.previous_external_id_hmac = planned.previous_fingerprint;
+        self.previous_external_id_hmac = planned.previous_claim.map(|claim| claim.fingerprint);
         (
             self.previous_external_id_sealed,
             self.previous_external_id_hint,
@@ -319,6 +301,30 @@ impl integration::Model {
             .unzip();
     }
 
+    /// Encrypts the external IDs anew. Returns the claims on them.
+    pub(super) fn reseal(&mut self, reseal: &dyn Reseal) -> Result<Vec<Claim>, StoreError> {
+        let organization_id = organization(&self.organization_id)?;
+        let id = integration_id(&self.integration_id)?;
+        let key_id: Box<str> = self.external_id_key_id.as_str().into();
+        let anew = |bytes: &[u8]| {
+            let (key_id, bytes) = (key_id.clone(), bytes.into());
+            reseal.of_integration(&organization_id, id, &SealedExternalId { key_id, bytes })
+        };
+        let (sealed, claim) = anew(&self.external_id_sealed)?;
+        let previous = self.previous_external_id_sealed.as_deref();
+        let previous = previous.map(anew).transpose()?;
+        self.external_id_key_id = sealed.key_id.into();
+        self.external_id_sealed = sealed.bytes.into();
+        self.external_id_hmac.clone_from(&claim.fingerprint);
+        let mut claims = vec![claim];
+        if let Some((sealed, claim)) = previous {
+            self.previous_external_id_sealed = Some(sealed.bytes.into());
+            self.previous_external_id_hmac = Some(claim.fingerprint.clone());
+            claims.push(claim);
+        }
+        Ok(claims)
+    }
+
     fn previous(&self) -> Result<Option<PreviousExternalId>, StoreError> {
         let until = optional_time(
             self.previous_external_id_until,
@@ -339,6 +345,22 @@ impl integration::Model {
                 .into(),
             until,
         }))
+    }
+}
+
+impl issued_external_id::Model {
+    /// Encrypts the external ID anew. Returns the claim on it; None if only its hash is known.
+    pub(super) fn reseal(&self, reseal: &dyn Reseal) -> Result<Option<Claim>, StoreError> {
+        let (Some(key_id), Some(bytes)) = (&self.external_id_key_id, &self.external_id_sealed)
+        else {
+            return Ok(None);
+        };
+        let sealed = SealedExternalId {
+            key_id: key_id.as_str().into(),
+            bytes: bytes.as_slice().into(),
+        };
+        let organization_id = organization(&self.organization_id)?;
+        reseal.issued(&organization_id, &sealed).map(Some)
     }
 }
 

@@ -17,7 +17,7 @@
 //! raises the revision up to which deletions are forgotten, so that whoever saw an earlier one
 //! reads everything anew. In SQLite the timeline is 0.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -26,27 +26,29 @@ use sea_orm::{
     ActiveValue::NotSet,
     ColumnTrait, ConnectionTrait, DbBackend, DbErr, EntityTrait, IntoActiveModel, QueryFilter,
     QueryOrder, QuerySelect, SqlErr,
-    sea_query::{Expr, OnConflict},
+    sea_query::{Expr, LockType, OnConflict},
 };
-use serde_json::{Value, json};
 
 use super::{
-    Database, WriteTransaction,
-    entities::{audit, integration, integration_id, meta, micros, tombstone, whole_micros},
-    external_ids,
+    Database, WriteTransaction, audit,
+    entities::{integration, integration_id, meta, micros, tombstone, whole_micros},
+    external_ids, keys,
 };
 use crate::{
     domain::{
+        audit::{
+            Actor, AuditAction, AuditChange, AuditEntry, configuration_changes, status_changes,
+        },
         integration::IntegrationId,
         map::Map,
         organization::OrganizationId,
-        status::{Reason, Stall, StatusDetail, observe},
+        status::{Stall, StatusDetail, observe},
     },
     store::{
-        error::{ConfigureError, StoreError},
+        error::{ConfigureError, IssueError, StoreError},
         ports::{
-            NextRetry, Observed, Plan, Registered, Registry, RegistryChange, RegistryChanges,
-            Tombstone,
+            AuditLimits, AuditQuery, Claim, Issue, Keys, NextRetry, Observed, Plan, Ready,
+            Registered, Registry, RegistryChange, RegistryChanges, Reseal, ResealPass, Tombstone,
         },
     },
 };
@@ -58,8 +60,6 @@ const ROWS: usize = 1000;
 const ATTEMPTS: u32 = 3;
 /// Bits of a revision below its timeline. With them, a timeline has 23 bits.
 const TIMELINE_SHIFT: u32 = 40;
-/// Caller of changes that nobody asked for.
-const SERVICE: &str = "siem-relay";
 
 /// Settings of a registry.
 #[derive(Clone, Copy, Debug)]
@@ -92,27 +92,36 @@ impl SqlRegistry {
         Ok(registry)
     }
 
-    /// Whether the external IDs in this database are sealed with the key that has this check
-    /// value. The first check value that is given is stored.
-    pub(in crate::store) async fn check_key(&self, check: &[u8]) -> Result<bool, StoreError> {
-        let db_error = |error| self.db.map(error);
-        let given = hex::encode(check);
-        let stored = super::load_meta(&self.db.reader(), meta::KEY_CHECK).await;
-        if let Some(stored) = stored.map_err(db_error)? {
-            return Ok(stored == given);
-        }
+    /// Runs a change of the keys in a transaction.
+    async fn change_keys(
+        &self,
+        change: impl AsyncFnOnce(&WriteTransaction<'_>) -> Result<Keys, DbErr>,
+    ) -> Result<Keys, StoreError> {
         let tx = self.db.begin().await?;
-        // Another instance may have stored another value meanwhile.
-        let row = meta::Model {
-            name: meta::KEY_CHECK.to_owned(),
-            value: given.clone(),
-        };
-        let insert = meta::Entity::insert(row.into_active_model()).on_conflict_do_nothing();
-        insert.exec_without_returning(&tx).await.map_err(db_error)?;
-        let stored = super::load_meta(&tx, meta::KEY_CHECK).await;
-        let stored = stored.map_err(db_error)?;
+        let keys = change(&tx).await.map_err(|error| self.db.map(error))?;
         tx.commit().await?;
-        Ok(stored.is_some_and(|stored| stored == given))
+        Ok(keys)
+    }
+
+    /// Forgets reservations that have lapsed, in transactions that are short. Nothing depends on
+    /// them, and those of earlier versions, of which only the hash is known, would keep their key.
+    async fn forget_lapsed(&self, now: Timestamp) -> Result<(), StoreError> {
+        loop {
+            let tx = self.db.begin().await?;
+            let forgotten = external_ids::forget_lapsed(&tx, now, keys::STEP).await;
+            let forgotten = forgotten.map_err(|error| self.db.map(error))?;
+            tx.commit().await?;
+            if forgotten < keys::STEP {
+                return Ok(());
+            }
+        }
+    }
+
+    fn step_failed(&self, failed: keys::Failed) -> StoreError {
+        match failed {
+            keys::Failed::Db(error) => self.db.map(error),
+            keys::Failed::Store(error) => error,
+        }
     }
 
     /// Configures once. None if a concurrent Configure has created the integration meanwhile.
@@ -125,27 +134,41 @@ impl SqlRegistry {
         let tx = self.db.begin().await?;
         let row = find(&tx, organization_id).await.map_err(db_error)?;
         let existing = row.clone().map(Registered::try_from).transpose()?;
-        let planned = plan(existing.as_ref())?;
+        let keys = keys::lock(&tx, LockType::Share).await.map_err(db_error)?;
+        let planned = plan(existing.as_ref(), &keys.unwrap_or_default())?;
         let revision = next_revisions(&tx, 1).await.map_err(db_error)?;
         let refusal = external_ids::refusal(
             &tx,
             organization_id,
-            &planned.fingerprint,
+            &planned.claim,
             planned.issued_only,
+            planned.integration.updated_at,
         );
         if let Some(refusal) = refusal.await.map_err(db_error)? {
             return Err(refusal);
         }
+        for claim in [&planned.claim].into_iter().chain(&planned.previous_claim) {
+            let configured = external_ids::configured(&tx, claim).await;
+            configured.map_err(db_error)?;
+        }
         let changed = planned.changed.clone();
-        let (action, detail) = match &changed {
-            None => ("create", json!({})),
-            Some(changed) => ("replace", json!({ "changed": changed })),
+        let action = match &changed {
+            None => AuditAction::Create,
+            Some(_) => AuditAction::Replace,
         };
-        let at = micros(planned.integration.updated_at);
-        let id = planned.integration.integration_id;
-        let caller = planned.caller.to_string();
-        let audited = audit_row(organization_id.as_str(), id, at, &caller, action, detail);
-        save_audit(&tx, vec![audited]).await.map_err(db_error)?;
+        let integration = &planned.integration;
+        let changes = configuration_changes(
+            existing.as_ref().map(|before| &*before.integration),
+            Some(integration),
+            changed
+                .as_ref()
+                .is_none_or(|changed| changed.contains(&"external_id")),
+        );
+        let (actor, at) = (planned.actor.clone(), integration.updated_at);
+        let audited = AuditEntry::new(action, actor, organization_id.as_str(), at)
+            .about(integration.integration_id, changes);
+        let audited = audit::save_configure(&tx, audited).await;
+        audited.map_err(db_error)?;
         let (saved, stored) = match row {
             None => {
                 let mut row = integration::Model::new(planned, self.options.partitions);
@@ -207,11 +230,12 @@ impl Registry for SqlRegistry {
     async fn check_external_id(
         &self,
         organization_id: &OrganizationId,
-        fingerprint: &[u8],
+        claim: &Claim,
         issued_only: bool,
+        now: Timestamp,
     ) -> Result<(), ConfigureError> {
         let db = self.db.reader();
-        let refusal = external_ids::refusal(&db, organization_id, fingerprint, issued_only);
+        let refusal = external_ids::refusal(&db, organization_id, claim, issued_only, now);
         let refusal = refusal.await.map_err(|error| self.db.map(error))?;
         refusal.map_or(Ok(()), Err)
     }
@@ -219,18 +243,30 @@ impl Registry for SqlRegistry {
     async fn issue_external_id(
         &self,
         organization_id: &OrganizationId,
-        fingerprint: &[u8],
-    ) -> Result<(), StoreError> {
+        issue: &Issue<'_>,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> Result<(), IssueError> {
+        let db_error = |error| self.db.map(error);
         let tx = self.db.begin().await?;
-        let issued = external_ids::issue(&tx, organization_id, fingerprint, Timestamp::now());
-        issued.await.map_err(|error| self.db.map(error))?;
-        tx.commit().await
+        let keys = keys::lock(&tx, LockType::Share).await.map_err(db_error)?;
+        lock_revision(&tx).await.map_err(db_error)?;
+        let claim = issue(&keys.unwrap_or_default())?;
+        let issued = external_ids::issue(&tx, organization_id, claim, now);
+        if !issued.await.map_err(db_error)? {
+            return Err(IssueError::TooMany);
+        }
+        let action = AuditAction::IssueExternalId;
+        let audited = AuditEntry::new(action, actor.clone(), organization_id.as_str(), now);
+        audit::save(&tx, &[audited]).await.map_err(db_error)?;
+        Ok(tx.commit().await?)
     }
 
     async fn retire_previous_external_id(
         &self,
         integration_id: IntegrationId,
         version: u64,
+        now: Timestamp,
     ) -> Result<(), StoreError> {
         let db_error = |error| self.db.map(error);
         let tx = self.db.begin().await?;
@@ -242,18 +278,13 @@ impl Registry for SqlRegistry {
             return Ok(());
         }
         row.clear_previous();
-        let action = "external_id_took_over";
-        let at = micros(Timestamp::now());
-        let organization_id = row.organization_id.as_str();
-        let audited = audit_row(
-            organization_id,
+        let action = AuditAction::ExternalIdTookOver;
+        let at = whole_micros(now);
+        let audited = AuditEntry::new(action, Actor::service(), &row.organization_id, at).about(
             integration_id,
-            at,
-            SERVICE,
-            action,
-            json!({}),
+            vec![AuditChange::new("previous_external_id", "in use", "")],
         );
-        save_audit(&tx, vec![audited]).await.map_err(db_error)?;
+        audit::save(&tx, &[audited]).await.map_err(db_error)?;
         row.revision = next_revisions(&tx, 1).await.map_err(db_error)? as i64;
         update(&tx, row).await.map_err(db_error)?;
         tx.commit().await
@@ -262,32 +293,50 @@ impl Registry for SqlRegistry {
     async fn delete(
         &self,
         organization_id: &OrganizationId,
-        caller: &str,
-    ) -> Result<Option<Tombstone>, StoreError> {
+        etag: Option<&str>,
+        actor: &Actor,
+    ) -> Result<Option<Tombstone>, ConfigureError> {
         let db_error = |error| self.db.map(error);
         let tx = self.db.begin().await?;
-        let Some(row) = find(&tx, organization_id).await.map_err(db_error)? else {
+        let row = find(&tx, organization_id).await.map_err(db_error)?;
+        if let (Some(row), Some(etag)) = (&row, etag) {
+            let stored = Registered::try_from(row.clone())?;
+            if stored.integration.etag() != etag {
+                return Err(ConfigureError::EtagMismatch);
+            }
+        }
+        // Before rows that GenerateExternalId, which has this lock, may delete as well.
+        lock_revision(&tx).await.map_err(db_error)?;
+        let released = external_ids::release(&tx, organization_id);
+        let released = released.await.map_err(db_error)?;
+        let deleted_at = whole_micros(Timestamp::now());
+        let Some(row) = row else {
+            if released > 0 {
+                let (action, name) = (AuditAction::Delete, organization_id.as_str());
+                let audited = AuditEntry::new(action, actor.clone(), name, deleted_at);
+                audit::save(&tx, &[audited]).await.map_err(db_error)?;
+            }
+            tx.commit().await?;
             return Ok(None);
         };
-        let deleted_at = whole_micros(Timestamp::now());
         let id = integration_id(&row.integration_id)?;
-        let at = micros(deleted_at);
-        let audited = audit_row(
-            organization_id.as_str(),
-            id,
-            at,
-            caller,
-            "delete",
-            json!({}),
-        );
-        save_audit(&tx, vec![audited]).await.map_err(db_error)?;
+        let integration_key = row.integration_key;
+        // One that cannot be read can be deleted.
+        let deleted = Registered::try_from(row).ok();
+        let deleted = deleted.as_ref().map(|deleted| &*deleted.integration);
+        let action = AuditAction::Delete;
+        let changes = configuration_changes(deleted, None, true);
+        let organization = organization_id.as_str();
+        let audited =
+            AuditEntry::new(action, actor.clone(), organization, deleted_at).about(id, changes);
+        audit::save(&tx, &[audited]).await.map_err(db_error)?;
         let tombstone = Tombstone {
             revision: next_revisions(&tx, 1).await.map_err(db_error)?,
             organization_id: organization_id.clone(),
             integration_id: id,
             deleted_at,
         };
-        bury(&tx, row.integration_key, &tombstone)
+        bury(&tx, integration_key, &tombstone)
             .await
             .map_err(db_error)?;
         let forgotten = forget_tombstones(&tx, self.options.tombstones).await;
@@ -315,29 +364,17 @@ impl Registry for SqlRegistry {
         let mut audited = Vec::new();
         let mut revised = 0;
         for id in ids {
-            let Some(folded) = folds.remove(&id).and_then(Fold::finish) else {
+            let Some(folded) = folds.remove(&id).and_then(|fold| fold.finish(id)) else {
                 continue;
             };
             revised += u64::from(folded.changes != Changes::Times);
-            if let Some(detail) = folded.audit {
-                let row = &folded.row;
-                let organization_id = row.organization_id.as_str();
-                let at = row.status_since;
-                audited.push(audit_row(
-                    organization_id,
-                    id,
-                    at,
-                    SERVICE,
-                    "status",
-                    detail,
-                ));
-            }
+            audited.extend(folded.audit);
             rows.push((folded.row, folded.changes));
         }
         if rows.is_empty() {
             return Ok(());
         }
-        save_audit(&tx, audited).await.map_err(db_error)?;
+        audit::save(&tx, &audited).await.map_err(db_error)?;
         if revised > 0 {
             let mut revision = next_revisions(&tx, revised).await.map_err(db_error)? as i64;
             for (row, changes) in &mut rows {
@@ -353,6 +390,21 @@ impl Registry for SqlRegistry {
         let rows = rows.into_iter().map(|(row, _)| row).collect();
         save_statuses(&tx, rows).await.map_err(db_error)?;
         tx.commit().await
+    }
+
+    async fn record(&self, entries: &[AuditEntry]) -> Result<(), StoreError> {
+        let tx = self.db.begin().await?;
+        let saved = audit::save(&tx, entries).await;
+        saved.map_err(|error| self.db.map(error))?;
+        tx.commit().await
+    }
+
+    async fn audit(&self, query: &AuditQuery) -> Result<Vec<AuditEntry>, StoreError> {
+        audit::list(&self.db, query).await
+    }
+
+    async fn prune_audit(&self, now: Timestamp, limits: AuditLimits) -> Result<bool, StoreError> {
+        audit::prune(&self.db, now, limits).await
     }
 
     async fn changes_after(
@@ -403,6 +455,66 @@ impl Registry for SqlRegistry {
             forgotten_to: floor.map_err(db_error)?,
         })
     }
+
+    async fn start_keys(&self, first: &str, now: Timestamp) -> Result<Keys, StoreError> {
+        self.forget_lapsed(now).await?;
+        self.change_keys(async |tx| keys::start(tx, first).await)
+            .await
+    }
+
+    async fn keys(&self) -> Result<Keys, StoreError> {
+        let keys = keys::load(&self.db.reader()).await;
+        keys.map_err(|error| self.db.map(error))
+    }
+
+    async fn key_usage(&self) -> Result<BTreeMap<Box<str>, u64>, StoreError> {
+        let usage = keys::usage(&self.db.reader()).await;
+        usage.map_err(|error| self.db.map(error))
+    }
+
+    async fn propose_key(&self, key: &str) -> Result<Keys, StoreError> {
+        self.change_keys(async |tx| keys::propose(tx, key).await)
+            .await
+    }
+
+    async fn withdraw_key(&self, key: &str) -> Result<Keys, StoreError> {
+        self.change_keys(async |tx| keys::withdraw(tx, key).await)
+            .await
+    }
+
+    async fn activate_key(&self, key: &str, ready: &Ready<'_>) -> Result<Keys, StoreError> {
+        loop {
+            let tx = self.db.begin().await?;
+            let all_named = keys::name_active(&tx).await;
+            let all_named = all_named.map_err(|error| self.db.map(error))?;
+            tx.commit().await?;
+            if !all_named {
+                continue;
+            }
+            let tx = self.db.begin().await?;
+            let activated = keys::activate(&tx, key, ready).await;
+            if let Some(keys) = activated.map_err(|failed| self.step_failed(failed))? {
+                tx.commit().await?;
+                return Ok(keys);
+            }
+        }
+    }
+
+    async fn reseal(&self, pass: &mut ResealPass, reseal: &dyn Reseal) -> Result<(), StoreError> {
+        let mut next = pass.clone();
+        let tx = self.db.begin().await?;
+        keys::reseal(&tx, &mut next, reseal)
+            .await
+            .map_err(|failed| self.step_failed(failed))?;
+        tx.commit().await?;
+        *pass = next;
+        Ok(())
+    }
+
+    async fn retire_keys(&self, now: Timestamp) -> Result<Keys, StoreError> {
+        self.forget_lapsed(now).await?;
+        self.change_keys(async |tx| keys::retire(tx).await).await
+    }
 }
 
 /// Extent of a change by observations.
@@ -430,8 +542,8 @@ struct Fold {
 struct Folded {
     row: integration::Model,
     changes: Changes,
-    /// Detail of the audit, if the status changes.
-    audit: Option<Value>,
+    /// Entry of the audit, if the status changes.
+    audit: Option<AuditEntry>,
 }
 
 impl Fold {
@@ -471,7 +583,7 @@ impl Fold {
     }
 
     /// Returns the row as it is to be stored; None if nothing of it changes.
-    fn finish(mut self) -> Option<Folded> {
+    fn finish(mut self, id: IntegrationId) -> Option<Folded> {
         let changes = if self.before.is_change(&self.status) {
             Changes::Status
         } else {
@@ -488,12 +600,14 @@ impl Fold {
         self.row.set_status(&self.status, self.stall);
         let status = &self.status;
         let audit = (changes == Changes::Status).then(|| {
-            json!({
-                "status": status.status.as_str(),
-                "reason": status.reason.map(Reason::as_str),
-                "aws_error_code": status.aws_error_code.as_deref(),
-                "aws_request_id": status.aws_request_id.as_deref(),
-            })
+            let organization_id = &self.row.organization_id;
+            AuditEntry::new(
+                AuditAction::Status,
+                Actor::service(),
+                organization_id,
+                status.since,
+            )
+            .about(id, status_changes(&self.before, status))
         });
         Some(Folded {
             row: self.row,
@@ -521,7 +635,7 @@ async fn find(
 }
 
 /// Finds and locks integrations, given in the order of their ids.
-async fn find_all(
+pub(super) async fn find_all(
     tx: &WriteTransaction<'_>,
     ids: &[IntegrationId],
 ) -> Result<Vec<integration::Model>, DbErr> {
@@ -540,7 +654,10 @@ async fn find_all(
 }
 
 /// Replaces the row of an integration.
-async fn update(tx: &WriteTransaction<'_>, row: integration::Model) -> Result<(), DbErr> {
+pub(super) async fn update(
+    tx: &WriteTransaction<'_>,
+    row: integration::Model,
+) -> Result<(), DbErr> {
     let row = row.into_active_model().reset_all();
     integration::Entity::update(row)
         .exec_without_returning(tx)
@@ -642,37 +759,6 @@ async fn raise_floor(tx: &WriteTransaction<'_>, floor: u64) -> Result<(), DbErr>
         .map(drop)
 }
 
-fn audit_row(
-    organization_id: &str,
-    integration_id: IntegrationId,
-    at: i64,
-    caller: &str,
-    action: &str,
-    detail: Value,
-) -> audit::ActiveModel {
-    let row = audit::Model {
-        audit_id: 0,
-        organization_id: organization_id.to_owned(),
-        integration_id: integration_id.to_string(),
-        at,
-        caller: caller.to_owned(),
-        action: action.to_owned(),
-        detail: detail.to_string(),
-    };
-    let mut row = row.into_active_model();
-    row.audit_id = NotSet;
-    row
-}
-
-async fn save_audit(tx: &WriteTransaction<'_>, rows: Vec<audit::ActiveModel>) -> Result<(), DbErr> {
-    for rows in rows.chunks(ROWS) {
-        audit::Entity::insert_many(rows.to_vec())
-            .exec_without_returning(tx)
-            .await?;
-    }
-    Ok(())
-}
-
 /// Reads a number from `meta`; 0 if it is not there.
 pub(super) async fn load_number(db: &impl ConnectionTrait, name: &str) -> Result<u64, DbErr> {
     match meta::Entity::find_by_id(name).one(db).await? {
@@ -684,6 +770,16 @@ pub(super) async fn load_number(db: &impl ConnectionTrait, name: &str) -> Result
 fn parse_meta(row: &meta::Model) -> Result<u64, DbErr> {
     let parsed = row.value.parse();
     parsed.map_err(|_| DbErr::Type(format!("the stored {} is not a number", row.name)))
+}
+
+/// Waits until no other transaction takes revisions or gives external IDs, and prevents that until
+/// the end of this one.
+async fn lock_revision(tx: &WriteTransaction<'_>) -> Result<(), DbErr> {
+    meta::Entity::find_by_id(meta::REVISION)
+        .lock_exclusive()
+        .one(tx)
+        .await
+        .map(drop)
 }
 
 /// Takes the next `count` revisions and returns the first. Until the end of the transaction no

@@ -18,6 +18,8 @@ impl MigratorTrait for Migrator {
             Box::new(Packs),
             Box::new(StoredEvents),
             Box::new(EventLog),
+            Box::new(Audit),
+            Box::new(IssuedKeys),
         ]
     }
 }
@@ -149,6 +151,36 @@ impl MigrationTrait for Progress {
                 .drop_column(column)
                 .to_owned();
             manager.alter_table(moved).await?;
+        }
+        Ok(())
+    }
+
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
+}
+
+/// Issued external IDs themselves, encrypted, so that they can be moved to another key.
+struct IssuedKeys;
+
+impl MigrationName for IssuedKeys {
+    fn name(&self) -> &str {
+        "m0009_issued_keys"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for IssuedKeys {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        for column in [
+            binary_null("external_id_sealed"),
+            string_null("external_id_key_id"),
+        ] {
+            let added = Table::alter()
+                .table("issued_external_id")
+                .add_column(column)
+                .to_owned();
+            manager.alter_table(added).await?;
         }
         Ok(())
     }
@@ -489,4 +521,48 @@ fn entry() -> TableCreateStatement {
         .col(binary("header"))
         .col(binary("payload"))
         .to_owned()
+}
+
+/// Callers, outcomes and counts in the audit, and an order by time.
+struct Audit;
+
+impl MigrationName for Audit {
+    fn name(&self) -> &str {
+        "m0008_audit"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Audit {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        for column in [
+            text_null("issuer"),
+            text_null("peer"),
+            text_null("request_id"),
+            text_null("client_request_id"),
+            text_null("method"),
+            text("code").default("OK").to_owned(),
+            text_null("reason"),
+            big_integer("occurrences").default(1).to_owned(),
+            big_integer_null("last_at"),
+        ] {
+            let add = Table::alter().table("audit").add_column(column).to_owned();
+            manager.alter_table(add).await?;
+        }
+        let before = Index::drop().name("audit_order").table("audit").to_owned();
+        manager.drop_index(before).await?;
+        let index = |name: &'static str| Index::create().name(name).table("audit").to_owned();
+        let of_organization = index("audit_of_organization")
+            .col("organization_id")
+            .col("at")
+            .col("audit_id")
+            .to_owned();
+        manager.create_index(of_organization).await?;
+        let times = index("audit_times").col("at").col("audit_id").to_owned();
+        manager.create_index(times).await
+    }
+
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
 }

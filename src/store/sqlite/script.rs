@@ -10,7 +10,9 @@ use sea_orm::{
     },
 };
 
-use crate::store::sql::of_statement;
+use tokio::time::Instant;
+
+use crate::{metrics, store::sql::of_statement};
 
 /// Statements, and the values of their parameters, which are plain `?`.
 #[derive(Default)]
@@ -64,9 +66,15 @@ impl Script {
         };
         let query = sqlx::query_with(AssertSqlSafe(sql), self.values).persistent(!self.is_rare);
         let mut results = connection.fetch_many(query);
-        let mut done = 0;
+        let (mut done, mut committing) = (0, None);
         while let Some(result) = results.try_next().await.map_err(of_statement)? {
             done += usize::from(matches!(result, Either::Left(_)));
+            if done + 1 == statements && statements > 1 {
+                committing = Some(Instant::now());
+            }
+        }
+        if let Some(since) = committing.filter(|_| done == statements) {
+            metrics::LOG_SYNC_DURATION.record(since.elapsed());
         }
         match done == statements {
             true => Ok(()),

@@ -9,7 +9,7 @@ use super::{
     super::{
         accept_loss::{WINDOW, with_lease},
         memory::{Image, MemoryLog},
-        ports::{Lease, Membership, Ownership, Partition, Position},
+        ports::{InstanceKeys, Lease, Membership, Ownership, Partition, Position},
         shared::accept,
     },
     *,
@@ -49,7 +49,9 @@ impl Storage {
     async fn open(&self) -> Store {
         let options = options(self.folder.path(), 1 << 20);
         let sealer = Sealer::new(&key()).unwrap();
-        Store::start(self.engines().await, &options, sealer, Gate::default())
+        let engines = self.engines().await;
+        check_keys(&engines, &sealer).await.unwrap();
+        Store::start(engines, &options, sealer, Gate::default())
             .await
             .unwrap()
     }
@@ -156,6 +158,10 @@ impl Ownership for Polls {
 
     async fn leave(&self) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    async fn instances(&self) -> Result<Vec<InstanceKeys>, StoreError> {
+        Ok(Vec::new())
     }
 }
 

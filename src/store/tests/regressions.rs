@@ -342,7 +342,7 @@ async fn an_accepted_loss_becomes_a_gap_and_sequences_continue_after_it() {
     )
     .await;
     let options = options(folder.path(), 8 * SEGMENT_BYTES);
-    let refused = Store::open(options.clone(), key(), crate::gate::Gate::default()).await;
+    let refused = Store::open(options.clone(), &key(), crate::gate::Gate::default()).await;
     let error = refused.err().expect("a damaged log is refused");
     assert!(matches!(error, OpenError::Damaged { .. }), "{error:?}");
 

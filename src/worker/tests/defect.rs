@@ -38,6 +38,10 @@ impl Sink for Broken {
         None
     }
 
+    fn account(&self) -> Option<Arc<str>> {
+        None
+    }
+
     async fn watch_identity(&self) {
         std::future::pending().await
     }
@@ -49,10 +53,10 @@ impl Sink for Broken {
 #[tokio::test]
 async fn an_attempt_that_panics_ends_the_worker() {
     let dir = TempDir::new().unwrap();
-    let key = MasterKey::from_bytes(&[7; 32]);
+    let key = Keyring::of(&[7; 32]);
     let options = options_of_store(dir.path(), Duration::from_millis(1));
     let gate = Gate::default();
-    let store = Store::open(options, key, gate.clone()).await.unwrap();
+    let store = Store::open(options, &key, gate.clone()).await.unwrap();
     configure(&store, 0, 0).await;
     let broken = Broken {
         identity: watch::Sender::new(IdentityState::Good),

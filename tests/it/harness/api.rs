@@ -2,14 +2,14 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use siem_client::v1::{
-    self, event_service_client::EventServiceClient,
-    siem_integration_service_client::SiemIntegrationServiceClient,
+use siem_client::{
+    Channel,
+    v1::{
+        self, event_service_client::EventServiceClient,
+        siem_integration_service_client::SiemIntegrationServiceClient,
+    },
 };
-use tonic::{
-    Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Status, transport::Endpoint};
 use tonic_types::StatusExt;
 
 use super::{Customer, StatusFeed, with_timeout};
@@ -26,10 +26,13 @@ pub struct Api {
 
 impl Api {
     pub fn new(address: SocketAddr) -> Self {
-        Self {
-            address,
-            channel: siem_client::channel(&address.to_string()).unwrap(),
-        }
+        let channel = siem_client::channel(&address.to_string());
+        Self::over(address, channel.unwrap())
+    }
+
+    /// A client with a connection of its own, such as one with TLS.
+    pub fn over(address: SocketAddr, channel: Channel) -> Self {
+        Self { address, channel }
     }
 
     /// A client whose flow-control window makes the server wait until answers are read.
@@ -37,7 +40,10 @@ impl Api {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
         Self {
             address,
-            channel: endpoint.initial_stream_window_size(1024).connect_lazy(),
+            channel: endpoint
+                .initial_stream_window_size(1024)
+                .connect_lazy()
+                .into(),
         }
     }
 
@@ -45,7 +51,7 @@ impl Api {
         self.address
     }
 
-    pub(super) fn channel(&self) -> Channel {
+    pub fn channel(&self) -> Channel {
         self.channel.clone()
     }
 
@@ -63,7 +69,7 @@ impl Api {
     ) -> Result<v1::Integration, Status> {
         let mut client = self.integrations();
         let answer = with_timeout("Configure", client.configure(request)).await?;
-        Ok(answer.into_inner().integration.unwrap())
+        Ok(without_time(answer.into_inner().integration.unwrap()))
     }
 
     pub async fn configure(&self, customer: &Customer) -> v1::Integration {
@@ -78,7 +84,7 @@ impl Api {
         let answer = with_timeout("Get", client.get(request)).await?;
         let integration = answer.into_inner().integration.unwrap();
         assert_counts_add_up(&integration.counts.unwrap());
-        Ok(integration)
+        Ok(without_time(integration))
     }
 
     pub async fn get(&self, organization_id: &str) -> v1::Integration {
@@ -139,6 +145,18 @@ impl Api {
     pub async fn list(&self, request: v1::ListRequest) -> Result<v1::ListResponse, Status> {
         let mut client = self.integrations();
         let answer = with_timeout("List", client.list(request)).await?;
+        let mut answer = answer.into_inner();
+        let integrations = answer.integrations.into_iter();
+        answer.integrations = integrations.map(without_time).collect();
+        Ok(answer)
+    }
+
+    pub async fn try_audit(
+        &self,
+        request: v1::ListAuditEntriesRequest,
+    ) -> Result<v1::ListAuditEntriesResponse, Status> {
+        let mut client = self.integrations();
+        let answer = with_timeout("ListAuditEntries", client.list_audit_entries(request)).await?;
         Ok(answer.into_inner())
     }
 
@@ -150,13 +168,15 @@ impl Api {
         let request = v1::DeleteRequest {
             organization_id: organization_id.to_owned(),
             allow_missing,
+            ..Default::default()
         };
         let mut client = self.integrations();
         let answer = with_timeout("Delete", client.delete(request)).await?;
-        let counts = answer.into_inner().counts;
-        if let Some(counts) = &counts {
+        let mut counts = answer.into_inner().counts;
+        if let Some(counts) = &mut counts {
             assert_counts_add_up(counts);
             assert_eq!((counts.pending, counts.pending_bytes), (0, 0));
+            assert!(counts.as_of_time.take().is_some());
         }
         Ok(counts)
     }
@@ -192,7 +212,9 @@ impl Api {
             let mut again = Vec::new();
             for mut rejection in answer.rejections {
                 let (index, event) = &waiting[rejection.index as usize];
-                if rejection.reason() == v1::ErrorReason::Overloaded {
+                let reason = rejection.reason();
+                let temporary = [v1::ErrorReason::Overloaded, v1::ErrorReason::RateLimited];
+                if temporary.contains(&reason) {
                     again.push((*index, event.clone()));
                 } else {
                     rejection.index = *index;
@@ -235,6 +257,14 @@ impl Api {
         feed.until_synced().await;
         feed
     }
+}
+
+/// Without the time of the counts, which differs from answer to answer.
+pub fn without_time(mut integration: v1::Integration) -> v1::Integration {
+    if let Some(counts) = &mut integration.counts {
+        counts.as_of_time = None;
+    }
+    integration
 }
 
 fn assert_counts_add_up(counts: &v1::EventCounts) {

@@ -46,10 +46,11 @@ pub struct AuditRow {
     pub detail: Value,
 }
 
-/// Reads the audit table of a stopped service, oldest row first.
+/// Reads the audit table of a stopped service: changes, oldest first, and then refusals.
 pub async fn audit_rows(data_dir: &Path) -> Vec<AuditRow> {
     let db = database(data_dir).await;
-    let sql = "SELECT organization_id, caller, action, detail FROM audit ORDER BY audit_id";
+    let sql = "SELECT organization_id, caller, action, detail FROM audit \
+        ORDER BY audit_id < 0, audit_id";
     let query = Statement::from_string(DbBackend::Sqlite, sql);
     let rows = db.query_all_raw(query).await.unwrap();
     let audit_rows = rows.iter().map(|row| {

@@ -23,12 +23,14 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Starts on a free port, with a first retry that does not keep a test waiting.
+    /// Starts on a free port, with a first retry that does not keep a test waiting, and tests
+    /// without a limit.
     async fn start(data_dir: &Path, settings: &[(String, String)], aws: StandInAccess) -> Self {
         let defaults = [
             ("listen", "127.0.0.1:0".to_owned()),
             ("data-dir", data_dir.to_str().unwrap().to_owned()),
             ("retry-first-ms", "20".to_owned()),
+            ("test-interval-seconds", "0".to_owned()),
         ];
         let given = settings
             .iter()

@@ -54,15 +54,23 @@ impl ProcessEnv {
 
     /// Starts a process through a launcher.
     pub async fn start_under(&self, launcher: &[String]) -> Process {
+        self.start_under_with(launcher, &[]).await
+    }
+
+    pub async fn start_under_with(&self, launcher: &[String], arguments: &[&str]) -> Process {
         let url = self.stand_in.url();
-        let started = Process::try_start_under(launcher, self.dir.path(), &url, &[]).await;
+        let started = Process::try_start_under(launcher, self.dir.path(), &url, arguments).await;
         started.unwrap_or_else(|refused| panic!("did not start: {refused:?}"))
     }
 
     /// Starts a process that must end instead of listening.
     pub async fn start_refused(&self) -> StartError {
+        self.start_refused_with(&[]).await
+    }
+
+    pub async fn start_refused_with(&self, arguments: &[&str]) -> StartError {
         let url = self.stand_in.url();
-        let started = Process::try_start_under(&[], self.dir.path(), &url, &[]).await;
+        let started = Process::try_start_under(&[], self.dir.path(), &url, arguments).await;
         started.err().expect("the start must fail")
     }
 
@@ -261,8 +269,9 @@ pub fn serve(launcher: &[String], aws_url: &str) -> Command {
         .env("AWS_SECRET_ACCESS_KEY", own.secret_access_key)
         .env("AWS_REGION", "us-east-1")
         .env("AWS_EC2_METADATA_DISABLED", "true")
-        // A retry that does not keep a test waiting; a flag overrides it.
+        // A retry that does not keep a test waiting, and tests without a limit; flags override them.
         .env("SIEM_RELAY_RETRY_FIRST_MS", "20")
+        .env("SIEM_RELAY_TEST_INTERVAL_SECONDS", "0")
         .arg("serve")
         .stdin(Stdio::null())
         .stdout(Stdio::null())

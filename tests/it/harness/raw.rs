@@ -4,8 +4,10 @@ use std::io::Write as _;
 
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
+use futures_util::{StreamExt as _, stream};
 use http::{HeaderMap, Request};
-use http_body_util::{BodyExt as _, Full};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use tonic::Status;
 use tower::{Service as _, ServiceExt as _};
 
@@ -75,8 +77,29 @@ impl Api {
         }
         let body = tonic::body::Body::new(Full::new(Bytes::from(body)));
         let request = request.body(body).unwrap();
+        with_timeout(method, self.call(request)).await
+    }
+
+    /// Sends the beginning of a body, and then nothing, until the server answers.
+    pub fn half_sent(
+        &self,
+        method: &str,
+        beginning: Vec<u8>,
+    ) -> impl Future<Output = RawAnswer> + use<> {
+        let beginning = Ok::<_, Status>(Frame::data(Bytes::from(beginning)));
+        let body = stream::iter([beginning]).chain(stream::pending());
+        let request = Request::post(format!("http://{}/{method}", self.address()))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(tonic::body::Body::new(StreamBody::new(body)))
+            .unwrap();
+        let api = self.clone();
+        async move { with_timeout("an answer", api.call(request)).await }
+    }
+
+    async fn call(&self, request: Request<tonic::body::Body>) -> RawAnswer {
         let mut channel = self.channel();
-        let call = async {
+        {
             let answer = channel.ready().await.unwrap().call(request).await.unwrap();
             let (parts, body) = answer.into_parts();
             let body = body.collect().await.unwrap();
@@ -86,8 +109,7 @@ impl Api {
                 headers: parts.headers,
                 body: body.to_bytes(),
             }
-        };
-        with_timeout(method, call).await
+        }
     }
 }
 

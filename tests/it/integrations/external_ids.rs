@@ -4,9 +4,7 @@ use std::{io, process::Stdio};
 
 use siem_client::v1;
 
-use crate::harness::{
-    Customer, Load, TestEnv, read_events, reason, run, tool, violated, with_timeout,
-};
+use crate::harness::{Customer, Load, TestEnv, read_events, run, tool, violated, with_timeout};
 
 async fn publish(env: &TestEnv, load: &mut Load, count: usize) {
     env.api.publish(&load.events(count)).await;
@@ -117,7 +115,7 @@ async fn the_issued_policy_accepts_only_issued_external_ids() {
         ..issued.clone()
     };
     let status = env.api.try_configure(other.request()).await.unwrap_err();
-    assert_eq!(reason(&status), "EXTERNAL_ID_IN_USE");
+    assert_eq!(violated(&status), ["external_id"]);
     issued.make_role(&env.aws);
     issued.make_stream(&env.aws, 1);
     env.api.configure(&issued).await;

@@ -48,7 +48,7 @@ fn check_files(folder: &Path) -> usize {
         let path = entry.unwrap().path();
         if path.is_dir() {
             files += check_files(&path);
-        } else {
+        } else if path.is_file() {
             check_absent(&path.display().to_string(), &fs::read(&path).unwrap());
             files += 1;
         }

@@ -6,6 +6,7 @@ use std::{
     fs::{self, File},
     io::Read,
     ops::RangeInclusive,
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     time::Duration,
 };
@@ -22,7 +23,7 @@ use uuid::Uuid;
 
 use crate::harness::{
     AuditRow, Customer, Process, ProcessEnv, SyncFaults, audit_rows, check_in_order, database,
-    detection, event, fault, parameter, print, read_events, reason, with_timeout,
+    detection, event, fault, parameter, print, read_events, violated, with_timeout,
 };
 
 const FOLDER: &str = concat!(
@@ -131,6 +132,9 @@ async fn copy_fixture(data_dir: &Path) -> Earlier {
         data_dir.join("external-id.key"),
     )
     .unwrap();
+    // A checkout has no such mode.
+    let for_owner = fs::Permissions::from_mode(0o600);
+    fs::set_permissions(data_dir.join("external-id.key"), for_owner).unwrap();
     let expected = fs::read(format!("{FOLDER}/expected.json")).unwrap();
     let expected: Value = serde_json::from_slice(&expected).unwrap();
     Earlier {
@@ -179,7 +183,7 @@ async fn check_registry(process: &Process, earlier: &Earlier) {
     let external_id = &earlier.issued_external_id;
     let other = Customer::new("other").with_external_id(external_id);
     let refused = api.try_configure(other.request()).await.unwrap_err();
-    assert_eq!(reason(&refused), "EXTERNAL_ID_IN_USE");
+    assert_eq!(violated(&refused), ["external_id"]);
     api.configure(&Customer::new("issued").with_external_id(external_id))
         .await;
     // The etag of the earlier version is that of the integration.
@@ -297,12 +301,33 @@ async fn check_migration(env: &ProcessEnv, earlier: &Earlier) {
         let organization_id = text(integration, "organization_id");
         process.api.until_status(&organization_id, is_active).await;
     }
+    check_audit(&process, &earlier.audit).await;
     let data_dir = env.dir.path();
     until_nothing_is_left(data_dir).await;
     process.stop().await;
     let audit = audit_rows(data_dir).await;
     assert!(audit.starts_with(&earlier.audit), "{audit:?}");
     assert!(audit.len() > earlier.audit.len());
+}
+
+/// Checks that rows of an earlier version are listed.
+async fn check_audit(process: &Process, rows: &[AuditRow]) {
+    let request = v1::ListAuditEntriesRequest {
+        page_size: 1000,
+        ..v1::ListAuditEntriesRequest::default()
+    };
+    let page = process.api.try_audit(request).await.unwrap();
+    for row in rows {
+        let listed = page.entries.iter().any(|entry| {
+            let status = row.detail["status"].as_str();
+            let mut changes = entry.changes.iter();
+            entry.organization_id == row.organization_id
+                && entry.principal == row.caller
+                && (entry.code.as_str(), entry.count) == ("OK", 1)
+                && status.is_none_or(|status| changes.any(|change| change.new_value == status))
+        });
+        assert!(listed, "{row:?} is not in {page:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -107,7 +107,8 @@ async fn the_last_spans_are_exported_at_shutdown() {
         .add_service(TraceServiceServer::new(Collector(names)))
         .serve_with_incoming(TcpIncoming::from(listener));
     let _collector = AbortOnDropHandle::new(tokio::spawn(collector));
-    let launcher = ["/usr/bin/env".to_owned(), endpoint];
+    let traces_only = "OTEL_METRICS_EXPORTER=none".to_owned();
+    let launcher = ["/usr/bin/env".to_owned(), endpoint, traces_only];
     let process = env.start_under(&launcher).await;
     process.api.configure(&env.customer).await;
     let log = process.stop().await;

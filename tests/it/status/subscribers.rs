@@ -16,7 +16,14 @@ const ROUNDS: usize = 10;
 const MAX_GROWTH: u64 = 32 << 20;
 
 async fn start(env: &ProcessEnv) -> Process {
-    env.start_with(&["--status-tombstones", "1"]).await
+    let arguments = [
+        "--status-tombstones=1",
+        "--max-streams-per-connection=1000",
+        "--streams-per-caller=10000",
+        // One subscriber reads nothing for a while.
+        "--stall-timeout-seconds=600",
+    ];
+    env.start_with(&arguments).await
 }
 
 /// Two resume tokens, issued before a restart: one that is valid after it, and one that is older

@@ -3,7 +3,8 @@
 /// `google.rpc.ErrorInfo.reason` with the domain `siem.v1`; a rejected event carries one as
 /// `Rejection.reason`. Clients handle a reason that they do not know by the gRPC code alone.
 ///
-/// A rejection is final, except with the reason OVERLOADED, which is temporary: see Rejection.
+/// A rejection is final, except with the reasons OVERLOADED and RATE_LIMITED, which are temporary:
+/// see Rejection.
 /// Clients treat a rejection whose reason they do not know as final.
 ///
 /// The size of an error is bounded: `google.rpc.BadRequest` contains the first 20 violations
@@ -31,7 +32,7 @@ pub enum ErrorReason {
     IntegrationNotFound = 6,
     /// ABORTED: the integration was changed since the caller read its etag.
     EtagMismatch = 7,
-    /// ALREADY_EXISTS: another organization uses this external ID.
+    /// No longer sent: an external ID that cannot be used is INVALID_FIELD, whatever the reason.
     ExternalIdInUse = 8,
     /// RESOURCE_EXHAUSTED: the server's memory for requests in flight is exhausted. Nothing of the
     /// request was accepted. Try again after the delay in `google.rpc.RetryInfo`.
@@ -45,7 +46,8 @@ pub enum ErrorReason {
     ShuttingDown = 11,
     /// INTERNAL: a defect of the server; its log has the details.
     Internal = 12,
-    /// DEADLINE_EXCEEDED: the client sent nothing for 10 s although its request was incomplete.
+    /// DEADLINE_EXCEEDED: the client sent less than 64 KiB in 10 s although its request was incomplete,
+    /// or needed longer than 10 s for a message while others waited for memory.
     MessageTimeout = 13,
     /// RESOURCE_EXHAUSTED: the disk of the event log is nearly full. Nothing of the request was
     /// accepted. Delivery continues and frees space: try again after the delay in
@@ -61,6 +63,19 @@ pub enum ErrorReason {
     /// kept. Send the request again with the same event ids after the delay in
     /// `google.rpc.RetryInfo`; consumers drop duplicates by the ids.
     OutcomeUnknown = 17,
+    /// UNAUTHENTICATED: the request has no valid client certificate or token.
+    Unauthenticated = 18,
+    /// PERMISSION_DENIED: the caller has no right to the RPC; or, with Configure and
+    /// GenerateExternalId, to the organization or its AWS accounts. To all other RPCs, an organization
+    /// without right looks as if it had no integration.
+    /// Rejection: the caller has no right to publish events of this organization.
+    PermissionDenied = 19,
+    /// RESOURCE_EXHAUSTED: a limit of the caller or of the organization was reached. Try again after
+    /// the delay in `google.rpc.RetryInfo`. Without one, trying again does not help; the message says
+    /// what does.
+    /// Rejection: a limit of the event's organization was reached. The event was not accepted.
+    /// Temporary: send it again under the same event_id after a pause.
+    RateLimited = 20,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -87,6 +102,9 @@ impl ErrorReason {
             Self::MalformedRequest => "ERROR_REASON_MALFORMED_REQUEST",
             Self::UnsupportedEncoding => "ERROR_REASON_UNSUPPORTED_ENCODING",
             Self::OutcomeUnknown => "ERROR_REASON_OUTCOME_UNKNOWN",
+            Self::Unauthenticated => "ERROR_REASON_UNAUTHENTICATED",
+            Self::PermissionDenied => "ERROR_REASON_PERMISSION_DENIED",
+            Self::RateLimited => "ERROR_REASON_RATE_LIMITED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -110,6 +128,9 @@ impl ErrorReason {
             "ERROR_REASON_MALFORMED_REQUEST" => Some(Self::MalformedRequest),
             "ERROR_REASON_UNSUPPORTED_ENCODING" => Some(Self::UnsupportedEncoding),
             "ERROR_REASON_OUTCOME_UNKNOWN" => Some(Self::OutcomeUnknown),
+            "ERROR_REASON_UNAUTHENTICATED" => Some(Self::Unauthenticated),
+            "ERROR_REASON_PERMISSION_DENIED" => Some(Self::PermissionDenied),
+            "ERROR_REASON_RATE_LIMITED" => Some(Self::RateLimited),
             _ => None,
         }
     }
@@ -232,8 +253,8 @@ pub struct PublishRequest {
     #[prost(message, repeated, tag = "1")]
     pub events: ::prost::alloc::vec::Vec<Event>,
 }
-/// Response of EventService.Publish. `accepted + unconfigured + number of rejections` is the
-/// number of events in the request.
+/// Response of EventService.Publish. `accepted + filtered + unconfigured + number of rejections` is
+/// the number of events in the request.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PublishResponse {
     /// Number of events that are durable now.
@@ -246,20 +267,25 @@ pub struct PublishResponse {
     /// entries, each under 512 bytes.
     #[prost(message, repeated, tag = "3")]
     pub rejections: ::prost::alloc::vec::Vec<Rejection>,
+    /// Number of events that a filter of their integration left out. They are not stored. Always 0
+    /// today: there are no filters yet.
+    #[prost(uint32, tag = "4")]
+    pub filtered: u32,
 }
 /// A rejected event. It was not accepted.
 ///
-/// The rejection is temporary if its reason is OVERLOADED: send the event again, unchanged and so
-/// under the same CloudEvents id, after a pause that grows with each further rejection. Send later
-/// events of the same device only after it, so that they stay in order; other devices are not
-/// concerned. With any other reason, also one that is unknown, the rejection is final: the event
-/// would be rejected again.
+/// The rejection is temporary if its reason is OVERLOADED or RATE_LIMITED: send the event again,
+/// unchanged and so under the same CloudEvents id, after a pause that grows with each further
+/// rejection. Send later events of the same device only after it, so that they stay in order; other
+/// devices are not concerned. With any other reason, also one that is unknown, the rejection is
+/// final: the event would be rejected again.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Rejection {
     /// Index of the event in the request, from 0.
     #[prost(uint32, tag = "1")]
     pub index: u32,
-    /// Reason: INVALID_FIELD, RECORD_TOO_LARGE, MALFORMED_EVENT, or the temporary OVERLOADED.
+    /// Reason: INVALID_FIELD, RECORD_TOO_LARGE, MALFORMED_EVENT, or the temporary OVERLOADED and
+    /// RATE_LIMITED.
     #[prost(enumeration = "ErrorReason", tag = "2")]
     pub reason: i32,
     /// Path of the field, such as `ids_detection.src_ip`; empty if the whole event is concerned.
@@ -771,8 +797,17 @@ pub struct EventCounts {
     /// Time at which the oldest pending event was accepted.
     #[prost(message, optional, tag = "7")]
     pub oldest_pending_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Events that a filter of the integration left out. They are not part of `accepted`. Always 0
+    /// today: there are no filters yet.
+    #[prost(uint64, tag = "8")]
+    pub filtered: u64,
+    /// Time of the counts. Unset if another instance delivers for the integration: the counts are then
+    /// those that it has last written to the database, usually less than a second before.
+    #[prost(message, optional, tag = "9")]
+    pub as_of_time: ::core::option::Option<::prost_types::Timestamp>,
 }
-/// SIEM integration of an organization.
+/// SIEM integration of an organization. A destination other than Kinesis will be one of the fields
+/// 16 to 31, in a oneof with the name `destination`.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Integration {
     /// Organization id.
@@ -820,6 +855,10 @@ pub struct Integration {
     >,
 }
 /// Request of SiemIntegrationService.Configure.
+///
+/// Fields that later versions add are `optional`, and unset keeps the stored value, so that an older
+/// client never erases a setting that it does not know. A destination other than Kinesis will be one
+/// of the fields 16 to 31, in a oneof with the name `destination`.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct ConfigureRequest {
@@ -867,6 +906,60 @@ pub struct GenerateExternalIdResponse {
     #[prost(string, tag = "1")]
     pub external_id: ::prost::alloc::string::String,
 }
+/// Request of SiemIntegrationService.GetOnboarding.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetOnboardingRequest {
+    /// Name of the stream, or its ARN, which includes region and account. Required.
+    #[prost(string, tag = "1")]
+    pub stream: ::prost::alloc::string::String,
+    /// Region of the stream. Required with the name of a stream.
+    #[prost(string, tag = "2")]
+    pub region: ::prost::alloc::string::String,
+    /// Account of the customer, 12 digits. Required with the name of a stream.
+    #[prost(string, tag = "3")]
+    pub account: ::prost::alloc::string::String,
+    /// Name of the role to create, without a path. Required.
+    #[prost(string, tag = "4")]
+    pub role_name: ::prost::alloc::string::String,
+    /// External ID for the trust policy. Without it there is no trust policy among the documents; the
+    /// template and the Terraform file take the external ID as a parameter.
+    #[prost(string, tag = "5")]
+    pub external_id: ::prost::alloc::string::String,
+    /// Identity that assumes the role: a 12-digit account, or the ARN of a role or user. Empty means
+    /// the account of this service's own credentials.
+    #[prost(string, tag = "6")]
+    pub principal: ::prost::alloc::string::String,
+}
+/// Response of SiemIntegrationService.GetOnboarding.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetOnboardingResponse {
+    /// Documents: the trust policy if an external ID was given, the permission policy, the
+    /// CloudFormation template and the Terraform file.
+    #[prost(message, repeated, tag = "1")]
+    pub documents: ::prost::alloc::vec::Vec<OnboardingDocument>,
+    /// ARN of the stream, for Configure.
+    #[prost(string, tag = "2")]
+    pub kinesis_stream_arn: ::prost::alloc::string::String,
+    /// ARN of the role, for Configure.
+    #[prost(string, tag = "3")]
+    pub role_arn: ::prost::alloc::string::String,
+    /// Identity that the role trusts.
+    #[prost(string, tag = "4")]
+    pub principal: ::prost::alloc::string::String,
+}
+/// A document that a customer applies in its AWS account.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OnboardingDocument {
+    /// Name of the file, such as `siem-relay.tf`.
+    #[prost(string, tag = "1")]
+    pub file_name: ::prost::alloc::string::String,
+    /// Purpose, in English.
+    #[prost(string, tag = "2")]
+    pub title: ::prost::alloc::string::String,
+    /// Content, in UTF-8.
+    #[prost(string, tag = "3")]
+    pub text: ::prost::alloc::string::String,
+}
 /// Response of SiemIntegrationService.Configure.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ConfigureResponse {
@@ -877,7 +970,8 @@ pub struct ConfigureResponse {
     /// With validate_only, the checks and their results, in order.
     #[prost(message, repeated, tag = "2")]
     pub checks: ::prost::alloc::vec::Vec<Check>,
-    /// Warnings about valid but unusual values, such as a role in another account than the stream.
+    /// Warnings about valid but unusual values, such as a role in another account than the stream, or
+    /// an external ID that is short or repeats few characters.
     #[prost(string, repeated, tag = "3")]
     pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
@@ -927,6 +1021,10 @@ pub struct DeleteRequest {
     /// Succeed if the organization has no integration.
     #[prost(bool, tag = "2")]
     pub allow_missing: bool,
+    /// If set, the integration is deleted only if it has this etag. Otherwise the request fails with
+    /// ETAG_MISMATCH.
+    #[prost(string, tag = "3")]
+    pub etag: ::prost::alloc::string::String,
 }
 /// Response of SiemIntegrationService.Delete.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1013,7 +1111,8 @@ pub struct StreamStatusRequest {
     #[prost(string, tag = "2")]
     pub resume_token: ::prost::alloc::string::String,
 }
-/// One message of a status stream.
+/// One message of a status stream. Clients ignore an event that they do not know, and keep its
+/// resume_token.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StreamStatusResponse {
     /// Opaque token that resumes the stream after this message, even if the server was restarted. Keep
@@ -1093,6 +1192,105 @@ pub struct StatusReset {}
 /// Nothing has changed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatusHeartbeat {}
+/// Request of SiemIntegrationService.ListAuditEntries.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListAuditEntriesRequest {
+    /// Organization id; empty means all, and entries without an organization.
+    #[prost(string, tag = "1")]
+    pub organization_id: ::prost::alloc::string::String,
+    /// Time of the oldest entry to return. Unset means from the beginning.
+    #[prost(message, optional, tag = "2")]
+    pub start_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Time before which entries are returned. Unset means up to now.
+    #[prost(message, optional, tag = "3")]
+    pub end_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Maximum number of entries on a page, at most 1,000. 0 means 100.
+    #[prost(uint32, tag = "4")]
+    pub page_size: u32,
+    /// next_page_token of the previous page; empty for the first page.
+    #[prost(string, tag = "5")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// Response of SiemIntegrationService.ListAuditEntries.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListAuditEntriesResponse {
+    /// Entries, newest `time` first. A page may have fewer than page_size, even none, and others may
+    /// follow: a page has 2 MiB.
+    #[prost(message, repeated, tag = "1")]
+    pub entries: ::prost::alloc::vec::Vec<AuditEntry>,
+    /// Token of the next page; empty on the last page.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+/// Entry of the audit.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AuditEntry {
+    /// Unique id of the entry.
+    #[prost(string, tag = "1")]
+    pub entry_id: ::prost::alloc::string::String,
+    /// Time of the change, or of the first of `count` occurrences.
+    #[prost(message, optional, tag = "2")]
+    pub time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Time of the last of `count` occurrences.
+    #[prost(message, optional, tag = "3")]
+    pub last_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Number of occurrences that this entry counts, at least 1.
+    #[prost(uint64, tag = "4")]
+    pub count: u64,
+    /// Kind of the entry.
+    #[prost(enumeration = "AuditAction", tag = "5")]
+    pub action: i32,
+    /// RPC, such as `siem.v1.SiemIntegrationService/Configure`. Empty if no RPC caused the change, or for
+    /// a refused call of an RPC that does not exist.
+    #[prost(string, tag = "6")]
+    pub method: ::prost::alloc::string::String,
+    /// Caller: `unauthenticated` without an identity, `siem-relay` for this service itself. Refusals of
+    /// one kind beyond 64 different ones in 10 s are counted as `(others)`.
+    #[prost(string, tag = "7")]
+    pub principal: ::prost::alloc::string::String,
+    /// Issuer of the caller's token. Empty for other callers.
+    #[prost(string, tag = "8")]
+    pub issuer: ::prost::alloc::string::String,
+    /// Address and port of the caller's connection; of `count` occurrences the first one's, as
+    /// request_id and client_request_id.
+    #[prost(string, tag = "9")]
+    pub peer: ::prost::alloc::string::String,
+    /// UUIDv7 that this service gave to the request.
+    #[prost(string, tag = "10")]
+    pub request_id: ::prost::alloc::string::String,
+    /// The request's header `x-request-id`, if it has 1 to 64 printable characters of ASCII.
+    #[prost(string, tag = "11")]
+    pub client_request_id: ::prost::alloc::string::String,
+    /// Organization id. Empty if the refused request names none, or was refused before it was read.
+    #[prost(string, tag = "12")]
+    pub organization_id: ::prost::alloc::string::String,
+    /// Id of the integration, if there is one.
+    #[prost(string, tag = "13")]
+    pub integration_id: ::prost::alloc::string::String,
+    /// Canonical gRPC code of the outcome, such as `OK` or `PERMISSION_DENIED`.
+    #[prost(string, tag = "14")]
+    pub code: ::prost::alloc::string::String,
+    /// Reason of an error.
+    #[prost(enumeration = "ErrorReason", tag = "15")]
+    pub reason: i32,
+    /// Changed fields.
+    #[prost(message, repeated, tag = "16")]
+    pub changes: ::prost::alloc::vec::Vec<AuditChange>,
+}
+/// Change of one field.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuditChange {
+    /// Name of the field: of Integration or IntegrationStatus, or `external_id`,
+    /// `previous_external_id`, `delivered`.
+    #[prost(string, tag = "1")]
+    pub field: ::prost::alloc::string::String,
+    /// Value before. Empty if there was none, or it is not known.
+    #[prost(string, tag = "2")]
+    pub old_value: ::prost::alloc::string::String,
+    /// Value after. Empty if there is none. For `external_id` only `changed` or `refused`.
+    #[prost(string, tag = "3")]
+    pub new_value: ::prost::alloc::string::String,
+}
 /// Status of an integration. Clients treat an unknown value as STATUS_UNKNOWN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1107,6 +1305,8 @@ pub enum Status {
     Unauthorized = 3,
     /// Nothing is delivered, for another reason.
     Failing = 4,
+    /// Delivery was stopped by request, and events are kept. Not sent yet.
+    Paused = 5,
 }
 impl Status {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1120,6 +1320,7 @@ impl Status {
             Self::Active => "STATUS_ACTIVE",
             Self::Unauthorized => "STATUS_UNAUTHORIZED",
             Self::Failing => "STATUS_FAILING",
+            Self::Paused => "STATUS_PAUSED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1130,6 +1331,7 @@ impl Status {
             "STATUS_ACTIVE" => Some(Self::Active),
             "STATUS_UNAUTHORIZED" => Some(Self::Unauthorized),
             "STATUS_FAILING" => Some(Self::Failing),
+            "STATUS_PAUSED" => Some(Self::Paused),
             _ => None,
         }
     }
@@ -1290,6 +1492,65 @@ impl CheckResult {
         }
     }
 }
+/// Kind of an audit entry. Clients show an unknown value with the method and the changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum AuditAction {
+    /// Written by a newer version of this service.
+    Unspecified = 0,
+    /// Configure created an integration.
+    Create = 1,
+    /// Configure replaced the configuration of an integration. Without `changes` it was the same one;
+    /// such calls of one caller for one organization are counted in one entry an hour.
+    Replace = 2,
+    /// Delete removed an integration.
+    Delete = 3,
+    /// GenerateExternalId issued an external ID.
+    IssueExternalId = 4,
+    /// AssumeRole has succeeded with the current external ID: the previous one is not used any more.
+    ExternalIdTookOver = 5,
+    /// Delivery or a test changed the status or its reason.
+    Status = 6,
+    /// SendTest wrote a test event, or tried to: see `delivered` in `changes`.
+    SendTest = 7,
+    /// A call was refused: its caller is unknown or lacks a right, its external ID cannot be used, or a
+    /// limit on writes was reached. Equal refusals within 10 s are one entry.
+    Refuse = 8,
+}
+impl AuditAction {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "AUDIT_ACTION_UNSPECIFIED",
+            Self::Create => "AUDIT_ACTION_CREATE",
+            Self::Replace => "AUDIT_ACTION_REPLACE",
+            Self::Delete => "AUDIT_ACTION_DELETE",
+            Self::IssueExternalId => "AUDIT_ACTION_ISSUE_EXTERNAL_ID",
+            Self::ExternalIdTookOver => "AUDIT_ACTION_EXTERNAL_ID_TOOK_OVER",
+            Self::Status => "AUDIT_ACTION_STATUS",
+            Self::SendTest => "AUDIT_ACTION_SEND_TEST",
+            Self::Refuse => "AUDIT_ACTION_REFUSE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "AUDIT_ACTION_UNSPECIFIED" => Some(Self::Unspecified),
+            "AUDIT_ACTION_CREATE" => Some(Self::Create),
+            "AUDIT_ACTION_REPLACE" => Some(Self::Replace),
+            "AUDIT_ACTION_DELETE" => Some(Self::Delete),
+            "AUDIT_ACTION_ISSUE_EXTERNAL_ID" => Some(Self::IssueExternalId),
+            "AUDIT_ACTION_EXTERNAL_ID_TOOK_OVER" => Some(Self::ExternalIdTookOver),
+            "AUDIT_ACTION_STATUS" => Some(Self::Status),
+            "AUDIT_ACTION_SEND_TEST" => Some(Self::SendTest),
+            "AUDIT_ACTION_REFUSE" => Some(Self::Refuse),
+            _ => None,
+        }
+    }
+}
 /// Generated client implementations.
 pub mod siem_integration_service_client {
     #![allow(
@@ -1306,6 +1567,11 @@ pub mod siem_integration_service_client {
     /// A request may have 256 KiB and may be compressed by gzip (`grpc-encoding`); the limit
     /// applies to the decompressed size. See ErrorReason for errors and their bounds. Every RPC that
     /// names an organization fails with INVALID_FIELD if the name is malformed.
+    ///
+    /// Room to grow: several integrations of one organization will be distinguished by a string
+    /// `integration_name`, in which empty means the default one. Its number is 15 in every request that
+    /// names an organization, in Integration and in the payloads of StreamStatusResponse. Until then
+    /// these numbers are unused, and a server ignores them.
     #[derive(Debug, Clone)]
     pub struct SiemIntegrationServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -1392,7 +1658,9 @@ pub mod siem_integration_service_client {
         /// a new integration, or one with another stream, role or external ID, has STATUS_UNKNOWN until
         /// the first delivery attempt. Pending events are delivered to the new stream.
         ///
-        /// Errors: INVALID_FIELD with all violations, ETAG_MISMATCH, EXTERNAL_ID_IN_USE.
+        /// Errors: INVALID_FIELD with all violations, ETAG_MISMATCH, RATE_LIMITED. An external ID that
+        /// cannot be used, for example because another organization uses it, is INVALID_FIELD, and the
+        /// answer does not say why; after five of them RATE_LIMITED.
         pub async fn configure(
             &mut self,
             request: impl tonic::IntoRequest<super::ConfigureRequest>,
@@ -1418,8 +1686,10 @@ pub mod siem_integration_service_client {
             self.inner.unary(req, path, codec).await
         }
         /// GenerateExternalId issues a new external ID to an organization, for the customer's trust
-        /// policy and for Configure. No other RPC returns it, and no other organization may use it.
-        /// The ten newest of an organization are valid.
+        /// policy and for Configure. No other RPC returns it, and no other organization may use it. It
+        /// lapses after 30 days unless it was configured; Delete ends all of the organization.
+        ///
+        /// Errors: RATE_LIMITED; without RetryInfo if ten were issued and none of them was configured.
         pub async fn generate_external_id(
             &mut self,
             request: impl tonic::IntoRequest<super::GenerateExternalIdRequest>,
@@ -1446,6 +1716,37 @@ pub mod siem_integration_service_client {
                         "siem.v1.SiemIntegrationService",
                         "GenerateExternalId",
                     ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// GetOnboarding returns the documents that a customer applies in its AWS account so that this
+        /// service may write to a stream: IAM policies, a CloudFormation template and a Terraform file, as
+        /// `siem-relay onboarding` prints them. It calls no AWS service and stores nothing.
+        ///
+        /// Errors: INVALID_FIELD with all violations.
+        pub async fn get_onboarding(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetOnboardingRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetOnboardingResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/siem.v1.SiemIntegrationService/GetOnboarding",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("siem.v1.SiemIntegrationService", "GetOnboarding"),
                 );
             self.inner.unary(req, path, codec).await
         }
@@ -1498,7 +1799,7 @@ pub mod siem_integration_service_client {
         /// Delete removes an integration and its pending events. Once it has answered, no new AWS write
         /// starts for the integration.
         ///
-        /// Errors: INTEGRATION_NOT_FOUND, unless allow_missing is set.
+        /// Errors: INTEGRATION_NOT_FOUND, unless allow_missing is set; ETAG_MISMATCH.
         pub async fn delete(
             &mut self,
             request: impl tonic::IntoRequest<super::DeleteRequest>,
@@ -1524,7 +1825,7 @@ pub mod siem_integration_service_client {
         /// ahead of all pending events, and sets the status of the integration accordingly. A failed test
         /// is no error: the response contains the verdict.
         ///
-        /// Errors: INTEGRATION_NOT_FOUND.
+        /// Errors: INTEGRATION_NOT_FOUND, RATE_LIMITED.
         pub async fn send_test(
             &mut self,
             request: impl tonic::IntoRequest<super::SendTestRequest>,
@@ -1578,6 +1879,36 @@ pub mod siem_integration_service_client {
                 );
             self.inner.server_streaming(req, path, codec).await
         }
+        /// ListAuditEntries returns the audit, newest first, in pages: every change of an integration,
+        /// every issued external ID and test event, and refused calls. Entries cannot be changed through
+        /// this API; the operator's settings `audit-retention-seconds` and `audit-max-entries` bound their
+        /// age and number. External IDs are in none of them. A refusal appears up to 10 s later.
+        pub async fn list_audit_entries(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListAuditEntriesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListAuditEntriesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/siem.v1.SiemIntegrationService/ListAuditEntries",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("siem.v1.SiemIntegrationService", "ListAuditEntries"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1598,7 +1929,9 @@ pub mod siem_integration_service_server {
         /// a new integration, or one with another stream, role or external ID, has STATUS_UNKNOWN until
         /// the first delivery attempt. Pending events are delivered to the new stream.
         ///
-        /// Errors: INVALID_FIELD with all violations, ETAG_MISMATCH, EXTERNAL_ID_IN_USE.
+        /// Errors: INVALID_FIELD with all violations, ETAG_MISMATCH, RATE_LIMITED. An external ID that
+        /// cannot be used, for example because another organization uses it, is INVALID_FIELD, and the
+        /// answer does not say why; after five of them RATE_LIMITED.
         async fn configure(
             &self,
             request: tonic::Request<super::ConfigureRequest>,
@@ -1607,13 +1940,27 @@ pub mod siem_integration_service_server {
             tonic::Status,
         >;
         /// GenerateExternalId issues a new external ID to an organization, for the customer's trust
-        /// policy and for Configure. No other RPC returns it, and no other organization may use it.
-        /// The ten newest of an organization are valid.
+        /// policy and for Configure. No other RPC returns it, and no other organization may use it. It
+        /// lapses after 30 days unless it was configured; Delete ends all of the organization.
+        ///
+        /// Errors: RATE_LIMITED; without RetryInfo if ten were issued and none of them was configured.
         async fn generate_external_id(
             &self,
             request: tonic::Request<super::GenerateExternalIdRequest>,
         ) -> std::result::Result<
             tonic::Response<super::GenerateExternalIdResponse>,
+            tonic::Status,
+        >;
+        /// GetOnboarding returns the documents that a customer applies in its AWS account so that this
+        /// service may write to a stream: IAM policies, a CloudFormation template and a Terraform file, as
+        /// `siem-relay onboarding` prints them. It calls no AWS service and stores nothing.
+        ///
+        /// Errors: INVALID_FIELD with all violations.
+        async fn get_onboarding(
+            &self,
+            request: tonic::Request<super::GetOnboardingRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetOnboardingResponse>,
             tonic::Status,
         >;
         /// Get returns an integration with its status and counts.
@@ -1631,7 +1978,7 @@ pub mod siem_integration_service_server {
         /// Delete removes an integration and its pending events. Once it has answered, no new AWS write
         /// starts for the integration.
         ///
-        /// Errors: INTEGRATION_NOT_FOUND, unless allow_missing is set.
+        /// Errors: INTEGRATION_NOT_FOUND, unless allow_missing is set; ETAG_MISMATCH.
         async fn delete(
             &self,
             request: tonic::Request<super::DeleteRequest>,
@@ -1640,7 +1987,7 @@ pub mod siem_integration_service_server {
         /// ahead of all pending events, and sets the status of the integration accordingly. A failed test
         /// is no error: the response contains the verdict.
         ///
-        /// Errors: INTEGRATION_NOT_FOUND.
+        /// Errors: INTEGRATION_NOT_FOUND, RATE_LIMITED.
         async fn send_test(
             &self,
             request: tonic::Request<super::SendTestRequest>,
@@ -1664,12 +2011,28 @@ pub mod siem_integration_service_server {
             tonic::Response<Self::StreamStatusStream>,
             tonic::Status,
         >;
+        /// ListAuditEntries returns the audit, newest first, in pages: every change of an integration,
+        /// every issued external ID and test event, and refused calls. Entries cannot be changed through
+        /// this API; the operator's settings `audit-retention-seconds` and `audit-max-entries` bound their
+        /// age and number. External IDs are in none of them. A refusal appears up to 10 s later.
+        async fn list_audit_entries(
+            &self,
+            request: tonic::Request<super::ListAuditEntriesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListAuditEntriesResponse>,
+            tonic::Status,
+        >;
     }
     /// Configures, tests and monitors the SIEM integrations of organizations.
     ///
     /// A request may have 256 KiB and may be compressed by gzip (`grpc-encoding`); the limit
     /// applies to the decompressed size. See ErrorReason for errors and their bounds. Every RPC that
     /// names an organization fails with INVALID_FIELD if the name is malformed.
+    ///
+    /// Room to grow: several integrations of one organization will be distinguished by a string
+    /// `integration_name`, in which empty means the default one. Its number is 15 in every request that
+    /// names an organization, in Integration and in the payloads of StreamStatusResponse. Until then
+    /// these numbers are unused, and a server ignores them.
     #[derive(Debug)]
     pub struct SiemIntegrationServiceServer<T> {
         inner: Arc<T>,
@@ -1827,6 +2190,55 @@ pub mod siem_integration_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GenerateExternalIdSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/siem.v1.SiemIntegrationService/GetOnboarding" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetOnboardingSvc<T: SiemIntegrationService>(pub Arc<T>);
+                    impl<
+                        T: SiemIntegrationService,
+                    > tonic::server::UnaryService<super::GetOnboardingRequest>
+                    for GetOnboardingSvc<T> {
+                        type Response = super::GetOnboardingResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetOnboardingRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SiemIntegrationService>::get_onboarding(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetOnboardingSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -2067,6 +2479,55 @@ pub mod siem_integration_service_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/siem.v1.SiemIntegrationService/ListAuditEntries" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListAuditEntriesSvc<T: SiemIntegrationService>(pub Arc<T>);
+                    impl<
+                        T: SiemIntegrationService,
+                    > tonic::server::UnaryService<super::ListAuditEntriesRequest>
+                    for ListAuditEntriesSvc<T> {
+                        type Response = super::ListAuditEntriesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListAuditEntriesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SiemIntegrationService>::list_audit_entries(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListAuditEntriesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

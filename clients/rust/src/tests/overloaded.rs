@@ -113,7 +113,7 @@ async fn no_later_event_of_a_device_is_sent_before_one_that_waits() {
 async fn other_devices_go_on_while_one_is_rejected() {
     let (server, running) = overloaded(|event| if number(event) == 0 { u32::MAX } else { 0 });
     let channel = channel(&running.address.to_string()).unwrap();
-    let (sender, mut updates, publisher) = Publisher::new(channel, one_at_a_time());
+    let (sender, mut updates, publisher) = PublishLoop::new(channel, one_at_a_time());
     let publisher = tokio::spawn(publisher.run());
     for tag in 0..60 {
         sender.send(&event_of_device(tag), tag).await.unwrap();
@@ -199,7 +199,7 @@ async fn deferred_events_count_as_unanswered_bytes() {
         max_bytes_in_flight: one as u32 * 10,
         ..options()
     };
-    let (sender, mut updates, publisher) = Publisher::new(channel, options);
+    let (sender, mut updates, publisher) = PublishLoop::new(channel, options);
     let publisher = tokio::spawn(publisher.run());
     for tag in 0..10 {
         sender.send(&event_of_device(tag % 10), tag).await.unwrap();

@@ -112,7 +112,7 @@ impl Model {
             "the etag"
         } else if self.owners(wish.external_id).any(|owner| owner != name) {
             "in use"
-        } else if wish.issued_only && is_new && !self.issued.contains_key(&wish.external_id) {
+        } else if wish.issued_only && is_new && self.owners(wish.external_id).next().is_none() {
             "not issued"
         } else {
             "stored"
@@ -132,6 +132,7 @@ impl Model {
         if actual != "stored" {
             return Ok(());
         }
+        self.issued.remove(&wish.external_id);
         self.old.extend(stored);
         let created = must_find(registry, name).await?;
         let mut next = Expected {
@@ -163,11 +164,14 @@ impl Model {
 
     async fn delete(&mut self, registry: &Shared, name: &'static str) -> Checked {
         self.old.extend(find(registry, name).await?);
-        let deleted = registry.delete(&organization(name), "tester").await;
+        let deleted = registry
+            .delete(&organization(name), None, &Actor::named("tester"))
+            .await;
         let deleted = deleted.map_err(failed("delete"))?;
         let id = deleted.map(|tombstone| tombstone.integration_id);
         let expected = self.integrations.remove(name).map(|one| one.id);
         ensure!(id == expected, "deleted {id:?}, not {expected:?}");
+        self.issued.retain(|_, owner| *owner != name);
         Ok(())
     }
 
@@ -175,11 +179,7 @@ impl Model {
         let external_id = self.rng.random_range(0..6);
         // Issued external IDs are random: nobody has one before.
         if self.owners(external_id).next().is_none() {
-            let fingerprint = fingerprint(external_id);
-            let issued = registry
-                .issue_external_id(&organization(name), &fingerprint)
-                .await;
-            issued.map_err(failed("issue"))?;
+            must_issue(registry, name, external_id, at(self.clock)).await?;
             self.issued.insert(external_id, name);
         }
         Ok(())
@@ -190,7 +190,8 @@ impl Model {
             return Ok(());
         };
         let version = one.version - u64::from(self.rng.random_ratio(1, 4));
-        let retired = registry.retire_previous_external_id(one.id, version).await;
+        let retired = registry.retire_previous_external_id(one.id, version, at(0));
+        let retired = retired.await;
         retired.map_err(failed("retire"))?;
         if version == one.version {
             one.previous = None;
@@ -248,7 +249,7 @@ impl Model {
     }
 
     fn compare(&self, replica: &Replica) -> Checked {
-        let page = replica.page("", ALL, |_| true);
+        let page = replica.page("", ALL, &Rights::UNLIMITED, |_| true);
         ensure!(
             page.len() == self.integrations.len(),
             "{} integrations",
@@ -305,7 +306,7 @@ impl Subscriber {
             if self.token < found.forgotten_to {
                 self.statuses.clear();
                 self.token = replica.applied();
-                for one in replica.page("", ALL, |_| true) {
+                for one in replica.page("", ALL, &Rights::UNLIMITED, |_| true) {
                     self.put(&one);
                 }
                 return;

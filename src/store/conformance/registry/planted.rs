@@ -1,13 +1,19 @@
 //! Planted defects, each of which the suite must find.
 
-use std::{collections::HashSet, sync::Mutex};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Mutex,
+};
 
 use async_trait::async_trait;
 
 use super::*;
 use crate::{
-    domain::map::Map,
-    store::ports::{Plan, Tombstone},
+    domain::{
+        audit::{AuditAction, AuditEntry},
+        map::Map,
+    },
+    store::ports::{AuditLimits, AuditQuery, Issue, Plan, Ready, Reseal, ResealPass, Tombstone},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,9 +33,17 @@ enum Defect {
     TooFar,
     /// An observation is applied again.
     Repeated,
+    /// Deletions are missing in the audit.
+    UnauditedDeletion,
+    /// The audit of an organization has entries of others.
+    ForeignAudit,
+    /// A page of the audit repeats entries of the time at which the one before ended.
+    RepeatedAudit,
+    /// Refusals take the share of other entries.
+    DisplacingRefusals,
 }
 
-const DEFECTS: [Defect; 7] = [
+const DEFECTS: [Defect; 11] = [
     Defect::EarlyRevision,
     Defect::OldVersion,
     Defect::OldAttempt,
@@ -37,6 +51,10 @@ const DEFECTS: [Defect; 7] = [
     Defect::NoFloor,
     Defect::TooFar,
     Defect::Repeated,
+    Defect::UnauditedDeletion,
+    Defect::ForeignAudit,
+    Defect::RepeatedAudit,
+    Defect::DisplacingRefusals,
 ];
 
 struct Faulty {
@@ -63,21 +81,26 @@ impl Registry for Faulty {
     async fn check_external_id(
         &self,
         organization_id: &OrganizationId,
-        fingerprint: &[u8],
+        claim: &Claim,
         issued_only: bool,
+        now: Timestamp,
     ) -> Result<(), ConfigureError> {
         let checked = self
             .inner
-            .check_external_id(organization_id, fingerprint, issued_only);
+            .check_external_id(organization_id, claim, issued_only, now);
         checked.await
     }
 
     async fn issue_external_id(
         &self,
         organization_id: &OrganizationId,
-        fingerprint: &[u8],
-    ) -> Result<(), StoreError> {
-        let issued = self.inner.issue_external_id(organization_id, fingerprint);
+        issue: &Issue<'_>,
+        actor: &Actor,
+        now: Timestamp,
+    ) -> Result<(), IssueError> {
+        let issued = self
+            .inner
+            .issue_external_id(organization_id, issue, actor, now);
         issued.await
     }
 
@@ -85,19 +108,53 @@ impl Registry for Faulty {
         &self,
         integration_id: IntegrationId,
         version: u64,
+        now: Timestamp,
     ) -> Result<(), StoreError> {
         let retired = self
             .inner
-            .retire_previous_external_id(integration_id, version);
+            .retire_previous_external_id(integration_id, version, now);
         retired.await
     }
 
     async fn delete(
         &self,
         organization_id: &OrganizationId,
-        caller: &str,
-    ) -> Result<Option<Tombstone>, StoreError> {
-        self.inner.delete(organization_id, caller).await
+        etag: Option<&str>,
+        actor: &Actor,
+    ) -> Result<Option<Tombstone>, ConfigureError> {
+        self.inner.delete(organization_id, etag, actor).await
+    }
+
+    async fn start_keys(&self, first: &str, now: Timestamp) -> Result<Keys, StoreError> {
+        self.inner.start_keys(first, now).await
+    }
+
+    async fn keys(&self) -> Result<Keys, StoreError> {
+        self.inner.keys().await
+    }
+
+    async fn key_usage(&self) -> Result<BTreeMap<Box<str>, u64>, StoreError> {
+        self.inner.key_usage().await
+    }
+
+    async fn propose_key(&self, key: &str) -> Result<Keys, StoreError> {
+        self.inner.propose_key(key).await
+    }
+
+    async fn withdraw_key(&self, key: &str) -> Result<Keys, StoreError> {
+        self.inner.withdraw_key(key).await
+    }
+
+    async fn activate_key(&self, key: &str, ready: &Ready<'_>) -> Result<Keys, StoreError> {
+        self.inner.activate_key(key, ready).await
+    }
+
+    async fn reseal(&self, pass: &mut ResealPass, reseal: &dyn Reseal) -> Result<(), StoreError> {
+        self.inner.reseal(pass, reseal).await
+    }
+
+    async fn retire_keys(&self, now: Timestamp) -> Result<Keys, StoreError> {
+        self.inner.retire_keys(now).await
     }
 
     async fn observe(&self, observed: &[Observed]) -> Result<(), StoreError> {
@@ -124,6 +181,48 @@ impl Registry for Faulty {
             _ => {}
         }
         self.inner.observe(&observed).await
+    }
+
+    async fn record(&self, entries: &[AuditEntry]) -> Result<(), StoreError> {
+        self.inner.record(entries).await
+    }
+
+    async fn audit(&self, query: &AuditQuery) -> Result<Vec<AuditEntry>, StoreError> {
+        let mut query = query.clone();
+        match self.defect {
+            Defect::ForeignAudit => query.organizations = None,
+            Defect::RepeatedAudit => {
+                if let Some(before) = &mut query.before {
+                    before.id = i64::MAX;
+                }
+            }
+            _ => {}
+        }
+        let mut found = self.inner.audit(&query).await?;
+        if self.defect == Defect::UnauditedDeletion {
+            found.retain(|entry| entry.action != Some(AuditAction::Delete));
+        }
+        Ok(found)
+    }
+
+    async fn prune_audit(
+        &self,
+        now: Timestamp,
+        mut limits: AuditLimits,
+    ) -> Result<bool, StoreError> {
+        if self.defect == Defect::DisplacingRefusals {
+            let everything = AuditQuery {
+                organizations: None,
+                start: None,
+                end: None,
+                before: None,
+                limit: ALL,
+            };
+            let all = self.inner.audit(&everything).await?;
+            let refused = all.iter().filter(|entry| entry.id < 0).count() as u64;
+            limits.max_entries = limits.max_entries.saturating_sub(refused);
+        }
+        self.inner.prune_audit(now, limits).await
     }
 
     async fn changes_after(

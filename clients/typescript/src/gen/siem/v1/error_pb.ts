@@ -9,14 +9,15 @@ import { enumDesc, fileDesc } from "@bufbuild/protobuf/codegenv2";
  * Describes the file siem/v1/error.proto.
  */
 export const file_siem_v1_error: GenFile = /*@__PURE__*/
-  fileDesc("ChNzaWVtL3YxL2Vycm9yLnByb3RvEgdzaWVtLnYxKucECgtFcnJvclJlYXNvbhIcChhFUlJPUl9SRUFTT05fVU5TUEVDSUZJRUQQABIeChpFUlJPUl9SRUFTT05fSU5WQUxJRF9GSUVMRBABEiAKHEVSUk9SX1JFQVNPTl9UT09fTUFOWV9FVkVOVFMQAhIiCh5FUlJPUl9SRUFTT05fUkVRVUVTVF9UT09fTEFSR0UQAxIhCh1FUlJPUl9SRUFTT05fUkVDT1JEX1RPT19MQVJHRRAEEiAKHEVSUk9SX1JFQVNPTl9NQUxGT1JNRURfRVZFTlQQBRImCiJFUlJPUl9SRUFTT05fSU5URUdSQVRJT05fTk9UX0ZPVU5EEAYSHgoaRVJST1JfUkVBU09OX0VUQUdfTUlTTUFUQ0gQBxIjCh9FUlJPUl9SRUFTT05fRVhURVJOQUxfSURfSU5fVVNFEAgSGwoXRVJST1JfUkVBU09OX09WRVJMT0FERUQQCRIfChtFUlJPUl9SRUFTT05fU1RPUkFHRV9GQUlMRUQQChIeChpFUlJPUl9SRUFTT05fU0hVVFRJTkdfRE9XThALEhkKFUVSUk9SX1JFQVNPTl9JTlRFUk5BTBAMEiAKHEVSUk9SX1JFQVNPTl9NRVNTQUdFX1RJTUVPVVQQDRIaChZFUlJPUl9SRUFTT05fRElTS19GVUxMEA4SIgoeRVJST1JfUkVBU09OX01BTEZPUk1FRF9SRVFVRVNUEA8SJQohRVJST1JfUkVBU09OX1VOU1VQUE9SVEVEX0VOQ09ESU5HEBASIAocRVJST1JfUkVBU09OX09VVENPTUVfVU5LTk9XThARYgZwcm90bzM");
+  fileDesc("ChNzaWVtL3YxL2Vycm9yLnByb3RvEgdzaWVtLnYxKswFCgtFcnJvclJlYXNvbhIcChhFUlJPUl9SRUFTT05fVU5TUEVDSUZJRUQQABIeChpFUlJPUl9SRUFTT05fSU5WQUxJRF9GSUVMRBABEiAKHEVSUk9SX1JFQVNPTl9UT09fTUFOWV9FVkVOVFMQAhIiCh5FUlJPUl9SRUFTT05fUkVRVUVTVF9UT09fTEFSR0UQAxIhCh1FUlJPUl9SRUFTT05fUkVDT1JEX1RPT19MQVJHRRAEEiAKHEVSUk9SX1JFQVNPTl9NQUxGT1JNRURfRVZFTlQQBRImCiJFUlJPUl9SRUFTT05fSU5URUdSQVRJT05fTk9UX0ZPVU5EEAYSHgoaRVJST1JfUkVBU09OX0VUQUdfTUlTTUFUQ0gQBxIjCh9FUlJPUl9SRUFTT05fRVhURVJOQUxfSURfSU5fVVNFEAgSGwoXRVJST1JfUkVBU09OX09WRVJMT0FERUQQCRIfChtFUlJPUl9SRUFTT05fU1RPUkFHRV9GQUlMRUQQChIeChpFUlJPUl9SRUFTT05fU0hVVFRJTkdfRE9XThALEhkKFUVSUk9SX1JFQVNPTl9JTlRFUk5BTBAMEiAKHEVSUk9SX1JFQVNPTl9NRVNTQUdFX1RJTUVPVVQQDRIaChZFUlJPUl9SRUFTT05fRElTS19GVUxMEA4SIgoeRVJST1JfUkVBU09OX01BTEZPUk1FRF9SRVFVRVNUEA8SJQohRVJST1JfUkVBU09OX1VOU1VQUE9SVEVEX0VOQ09ESU5HEBASIAocRVJST1JfUkVBU09OX09VVENPTUVfVU5LTk9XThAREiAKHEVSUk9SX1JFQVNPTl9VTkFVVEhFTlRJQ0FURUQQEhIiCh5FUlJPUl9SRUFTT05fUEVSTUlTU0lPTl9ERU5JRUQQExIdChlFUlJPUl9SRUFTT05fUkFURV9MSU1JVEVEEBRCXQoRY29tLm1ldGVyLnNpZW0udjFCCkVycm9yUHJvdG9QAVo6Z2l0aHViLmNvbS9zaWVtLXJlbGF5L3NpZW0tcmVsYXkvY2xpZW50cy9nby9zaWVtL3YxO3NpZW12MWIGcHJvdG8z");
 
 /**
  * Reasons of errors. A gRPC error carries one, without the prefix `ERROR_REASON_`, as
  * `google.rpc.ErrorInfo.reason` with the domain `siem.v1`; a rejected event carries one as
  * `Rejection.reason`. Clients handle a reason that they do not know by the gRPC code alone.
  *
- * A rejection is final, except with the reason OVERLOADED, which is temporary: see Rejection.
+ * A rejection is final, except with the reasons OVERLOADED and RATE_LIMITED, which are temporary:
+ * see Rejection.
  * Clients treat a rejection whose reason they do not know as final.
  *
  * The size of an error is bounded: `google.rpc.BadRequest` contains the first 20 violations
@@ -86,7 +87,7 @@ export enum ErrorReason {
   ETAG_MISMATCH = 7,
 
   /**
-   * ALREADY_EXISTS: another organization uses this external ID.
+   * No longer sent: an external ID that cannot be used is INVALID_FIELD, whatever the reason.
    *
    * @generated from enum value: ERROR_REASON_EXTERNAL_ID_IN_USE = 8;
    */
@@ -125,7 +126,8 @@ export enum ErrorReason {
   INTERNAL = 12,
 
   /**
-   * DEADLINE_EXCEEDED: the client sent nothing for 10 s although its request was incomplete.
+   * DEADLINE_EXCEEDED: the client sent less than 64 KiB in 10 s although its request was incomplete,
+   * or needed longer than 10 s for a message while others waited for memory.
    *
    * @generated from enum value: ERROR_REASON_MESSAGE_TIMEOUT = 13;
    */
@@ -164,6 +166,34 @@ export enum ErrorReason {
    * @generated from enum value: ERROR_REASON_OUTCOME_UNKNOWN = 17;
    */
   OUTCOME_UNKNOWN = 17,
+
+  /**
+   * UNAUTHENTICATED: the request has no valid client certificate or token.
+   *
+   * @generated from enum value: ERROR_REASON_UNAUTHENTICATED = 18;
+   */
+  UNAUTHENTICATED = 18,
+
+  /**
+   * PERMISSION_DENIED: the caller has no right to the RPC; or, with Configure and
+   * GenerateExternalId, to the organization or its AWS accounts. To all other RPCs, an organization
+   * without right looks as if it had no integration.
+   * Rejection: the caller has no right to publish events of this organization.
+   *
+   * @generated from enum value: ERROR_REASON_PERMISSION_DENIED = 19;
+   */
+  PERMISSION_DENIED = 19,
+
+  /**
+   * RESOURCE_EXHAUSTED: a limit of the caller or of the organization was reached. Try again after
+   * the delay in `google.rpc.RetryInfo`. Without one, trying again does not help; the message says
+   * what does.
+   * Rejection: a limit of the event's organization was reached. The event was not accepted.
+   * Temporary: send it again under the same event_id after a pause.
+   *
+   * @generated from enum value: ERROR_REASON_RATE_LIMITED = 20;
+   */
+  RATE_LIMITED = 20,
 }
 
 /**

@@ -16,7 +16,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file siem/v1/event.proto.
  */
 export const file_siem_v1_event: GenFile = /*@__PURE__*/
-  fileDesc("ChNzaWVtL3YxL2V2ZW50LnByb3RvEgdzaWVtLnYxItkBCgVFdmVudBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSEgoKbmV0d29ya19pZBgCIAEoCRIRCglkZXZpY2VfaWQYAyABKAkSMQoNb2JzZXJ2ZWRfdGltZRgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFQoIZXZlbnRfaWQYBSABKAlIAYgBARIuCg1pZHNfZGV0ZWN0aW9uGAYgASgLMhUuc2llbS52MS5JZHNEZXRlY3Rpb25IAEIJCgdwYXlsb2FkQgsKCV9ldmVudF9pZCL7BAoMSWRzRGV0ZWN0aW9uEg4KBnNyY19pcBgBIAEoCRIVCghzcmNfcG9ydBgCIAEoDUgAiAEBEg8KB2Rlc3RfaXAYAyABKAkSFgoJZGVzdF9wb3J0GAQgASgNSAGIAQESDQoFcHJvdG8YBSABKAkSEQoJYXBwX3Byb3RvGAYgASgJEhQKB2Zsb3dfaWQYByABKARIAogBARIUCgxjb21tdW5pdHlfaWQYCCABKAkSDAoEdmxhbhgJIAMoDRIQCghpbl9pZmFjZRgKIAEoCRIRCglkaXJlY3Rpb24YCyABKAkSDgoGYWN0aW9uGAwgASgJEhAKA2dpZBgNIAEoDUgDiAEBEhkKDHNpZ25hdHVyZV9pZBgOIAEoDUgEiAEBEhAKA3JldhgPIAEoDUgFiAEBEhYKCXNpZ25hdHVyZRgQIAEoCUgGiAEBEhUKCGNhdGVnb3J5GBEgASgJSAeIAQESFQoIc2V2ZXJpdHkYEiABKA1ICIgBARI1CghtZXRhZGF0YRgTIAMoCzIjLnNpZW0udjEuSWRzRGV0ZWN0aW9uLk1ldGFkYXRhRW50cnkSFAoMY29udGV4dF9qc29uGBQgASgJGkgKDU1ldGFkYXRhRW50cnkSCwoDa2V5GAEgASgJEiYKBXZhbHVlGAIgASgLMhcuc2llbS52MS5NZXRhZGF0YVZhbHVlczoCOAFCCwoJX3NyY19wb3J0QgwKCl9kZXN0X3BvcnRCCgoIX2Zsb3dfaWRCBgoEX2dpZEIPCg1fc2lnbmF0dXJlX2lkQgYKBF9yZXZCDAoKX3NpZ25hdHVyZUILCglfY2F0ZWdvcnlCCwoJX3NldmVyaXR5IiAKDk1ldGFkYXRhVmFsdWVzEg4KBnZhbHVlcxgBIAMoCSIwCg5QdWJsaXNoUmVxdWVzdBIeCgZldmVudHMYASADKAsyDi5zaWVtLnYxLkV2ZW50ImEKD1B1Ymxpc2hSZXNwb25zZRIQCghhY2NlcHRlZBgBIAEoDRIUCgx1bmNvbmZpZ3VyZWQYAiABKA0SJgoKcmVqZWN0aW9ucxgDIAMoCzISLnNpZW0udjEuUmVqZWN0aW9uImAKCVJlamVjdGlvbhINCgVpbmRleBgBIAEoDRIkCgZyZWFzb24YAiABKA4yFC5zaWVtLnYxLkVycm9yUmVhc29uEg0KBWZpZWxkGAMgASgJEg8KB21lc3NhZ2UYBCABKAkiSgoUUHVibGlzaFN0cmVhbVJlcXVlc3QSEgoKcmVxdWVzdF9pZBgBIAEoCRIeCgZldmVudHMYAiADKAsyDi5zaWVtLnYxLkV2ZW50IocBChVQdWJsaXNoU3RyZWFtUmVzcG9uc2USEgoKcmVxdWVzdF9pZBgBIAEoCRIqCgZyZXN1bHQYAiABKAsyGC5zaWVtLnYxLlB1Ymxpc2hSZXNwb25zZUgAEiMKBWVycm9yGAMgASgLMhIuZ29vZ2xlLnJwYy5TdGF0dXNIAEIJCgdvdXRjb21lMqABCgxFdmVudFNlcnZpY2USPAoHUHVibGlzaBIXLnNpZW0udjEuUHVibGlzaFJlcXVlc3QaGC5zaWVtLnYxLlB1Ymxpc2hSZXNwb25zZRJSCg1QdWJsaXNoU3RyZWFtEh0uc2llbS52MS5QdWJsaXNoU3RyZWFtUmVxdWVzdBoeLnNpZW0udjEuUHVibGlzaFN0cmVhbVJlc3BvbnNlKAEwAWIGcHJvdG8z", [file_google_protobuf_timestamp, file_google_rpc_status, file_siem_v1_error]);
+  fileDesc("ChNzaWVtL3YxL2V2ZW50LnByb3RvEgdzaWVtLnYxItkBCgVFdmVudBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSEgoKbmV0d29ya19pZBgCIAEoCRIRCglkZXZpY2VfaWQYAyABKAkSMQoNb2JzZXJ2ZWRfdGltZRgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFQoIZXZlbnRfaWQYBSABKAlIAYgBARIuCg1pZHNfZGV0ZWN0aW9uGAYgASgLMhUuc2llbS52MS5JZHNEZXRlY3Rpb25IAEIJCgdwYXlsb2FkQgsKCV9ldmVudF9pZCL7BAoMSWRzRGV0ZWN0aW9uEg4KBnNyY19pcBgBIAEoCRIVCghzcmNfcG9ydBgCIAEoDUgAiAEBEg8KB2Rlc3RfaXAYAyABKAkSFgoJZGVzdF9wb3J0GAQgASgNSAGIAQESDQoFcHJvdG8YBSABKAkSEQoJYXBwX3Byb3RvGAYgASgJEhQKB2Zsb3dfaWQYByABKARIAogBARIUCgxjb21tdW5pdHlfaWQYCCABKAkSDAoEdmxhbhgJIAMoDRIQCghpbl9pZmFjZRgKIAEoCRIRCglkaXJlY3Rpb24YCyABKAkSDgoGYWN0aW9uGAwgASgJEhAKA2dpZBgNIAEoDUgDiAEBEhkKDHNpZ25hdHVyZV9pZBgOIAEoDUgEiAEBEhAKA3JldhgPIAEoDUgFiAEBEhYKCXNpZ25hdHVyZRgQIAEoCUgGiAEBEhUKCGNhdGVnb3J5GBEgASgJSAeIAQESFQoIc2V2ZXJpdHkYEiABKA1ICIgBARI1CghtZXRhZGF0YRgTIAMoCzIjLnNpZW0udjEuSWRzRGV0ZWN0aW9uLk1ldGFkYXRhRW50cnkSFAoMY29udGV4dF9qc29uGBQgASgJGkgKDU1ldGFkYXRhRW50cnkSCwoDa2V5GAEgASgJEiYKBXZhbHVlGAIgASgLMhcuc2llbS52MS5NZXRhZGF0YVZhbHVlczoCOAFCCwoJX3NyY19wb3J0QgwKCl9kZXN0X3BvcnRCCgoIX2Zsb3dfaWRCBgoEX2dpZEIPCg1fc2lnbmF0dXJlX2lkQgYKBF9yZXZCDAoKX3NpZ25hdHVyZUILCglfY2F0ZWdvcnlCCwoJX3NldmVyaXR5IiAKDk1ldGFkYXRhVmFsdWVzEg4KBnZhbHVlcxgBIAMoCSIwCg5QdWJsaXNoUmVxdWVzdBIeCgZldmVudHMYASADKAsyDi5zaWVtLnYxLkV2ZW50InMKD1B1Ymxpc2hSZXNwb25zZRIQCghhY2NlcHRlZBgBIAEoDRIUCgx1bmNvbmZpZ3VyZWQYAiABKA0SJgoKcmVqZWN0aW9ucxgDIAMoCzISLnNpZW0udjEuUmVqZWN0aW9uEhAKCGZpbHRlcmVkGAQgASgNImAKCVJlamVjdGlvbhINCgVpbmRleBgBIAEoDRIkCgZyZWFzb24YAiABKA4yFC5zaWVtLnYxLkVycm9yUmVhc29uEg0KBWZpZWxkGAMgASgJEg8KB21lc3NhZ2UYBCABKAkiSgoUUHVibGlzaFN0cmVhbVJlcXVlc3QSEgoKcmVxdWVzdF9pZBgBIAEoCRIeCgZldmVudHMYAiADKAsyDi5zaWVtLnYxLkV2ZW50IocBChVQdWJsaXNoU3RyZWFtUmVzcG9uc2USEgoKcmVxdWVzdF9pZBgBIAEoCRIqCgZyZXN1bHQYAiABKAsyGC5zaWVtLnYxLlB1Ymxpc2hSZXNwb25zZUgAEiMKBWVycm9yGAMgASgLMhIuZ29vZ2xlLnJwYy5TdGF0dXNIAEIJCgdvdXRjb21lMqABCgxFdmVudFNlcnZpY2USPAoHUHVibGlzaBIXLnNpZW0udjEuUHVibGlzaFJlcXVlc3QaGC5zaWVtLnYxLlB1Ymxpc2hSZXNwb25zZRJSCg1QdWJsaXNoU3RyZWFtEh0uc2llbS52MS5QdWJsaXNoU3RyZWFtUmVxdWVzdBoeLnNpZW0udjEuUHVibGlzaFN0cmVhbVJlc3BvbnNlKAEwAUJdChFjb20ubWV0ZXIuc2llbS52MUIKRXZlbnRQcm90b1ABWjpnaXRodWIuY29tL3NpZW0tcmVsYXkvc2llbS1yZWxheS9jbGllbnRzL2dvL3NpZW0vdjE7c2llbXYxYgZwcm90bzM", [file_google_protobuf_timestamp, file_google_rpc_status, file_siem_v1_error]);
 
 /**
  * One event in the network of one organization. Later versions add further payloads with the
@@ -284,8 +284,8 @@ export const PublishRequestSchema: GenMessage<PublishRequest> = /*@__PURE__*/
   messageDesc(file_siem_v1_event, 3);
 
 /**
- * Response of EventService.Publish. `accepted + unconfigured + number of rejections` is the
- * number of events in the request.
+ * Response of EventService.Publish. `accepted + filtered + unconfigured + number of rejections` is
+ * the number of events in the request.
  *
  * @generated from message siem.v1.PublishResponse
  */
@@ -311,6 +311,14 @@ export type PublishResponse = Message<"siem.v1.PublishResponse"> & {
    * @generated from field: repeated siem.v1.Rejection rejections = 3;
    */
   rejections: Rejection[];
+
+  /**
+   * Number of events that a filter of their integration left out. They are not stored. Always 0
+   * today: there are no filters yet.
+   *
+   * @generated from field: uint32 filtered = 4;
+   */
+  filtered: number;
 };
 
 /**
@@ -323,11 +331,11 @@ export const PublishResponseSchema: GenMessage<PublishResponse> = /*@__PURE__*/
 /**
  * A rejected event. It was not accepted.
  *
- * The rejection is temporary if its reason is OVERLOADED: send the event again, unchanged and so
- * under the same CloudEvents id, after a pause that grows with each further rejection. Send later
- * events of the same device only after it, so that they stay in order; other devices are not
- * concerned. With any other reason, also one that is unknown, the rejection is final: the event
- * would be rejected again.
+ * The rejection is temporary if its reason is OVERLOADED or RATE_LIMITED: send the event again,
+ * unchanged and so under the same CloudEvents id, after a pause that grows with each further
+ * rejection. Send later events of the same device only after it, so that they stay in order; other
+ * devices are not concerned. With any other reason, also one that is unknown, the rejection is
+ * final: the event would be rejected again.
  *
  * @generated from message siem.v1.Rejection
  */
@@ -340,7 +348,8 @@ export type Rejection = Message<"siem.v1.Rejection"> & {
   index: number;
 
   /**
-   * Reason: INVALID_FIELD, RECORD_TOO_LARGE, MALFORMED_EVENT, or the temporary OVERLOADED.
+   * Reason: INVALID_FIELD, RECORD_TOO_LARGE, MALFORMED_EVENT, or the temporary OVERLOADED and
+   * RATE_LIMITED.
    *
    * @generated from field: siem.v1.ErrorReason reason = 2;
    */

@@ -6,13 +6,15 @@ import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobu
 import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import type { Duration, Timestamp } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_duration, file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
+import type { ErrorReason } from "./error_pb.js";
+import { file_siem_v1_error } from "./error_pb.js";
 import type { Message } from "@bufbuild/protobuf";
 
 /**
  * Describes the file siem/v1/integration.proto.
  */
 export const file_siem_v1_integration: GenFile = /*@__PURE__*/
-  fileDesc("ChlzaWVtL3YxL2ludGVncmF0aW9uLnByb3RvEgdzaWVtLnYxIvACChFJbnRlZ3JhdGlvblN0YXR1cxIfCgZzdGF0dXMYASABKA4yDy5zaWVtLnYxLlN0YXR1cxIlCgZyZWFzb24YAiABKA4yFS5zaWVtLnYxLlN0YXR1c1JlYXNvbhIPCgdtZXNzYWdlGAMgASgJEi4KCnNpbmNlX3RpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjUKEWxhc3RfYXR0ZW1wdF90aW1lGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI2ChJsYXN0X2RlbGl2ZXJ5X3RpbWUYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjMKD25leHRfcmV0cnlfdGltZRgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFgoOYXdzX2Vycm9yX2NvZGUYCCABKAkSFgoOYXdzX3JlcXVlc3RfaWQYCSABKAkitwEKC0V2ZW50Q291bnRzEhAKCGFjY2VwdGVkGAEgASgEEhEKCWRlbGl2ZXJlZBgCIAEoBBIPCgdleHBpcmVkGAMgASgEEhEKCWRpc2NhcmRlZBgEIAEoBBIPCgdwZW5kaW5nGAUgASgEEhUKDXBlbmRpbmdfYnl0ZXMYBiABKAQSNwoTb2xkZXN0X3BlbmRpbmdfdGltZRgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAi6wMKC0ludGVncmF0aW9uEhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRIWCg5pbnRlZ3JhdGlvbl9pZBgCIAEoCRIaChJraW5lc2lzX3N0cmVhbV9hcm4YAyABKAkSEAoIcm9sZV9hcm4YBCABKAkSGAoQZXh0ZXJuYWxfaWRfaGludBgFIAEoCRI4ChRleHRlcm5hbF9pZF9zZXRfdGltZRgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoLY3JlYXRlX3RpbWUYByABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC3VwZGF0ZV90aW1lGAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIMCgRldGFnGAkgASgJEioKBnN0YXR1cxgKIAEoCzIaLnNpZW0udjEuSW50ZWdyYXRpb25TdGF0dXMSJAoGY291bnRzGAsgASgLMhQuc2llbS52MS5FdmVudENvdW50cxIhChlwcmV2aW91c19leHRlcm5hbF9pZF9oaW50GAwgASgJEkQKIHByZXZpb3VzX2V4dGVybmFsX2lkX2V4cGlyZV90aW1lGA0gASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCK2AQoQQ29uZmlndXJlUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSGgoSa2luZXNpc19zdHJlYW1fYXJuGAIgASgJEhAKCHJvbGVfYXJuGAMgASgJEhMKC2V4dGVybmFsX2lkGAQgASgJEgwKBGV0YWcYBSABKAkSFQoNdmFsaWRhdGVfb25seRgGIAEoCBIhChlrZWVwX3ByZXZpb3VzX2V4dGVybmFsX2lkGAcgASgIIjQKGUdlbmVyYXRlRXh0ZXJuYWxJZFJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJIjEKGkdlbmVyYXRlRXh0ZXJuYWxJZFJlc3BvbnNlEhMKC2V4dGVybmFsX2lkGAEgASgJInAKEUNvbmZpZ3VyZVJlc3BvbnNlEikKC2ludGVncmF0aW9uGAEgASgLMhQuc2llbS52MS5JbnRlZ3JhdGlvbhIeCgZjaGVja3MYAiADKAsyDi5zaWVtLnYxLkNoZWNrEhAKCHdhcm5pbmdzGAMgAygJIiUKCkdldFJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJIjgKC0dldFJlc3BvbnNlEikKC2ludGVncmF0aW9uGAEgASgLMhQuc2llbS52MS5JbnRlZ3JhdGlvbiJXCgtMaXN0UmVxdWVzdBIRCglwYWdlX3NpemUYASABKA0SEgoKcGFnZV90b2tlbhgCIAEoCRIhCghzdGF0dXNlcxgDIAMoDjIPLnNpZW0udjEuU3RhdHVzIlMKDExpc3RSZXNwb25zZRIqCgxpbnRlZ3JhdGlvbnMYASADKAsyFC5zaWVtLnYxLkludGVncmF0aW9uEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSI/Cg1EZWxldGVSZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRIVCg1hbGxvd19taXNzaW5nGAIgASgIIjYKDkRlbGV0ZVJlc3BvbnNlEiQKBmNvdW50cxgBIAEoCzIULnNpZW0udjEuRXZlbnRDb3VudHMiKgoPU2VuZFRlc3RSZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCSK7AQoQU2VuZFRlc3RSZXNwb25zZRIRCglkZWxpdmVyZWQYASABKAgSDwoHbWVzc2FnZRgCIAEoCRIeCgZjaGVja3MYAyADKAsyDi5zaWVtLnYxLkNoZWNrEiUKB3JlY2VpcHQYBCABKAsyFC5zaWVtLnYxLlRlc3RSZWNlaXB0EioKBnN0YXR1cxgFIAEoCzIaLnNpZW0udjEuSW50ZWdyYXRpb25TdGF0dXMSEAoId2FybmluZ3MYBiADKAkioAEKBUNoZWNrEiAKBG5hbWUYASABKA4yEi5zaWVtLnYxLkNoZWNrTmFtZRIkCgZyZXN1bHQYAiABKA4yFC5zaWVtLnYxLkNoZWNrUmVzdWx0Eg8KB21lc3NhZ2UYAyABKAkSDgoGcmVtZWR5GAQgASgJEhYKDmF3c19lcnJvcl9jb2RlGAUgASgJEhYKDmF3c19yZXF1ZXN0X2lkGAYgASgJInYKC1Rlc3RSZWNlaXB0EhAKCGV2ZW50X2lkGAEgASgJEhAKCHNoYXJkX2lkGAIgASgJEhcKD3NlcXVlbmNlX251bWJlchgDIAEoCRIqCgdsYXRlbmN5GAQgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIkUKE1N0cmVhbVN0YXR1c1JlcXVlc3QSGAoQb3JnYW5pemF0aW9uX2lkcxgBIAMoCRIUCgxyZXN1bWVfdG9rZW4YAiABKAkiswIKFFN0cmVhbVN0YXR1c1Jlc3BvbnNlEhQKDHJlc3VtZV90b2tlbhgBIAEoCRIpCgdjdXJyZW50GAIgASgLMhYuc2llbS52MS5TdGF0dXNDdXJyZW50SAASKQoHZGVsZXRlZBgDIAEoCzIWLnNpZW0udjEuU3RhdHVzRGVsZXRlZEgAEicKBmFic2VudBgEIAEoCzIVLnNpZW0udjEuU3RhdHVzQWJzZW50SAASJwoGc3luY2VkGAUgASgLMhUuc2llbS52MS5TdGF0dXNTeW5jZWRIABIlCgVyZXNldBgGIAEoCzIULnNpZW0udjEuU3RhdHVzUmVzZXRIABItCgloZWFydGJlYXQYByABKAsyGC5zaWVtLnYxLlN0YXR1c0hlYXJ0YmVhdEgAQgcKBWV2ZW50ImwKDVN0YXR1c0N1cnJlbnQSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJEhYKDmludGVncmF0aW9uX2lkGAIgASgJEioKBnN0YXR1cxgDIAEoCzIaLnNpZW0udjEuSW50ZWdyYXRpb25TdGF0dXMicQoNU3RhdHVzRGVsZXRlZBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSFgoOaW50ZWdyYXRpb25faWQYAiABKAkSLwoLZGVsZXRlX3RpbWUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIicKDFN0YXR1c0Fic2VudBIXCg9vcmdhbml6YXRpb25faWQYASABKAkiDgoMU3RhdHVzU3luY2VkIg0KC1N0YXR1c1Jlc2V0IhEKD1N0YXR1c0hlYXJ0YmVhdCp0CgZTdGF0dXMSFgoSU1RBVFVTX1VOU1BFQ0lGSUVEEAASEgoOU1RBVFVTX1VOS05PV04QARIRCg1TVEFUVVNfQUNUSVZFEAISFwoTU1RBVFVTX1VOQVVUSE9SSVpFRBADEhIKDlNUQVRVU19GQUlMSU5HEAQqsgMKDFN0YXR1c1JlYXNvbhIdChlTVEFUVVNfUkVBU09OX1VOU1BFQ0lGSUVEEAASJAogU1RBVFVTX1JFQVNPTl9BU1NVTUVfUk9MRV9ERU5JRUQQARIeChpTVEFUVVNfUkVBU09OX1dSSVRFX0RFTklFRBACEhwKGFNUQVRVU19SRUFTT05fS01TX0RFTklFRBADEiIKHlNUQVRVU19SRUFTT05fU1RSRUFNX05PVF9GT1VORBAEEiEKHVNUQVRVU19SRUFTT05fS01TX1VOQVZBSUxBQkxFEAUSJwojU1RBVFVTX1JFQVNPTl9JTlZBTElEX0NPTkZJR1VSQVRJT04QBhIbChdTVEFUVVNfUkVBU09OX1RIUk9UVExFRBAHEh0KGVNUQVRVU19SRUFTT05fVU5SRUFDSEFCTEUQCBIgChxTVEFUVVNfUkVBU09OX0xPR19VTlJFQURBQkxFEAkSKgomU1RBVFVTX1JFQVNPTl9FWFRFUk5BTF9JRF9OT1RfUkVRVUlSRUQQChIlCiFTVEFUVVNfUkVBU09OX1NFUlZJQ0VfVU5BVkFJTEFCTEUQCyqhAQoJQ2hlY2tOYW1lEhoKFkNIRUNLX05BTUVfVU5TUEVDSUZJRUQQABIaChZDSEVDS19OQU1FX0FTU1VNRV9ST0xFEAESIwofQ0hFQ0tfTkFNRV9FWFRFUk5BTF9JRF9SRVFVSVJFRBACEhsKF0NIRUNLX05BTUVfV1JJVEVfUkVDT1JEEAMSGgoWQ0hFQ0tfTkFNRV9VU0VfS01TX0tFWRAEKncKC0NoZWNrUmVzdWx0EhwKGENIRUNLX1JFU1VMVF9VTlNQRUNJRklFRBAAEhcKE0NIRUNLX1JFU1VMVF9QQVNTRUQQARIXChNDSEVDS19SRVNVTFRfRkFJTEVEEAISGAoUQ0hFQ0tfUkVTVUxUX1NLSVBQRUQQAzLtAwoWU2llbUludGVncmF0aW9uU2VydmljZRJCCglDb25maWd1cmUSGS5zaWVtLnYxLkNvbmZpZ3VyZVJlcXVlc3QaGi5zaWVtLnYxLkNvbmZpZ3VyZVJlc3BvbnNlEl0KEkdlbmVyYXRlRXh0ZXJuYWxJZBIiLnNpZW0udjEuR2VuZXJhdGVFeHRlcm5hbElkUmVxdWVzdBojLnNpZW0udjEuR2VuZXJhdGVFeHRlcm5hbElkUmVzcG9uc2USMAoDR2V0EhMuc2llbS52MS5HZXRSZXF1ZXN0GhQuc2llbS52MS5HZXRSZXNwb25zZRIzCgRMaXN0EhQuc2llbS52MS5MaXN0UmVxdWVzdBoVLnNpZW0udjEuTGlzdFJlc3BvbnNlEjkKBkRlbGV0ZRIWLnNpZW0udjEuRGVsZXRlUmVxdWVzdBoXLnNpZW0udjEuRGVsZXRlUmVzcG9uc2USPwoIU2VuZFRlc3QSGC5zaWVtLnYxLlNlbmRUZXN0UmVxdWVzdBoZLnNpZW0udjEuU2VuZFRlc3RSZXNwb25zZRJNCgxTdHJlYW1TdGF0dXMSHC5zaWVtLnYxLlN0cmVhbVN0YXR1c1JlcXVlc3QaHS5zaWVtLnYxLlN0cmVhbVN0YXR1c1Jlc3BvbnNlMAFiBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
+  fileDesc("ChlzaWVtL3YxL2ludGVncmF0aW9uLnByb3RvEgdzaWVtLnYxIvACChFJbnRlZ3JhdGlvblN0YXR1cxIfCgZzdGF0dXMYASABKA4yDy5zaWVtLnYxLlN0YXR1cxIlCgZyZWFzb24YAiABKA4yFS5zaWVtLnYxLlN0YXR1c1JlYXNvbhIPCgdtZXNzYWdlGAMgASgJEi4KCnNpbmNlX3RpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjUKEWxhc3RfYXR0ZW1wdF90aW1lGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI2ChJsYXN0X2RlbGl2ZXJ5X3RpbWUYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjMKD25leHRfcmV0cnlfdGltZRgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFgoOYXdzX2Vycm9yX2NvZGUYCCABKAkSFgoOYXdzX3JlcXVlc3RfaWQYCSABKAki+QEKC0V2ZW50Q291bnRzEhAKCGFjY2VwdGVkGAEgASgEEhEKCWRlbGl2ZXJlZBgCIAEoBBIPCgdleHBpcmVkGAMgASgEEhEKCWRpc2NhcmRlZBgEIAEoBBIPCgdwZW5kaW5nGAUgASgEEhUKDXBlbmRpbmdfYnl0ZXMYBiABKAQSNwoTb2xkZXN0X3BlbmRpbmdfdGltZRgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEAoIZmlsdGVyZWQYCCABKAQSLgoKYXNfb2ZfdGltZRgJIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAi6wMKC0ludGVncmF0aW9uEhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRIWCg5pbnRlZ3JhdGlvbl9pZBgCIAEoCRIaChJraW5lc2lzX3N0cmVhbV9hcm4YAyABKAkSEAoIcm9sZV9hcm4YBCABKAkSGAoQZXh0ZXJuYWxfaWRfaGludBgFIAEoCRI4ChRleHRlcm5hbF9pZF9zZXRfdGltZRgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoLY3JlYXRlX3RpbWUYByABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC3VwZGF0ZV90aW1lGAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIMCgRldGFnGAkgASgJEioKBnN0YXR1cxgKIAEoCzIaLnNpZW0udjEuSW50ZWdyYXRpb25TdGF0dXMSJAoGY291bnRzGAsgASgLMhQuc2llbS52MS5FdmVudENvdW50cxIhChlwcmV2aW91c19leHRlcm5hbF9pZF9oaW50GAwgASgJEkQKIHByZXZpb3VzX2V4dGVybmFsX2lkX2V4cGlyZV90aW1lGA0gASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCK2AQoQQ29uZmlndXJlUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSGgoSa2luZXNpc19zdHJlYW1fYXJuGAIgASgJEhAKCHJvbGVfYXJuGAMgASgJEhMKC2V4dGVybmFsX2lkGAQgASgJEgwKBGV0YWcYBSABKAkSFQoNdmFsaWRhdGVfb25seRgGIAEoCBIhChlrZWVwX3ByZXZpb3VzX2V4dGVybmFsX2lkGAcgASgIIjQKGUdlbmVyYXRlRXh0ZXJuYWxJZFJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJIjEKGkdlbmVyYXRlRXh0ZXJuYWxJZFJlc3BvbnNlEhMKC2V4dGVybmFsX2lkGAEgASgJIoIBChRHZXRPbmJvYXJkaW5nUmVxdWVzdBIOCgZzdHJlYW0YASABKAkSDgoGcmVnaW9uGAIgASgJEg8KB2FjY291bnQYAyABKAkSEQoJcm9sZV9uYW1lGAQgASgJEhMKC2V4dGVybmFsX2lkGAUgASgJEhEKCXByaW5jaXBhbBgGIAEoCSKIAQoVR2V0T25ib2FyZGluZ1Jlc3BvbnNlEi4KCWRvY3VtZW50cxgBIAMoCzIbLnNpZW0udjEuT25ib2FyZGluZ0RvY3VtZW50EhoKEmtpbmVzaXNfc3RyZWFtX2FybhgCIAEoCRIQCghyb2xlX2FybhgDIAEoCRIRCglwcmluY2lwYWwYBCABKAkiRAoST25ib2FyZGluZ0RvY3VtZW50EhEKCWZpbGVfbmFtZRgBIAEoCRINCgV0aXRsZRgCIAEoCRIMCgR0ZXh0GAMgASgJInAKEUNvbmZpZ3VyZVJlc3BvbnNlEikKC2ludGVncmF0aW9uGAEgASgLMhQuc2llbS52MS5JbnRlZ3JhdGlvbhIeCgZjaGVja3MYAiADKAsyDi5zaWVtLnYxLkNoZWNrEhAKCHdhcm5pbmdzGAMgAygJIiUKCkdldFJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJIjgKC0dldFJlc3BvbnNlEikKC2ludGVncmF0aW9uGAEgASgLMhQuc2llbS52MS5JbnRlZ3JhdGlvbiJXCgtMaXN0UmVxdWVzdBIRCglwYWdlX3NpemUYASABKA0SEgoKcGFnZV90b2tlbhgCIAEoCRIhCghzdGF0dXNlcxgDIAMoDjIPLnNpZW0udjEuU3RhdHVzIlMKDExpc3RSZXNwb25zZRIqCgxpbnRlZ3JhdGlvbnMYASADKAsyFC5zaWVtLnYxLkludGVncmF0aW9uEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSJNCg1EZWxldGVSZXF1ZXN0EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRIVCg1hbGxvd19taXNzaW5nGAIgASgIEgwKBGV0YWcYAyABKAkiNgoORGVsZXRlUmVzcG9uc2USJAoGY291bnRzGAEgASgLMhQuc2llbS52MS5FdmVudENvdW50cyIqCg9TZW5kVGVzdFJlcXVlc3QSFwoPb3JnYW5pemF0aW9uX2lkGAEgASgJIrsBChBTZW5kVGVzdFJlc3BvbnNlEhEKCWRlbGl2ZXJlZBgBIAEoCBIPCgdtZXNzYWdlGAIgASgJEh4KBmNoZWNrcxgDIAMoCzIOLnNpZW0udjEuQ2hlY2sSJQoHcmVjZWlwdBgEIAEoCzIULnNpZW0udjEuVGVzdFJlY2VpcHQSKgoGc3RhdHVzGAUgASgLMhouc2llbS52MS5JbnRlZ3JhdGlvblN0YXR1cxIQCgh3YXJuaW5ncxgGIAMoCSKgAQoFQ2hlY2sSIAoEbmFtZRgBIAEoDjISLnNpZW0udjEuQ2hlY2tOYW1lEiQKBnJlc3VsdBgCIAEoDjIULnNpZW0udjEuQ2hlY2tSZXN1bHQSDwoHbWVzc2FnZRgDIAEoCRIOCgZyZW1lZHkYBCABKAkSFgoOYXdzX2Vycm9yX2NvZGUYBSABKAkSFgoOYXdzX3JlcXVlc3RfaWQYBiABKAkidgoLVGVzdFJlY2VpcHQSEAoIZXZlbnRfaWQYASABKAkSEAoIc2hhcmRfaWQYAiABKAkSFwoPc2VxdWVuY2VfbnVtYmVyGAMgASgJEioKB2xhdGVuY3kYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iRQoTU3RyZWFtU3RhdHVzUmVxdWVzdBIYChBvcmdhbml6YXRpb25faWRzGAEgAygJEhQKDHJlc3VtZV90b2tlbhgCIAEoCSKzAgoUU3RyZWFtU3RhdHVzUmVzcG9uc2USFAoMcmVzdW1lX3Rva2VuGAEgASgJEikKB2N1cnJlbnQYAiABKAsyFi5zaWVtLnYxLlN0YXR1c0N1cnJlbnRIABIpCgdkZWxldGVkGAMgASgLMhYuc2llbS52MS5TdGF0dXNEZWxldGVkSAASJwoGYWJzZW50GAQgASgLMhUuc2llbS52MS5TdGF0dXNBYnNlbnRIABInCgZzeW5jZWQYBSABKAsyFS5zaWVtLnYxLlN0YXR1c1N5bmNlZEgAEiUKBXJlc2V0GAYgASgLMhQuc2llbS52MS5TdGF0dXNSZXNldEgAEi0KCWhlYXJ0YmVhdBgHIAEoCzIYLnNpZW0udjEuU3RhdHVzSGVhcnRiZWF0SABCBwoFZXZlbnQibAoNU3RhdHVzQ3VycmVudBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSFgoOaW50ZWdyYXRpb25faWQYAiABKAkSKgoGc3RhdHVzGAMgASgLMhouc2llbS52MS5JbnRlZ3JhdGlvblN0YXR1cyJxCg1TdGF0dXNEZWxldGVkEhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCRIWCg5pbnRlZ3JhdGlvbl9pZBgCIAEoCRIvCgtkZWxldGVfdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiJwoMU3RhdHVzQWJzZW50EhcKD29yZ2FuaXphdGlvbl9pZBgBIAEoCSIOCgxTdGF0dXNTeW5jZWQiDQoLU3RhdHVzUmVzZXQiEQoPU3RhdHVzSGVhcnRiZWF0IrcBChdMaXN0QXVkaXRFbnRyaWVzUmVxdWVzdBIXCg9vcmdhbml6YXRpb25faWQYASABKAkSLgoKc3RhcnRfdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZW5kX3RpbWUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhEKCXBhZ2Vfc2l6ZRgEIAEoDRISCgpwYWdlX3Rva2VuGAUgASgJIlkKGExpc3RBdWRpdEVudHJpZXNSZXNwb25zZRIkCgdlbnRyaWVzGAEgAygLMhMuc2llbS52MS5BdWRpdEVudHJ5EhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSKoAwoKQXVkaXRFbnRyeRIQCghlbnRyeV9pZBgBIAEoCRIoCgR0aW1lGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBItCglsYXN0X3RpbWUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg0KBWNvdW50GAQgASgEEiQKBmFjdGlvbhgFIAEoDjIULnNpZW0udjEuQXVkaXRBY3Rpb24SDgoGbWV0aG9kGAYgASgJEhEKCXByaW5jaXBhbBgHIAEoCRIOCgZpc3N1ZXIYCCABKAkSDAoEcGVlchgJIAEoCRISCgpyZXF1ZXN0X2lkGAogASgJEhkKEWNsaWVudF9yZXF1ZXN0X2lkGAsgASgJEhcKD29yZ2FuaXphdGlvbl9pZBgMIAEoCRIWCg5pbnRlZ3JhdGlvbl9pZBgNIAEoCRIMCgRjb2RlGA4gASgJEiQKBnJlYXNvbhgPIAEoDjIULnNpZW0udjEuRXJyb3JSZWFzb24SJQoHY2hhbmdlcxgQIAMoCzIULnNpZW0udjEuQXVkaXRDaGFuZ2UiQgoLQXVkaXRDaGFuZ2USDQoFZmllbGQYASABKAkSEQoJb2xkX3ZhbHVlGAIgASgJEhEKCW5ld192YWx1ZRgDIAEoCSqHAQoGU3RhdHVzEhYKElNUQVRVU19VTlNQRUNJRklFRBAAEhIKDlNUQVRVU19VTktOT1dOEAESEQoNU1RBVFVTX0FDVElWRRACEhcKE1NUQVRVU19VTkFVVEhPUklaRUQQAxISCg5TVEFUVVNfRkFJTElORxAEEhEKDVNUQVRVU19QQVVTRUQQBSqyAwoMU3RhdHVzUmVhc29uEh0KGVNUQVRVU19SRUFTT05fVU5TUEVDSUZJRUQQABIkCiBTVEFUVVNfUkVBU09OX0FTU1VNRV9ST0xFX0RFTklFRBABEh4KGlNUQVRVU19SRUFTT05fV1JJVEVfREVOSUVEEAISHAoYU1RBVFVTX1JFQVNPTl9LTVNfREVOSUVEEAMSIgoeU1RBVFVTX1JFQVNPTl9TVFJFQU1fTk9UX0ZPVU5EEAQSIQodU1RBVFVTX1JFQVNPTl9LTVNfVU5BVkFJTEFCTEUQBRInCiNTVEFUVVNfUkVBU09OX0lOVkFMSURfQ09ORklHVVJBVElPThAGEhsKF1NUQVRVU19SRUFTT05fVEhST1RUTEVEEAcSHQoZU1RBVFVTX1JFQVNPTl9VTlJFQUNIQUJMRRAIEiAKHFNUQVRVU19SRUFTT05fTE9HX1VOUkVBREFCTEUQCRIqCiZTVEFUVVNfUkVBU09OX0VYVEVSTkFMX0lEX05PVF9SRVFVSVJFRBAKEiUKIVNUQVRVU19SRUFTT05fU0VSVklDRV9VTkFWQUlMQUJMRRALKqEBCglDaGVja05hbWUSGgoWQ0hFQ0tfTkFNRV9VTlNQRUNJRklFRBAAEhoKFkNIRUNLX05BTUVfQVNTVU1FX1JPTEUQARIjCh9DSEVDS19OQU1FX0VYVEVSTkFMX0lEX1JFUVVJUkVEEAISGwoXQ0hFQ0tfTkFNRV9XUklURV9SRUNPUkQQAxIaChZDSEVDS19OQU1FX1VTRV9LTVNfS0VZEAQqdwoLQ2hlY2tSZXN1bHQSHAoYQ0hFQ0tfUkVTVUxUX1VOU1BFQ0lGSUVEEAASFwoTQ0hFQ0tfUkVTVUxUX1BBU1NFRBABEhcKE0NIRUNLX1JFU1VMVF9GQUlMRUQQAhIYChRDSEVDS19SRVNVTFRfU0tJUFBFRBADKpECCgtBdWRpdEFjdGlvbhIcChhBVURJVF9BQ1RJT05fVU5TUEVDSUZJRUQQABIXChNBVURJVF9BQ1RJT05fQ1JFQVRFEAESGAoUQVVESVRfQUNUSU9OX1JFUExBQ0UQAhIXChNBVURJVF9BQ1RJT05fREVMRVRFEAMSIgoeQVVESVRfQUNUSU9OX0lTU1VFX0VYVEVSTkFMX0lEEAQSJgoiQVVESVRfQUNUSU9OX0VYVEVSTkFMX0lEX1RPT0tfT1ZFUhAFEhcKE0FVRElUX0FDVElPTl9TVEFUVVMQBhIaChZBVURJVF9BQ1RJT05fU0VORF9URVNUEAcSFwoTQVVESVRfQUNUSU9OX1JFRlVTRRAIMpYFChZTaWVtSW50ZWdyYXRpb25TZXJ2aWNlEkIKCUNvbmZpZ3VyZRIZLnNpZW0udjEuQ29uZmlndXJlUmVxdWVzdBoaLnNpZW0udjEuQ29uZmlndXJlUmVzcG9uc2USXQoSR2VuZXJhdGVFeHRlcm5hbElkEiIuc2llbS52MS5HZW5lcmF0ZUV4dGVybmFsSWRSZXF1ZXN0GiMuc2llbS52MS5HZW5lcmF0ZUV4dGVybmFsSWRSZXNwb25zZRJOCg1HZXRPbmJvYXJkaW5nEh0uc2llbS52MS5HZXRPbmJvYXJkaW5nUmVxdWVzdBoeLnNpZW0udjEuR2V0T25ib2FyZGluZ1Jlc3BvbnNlEjAKA0dldBITLnNpZW0udjEuR2V0UmVxdWVzdBoULnNpZW0udjEuR2V0UmVzcG9uc2USMwoETGlzdBIULnNpZW0udjEuTGlzdFJlcXVlc3QaFS5zaWVtLnYxLkxpc3RSZXNwb25zZRI5CgZEZWxldGUSFi5zaWVtLnYxLkRlbGV0ZVJlcXVlc3QaFy5zaWVtLnYxLkRlbGV0ZVJlc3BvbnNlEj8KCFNlbmRUZXN0Ehguc2llbS52MS5TZW5kVGVzdFJlcXVlc3QaGS5zaWVtLnYxLlNlbmRUZXN0UmVzcG9uc2USTQoMU3RyZWFtU3RhdHVzEhwuc2llbS52MS5TdHJlYW1TdGF0dXNSZXF1ZXN0Gh0uc2llbS52MS5TdHJlYW1TdGF0dXNSZXNwb25zZTABElcKEExpc3RBdWRpdEVudHJpZXMSIC5zaWVtLnYxLkxpc3RBdWRpdEVudHJpZXNSZXF1ZXN0GiEuc2llbS52MS5MaXN0QXVkaXRFbnRyaWVzUmVzcG9uc2VCYwoRY29tLm1ldGVyLnNpZW0udjFCEEludGVncmF0aW9uUHJvdG9QAVo6Z2l0aHViLmNvbS9zaWVtLXJlbGF5L3NpZW0tcmVsYXkvY2xpZW50cy9nby9zaWVtL3YxO3NpZW12MWIGcHJvdG8z", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_siem_v1_error]);
 
 /**
  * Status of one integration, with its evidence.
@@ -149,6 +151,22 @@ export type EventCounts = Message<"siem.v1.EventCounts"> & {
    * @generated from field: google.protobuf.Timestamp oldest_pending_time = 7;
    */
   oldestPendingTime?: Timestamp | undefined;
+
+  /**
+   * Events that a filter of the integration left out. They are not part of `accepted`. Always 0
+   * today: there are no filters yet.
+   *
+   * @generated from field: uint64 filtered = 8;
+   */
+  filtered: bigint;
+
+  /**
+   * Time of the counts. Unset if another instance delivers for the integration: the counts are then
+   * those that it has last written to the database, usually less than a second before.
+   *
+   * @generated from field: google.protobuf.Timestamp as_of_time = 9;
+   */
+  asOfTime?: Timestamp | undefined;
 };
 
 /**
@@ -159,7 +177,8 @@ export const EventCountsSchema: GenMessage<EventCounts> = /*@__PURE__*/
   messageDesc(file_siem_v1_integration, 1);
 
 /**
- * SIEM integration of an organization.
+ * SIEM integration of an organization. A destination other than Kinesis will be one of the fields
+ * 16 to 31, in a oneof with the name `destination`.
  *
  * @generated from message siem.v1.Integration
  */
@@ -267,6 +286,10 @@ export const IntegrationSchema: GenMessage<Integration> = /*@__PURE__*/
 
 /**
  * Request of SiemIntegrationService.Configure.
+ *
+ * Fields that later versions add are `optional`, and unset keeps the stored value, so that an older
+ * client never erases a setting that it does not know. A destination other than Kinesis will be one
+ * of the fields 16 to 31, in a oneof with the name `destination`.
  *
  * @generated from message siem.v1.ConfigureRequest
  */
@@ -378,6 +401,142 @@ export const GenerateExternalIdResponseSchema: GenMessage<GenerateExternalIdResp
   messageDesc(file_siem_v1_integration, 5);
 
 /**
+ * Request of SiemIntegrationService.GetOnboarding.
+ *
+ * @generated from message siem.v1.GetOnboardingRequest
+ */
+export type GetOnboardingRequest = Message<"siem.v1.GetOnboardingRequest"> & {
+  /**
+   * Name of the stream, or its ARN, which includes region and account. Required.
+   *
+   * @generated from field: string stream = 1;
+   */
+  stream: string;
+
+  /**
+   * Region of the stream. Required with the name of a stream.
+   *
+   * @generated from field: string region = 2;
+   */
+  region: string;
+
+  /**
+   * Account of the customer, 12 digits. Required with the name of a stream.
+   *
+   * @generated from field: string account = 3;
+   */
+  account: string;
+
+  /**
+   * Name of the role to create, without a path. Required.
+   *
+   * @generated from field: string role_name = 4;
+   */
+  roleName: string;
+
+  /**
+   * External ID for the trust policy. Without it there is no trust policy among the documents; the
+   * template and the Terraform file take the external ID as a parameter.
+   *
+   * @generated from field: string external_id = 5;
+   */
+  externalId: string;
+
+  /**
+   * Identity that assumes the role: a 12-digit account, or the ARN of a role or user. Empty means
+   * the account of this service's own credentials.
+   *
+   * @generated from field: string principal = 6;
+   */
+  principal: string;
+};
+
+/**
+ * Describes the message siem.v1.GetOnboardingRequest.
+ * Use `create(GetOnboardingRequestSchema)` to create a new message.
+ */
+export const GetOnboardingRequestSchema: GenMessage<GetOnboardingRequest> = /*@__PURE__*/
+  messageDesc(file_siem_v1_integration, 6);
+
+/**
+ * Response of SiemIntegrationService.GetOnboarding.
+ *
+ * @generated from message siem.v1.GetOnboardingResponse
+ */
+export type GetOnboardingResponse = Message<"siem.v1.GetOnboardingResponse"> & {
+  /**
+   * Documents: the trust policy if an external ID was given, the permission policy, the
+   * CloudFormation template and the Terraform file.
+   *
+   * @generated from field: repeated siem.v1.OnboardingDocument documents = 1;
+   */
+  documents: OnboardingDocument[];
+
+  /**
+   * ARN of the stream, for Configure.
+   *
+   * @generated from field: string kinesis_stream_arn = 2;
+   */
+  kinesisStreamArn: string;
+
+  /**
+   * ARN of the role, for Configure.
+   *
+   * @generated from field: string role_arn = 3;
+   */
+  roleArn: string;
+
+  /**
+   * Identity that the role trusts.
+   *
+   * @generated from field: string principal = 4;
+   */
+  principal: string;
+};
+
+/**
+ * Describes the message siem.v1.GetOnboardingResponse.
+ * Use `create(GetOnboardingResponseSchema)` to create a new message.
+ */
+export const GetOnboardingResponseSchema: GenMessage<GetOnboardingResponse> = /*@__PURE__*/
+  messageDesc(file_siem_v1_integration, 7);
+
+/**
+ * A document that a customer applies in its AWS account.
+ *
+ * @generated from message siem.v1.OnboardingDocument
+ */
+export type OnboardingDocument = Message<"siem.v1.OnboardingDocument"> & {
+  /**
+   * Name of the file, such as `siem-relay.tf`.
+   *
+   * @generated from field: string file_name = 1;
+   */
+  fileName: string;
+
+  /**
+   * Purpose, in English.
+   *
+   * @generated from field: string title = 2;
+   */
+  title: string;
+
+  /**
+   * Content, in UTF-8.
+   *
+   * @generated from field: string text = 3;
+   */
+  text: string;
+};
+
+/**
+ * Describes the message siem.v1.OnboardingDocument.
+ * Use `create(OnboardingDocumentSchema)` to create a new message.
+ */
+export const OnboardingDocumentSchema: GenMessage<OnboardingDocument> = /*@__PURE__*/
+  messageDesc(file_siem_v1_integration, 8);
+
+/**
  * Response of SiemIntegrationService.Configure.
  *
  * @generated from message siem.v1.ConfigureResponse
@@ -399,7 +558,8 @@ export type ConfigureResponse = Message<"siem.v1.ConfigureResponse"> & {
   checks: Check[];
 
   /**
-   * Warnings about valid but unusual values, such as a role in another account than the stream.
+   * Warnings about valid but unusual values, such as a role in another account than the stream, or
+   * an external ID that is short or repeats few characters.
    *
    * @generated from field: repeated string warnings = 3;
    */
@@ -411,7 +571,7 @@ export type ConfigureResponse = Message<"siem.v1.ConfigureResponse"> & {
  * Use `create(ConfigureResponseSchema)` to create a new message.
  */
 export const ConfigureResponseSchema: GenMessage<ConfigureResponse> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 6);
+  messageDesc(file_siem_v1_integration, 9);
 
 /**
  * Request of SiemIntegrationService.Get.
@@ -432,7 +592,7 @@ export type GetRequest = Message<"siem.v1.GetRequest"> & {
  * Use `create(GetRequestSchema)` to create a new message.
  */
 export const GetRequestSchema: GenMessage<GetRequest> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 7);
+  messageDesc(file_siem_v1_integration, 10);
 
 /**
  * Response of SiemIntegrationService.Get.
@@ -453,7 +613,7 @@ export type GetResponse = Message<"siem.v1.GetResponse"> & {
  * Use `create(GetResponseSchema)` to create a new message.
  */
 export const GetResponseSchema: GenMessage<GetResponse> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 8);
+  messageDesc(file_siem_v1_integration, 11);
 
 /**
  * Request of SiemIntegrationService.List.
@@ -488,7 +648,7 @@ export type ListRequest = Message<"siem.v1.ListRequest"> & {
  * Use `create(ListRequestSchema)` to create a new message.
  */
 export const ListRequestSchema: GenMessage<ListRequest> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 9);
+  messageDesc(file_siem_v1_integration, 12);
 
 /**
  * Response of SiemIntegrationService.List.
@@ -516,7 +676,7 @@ export type ListResponse = Message<"siem.v1.ListResponse"> & {
  * Use `create(ListResponseSchema)` to create a new message.
  */
 export const ListResponseSchema: GenMessage<ListResponse> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 10);
+  messageDesc(file_siem_v1_integration, 13);
 
 /**
  * Request of SiemIntegrationService.Delete.
@@ -537,6 +697,14 @@ export type DeleteRequest = Message<"siem.v1.DeleteRequest"> & {
    * @generated from field: bool allow_missing = 2;
    */
   allowMissing: boolean;
+
+  /**
+   * If set, the integration is deleted only if it has this etag. Otherwise the request fails with
+   * ETAG_MISMATCH.
+   *
+   * @generated from field: string etag = 3;
+   */
+  etag: string;
 };
 
 /**
@@ -544,7 +712,7 @@ export type DeleteRequest = Message<"siem.v1.DeleteRequest"> & {
  * Use `create(DeleteRequestSchema)` to create a new message.
  */
 export const DeleteRequestSchema: GenMessage<DeleteRequest> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 11);
+  messageDesc(file_siem_v1_integration, 14);
 
 /**
  * Response of SiemIntegrationService.Delete.
@@ -565,7 +733,7 @@ export type DeleteResponse = Message<"siem.v1.DeleteResponse"> & {
  * Use `create(DeleteResponseSchema)` to create a new message.
  */
 export const DeleteResponseSchema: GenMessage<DeleteResponse> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 12);
+  messageDesc(file_siem_v1_integration, 15);
 
 /**
  * Request of SiemIntegrationService.SendTest.
@@ -586,7 +754,7 @@ export type SendTestRequest = Message<"siem.v1.SendTestRequest"> & {
  * Use `create(SendTestRequestSchema)` to create a new message.
  */
 export const SendTestRequestSchema: GenMessage<SendTestRequest> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 13);
+  messageDesc(file_siem_v1_integration, 16);
 
 /**
  * Response of SiemIntegrationService.SendTest.
@@ -643,7 +811,7 @@ export type SendTestResponse = Message<"siem.v1.SendTestResponse"> & {
  * Use `create(SendTestResponseSchema)` to create a new message.
  */
 export const SendTestResponseSchema: GenMessage<SendTestResponse> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 14);
+  messageDesc(file_siem_v1_integration, 17);
 
 /**
  * One check of SendTest, or of Configure with validate_only.
@@ -699,7 +867,7 @@ export type Check = Message<"siem.v1.Check"> & {
  * Use `create(CheckSchema)` to create a new message.
  */
 export const CheckSchema: GenMessage<Check> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 15);
+  messageDesc(file_siem_v1_integration, 18);
 
 /**
  * Proof of a delivered test event.
@@ -741,7 +909,7 @@ export type TestReceipt = Message<"siem.v1.TestReceipt"> & {
  * Use `create(TestReceiptSchema)` to create a new message.
  */
 export const TestReceiptSchema: GenMessage<TestReceipt> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 16);
+  messageDesc(file_siem_v1_integration, 19);
 
 /**
  * Request of SiemIntegrationService.StreamStatus.
@@ -769,10 +937,11 @@ export type StreamStatusRequest = Message<"siem.v1.StreamStatusRequest"> & {
  * Use `create(StreamStatusRequestSchema)` to create a new message.
  */
 export const StreamStatusRequestSchema: GenMessage<StreamStatusRequest> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 17);
+  messageDesc(file_siem_v1_integration, 20);
 
 /**
- * One message of a status stream.
+ * One message of a status stream. Clients ignore an event that they do not know, and keep its
+ * resume_token.
  *
  * @generated from message siem.v1.StreamStatusResponse
  */
@@ -848,7 +1017,7 @@ export type StreamStatusResponse = Message<"siem.v1.StreamStatusResponse"> & {
  * Use `create(StreamStatusResponseSchema)` to create a new message.
  */
 export const StreamStatusResponseSchema: GenMessage<StreamStatusResponse> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 18);
+  messageDesc(file_siem_v1_integration, 21);
 
 /**
  * Current status of one integration.
@@ -883,7 +1052,7 @@ export type StatusCurrent = Message<"siem.v1.StatusCurrent"> & {
  * Use `create(StatusCurrentSchema)` to create a new message.
  */
 export const StatusCurrentSchema: GenMessage<StatusCurrent> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 19);
+  messageDesc(file_siem_v1_integration, 22);
 
 /**
  * An integration was deleted.
@@ -918,7 +1087,7 @@ export type StatusDeleted = Message<"siem.v1.StatusDeleted"> & {
  * Use `create(StatusDeletedSchema)` to create a new message.
  */
 export const StatusDeletedSchema: GenMessage<StatusDeleted> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 20);
+  messageDesc(file_siem_v1_integration, 23);
 
 /**
  * A named organization has no integration.
@@ -939,7 +1108,7 @@ export type StatusAbsent = Message<"siem.v1.StatusAbsent"> & {
  * Use `create(StatusAbsentSchema)` to create a new message.
  */
 export const StatusAbsentSchema: GenMessage<StatusAbsent> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 21);
+  messageDesc(file_siem_v1_integration, 24);
 
 /**
  * The snapshot is complete.
@@ -954,7 +1123,7 @@ export type StatusSynced = Message<"siem.v1.StatusSynced"> & {
  * Use `create(StatusSyncedSchema)` to create a new message.
  */
 export const StatusSyncedSchema: GenMessage<StatusSynced> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 22);
+  messageDesc(file_siem_v1_integration, 25);
 
 /**
  * A new snapshot follows.
@@ -969,7 +1138,7 @@ export type StatusReset = Message<"siem.v1.StatusReset"> & {
  * Use `create(StatusResetSchema)` to create a new message.
  */
 export const StatusResetSchema: GenMessage<StatusReset> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 23);
+  messageDesc(file_siem_v1_integration, 26);
 
 /**
  * Nothing has changed.
@@ -984,7 +1153,250 @@ export type StatusHeartbeat = Message<"siem.v1.StatusHeartbeat"> & {
  * Use `create(StatusHeartbeatSchema)` to create a new message.
  */
 export const StatusHeartbeatSchema: GenMessage<StatusHeartbeat> = /*@__PURE__*/
-  messageDesc(file_siem_v1_integration, 24);
+  messageDesc(file_siem_v1_integration, 27);
+
+/**
+ * Request of SiemIntegrationService.ListAuditEntries.
+ *
+ * @generated from message siem.v1.ListAuditEntriesRequest
+ */
+export type ListAuditEntriesRequest = Message<"siem.v1.ListAuditEntriesRequest"> & {
+  /**
+   * Organization id; empty means all, and entries without an organization.
+   *
+   * @generated from field: string organization_id = 1;
+   */
+  organizationId: string;
+
+  /**
+   * Time of the oldest entry to return. Unset means from the beginning.
+   *
+   * @generated from field: google.protobuf.Timestamp start_time = 2;
+   */
+  startTime?: Timestamp | undefined;
+
+  /**
+   * Time before which entries are returned. Unset means up to now.
+   *
+   * @generated from field: google.protobuf.Timestamp end_time = 3;
+   */
+  endTime?: Timestamp | undefined;
+
+  /**
+   * Maximum number of entries on a page, at most 1,000. 0 means 100.
+   *
+   * @generated from field: uint32 page_size = 4;
+   */
+  pageSize: number;
+
+  /**
+   * next_page_token of the previous page; empty for the first page.
+   *
+   * @generated from field: string page_token = 5;
+   */
+  pageToken: string;
+};
+
+/**
+ * Describes the message siem.v1.ListAuditEntriesRequest.
+ * Use `create(ListAuditEntriesRequestSchema)` to create a new message.
+ */
+export const ListAuditEntriesRequestSchema: GenMessage<ListAuditEntriesRequest> = /*@__PURE__*/
+  messageDesc(file_siem_v1_integration, 28);
+
+/**
+ * Response of SiemIntegrationService.ListAuditEntries.
+ *
+ * @generated from message siem.v1.ListAuditEntriesResponse
+ */
+export type ListAuditEntriesResponse = Message<"siem.v1.ListAuditEntriesResponse"> & {
+  /**
+   * Entries, newest `time` first. A page may have fewer than page_size, even none, and others may
+   * follow: a page has 2 MiB.
+   *
+   * @generated from field: repeated siem.v1.AuditEntry entries = 1;
+   */
+  entries: AuditEntry[];
+
+  /**
+   * Token of the next page; empty on the last page.
+   *
+   * @generated from field: string next_page_token = 2;
+   */
+  nextPageToken: string;
+};
+
+/**
+ * Describes the message siem.v1.ListAuditEntriesResponse.
+ * Use `create(ListAuditEntriesResponseSchema)` to create a new message.
+ */
+export const ListAuditEntriesResponseSchema: GenMessage<ListAuditEntriesResponse> = /*@__PURE__*/
+  messageDesc(file_siem_v1_integration, 29);
+
+/**
+ * Entry of the audit.
+ *
+ * @generated from message siem.v1.AuditEntry
+ */
+export type AuditEntry = Message<"siem.v1.AuditEntry"> & {
+  /**
+   * Unique id of the entry.
+   *
+   * @generated from field: string entry_id = 1;
+   */
+  entryId: string;
+
+  /**
+   * Time of the change, or of the first of `count` occurrences.
+   *
+   * @generated from field: google.protobuf.Timestamp time = 2;
+   */
+  time?: Timestamp | undefined;
+
+  /**
+   * Time of the last of `count` occurrences.
+   *
+   * @generated from field: google.protobuf.Timestamp last_time = 3;
+   */
+  lastTime?: Timestamp | undefined;
+
+  /**
+   * Number of occurrences that this entry counts, at least 1.
+   *
+   * @generated from field: uint64 count = 4;
+   */
+  count: bigint;
+
+  /**
+   * Kind of the entry.
+   *
+   * @generated from field: siem.v1.AuditAction action = 5;
+   */
+  action: AuditAction;
+
+  /**
+   * RPC, such as `siem.v1.SiemIntegrationService/Configure`. Empty if no RPC caused the change, or for
+   * a refused call of an RPC that does not exist.
+   *
+   * @generated from field: string method = 6;
+   */
+  method: string;
+
+  /**
+   * Caller: `unauthenticated` without an identity, `siem-relay` for this service itself. Refusals of
+   * one kind beyond 64 different ones in 10 s are counted as `(others)`.
+   *
+   * @generated from field: string principal = 7;
+   */
+  principal: string;
+
+  /**
+   * Issuer of the caller's token. Empty for other callers.
+   *
+   * @generated from field: string issuer = 8;
+   */
+  issuer: string;
+
+  /**
+   * Address and port of the caller's connection; of `count` occurrences the first one's, as
+   * request_id and client_request_id.
+   *
+   * @generated from field: string peer = 9;
+   */
+  peer: string;
+
+  /**
+   * UUIDv7 that this service gave to the request.
+   *
+   * @generated from field: string request_id = 10;
+   */
+  requestId: string;
+
+  /**
+   * The request's header `x-request-id`, if it has 1 to 64 printable characters of ASCII.
+   *
+   * @generated from field: string client_request_id = 11;
+   */
+  clientRequestId: string;
+
+  /**
+   * Organization id. Empty if the refused request names none, or was refused before it was read.
+   *
+   * @generated from field: string organization_id = 12;
+   */
+  organizationId: string;
+
+  /**
+   * Id of the integration, if there is one.
+   *
+   * @generated from field: string integration_id = 13;
+   */
+  integrationId: string;
+
+  /**
+   * Canonical gRPC code of the outcome, such as `OK` or `PERMISSION_DENIED`.
+   *
+   * @generated from field: string code = 14;
+   */
+  code: string;
+
+  /**
+   * Reason of an error.
+   *
+   * @generated from field: siem.v1.ErrorReason reason = 15;
+   */
+  reason: ErrorReason;
+
+  /**
+   * Changed fields.
+   *
+   * @generated from field: repeated siem.v1.AuditChange changes = 16;
+   */
+  changes: AuditChange[];
+};
+
+/**
+ * Describes the message siem.v1.AuditEntry.
+ * Use `create(AuditEntrySchema)` to create a new message.
+ */
+export const AuditEntrySchema: GenMessage<AuditEntry> = /*@__PURE__*/
+  messageDesc(file_siem_v1_integration, 30);
+
+/**
+ * Change of one field.
+ *
+ * @generated from message siem.v1.AuditChange
+ */
+export type AuditChange = Message<"siem.v1.AuditChange"> & {
+  /**
+   * Name of the field: of Integration or IntegrationStatus, or `external_id`,
+   * `previous_external_id`, `delivered`.
+   *
+   * @generated from field: string field = 1;
+   */
+  field: string;
+
+  /**
+   * Value before. Empty if there was none, or it is not known.
+   *
+   * @generated from field: string old_value = 2;
+   */
+  oldValue: string;
+
+  /**
+   * Value after. Empty if there is none. For `external_id` only `changed` or `refused`.
+   *
+   * @generated from field: string new_value = 3;
+   */
+  newValue: string;
+};
+
+/**
+ * Describes the message siem.v1.AuditChange.
+ * Use `create(AuditChangeSchema)` to create a new message.
+ */
+export const AuditChangeSchema: GenMessage<AuditChange> = /*@__PURE__*/
+  messageDesc(file_siem_v1_integration, 31);
 
 /**
  * Status of an integration. Clients treat an unknown value as STATUS_UNKNOWN.
@@ -1026,6 +1438,13 @@ export enum Status {
    * @generated from enum value: STATUS_FAILING = 4;
    */
   FAILING = 4,
+
+  /**
+   * Delivery was stopped by request, and events are kept. Not sent yet.
+   *
+   * @generated from enum value: STATUS_PAUSED = 5;
+   */
+  PAUSED = 5,
 }
 
 /**
@@ -1230,11 +1649,94 @@ export const CheckResultSchema: GenEnum<CheckResult> = /*@__PURE__*/
   enumDesc(file_siem_v1_integration, 3);
 
 /**
+ * Kind of an audit entry. Clients show an unknown value with the method and the changes.
+ *
+ * @generated from enum siem.v1.AuditAction
+ */
+export enum AuditAction {
+  /**
+   * Written by a newer version of this service.
+   *
+   * @generated from enum value: AUDIT_ACTION_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * Configure created an integration.
+   *
+   * @generated from enum value: AUDIT_ACTION_CREATE = 1;
+   */
+  CREATE = 1,
+
+  /**
+   * Configure replaced the configuration of an integration. Without `changes` it was the same one;
+   * such calls of one caller for one organization are counted in one entry an hour.
+   *
+   * @generated from enum value: AUDIT_ACTION_REPLACE = 2;
+   */
+  REPLACE = 2,
+
+  /**
+   * Delete removed an integration.
+   *
+   * @generated from enum value: AUDIT_ACTION_DELETE = 3;
+   */
+  DELETE = 3,
+
+  /**
+   * GenerateExternalId issued an external ID.
+   *
+   * @generated from enum value: AUDIT_ACTION_ISSUE_EXTERNAL_ID = 4;
+   */
+  ISSUE_EXTERNAL_ID = 4,
+
+  /**
+   * AssumeRole has succeeded with the current external ID: the previous one is not used any more.
+   *
+   * @generated from enum value: AUDIT_ACTION_EXTERNAL_ID_TOOK_OVER = 5;
+   */
+  EXTERNAL_ID_TOOK_OVER = 5,
+
+  /**
+   * Delivery or a test changed the status or its reason.
+   *
+   * @generated from enum value: AUDIT_ACTION_STATUS = 6;
+   */
+  STATUS = 6,
+
+  /**
+   * SendTest wrote a test event, or tried to: see `delivered` in `changes`.
+   *
+   * @generated from enum value: AUDIT_ACTION_SEND_TEST = 7;
+   */
+  SEND_TEST = 7,
+
+  /**
+   * A call was refused: its caller is unknown or lacks a right, its external ID cannot be used, or a
+   * limit on writes was reached. Equal refusals within 10 s are one entry.
+   *
+   * @generated from enum value: AUDIT_ACTION_REFUSE = 8;
+   */
+  REFUSE = 8,
+}
+
+/**
+ * Describes the enum siem.v1.AuditAction.
+ */
+export const AuditActionSchema: GenEnum<AuditAction> = /*@__PURE__*/
+  enumDesc(file_siem_v1_integration, 4);
+
+/**
  * Configures, tests and monitors the SIEM integrations of organizations.
  *
  * A request may have 256 KiB and may be compressed by gzip (`grpc-encoding`); the limit
  * applies to the decompressed size. See ErrorReason for errors and their bounds. Every RPC that
  * names an organization fails with INVALID_FIELD if the name is malformed.
+ *
+ * Room to grow: several integrations of one organization will be distinguished by a string
+ * `integration_name`, in which empty means the default one. Its number is 15 in every request that
+ * names an organization, in Integration and in the payloads of StreamStatusResponse. Until then
+ * these numbers are unused, and a server ignores them.
  *
  * @generated from service siem.v1.SiemIntegrationService
  */
@@ -1244,7 +1746,9 @@ export const SiemIntegrationService: GenService<{
    * a new integration, or one with another stream, role or external ID, has STATUS_UNKNOWN until
    * the first delivery attempt. Pending events are delivered to the new stream.
    *
-   * Errors: INVALID_FIELD with all violations, ETAG_MISMATCH, EXTERNAL_ID_IN_USE.
+   * Errors: INVALID_FIELD with all violations, ETAG_MISMATCH, RATE_LIMITED. An external ID that
+   * cannot be used, for example because another organization uses it, is INVALID_FIELD, and the
+   * answer does not say why; after five of them RATE_LIMITED.
    *
    * @generated from rpc siem.v1.SiemIntegrationService.Configure
    */
@@ -1255,8 +1759,10 @@ export const SiemIntegrationService: GenService<{
   },
   /**
    * GenerateExternalId issues a new external ID to an organization, for the customer's trust
-   * policy and for Configure. No other RPC returns it, and no other organization may use it.
-   * The ten newest of an organization are valid.
+   * policy and for Configure. No other RPC returns it, and no other organization may use it. It
+   * lapses after 30 days unless it was configured; Delete ends all of the organization.
+   *
+   * Errors: RATE_LIMITED; without RetryInfo if ten were issued and none of them was configured.
    *
    * @generated from rpc siem.v1.SiemIntegrationService.GenerateExternalId
    */
@@ -1264,6 +1770,20 @@ export const SiemIntegrationService: GenService<{
     methodKind: "unary";
     input: typeof GenerateExternalIdRequestSchema;
     output: typeof GenerateExternalIdResponseSchema;
+  },
+  /**
+   * GetOnboarding returns the documents that a customer applies in its AWS account so that this
+   * service may write to a stream: IAM policies, a CloudFormation template and a Terraform file, as
+   * `siem-relay onboarding` prints them. It calls no AWS service and stores nothing.
+   *
+   * Errors: INVALID_FIELD with all violations.
+   *
+   * @generated from rpc siem.v1.SiemIntegrationService.GetOnboarding
+   */
+  getOnboarding: {
+    methodKind: "unary";
+    input: typeof GetOnboardingRequestSchema;
+    output: typeof GetOnboardingResponseSchema;
   },
   /**
    * Get returns an integration with its status and counts.
@@ -1291,7 +1811,7 @@ export const SiemIntegrationService: GenService<{
    * Delete removes an integration and its pending events. Once it has answered, no new AWS write
    * starts for the integration.
    *
-   * Errors: INTEGRATION_NOT_FOUND, unless allow_missing is set.
+   * Errors: INTEGRATION_NOT_FOUND, unless allow_missing is set; ETAG_MISMATCH.
    *
    * @generated from rpc siem.v1.SiemIntegrationService.Delete
    */
@@ -1305,7 +1825,7 @@ export const SiemIntegrationService: GenService<{
    * ahead of all pending events, and sets the status of the integration accordingly. A failed test
    * is no error: the response contains the verdict.
    *
-   * Errors: INTEGRATION_NOT_FOUND.
+   * Errors: INTEGRATION_NOT_FOUND, RATE_LIMITED.
    *
    * @generated from rpc siem.v1.SiemIntegrationService.SendTest
    */
@@ -1325,6 +1845,19 @@ export const SiemIntegrationService: GenService<{
     methodKind: "server_streaming";
     input: typeof StreamStatusRequestSchema;
     output: typeof StreamStatusResponseSchema;
+  },
+  /**
+   * ListAuditEntries returns the audit, newest first, in pages: every change of an integration,
+   * every issued external ID and test event, and refused calls. Entries cannot be changed through
+   * this API; the operator's settings `audit-retention-seconds` and `audit-max-entries` bound their
+   * age and number. External IDs are in none of them. A refusal appears up to 10 s later.
+   *
+   * @generated from rpc siem.v1.SiemIntegrationService.ListAuditEntries
+   */
+  listAuditEntries: {
+    methodKind: "unary";
+    input: typeof ListAuditEntriesRequestSchema;
+    output: typeof ListAuditEntriesResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_siem_v1_integration, 0);
