@@ -23,7 +23,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::MAX_SOCKET_PATH, store::KeysReport};
+use crate::{config::MAX_SOCKET_PATH, store::KeysReport, telemetry::LogLevel};
 
 /// Most bytes of a request.
 const MAX_REQUEST: u64 = 4096;
@@ -39,13 +39,18 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 const ACCEPT_RETRY: Duration = Duration::from_millis(500);
 
 /// A request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// Returns the keys of external IDs.
     KeysList,
     /// Makes the first key of the service's key file the active one.
     KeysRotate,
+    /// Returns the directives of the log, after it has replaced them if others are given.
+    LogLevel {
+        /// Directives to use until the service ends.
+        filter: Option<String>,
+    },
 }
 
 /// An answer.
@@ -54,6 +59,8 @@ pub enum Request {
 pub enum Answer {
     /// Keys of external IDs.
     Keys(KeysReport),
+    /// Directives of the log.
+    LogLevel(LogLevel),
     /// The command failed.
     Error(String),
 }
@@ -205,8 +212,12 @@ async fn serve_connection(mut stream: UnixStream, commands: &dyn Commands) {
                 Ok(Ok(line)) => match serde_json::from_str::<Request>(&line) {
                     Ok(request) => {
                         match request {
-                            Request::KeysList => tracing::debug!(?request, uid, "command"),
-                            Request::KeysRotate => tracing::info!(?request, uid, "command"),
+                            Request::KeysList | Request::LogLevel { filter: None } => {
+                                tracing::debug!(?request, uid, "command");
+                            }
+                            Request::KeysRotate | Request::LogLevel { .. } => {
+                                tracing::info!(?request, uid, "command");
+                            }
                         }
                         let executed = timeout(COMMAND_TIMEOUT, commands.execute(request)).await;
                         executed.unwrap_or_else(|_elapsed| {

@@ -65,7 +65,9 @@ use self::{
 };
 pub use self::{
     caller::{Callers, CallersError},
-    connections::{ConnectionOptions, Tls, TlsError, TlsOptions, max_connections},
+    connections::{
+        ConnectionOptions, Tls, TlsError, TlsOptions, connections_within_limit, max_connections,
+    },
     limits::LimitOptions,
     web::WebOptions,
 };

@@ -38,6 +38,7 @@ use crate::{
         verdict::{TestError, TestVerdict, ValidationReport},
     },
     gate::Gate,
+    notifications::{self, Receiver},
     sink::{
         AwsOptions, AwsSink, ExternalIds, PutRecordsClient, Sink, StandInAccess, Unreadable,
         credential_process,
@@ -46,6 +47,7 @@ use crate::{
         AuditLimits, Deleted, Failure, KeyError, Keyring, LogOptions, OpenError, PostgresOptions,
         SharedError, SharedOptions, Store, StoreOptions,
     },
+    telemetry::{log_level, set_log_level},
     watch::{self, Watch},
     worker::{Worker, WorkerOptions},
 };
@@ -125,6 +127,8 @@ pub struct App {
     trust_trace_context: bool,
     shutdown_deadline: Duration,
     admin: Option<Admin>,
+    notifications: Option<Receiver>,
+    retention: Duration,
     monitor: Monitor,
     /// Threads that handle requests and write the log.
     intake: Threads,
@@ -177,6 +181,7 @@ impl App {
             setting: "callers",
             problem: error_chain(&error),
         })?;
+        let notifications = notification_receiver(config)?;
         let failed = |source| AppError::Listen {
             address: config.listen,
             source,
@@ -219,6 +224,8 @@ impl App {
             trust_trace_context: config.trust_trace_context,
             shutdown_deadline: config.shutdown_deadline,
             admin,
+            notifications,
+            retention: config.retention,
             monitor,
             intake,
             delivery,
@@ -239,6 +246,17 @@ impl App {
         let kill = CancellationToken::new();
         let watch = Watch::new(self.store.clone(), self.heartbeat, api_stop.clone());
         self.intake.spawn(watch::log_changes(watch.clone()));
+        if let Some(receiver) = self.notifications {
+            let store = self.store.clone();
+            let sending = notifications::run(
+                store,
+                watch.clone(),
+                receiver,
+                self.retention,
+                api_stop.clone(),
+            );
+            self.intake.spawn(sending);
+        }
         let api = Api {
             store: self.store.clone(),
             delivery: Deliveries(self.worker.clone()),
@@ -419,6 +437,17 @@ async fn bind_admin(config: &Config) -> Result<Option<Admin>, AppError> {
     }
 }
 
+/// Reads the keys as [`keyring`] does, and makes none. None if there is none yet.
+pub(crate) fn existing_keyring(config: &Config) -> Result<Option<Keyring>, KeyError> {
+    match config.key_source() {
+        KeySource::DataDirFile(path) => match Keyring::from_file(&path) {
+            Err(KeyError::Secret(error)) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            read => read.map(Some),
+        },
+        _ => keyring(config).map(Some),
+    }
+}
+
 fn create_data_dir(data_dir: &Path) -> Result<(), KeyError> {
     std::fs::create_dir_all(data_dir).map_err(|source| KeyError::Create {
         path: data_dir.to_owned(),
@@ -501,6 +530,40 @@ pub(crate) fn store_options(config: &Config) -> StoreOptions {
     }
 }
 
+/// Receiver of notifications; None if there is none.
+fn notification_receiver(config: &Config) -> Result<Option<Receiver>, AppError> {
+    // The configuration has both or neither.
+    let (Some(url), Some(secret_file)) =
+        (&config.notification_url, &config.notification_secret_file)
+    else {
+        return Ok(None);
+    };
+    let receiver = Receiver::new(url, secret_file);
+    receiver.map(Some).map_err(|error| AppError::Setting {
+        setting: error.setting(),
+        problem: error_chain(&error),
+    })
+}
+
+/// Loads the files of the TLS server. None without `tls-cert`.
+pub(crate) fn load_tls(config: &Config) -> Result<Option<Tls>, AppError> {
+    let (Some(cert), Some(key)) = (&config.tls_cert, &config.tls_key) else {
+        return Ok(None);
+    };
+    let loaded = Tls::load(TlsOptions {
+        cert: cert.clone(),
+        key: key.clone(),
+        client_ca: config.tls_client_ca.clone(),
+        // With a callers file a token may take the place of a certificate.
+        require_client_cert: config.callers.is_none(),
+        http1: config.has_browsers(),
+    });
+    loaded.map(Some).map_err(|error| AppError::Setting {
+        setting: error.setting,
+        problem: error.problem,
+    })
+}
+
 /// Loads the files of the TLS server, and warns of what listens without protection.
 fn tls(config: &Config) -> Result<Option<Tls>, AppError> {
     let is_exposed = !config.listen.ip().to_canonical().is_loopback();
@@ -519,21 +582,7 @@ fn tls(config: &Config) -> Result<Option<Tls>, AppError> {
              publish"
         );
     }
-    let (Some(cert), Some(key)) = (&config.tls_cert, &config.tls_key) else {
-        return Ok(None);
-    };
-    let loaded = Tls::load(TlsOptions {
-        cert: cert.clone(),
-        key: key.clone(),
-        client_ca: config.tls_client_ca.clone(),
-        // With a callers file a token may take the place of a certificate.
-        require_client_cert: config.callers.is_none(),
-        http1: config.grpc_web,
-    });
-    loaded.map(Some).map_err(|error| AppError::Setting {
-        setting: error.setting,
-        problem: error.problem,
-    })
+    load_tls(config)
 }
 
 fn connection_options(config: &Config) -> ConnectionOptions {
@@ -544,12 +593,14 @@ fn connection_options(config: &Config) -> ConnectionOptions {
         idle: config.connection_idle,
         age: config.connection_age,
         stall: config.stall_timeout,
-        http1: config.grpc_web,
+        http1: config.has_browsers(),
     }
 }
 
 fn web_options(config: &Config) -> Option<WebOptions> {
-    config.grpc_web.then(|| WebOptions {
+    config.has_browsers().then(|| WebOptions {
+        console: config.console,
+        template_url: config.console_template_url.clone(),
         origins: config.grpc_web_origins.clone(),
         has_tls: config.tls_cert.is_some(),
         has_authentication: config.has_authentication(),
@@ -568,7 +619,7 @@ fn limit_options(config: &Config) -> LimitOptions {
     }
 }
 
-fn sink_options(config: &Config, stand_in: Option<StandInAccess>) -> AwsOptions {
+pub(crate) fn sink_options(config: &Config, stand_in: Option<StandInAccess>) -> AwsOptions {
     AwsOptions {
         attempt_timeout: config.aws_attempt_timeout,
         assume_role_duration: config.assume_role_duration,
@@ -649,6 +700,16 @@ impl Commands for StoreCommands {
         let keys = match request {
             Request::KeysList => self.0.keys().await,
             Request::KeysRotate => self.0.rotate_keys().await,
+            Request::LogLevel { filter } => {
+                let level = match filter {
+                    Some(filter) => set_log_level(&filter),
+                    None => log_level(),
+                };
+                return match level {
+                    Ok(level) => Answer::LogLevel(level),
+                    Err(error) => Answer::Error(error.to_string()),
+                };
+            }
         };
         match keys {
             Ok(report) => Answer::Keys(report),

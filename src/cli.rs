@@ -3,9 +3,12 @@
 
 mod ctl;
 mod dev_credentials;
+mod doctor;
 mod external_id;
+mod health;
 mod keys;
 mod log;
+mod log_level;
 mod move_out;
 mod onboarding;
 mod publish;
@@ -37,7 +40,11 @@ pub use signals::shutdown_on_signals;
 
 /// Delivers intrusion detections to each customer's own Kinesis stream as CloudEvents.
 #[derive(Parser)]
-#[command(name = "siem-relay", version, max_term_width = 100)]
+#[command(
+    name = "siem-relay",
+    version = concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILD_COMMIT"), ")"),
+    max_term_width = 100
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -47,12 +54,17 @@ struct Cli {
 enum Command {
     /// Runs the service.
     Serve(serve::Args),
+    /// Checks what the service needs, one line each, and changes nothing. Exit codes: 0 without a
+    /// failed check, 1 with one, 64 for wrong settings.
+    Doctor(doctor::DoctorArgs),
     /// Manages the event log.
     #[command(subcommand)]
     Log(log::Command),
     /// Shows and rotates the keys of external IDs of a running service.
     #[command(subcommand)]
     Keys(keys::Command),
+    LogLevel(log_level::LogLevelArgs),
+    Health(health::HealthArgs),
     Move(move_out::MoveArgs),
     Sandbox(sandbox::SandboxArgs),
     Publish(publish::PublishArgs),
@@ -68,8 +80,11 @@ enum Command {
 async fn dispatch(command: Command) -> ExitCode {
     match command {
         Command::Serve(args) => serve::run(args).await,
+        Command::Doctor(args) => doctor::run(args).await,
         Command::Log(command) => log::run(command).await,
         Command::Keys(command) => keys::run(command).await,
+        Command::LogLevel(args) => log_level::run(args).await,
+        Command::Health(args) => health::run(args),
         Command::Move(args) => move_out::run(args).await,
         Command::Sandbox(args) => sandbox::run(args).await,
         Command::Publish(args) => publish::run(args).await,
@@ -93,8 +108,11 @@ pub fn run() -> ExitCode {
             return exit_code_of(&error);
         }
     };
-    if let Command::Serve(_) | Command::Move(_) | Command::Log(_) | Command::Sandbox(_) =
-        cli.command
+    if let Command::Serve(_)
+    | Command::Doctor(_)
+    | Command::Move(_)
+    | Command::Log(_)
+    | Command::Sandbox(_) = cli.command
         && let Err(error) = protect_process()
     {
         report_error("cannot protect the memory of the process", &error);

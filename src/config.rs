@@ -26,8 +26,9 @@ use crate::{domain::arn::RoleArn, store::Keyring};
 
 use rule::{
     Address, Bytes, CLIENTS, Count, DATABASE_URL, Directory, EVENT_SOURCE, EVENT_TYPE_PREFIX, Key,
-    KeyFile, LOG_FORMATS, LOG_LEVEL, LOG_URL, MetricsAddress, Millis, Optional, Origins, POLICIES,
-    PROOFS, Password, ROLE_SESSION_NAME, Role, Rule, Seconds, SecretFile, Socket, Switch, Text,
+    KeyFile, LOG_FORMATS, LOG_LEVEL, LOG_URL, MetricsAddress, Millis, NOTIFICATION_URL, Optional,
+    Origins, POLICIES, PROOFS, Password, ROLE_SESSION_NAME, Role, Rule, Seconds, SecretFile,
+    Socket, Switch, TEMPLATE_URL, Text,
 };
 use source::{RawValues, variable_of};
 
@@ -110,7 +111,7 @@ settings! {
     tls_key: Option<PathBuf> = "tls-key", "(none)", Optional(SecretFile),
         "The PEM file of the certificate's private key, which only its owner may read.";
     tls_client_ca: Option<PathBuf> = "tls-client-ca", "(none: no client certificates)", Optional(SecretFile),
-        "The PEM file of the authorities of clients' certificates, and of their CRLs; clients must then have a certificate.";
+        "The PEM file of the authorities of clients' certificates, and of their CRLs; clients must then have a certificate or, with `callers`, a token.";
     max_connections: usize = "max-connections", "4096", Count(16..=1_000_000),
         "The maximum number of client connections; fewer if the limit on open files permits fewer. If it is reached, connections without any request are closed in favour of new ones.";
     max_connections_per_peer: usize = "max-connections-per-peer", "1024", Count(1..=1_000_000),
@@ -127,6 +128,10 @@ settings! {
         "Answers gRPC-Web, for browsers, at the same address, and HTTP/1.1 for it beside HTTP/2.";
     grpc_web_origins: Vec<String> = "grpc-web-origins", "(none: the service's own origin)", Origins,
         "The origins of pages, other than the service's own, that may call the API by gRPC-Web, separated by commas; `*` is none.";
+    console: bool = "console", "false", Switch,
+        "Serves the web page on which integrations are configured, tested and watched, at `/console/` of the same address; it implies `grpc-web`.";
+    console_template_url: Option<String> = "console-template-url", "(none: no link)", Optional(Text(&TEMPLATE_URL)),
+        "The address of the CloudFormation template that `siem-relay onboarding` prints, in an S3 bucket that customers can read; the console then links to the creation of a stack from it.";
     callers: Option<PathBuf> = "callers", "(none: every request has all rights)", Optional(SecretFile),
         "The file with the callers that may use the API, and their rights; it is read again when it changes.";
     data_dir: PathBuf = "data-dir", "./data", Directory,
@@ -233,6 +238,10 @@ settings! {
         "The maximum delay between retries of a refused integration.";
     trust_trace_context: bool = "trust-trace-context", "false", Switch,
         "Continues the traces of callers, and with them their decision to sample; otherwise each request begins a trace of its own that has a link to the caller's.";
+    notification_url: Option<String> = "notification-url", "(none: no notifications)", Optional(Text(&NOTIFICATION_URL)),
+        "The webhook that is sent each change of an integration's status, each deletion, and a warning before events expire. It needs `notification-secret-file`.";
+    notification_secret_file: Option<PathBuf> = "notification-secret-file", "(none)", Optional(SecretFile),
+        "The file with the secret that signs notifications, as `whsec_` and the base64 of 24 to 64 random bytes; or with several, one per line, each of which makes a signature. It is read again for each attempt.";
     metrics_listen: Option<SocketAddr> = "metrics-listen", "(none: no listener)", Optional(MetricsAddress),
         "The address and port of a listener, in clear text and without authentication, for `/metrics` (Prometheus), `/livez` and `/readyz`; a port alone is one of 127.0.0.1. Beyond loopback, only the monitoring should reach it: it shows names of organizations, and no secret.";
     metrics_organizations: usize = "metrics-organizations", "20", Count(0..=1000),
@@ -286,6 +295,11 @@ impl Config {
             flags: flags.collect(),
             ..Sources::default()
         })
+    }
+
+    /// Whether browsers may call: by gRPC-Web of their own, or through the console.
+    pub fn has_browsers(&self) -> bool {
+        self.grpc_web || self.console
     }
 
     /// Whether callers are authenticated.
@@ -372,6 +386,9 @@ fn check_together(draft: &Draft, values: &RawValues, problems: &mut Vec<Problem>
         ("tls-key", "tls-cert"),
         ("tls-client-ca", "tls-cert"),
         ("grpc-web-origins", "grpc-web"),
+        ("console-template-url", "console"),
+        ("notification-url", "notification-secret-file"),
+        ("notification-secret-file", "notification-url"),
     ];
     for (name, other) in needed {
         if values.get(name).is_some() && values.get(other).is_none() {

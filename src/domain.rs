@@ -48,6 +48,8 @@ pub mod retention;
 pub mod rights;
 pub mod segment;
 pub mod sequences;
+pub mod service_url;
 pub mod shard_rates;
 pub mod status;
+pub mod trace;
 pub mod verdict;

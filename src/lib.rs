@@ -19,9 +19,11 @@
 //! | [`boot_time`] | the clock of leases |
 //! | [`secret_file`] | files with secrets, which only their owner may use |
 //! | [`gate`] | admits AWS calls for integrations; none starts after a deletion |
+//! | [`https`] | the HTTP client for URLs that the operator names |
 //! | [`sink`] | AWS: AssumeRole and PutRecords; GetRecords for `verify` |
 //! | [`worker`] | delivery: scheduling of integrations, sending, settling |
 //! | [`watch`] | status changes for subscribers |
+//! | [`notifications`] | status changes for a webhook of the operator |
 //! | [`publish`] | publishing of Suricata EVE files |
 //! | [`verify`] | pure: proof from the records of a stream that no event is missing |
 //! | [`onboarding`] | policies and templates that a customer applies in its AWS account |
@@ -48,8 +50,10 @@ pub mod domain;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod gate;
+pub mod https;
 pub mod metrics;
 pub mod monitoring;
+pub mod notifications;
 pub mod onboarding;
 pub mod proto;
 pub mod publish;

@@ -70,6 +70,13 @@ static RPC_DURATION: Histogram = Histogram::new();
 
 /// End of the validity of the TLS certificate that is in use, in seconds since 1970; 0 without.
 pub static CERTIFICATE_NOT_AFTER: AtomicI64 = AtomicI64::new(0);
+/// Notifications that the receiver has accepted.
+pub static NOTIFICATIONS_SENT: Counter = Counter::new();
+/// Attempts to send a notification that failed.
+pub static NOTIFICATIONS_FAILED: Counter = Counter::new();
+/// Time since which the oldest notification is due, in seconds since 1970; 0 if none is.
+pub static NOTIFICATION_DUE_SINCE: AtomicI64 = AtomicI64::new(0);
+
 /// TLS files that cannot be used, so that earlier ones stay in use.
 pub static TLS_FILES_REFUSED: AtomicU64 = AtomicU64::new(0);
 

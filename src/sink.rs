@@ -6,6 +6,7 @@ mod clock;
 mod config;
 mod connection_log;
 mod direct;
+mod examine;
 mod fault;
 mod identity;
 mod kinesis;
@@ -31,6 +32,7 @@ pub use aws::AwsSink;
 pub use config::{AwsOptions, PutRecordsClient, StandInAccess};
 #[cfg(feature = "fuzzing")]
 pub use direct::fuzz_answer;
+pub use examine::{Examination, Examiner};
 pub use msk::{MskToken, MskTokens};
 pub use profile::credential_process;
 pub use read::{ReadError, ReadRecord, StreamReader};
@@ -46,6 +48,7 @@ use crate::domain::{
     external_id::ExternalId,
     integration::{Integration, IntegrationId},
     status::Fault,
+    trace::TraceContext,
 };
 
 /// A record to write.
@@ -108,6 +111,7 @@ pub trait Sink: Send + Sync + 'static {
         &self,
         integration: &Arc<Integration>,
         records: Vec<Record>,
+        traces: &[TraceContext],
     ) -> impl Future<Output = Result<Vec<RecordOutcome>, Fault>> + Send;
 
     /// Writes one record with a newly assumed session, whatever is cached, after probing

@@ -63,7 +63,7 @@ pub use self::{
     rotation::{KeyReport, KeyState, KeysReport},
     secret::{KeyError, Keyring, KeyringError},
     shared::{LogOptions, SharedError, SharedOptions},
-    sqlite::OpenError,
+    sqlite::{Inspection, OpenError},
     work::Attention,
 };
 use self::{
@@ -339,6 +339,28 @@ impl Store {
         };
         engines.log.close().await;
         Err(opened)
+    }
+
+    /// Looks at the embedded database without changing it, also while another process uses it.
+    /// None if there is none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::open`], for what can be seen without writing.
+    pub async fn inspect(options: &StoreOptions) -> Result<Option<Inspection>, OpenError> {
+        sqlite::inspect(&options.data_dir, options.disk_reserve_bytes).await
+    }
+
+    /// Ids of the keys that the external IDs of a database need and a keyring lacks.
+    ///
+    /// # Errors
+    ///
+    /// If the keyring cannot be used.
+    pub fn missing_keys(
+        keyring: &Keyring,
+        inspection: &Inspection,
+    ) -> Result<Vec<Box<str>>, StoreError> {
+        Ok(Sealer::new(keyring)?.missing(&inspection.keys))
     }
 
     /// Accepts that entries of the embedded log are lost, see [`AcceptedLoss`]. None without a
@@ -851,6 +873,23 @@ impl Store {
             0 => database_id.to_owned(),
             timeline => format!("{database_id}-{timeline}"),
         }
+    }
+
+    /// Whether this instance sends the notifications of all integrations: it owns partition 0, and
+    /// its lease leaves time for a call.
+    pub fn sends_notifications(&self) -> bool {
+        let mut owners = self.shared.partitions.all().into_iter();
+        owners.any(|owner| owner.partition() == 0 && owner.delivers()) && self.check_lease().is_ok()
+    }
+
+    /// Resume token up to which the receiver of notifications has every status.
+    pub async fn notified_to(&self) -> Result<Option<String>, StoreError> {
+        self.shared.catalog.registry().notified_to().await
+    }
+
+    /// Stores what [`Store::notified_to`] returns.
+    pub async fn set_notified_to(&self, token: &str) -> Result<(), StoreError> {
+        self.shared.catalog.registry().set_notified_to(token).await
     }
 
     /// Key for the tokens of callers, derived from the key of the external IDs.

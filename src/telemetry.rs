@@ -4,6 +4,7 @@
 mod escape;
 mod export;
 mod filter;
+mod level;
 mod propagation;
 mod readers;
 
@@ -28,10 +29,12 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
+use self::filter::Directives;
 use crate::config::{Config, LogFormat};
 
 pub use self::{
-    propagation::{continue_trace, link_trace},
+    level::{LevelError, LogLevel, log_level, set_log_level},
+    propagation::{continue_trace, current_trace, link_trace, link_traces},
     readers::{metrics_interval, prometheus_page},
 };
 
@@ -40,6 +43,8 @@ const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Name of the tracer and the meter, the instrumentation scope of spans and metrics.
 const TRACER: &str = "siem-relay";
+
+type BoxedLayer<S> = Box<dyn Layer<S> + Send + Sync>;
 
 static EXPORTS_TRACES: AtomicBool = AtomicBool::new(false);
 
@@ -122,15 +127,20 @@ pub fn init(config: &Config) -> Result<TelemetryGuard, TelemetryError> {
     });
     let with_color = is_terminal && environment("NO_COLOR").is_none_or(|value| value.is_empty());
     global::set_text_map_propagator(TraceContextPropagator::new());
+    let directives = &config.log_level;
+    let (traces, spans_directives) = provider
+        .as_ref()
+        .map(|provider| traces(provider, directives))
+        .transpose()?
+        .unzip();
+    let (logs, lines_directives) = logs(format, with_color, directives, io::stderr)?;
     tracing_subscriber::registry()
-        .with(
-            provider
-                .as_ref()
-                .map(|provider| traces(provider, &config.log_level))
-                .transpose()?,
-        )
-        .with(logs(format, with_color, &config.log_level, io::stderr)?)
+        .with(traces)
+        .with(logs)
         .try_init()?;
+    let mut replace = vec![level::replacing(lines_directives)];
+    replace.extend(spans_directives.map(level::replacing));
+    level::install(directives, replace);
     EXPORTS_TRACES.store(provider.is_some(), Ordering::Relaxed);
     Ok(TelemetryGuard {
         traces: provider,
@@ -149,16 +159,16 @@ fn logs<S, W>(
     with_color: bool,
     directives: &str,
     writer: W,
-) -> Result<Box<dyn Layer<S> + Send + Sync>, TelemetryError>
+) -> Result<(BoxedLayer<S>, Directives<S>), TelemetryError>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let filter = filter::logs(directives)?;
+    let (filter, directives) = filter::logs(directives)?;
     let layer = tracing_subscriber::fmt::layer()
         .with_ansi(with_color)
         .with_writer(writer);
-    Ok(match format {
+    let layer = match format {
         LogFormat::Text => layer.fmt_fields(escape::Fields).with_filter(filter).boxed(),
         LogFormat::Json => layer
             .json()
@@ -166,24 +176,26 @@ where
             .with_span_list(false)
             .with_filter(filter)
             .boxed(),
-    })
+    };
+    Ok((layer, directives))
 }
 
 /// The layer that creates OpenTelemetry spans.
 fn traces<S>(
     provider: &SdkTracerProvider,
     directives: &str,
-) -> Result<Box<dyn Layer<S> + Send + Sync>, TelemetryError>
+) -> Result<(BoxedLayer<S>, Directives<S>), TelemetryError>
 where
     S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
 {
-    let filter = filter::traces(directives)?;
-    Ok(tracing_opentelemetry::layer()
+    let (filter, directives) = filter::traces(directives)?;
+    let layer = tracing_opentelemetry::layer()
         .with_tracer(provider.tracer(TRACER))
         .with_location(false)
         .with_threads(false)
         .with_filter(filter)
-        .boxed())
+        .boxed();
+    Ok((layer, directives))
 }
 
 #[cfg(test)]

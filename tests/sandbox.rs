@@ -314,8 +314,10 @@ async fn a_refused_run_ends_with_the_status() {
     .spawn()
     .unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
-    let first = log.next().unwrap().unwrap();
-    let address = first.split_whitespace().next_back().unwrap();
+    let mut lines = log.by_ref().map(Result::unwrap);
+    let line = lines.find(|line| line.starts_with("siem-relay "));
+    let line = line.unwrap();
+    let address = line.split_whitespace().next_back().unwrap();
     let request = ConfigureRequest {
         organization_id: "acme".into(),
         kinesis_stream_arn: "arn:aws:kinesis:us-east-1:222222222222:stream/detections".into(),

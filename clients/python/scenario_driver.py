@@ -142,6 +142,13 @@ class Driver:
         answer = await self._await(self._client.get_onboarding(v1.GetOnboardingRequest(**fields)))
         return {"file_names": [each.file_name for each in answer.documents], "role_arn": answer.role_arn}
 
+    async def list_audit_entries(self, **fields: Any) -> dict[str, Any]:
+        answer = await self._await(self._client.list_audit_entries(v1.ListAuditEntriesRequest(**fields)))
+        return {
+            "actions": [siem_client.enum_name(v1.AuditAction, each.action) for each in answer.entries],
+            "principals": [each.principal for each in answer.entries],
+        }
+
     async def delete(self, **fields: Any) -> dict[str, Any]:
         answer = await self._await(self._client.delete(v1.DeleteRequest(**fields)))
         return {"accepted": answer.counts.accepted, "pending": answer.counts.pending}

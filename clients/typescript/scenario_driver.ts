@@ -160,6 +160,11 @@ const calls: Record<string, (args: Arguments) => Answer | Promise<Answer>> = {
     const answer = await opened(client).getOnboarding({ stream, roleName, externalId });
     return { file_names: answer.documents.map(({ fileName }) => fileName), role_arn: answer.roleArn };
   },
+  async list_audit_entries({ organization_id: organizationId = "" }) {
+    const { entries } = await opened(client).listAuditEntries({ organizationId });
+    const actions = entries.map(({ action }) => enumName(v1.AuditActionSchema, action));
+    return { actions, principals: entries.map(({ principal }) => principal) };
+  },
   async delete({ organization_id: organizationId, allow_missing: allowMissing = false, etag = "" }) {
     const { counts } = await opened(client).delete({ organizationId, allowMissing, etag });
     return { accepted: Number(counts?.accepted ?? 0n), pending: Number(counts?.pending ?? 0n) };

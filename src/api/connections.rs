@@ -120,6 +120,14 @@ pub struct ConnectionOptions {
     pub http1: bool,
 }
 
+/// Number of connections that the limit on open descriptors permits once it is raised as
+/// [`max_connections`] does, with `reserved` for calls to AWS. Changes nothing.
+pub fn connections_within_limit(reserved: usize) -> usize {
+    use rustix::process::{Resource, getrlimit};
+    let limit = getrlimit(Resource::Nofile).maximum;
+    permitted_connections(limit.map_or(usize::MAX, |limit| limit as usize), reserved)
+}
+
 /// Raises the limit on open descriptors to the highest that the system allows, and returns the
 /// number of connections that it permits, at most `max`. `reserved` descriptors stay for calls to
 /// AWS. Logs a warning if there are fewer than `max`.

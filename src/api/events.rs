@@ -40,6 +40,7 @@ use crate::{
         event_service_server::EventService, publish_stream_response::Outcome,
     },
     store::{MemoryHold, Store},
+    telemetry::current_trace,
 };
 
 /// Events in one request.
@@ -302,6 +303,7 @@ impl Events {
             // does not wait for the answer.
             false => {
                 let memory = permit.map(|permit| Box::new(permit) as MemoryHold);
+                let segments = segments.with_trace(current_trace());
                 let appended = self.store.append(segments, memory).await;
                 Some(appended.map_err(ApiError::of_log)?)
             }

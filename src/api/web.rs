@@ -12,6 +12,7 @@
 //! [CORS]: https://fetch.spec.whatwg.org/#http-cors-protocol
 
 mod body;
+mod console;
 
 use std::{
     convert::Infallible,
@@ -62,6 +63,10 @@ const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(600);
 /// Settings of gRPC-Web.
 #[derive(Clone, Debug)]
 pub struct WebOptions {
+    /// The page of `console` is served.
+    pub console: bool,
+    /// Address of the CloudFormation template to which the page links.
+    pub template_url: Option<String>,
     /// Origins other than the service's own whose pages may call the API, each as a browser writes
     /// it: `https://HOST[:PORT]` in lower case, without the default port.
     pub origins: Vec<String>,
@@ -311,6 +316,12 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let options = &self.origins.0;
+        if options.console
+            && let Some(answer) = console::answer(&request, options.template_url.as_deref())
+        {
+            return Box::pin(ready(Ok(answer)));
+        }
         let encoding = match self.admit(&request) {
             Ok(encoding) => encoding,
             Err(refusal) => return Box::pin(ready(Ok(refusal.answer()))),
@@ -418,6 +429,8 @@ mod tests {
     #[test]
     fn an_origin_is_listed_or_the_services_own() {
         let options = |has_tls, has_authentication| WebOptions {
+            console: false,
+            template_url: None,
             origins: vec!["https://soc.example.com".to_owned()],
             has_tls,
             has_authentication,

@@ -89,6 +89,7 @@ async fn execute(
         let report = match admin::call(&path, request).await? {
             Answer::Keys(report) => report,
             Answer::Error(error) => return Err(error.into()),
+            Answer::LogLevel(_) => return Err("the service answered another command".into()),
         };
         if wait && !report.unreadable.is_empty() {
             return Err(

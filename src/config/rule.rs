@@ -14,7 +14,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::source::nearest;
 use crate::{
-    domain::arn::RoleArn,
+    domain::{arn::RoleArn, service_url},
     store::{Keyring, KeyringError},
 };
 
@@ -217,6 +217,16 @@ pub(super) const LOG_URL: Syntax = Syntax {
 pub(super) const DATABASE_URL: Syntax = Syntax {
     limits: "`postgres://USER@HOST:PORT,HOST:PORT/DATABASE`, without a password",
     check: |text| check_url(text, "postgres://", "postgres://USER@HOST:PORT/DATABASE"),
+};
+
+pub(super) const TEMPLATE_URL: Syntax = Syntax {
+    limits: "`https://BUCKET.s3.REGION.amazonaws.com/KEY`",
+    check: |text| match text.strip_prefix("https://") {
+        Some(rest) if rest.contains('/') && !rest.contains(char::is_whitespace) => Ok(()),
+        _ => Err("is no address of a template; give \
+                  https://BUCKET.s3.REGION.amazonaws.com/KEY"
+            .to_owned()),
+    },
 };
 
 /// Checks the scheme, and that no password is in the URL. The message does not repeat the text,
@@ -562,6 +572,20 @@ pub(super) const EVENT_TYPE_PREFIX: Syntax = Syntax {
     limits: "a reverse-DNS name, such as `com.example`, of up to 128 characters",
     check: reverse_dns,
 };
+
+/// URL of the receiver of notifications.
+pub(super) const NOTIFICATION_URL: Syntax = Syntax {
+    limits: "a URL with https, or with http on loopback, of up to 2,048 characters",
+    check: notification_url,
+};
+
+fn notification_url(text: &str) -> Result<(), String> {
+    // It may contain a secret, so no problem repeats it.
+    match text.len() {
+        0..=2048 => service_url::parse(text).map(drop).map_err(str::to_owned),
+        _ => Err("has more than 2,048 characters; give a shorter URL".to_owned()),
+    }
+}
 
 /// AWS STS API reference, AssumeRole, RoleSessionName.
 pub(super) const ROLE_SESSION_NAME: Syntax = Syntax {

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use super::{
     event::{Gap, GapReason, Time},
     sequences::Sequences,
+    trace::TraceContext,
 };
 
 /// Consecutive events of one integration.
@@ -28,6 +29,9 @@ pub struct Chunk {
     pub gaps: Vec<Gap>,
     /// Bytes of the pending events, before compression.
     pub pending_bytes: u64,
+    /// Spans in which the events were published, of the publishes that are traced. Empty for a
+    /// chunk of the backlog, which does not keep them.
+    pub traces: Vec<TraceContext>,
 }
 
 impl Chunk {
@@ -177,6 +181,7 @@ mod tests {
                     settled: Sequences::default(),
                     gaps: Vec::new(),
                     pending_bytes: 0,
+                    traces: Vec::new(),
                 };
                 first_sequence += u64::from(*count);
                 chunk

@@ -37,6 +37,7 @@ use super::{
     segment::Damaged,
     sequences::Sequences,
     status::Fault,
+    trace::TraceContext,
 };
 
 /// Partition key: the UUID of a device, or that of the integration for its gap events.
@@ -74,6 +75,8 @@ pub struct BatchRecord {
 pub struct Batch {
     /// At least one record, in the order of the sequences.
     pub records: Vec<BatchRecord>,
+    /// Spans in which the events were published, at most [`MAX_TRACES`](super::trace::MAX_TRACES).
+    pub traces: Vec<TraceContext>,
     sent: Sent,
 }
 

@@ -9,6 +9,7 @@ use super::{
     event::{StoredEventInfo, inspect},
     integration::IntegrationId,
     sequences::Sequences,
+    trace::TraceContext,
 };
 
 /// Most events of one segment, and so of one chunk.
@@ -33,6 +34,7 @@ pub struct Segments {
     bytes: Vec<u8>,
     parts: Vec<Part>,
     events: u32,
+    trace: Option<TraceContext>,
 }
 
 /// Segment of consecutive events of one integration within the buffer.
@@ -91,6 +93,18 @@ impl Segments {
                 bytes,
             }),
         }
+    }
+
+    /// The same events, published in this span.
+    #[must_use]
+    pub fn with_trace(mut self, trace: Option<TraceContext>) -> Self {
+        self.trace = trace;
+        self
+    }
+
+    /// Span in which the events were published, if it is traced.
+    pub fn trace(&self) -> Option<TraceContext> {
+        self.trace
     }
 
     /// Appends a part of another buffer with its bytes.

@@ -10,8 +10,9 @@ use opentelemetry::{
 use super::{
     ACK_DURATION, ATTEMPTS, CERTIFICATE_NOT_AFTER, Counter, DELIVERY_LATENCY, EVENTS_ACCEPTED,
     EVENTS_DELIVERED, EVENTS_DISCARDED, EVENTS_EXPIRED, EVENTS_REJECTED, EVENTS_UNCONFIGURED,
-    Histogram, LOG_COMMIT_DURATION, LOG_SYNC_DURATION, PARTITIONS_LOST, REFUSALS, RPC_DURATION,
-    Sample, TAKEOVERS, THROTTLED_RECORDS, TLS_FILES_REFUSED, latest,
+    Histogram, LOG_COMMIT_DURATION, LOG_SYNC_DURATION, NOTIFICATION_DUE_SINCE,
+    NOTIFICATIONS_FAILED, NOTIFICATIONS_SENT, PARTITIONS_LOST, REFUSALS, RPC_DURATION, Sample,
+    TAKEOVERS, THROTTLED_RECORDS, TLS_FILES_REFUSED, latest,
 };
 use crate::domain::{
     event::RejectionReason,
@@ -109,7 +110,33 @@ pub fn define(meter: &Meter, refusal_reasons: Vec<(i32, &'static str)>) {
     integrations(&list);
     log(&list);
     ownership(&list);
+    notifications(&list);
     process(&list);
+}
+
+fn notifications(list: &List<'_>) {
+    list.counter(
+        "siem_relay.notifications.sent",
+        "Notifications that the receiver has accepted.",
+        &NOTIFICATIONS_SENT,
+    );
+    list.counter(
+        "siem_relay.notifications.failed",
+        "Attempts to send a notification that failed.",
+        &NOTIFICATIONS_FAILED,
+    );
+    list.gauge(
+        "siem_relay.notifications.unsent.age",
+        SECONDS,
+        "Time since which the oldest notification is due that the receiver has not accepted; 0 if none is.",
+        |_| match NOTIFICATION_DUE_SINCE.load(Ordering::Relaxed) {
+            0 => 0.0,
+            since => {
+                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+                (now.unwrap_or_default().as_secs_f64() - since as f64).max(0.0)
+            }
+        },
+    );
 }
 
 fn events(list: &List<'_>) {

@@ -188,6 +188,7 @@ fn config(
             "listen",
             SocketAddr::from((Ipv4Addr::LOCALHOST, port)).to_string(),
         ),
+        ("console", "true".to_owned()),
         ("data-dir", data_dir.to_owned()),
         ("retry-first-ms", RETRY_FIRST_MS.to_string()),
         ("retry-most-ms", RETRY_MOST_MS.to_string()),

@@ -67,6 +67,13 @@ pub(super) fn greeting(endpoints: &Endpoints<'_>, paint: Paint) -> String {
     }
     let bold = |text: &str| paint.color(Color::Bold, text);
     lines.push(format!(
+        "{}  {}://{}/console/ (organization {})",
+        bold("console"),
+        endpoints.scheme,
+        endpoints.address,
+        endpoints.organization
+    ));
+    lines.push(format!(
         "{}  {}://{}",
         bold("siem-relay"),
         endpoints.scheme,

@@ -26,6 +26,7 @@ use uuid::Uuid;
 
 use super::{
     AssumedWith, AwsOptions, ExternalIdProof, ExternalIds, Unreadable,
+    aws::record_request_id,
     clock::Clock,
     config, fault,
     muted::muted,
@@ -131,13 +132,22 @@ impl AssumeRole {
     ) -> Result<Arc<Session>, Fault> {
         let span = info_span!(
             "assume_role",
+            otel.kind = "client",
+            rpc.system = "aws-api",
+            rpc.service = "STS",
+            rpc.method = "AssumeRole",
             organization_id = integration.organization_id.as_str(),
+            integration_id = %integration.integration_id,
+            aws.request_id = Empty,
             outcome = Empty,
         );
         async {
             let session = self.call(integration, tries).await;
             let outcome = session.as_ref().map_or_else(Fault::code, |_| "Assumed");
             Span::current().record("outcome", outcome);
+            if let Err(fault) = &session {
+                record_request_id(fault.request_id.as_deref());
+            }
             session
         }
         .instrument(span)
@@ -449,6 +459,7 @@ impl AssumeRole {
         duration: Duration,
         with: AssumedWith,
     ) -> Result<Arc<Session>, Fault> {
+        record_request_id(output.request_id());
         let Some(credentials) = output.credentials() else {
             return Err(Fault::not_aws(Stage::AssumeRole, 200, output.request_id()));
         };

@@ -24,11 +24,15 @@ use crate::{
         event::RecordHead,
         integration::{Integration, IntegrationId},
         status::{Cause, Fault, Meaning, Operation, Reason, Stage},
+        trace::TraceContext,
     },
     gate::Gate,
     metrics,
+    telemetry::link_traces,
 };
 
+/// Name of the attribute with AWS's request id.
+const REQUEST_ID: &str = "aws.request_id";
 /// Calls of a test: AssumeRole and the write. Probes are counted by themselves.
 const TEST_CALLS: u32 = 2;
 
@@ -205,11 +209,19 @@ impl AwsSink {
     ) -> Result<Vec<RecordOutcome>, Fault> {
         let record = [record];
         let before = self.clock.offset_ms();
-        let answer = self.write(session, integration, &record).await;
-        match self.clock.is_off_since(before) && credentials_fault(&answer).is_some() {
-            true => self.write(session, integration, &record).await,
-            false => answer,
+        let span = put_records_span(integration, record.len());
+        async {
+            let answer = self.write(session, integration, &record).await;
+            let answer =
+                match self.clock.is_off_since(before) && credentials_fault(&answer).is_some() {
+                    true => self.write(session, integration, &record).await,
+                    false => answer,
+                };
+            record_outcome(&answer);
+            answer
         }
+        .instrument(span)
+        .await
     }
 
     async fn test_anew(&self, integration: &Arc<Integration>, record: Record) -> TestReport {
@@ -289,21 +301,18 @@ impl Sink for AwsSink {
         &self,
         integration: &Arc<Integration>,
         records: Vec<Record>,
+        traces: &[TraceContext],
     ) -> Result<Vec<RecordOutcome>, Fault> {
         if records.is_empty() {
             return Ok(Vec::new());
         }
-        let span = info_span!(
-            "put_records",
-            organization_id = integration.organization_id.as_str(),
-            records = records.len(),
-            outcome = Empty,
-        );
+        let span = put_records_span(integration, records.len());
+        if !span.is_disabled() {
+            link_traces(&span, traces);
+        }
         async {
             let answer = self.put(integration, &records).await;
-            if let Some(fault) = first_fault(&answer) {
-                Span::current().record("outcome", fault.code());
-            }
+            record_outcome(&answer);
             answer
         }
         .instrument(span)
@@ -359,6 +368,36 @@ impl Sink for AwsSink {
 
     fn forget(&self, integration_id: IntegrationId) {
         self.sessions.forget(integration_id);
+    }
+}
+
+/// Span of a PutRecords call. It is only exported, so that it costs nothing unless traces are.
+fn put_records_span(integration: &Integration, records: usize) -> Span {
+    info_span!(
+        "put_records",
+        otel.kind = "client",
+        rpc.system = "aws-api",
+        rpc.service = "Kinesis",
+        rpc.method = "PutRecords",
+        organization_id = integration.organization_id.as_str(),
+        integration_id = %integration.integration_id,
+        records,
+        aws.request_id = Empty,
+        outcome = Empty,
+    )
+}
+
+/// Sets attributes of the current span. The request id of an answer was set when it arrived; that
+/// of AssumeRole is on the span of that call.
+fn record_outcome(answer: &Result<Vec<RecordOutcome>, Fault>) {
+    let fault = first_fault(answer);
+    Span::current().record("outcome", fault.map_or("Accepted", Fault::code));
+}
+
+/// Sets the AWS request id of the current span.
+pub(super) fn record_request_id(request_id: Option<&str>) {
+    if let Some(request_id) = request_id {
+        Span::current().record(REQUEST_ID, request_id);
     }
 }
 

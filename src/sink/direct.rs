@@ -30,7 +30,7 @@ use self::{
     request::{NotSent, request},
     transport::{Received, Transport},
 };
-use super::{Record, RecordOutcome, clock::Clock, sessions::Session};
+use super::{Record, RecordOutcome, aws::record_request_id, clock::Clock, sessions::Session};
 use crate::domain::{
     arn::StreamArn,
     event::RecordHead,
@@ -105,6 +105,7 @@ impl Direct {
                 date,
                 body,
             })) => {
+                record_request_id(request_id.as_deref());
                 if let Some(date) = date {
                     self.clock.learn(&date);
                 }

@@ -15,6 +15,7 @@ use aws_sdk_kinesis::{
 
 use super::{
     DryRun, Record, RecordOutcome,
+    aws::record_request_id,
     clock::Clock,
     config,
     fault::{self, ShardIds},
@@ -66,7 +67,11 @@ impl Kinesis {
         let answer = self.send(session, stream, head, records, false)?.await;
         match answer {
             Ok(output) => outcomes(&output, records.len()),
-            Err(error) => Err(fault::fault(Stage::Write, &error)),
+            Err(error) => {
+                let fault = fault::fault(Stage::Write, &error);
+                record_request_id(fault.request_id.as_deref());
+                Err(fault)
+            }
         }
     }
 
@@ -153,6 +158,7 @@ fn entry(head: &RecordHead, record: &Record) -> Result<PutRecordsRequestEntry, N
 /// record.
 fn outcomes(output: &PutRecordsOutput, sent: usize) -> Result<Vec<RecordOutcome>, Fault> {
     let request_id = output.request_id();
+    record_request_id(request_id);
     let results = output.records();
     if results.len() != sent {
         return Err(Fault::not_aws(Stage::Write, 200, request_id));

@@ -40,6 +40,8 @@ type Key = (IntegrationId, u64);
 #[derive(Clone, Copy)]
 struct Proof {
     at: Instant,
+    /// The role can be assumed without knowing the external ID, which was logged.
+    is_open: bool,
     /// The role can be assumed by others, and nothing is delivered to such a role.
     is_refused: bool,
 }
@@ -245,11 +247,15 @@ impl Sessions {
         let is_open = match &proof {
             ExternalIdProof::Required => false,
             ExternalIdProof::NotRequired | ExternalIdProof::AnyAccepted => {
-                warn!(
-                    organization_id,
-                    role_arn = integration.role_arn.as_str(),
-                    "the role can be assumed without knowing the external ID: its trust policy lacks the condition sts:ExternalId"
-                );
+                // Once: it is probed again at every attempt.
+                let before = self.proofs.get(&key).await;
+                if before.is_none_or(|before| !before.is_open) {
+                    warn!(
+                        organization_id,
+                        role_arn = integration.role_arn.as_str(),
+                        "the role can be assumed without knowing the external ID: its trust policy lacks the condition sts:ExternalId"
+                    );
+                }
                 true
             }
             ExternalIdProof::Unclear(fault) => {
@@ -265,7 +271,16 @@ impl Sessions {
         };
         let is_refused = is_open && self.require_external_id;
         let at = Instant::now();
-        self.proofs.insert(key, Proof { at, is_refused }).await;
+        self.proofs
+            .insert(
+                key,
+                Proof {
+                    at,
+                    is_open,
+                    is_refused,
+                },
+            )
+            .await;
         if is_refused {
             self.cache.invalidate(&key).await;
         }

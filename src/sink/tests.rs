@@ -102,7 +102,7 @@ async fn with_assumed_roles(count: i64) -> (Aws, AwsSink, Arc<Registry>) {
     let registry = Arc::new(Registry::default());
     let sink = aws.sink_with(registry.clone(), registry.gate.clone());
     for which in 1..=count {
-        let outcomes = sink.put_records(&customer(which), records(1)).await;
+        let outcomes = sink.put_records(&customer(which), records(1), &[]).await;
         assert_eq!(outcomes, Ok(vec![accepted(0)]));
     }
     (aws, sink, registry)
@@ -111,7 +111,7 @@ async fn with_assumed_roles(count: i64) -> (Aws, AwsSink, Arc<Registry>) {
 /// Meaning of the refusal that delivery gets without its session.
 async fn refusal(sink: &AwsSink, customer: &Arc<Integration>) -> Meaning {
     sink.forget(customer.integration_id);
-    let answer = sink.put_records(customer, records(1)).await;
+    let answer = sink.put_records(customer, records(1), &[]).await;
     answer.unwrap_err().meaning()
 }
 
@@ -181,7 +181,7 @@ async fn writes_the_records_with_a_narrow_session() {
     let server = Server::start(Call::granted).await;
     let outcomes = sink(&server)
         .await
-        .put_records(&integration(), records(3))
+        .put_records(&integration(), records(3), &[])
         .await;
     assert_eq!(outcomes, Ok((0..3).map(accepted).collect()));
 
@@ -227,7 +227,7 @@ async fn no_records_cause_no_call() {
     let server = Server::start(Call::granted).await;
     let sink = sink(&server).await;
     assert_eq!(
-        sink.put_records(&integration(), Vec::new()).await,
+        sink.put_records(&integration(), Vec::new(), &[]).await,
         Ok(vec![])
     );
     assert!(server.calls().is_empty());
@@ -255,7 +255,7 @@ async fn reports_each_record() {
     .await;
     let outcomes = sink(&server)
         .await
-        .put_records(&integration(), records(3))
+        .put_records(&integration(), records(3), &[])
         .await;
     let failed = |code: &str| {
         RecordOutcome::Failed(Fault {
@@ -294,7 +294,7 @@ async fn an_unclear_record_is_not_accepted() {
     .await;
     let outcomes = sink(&server)
         .await
-        .put_records(&integration(), records(6))
+        .put_records(&integration(), records(6), &[])
         .await
         .unwrap();
     assert_eq!(outcomes.len(), 6);
@@ -307,7 +307,9 @@ async fn a_test_assumes_a_new_session() {
     let server = Server::start(Call::granted).await;
     let sink = sink(&server).await;
     let integration = integration();
-    sink.put_records(&integration, records(1)).await.unwrap();
+    sink.put_records(&integration, records(1), &[])
+        .await
+        .unwrap();
     let report = sink.test(&integration, records(1).remove(0)).await;
     assert_eq!(report.assume_role, Ok(AssumedWith::Current));
     assert_eq!(
@@ -319,7 +321,9 @@ async fn a_test_assumes_a_new_session() {
     );
     assert!(report.latency > Duration::ZERO);
     // Delivery continues with the session of the test.
-    sink.put_records(&integration, records(1)).await.unwrap();
+    sink.put_records(&integration, records(1), &[])
+        .await
+        .unwrap();
     assert_eq!(server.keys_that_wrote(), ["ASIA1", "ASIA2", "ASIA2"]);
 }
 

@@ -254,6 +254,7 @@ fn skip(
         settled: Sequences::default(),
         gaps: vec![gap],
         pending_bytes: 0,
+        traces: Vec::new(),
     };
     LedgerUpdate {
         integration_id,

@@ -303,6 +303,7 @@ impl Appender {
         if partitions.all(|partition| partition == first) {
             return vec![(first, segments)];
         }
+        let trace = segments.trace();
         let (bytes, parts) = segments.into_parts();
         let mut split: Vec<(Partition, Segments)> = Vec::new();
         let mut start = 0;
@@ -311,7 +312,7 @@ impl Appender {
             let partition = partition_of(part.integration_id);
             let at = split.iter().position(|(known, _)| *known == partition);
             let at = at.unwrap_or_else(|| {
-                split.push((partition, Segments::default()));
+                split.push((partition, Segments::default().with_trace(trace)));
                 split.len() - 1
             });
             split[at].1.push_part(part, &bytes[start..end]);

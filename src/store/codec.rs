@@ -12,7 +12,11 @@ use super::{
     error::StoreError,
     ports::{Entry, EntryChunk, EntryId, NewEntry, Position},
 };
-use crate::domain::{integration::IntegrationId, segment::Damaged};
+use crate::domain::{
+    integration::IntegrationId,
+    segment::Damaged,
+    trace::{MAX_TRACES, TraceContext},
+};
 
 /// One LZ4 block with its length before it, without a CRC-32. Read, but not written any more.
 const LZ4: u8 = 1;
@@ -31,7 +35,15 @@ const PAYLOAD_HEAD_BYTES: usize = 1 + CHECKSUM_BYTES;
 /// Most bytes of a segment of the backlog; a payload that claims to be longer is damaged.
 const MAX_SEGMENT_BYTES: usize = 16 << 20;
 
-const HEADER_VERSION: u8 = 1;
+/// Header without traces.
+const PLAIN_HEADER: u8 = 1;
+/// Header with the number of members before them, and after them, for each, a byte with the number
+/// of its traces, and these. Only written if an event is traced, so that programs from before it
+/// can read what is not.
+const TRACED_HEADER: u8 = 2;
+/// Most traces of an entry, 12 KiB; those of later chunks are left out. An entry has a limit in
+/// Kafka.
+const MAX_ENTRY_TRACES: usize = 512;
 const MEMBER_BYTES: usize = 24;
 
 /// Stored form of an entry, apart from its position and the time of its acceptance.
@@ -50,12 +62,33 @@ impl StoredEntry {
     pub(super) fn encode(entry: &NewEntry) -> Self {
         let mut body = Vec::with_capacity(8 + entry.chunks.len() * MEMBER_BYTES);
         body.extend_from_slice(&entry.revision.to_le_bytes());
+        let is_traced = entry.chunks.iter().any(|chunk| !chunk.traces.is_empty());
+        if is_traced {
+            body.extend_from_slice(&(entry.chunks.len() as u32).to_le_bytes());
+        }
         for chunk in &entry.chunks {
             body.extend_from_slice(chunk.integration_id.0.as_bytes());
             body.extend_from_slice(&chunk.count.to_le_bytes());
             body.extend_from_slice(&(chunk.segment.len() as u32).to_le_bytes());
         }
-        let header = with_checksum(HEADER_VERSION, &body);
+        if is_traced {
+            let mut left = MAX_ENTRY_TRACES;
+            for chunk in &entry.chunks {
+                let kept = chunk.traces.len().min(MAX_TRACES).min(left);
+                let traces = &chunk.traces[..kept];
+                left -= kept;
+                body.push(traces.len() as u8);
+                for trace in traces {
+                    body.extend_from_slice(&trace.trace_id);
+                    body.extend_from_slice(&trace.span_id);
+                }
+            }
+        }
+        let version = match is_traced {
+            true => TRACED_HEADER,
+            false => PLAIN_HEADER,
+        };
+        let header = with_checksum(version, &body);
         let segments = entry.chunks.iter().map(|chunk| &chunk.segment[..]);
         Self {
             id: entry.id,
@@ -104,6 +137,7 @@ pub(super) fn decode(
                 // A slice would keep the memory of the whole entry.
                 .map(|segments| Bytes::copy_from_slice(&segments[range]))
                 .ok_or(Damaged),
+            traces: member.traces,
         }
     });
     Ok(Entry {
@@ -116,7 +150,7 @@ pub(super) fn decode(
 }
 
 /// Chunk of an entry, as the header describes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Member {
     /// The integration.
     pub(super) integration_id: IntegrationId,
@@ -124,6 +158,8 @@ pub(super) struct Member {
     pub(super) count: u32,
     /// Bytes of the segment.
     pub(super) bytes: u32,
+    /// As in [`NewChunk::traces`](super::ports::NewChunk::traces).
+    pub(super) traces: Vec<TraceContext>,
 }
 
 /// Header of an entry.
@@ -142,7 +178,8 @@ impl Header {
     ///
     /// `Corrupt` if it is damaged or of an unknown version.
     pub(super) fn decode(header: &[u8], position: Position) -> Result<Self, StoreError> {
-        if let Some(version) = header.first().filter(|version| **version != HEADER_VERSION) {
+        let is_unknown = |version: &&u8| ![PLAIN_HEADER, TRACED_HEADER].contains(*version);
+        if let Some(version) = header.first().filter(is_unknown) {
             return Err(StoreError::Corrupt(format!(
                 "the entry at position {} of the log has the unknown format {version}",
                 position.0
@@ -157,9 +194,18 @@ impl Header {
     }
 
     fn members(header: &[u8]) -> Result<Self, Damaged> {
-        let (_, rest) = header.split_first().ok_or(Damaged)?;
-        let body = without_checksum(HEADER_VERSION, rest)?;
-        let (revision, members) = body.split_first_chunk().ok_or(Damaged)?;
+        let (version, rest) = header.split_first().ok_or(Damaged)?;
+        let body = without_checksum(*version, rest)?;
+        let (revision, mut members) = body.split_first_chunk().ok_or(Damaged)?;
+        let mut traces = None;
+        if *version == TRACED_HEADER {
+            let (count, rest) = members.split_first_chunk().ok_or(Damaged)?;
+            let bytes = (u32::from_le_bytes(*count) as usize).checked_mul(MEMBER_BYTES);
+            let (before, after) = rest
+                .split_at_checked(bytes.ok_or(Damaged)?)
+                .ok_or(Damaged)?;
+            (members, traces) = (before, Some(after));
+        }
         if !members.len().is_multiple_of(MEMBER_BYTES) {
             return Err(Damaged);
         }
@@ -171,16 +217,43 @@ impl Header {
                 integration_id: IntegrationId(Uuid::from_bytes(*id)),
                 count: u32::from_le_bytes(*count),
                 bytes: u32::from_le_bytes(*bytes),
+                traces: Vec::new(),
             })
         };
+        let mut members = members
+            .chunks(MEMBER_BYTES)
+            .map(member)
+            .collect::<Result<Vec<_>, _>>()?;
+        if let Some(mut traces) = traces {
+            for member in &mut members {
+                member.traces = split_traces(&mut traces)?;
+            }
+            if !traces.is_empty() {
+                return Err(Damaged);
+            }
+        }
         Ok(Self {
             revision: u64::from_le_bytes(*revision),
-            members: members
-                .chunks(MEMBER_BYTES)
-                .map(member)
-                .collect::<Result<_, _>>()?,
+            members,
         })
     }
+}
+
+/// Takes the traces of one member off the front.
+fn split_traces(bytes: &mut &[u8]) -> Result<Vec<TraceContext>, Damaged> {
+    let (count, mut rest) = bytes.split_first().ok_or(Damaged)?;
+    let mut traces = Vec::new();
+    for _ in 0..*count {
+        let (trace_id, after) = rest.split_first_chunk().ok_or(Damaged)?;
+        let (span_id, after) = after.split_first_chunk().ok_or(Damaged)?;
+        traces.push(TraceContext {
+            trace_id: *trace_id,
+            span_id: *span_id,
+        });
+        rest = after;
+    }
+    *bytes = rest;
+    Ok(traces)
 }
 
 /// Returns the payload of segments, one after another; nothing if they are empty.
@@ -321,11 +394,19 @@ mod tests {
         some.iter().copied().cycle().take(length).collect()
     }
 
+    fn trace(at: u8) -> TraceContext {
+        TraceContext {
+            trace_id: [at + 1; 16],
+            span_id: [at + 2; 8],
+        }
+    }
+
     fn entry(lengths: &[usize]) -> NewEntry {
         let chunks = lengths.iter().enumerate().map(|(at, length)| NewChunk {
             integration_id: testing_id(at as i64 % 3),
             count: at as u32 + 1,
             segment: cycled(&[at as u8, 1, 2, 3, 5, 8], *length).into(),
+            traces: vec![trace(at as u8); at % 3],
         });
         NewEntry {
             id: [7; 16],
@@ -395,6 +476,7 @@ mod tests {
                 prop_assert_eq!(read.integration_id, new.integration_id);
                 prop_assert_eq!(read.count, new.count);
                 prop_assert_eq!(read.segment.as_ref(), Ok(&new.segment));
+                prop_assert_eq!(&read.traces, &new.traces);
             }
         }
 
@@ -415,6 +497,22 @@ mod tests {
             let read: Vec<_> = read.chunks.iter().map(|one| (one.count, &one.segment)).collect();
             prop_assert_eq!(read, [(1, &Err(Damaged)), (2, &Err(Damaged))]);
         }
+    }
+
+    #[test]
+    fn the_header_of_what_is_not_traced_is_that_of_earlier_programs() {
+        let mut new = entry(&[10, 10]);
+        assert_eq!(StoredEntry::encode(&new).header[0], TRACED_HEADER);
+        new.chunks[1].traces.clear();
+        assert_eq!(StoredEntry::encode(&new).header[0], PLAIN_HEADER);
+        // A flood of traces is cut off and hides nothing else.
+        let mut many = entry(&[1; 100]);
+        for chunk in &mut many.chunks {
+            chunk.traces = vec![trace(7); 2 * MAX_TRACES];
+        }
+        let read = decode(&StoredEntry::encode(&many)).unwrap();
+        let traces: usize = read.chunks.iter().map(|chunk| chunk.traces.len()).sum();
+        assert_eq!((read.chunks.len(), traces), (100, MAX_ENTRY_TRACES));
     }
 
     #[test]

@@ -221,6 +221,7 @@ impl Content {
                 integration_id,
                 count,
                 segment,
+                traces: Vec::new(),
             }
         });
         let chunks = chunks.collect();

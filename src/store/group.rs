@@ -8,6 +8,7 @@ use crate::domain::{
     integration::IntegrationId,
     map::Map,
     segment::{Part, Segments, fits},
+    trace::{TraceContext, add_traces},
 };
 
 /// Bytes of segments from which an entry takes no further chunk.
@@ -51,24 +52,32 @@ struct ChunkPlan {
     last_piece: u32,
     count: u32,
     bytes: usize,
+    traces: Vec<TraceContext>,
 }
 
 impl Group {
     /// Adds the segments of a request.
     pub(super) fn add(&mut self, segments: Segments) {
+        let trace = segments.trace();
         let (bytes, parts) = segments.into_parts();
         let request = self.requests.len() as u32;
         let mut start = 0;
         let pieces = parts.len() as u32;
         for part in parts {
             let end = start + part.bytes;
-            self.add_part(part, request, start..end);
+            self.add_part(part, request, start..end, trace);
             start = end;
         }
         self.requests.push(RequestBytes { bytes, pieces });
     }
 
-    fn add_part(&mut self, part: Part, request: u32, range: std::ops::Range<u32>) {
+    fn add_part(
+        &mut self,
+        part: Part,
+        request: u32,
+        range: std::ops::Range<u32>,
+        trace: Option<TraceContext>,
+    ) {
         let at = self.pieces.len() as u32;
         self.pieces.push(Piece {
             request,
@@ -85,6 +94,7 @@ impl Group {
             chunk.last_piece = at;
             chunk.count += count;
             chunk.bytes += bytes;
+            add_traces(&mut chunk.traces, trace);
             return;
         }
         self.last_chunks
@@ -95,6 +105,7 @@ impl Group {
             last_piece: at,
             count,
             bytes,
+            traces: trace.into_iter().collect(),
         });
     }
 
@@ -120,6 +131,7 @@ impl Group {
                 integration_id: plan.integration_id,
                 count: plan.count,
                 segment: segment.into(),
+                traces: plan.traces,
             });
         }
         if !current.is_empty() {
@@ -236,7 +248,7 @@ mod tests {
                 prop_assert!(!entry.chunks.is_empty());
                 let bytes: usize = entry.chunks.iter().map(|chunk| chunk.segment.len()).sum();
                 prop_assert!(bytes < ENTRY_BYTES + SEGMENT_BYTES + LONGEST);
-                for NewChunk { integration_id, count, segment } in entry.chunks {
+                for NewChunk { integration_id, count, segment, .. } in entry.chunks {
                     // A segment may exceed its limit by one event.
                     prop_assert!(fits(count, segment.len().min(SEGMENT_BYTES)));
                     prop_assert!(segment.len() < SEGMENT_BYTES + LONGEST);

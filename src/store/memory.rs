@@ -208,6 +208,7 @@ impl Image {
                         integration_id: chunk.integration_id,
                         count: chunk.count,
                         segment: Ok(chunk.segment),
+                        traces: chunk.traces,
                     })
                     .collect(),
             };

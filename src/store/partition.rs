@@ -416,6 +416,11 @@ impl Owner {
         self.delivers.load(Ordering::Acquire)
     }
 
+    /// The partition.
+    pub(super) fn partition(&self) -> Partition {
+        self.lease.partition
+    }
+
     /// Integrations that have a ledger or events in memory.
     pub(super) fn ids(&self) -> Vec<IntegrationId> {
         self.lock().queues.keys().copied().collect()
@@ -466,7 +471,14 @@ impl Owner {
             };
             let before = queue.bytes();
             let segment = chunk.segment.clone();
-            let first = queue.push(entry.position, entry.accepted_at, chunk.count, segment);
+            let traces = chunk.traces.clone();
+            let first = queue.push(
+                entry.position,
+                entry.accepted_at,
+                chunk.count,
+                segment,
+                traces,
+            );
             let Some(first_sequence) = first else {
                 continue;
             };

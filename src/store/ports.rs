@@ -43,6 +43,7 @@ use crate::{
         segment::Damaged,
         sequences::Sequences,
         status::{Observation, Stall, StatusDetail},
+        trace::TraceContext,
     },
 };
 
@@ -84,6 +85,9 @@ pub struct NewChunk {
     pub count: u32,
     /// The events, as [`segment`](crate::domain::segment) describes.
     pub segment: Bytes,
+    /// Spans in which they were published, at most
+    /// [`MAX_TRACES`](crate::domain::trace::MAX_TRACES).
+    pub traces: Vec<TraceContext>,
 }
 
 /// Entry as a reader returns it.
@@ -111,6 +115,8 @@ pub struct EntryChunk {
     /// The events. The header of a damaged entry is readable, so the number of events and their
     /// integration are known.
     pub segment: Result<Bytes, Damaged>,
+    /// As in [`NewChunk::traces`].
+    pub traces: Vec<TraceContext>,
 }
 
 /// Positions that a partition holds.
@@ -833,4 +839,10 @@ pub trait Registry: Send + Sync + 'static {
 
     /// Forgets earlier keys under which nothing is stored any more that has not lapsed.
     async fn retire_keys(&self, now: Timestamp) -> Result<Keys, StoreError>;
+
+    /// Returns what [`Registry::set_notified_to`] stored last.
+    async fn notified_to(&self) -> Result<Option<String>, StoreError>;
+
+    /// Stores the resume token up to which the receiver of notifications has every status.
+    async fn set_notified_to(&self, token: &str) -> Result<(), StoreError>;
 }

@@ -14,6 +14,7 @@ use crate::domain::{
     integration::Progress,
     segment::{self, Damaged},
     sequences::Sequences,
+    trace::{TraceContext, add_traces},
 };
 
 /// Largest time between the acceptance of the first and the last event of chunks that are joined,
@@ -72,6 +73,7 @@ struct TailChunk {
     accepted_at: Timestamp,
     /// Empty once all events are settled.
     segment: Result<Bytes, Damaged>,
+    traces: Vec<TraceContext>,
     /// The worker knows it by its first sequence, so it is not joined with others.
     was_read: bool,
     /// It is being moved, perhaps joined with others.
@@ -140,6 +142,7 @@ impl TailChunk {
             segment,
             settled,
             gaps: Vec::new(),
+            traces: self.traces.clone(),
         }
     }
 }
@@ -310,6 +313,7 @@ impl Queue {
         accepted_at: Timestamp,
         count: u32,
         segment: Result<Bytes, Damaged>,
+        traces: Vec<TraceContext>,
     ) -> Option<u64> {
         if position <= self.position {
             return None;
@@ -323,6 +327,7 @@ impl Queue {
             count,
             accepted_at,
             segment,
+            traces,
             was_read: false,
             moving: false,
         };
@@ -634,6 +639,7 @@ fn joined(run: &mut Vec<Chunk>) -> Option<Chunk> {
         segment.extend_from_slice(&chunk.segment);
         first.count += chunk.count;
         first.pending_bytes += chunk.pending_bytes;
+        add_traces(&mut first.traces, chunk.traces);
     }
     first.segment = segment.into();
     Some(first)

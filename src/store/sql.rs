@@ -5,7 +5,7 @@ mod audit;
 pub(in crate::store) mod copy;
 mod entities;
 mod external_ids;
-mod keys;
+pub(in crate::store) mod keys;
 mod registry;
 pub(in crate::store) mod rows;
 

@@ -5,6 +5,7 @@ mod check;
 mod connect;
 mod database;
 mod failure;
+mod inspect;
 mod ledger;
 mod log;
 mod migrate_packs;
@@ -34,6 +35,8 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 pub(super) use self::database::{Database, WriteTransaction};
+pub use self::inspect::Inspection;
+pub(super) use self::inspect::inspect;
 use self::{
     connect::{MIGRATION, READS, WRITES, connect, page_bytes, write_back},
     log::{Log, watch_space},

@@ -9,6 +9,7 @@ use tracing_subscriber::{
     filter::{FilterExt as _, FilterFn, ParseError},
     layer::Filter,
     registry::LookupSpan,
+    reload,
 };
 
 const OWN_CRATE: &str = "siem_relay";
@@ -17,25 +18,44 @@ const OWN_CRATE: &str = "siem_relay";
 /// the rest of the span, and the log lines within them name their subject.
 const TRACE_ONLY_SPANS: [&str; 1] = ["put_records"];
 
+/// Directives in use, which can be replaced.
+pub(super) struct Directives<S>(reload::Handle<EnvFilter, S>);
+
+impl<S> Directives<S> {
+    /// Replaces the directives. The cap stays.
+    pub(super) fn replace(&self, wanted: EnvFilter) -> Result<(), reload::Error> {
+        self.0.reload(wanted)
+    }
+}
+
+/// Parses directives.
+pub(super) fn parse(directives: &str) -> Result<EnvFilter, ParseError> {
+    EnvFilter::builder().parse(directives)
+}
+
 /// Filter for log lines: the directives, within the cap.
-pub(super) fn logs<S>(directives: &str) -> Result<impl Filter<S> + use<S>, ParseError>
+pub(super) fn logs<S>(
+    directives: &str,
+) -> Result<(impl Filter<S> + use<S>, Directives<S>), ParseError>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
-    let wanted = EnvFilter::builder().parse(directives)?;
+    let (wanted, handle) = reload::Layer::new(parse(directives)?);
     let is_for_logs: fn(&Metadata<'_>) -> bool = is_for_logs;
     let for_logs = FilterFn::new(is_for_logs).with_max_level_hint(LevelFilter::TRACE);
-    Ok(wanted.and(cap()).and(for_logs))
+    Ok((wanted.and(cap()).and(for_logs), Directives(handle)))
 }
 
 /// Filter for traces: `INFO`, and more if the directives allow it, within the cap. A higher log
 /// level does not remove spans; the sampler of the traces does.
-pub(super) fn traces<S>(directives: &str) -> Result<impl Filter<S> + use<S>, ParseError>
+pub(super) fn traces<S>(
+    directives: &str,
+) -> Result<(impl Filter<S> + use<S>, Directives<S>), ParseError>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
-    let wanted = EnvFilter::builder().parse(directives)?;
-    Ok(wanted.or(LevelFilter::INFO).and(cap()))
+    let (wanted, handle) = reload::Layer::new(parse(directives)?);
+    Ok((wanted.or(LevelFilter::INFO).and(cap()), Directives(handle)))
 }
 
 fn is_for_logs(metadata: &Metadata<'_>) -> bool {

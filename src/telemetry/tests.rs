@@ -53,8 +53,12 @@ fn capture(format: LogFormat, directives: &str, log: impl FnOnce()) -> (String, 
         .build();
     let writer = lines.clone();
     let subscriber = tracing_subscriber::registry()
-        .with(traces(&provider, directives).unwrap())
-        .with(logs(format, false, directives, move || writer.clone()).unwrap());
+        .with(traces(&provider, directives).unwrap().0)
+        .with(
+            logs(format, false, directives, move || writer.clone())
+                .unwrap()
+                .0,
+        );
     tracing::subscriber::with_default(subscriber, log);
     provider.shutdown_with_timeout(FLUSH_DEADLINE).unwrap();
     (String::from_utf8(lines.all()).unwrap(), spans.all())
@@ -142,8 +146,12 @@ fn callsites_know_the_maximum_level() {
         (true, "info,siem_relay=debug", LevelFilter::DEBUG),
     ] {
         let subscriber = tracing_subscriber::registry()
-            .with(with_traces.then(|| traces(&provider, directives).unwrap()))
-            .with(logs(LogFormat::Text, false, directives, io::sink).unwrap());
+            .with(with_traces.then(|| traces(&provider, directives).unwrap().0))
+            .with(
+                logs(LogFormat::Text, false, directives, io::sink)
+                    .unwrap()
+                    .0,
+            );
         let hint = subscriber.max_level_hint();
         assert_eq!(hint, Some(expected), "{with_traces} {directives}");
     }

@@ -27,6 +27,7 @@ use crate::{
         event::{Format, render_gap},
         integration::{Integration, IntegrationId},
         status::{Cause, Fault, Stage},
+        trace::TraceContext,
     },
     gate::Pass,
     sink::{Content, Record, Sink},
@@ -108,7 +109,7 @@ async fn send<S: Sink>(
         Some(pass) => tokio::select! {
             biased;
             () = pass.cancelled() => None,
-            answer = call(shared, id, &integration, records, permit) => Some(answer),
+            answer = call(shared, id, &integration, records, &batch.traces, permit) => Some(answer),
         },
     };
     let attempt = Attempt {
@@ -126,9 +127,10 @@ async fn call<S: Sink>(
     id: IntegrationId,
     integration: &Arc<Integration>,
     records: Vec<Record>,
+    traces: &[TraceContext],
     permit: &mut Permit,
 ) -> Result<Vec<RecordOutcome>, Fault> {
-    let mut call = pin!(shared.sink.put_records(integration, records));
+    let mut call = pin!(shared.sink.put_records(integration, records, traces));
     if let Ok(answer) = timeout(OVERDUE, &mut call).await {
         return answer;
     }

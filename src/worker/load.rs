@@ -10,7 +10,7 @@ use crate::{
     domain::{
         chunk::Chunk,
         integration::{Integration, IntegrationId, Progress},
-        status::{Cause, Fault, Observation, Stage},
+        status::{Cause, Fault, Observation, Reason, Stage},
     },
     store::{NextRetry, Observed, StoreError},
 };
@@ -135,21 +135,25 @@ pub(super) fn report<S>(
     began_at: Timestamp,
     error: &StoreError,
 ) {
-    tracing::error!(
-        %error,
-        organization_id = integration.organization_id.as_str(),
-        "cannot read the log"
-    );
+    let id = integration.integration_id;
+    let before = shared.store.get(id);
+    let is_known = before.is_some_and(|one| one.status.reason == Some(Reason::LogUnreadable));
+    // Once while it lasts: it is tried again every few seconds.
+    if !is_known {
+        tracing::error!(
+            %error,
+            organization_id = integration.organization_id.as_str(),
+            "cannot read the log"
+        );
+    }
     let now = Timestamp::now();
     let observed = Observed {
-        integration_id: integration.integration_id,
+        integration_id: id,
         version: integration.version,
         began_at,
         at: now,
         observation: Observation::Failed(Fault::unanswered(Stage::Write, Cause::LogUnreadable)),
         next_retry: NextRetry::At(now + READ_RETRY),
     };
-    shared
-        .store
-        .settle(integration.integration_id, None, Some(observed));
+    shared.store.settle(id, None, Some(observed));
 }

@@ -30,6 +30,8 @@ from stand_in import VENDOR, StandIn
 from siem_client.v1 import event_pb2, integration_pb2
 
 OPERATIONS = ROOT / "docs/operations.md"
+# Needs a receiver that accepts nothing for ten minutes: `promtool test rules` alone has it.
+BY_RULES_ALONE = {"SiemRelayNotificationsFail"}
 # Alerts that embedded storage cannot raise.
 SHARED = {
     "SiemRelayNotReady",
@@ -406,7 +408,8 @@ def test(report: Report) -> None:
             raise_of_a_small_disk(operation, aws)
             raise_of_descriptors(operation)
             alerts = set(re.findall(r"- alert: (\w+)", RULES.read_text()))
-            report.check(alerts == operation.seen | SHARED, "every other alert was raised", alerts - operation.seen - SHARED)
+            others = operation.seen | SHARED | BY_RULES_ALONE
+            report.check(alerts == others, "every other alert was raised", alerts - others)
             relay.expect_alive()
 
 

@@ -56,6 +56,7 @@ fn violation(path: &str, used: &[String]) -> Option<&'static str> {
             ("domain", _) => Some("domain uses only itself"),
             ("metrics", used) if used != "domain" => Some("metrics use domain only"),
             ("sink" | "store", "metrics") => None,
+            ("sink", "telemetry") => None,
             ("sink" | "store", "gate") | ("store", "boot_time" | "secret_file") => None,
             ("store" | "sink" | "gate", used) if used != "domain" => {
                 Some("store, sink and gate use domain only (store and sink also gate and metrics)")

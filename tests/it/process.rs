@@ -13,6 +13,7 @@ mod migration;
 mod mixed_requests;
 mod resources;
 mod shutdown;
+mod traces;
 
 use std::{collections::HashSet, fs, process::Stdio, time::Duration};
 

@@ -4,6 +4,7 @@
 mod cluster;
 mod faults;
 mod moving;
+mod secrets;
 mod traffic;
 
 use test_services::{Kafka, KafkaOptions, Postgres, Proxy, require, shared_kafka, shared_postgres};

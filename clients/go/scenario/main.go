@@ -278,6 +278,16 @@ func (d *driver) call(line []byte) (object, error) {
 				}
 				return object{"file_names": names, "role_arn": answer.GetRoleArn()}
 			})
+	case "list_audit_entries":
+		return ask(ctx, line, &siemv1.ListAuditEntriesRequest{}, d.client.ListAuditEntries,
+			func(answer *siemv1.ListAuditEntriesResponse) object {
+				actions, principals := []string{}, []string{}
+				for _, each := range answer.GetEntries() {
+					actions = append(actions, each.GetAction().String())
+					principals = append(principals, each.GetPrincipal())
+				}
+				return object{"actions": actions, "principals": principals}
+			})
 	case "delete":
 		return ask(ctx, line, &siemv1.DeleteRequest{}, d.client.Delete, func(answer *siemv1.DeleteResponse) object {
 			return object{"accepted": answer.GetCounts().GetAccepted(), "pending": answer.GetCounts().GetPending()}

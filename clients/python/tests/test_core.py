@@ -183,3 +183,33 @@ def test_it_never_sends_earlier_than_the_server_asks() -> None:
     error = SiemError(grpc.StatusCode.RESOURCE_EXHAUSTED, "planned", retry_delay=30.0)
     wait = core.broke(error, 0.0, False)[1]
     assert wait is not None and 30.0 <= wait <= 37.5
+
+
+def test_the_second_half_of_a_split_request_waits_for_the_first() -> None:
+    core = PublishCore(PublisherOptions(), lambda failures: 1.0)
+    for number in (1, 2):
+        core.add(Item(event(number), Future()), 0.0)
+    core.flush()
+
+    def sent(now: float) -> v1.PublishStreamRequest:
+        encoded = core.next_request(now)
+        assert encoded is not None
+        return v1.PublishStreamRequest.FromString(encoded)
+
+    def overloaded(request: v1.PublishStreamRequest, now: float) -> None:
+        answer = v1.PublishStreamResponse(request_id=request.request_id)
+        for index in range(len(request.events)):
+            answer.result.rejections.add(index=index, reason=v1.ERROR_REASON_OVERLOADED)
+        assert not core.answered(answer, now)
+
+    overloaded(sent(0.0), 0.0)
+    refusal = v1.PublishStreamResponse(request_id=sent(1.0).request_id)
+    refusal.error.code = grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    with pytest.raises(Broken) as broken:
+        core.answered(refusal, 1.0)
+    core.broke(broken.value.error, 1.0, False)
+    half = sent(1.0)
+    assert [each.event_id for each in half.events] == [event(1).event_id]
+    overloaded(half, 1.0)
+    assert core.next_request(1.0) is None, "event 2 would overtake event 1"
+    assert sent(2.0).events[0].event_id == event(1).event_id

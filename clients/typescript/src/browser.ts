@@ -16,6 +16,9 @@ import { ConfigurationError } from "./errors.js";
 export * from "./common.js";
 export { Client } from "./client.js";
 
+// One and a half of the server's default heartbeat: browsers do not test their connections.
+const silenceMs = 45_000;
+
 /** Options of `connect`. */
 export interface ConnectOptions extends CommonOptions {
   /** `https://HOST:PORT`, or `http://HOST:PORT`; by default the origin of the page. */
@@ -37,5 +40,5 @@ export function connect(options: ConnectOptions = {}): Client {
   }
   const { origin } = checkAddress(address, false, options.token !== undefined);
   const transport = createGrpcWebTransport({ baseUrl: origin });
-  return new Client(new Caller(transport, options, {}), () => undefined);
+  return new Client(new Caller(transport, options, {}), () => undefined, silenceMs);
 }

@@ -40,6 +40,8 @@ export class Client {
     /** @internal */
     protected readonly caller: Caller,
     private readonly disconnect: () => void,
+    /** Default of `silenceMs`. */
+    private readonly silenceMs = 90_000,
   ) {}
 
   /** Ends all calls, all watches and the connection. Close publishers before: their events would be unacknowledged. */
@@ -121,6 +123,6 @@ export class Client {
 
   /** Returns an endless iterator of statuses: a snapshot, then each change. */
   watchStatus(options: WatchOptions = {}): StatusWatch {
-    return new StatusWatch(this.caller, options);
+    return new StatusWatch(this.caller, { ...options, silenceMs: options.silenceMs ?? this.silenceMs });
   }
 }

@@ -254,3 +254,36 @@ test("options out of range are refused by name", () => {
     assert.throws(() => new PublishCore(options), new RegExp(`^ConfigurationError: ${Object.keys(options)[0]}: `));
   }
 });
+
+test("the second half of a split request waits for the first", () => {
+  const core = new PublishCore({}, () => 1_000);
+  for (const number of [1, 2]) {
+    core.add(new Item(event(number)), 0);
+  }
+  core.flush();
+  const sent = (now: number): RawRequest => {
+    const request = core.nextRequest(now);
+    assert.ok(request !== undefined);
+    return request;
+  };
+  const overloaded = (request: RawRequest, now: number): void => {
+    const rejections = request.events.map((_, index) => ({ index, reason: v1.ErrorReason.OVERLOADED }));
+    assert.deepEqual(core.answered(answer(request.requestId, { rejections }), now), []);
+  };
+  overloaded(sent(0), 0);
+  const outcome = { case: "error" as const, value: { code: Code.InvalidArgument } };
+  const refusal = create(v1.PublishStreamResponseSchema, { requestId: sent(1_000).requestId, outcome });
+  assert.throws(
+    () => core.answered(refusal, 1_000),
+    (broken) => {
+      assert.ok(broken instanceof Broken);
+      core.broke(broken.error, 1_000, false);
+      return true;
+    },
+  );
+  const half = sent(1_000);
+  assert.deepEqual(decoded(half).map(({ eventId }) => eventId), [event(1).eventId]);
+  overloaded(half, 1_000);
+  assert.equal(core.nextRequest(1_000), undefined, "event 2 would overtake event 1");
+  assert.equal(decoded(sent(2_000))[0]?.eventId, event(1).eventId);
+});

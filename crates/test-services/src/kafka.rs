@@ -217,6 +217,29 @@ impl Kafka {
     pub fn resume(&self, node: u16) {
         self.broker(node).processes.resume();
     }
+
+    /// Limits the bytes per second that each broker takes from all clients together, or lifts the
+    /// limit. A broker takes what is above it, and delays the answer and the connection.
+    pub async fn limit_producers(&self, bytes_per_second: Option<u32>) {
+        let mut config = java(&self.java, &self.libraries);
+        config.args(["kafka.admin.ConfigCommand", "--bootstrap-server"]);
+        config.args([&self.bootstrap(), "--alter", "--entity-type", "clients"]);
+        config.arg("--entity-default");
+        match bytes_per_second {
+            Some(rate) => config.args(["--add-config", &format!("producer_byte_rate={rate}")]),
+            None => config.args(["--delete-config", "producer_byte_rate"]),
+        };
+        run("ConfigCommand", config).await;
+    }
+
+    /// Changes access rights, by arguments of `kafka-acls.sh`. The brokers need the setting
+    /// `authorizer.class.name`.
+    pub async fn change_rights(&self, arguments: &[&str]) {
+        let mut acls = java(&self.java, &self.libraries);
+        acls.args(["org.apache.kafka.tools.AclCommand", "--bootstrap-server"]);
+        acls.arg(self.bootstrap()).args(arguments);
+        run("AclCommand", acls).await;
+    }
 }
 
 /// Settings of a broker, besides those of its addresses.

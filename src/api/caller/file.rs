@@ -13,7 +13,10 @@ use http::Uri;
 use toml::{Table, Value};
 
 use super::certificate::{Certificate, Name};
-use crate::domain::rights::{AwsAccounts, Grant, Organizations, Pattern, Scope, Scopes};
+use crate::domain::{
+    rights::{AwsAccounts, Grant, Organizations, Pattern, Scope, Scopes},
+    service_url,
+};
 
 /// Bytes of the file.
 pub(super) const MAX_FILE: usize = 1 << 20;
@@ -149,7 +152,7 @@ impl CallersFile {
         let organizations_claim = fields.text("organizations_claim", problems);
         let keys = match (file, url) {
             (Some(file), None) => Some(KeyLocation::File(directory.join(&*file))),
-            (None, Some(url)) => match key_url(&url) {
+            (None, Some(url)) => match service_url::parse(&url) {
                 Ok(url) => Some(KeyLocation::Url(url)),
                 Err(problem) => {
                     problems.add(&fields.path("jwks_url"), problem);
@@ -360,31 +363,6 @@ fn aws_accounts(fields: &mut Fields, problems: &mut Problems) -> AwsAccounts {
         Some(list) => restrict(&path, "*", list, problems),
     }
     accounts
-}
-
-/// Checks the URL of a key set.
-fn key_url(text: &str) -> Result<Uri, &'static str> {
-    let url: Uri = text.parse().map_err(|_| "is not a URL")?;
-    let authority = url
-        .authority()
-        .ok_or("is not an absolute URL; give https://HOST/PATH")?;
-    if authority.as_str().contains('@') {
-        return Err("contains a user or password; give a URL without");
-    }
-    let host = authority
-        .host()
-        .trim_start_matches('[')
-        .trim_end_matches(']');
-    let is_loopback = match host.parse::<std::net::IpAddr>() {
-        Ok(address) => address.is_loopback(),
-        Err(_) => host == "localhost",
-    };
-    match url.scheme_str() {
-        Some("https") => Ok(url),
-        Some("http") if is_loopback => Ok(url),
-        Some("http") => Err("is not encrypted; use https (http only on loopback)"),
-        _ => Err("has another scheme than https"),
-    }
 }
 
 /// Problems of a callers file, with the path of each: the first ones in full, and the number of
@@ -787,7 +765,7 @@ mod tests {
             "http://[::1]/keys",
             "http://localhost:1/",
         ] {
-            assert!(key_url(good).is_ok(), "{good}");
+            assert!(service_url::parse(good).is_ok(), "{good}");
         }
         for bad in [
             "http://login.example.com/keys",
@@ -800,7 +778,7 @@ mod tests {
             "https://user:password@login.example.com/",
             "https://",
         ] {
-            assert!(key_url(bad).is_err(), "{bad}");
+            assert!(service_url::parse(bad).is_err(), "{bad}");
         }
     }
 }

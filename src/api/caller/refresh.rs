@@ -5,17 +5,13 @@ use std::{future::Future, io, time::Duration};
 use bytes::Bytes;
 use http::{Request, Uri};
 use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper_rustls::HttpsConnectorBuilder;
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::TokioExecutor,
-};
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep_until, timeout},
 };
 
 use super::key_set::{KeySetError, MAX_KEY_SET};
+use crate::https;
 
 /// Interval of fetches.
 const INTERVAL: Duration = Duration::from_secs(5 * 60);
@@ -45,14 +41,7 @@ pub(super) enum FetchError {
 
 /// Fetches a key set over a connection of its own.
 pub(super) async fn fetch(url: Uri) -> Result<Bytes, FetchError> {
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    let provider = rustls::crypto::aws_lc_rs::default_provider();
-    let connector = HttpsConnectorBuilder::new().with_provider_and_native_roots(provider);
-    let connector = connector.map_err(FetchError::Roots)?;
-    // The callers file allows http only on loopback.
-    let connector = connector.https_or_http().enable_http1().wrap_connector(tcp);
-    let client = Client::builder(TokioExecutor::new()).build(connector);
+    let client = https::client().map_err(FetchError::Roots)?;
     let mut request = Request::new(Empty::<Bytes>::new());
     *request.uri_mut() = url;
     let exchange = async {

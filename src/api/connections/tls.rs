@@ -144,6 +144,20 @@ impl Tls {
         })
     }
 
+    /// End of the validity of the certificate, in seconds since 1970.
+    pub fn not_after(&self) -> i64 {
+        self.current().pair.not_after
+    }
+
+    /// Checks whether the certificate is valid at a time.
+    ///
+    /// # Errors
+    ///
+    /// [`TlsError`] if it has expired or is not valid yet.
+    pub fn check_validity(&self, at: Timestamp) -> Result<(), TlsError> {
+        self.current().pair.check_validity(&self.options, at)
+    }
+
     fn current(&self) -> Arc<Loaded> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }

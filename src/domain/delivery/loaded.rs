@@ -10,6 +10,7 @@ use crate::domain::{
     chunk::Chunk,
     segment::{self, Damaged, SegmentEvent},
     sequences::Sequences,
+    trace::TraceContext,
 };
 
 /// Upper bound of the body of a gap event, with its head.
@@ -95,6 +96,10 @@ impl LoadedChunk {
 
     pub(super) fn sequence(&self, index: usize) -> u64 {
         self.chunk.first_sequence + index as u64
+    }
+
+    pub(super) fn traces(&self) -> &[TraceContext] {
+        &self.chunk.traces
     }
 
     pub(super) fn is_finished(&self) -> bool {

@@ -5,6 +5,7 @@ use std::cell::Cell;
 use super::{
     Batch, BatchLimits, BatchRecord, Delivery, Key, find, keys::Slot, loaded::RecordState,
 };
+use crate::domain::trace::{TraceContext, add_traces};
 
 /// Number of full requests that must wait for the keys to be split. Then, if the stream accepts
 /// records, a request prefers one half of the keys: with all of them in every request, only one
@@ -85,9 +86,26 @@ impl Delivery {
         }
         self.in_flight += 1;
         Some(Batch {
+            traces: self.traces_of(&records),
             records,
             sent: self.refusals.sent(),
         })
+    }
+
+    /// Spans in which the events of records, in the order of their sequences, were published.
+    fn traces_of(&self, records: &[BatchRecord]) -> Vec<TraceContext> {
+        let mut traces = Vec::new();
+        for chunk in &self.chunks {
+            if chunk.traces().is_empty() {
+                continue;
+            }
+            let from = records.partition_point(|one| one.sequence < chunk.first_sequence());
+            let first = records.get(from);
+            if first.is_some_and(|first| first.sequence < chunk.end_sequence()) {
+                add_traces(&mut traces, chunk.traces().iter().copied());
+            }
+        }
+        traces
     }
 
     /// Same as [`Delivery::next_batch`], but also None if the request could contain more. Not

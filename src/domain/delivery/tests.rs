@@ -234,6 +234,7 @@ fn log(keys: &[u8], chunk_events: usize) -> Vec<Chunk> {
                 settled: Sequences::default(),
                 gaps: Vec::new(),
                 pending_bytes: (keys.len() * EVENT_BYTES) as u64,
+                traces: Vec::new(),
             };
             first_sequence = chunk.end_sequence();
             chunk

@@ -93,7 +93,7 @@ impl Customer {
             partition_key: Uuid::from_u128(index as u128),
             content: Content::Whole(bytes::Bytes::from_static(b"{}\n")),
         });
-        sink.put_records(&self.integration(stream), records.collect())
+        sink.put_records(&self.integration(stream), records.collect(), &[])
             .await
     }
 

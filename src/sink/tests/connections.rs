@@ -17,7 +17,7 @@ async fn write_twice(kinesis: impl Fn(&Call) -> Answer + Send + Sync + 'static) 
     let sink = sink(&server).await;
     let elsewhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
     for _ in 0..2 {
-        let written = sink.put_records(&integration(), records(2)).await;
+        let written = sink.put_records(&integration(), records(2), &[]).await;
         assert_eq!(written, Ok(vec![accepted(0), accepted(1)]));
         // Once this connection is made, an earlier close has arrived too.
         TcpStream::connect(elsewhere.local_addr().unwrap())
@@ -54,11 +54,11 @@ async fn a_connection_with_a_timeout_is_not_reused() {
     let mut options = options(&server);
     options.attempt_timeout = Duration::from_millis(300);
     let sink = AwsSink::new(options, Arc::new(OneExternalId), Gate::default()).await;
-    let failed = sink.put_records(&integration(), records(2)).await;
+    let failed = sink.put_records(&integration(), records(2), &[]).await;
     assert_eq!(failed.unwrap_err().cause, Cause::Timeout);
     let before = server.connections();
     late.notify_one();
-    let written = sink.put_records(&integration(), records(2)).await;
+    let written = sink.put_records(&integration(), records(2), &[]).await;
     assert_eq!(written, Ok(vec![accepted(0), accepted(1)]));
     assert_eq!(server.connections(), before + 1);
 }

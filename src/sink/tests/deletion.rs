@@ -27,7 +27,7 @@ async fn a_renewal_ends_and_none_starts() {
     });
     advance(Duration::from_secs(3200)).await;
     for which in [1, 2] {
-        let outcomes = sink.put_records(&customer(which), records(1)).await;
+        let outcomes = sink.put_records(&customer(which), records(1), &[]).await;
         assert_eq!(outcomes, Ok(vec![accepted(0)]));
     }
     until_hanging(&aws, 2).await;
@@ -38,7 +38,9 @@ async fn a_renewal_ends_and_none_starts() {
 
     let (aws, sink, registry) = with_assumed_roles(1).await;
     advance(Duration::from_secs(3200)).await;
-    sink.put_records(&customer(1), records(1)).await.unwrap();
+    sink.put_records(&customer(1), records(1), &[])
+        .await
+        .unwrap();
     // The renewal is spawned but has not started.
     let assumed = aws.assumed();
     delete(&registry, 1).await;
@@ -54,13 +56,17 @@ async fn no_renewal_starts_after_the_end_of_the_lease() {
     let assumed = aws.assumed();
     registry.lapsed.store(true, Ordering::SeqCst);
     advance(Duration::from_secs(3200)).await;
-    sink.put_records(&customer(1), records(1)).await.unwrap();
+    sink.put_records(&customer(1), records(1), &[])
+        .await
+        .unwrap();
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }
     assert_eq!(aws.assumed(), assumed);
     registry.lapsed.store(false, Ordering::SeqCst);
-    sink.put_records(&customer(2), records(1)).await.unwrap();
+    sink.put_records(&customer(2), records(1), &[])
+        .await
+        .unwrap();
     while aws.assumed() == assumed {
         tokio::task::yield_now().await;
     }
@@ -98,7 +104,9 @@ async fn a_shut_gate_ends_all_calls_and_admits_none() {
         _ => Reply::Ok,
     });
     advance(Duration::from_secs(3200)).await;
-    sink.put_records(&customer(1), records(1)).await.unwrap();
+    sink.put_records(&customer(1), records(1), &[])
+        .await
+        .unwrap();
     until_hanging(&aws, 1).await;
     registry.gate.shut_all();
     while aws.hanging() > 0 {

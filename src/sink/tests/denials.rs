@@ -12,11 +12,15 @@ async fn tried(integration: &Arc<Integration>) -> (usize, usize) {
     let start = tokio::time::Instant::now();
     let minute = start + Duration::from_secs(60);
     for _ in 0..12 {
-        sink.put_records(integration, records(1)).await.unwrap_err();
+        sink.put_records(integration, records(1), &[])
+            .await
+            .unwrap_err();
         advance(Duration::from_secs(5)).await;
     }
     for wait in [8, 16, 32, 64, 128].into_iter().chain([240; 13]) {
-        sink.put_records(integration, records(1)).await.unwrap_err();
+        sink.put_records(integration, records(1), &[])
+            .await
+            .unwrap_err();
         advance(Duration::from_secs(wait)).await;
     }
     let requests = aws.requests();
@@ -46,7 +50,7 @@ async fn the_external_id_that_is_repaired_is_found() {
         let aws = Aws::new(denied);
         let sink = aws.sink(Arc::new(Registry::default()));
         for _ in 0..30 {
-            let answer = sink.put_records(&rotating(1), records(1)).await;
+            let answer = sink.put_records(&rotating(1), records(1), &[]).await;
             assert!(answer.is_err());
             advance(Duration::from_secs(10)).await;
         }
@@ -60,7 +64,11 @@ async fn the_external_id_that_is_repaired_is_found() {
         let report = sink.test(&rotating(2), records(1).remove(0)).await;
         assert_eq!(report.assume_role, Ok(with));
         let mut attempts = 1;
-        while sink.put_records(&rotating(1), records(1)).await.is_err() {
+        while sink
+            .put_records(&rotating(1), records(1), &[])
+            .await
+            .is_err()
+        {
             attempts += 1;
             advance(Duration::from_secs(10)).await;
         }
@@ -72,7 +80,7 @@ async fn the_external_id_that_is_repaired_is_found() {
 async fn a_denial_does_not_apply_to_the_next_version() {
     let aws = Aws::new(denied);
     let sink = aws.sink(Arc::new(Registry::default()));
-    sink.put_records(&customer(1), records(1))
+    sink.put_records(&customer(1), records(1), &[])
         .await
         .unwrap_err();
     aws.set_script(|_| Reply::Ok);
@@ -80,7 +88,7 @@ async fn a_denial_does_not_apply_to_the_next_version() {
         version: 2,
         ..(*customer(1)).clone()
     });
-    let outcomes = sink.put_records(&next, records(1)).await;
+    let outcomes = sink.put_records(&next, records(1), &[]).await;
     assert_eq!(outcomes, Ok(vec![accepted(0)]));
 }
 
@@ -88,12 +96,12 @@ async fn a_denial_does_not_apply_to_the_next_version() {
 async fn a_test_ignores_the_cached_denial_and_its_session_is_used() {
     let aws = Aws::new(denied);
     let sink = aws.sink(Arc::new(Registry::default()));
-    sink.put_records(&customer(1), records(1))
+    sink.put_records(&customer(1), records(1), &[])
         .await
         .unwrap_err();
     aws.set_script(|_| Reply::Ok);
     let report = sink.test(&customer(1), records(1).remove(0)).await;
     assert_eq!(report.assume_role, Ok(AssumedWith::Current));
-    let outcomes = sink.put_records(&customer(1), records(1)).await;
+    let outcomes = sink.put_records(&customer(1), records(1), &[]).await;
     assert_eq!(outcomes, Ok(vec![accepted(0)]));
 }

@@ -23,7 +23,7 @@ async fn writes_as_the_environment_says() {
         ..AwsOptions::default()
     };
     let sink = AwsSink::new(options, Arc::new(OneExternalId), Gate::default()).await;
-    let outcomes = sink.put_records(&integration(), records(1)).await;
+    let outcomes = sink.put_records(&integration(), records(1), &[]).await;
     assert_eq!(outcomes, Ok(vec![accepted(0)]));
 }
 

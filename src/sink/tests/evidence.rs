@@ -11,7 +11,7 @@ fn sink_of(aws: &Aws) -> AwsSink {
 }
 
 async fn written(sink: &AwsSink) -> Result<(), Fault> {
-    let written = sink.put_records(&customer(1), records(1)).await;
+    let written = sink.put_records(&customer(1), records(1), &[]).await;
     written.map(|outcomes| assert_eq!(outcomes, [accepted(0)]))
 }
 
@@ -110,7 +110,7 @@ async fn judged(others: Reply, about_own: Reply) -> [Meaning; 2] {
     let aws = Aws::new(one_is_refused(others, about_own));
     let sink = sink_of(&aws);
     let first = written(&sink).await.unwrap_err().meaning();
-    let _written = sink.put_records(&customer(2), records(2)).await;
+    let _written = sink.put_records(&customer(2), records(2), &[]).await;
     advance(Duration::from_secs(5)).await;
     [first, written(&sink).await.unwrap_err().meaning()]
 }

@@ -12,7 +12,7 @@ async fn write(answer: Answer) -> Result<Vec<RecordOutcome>, Fault> {
     })
     .await;
     let sink = sink(&server).await;
-    sink.put_records(&integration(), records(2)).await
+    sink.put_records(&integration(), records(2), &[]).await
 }
 
 /// Fault of a write with this answer of STS.
@@ -23,7 +23,7 @@ async fn assume(answer: Answer) -> Fault {
     })
     .await;
     let sink = sink(&server).await;
-    let fault = sink.put_records(&integration(), records(2)).await;
+    let fault = sink.put_records(&integration(), records(2), &[]).await;
     assert!(server.keys_that_wrote().is_empty());
     fault.unwrap_err()
 }
@@ -182,7 +182,7 @@ async fn reports_a_broken_connection() {
         sink(&server).await
     };
     assert_eq!(
-        gone.put_records(&integration(), records(1)).await,
+        gone.put_records(&integration(), records(1), &[]).await,
         Err(broken(Stage::AssumeRole))
     );
 }
@@ -190,11 +190,13 @@ async fn reports_a_broken_connection() {
 async fn the_log_says_why_kinesis_is_not_reached() {
     let server = Server::start(|call| Answer::Last(Box::new(call.granted()))).await;
     let (sink, address) = (sink(&server).await, server.address());
-    sink.put_records(&integration(), records(1)).await.unwrap();
+    sink.put_records(&integration(), records(1), &[])
+        .await
+        .unwrap();
     drop(server);
     while TcpStream::connect(address).await.is_ok() {}
     let (log, _guard) = Log::capture();
-    let written = sink.put_records(&integration(), records(1)).await;
+    let written = sink.put_records(&integration(), records(1), &[]).await;
     assert_eq!(written, Err(fault(Stage::Write, Cause::Connection, None)));
     let log = log.text();
     let line = log
@@ -225,7 +227,7 @@ async fn a_call_ends_at_its_timeout() {
         let sink = AwsSink::new(options, Arc::new(OneExternalId), Gate::default()).await;
         let start = tokio::time::Instant::now();
         assert_eq!(
-            sink.put_records(&integration(), records(1)).await,
+            sink.put_records(&integration(), records(1), &[]).await,
             Err(fault(stage, Cause::Timeout, None))
         );
         assert!(start.elapsed() < Duration::from_secs(5));
@@ -251,7 +253,7 @@ async fn unreadable_secrets_and_missing_credentials_are_our_fault() {
     }
     let server = Server::start(Call::granted).await;
     let sink = AwsSink::new(options(&server), Arc::new(Unopened), Gate::default()).await;
-    let found = sink.put_records(&integration(), records(1)).await;
+    let found = sink.put_records(&integration(), records(1), &[]).await;
     assert_eq!(
         found,
         Err(fault(Stage::AssumeRole, Cause::SecretUnreadable, None))
@@ -289,7 +291,7 @@ async fn unreadable_secrets_and_missing_credentials_are_our_fault() {
         .build();
     let sink = AwsSink::with_config(&sdk, &options, Arc::new(OneExternalId), Gate::default());
     for _ in 0..4 {
-        let found = sink.put_records(&integration(), records(1)).await;
+        let found = sink.put_records(&integration(), records(1), &[]).await;
         assert_eq!(
             found,
             Err(fault(Stage::AssumeRole, Cause::NoOwnCredentials, None))
@@ -308,7 +310,7 @@ async fn the_log_says_once_why_sts_is_not_reached() {
     let sink = AwsSink::new(options, Arc::new(OneExternalId), Gate::default()).await;
     let (log, _guard) = Log::capture();
     for _ in 0..2 {
-        let written = sink.put_records(&integration(), records(1)).await;
+        let written = sink.put_records(&integration(), records(1), &[]).await;
         let broken = fault(Stage::AssumeRole, Cause::Connection, None);
         assert_eq!(written, Err(broken));
     }
@@ -336,12 +338,14 @@ async fn the_external_id_is_not_logged_at_any_level() {
     .await;
     let sink = sink(&server).await;
     let integration = integration();
-    let fault = sink.put_records(&integration, records(1)).await;
+    let fault = sink.put_records(&integration, records(1), &[]).await;
     let fault = fault.unwrap_err();
     assert_eq!(fault.code(), "ValidationError");
     assert!(!format!("{fault:?}").contains(EXTERNAL_ID));
     jump(Duration::from_secs(1)).await;
-    sink.put_records(&integration, records(1)).await.unwrap();
+    sink.put_records(&integration, records(1), &[])
+        .await
+        .unwrap();
     let report = sink.test(&integration, records(1).remove(0)).await;
     assert_eq!(report.assume_role, Ok(AssumedWith::Current));
 

@@ -18,14 +18,18 @@ async fn customers(count: i64) -> (World, Vec<Arc<Integration>>) {
     }
     let customers: Vec<_> = (0..count).map(customer).collect();
     for customer in &customers {
-        world.sink.put_records(customer, records(1)).await.unwrap();
+        world
+            .sink
+            .put_records(customer, records(1), &[])
+            .await
+            .unwrap();
     }
     (world, customers)
 }
 
 async fn meaning(world: &World, customer: &Arc<Integration>) -> Meaning {
     world.control.expire_sessions();
-    let answer = world.sink.put_records(customer, records(1)).await;
+    let answer = world.sink.put_records(customer, records(1), &[]).await;
     answer.unwrap_err().meaning()
 }
 
@@ -60,7 +64,7 @@ async fn denials_of_most_roles_are_our_fault_until_one_is_assumed() {
     );
     world.control.clear_faults();
     jump(Duration::from_secs(1)).await;
-    let answer = world.sink.put_records(&customers[3], records(1)).await;
+    let answer = world.sink.put_records(&customers[3], records(1), &[]).await;
     assert!(answer.is_ok());
     assert_eq!(*world.sink.identity_state().borrow(), IdentityState::Good);
 }
@@ -81,7 +85,7 @@ async fn refused_own_credentials_become_the_state() {
     })
     .await;
     let sink = sink(&server).await;
-    let fault = sink.put_records(&integration(), records(1)).await;
+    let fault = sink.put_records(&integration(), records(1), &[]).await;
     assert_eq!(fault.unwrap_err().meaning(), Meaning::Ours);
     let refused = IdentityState::CredentialsRefused {
         code: "InvalidClientTokenId".into(),
@@ -100,7 +104,10 @@ async fn proof(trust_policy: &str) -> ExternalIdProof {
     let validation = world.sink.validate_only(&integration(), record).await;
     assert_eq!(validation.external_id, report.external_id);
     assert_eq!(validation.write, Some(Ok(DryRun::WouldSucceed)));
-    let written = world.sink.put_records(&integration(), records(1)).await;
+    let written = world
+        .sink
+        .put_records(&integration(), records(1), &[])
+        .await;
     let proof = report.external_id.clone().unwrap();
     let accepted = world.control.stream(STREAM).unwrap().accepted;
     if proof == ExternalIdProof::Required {

@@ -58,7 +58,7 @@ async fn checks_per_hour(kind: fn(i64) -> Arc<Integration>) -> Vec<usize> {
     }
     let sink = aws.sink(Arc::new(Registry::default()));
     for which in 1..=4 {
-        let outcomes = sink.put_records(&kind(which), records(1)).await;
+        let outcomes = sink.put_records(&kind(which), records(1), &[]).await;
         assert_eq!(outcomes, Ok(vec![accepted(0)]));
     }
     aws.set_script(denied);

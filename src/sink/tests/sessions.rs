@@ -12,7 +12,7 @@ async fn write_until(sink: &AwsSink, seen: impl Fn() -> bool) {
     let integration = integration();
     timeout(Duration::from_secs(20), async {
         loop {
-            let outcomes = sink.put_records(&integration, records(1)).await;
+            let outcomes = sink.put_records(&integration, records(1), &[]).await;
             assert_eq!(outcomes, Ok(vec![accepted(0)]));
             if seen() {
                 return;
@@ -27,7 +27,7 @@ async fn concurrent_first_writes_assume_the_role_once() {
     let server = Server::start(Call::granted).await;
     let sink = sink(&server).await;
     let integration = integration();
-    let writes = (0..50).map(|_| sink.put_records(&integration, records(1)));
+    let writes = (0..50).map(|_| sink.put_records(&integration, records(1), &[]));
     for outcomes in join_all(writes).await {
         assert_eq!(outcomes, Ok(vec![accepted(0)]));
     }
@@ -43,13 +43,13 @@ async fn concurrent_writes_share_a_denial_that_is_cached_for_a_moment() {
     .await;
     let sink = sink(&server).await;
     let integration = integration();
-    let writes = (0..50).map(|_| sink.put_records(&integration, records(1)));
+    let writes = (0..50).map(|_| sink.put_records(&integration, records(1), &[]));
     for outcomes in join_all(writes).await {
         assert_eq!(outcomes.unwrap_err().code(), "AccessDenied");
     }
     assert_eq!(server.assumed(), 1);
     jump(Duration::from_secs(1)).await;
-    let outcomes = sink.put_records(&integration, records(1)).await;
+    let outcomes = sink.put_records(&integration, records(1), &[]).await;
     assert_eq!(outcomes, Ok(vec![accepted(0)]));
 }
 
@@ -63,12 +63,12 @@ async fn a_cancelled_write_does_not_cancel_the_others() {
     let integration = integration();
     let leaving = tokio::spawn({
         let (sink, integration) = (sink.clone(), integration.clone());
-        async move { sink.put_records(&integration, records(1)).await }
+        async move { sink.put_records(&integration, records(1), &[]).await }
     });
     while server.assumed() == 0 {
         tokio::task::yield_now().await;
     }
-    let mut staying = Box::pin(sink.put_records(&integration, records(1)));
+    let mut staying = Box::pin(sink.put_records(&integration, records(1), &[]));
     assert!(futures_util::poll!(&mut staying).is_pending());
     leaving.abort();
     assert_eq!(staying.await, Ok(vec![accepted(0)]));
@@ -84,7 +84,7 @@ async fn an_expired_session_is_assumed_anew_once() {
     let sink = sink(&server).await;
     let integration = integration();
     for _ in 0..2 {
-        let outcomes = sink.put_records(&integration, records(1)).await;
+        let outcomes = sink.put_records(&integration, records(1), &[]).await;
         assert_eq!(outcomes, Ok(vec![accepted(0)]));
     }
     assert_eq!(server.assumed(), 2);
@@ -99,8 +99,10 @@ async fn concurrent_writes_with_an_expired_session_assume_the_role_once() {
     .await;
     let sink = sink(&server).await;
     let integration = integration();
-    sink.put_records(&integration, records(1)).await.unwrap();
-    let writes = (0..50).map(|_| sink.put_records(&integration, records(1)));
+    sink.put_records(&integration, records(1), &[])
+        .await
+        .unwrap();
+    let writes = (0..50).map(|_| sink.put_records(&integration, records(1), &[]));
     for outcomes in join_all(writes).await {
         assert_eq!(outcomes, Ok(vec![accepted(0)]));
     }
@@ -119,7 +121,7 @@ async fn a_session_that_stays_expired_is_our_fault() {
     };
     for state in [IdentityState::Good, refused] {
         let fault = sink
-            .put_records(&integration(), records(1))
+            .put_records(&integration(), records(1), &[])
             .await
             .unwrap_err();
         assert_eq!(fault.code(), "ExpiredTokenException");
@@ -144,7 +146,7 @@ async fn a_role_that_is_denied_meanwhile_is_reported() {
     .await;
     let sink = sink(&server).await;
     let fault = sink
-        .put_records(&integration(), records(1))
+        .put_records(&integration(), records(1), &[])
         .await
         .unwrap_err();
     assert_eq!(fault.stage, Stage::AssumeRole);
@@ -190,7 +192,7 @@ async fn a_failed_renewal_is_no_fault_until_the_session_ends() {
     jump(Duration::from_secs(180)).await;
     write_until(&sink, || server.assumed() == 3).await;
     jump(Duration::from_secs(180)).await;
-    let fault = sink.put_records(&integration(), records(1)).await;
+    let fault = sink.put_records(&integration(), records(1), &[]).await;
     assert_eq!(fault.unwrap_err().code(), "AccessDenied");
 }
 
@@ -203,7 +205,9 @@ async fn lasts_no_longer_than_sts_grants() {
     let sink = sink(&server).await;
     write_until(&sink, || server.assumed() == 1).await;
     jump(Duration::from_secs(870)).await;
-    sink.put_records(&integration(), records(1)).await.unwrap();
+    sink.put_records(&integration(), records(1), &[])
+        .await
+        .unwrap();
     assert_eq!(server.keys_that_wrote(), ["ASIA1", "ASIA2"]);
 }
 
@@ -223,7 +227,7 @@ async fn is_cached_by_integration_and_version_until_forgotten() {
     let sink = sink(&server).await;
     let [one, other] = [Uuid::from_u128(1), Uuid::from_u128(2)];
     let write = async |id, number| {
-        sink.put_records(&version(id, number), records(1))
+        sink.put_records(&version(id, number), records(1), &[])
             .await
             .unwrap();
         server.assumed()
@@ -247,7 +251,7 @@ async fn renewals_of_simultaneous_sessions_are_spread() {
     tokio::time::advance(Duration::from_secs(2500)).await;
     for _ in 0..20 {
         for which in 1..=200 {
-            let outcomes = sink.put_records(&customer(which), records(1)).await;
+            let outcomes = sink.put_records(&customer(which), records(1), &[]).await;
             assert_eq!(outcomes, Ok(vec![accepted(0)]));
         }
         tokio::time::advance(STEP).await;

@@ -69,7 +69,7 @@ impl World {
     }
 
     async fn write(&self, records: Vec<Record>) -> Result<Vec<RecordOutcome>, Fault> {
-        self.sink.put_records(&integration(), records).await
+        self.sink.put_records(&integration(), records, &[]).await
     }
 
     async fn refusal(&self) -> (Stage, String) {

@@ -50,7 +50,9 @@ async fn only_delivery_and_a_test_end_the_previous_external_id() {
     assert_eq!(accepted(), 0);
     sink.test(&rotating(1), records(1).remove(0)).await;
     assert_eq!(accepted(), 1);
-    sink.put_records(&rotating(2), records(1)).await.unwrap();
+    sink.put_records(&rotating(2), records(1), &[])
+        .await
+        .unwrap();
     assert_eq!(accepted(), 2);
 }
 

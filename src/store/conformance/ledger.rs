@@ -177,6 +177,7 @@ impl Pair {
             settled: Sequences::default(),
             gaps: Vec::new(),
             pending_bytes: 0,
+            traces: Vec::new(),
         };
         let segment = chunk.segment.clone();
         if self.random.random_bool(0.5) {
@@ -634,6 +635,7 @@ async fn backlog(pair: &mut Pair, id: IntegrationId, chunks: usize) -> Checked {
             settled: Sequences::default(),
             gaps: Vec::new(),
             pending_bytes: 0,
+            traces: Vec::new(),
         };
         finish(&mut chunk, &segment);
         next = chunk.end_sequence();

@@ -364,6 +364,7 @@ impl Owner {
                 settled: Sequences::default(),
                 gaps: Vec::new(),
                 pending_bytes: 0,
+                traces: Vec::new(),
             };
             chunk.settle(&queue.checkpoint.settled);
             if new.segment.is_err() && !chunk.is_finished() {

@@ -360,6 +360,7 @@ fn early_entry(position: u64, new: &NewEntry) -> Arc<Entry> {
         integration_id: chunk.integration_id,
         count: chunk.count,
         segment: Ok(chunk.segment.clone()),
+        traces: chunk.traces.clone(),
     });
     Arc::new(Entry {
         position: Position(position),

@@ -30,6 +30,11 @@ const PARTITIONS: u32 = 3;
 /// Longest time until everything works again, on a machine that is shared.
 const RECOVERY: Duration = Duration::from_secs(90);
 
+/// Limit of the test of quotas, in bytes per second.
+const QUOTA: u32 = 100_000;
+/// Time of an answer that a limit delayed: the same append takes milliseconds without one.
+const THROTTLED: Duration = Duration::from_millis(500);
+
 fn options(kafka: &Kafka) -> KafkaOptions {
     KafkaOptions {
         brokers: kafka.bootstrap().split(',').map(str::to_owned).collect(),
@@ -81,6 +86,7 @@ fn entry() -> NewEntry {
             integration_id: testing_id(1),
             count: 1,
             segment: Bytes::from_static(&[1, 0, 0, 0, 7]),
+            traces: Vec::new(),
         }],
     }
 }
@@ -249,6 +255,91 @@ async fn nothing_is_lost_when_a_leader_fails() {
             check(&log, partition, &appended).await;
         }
     }
+}
+
+/// A broker throttles: it has written the entry, and answers late. Written once, and in order; when
+/// the limit is lifted all goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_throttled_entry_is_written_once() {
+    let Some(kafka) = test_services::require(Kafka::start(1).await) else {
+        return;
+    };
+    let options = options(&kafka);
+    create(&options, 1).await;
+    let log = open(&options).await;
+    kafka.limit_producers(Some(QUOTA)).await;
+    let mut appended = Appended::default();
+    // Until an answer shows that the limit holds: brokers learn it with a delay.
+    let throttled = async {
+        while appended.slowest < THROTTLED {
+            let entry = sized(QUOTA as usize);
+            let id = entry.id;
+            let start = Instant::now();
+            match log.append(0, vec![entry]).await {
+                Ok(()) => appended.acked.push(id),
+                Err(StoreError::Unavailable(_)) => appended.in_doubt += 1,
+                Err(StoreError::Failed(_)) => sleep(Duration::from_millis(20)).await,
+                Err(error) => panic!("{error}"),
+            }
+            appended.slowest = appended.slowest.max(start.elapsed());
+        }
+    };
+    timeout(RECOVERY, throttled).await.unwrap();
+    let load = Load::start(&log, 0);
+    load.goes_on().await;
+    kafka.limit_producers(None).await;
+    load.goes_on().await;
+    let later = load.stop().await;
+    appended.acked.extend(later.acked);
+    check(&log, 0, &appended).await;
+}
+
+/// The right to write is taken away while entries are written, and given back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_right_is_named_and_stops_nothing_for_good() {
+    let authorizer = "org.apache.kafka.metadata.authorizer.StandardAuthorizer";
+    let settings = [
+        ("authorizer.class.name", authorizer),
+        ("allow.everyone.if.no.acl.found", "true"),
+    ];
+    let kafka = Kafka::start_with(test_services::KafkaOptions {
+        settings: settings.map(|(a, b)| (a.to_owned(), b.to_owned())).into(),
+        ..test_services::KafkaOptions::default()
+    });
+    let Some(kafka) = test_services::require(kafka.await) else {
+        return;
+    };
+    let options = options(&kafka);
+    create(&options, 1).await;
+    let log = open(&options).await;
+    log.append(0, vec![entry()]).await.unwrap();
+    let topic = options.topic.as_str();
+    let all = ["--allow-principal", "User:ANONYMOUS", "--operation", "All"];
+    kafka
+        .change_rights(&[&["--add", "--topic", topic], &all[..]].concat())
+        .await;
+    let write = ["--deny-principal", "User:ANONYMOUS", "--operation", "Write"];
+    kafka
+        .change_rights(&[&["--add", "--topic", topic], &write[..]].concat())
+        .await;
+    let refused = async {
+        loop {
+            match log.append(0, vec![entry()]).await {
+                Ok(()) => {}
+                Err(StoreError::Unavailable(reason) | StoreError::Failed(reason)) => break reason,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    let reason = timeout(RECOVERY, refused).await.unwrap();
+    assert!(reason.contains("the right to write to it"), "{reason}");
+    kafka
+        .change_rights(&[&["--remove", "--force", "--topic", topic], &write[..]].concat())
+        .await;
+    let load = Load::start(&log, 0);
+    load.goes_on().await;
+    let appended = load.stop().await;
+    check(&log, 0, &appended).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -317,9 +317,13 @@ impl PartitionLog {
                 )))
             }
             Err(error) => {
-                let reason = error
-                    .rdkafka_error_code()
-                    .map_or_else(|| error.to_string(), |code| code.to_string());
+                let reason = match error.rdkafka_error_code() {
+                    Some(RDKafkaErrorCode::TopicAuthorizationFailed) => {
+                        "the right to write to it (Write) is missing".to_owned()
+                    }
+                    Some(code) => code.to_string(),
+                    None => error.to_string(),
+                };
                 self.doubt(&mut inner, reason.clone());
                 Err(in_doubt(self.number, &reason))
             }

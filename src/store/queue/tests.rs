@@ -55,7 +55,15 @@ fn segment(count: u32) -> Bytes {
 fn push(queue: &mut Queue, position: Position, counts: &[u32]) -> Vec<Option<u64>> {
     let chunks = counts.iter();
     chunks
-        .map(|count| queue.push(position, Timestamp::UNIX_EPOCH, *count, Ok(segment(*count))))
+        .map(|count| {
+            queue.push(
+                position,
+                Timestamp::UNIX_EPOCH,
+                *count,
+                Ok(segment(*count)),
+                Vec::new(),
+            )
+        })
         .collect()
 }
 
@@ -233,8 +241,20 @@ proptest! {
 #[test]
 fn a_damaged_chunk_moves_as_a_gap() {
     let mut queue = Queue::new();
-    queue.push(Position(1), Timestamp::UNIX_EPOCH, 2, Ok(segment(2)));
-    queue.push(Position(2), Timestamp::UNIX_EPOCH, 3, Err(Damaged));
+    queue.push(
+        Position(1),
+        Timestamp::UNIX_EPOCH,
+        2,
+        Ok(segment(2)),
+        Vec::new(),
+    );
+    queue.push(
+        Position(2),
+        Timestamp::UNIX_EPOCH,
+        3,
+        Err(Damaged),
+        Vec::new(),
+    );
     assert!(matches!(queue.read(1, usize::MAX), Ok(Read::Chunks(chunks)) if chunks.len() == 1));
     assert_eq!(queue.read(3, usize::MAX).unwrap_err(), 3);
     let moved = queue.plan_move(Position(2), true).unwrap();
@@ -257,7 +277,13 @@ fn unread_neighbours_become_one_chunk_of_the_backlog() {
     let mut queue = Queue::new();
     for position in 1..=4 {
         let accepted_at = Timestamp::from_millisecond(400 * position as i64).unwrap();
-        queue.push(Position(position), accepted_at, 2, Ok(segment(2)));
+        queue.push(
+            Position(position),
+            accepted_at,
+            2,
+            Ok(segment(2)),
+            Vec::new(),
+        );
     }
     let moved = queue.plan_move(Position(4), true).unwrap();
     let chunks: Vec<(u64, u32)> = moved

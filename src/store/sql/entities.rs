@@ -33,6 +33,9 @@ pub(super) mod meta {
     pub const KEYS: &str = "external_id_key_check";
     /// Name of the row with the number of ids that refusals in the audit have taken.
     pub const AUDIT_REFUSALS: &str = "audit_refusals";
+    /// Name of the row with the resume token up to which the receiver of notifications has every
+    /// status.
+    pub const NOTIFIED_TO: &str = "notified_to";
 
     #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
     #[sea_orm(table_name = "meta")]

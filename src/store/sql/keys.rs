@@ -105,7 +105,7 @@ pub(super) async fn lock(tx: &WriteTransaction<'_>, lock: LockType) -> Result<Op
 }
 
 /// Reads the keys.
-pub(super) async fn load(db: &impl ConnectionTrait) -> Result<Keys, DbErr> {
+pub(in crate::store) async fn load(db: &impl ConnectionTrait) -> Result<Keys, DbErr> {
     let text = super::load_meta(db, meta::KEYS).await?;
     text.map_or(Ok(Keys::default()), |text| from_text(&text))
 }

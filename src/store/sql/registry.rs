@@ -32,7 +32,7 @@ use sea_orm::{
 use super::{
     Database, WriteTransaction, audit,
     entities::{integration, integration_id, meta, micros, tombstone, whole_micros},
-    external_ids, keys,
+    external_ids, keys, load_meta, save_meta,
 };
 use crate::{
     domain::{
@@ -514,6 +514,18 @@ impl Registry for SqlRegistry {
     async fn retire_keys(&self, now: Timestamp) -> Result<Keys, StoreError> {
         self.forget_lapsed(now).await?;
         self.change_keys(async |tx| keys::retire(tx).await).await
+    }
+
+    async fn notified_to(&self) -> Result<Option<String>, StoreError> {
+        let token = load_meta(&self.db.reader(), meta::NOTIFIED_TO).await;
+        token.map_err(|error| self.db.map(error))
+    }
+
+    async fn set_notified_to(&self, token: &str) -> Result<(), StoreError> {
+        let tx = self.db.begin().await?;
+        let saved = save_meta(&tx, meta::NOTIFIED_TO, token).await;
+        saved.map_err(|error| self.db.map(error))?;
+        tx.commit().await
     }
 }
 

@@ -197,6 +197,7 @@ pub(in crate::store) fn chunk_state(row: &QueryResult) -> Result<Chunk, DbErr> {
         gaps: decode_gaps(gaps.as_deref(), first_sequence, &settled)?,
         settled,
         pending_bytes: number(row, "pending_bytes")?,
+        traces: Vec::new(),
     })
 }
 

@@ -115,6 +115,7 @@ impl Appended {
             integration_id: chunk.integration_id,
             count: chunk.count,
             segment: Ok(chunk.segment),
+            traces: chunk.traces,
         });
         Self {
             stored,

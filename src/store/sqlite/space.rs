@@ -55,6 +55,11 @@ impl Allotment {
         }
     }
 
+    /// Bytes that are kept free of events.
+    pub(super) fn reserve_bytes(&self) -> u64 {
+        self.reserve
+    }
+
     /// Pages after which the write-ahead log is written back.
     pub(super) fn checkpoint_pages(&self) -> u64 {
         self.wal / self.page
@@ -111,6 +116,12 @@ enum LookError {
 pub(super) fn disk_bytes(directory: &Path) -> io::Result<u64> {
     let disk = rustix::fs::statvfs(directory)?;
     Ok(disk.f_blocks.saturating_mul(disk.f_frsize))
+}
+
+/// Free bytes of the file system that holds a directory.
+pub(super) fn free_bytes(directory: &Path) -> io::Result<u64> {
+    let disk = rustix::fs::statvfs(directory)?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 /// Account of the capacity between looks at the disk.
@@ -250,9 +261,8 @@ impl Space {
         let row = db.query_one_raw(statement(db, sql, [])).await?;
         let row = row.ok_or_else(|| DbErr::Custom("the database has no size".to_owned()))?;
         let count = |column: &str| row.try_get::<i64>("", column).map(i64::unsigned_abs);
-        let disk = rustix::fs::statvfs(&self.directory).map_err(io::Error::from)?;
         Ok(Disk {
-            free_bytes: disk.f_bavail.saturating_mul(disk.f_frsize),
+            free_bytes: free_bytes(&self.directory)?,
             pages: count("page_count")?,
             free_pages: count("freelist_count")?,
             database_file_bytes: length(&self.database_file)?,

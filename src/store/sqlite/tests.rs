@@ -44,6 +44,7 @@ fn entry(number: u8, integration: i64) -> NewEntry {
             integration_id: testing_id(integration),
             count: 2,
             segment: segment(2, 10 + usize::from(number)),
+            traces: Vec::new(),
         }],
     }
 }
@@ -149,6 +150,7 @@ fn chunk(first_sequence: u64, count: u32) -> Chunk {
         settled: Sequences::default(),
         gaps: Vec::new(),
         pending_bytes: u64::from(count) * 100,
+        traces: Vec::new(),
     }
 }
 

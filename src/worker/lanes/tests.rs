@@ -243,6 +243,7 @@ fn load(lane: &mut Lane, events: u32) {
         settled: Sequences::default(),
         gaps: Vec::new(),
         pending_bytes: 0,
+        traces: Vec::new(),
     };
     lane.cursor = chunk.end_sequence();
     lane.delivery.load(chunk).unwrap();

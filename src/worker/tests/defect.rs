@@ -18,6 +18,7 @@ impl Sink for Broken {
         &self,
         _: &Arc<Integration>,
         _: Vec<Record>,
+        _: &[crate::domain::trace::TraceContext],
     ) -> Result<Vec<RecordOutcome>, Fault> {
         panic!("a defect");
     }

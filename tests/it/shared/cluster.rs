@@ -15,7 +15,7 @@ use crate::harness::{Customer, Process, StartError, run, serve, stand_in, tool};
 const PARTITIONS: &str = "4";
 
 /// Key that encrypts external IDs in the database.
-const KEY: &str = "abababababababababababababababababababababababababababababababab";
+pub const KEY: &str = "abababababababababababababababababababababababababababababababab";
 
 /// A topic and a database of their own, and the stand-in for AWS, on which instances start.
 pub struct Cluster {

@@ -1,6 +1,10 @@
 //! The move of an embedded service to shared storage.
 
-use std::path::Path;
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+};
 
 use aws_stand_in::Control;
 use sea_orm::{
@@ -298,6 +302,39 @@ async fn another_key_seals_external_ids_anew() {
     instance.api.until_delivered("acme").await;
     let arrived = read_events(&cluster.aws, &customer.stream_arn, 20).await;
     check_complete(&arrived, &id, &load.made);
+    instance.stop().await;
+}
+
+/// The database was made under the key of the directory, and the move is given a newer key before
+/// it: as the active one is the same, what is only known by its hash moves too.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_active_key_of_the_database_decides_and_not_the_first_one() {
+    let Some(cluster) = cluster().await else {
+        return;
+    };
+    cluster.start().await.stop().await;
+    let dir = TempDir::new().unwrap();
+    let key_file = dir.path().join("external-id.key");
+    fs::write(&key_file, cluster::KEY).unwrap();
+    fs::set_permissions(&key_file, Permissions::from_mode(0o600)).unwrap();
+    let service = cluster.start_embedded(dir.path(), &[]).await;
+    let issued = service.api.generate_external_id("later").await;
+    service.stop().await;
+    let sqlite = database(dir.path()).await;
+    let hashes_alone = "UPDATE issued_external_id \
+        SET external_id_sealed = NULL, external_id_key_id = NULL";
+    sqlite.execute_unprepared(hashes_alone).await.unwrap();
+    sqlite.close().await.unwrap();
+
+    let newer = "cd".repeat(32);
+    let keys = format!("{newer} {}", cluster::KEY);
+    must_move(cluster.move_under(&keys, dir.path())).await;
+    let started = cluster.try_start(&keys).await;
+    let instance = started.unwrap_or_else(|refused| panic!("did not start: {refused:?}"));
+    // It still belongs to its organization.
+    let mut thief = Customer::new("thief").request();
+    thief.external_id = issued;
+    assert!(instance.api.try_configure(thief).await.is_err());
     instance.stop().await;
 }
 

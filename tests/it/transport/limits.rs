@@ -88,7 +88,16 @@ async fn connections_with_requests_are_not_displaced() {
         assert_eq!(status.code(), Code::NotFound);
     }
     busy.truncate(15);
-    answers_soon(&process).await;
+    // The service refuses new clients until it has seen the end of that connection.
+    with_timeout("a call of a new client", async {
+        loop {
+            let answer = Api::new(process.address).try_get("nobody").await;
+            if answer.unwrap_err().code() == Code::NotFound {
+                return;
+            }
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

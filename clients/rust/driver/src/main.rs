@@ -234,6 +234,17 @@ impl Driver {
                 let names: Vec<_> = documents.map(|each| each.file_name).collect();
                 Ok(json!({"file_names": names, "role_arn": answer.role_arn}))
             }
+            "list_audit_entries" => {
+                let request = v1::ListAuditEntriesRequest {
+                    organization_id,
+                    ..v1::ListAuditEntriesRequest::default()
+                };
+                let answer = self.client()?.list_audit_entries(request).await?;
+                let entries = answer.entries.iter();
+                let actions: Vec<_> = entries.map(|each| each.action().as_str_name()).collect();
+                let principals: Vec<_> = answer.entries.iter().map(|each| &each.principal).collect();
+                Ok(json!({"actions": actions, "principals": principals}))
+            }
             "delete" => {
                 let request = v1::DeleteRequest {
                     organization_id,

@@ -157,6 +157,14 @@ impl Registry for Faulty {
         self.inner.retire_keys(now).await
     }
 
+    async fn notified_to(&self) -> Result<Option<String>, StoreError> {
+        self.inner.notified_to().await
+    }
+
+    async fn set_notified_to(&self, token: &str) -> Result<(), StoreError> {
+        self.inner.set_notified_to(token).await
+    }
+
     async fn observe(&self, observed: &[Observed]) -> Result<(), StoreError> {
         let mut observed = observed.to_vec();
         match self.defect {

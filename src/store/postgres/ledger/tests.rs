@@ -79,6 +79,7 @@ impl Setup {
             gaps: Vec::new(),
             pending_bytes: segment.len() as u64,
             segment,
+            traces: Vec::new(),
         };
         let update = LedgerUpdate {
             integration_id: self.integration_id,
@@ -314,6 +315,7 @@ async fn the_log_is_trimmed_once_its_anchor_is_replicated() {
             integration_id: setup.integration_id,
             count: 1,
             segment: bytes::Bytes::from_static(&[1, 0, 0, 0, 7]),
+            traces: Vec::new(),
         };
         let entry = NewEntry {
             id: rand::random(),

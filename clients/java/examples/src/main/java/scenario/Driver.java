@@ -17,6 +17,7 @@ import com.meter.siem.client.Tls;
 import com.meter.siem.client.Token;
 import com.meter.siem.client.UnacknowledgedException;
 import com.meter.siem.client.Violation;
+import com.meter.siem.v1.AuditEntry;
 import com.meter.siem.v1.ConfigureRequest;
 import com.meter.siem.v1.DeleteRequest;
 import com.meter.siem.v1.ErrorReason;
@@ -30,6 +31,8 @@ import com.meter.siem.v1.GetResponse;
 import com.meter.siem.v1.IdsDetection;
 import com.meter.siem.v1.Integration;
 import com.meter.siem.v1.IntegrationStatus;
+import com.meter.siem.v1.ListAuditEntriesRequest;
+import com.meter.siem.v1.ListAuditEntriesResponse;
 import com.meter.siem.v1.ListRequest;
 import com.meter.siem.v1.ListResponse;
 import com.meter.siem.v1.OnboardingDocument;
@@ -122,6 +125,8 @@ public final class Driver {
         return generateExternalId(call);
       case "get_onboarding":
         return getOnboarding(call);
+      case "list_audit_entries":
+        return listAuditEntries(call);
       case "delete":
         return delete(call);
       case "send_test":
@@ -231,6 +236,22 @@ public final class Driver {
     }
     JsonObject shown = one("role_arn", answer.getRoleArn());
     shown.add("file_names", names);
+    return shown;
+  }
+
+  private JsonObject listAuditEntries(JsonObject call) {
+    ListAuditEntriesResponse answer =
+        client.listAuditEntries(
+            ListAuditEntriesRequest.newBuilder().setOrganizationId(text(call, "organization_id")).build());
+    JsonArray actions = new JsonArray();
+    JsonArray principals = new JsonArray();
+    for (AuditEntry entry : answer.getEntriesList()) {
+      actions.add(entry.getAction().name());
+      principals.add(entry.getPrincipal());
+    }
+    JsonObject shown = new JsonObject();
+    shown.add("actions", actions);
+    shown.add("principals", principals);
     return shown;
   }
 

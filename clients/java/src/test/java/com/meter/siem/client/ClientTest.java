@@ -95,9 +95,12 @@ class ClientTest {
       long began = System.nanoTime();
       SiemException failure =
           assertThrows(SiemException.class, () -> alone.get(Fake.GET, Duration.ofSeconds(3)));
-      assertEquals(Status.Code.UNAVAILABLE, failure.code());
       assertTrue(failure.attempts() > 3, "attempts: " + failure.attempts());
-      assertTrue(failure.getMessage().contains("refused"), failure.getMessage());
+      // The deadline may end the last attempt before the system refuses its connection.
+      if (failure.code() != Status.Code.DEADLINE_EXCEEDED) {
+        assertEquals(Status.Code.UNAVAILABLE, failure.code());
+        assertTrue(failure.getMessage().contains("refused"), failure.getMessage());
+      }
       assertTrue(System.nanoTime() - began < TimeUnit.SECONDS.toNanos(20));
     }
   }

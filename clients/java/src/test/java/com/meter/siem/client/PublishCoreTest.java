@@ -2,6 +2,7 @@ package com.meter.siem.client;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertNotNull;
 import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -287,5 +288,42 @@ class PublishCoreTest {
     answer.getResultBuilder().setAccepted(1);
     assertThrows(PublishCore.Broken.class, () -> core.answered(answer.build(), 0));
     assertFalse(core.isDone());
+  }
+
+  private static PublishStreamRequest sent(PublishCore core, long now) {
+    byte[] encoded = core.nextRequest(now);
+    assertNotNull(encoded);
+    return decoded(encoded);
+  }
+
+  private static void overloaded(PublishCore core, PublishStreamRequest request, long now) throws PublishCore.Broken {
+    PublishStreamResponse.Builder answer =
+        PublishStreamResponse.newBuilder().setRequestId(request.getRequestId());
+    for (int index = 0; index < request.getEventsCount(); index++) {
+      answer.getResultBuilder().addRejectionsBuilder().setIndex(index).setReason(ErrorReason.ERROR_REASON_OVERLOADED);
+    }
+    assertTrue(core.answered(answer.build(), now).isEmpty());
+  }
+
+  @Test
+  void theSecondHalfOfASplitRequestWaitsForTheFirst() throws PublishCore.Broken {
+    PublishCore core = new PublishCore(PublisherOptions.builder().build(), failures -> 1_000 * MILLI);
+    core.add(new PublishCore.Item(Fake.event(1)), 0);
+    core.add(new PublishCore.Item(Fake.event(2)), 0);
+    core.flush();
+    overloaded(core, sent(core, 0), 0);
+    long now = 1_000 * MILLI;
+    PublishStreamResponse.Builder refusal =
+        PublishStreamResponse.newBuilder().setRequestId(sent(core, now).getRequestId());
+    refusal.getErrorBuilder().setCode(Status.Code.INVALID_ARGUMENT.value());
+    PublishCore.Broken broken =
+        assertThrows(PublishCore.Broken.class, () -> core.answered(refusal.build(), now));
+    core.broke(broken.error, now, false, new ArrayList<>());
+    PublishStreamRequest half = sent(core, now);
+    assertEquals(1, half.getEventsCount());
+    assertEquals(Fake.event(1).getEventId(), half.getEvents(0).getEventId());
+    overloaded(core, half, now);
+    assertNull(core.nextRequest(now), "event 2 would overtake event 1");
+    assertEquals(Fake.event(1).getEventId(), sent(core, 2 * now).getEvents(0).getEventId());
   }
 }
