@@ -13,7 +13,7 @@ NAMES = re.compile(r"(licen[cs]e|copying|notice|unlicense|copyright)", re.IGNORE
 metadata = json.load(sys.stdin)
 packages = {package["id"]: package for package in metadata["packages"]}
 nodes = {node["id"]: node for node in metadata["resolve"]["nodes"]}
-# What is linked: normal dependencies, not those of build scripts and tests.
+# Linked packages: normal dependencies, not those of build scripts and tests.
 linked: set[str] = set()
 waiting = [metadata["resolve"]["root"]]
 while waiting:
