@@ -344,10 +344,24 @@ async fn a_lost_standby_stops_replicated_commits_only() {
             tx.commit().await
         });
     }
-    for doubtful in writes.join_all().await {
-        let in_doubt = matches!(doubtful, Err(StoreError::Unavailable(_)));
-        assert!(in_doubt, "{doubtful:?}");
+    // Commits that the server has made, and that wait for the standby.
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    let mut awaited = 0;
+    let mut ended = 0;
+    while ended < 4 {
+        tokio::select! {
+            write = writes.join_next() => {
+                let doubtful = write.unwrap().unwrap();
+                let in_doubt = matches!(doubtful, Err(StoreError::Unavailable(_)));
+                assert!(in_doubt, "{doubtful:?}");
+                ended += 1;
+            }
+            number = server.sql("postgres", waiting) => {
+                awaited = awaited.max(number.parse::<i64>().unwrap());
+            }
+        }
     }
+    assert!(awaited > 0, "no commit was seen to wait");
     assert!(begun.elapsed() < BOUNDED, "{:?}", begun.elapsed());
     // One transaction tries; all others are refused at once.
     let probe = database.begin().await.unwrap();
@@ -369,8 +383,11 @@ async fn a_lost_standby_stops_replicated_commits_only() {
         .query_one_raw(statement(database.reader(), number, []))
         .await;
     let number: i64 = row.unwrap().unwrap().try_get("", "number").unwrap();
-    // One that is in doubt may have been given up before the server took its commit.
-    assert!((1..=4).contains(&number), "{number} commits are kept");
+    // On a busy machine one may be given up before the server took its commit.
+    assert!(
+        number >= awaited,
+        "{number} of {awaited} commits that were awaited are kept"
+    );
 }
 
 /// Writes a file that belongs to the server.
