@@ -129,13 +129,12 @@ async fn check_all(config: &Config) -> Vec<Check> {
         checks.push(check(Verdict::Warn, "storage", unchecked, remedy));
     } else {
         let options = app::store_options(config);
-        let inspected = match timeout(LIMIT, Store::inspect(&options)).await {
-            Ok(inspected) => inspected.map_err(|error| error_chain(&error)),
-            Err(_) => Err(format!("no answer within {} s", LIMIT.as_secs())),
-        };
-        let inspection = inspected.as_ref().ok().and_then(Option::as_ref);
+        let inspected = timeout(LIMIT, Store::inspect(&options)).await.ok();
+        let inspected = inspected.map(|looked| looked.map_err(|error| error_chain(&error)));
+        let inspection = inspected.as_ref().and_then(|looked| looked.as_ref().ok());
+        let inspection = inspection.and_then(Option::as_ref);
         checks.push(key(&keyring, inspection));
-        checks.push(database(&inspected));
+        checks.push(database(inspected.as_ref()));
         checks.push(disk(inspection));
     }
     checks.push(descriptors(config));
@@ -176,8 +175,15 @@ fn key(keyring: &Result<Option<Keyring>, KeyError>, inspection: Option<&Inspecti
     }
 }
 
-fn database(inspected: &Result<Option<Inspection>, String>) -> Check {
+/// `inspected` is None if the look did not end in time.
+fn database(inspected: Option<&Result<Option<Inspection>, String>>) -> Check {
     let name = "database";
+    let Some(inspected) = inspected else {
+        let finding = format!("not checked to its end within {} s", LIMIT.as_secs());
+        let remedy =
+            "a large database on a slow disk takes longer; the service checks it at its start";
+        return check(Verdict::Warn, name, finding, remedy);
+    };
     match inspected {
         Ok(None) => ok(name, "there is none yet; the first start makes it"),
         Ok(Some(Inspection {

@@ -15,12 +15,16 @@ use crate::harness::{
 };
 
 fn doctor(env: &ProcessEnv, arguments: &[&str]) -> Command {
+    doctor_of(env, env.dir.path(), arguments)
+}
+
+fn doctor_of(env: &ProcessEnv, data_dir: &Path, arguments: &[&str]) -> Command {
     let url = env.stand_in.url();
     let mut command = with_aws(tool(&["doctor", "--json"]), &url, &vendor_credentials());
     command
         .env("AWS_ENDPOINT_URL_STS", url)
         .arg("--data-dir")
-        .arg(env.dir.path())
+        .arg(data_dir)
         .args(arguments);
     command
 }
@@ -66,6 +70,11 @@ async fn a_service_that_runs_or_is_stopped_is_well_and_stays_as_it_is() {
     let empty = run(doctor(&env, &[])).await;
     assert_eq!(empty.code, Some(0), "{empty:?}");
     assert!(files(env.dir.path()).is_empty());
+    // The first start makes the directory.
+    let absent = env.dir.path().join("absent");
+    let none = run(doctor_of(&env, &absent, &[])).await;
+    assert_eq!(none.code, Some(0), "{none:?}");
+    assert!(!absent.exists());
 
     let process = env.start().await;
     process.api.configure(&env.customer).await;

@@ -42,9 +42,12 @@ pub(in crate::store) async fn inspect(
         path: data_dir.to_owned(),
         source,
     };
-    data_dir.metadata().map_err(failed)?;
-    if !exists(data_dir) {
-        return Ok(None);
+    match data_dir.metadata() {
+        Ok(_) if exists(data_dir) => {}
+        Ok(_) => return Ok(None),
+        // The start makes the directory.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
     }
     let path = data_dir.join(DATABASE_FILE);
     let disk = disk_bytes(data_dir).map_err(failed)?;
