@@ -89,7 +89,11 @@ pub async fn run(
             result = Sender::new(Arc::clone(&courier)).run(&watch) => {
                 if let Err(error) = result {
                     tracing::debug!(%error, "the state of the notifications cannot be read");
-                    sleep(FIRST_DELAY).await;
+                }
+                // Also after a panic, or a subscription that ends at once.
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = sleep(FIRST_DELAY) => {}
                 }
             }
         }
